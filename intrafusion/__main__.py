@@ -1,0 +1,3 @@
+from intrafusion.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""Lets a CPU-only torch import PyPI's torchvision; imported by the package before anything else.
+
+torchvision's compiled operators do not load beside a torch of another build, and its import then fails with "operator
+torchvision::nms does not exist": it registers shape functions for two operators that nobody declared. Declaring their
+schemas is enough, as no detection operator is ever called here.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def compiled_operators_load() -> bool:
+    """Whether torchvision's compiled library fits this torch (loading it declares the operators)."""
+    spec = find_spec("torchvision")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    for library in (file for folder in folders for file in Path(folder).glob("_C*")):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            return False
+        return True
+    return False
+
+
+if not compiled_operators_load():
+    _library = torch.library.Library("torchvision", "FRAGMENT")  # the schemas live as long as this object
+    for _schema in SCHEMAS:
+        _library.define(_schema)

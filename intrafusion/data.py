@@ -1,0 +1,269 @@
+"""Labelled images by name: held as uint8 on the device, normalised there.
+
+`digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from
+class folders. Only digits needs no path and no network.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intrafusion.download import home
+from intrafusion.errors import IntrafusionError
+
+ASSETS = Path(__file__).parent / "assets"
+if not ASSETS.exists():  # a checkout: assets lie beside the package; an installed package carries them inside
+    ASSETS = Path(__file__).parent.parent / "assets"
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DATASETS = {
+    "digits": "scikit-learn's 8x8 handwritten digits: 1,200 train, 597 test; embedded",
+    "cifar10": "CIFAR-10, 10 classes of 32x32 colour images; a path or a download (170 MB)",
+    "cifar100": "CIFAR-100, 100 classes of 32x32 colour images; a path or a download (169 MB)",
+    "imagenet": "ImageNet class folders (WordNet ids, class names, or a labels.json); a path",
+    "imagenette": "Imagenette, 10 ImageNet classes mapped to their places among the 1,000; a path",
+}
+_MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled split. images: uint8 (N, C, H, W), channels last in memory; labels: int64 (N,), -1 where not known."""
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> "ImageData":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, limit: int | None, seed: int = 0) -> "ImageData":
+        """At most `limit` images, drawn without replacement; the same ones for the same seed, whatever the device."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise IntrafusionError(f"limit must be at least 1 image, not {limit}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        order = order.to(self.labels.device)
+        return replace(self, images=self.images[order], labels=self.labels[order])
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Successive (images, labels) of at most `size`."""
+        return zip(self.images.split(size), self.labels.split(size), strict=True)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (B, C, H, W) in 0..255 -> float32, `(image / 255 - mean) / std` for each channel, on the images' device."""
+    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255
+    scale = 1 / (torch.tensor(std, device=images.device).view(1, -1, 1, 1) * 255)
+    return images.float().sub_(shift).mul_(scale)
+
+
+def load_data(
+    name: str,
+    split: str = "test",
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    download: bool = False,
+    limit: int | None = None,
+    input_size: int = 224,
+) -> ImageData:
+    """A dataset by name.
+
+    path: an .npz (images uint8 NHWC, labels), a folder of class folders, torchvision's CIFAR folder, or a folder holding
+    `{name}_{split}.npz`. limit: decode at most that many images of a folder, spread over the classes. input_size: side
+    in pixels of the central crop for ImageNet folders (the shorter side is resized to 8/7 of it first).
+    Raises IntrafusionError for an unknown name or split, or a path that does not hold such a dataset.
+    """
+    if name not in DATASETS:
+        raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    if split not in ("train", "test"):
+        raise IntrafusionError(f"unknown split {split!r}: choose train or test")
+    if name == "digits":
+        data = _digits(split)
+    elif path is not None:
+        data = _from_path(name, split, Path(path).expanduser(), limit, input_size)
+    elif name in ("cifar10", "cifar100"):
+        data = _torchvision_cifar(name, split, home() / "data", download)
+    else:
+        raise IntrafusionError(
+            f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders"
+        )
+    return data.to(device)
+
+
+def _digits(split: str) -> ImageData:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    parts = train_test_split(pixels, labels, test_size=597, stratify=labels, random_state=0)
+    pixels, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return _pack("digits", split, images, labels, tuple("0123456789"))
+
+
+def _pack(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageData:
+    nchw = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def _from_path(name: str, split: str, path: Path, limit: int | None, input_size: int) -> ImageData:
+    if not path.exists():
+        raise IntrafusionError(f"no data at {path}: give an .npz file or a folder of class folders")
+    if path.is_dir() and (path / f"{name}_{split}.npz").exists():
+        path = path / f"{name}_{split}.npz"
+    if path.is_file():
+        return _npz(name, split, path)
+    if name in ("cifar10", "cifar100"):
+        if any(path.glob("cifar-10*")):
+            return _torchvision_cifar(name, split, path, download=False)
+        return _class_folders(name, split, _split_folder(path, split), limit, crop=None)
+    return _class_folders(name, split, _split_folder(path, split), limit, crop=input_size)
+
+
+def _split_folder(path: Path, split: str) -> Path:
+    names = ("train",) if split == "train" else ("test", "val")
+    return next((path / name for name in names if (path / name).is_dir()), path)
+
+
+def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> ImageData:
+    from torchvision import datasets
+
+    maker = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    try:
+        raw = maker(str(root), train=split == "train", download=download)
+    except (RuntimeError, OSError) as error:
+        tried = "the download failed" if download else f"no {name} in {root}"
+        raise IntrafusionError(
+            f"{tried} ({str(error).splitlines()[0]}): pass path= (--data-path) with an .npz or torchvision's folder, "
+            f"or download=True (--download); offline, use the embedded digits"
+        ) from error
+    return _pack(name, split, raw.data, np.array(raw.targets), tuple(raw.classes))
+
+
+def _npz(name: str, split: str, path: Path) -> ImageData:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = {"images", "labels"} - set(file.files)
+            if missing:
+                raise IntrafusionError(f"{path} lacks {', '.join(sorted(missing))}: it needs arrays images and labels")
+            images, labels = file["images"], file["labels"]
+            classes = tuple(str(c) for c in file["classes"]) if "classes" in file.files else ()
+    except (OSError, ValueError, BadZipFile, EOFError) as error:
+        if isinstance(error, IntrafusionError):
+            raise
+        raise IntrafusionError(f"{path} is not a readable .npz file: {str(error).splitlines()[0]}") from error
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        raise IntrafusionError(
+            f"{path}: images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {tuple(images.shape)}"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise IntrafusionError(f"{path}: labels must be integers ({len(images)},), not {labels.dtype} {labels.shape}")
+    if not len(images):
+        raise IntrafusionError(f"{path} holds no images")
+    classes = classes or _class_names(name, int(labels.max()) + 1)
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise IntrafusionError(
+            f"{path}: labels run from {labels.min()} to {labels.max()}, but {name} has {len(classes)} classes"
+        )
+    return _pack(name, split, images, labels, classes)
+
+
+def _class_names(name: str, count: int) -> tuple[str, ...]:
+    if name == "cifar10":
+        return CIFAR10_CLASSES
+    if name == "cifar100":
+        return tuple(str(i) for i in range(100))
+    return tuple(imagenet_categories()) if name.startswith("imagenet") else tuple(str(i) for i in range(count))
+
+
+def imagenet_categories() -> list[str]:
+    """The 1,000 ImageNet class names, in label order (torchvision's)."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    return list(_IMAGENET_CATEGORIES)
+
+
+def _folder_labels(name: str, root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The label of each class folder, from labels.json, WordNet ids, or class names."""
+    if name in ("cifar10", "cifar100"):
+        count = 10 if name == "cifar10" else 100
+        if name == "cifar10" and set(folders) <= set(CIFAR10_CLASSES):
+            return {f: CIFAR10_CLASSES.index(f) for f in folders}, CIFAR10_CLASSES
+        if len(folders) != count:
+            raise IntrafusionError(f"{root} holds {len(folders)} class folders, and {name} has {count} classes")
+        return {f: i for i, f in enumerate(folders)}, tuple(folders)
+    categories = tuple(imagenet_categories())
+    if (root / "labels.json").exists():
+        known = {str(k): int(v) for k, v in json.loads((root / "labels.json").read_text()).items()}
+    else:
+        wnids = (ASSETS / "imagenet_wnids.txt").read_text().split()
+        known = {c: i for i, c in reversed(list(enumerate(categories)))} | {w: i for i, w in enumerate(wnids)}
+    unknown = [f for f in folders if f not in known]
+    if unknown:
+        raise IntrafusionError(
+            f"{root}: {len(unknown)} class folders are no ImageNet class ({', '.join(unknown[:3])}): name them by WordNet "
+            f'id or class name, or put a labels.json beside them ({{"folder": label}})'
+        )
+    return {f: known[f] for f in folders}, categories
+
+
+def _class_folders(name: str, split: str, root: Path, limit: int | None, crop: int | None) -> ImageData:
+    from PIL import Image, UnidentifiedImageError
+
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise IntrafusionError(f"{root} holds no class folders: it needs one folder of images a class")
+    labels, classes = _folder_labels(name, root, folders)
+    files = _spread([sorted(p for p in (root / f).iterdir() if p.is_file()) for f in folders], limit)
+    if not files:
+        raise IntrafusionError(f"the class folders of {root} hold no images")
+    side = crop or 32
+    if len(files) * side * side * 3 > _MEMORY_LIMIT:
+        raise IntrafusionError(
+            f"{root}: {len(files):,} images of {side}x{side} exceed the {_MEMORY_LIMIT >> 30} GiB held in memory: pass limit="
+        )
+    images = np.empty((len(files), side, side, 3), np.uint8)
+    for row, file in enumerate(files):
+        try:
+            with Image.open(file) as picture:
+                images[row] = _square(picture.convert("RGB"), side, crop)
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise IntrafusionError(f"{file} is not a readable image: {str(error).splitlines()[0]}") from error
+    return _pack(name, split, images, np.array([labels[f.parent.name] for f in files]), classes)
+
+
+def _spread(files: list[list[Path]], limit: int | None) -> list[Path]:
+    """Files class by class; with a limit, the first of each class, then the second, until it is reached."""
+    if limit is None:
+        return [f for of_class in files for f in of_class]
+    rounds = [f for rank in range(max(map(len, files))) for f in (c[rank] for c in files if rank < len(c))]
+    return sorted(rounds[:limit])
+
+
+def _square(picture, side: int, crop: int | None) -> np.ndarray:
+    """Resize the shorter side to 8/7 of `crop` and cut the centre; without a crop the picture must have the size."""
+    if crop is None:
+        if picture.size != (side, side):
+            raise OSError(f"it is {picture.size[0]}x{picture.size[1]}, not {side}x{side} pixels")
+        return np.asarray(picture)
+    from PIL import Image
+
+    shorter = round(crop * 8 / 7)
+    scale = shorter / min(picture.size)
+    if scale != 1:
+        picture = picture.resize([max(shorter, round(s * scale)) for s in picture.size], Image.Resampling.BILINEAR)
+    left, top = ((s - crop) // 2 for s in picture.size)
+    return np.asarray(picture.crop((left, top, left + crop, top + crop)))

@@ -1,0 +1,32 @@
+"""Importance criteria: one function each, scoring a group's channels; the largest stay.
+
+A criterion takes (model, group, data, generator) and returns scores (n,). It sees the network as it is now, BN folded or
+not, and reads weights through `channel_vectors`, which fold on the fly.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.groups import Group
+from intrafusion.importance import weights  # noqa: F401  (registers its criteria)
+from intrafusion.registry import CRITERIA
+
+
+def score(
+    model: nn.Module, group: Group, criterion: str = "l1", data: ImageData | None = None, seed: int = 0
+) -> Tensor:
+    """Importance of each channel of `group`: float64 (n,) on the CPU, seen with BN folded.
+
+    data: for criteria that need images or labels. Raises IntrafusionError for an unknown criterion, a group that cannot
+    be pruned, or missing data.
+    """
+    entry = CRITERIA[criterion]
+    if group.reason:
+        raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
+    if entry.needs != "nothing" and data is None:
+        raise IntrafusionError(f"criterion {criterion} needs {entry.needs}: pass data=")
+    with torch.no_grad():
+        scores = entry(model, group, data, torch.Generator().manual_seed(seed))
+    return scores.detach().double().cpu()

@@ -1,0 +1,61 @@
+"""Criteria that read nothing but weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.fold import FoldedNorm
+from intrafusion.groups import Group
+from intrafusion.registry import CRITERIA
+from intrafusion.vectors import channel_vectors
+
+
+@CRITERIA.register("random", "a seeded lottery: the control that every criterion must beat")
+def random(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    return torch.rand(group.size, generator=generator, dtype=torch.float64)
+
+
+@CRITERIA.register("l1", "sum of absolute weights that write and read the channel", "Li et al., ICLR 2017")
+def l1(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    return _magnitude(model, group, 1)
+
+
+@CRITERIA.register("l2", "sum of squared weights that write and read the channel", "Li et al., ICLR 2017")
+def l2(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    return _magnitude(model, group, 2)
+
+
+@CRITERIA.register("bn_scale", "absolute BatchNorm scale, before folding", "Liu et al., ICCV 2017")
+def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    rows = []
+    for layer in group.layers:
+        module = model.get_submodule(layer.name)
+        if isinstance(module, _BatchNorm) and module.affine:
+            gamma = module.weight.data
+        elif isinstance(module, FoldedNorm):
+            gamma = module.gamma
+        else:
+            continue
+        rows.append(_spread(gamma.double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))
+    if not rows:
+        raise IntrafusionError(f"bn_scale needs a BatchNorm, and group {group.name} has none: choose l1 or l2")
+    return _mean_over_layers(rows)
+
+
+def _magnitude(model: nn.Module, group: Group, power: int) -> Tensor:
+    """sum |w|^p of each channel, averaged over the layers that hold it, relative to the mean channel."""
+    rows = [
+        _spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)
+    ]
+    scores = _mean_over_layers(rows)
+    return scores / scores.mean()
+
+
+def _spread(values: Tensor, present: Tensor) -> Tensor:
+    return torch.where(present.to(values.device), values, torch.nan)
+
+
+def _mean_over_layers(rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows).nanmean(0)

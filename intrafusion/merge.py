@@ -1,0 +1,85 @@
+"""Merges: what happens to the channels that go. One function each, in place on a BN-folded network of the dense shape.
+
+Targets are written where the kept channels were and the other channels are zeroed, so that a merged network computes the
+same before and after it is physically made smaller (prune.shrink).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from intrafusion.fold import FoldedNorm
+from intrafusion.groups import CHANNELWISE, PAD, Group, Layer
+from intrafusion.registry import MERGES
+from intrafusion.transport import TransportPlan
+
+
+@MERGES.register("drop", "delete the less important channels and keep the others as they are", "Li et al., ICLR 2017")
+def drop(model: nn.Module, group: Group, plan: TransportPlan) -> None:
+    selection = torch.zeros_like(plan.matrix)
+    selection[torch.arange(len(plan.kept)), plan.kept] = 1
+    apply(model, group, selection, plan.kept)
+
+
+@MERGES.register(
+    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024"
+)
+def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> None:
+    apply(model, group, plan.matrix, plan.kept)
+
+
+def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor) -> None:
+    """Multiply a group's channels by T (k, n), in place: `T W`, `T b` for producers, `W T^T` for consumers.
+
+    What stands between them and has one weight a channel (depthwise convolutions, norms that do not fold) receives
+    channels that are sums already, so it is averaged: by T with rows scaled to sum one; its bias is summed. The k
+    results stand at channels `kept`; every other channel becomes zero.
+    """
+    for layer in group.layers:
+        module = model.get_submodule(layer.name)
+        if layer.role == PAD:
+            continue
+        if isinstance(module, FoldedNorm):
+            model.set_submodule(layer.name, nn.Identity())  # its gamma described channels that are no more
+        elif isinstance(module, _BatchNorm):
+            _apply_norm(module, layer, T, kept)
+        else:
+            for kind, view in layer.views(model).items():
+                average = layer.role == CHANNELWISE and kind == "weight"
+                _apply_view(view, layer, _averaging(T) if average else T, kept)
+
+
+def _averaging(T: Tensor) -> Tensor:
+    sums = T.sum(1, keepdim=True)
+    return T / sums.where(sums > 0, torch.ones_like(sums))
+
+
+def _apply_view(view: Tensor, layer: Layer, T: Tensor, kept: Tensor) -> None:
+    """view[positions of kept] = T applied over the channels; zero elsewhere. view: axis first, any further shape."""
+    present = layer.present()
+    columns, rows = present.nonzero()[:, 0], present[kept].nonzero()[:, 0]
+    matrix = T[rows[:, None], columns].to(view.device)
+    channels = view[layer.positions[columns].to(view.device)].double()  # (n', m, ...)
+    merged = torch.tensordot(matrix, channels, dims=1).to(view.dtype)
+    view[layer.positions[columns].to(view.device)] = 0
+    view[layer.positions[kept[rows]].to(view.device)] = merged
+
+
+def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None:
+    """A norm that does not fold: scale averaged, shift and mean summed, like the channels that it receives."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if norm.affine:
+        shift = norm.bias.data.double() - norm.weight.data.double() * norm.running_mean.double() * _inverse_std(norm)
+        _apply_view(shift, layer, T, kept)
+        _apply_view(norm.weight.data, layer, _averaging(T), kept)
+    _apply_view(norm.running_mean, layer, T, kept)
+    variance = norm.running_var
+    _apply_view(variance, layer, _averaging(T), kept)
+    if norm.affine:
+        norm.bias.data.copy_(shift + norm.weight.data.double() * norm.running_mean.double() * _inverse_std(norm))
+
+
+def _inverse_std(norm: _BatchNorm) -> Tensor:
+    assert norm.running_var is not None
+    return torch.rsqrt(norm.running_var.double() + norm.eps)

@@ -1,0 +1,173 @@
+"""Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.fold import fold_groups
+from intrafusion.groups import CONSUMER, PAD, Group, find_groups
+from intrafusion.importance import score
+from intrafusion.merge import MERGES
+from intrafusion.networks import PadShortcut
+from intrafusion.transport import block_counts, kept_count, plan
+
+
+def prune(
+    model: nn.Module,
+    example: Tensor,
+    sparsity: float = 0.5,
+    criterion: str = "l1",
+    merge: str = "fusion",
+    groups: str | Sequence[str] = "all",
+    data: ImageData | None = None,
+    *,
+    p: float = 1,
+    source: str = "uniform",
+    target: str = "uniform",
+    anchors: str = "important",
+    solver: str = "exact",
+    normalise: str = "source",
+    bias: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay.
+
+    example: one input, float (1, C, H, W). groups: "all" (every prunable one) or names from `find_groups`. data: images
+    for criteria that need them. The other keywords are `plan`'s. The input model is not touched.
+    Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, or nothing to prune.
+    """
+    return prune_groups(
+        model, find_groups(model, example), sparsity, criterion, merge, groups, data,
+        p=p, source=source, target=target, anchors=anchors, solver=solver, normalise=normalise, bias=bias, seed=seed,
+    )  # fmt: skip
+
+
+def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Group]:
+    """The groups of these names, in the order found; "all" means every prunable one.
+
+    Raises IntrafusionError for a name that is not there or cannot be pruned, and when nothing is left.
+    """
+    if names == "all":
+        chosen = [group for group in found if group.reason is None]
+    else:
+        wanted = [names] if isinstance(names, str) else list(names)
+        by_name = {group.name: group for group in found}
+        for name in wanted:
+            if name not in by_name:
+                usable = ", ".join(group.name for group in found if group.reason is None)
+                raise IntrafusionError(f"no group {name!r} in this network: choose all, or from {usable}")
+            if by_name[name].reason:
+                raise IntrafusionError(f"group {name} cannot be pruned: {by_name[name].reason}")
+        chosen = [group for group in found if group.name in wanted]
+    if not chosen:
+        raise IntrafusionError("no group to prune: the network has no prunable group, or none was named")
+    return chosen
+
+
+def prune_groups(
+    model: nn.Module,
+    found: Sequence[Group],
+    sparsity: float,
+    criterion: str = "l1",
+    merge: str = "fusion",
+    groups: str | Sequence[str] = "all",
+    data: ImageData | None = None,
+    *,
+    seed: int = 0,
+    **knobs,
+) -> nn.Module:
+    """`prune` with the groups of the model found before (as every point of a curve shares them)."""
+    kept_count(2, sparsity)  # refuses a bad sparsity before any work
+    merge_function = MERGES[merge]
+    chosen = choose_groups(found, groups)
+    small = copy.deepcopy(model)
+    fold_groups(small, found)
+    kept: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for group in reversed(chosen):
+            if sum(block_counts(group.block, kept_count(group.size, sparsity))) == group.size:
+                continue
+            scores = score(small, group, criterion, data, seed)
+            group_plan = plan(small, group, scores, sparsity, seed=seed, **knobs)
+            merge_function(small, group, group_plan)
+            kept[group.name] = group_plan.kept
+    shrink(small, {group: kept[group.name] for group in chosen if group.name in kept})
+    return small
+
+
+def shrink(model: nn.Module, kept: dict[Group, Tensor]) -> None:
+    """Physically remove, in place, every channel of these groups that is not in `kept` (int64 (k,), sorted)."""
+    gone: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    for group, stays in kept.items():
+        away = torch.ones(group.size, dtype=torch.bool)
+        away[stays] = False
+        for layer in group.layers:
+            side = "in" if layer.role == CONSUMER else "out"
+            gone[layer.name, side].append(layer.positions[away & layer.present()].flatten())
+            if layer.role == PAD:
+                _shrink_pad(model.get_submodule(layer.name), gone.pop((layer.name, side))[-1])
+    for (name, side), positions in gone.items():
+        _shrink_axis(model.get_submodule(name), side, torch.cat(positions))
+
+
+def _shrink_pad(module: nn.Module, gone: Tensor) -> None:
+    assert isinstance(module, PadShortcut)
+    before, inside = module.before, module.before + module.channels
+    removed_before = int((gone < before).sum())
+    removed_inside = int(((gone >= before) & (gone < inside)).sum())
+    module.before -= removed_before
+    module.channels -= removed_inside
+    module.after -= len(gone) - removed_before - removed_inside
+
+
+def _shrink_axis(module: nn.Module, side: str, gone: Tensor) -> None:
+    if isinstance(module, _BatchNorm):
+        stays = _complement(module.num_features, gone)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _cut(module, name, stays, 0)
+        module.num_features = len(stays)
+    elif isinstance(module, _ConvNd):
+        if side == "in":
+            stays = _complement(module.in_channels, gone)
+            _cut(module, "weight", stays, 1)
+            module.in_channels = len(stays)
+            return
+        stays = _complement(module.out_channels, gone)
+        _cut(module, "weight", stays, 0)
+        _cut(module, "bias", stays, 0)
+        if module.groups > 1:  # whole groups went: its inputs shrink in proportion
+            units = len(stays) * module.groups // module.out_channels
+            module.in_channels = module.in_channels // module.groups * units
+            module.groups = units
+        module.out_channels = len(stays)
+    elif isinstance(module, nn.Linear):
+        stays = _complement(module.in_features if side == "in" else module.out_features, gone)
+        _cut(module, "weight", stays, 1 if side == "in" else 0)
+        if side == "in":
+            module.in_features = len(stays)
+        else:
+            _cut(module, "bias", stays, 0)
+            module.out_features = len(stays)
+
+
+def _complement(size: int, gone: Tensor) -> Tensor:
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero()[:, 0]
+
+
+def _cut(module: nn.Module, name: str, stays: Tensor, axis: int) -> None:
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    cut = tensor.data.index_select(axis, stays.to(tensor.device)).contiguous()
+    setattr(
+        module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
+    )

@@ -1,0 +1,112 @@
+"""PruneSpec: one frozen, JSON-able description of one pruned model, and of how it is measured.
+
+It is the key of every cache, a page's permalink, the command line's flags and the caption of a figure. A new knob is one
+field here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from intrafusion.errors import IntrafusionError
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    """Which model, pruned how, measured on what. Frozen and hashable; equal specs give equal results.
+
+    weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
+    each group's channels that goes, in [0, 1). limit: evaluation images, None for all. Raises IntrafusionError when a
+    field has the wrong type or range; names are checked where they are looked up.
+    """
+
+    model: str = "digits-resnet"
+    dataset: str = "digits"
+    weights: str | None = None
+    data_path: str | None = None
+    groups: str | tuple[str, ...] = "all"
+    criterion: str = "l1"
+    sparsity: float = 0.3
+    merge: str = "fusion"
+    p: float = 1
+    source: str = "uniform"
+    target: str = "uniform"
+    anchors: str = "important"
+    solver: str = "exact"
+    normalise: str = "source"
+    bias: bool = False
+    recovery: str = "none"
+    seed: int = 0
+    limit: int | None = 2000
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, list):
+            object.__setattr__(self, "groups", tuple(self.groups))
+        for name in (
+            "model",
+            "dataset",
+            "criterion",
+            "merge",
+            "source",
+            "target",
+            "anchors",
+            "solver",
+            "normalise",
+            "recovery",
+        ):
+            _expect(name, getattr(self, name), str, "a name")
+        for name in ("weights", "data_path"):
+            _expect(name, getattr(self, name), (str, type(None)), "a path or null")
+        if self.groups != "all" and not (
+            isinstance(self.groups, tuple) and self.groups and all(isinstance(g, str) for g in self.groups)
+        ):
+            raise IntrafusionError(f'groups must be "all" or a list of group names, not {self.groups!r}')
+        if not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
+            raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {self.sparsity!r}")
+        if not _is_number(self.p) or not 1 <= self.p < float("inf"):
+            raise IntrafusionError(f"p must be a number of at least 1, not {self.p!r}")
+        _expect("bias", self.bias, bool, "true or false")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise IntrafusionError(f"seed must be a whole number from 0, not {self.seed!r}")
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
+            raise IntrafusionError(f"limit must be at least 1 image, or null for all, not {self.limit!r}")
+
+    def but(self, **changes: Any) -> "PruneSpec":
+        """This spec with some fields changed."""
+        return replace(self, **changes)
+
+    def plan_knobs(self) -> dict[str, Any]:
+        """The fields that are keywords of `plan` and `prune`, seed included."""
+        return {name: getattr(self, name) for name in PLAN_KNOBS}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the same spec back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "PruneSpec":
+        """The spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
+        if not isinstance(raw, Mapping):
+            raise IntrafusionError(f"a spec is a mapping of fields, not {type(raw).__name__}")
+        known = {field.name for field in fields(cls)}
+        unknown = [str(name) for name in raw if name not in known]
+        if unknown:
+            raise IntrafusionError(f"unknown spec field {unknown[0]!r}: the fields are {', '.join(sorted(known))}")
+        return cls(**raw)
+
+    def key(self) -> str:
+        """A canonical text of the spec, equal exactly for equal specs."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+
+PLAN_KNOBS = ("p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+
+
+def _expect(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    if not isinstance(value, kind):
+        raise IntrafusionError(f"{name} must be {what}, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,329 @@
+"""Pretrained classifiers by name: embedded ones, CIFAR releases, torchvision's ImageNet models, or a local weights file.
+
+A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with its ModelCard as `model.card`.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data import ASSETS
+from intrafusion.download import Progress, fetch, home
+from intrafusion.errors import IntrafusionError
+from intrafusion.networks import VGG_WIDTHS, ResNet, Vgg, mlp
+
+_CHENYAOFO = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download"
+_CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR100_STATS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+# the normalisation chenyaofo's weights were trained with: CIFAR-10's deviations are a well-known misprint, so keep it
+_RELEASE_STATS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+}
+_RELEASES = {  # architecture -> file of the release; the suffix is the beginning of its SHA-256
+    "cifar10-resnet20": "resnet/cifar10_resnet20-4118986f.pt",
+    "cifar10-resnet32": "resnet/cifar10_resnet32-ef93fc4d.pt",
+    "cifar10-resnet44": "resnet/cifar10_resnet44-2a3cabcb.pt",
+    "cifar10-resnet56": "resnet/cifar10_resnet56-187c023a.pt",
+    "cifar10-vgg11_bn": "vgg/cifar10_vgg11_bn-eaeebf42.pt",
+    "cifar10-vgg16_bn": "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
+    "cifar100-resnet20": "resnet/cifar100_resnet20-23dac2f1.pt",
+    "cifar100-resnet32": "resnet/cifar100_resnet32-84213ce6.pt",
+    "cifar100-resnet44": "resnet/cifar100_resnet44-ffe32858.pt",
+    "cifar100-resnet56": "resnet/cifar100_resnet56-f2eff4c8.pt",
+    "cifar100-vgg11_bn": "vgg/cifar100_vgg11_bn-57d0759e.pt",
+    "cifar100-vgg16_bn": "vgg/cifar100_vgg16_bn-7d8c4031.pt",
+}
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a person must know to use the weights. accuracy: fraction of the dataset's test split, None if not measured."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]  # C, H, W
+    classes: int
+    dataset: str
+    source: str = "random initialisation"
+    accuracy: float | None = None
+    licence: str = ""
+    details: dict[str, Any] = field(default_factory=dict, hash=False)  # of our own training: command, seed, versions
+
+    def example(self) -> Tensor:
+        """A zero input, float (1, C, H, W)."""
+        return torch.zeros(1, *self.input_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of the zoo: a card without weights, and a maker that looks at the weights for its variant."""
+
+    card: ModelCard
+    make: Callable[[Mapping[str, Tensor]], nn.Module]  # an empty mapping asks for the default variant
+    summary: str
+
+
+def _cifar_resnet(depth: int, classes: int, state: Mapping[str, Tensor]) -> nn.Module:
+    shortcut = "projection" if any(".shortcut." in key for key in state) else "pad"
+    return ResNet((depth - 2) // 6, (16, 32, 64), classes, shortcut=shortcut)
+
+
+def _architectures() -> dict[str, Architecture]:
+    table: dict[str, Architecture] = {}
+
+    def add(card: ModelCard, make: Callable[[Mapping[str, Tensor]], nn.Module], summary: str) -> None:
+        table[card.name] = Architecture(card, make, summary)
+
+    digits = partial(ModelCard, mean=(0.3054,), std=(0.3758,), input_size=(1, 8, 8), classes=10, dataset="digits")
+    add(digits("digits-mlp"), lambda state: mlp((64, 128, 96, 10)), "two hidden layers, no BatchNorm")
+    add(
+        digits("digits-vgg"),
+        lambda state: Vgg((32, 32, "M", 64, 64, "M", 128, 128), (512, 10), in_channels=1),
+        "six conv-BN-ReLU layers, flattened into a linear classifier",
+    )
+    add(
+        digits("digits-resnet"),
+        lambda state: ResNet(2, (16, 32, 64), 10, in_channels=1, shortcut="projection"),
+        "ResNet-14 with residual sums and projection shortcuts",
+    )
+    for data, classes, (mean, std) in (("cifar10", 10, _CIFAR10_STATS), ("cifar100", 100, _CIFAR100_STATS)):
+        cifar = partial(ModelCard, mean=mean, std=std, input_size=(3, 32, 32), classes=classes, dataset=data)
+        for depth in (20, 32, 44, 56, 110):
+            add(
+                cifar(f"{data}-resnet{depth}"),
+                partial(_cifar_resnet, depth, classes),
+                f"He et al.'s CIFAR ResNet-{depth}",
+            )
+        add(
+            cifar(f"{data}-resnet18"),
+            partial(lambda c, state: ResNet(2, (64, 128, 256, 512), c, shortcut="projection"), classes),
+            "ResNet-18 with the 3x3 CIFAR stem",
+        )
+        for depth in (11, 16):
+            add(
+                cifar(f"{data}-vgg{depth}_bn"),
+                partial(lambda d, c, state: Vgg(VGG_WIDTHS[d], (512, 512, 512, c)), depth, classes),
+                f"VGG-{depth} with BatchNorm",
+            )
+    return table
+
+
+ARCHITECTURES = _architectures()
+
+
+def embedded(name: str) -> bool:
+    """Whether the weights of `name` lie in the project's assets."""
+    return (ASSETS / f"{name}.safetensors").exists()
+
+
+def model_names(imagenet: bool = True) -> list[str]:
+    """Every name `load_model` knows, embedded ones first; `imagenet` adds torchvision's classification models."""
+    names = sorted(ARCHITECTURES, key=lambda name: not embedded(name))
+    if imagenet:
+        from torchvision import models
+
+        names += [f"imagenet/{name}" for name in models.list_models(module=models)]
+    return names
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A pretrained classifier in eval mode, its card in `.card`.
+
+    weights: None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a
+    torchvision weights enum ("IMAGENET1K_V1"), or a local .safetensors / .pt / .pth / .th file (a state dict, possibly
+    nested under "state_dict", keys possibly prefixed "module."; loaded without running code). `FILE.json` beside the
+    file, when there, is its card. Raises IntrafusionError in one line when the name, file or download does not work.
+    """
+    if name.startswith("imagenet/"):
+        model, card = _imagenet(name, weights, progress)
+    elif name in ARCHITECTURES:
+        model, card = _ours(name, weights, progress)
+    else:
+        raise IntrafusionError(
+            f"unknown model {name!r}: choose one of {', '.join(model_names(imagenet=False))}, or imagenet/<torchvision name>"
+        )
+    model.card = card  # type: ignore[assignment]
+    return model.eval().requires_grad_(False).to(_device(device))
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise IntrafusionError(
+            f"device {name!r} is not available here: use cpu ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+    entry = ARCHITECTURES[name]
+    if weights == "random":
+        return entry.make({}), entry.card
+    card = entry.card
+    if weights is not None:
+        path = Path(weights).expanduser()
+    elif embedded(name):
+        path = ASSETS / f"{name}.safetensors"
+    else:
+        path, card = _release(name, card, progress)
+    state = _canonical(read_state(path))
+    model = entry.make(state)
+    _load(model, state, path, name)
+    return model, read_card(
+        path.with_suffix(".json"), replace(card, source=card.source if weights is None else str(path))
+    )
+
+
+def _release(name: str, card: ModelCard, progress: Progress | None) -> tuple[Path, ModelCard]:
+    file = _RELEASES.get(name)
+    if file is None:
+        raise IntrafusionError(
+            f"no published weights of {name} are known: pass a file as weights= (--weights), or weights='random'"
+        )
+    mean, std = _RELEASE_STATS[card.dataset]
+    path = home() / "weights" / Path(file).name
+    fetch(f"{_CHENYAOFO}/{file}", path, sha256=path.stem.rpartition("-")[2], progress=progress)
+    return path, replace(card, mean=mean, std=std, source="chenyaofo/pytorch-cifar-models", licence="BSD-3-Clause")
+
+
+def _imagenet(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+    from torchvision import models
+
+    short = name.removeprefix("imagenet/")
+    if short not in models.list_models(module=models):
+        raise IntrafusionError(f"torchvision has no classification model {short!r}: `models` lists them all")
+    options = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
+    model = models.get_model(short, weights=None, **options)
+    if hasattr(model, "aux_logits"):
+        model.aux_logits, model.aux1, model.aux2, model.AuxLogits = False, None, None, None
+    enum = models.get_model_weights(short)
+    default = enum.DEFAULT if len(enum) else None
+    chosen = default
+    if weights is not None and str(weights) in enum.__members__:
+        chosen = enum[str(weights)]
+    card = _imagenet_card(name, chosen)
+    if weights == "random":
+        return model, replace(card, source="random initialisation", accuracy=None)
+    if weights is not None and str(weights) not in enum.__members__:
+        path = Path(weights).expanduser()
+        card = read_card(path.with_suffix(".json"), replace(card, source=str(path), accuracy=None))
+    elif chosen is None:
+        raise IntrafusionError(f"torchvision has no weights for {name}: pass a file as weights=, or weights='random'")
+    else:
+        path = home() / "weights" / Path(chosen.url).name
+        fetch(chosen.url, path, sha256=path.stem.rpartition("-")[2], progress=progress)
+    state = {k: v for k, v in read_state(path).items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
+    _load(model, state, path, name)
+    return model, card
+
+
+def _imagenet_card(name: str, weights: Any) -> ModelCard:
+    """The card of torchvision weights, read from their own transforms and metadata."""
+    mean, std, crop, accuracy = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, None
+    if weights is not None:
+        preset = weights.transforms()
+        mean, std, crop = tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
+        accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
+    source = f"torchvision {weights}" if weights is not None else "random initialisation"
+    return ModelCard(name, mean, std, (3, crop, crop), 1000, "imagenet", source, accuracy, "BSD-3-Clause")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a weights file, without running any code in it; unwrapped and stripped of "module." prefixes.
+
+    Raises IntrafusionError for a missing, damaged or non-finite file, or one that holds no state dict.
+    """
+    if not path.is_file():
+        raise IntrafusionError(
+            f"no weights file at {path}: check the path, or leave weights out for the embedded model"
+        )
+    if path.suffix not in _SUFFIXES:
+        raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(_SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            raw: Any = load_file(path)
+        else:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise IntrafusionError(
+            f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
+        ) from error
+    except Exception as error:  # damaged files fail in many ways, in three libraries
+        if isinstance(error, MemoryError):
+            raise
+        raise IntrafusionError(f"{path} cannot be read as weights: {str(error).splitlines()[0][:200]}") from error
+    for key in ("state_dict", "model", "net"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+    if not isinstance(raw, Mapping) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
+        raise IntrafusionError(f"{path} holds no state dict (names to tensors)")
+    state = {str(k).removeprefix("module."): v for k, v in raw.items()}
+    bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise IntrafusionError(
+            f"{path} holds NaN or infinite weights in {bad[0]}: it is damaged or diverged in training"
+        )
+    return state
+
+
+def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the spellings that public CIFAR ResNets use for the head and the shortcut to ours."""
+    renamed = {}
+    for key, value in state.items():
+        key = key.replace(".downsample.", ".shortcut.")
+        renamed["linear." + key[3:] if key.startswith("fc.") else key] = value
+    return renamed
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        first = (
+            f"lacks {missing[0]}" if missing
+            else f"has {extra[0]} too many" if extra
+            else f"{shapes[0]} is {tuple(state[shapes[0]].shape)} where {tuple(own[shapes[0]].shape)} is needed"
+        )  # fmt: skip
+        raise IntrafusionError(
+            f"{path} does not fit {name}: it {first} ({len(missing)} missing, {len(extra)} extra, {len(shapes)} misshapen)"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def read_card(path: Path, default: ModelCard) -> ModelCard:
+    """The card in a JSON file laid over `default`; the default alone where there is no file."""
+    if not path.is_file():
+        return default
+    try:
+        raw = json.loads(path.read_text())
+        known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
+        for key in ("mean", "std", "input_size"):
+            if key in known:
+                known[key] = tuple(known[key])
+        return replace(default, **known)
+    except (ValueError, TypeError, AttributeError, BadZipFile) as error:
+        raise IntrafusionError(f"{path} is not a model card: {error}") from error
