@@ -34,6 +34,47 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+@dataclass(frozen=True)
+class Size:
+    """params: number of parameters; macs: multiply-accumulates of one forward pass on one image."""
+
+    params: int
+    macs: int
+
+
+def size(model: nn.Module, example: Tensor) -> Size:
+    """Parameters and multiply-accumulates (convolutions and matrix products) of `model` on `example` (1, C, H, W)."""
+    return Size(sum(p.numel() for p in model.parameters()), sum(s.macs for s in layer_sizes(model, example).values()))
+
+
+def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
+    """The size of each layer that multiplies (convolutions and linear layers), by dotted name.
+
+    example: one input, float (1, C, H, W); a layer's MACs are its outputs times the weights that each output reads.
+    """
+    sizes: dict[str, Size] = {}
+
+    def count(name: str, module: nn.Module, output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        macs = output.numel() // output.shape[0] * (weight.numel() // weight.shape[0])
+        before = sizes[name].macs if name in sizes else 0
+        sizes[name] = Size(sum(p.numel() for p in module.parameters()), before + macs)
+
+    hooks = [
+        module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
 def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: int = 0) -> Evaluation:
     """Top-1 accuracy of `model` on at most `limit` images of `data`, the same ones for the same seed.
 

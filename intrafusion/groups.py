@@ -74,6 +74,26 @@ class Group:
         return [layer for layer in self.layers if layer.role in roles]
 
 
+def coupling(group: Group) -> str:
+    """Why these layers belong together, in words."""
+    writers, readers = group.role(PRODUCER), group.role(CONSUMER)
+    parts = [f"written by {_names(writers)}" + (", whose outputs are summed" if len(writers) > 1 else "")]
+    if through := [layer for layer in group.role(CHANNELWISE) if layer.positions.shape[1] > 1]:
+        parts.append(f"in whole convolution groups through {_names(through)}")
+    if readers:
+        parts.append(f"read by {_names(readers)}")
+    if spread := [layer for layer in readers if layer.positions.shape[1] > 1]:
+        parts.append(f"each channel is {spread[0].positions.shape[1]} inputs of {spread[0].name} after the flatten")
+    if pads := group.role(PAD):
+        parts.append(f"stages joined by zero-padded shortcuts {_names(pads)}")
+    return "; ".join(parts)
+
+
+def _names(layers: list[Layer]) -> str:
+    names = [layer.name for layer in layers]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     """All channel groups of `model`, from input to output; those that cannot be pruned carry their reason.
 

@@ -140,6 +140,46 @@ def model_names(imagenet: bool = True) -> list[str]:
     return names
 
 
+def dataset_of(name: str) -> str:
+    """The dataset that a model was trained on; names the known models when there is no such one."""
+    if name.startswith("imagenet/"):
+        return "imagenet"
+    if name not in ARCHITECTURES:
+        raise IntrafusionError(
+            f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}, or imagenet/<torchvision name>"
+        )
+    return ARCHITECTURES[name].card.dataset
+
+
+def is_local(name: str, weights: str | None = None) -> bool:
+    """Whether `load_model` would find everything on this machine, without a download."""
+    if weights or name not in ARCHITECTURES or embedded(name):
+        return bool(weights) or name in ARCHITECTURES
+    return name in _RELEASES and (home() / "weights" / Path(_RELEASES[name]).name).exists()
+
+
+def describe(name: str) -> dict[str, Any]:
+    """One row of the list of models: what it is, where its weights come from, and its published or measured accuracy."""
+    if name.startswith("imagenet/"):
+        card, summary = (
+            ModelCard(name, (), (), (3, 224, 224), 1000, "imagenet", "torchvision"),
+            "torchvision classifier",
+        )
+        weights = "download"
+    else:
+        card, summary = ARCHITECTURES[name].card, ARCHITECTURES[name].summary
+        weights = "embedded" if embedded(name) else "download" if name in _RELEASES else "local file"
+        if weights == "embedded":
+            card = read_card(ASSETS / f"{name}.json", card)
+    return {
+        "name": name,
+        "dataset": card.dataset,
+        "weights": weights,
+        "accuracy": card.accuracy,
+        "summary": summary,
+    }
+
+
 def load_model(
     name: str,
     weights: str | Path | None = None,
@@ -153,14 +193,8 @@ def load_model(
     nested under "state_dict", keys possibly prefixed "module."; loaded without running code). `FILE.json` beside the
     file, when there, is its card. Raises IntrafusionError in one line when the name, file or download does not work.
     """
-    if name.startswith("imagenet/"):
-        model, card = _imagenet(name, weights, progress)
-    elif name in ARCHITECTURES:
-        model, card = _ours(name, weights, progress)
-    else:
-        raise IntrafusionError(
-            f"unknown model {name!r}: choose one of {', '.join(model_names(imagenet=False))}, or imagenet/<torchvision name>"
-        )
+    from_torchvision = dataset_of(name) == "imagenet"
+    model, card = (_imagenet if from_torchvision else _ours)(name, weights, progress)
     model.card = card  # type: ignore[assignment]
     return model.eval().requires_grad_(False).to(_device(device))
 

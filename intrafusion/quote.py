@@ -1,0 +1,73 @@
+"""The command line and the Python snippet that make a picture, from the spec behind it."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+
+from intrafusion.spec import PruneSpec
+
+FLAGS = {"dataset": "data"}  # fields that the command line calls something else
+_SWEPT = ("sparsity", "merge", "criterion")
+_DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
+
+
+def flag(name: str) -> str:
+    """The command line's flag for a spec field."""
+    return "--" + FLAGS.get(name, name).replace("_", "-")
+
+
+def curve_line(base: PruneSpec, **swept: Sequence[object]) -> str:
+    """`python -m intrafusion curve ...` for `base` with the swept fields' values; defaults are left out."""
+    words = ["python", "-m", "intrafusion", "curve"]
+    for name in _DEFAULT:
+        value = getattr(base, name)
+        if name in swept:
+            words += [flag(name), *(f"{v:g}" if isinstance(v, float) else str(v) for v in swept[name])]
+        elif name in ("model", "dataset") or value != _DEFAULT[name]:
+            if value is True:
+                words.append(flag(name))
+            else:
+                words += [
+                    flag(name),
+                    *(value if isinstance(value, tuple) else ["all" if value is None else f"{value}"]),
+                ]
+    return shlex.join(words)
+
+
+def _load_lines(base: PruneSpec) -> list[str]:
+    weights = f", weights={base.weights!r}" if base.weights else ""
+    return ["import intrafusion as itf", "", f"model = itf.load_model({base.model!r}{weights})"]
+
+
+def plan_snippet(base: PruneSpec, group: str) -> str:
+    """Python that computes one group's scores and transport plan."""
+    knobs = _knobs(base, "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+    return "\n".join([
+        *_load_lines(base),
+        "groups = itf.find_groups(model, model.card.example())",
+        f"group = next(g for g in groups if g.name == {group!r})",
+        f"scores = itf.score(model, group, criterion={base.criterion!r})",
+        f"plan = itf.plan(model, group, scores, sparsity={base.sparsity:g}{knobs})",
+        "plan.kept, plan.matrix, plan.cost",
+    ])  # fmt: skip
+
+
+def curve_snippet(base: PruneSpec, merges: Sequence[str], sparsities: Sequence[float]) -> str:
+    """Python that computes a curve."""
+    path = f", path={base.data_path!r}" if base.data_path else ""
+    knobs = _knobs(base, "criterion", "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+    groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups
+    values = ", ".join(f"{s:g}" for s in sparsities)
+    return "\n".join([
+        *_load_lines(base),
+        f"data = itf.load_data({base.dataset!r}{path})",
+        "example = model.card.example()",
+        f"for sparsity in [{values}]:",
+        f"    for merge in {list(merges)!r}:",
+        f"        small = itf.prune(model, example, sparsity, merge=merge, groups={groups!r}{knobs})",
+        f"        print(sparsity, merge, itf.evaluate(small, data, limit={base.limit}, seed={base.seed}).accuracy)",
+    ])  # fmt: skip
+
+
+def _knobs(base: PruneSpec, *names: str) -> str:
+    return "".join(f", {name}={getattr(base, name)!r}" for name in names if getattr(base, name) != _DEFAULT[name])
