@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from intrafusion.data import ASSETS, DATASETS, load_data
+from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
+from intrafusion.places import ASSETS
 from intrafusion.quote import flag
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec

@@ -8,18 +8,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from intrafusion.download import home
+from intrafusion.download import stream
 from intrafusion.errors import IntrafusionError
-
-ASSETS = Path(__file__).parent / "assets"
-if not ASSETS.exists():  # a checkout: assets lie beside the package; an installed package carries them inside
-    ASSETS = Path(__file__).parent.parent / "assets"
+from intrafusion.places import ASSETS, home
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DATASETS = {
@@ -138,17 +136,29 @@ def _split_folder(path: Path, split: str) -> Path:
     return next((path / name for name in names if (path / name).is_dir()), path)
 
 
-def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> ImageData:
+def stream_cifar(name: str) -> Iterator[tuple[int, int]]:
+    """Download CIFAR's archive to where `load_data` looks for it, yielding (bytes done, bytes in all)."""
+    maker = _cifar_class(name)
+    yield from stream(maker.url, home() / "data" / maker.filename)
+
+
+def _cifar_class(name: str) -> Any:
     from torchvision import datasets
 
-    maker = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    try:
-        raw = maker(str(root), train=split == "train", download=download)
+    return datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+
+
+def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> ImageData:
+    if download and not (root / _cifar_class(name).base_folder).exists():
+        for _ in stream_cifar(name):
+            pass
+    archive = (root / _cifar_class(name).filename).exists()
+    try:  # torchvision checks the archive's MD5 and unpacks it
+        raw = _cifar_class(name)(str(root), train=split == "train", download=archive)
     except (RuntimeError, OSError) as error:
-        tried = "the download failed" if download else f"no {name} in {root}"
         raise IntrafusionError(
-            f"{tried} ({str(error).splitlines()[0]}): pass path= (--data-path) with an .npz or torchvision's folder, "
-            f"or download=True (--download); offline, use the embedded digits"
+            f"no usable {name} in {root} ({str(error).split('.')[0].splitlines()[0]}): pass path= (--data-path) with an "
+            f".npz or torchvision's folder, or download=True (--download); offline, use the embedded digits"
         ) from error
     return _pack(name, split, raw.data, np.array(raw.targets), tuple(raw.classes))
 

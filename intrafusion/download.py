@@ -4,7 +4,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from intrafusion.errors import IntrafusionError
@@ -13,22 +13,26 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when the se
 _CHUNK = 1 << 18
 
 
-def home() -> Path:
-    """The folder that holds downloads: $INTRAFUSION_HOME, or ~/.cache/intrafusion."""
-    return Path(os.environ.get("INTRAFUSION_HOME") or Path.home() / ".cache" / "intrafusion")
+def fetch(url: str, path: Path, sha256: str = "", progress: Progress | None = None) -> Path:
+    """Download `url` to `path` unless it is there already; see `stream`."""
+    for done, total in stream(url, path, sha256):
+        if progress:
+            progress(done, total)
+    return path
 
 
-def fetch(url: str, path: Path, sha256: str = "", progress: Progress | None = None, timeout: float = 20) -> Path:
-    """Download `url` to `path` unless it is there already; `sha256` is the digest's beginning, as torch.hub writes it.
+def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Iterator[tuple[int, int]]:
+    """Download `url` to `path` unless it is there, yielding (bytes done, bytes in all); stop iterating to cancel.
 
-    Raises IntrafusionError in one line (what was tried, why it failed, what to do) and leaves no partial file behind.
+    sha256: beginning of the digest, as torch.hub writes it into file names. timeout: seconds without a byte.
+    Raises IntrafusionError in one line (what was tried, why it failed, what to do); no partial file stays behind.
     """
     if path.exists():
-        return path
+        return
     partial = path.with_name(path.name + f".part{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = _stream(url, partial, progress, timeout)
+        digest = yield from _write(url, partial, timeout)
         if not digest.startswith(sha256):
             raise IntrafusionError(
                 f"{url} arrived with checksum {digest[:16]}... where {sha256}... was expected: nothing was kept; "
@@ -43,10 +47,9 @@ def fetch(url: str, path: Path, sha256: str = "", progress: Progress | None = No
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
-def _stream(url: str, partial: Path, progress: Progress | None, timeout: float) -> str:
+def _write(url: str, partial: Path, timeout: float) -> Generator[tuple[int, int], None, str]:
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
         total, done = int(response.headers.get("Content-Length") or 0), 0
@@ -54,8 +57,7 @@ def _stream(url: str, partial: Path, progress: Progress | None, timeout: float) 
             file.write(chunk)
             digest.update(chunk)
             done += len(chunk)
-            if progress:
-                progress(done, total)
+            yield done, total
     if total and done != total:
         raise OSError(f"the connection closed after {done:,} of {total:,} bytes")
     return digest.hexdigest()

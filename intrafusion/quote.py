@@ -52,21 +52,26 @@ def plan_snippet(base: PruneSpec, group: str) -> str:
     ])  # fmt: skip
 
 
-def curve_snippet(base: PruneSpec, merges: Sequence[str], sparsities: Sequence[float]) -> str:
+def curve_snippet(
+    base: PruneSpec, merges: Sequence[str], sparsities: Sequence[float], criteria: Sequence[str] = ("l1",)
+) -> str:
     """Python that computes a curve."""
     path = f", path={base.data_path!r}" if base.data_path else ""
-    knobs = _knobs(base, "criterion", "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+    knobs = _knobs(base, "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
     groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups
     values = ", ".join(f"{s:g}" for s in sparsities)
-    return "\n".join([
-        *_load_lines(base),
-        f"data = itf.load_data({base.dataset!r}{path})",
-        "example = model.card.example()",
-        f"for sparsity in [{values}]:",
-        f"    for merge in {list(merges)!r}:",
-        f"        small = itf.prune(model, example, sparsity, merge=merge, groups={groups!r}{knobs})",
-        f"        print(sparsity, merge, itf.evaluate(small, data, limit={base.limit}, seed={base.seed}).accuracy)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *_load_lines(base),
+            f"data = itf.load_data({base.dataset!r}{path})",
+            "example = model.card.example()",
+            f"for sparsity in [{values}]:",
+            f"    for criterion, merge in {[(c, m) for c in criteria for m in merges]!r}:",
+            f"        small = itf.prune(model, example, sparsity, criterion, merge, groups={groups!r}{knobs})",
+            f"        result = itf.evaluate(small, data, limit={base.limit}, seed={base.seed})",
+            "        print(sparsity, criterion, merge, result.accuracy, result.interval)",
+        ]
+    )
 
 
 def _knobs(base: PruneSpec, *names: str) -> str:

@@ -85,6 +85,10 @@ class Bench:
                 self._dense[limit, seed] = evaluate(self.model, self.images(), limit, seed)
             return self._dense[limit, seed]
 
+    def known_dense(self, limit: int | None, seed: int = 0) -> Evaluation | None:
+        """What `dense` gave for these images, or None when nobody has asked yet."""
+        return self._dense.get((limit, seed))
+
 
 def open_model(name: str, weights: str | None = None, device: str = "cpu", **options: Any) -> Bench:
     """Load a model and find its groups; `options` go to `load_model`."""

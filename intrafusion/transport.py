@@ -230,11 +230,3 @@ def _emd(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> np.ndarray:
     import ot  # a second of imports that a first page view need not pay
 
     return ot.emd(a, b * (a.sum() / b.sum()), np.ascontiguousarray(M), numItermax=1_000_000)
-
-
-def provenance(plan: TransportPlan, channel: int) -> list[tuple[int, float]]:
-    """Where a channel goes: (kept channel, weight in the applied matrix), heaviest first."""
-    weights = plan.matrix[:, channel]
-    rows = weights.nonzero()[:, 0]
-    rows = rows[weights[rows].argsort(descending=True)]
-    return [(int(plan.kept[row]), float(weights[row])) for row in rows]

@@ -5,7 +5,7 @@ A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,10 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor, nn
 
-from intrafusion.data import ASSETS
-from intrafusion.download import Progress, fetch, home
+from intrafusion.download import Progress, fetch, stream
 from intrafusion.errors import IntrafusionError
 from intrafusion.networks import VGG_WIDTHS, ResNet, Vgg, mlp
+from intrafusion.places import ASSETS, home
 
 _CHENYAOFO = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download"
 _CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -47,7 +47,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a person must know to use the weights. accuracy: fraction of the dataset's test split, None if not measured."""
+    """What a person must know to use the weights. accuracy: fraction of its test split, or None."""
 
     name: str
     mean: tuple[float, ...]
@@ -153,9 +153,25 @@ def dataset_of(name: str) -> str:
 
 def is_local(name: str, weights: str | None = None) -> bool:
     """Whether `load_model` would find everything on this machine, without a download."""
-    if weights or name not in ARCHITECTURES or embedded(name):
-        return bool(weights) or name in ARCHITECTURES
-    return name in _RELEASES and (home() / "weights" / Path(_RELEASES[name]).name).exists()
+    return bool(weights) or embedded(name) or _published(name)[1].exists()
+
+
+def stream_weights(name: str) -> Iterator[tuple[int, int]]:
+    """Download the published weights of `name` to where `load_model` looks, yielding (bytes done, bytes in all)."""
+    url, path = _published(name)
+    yield from stream(url, path, path.stem.rpartition("-")[2])
+
+
+def _published(name: str) -> tuple[str, Path]:
+    if name.startswith("imagenet/"):
+        url = _torchvision_weights(name, None).url
+    elif name in _RELEASES:
+        url = f"{_CHENYAOFO}/{_RELEASES[name]}"
+    else:
+        raise IntrafusionError(
+            f"no published weights of {name} are known: pass a file as weights= (--weights), or weights='random'"
+        )
+    return url, home() / "weights" / url.rpartition("/")[2]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -229,14 +245,9 @@ def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> t
 
 
 def _release(name: str, card: ModelCard, progress: Progress | None) -> tuple[Path, ModelCard]:
-    file = _RELEASES.get(name)
-    if file is None:
-        raise IntrafusionError(
-            f"no published weights of {name} are known: pass a file as weights= (--weights), or weights='random'"
-        )
+    url, path = _published(name)
+    fetch(url, path, path.stem.rpartition("-")[2], progress)
     mean, std = _RELEASE_STATS[card.dataset]
-    path = home() / "weights" / Path(file).name
-    fetch(f"{_CHENYAOFO}/{file}", path, sha256=path.stem.rpartition("-")[2], progress=progress)
     return path, replace(card, mean=mean, std=std, source="chenyaofo/pytorch-cifar-models", licence="BSD-3-Clause")
 
 
@@ -250,36 +261,45 @@ def _imagenet(name: str, weights: str | Path | None, progress: Progress | None) 
     model = models.get_model(short, weights=None, **options)
     if hasattr(model, "aux_logits"):
         model.aux_logits, model.aux1, model.aux2, model.AuxLogits = False, None, None, None
-    enum = models.get_model_weights(short)
-    default = enum.DEFAULT if len(enum) else None
-    chosen = default
-    if weights is not None and str(weights) in enum.__members__:
-        chosen = enum[str(weights)]
+    named = weights is None or str(weights) in models.get_model_weights(short).__members__
+    chosen = _torchvision_weights(name, weights if named else None)
     card = _imagenet_card(name, chosen)
     if weights == "random":
         return model, replace(card, source="random initialisation", accuracy=None)
-    if weights is not None and str(weights) not in enum.__members__:
-        path = Path(weights).expanduser()
-        card = read_card(path.with_suffix(".json"), replace(card, source=str(path), accuracy=None))
-    elif chosen is None:
-        raise IntrafusionError(f"torchvision has no weights for {name}: pass a file as weights=, or weights='random'")
-    else:
+    if named:
         path = home() / "weights" / Path(chosen.url).name
-        fetch(chosen.url, path, sha256=path.stem.rpartition("-")[2], progress=progress)
+        fetch(chosen.url, path, path.stem.rpartition("-")[2], progress)
+    else:
+        path = Path(str(weights)).expanduser()
+        card = read_card(path.with_suffix(".json"), replace(card, source=str(path), accuracy=None))
     state = {k: v for k, v in read_state(path).items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
     _load(model, state, path, name)
     return model, card
 
 
+def _torchvision_weights(name: str, weights: str | Path | None) -> Any:
+    """A member of the model's weights enum: the named one, else torchvision's default (every classifier has one)."""
+    from torchvision import models
+
+    enum = models.get_model_weights(name.removeprefix("imagenet/"))
+    return enum.DEFAULT if weights is None else enum[str(weights)]
+
+
 def _imagenet_card(name: str, weights: Any) -> ModelCard:
     """The card of torchvision weights, read from their own transforms and metadata."""
-    mean, std, crop, accuracy = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, None
-    if weights is not None:
-        preset = weights.transforms()
-        mean, std, crop = tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
-        accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
-    source = f"torchvision {weights}" if weights is not None else "random initialisation"
-    return ModelCard(name, mean, std, (3, crop, crop), 1000, "imagenet", source, accuracy, "BSD-3-Clause")
+    preset = weights.transforms()
+    crop, accuracy = preset.crop_size[0], weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
+    return ModelCard(
+        name,
+        tuple(preset.mean),
+        tuple(preset.std),
+        (3, crop, crop),
+        1000,
+        "imagenet",
+        f"torchvision {weights}",
+        accuracy,
+        "BSD-3-Clause",
+    )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from intrafusion.data import ASSETS, ImageData
+from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import evaluate
+from intrafusion.places import ASSETS
 from intrafusion.train.loop import Epoch, Recipe, shift_and_flip, train, wobble
 from intrafusion.zoo import ModelCard, load_model
 

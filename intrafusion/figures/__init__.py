@@ -1,0 +1,1 @@
+"""Pictures: pure functions, data in, plotly Figure out."""

@@ -1,0 +1,67 @@
+"""Colours and layout shared by every picture; they mean the same on every page."""
+
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Palette:
+    """dense: ink; drop: grey; fusion: the accent; second: amber, for a channel someone chose; grid and paper: ground."""
+
+    dense: str
+    drop: str
+    fusion: str
+    second: str
+    grid: str
+    paper: str
+
+    def merge(self, name: str) -> str:
+        """The colour of a merge's line."""
+        return {"drop": self.drop, "fusion": self.fusion}.get(name, self.second)
+
+    def mass(self) -> list[list[object]]:
+        """Sequential scale for mass: the ground at zero, so that sparse plans look sparse."""
+        return [[0.0, self.paper], [1e-6, tint(self.fusion, self.paper, 0.25)], [1.0, self.fusion]]
+
+    def cost(self) -> list[list[object]]:
+        """Sequential scale for cost: the ground at zero distance."""
+        return [[0.0, self.paper], [0.5, tint(self.dense, self.paper, 0.35)], [1.0, self.dense]]
+
+
+LIGHT = Palette("#1f2933", "#8a94a0", "#0f766e", "#c2700a", "#e3e7eb", "#ffffff")
+DARK = Palette("#e6eaef", "#8b96a5", "#2dd4bf", "#f5a742", "#303846", "#0f151d")
+
+
+def palette(dark: bool) -> Palette:
+    return DARK if dark else LIGHT
+
+
+def tint(colour: str, ground: str, share: float) -> str:
+    """`share` of `colour` mixed into `ground`, both #rrggbb."""
+    mixed = (round(share * int(colour[i : i + 2], 16) + (1 - share) * int(ground[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def rgba(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def figure(title: str, height: int, colours: Palette) -> go.Figure:
+    """An empty figure with our layout: the title states what is seen, nothing jumps when data change."""
+    fig = go.Figure()
+    fig.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 17, "color": colours.dense}},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 56, "b": 52},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": colours.dense, "family": '"Source Sans", "Source Sans Pro", sans-serif', "size": 14},
+        showlegend=False,
+        uirevision="keep",
+        hoverlabel={"align": "left"},
+    )
+    fig.update_xaxes(showgrid=False, zeroline=False, linecolor=colours.grid, ticks="outside", tickcolor=colours.grid)
+    fig.update_yaxes(gridcolor=colours.grid, zeroline=False)
+    return fig

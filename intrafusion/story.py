@@ -1,0 +1,57 @@
+"""What happens to one channel, as facts that a sentence can be made of."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from intrafusion.transport import TransportPlan
+
+
+@dataclass(frozen=True)
+class Story:
+    """One channel's part in a plan.
+
+    rank: 1 for the most important. goes_to: (kept channel, weight in the applied matrix), heaviest first. absorbs: the
+    same for the channels merged into this one, itself left out; empty when it does not stay.
+    """
+
+    channel: int
+    rank: int
+    score: float
+    kept: bool
+    goes_to: tuple[tuple[int, float], ...]
+    absorbs: tuple[tuple[int, float], ...]
+
+    def sentence(self, merge: str = "fusion") -> str:
+        """The story in plain words, for fusion or for dropping."""
+        place = f"Channel {self.channel} ranks {self.rank} by importance (score {self.score:.3g})"
+        if self.kept and (merge == "drop" or not self.absorbs):
+            return f"{place}. It is kept as it is."
+        if self.kept:
+            return f"{place}. It is kept, and absorbs {_listed(self.absorbs)}."
+        if merge == "drop":
+            return f"{place}. It is dropped: nothing of it remains."
+        return f"{place}. It does not stay: it is merged into {_listed(self.goes_to)}."
+
+
+def story(plan: TransportPlan, scores: Tensor, channel: int) -> Story:
+    """The story of `channel` under `plan`; scores (n,) rank the channels."""
+    rank = 1 + int((scores > scores[channel]).sum())
+    rows = (plan.kept == channel).nonzero()[:, 0]
+    absorbs = _heaviest(plan.matrix[rows[0]], exclude=channel) if len(rows) else ()
+    column = plan.matrix[:, channel]
+    goes_to = tuple((int(plan.kept[row]), weight) for row, weight in _heaviest(column))
+    return Story(channel, rank, float(scores[channel]), len(rows) > 0, goes_to, absorbs)
+
+
+def _heaviest(weights: Tensor, exclude: int | None = None) -> tuple[tuple[int, float], ...]:
+    order = weights.argsort(descending=True, stable=True)
+    return tuple((int(i), float(weights[i])) for i in order if weights[i] > 0 and int(i) != exclude)
+
+
+def _listed(pairs: tuple[tuple[int, float], ...], most: int = 4) -> str:
+    words = [f"{channel} (weight {weight:.2f})" for channel, weight in pairs[:most]]
+    if len(pairs) > most:
+        words.append(f"{len(pairs) - most} more")
+    listed = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    return ("channel " if len(pairs) == 1 else "channels ") + listed

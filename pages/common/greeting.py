@@ -1,0 +1,26 @@
+"""The first thing on the screen: the embedded model's card, read from its file before torch is even imported."""
+
+import json
+from pathlib import Path
+
+import streamlit as st
+
+_CARDS = Path(__file__).parents[2] / "assets"
+
+
+def greet() -> None:
+    """What this is, and what the chosen model's card says, when the model is embedded."""
+    st.markdown(
+        "Structured pruning makes a network smaller by removing channels. **Dropping** deletes the less important ones; "
+        "**fusion** moves their weights into the ones that stay, along an Optimal Transport plan, and needs no data."
+    )
+    name = st.session_state.get("model") or st.query_params.get("model", "digits-resnet")
+    if name not in {file.stem for file in _CARDS.glob("*.json")} or st.query_params.get("weights"):
+        return
+    card = json.loads((_CARDS / f"{name}.json").read_text())
+    low, high = card["details"]["interval"]
+    columns = st.columns(4)
+    columns[0].metric("Model", name, border=True)
+    columns[1].metric("Parameters", f"{card['details']['parameters']:,}", border=True)
+    columns[2].metric("Top-1 accuracy", f"{card['accuracy']:.1%} ± {50 * (high - low):.1f}", border=True)
+    columns[3].metric("Test images", f"{card['details']['test_images']:,}", border=True)

@@ -1,0 +1,153 @@
+"""Pieces that several pages draw: charts, controls, one channel's story, and what a reader takes away."""
+
+from urllib.parse import urlencode
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+from torch import Tensor
+
+from intrafusion import PruneSpec, TransportPlan, plan, registry, score
+from intrafusion.figures.kernels import kernel_rows
+from intrafusion.groups import PRODUCER
+from intrafusion.quote import curve_line
+from intrafusion.story import story
+from intrafusion.vectors import channel_vectors
+from pages.common.shell import BIND, Here, is_dark
+
+_SIDEBAR = ("model", "imagenet", "weights", "data_path", "device", "group")
+
+
+def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
+    """Draw a figure; with `on_channel`, a click on a mark chooses the channel in its customdata."""
+    config = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": f"intrafusion-{key}"}}
+    if on_channel:
+        st.plotly_chart(
+            figure, key=key, config=config, on_select=lambda: _pick(key), selection_mode="points", theme=None
+        )
+    else:
+        st.plotly_chart(figure, key=key, config=config, theme=None)
+
+
+def _pick(key: str) -> None:
+    points = st.session_state[key].selection.points
+    if points:
+        channel = points[0]["customdata"]
+        st.session_state.channel = int(channel[0] if isinstance(channel, list | tuple) else channel)
+
+
+def criterion_control() -> str:
+    entries = registry("criterion")
+    name = st.selectbox(
+        "Importance criterion", list(entries), index=list(entries).index("l1"), key="criterion", bind=BIND
+    )
+    st.caption(entries[name].summary)
+    return name
+
+
+def sparsity_control() -> float:
+    percent = st.slider(
+        "Sparsity: share of the group's channels that go", 0, 95, 30, format="%d %%", key="sparsity", bind=BIND
+    )
+    return percent / 100
+
+
+def channel_control(group_size: int, default: int) -> int:
+    """The chosen channel; charts write to it, so it is part of the permalink."""
+    if not 0 <= st.session_state.get("channel", 0) < group_size:
+        st.session_state.pop("channel", None)
+    return int(
+        st.number_input(
+            "Channel", 0, group_size - 1, value=default, key="channel", bind=BIND, help="Or click one in the picture."
+        )
+    )
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _scored_plan(_here: Here, key: tuple, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
+    scores = score(_here.bench.model, _here.group, spec.criterion, seed=spec.seed)
+    return scores, plan(_here.bench.model, _here.group, scores, spec.sparsity, **spec.plan_knobs())
+
+
+def scored_plan(here: Here, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
+    """Scores (n,) and plan of the sidebar's group; cached by what they depend on."""
+    return _scored_plan(here, here.key(), spec)
+
+
+def plan_table(made: TransportPlan) -> pd.DataFrame:
+    """One row for each channel and target between which mass moves."""
+    sources, targets = made.coupling.nonzero(as_tuple=True)
+    return pd.DataFrame(
+        {
+            "channel": sources.numpy(),
+            "target": made.kept[targets].numpy(),
+            "mass": made.coupling[sources, targets].numpy(),
+            "weight": made.matrix[targets, sources].numpy(),
+            "cost": made.cost[sources, targets].numpy(),
+        }
+    )
+
+
+def group_curve_line(spec: PruneSpec) -> str:
+    """The command line that measures this group, pruned like this, with and without fusion."""
+    return curve_line(spec, criterion=[spec.criterion], merge=["drop", "fusion"], sparsity=[spec.sparsity])
+
+
+def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int) -> None:
+    """One channel in words and kernels: its own, its partners', and what fusion makes of them."""
+    told = story(made, scores, channel)
+    fused, dropped = st.columns(2)
+    fused.markdown(f"**With fusion.** {told.sentence()}")
+    dropped.markdown(f"**With dropping.** {told.sentence('drop')}")
+    layer, vectors = next(pair for pair in channel_vectors(here.bench.model, here.group) if pair[0].role == PRODUCER)
+    shape = here.bench.model.get_submodule(layer.name).weight.shape[1:]
+    if len(shape) != 3 or not layer.present()[channel]:
+        st.caption(f"{layer.name} is not a convolution that writes this channel: no kernels to draw.")
+        return
+    partners = [c for c, _ in (told.absorbs if told.kept else told.goes_to) if c != channel][:2]
+    rows = {f"channel {c}": vectors[c] for c in (channel, *partners)}
+    target = channel if told.kept else told.goes_to[0][0]
+    row = (made.kept == target).nonzero()[0, 0]
+    if told.absorbs or not told.kept:
+        rows[f"fused {target}"] = made.matrix[row] @ vectors.cpu()
+    kernels = [vector.reshape(-1, *shape)[0].cpu().numpy() for vector in rows.values()]
+    title = f"Kernels in {layer.name}, BatchNorm folded"
+    chart(kernel_rows(kernels, list(rows), title, dark=is_dark()), "kernels")
+
+
+def take_away(
+    page: str, spec: PruneSpec, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...]
+) -> None:
+    """The permalink, the data as CSV, and the command line and Python that make the picture."""
+    st.divider()
+    st.subheader("Take it with you")
+    st.caption("The camera in each picture's corner saves it as SVG.")
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Permalink**: this page, with these settings")
+        st.code(permalink(page, keys), language=None, wrap_lines=True)
+        st.download_button(
+            "Data as CSV", table.to_csv(index=False), f"intrafusion-{page or 'overview'}.csv", "text/csv",
+            icon=":material/table_view:", on_click="ignore",
+        )  # fmt: skip
+    with right:
+        st.markdown("**Command line**")
+        st.code(command, language="bash", wrap_lines=True)
+        st.markdown("**Python**")
+        st.code(snippet, language="python")
+
+
+def permalink(page: str, keys: tuple[str, ...]) -> str:
+    """The page's address with every setting spelled out, defaults too, so that it means the same next year."""
+    url = (st.context.url or "http://localhost:8501/").split("?")[0]
+    base = url if page == "" or url.rstrip("/").endswith(f"/{page}") else url.rstrip("/") + f"/{page}"
+    query: list[tuple[str, object]] = []
+    for key in (*_SIDEBAR, *keys):
+        value = st.session_state.get(key)
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if isinstance(value, list | tuple):
+            query += [(key, item) for item in value]
+        elif value not in (None, ""):
+            query.append((key, value))
+    return f"{base}?{urlencode(query)}"

@@ -1,0 +1,199 @@
+"""What every page shares: the sidebar, loaded models and images, and the process's background jobs."""
+
+import importlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import streamlit as st
+import torch
+
+from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
+from intrafusion.jobs import Job, Jobs
+from intrafusion.places import home
+from intrafusion.run import Bench, Result, open_model
+from intrafusion.zoo import ARCHITECTURES, dataset_of, describe, is_local, stream_weights
+
+BIND = "query-params"
+_TORCHVISION = "ImageNet (torchvision)"
+
+
+@dataclass(frozen=True)
+class Here:
+    """What the sidebar says: the open model, the chosen group, and a spec that holds model, data and group."""
+
+    bench: Bench
+    group: Group
+    spec: PruneSpec
+    device: str
+
+    def key(self) -> tuple:
+        """What a cached result of this model depends on."""
+        return self.spec.model, self.spec.weights, self.device
+
+
+@st.cache_resource(max_entries=6, show_spinner="Opening the model")
+def bench(model: str, weights: str | None, device: str) -> Bench:
+    """The model with its groups, without images."""
+    return open_model(model, weights, device)
+
+
+@st.cache_resource(max_entries=3, show_spinner="Loading the images")
+def images(dataset: str, path: str | None, device: str, input_size: int, limit: int | None) -> ImageData:
+    return load_data(dataset, path=path, device=device, input_size=input_size, limit=limit)
+
+
+@st.cache_resource(max_entries=6, show_spinner=False)
+def measuring_bench(_here: Here, key: tuple, path: str | None, limit: int | None) -> Bench:
+    """The open model with its images, sharing the dense accuracy; `key` is `_here.key()`."""
+    size = _here.bench.card.input_size[-1]
+    folder_limit = limit if _here.spec.dataset.startswith("imagenet") else None
+    return replace(_here.bench, data=images(_here.spec.dataset, path, _here.device, size, folder_limit), _dense={})
+
+
+@st.cache_resource
+def jobs() -> Jobs:
+    """The process's jobs: a reload finds its own again."""
+    return Jobs()
+
+
+class _Known(OrderedDict[PruneSpec, Result]):
+    """Measured points, the oldest forgotten beyond ten thousand."""
+
+    def __setitem__(self, key: PruneSpec, value: Result) -> None:
+        super().__setitem__(key, value)
+        if len(self) > 10_000:
+            self.popitem(last=False)
+
+
+@st.cache_resource(max_entries=16)
+def known_points(key: tuple) -> _Known:
+    return _Known()
+
+
+@st.cache_resource
+def warm() -> threading.Thread:
+    """Import the slow libraries of the next pages in the background, once a server."""
+    slow = ("ot", "sklearn.cluster", "intrafusion.figures.transport", "torch_pruning")
+    thread = threading.Thread(target=lambda: [importlib.import_module(name) for name in slow], daemon=True)
+    thread.start()
+    return thread
+
+
+def is_dark() -> bool:
+    return st.context.theme.type == "dark"
+
+
+def choose() -> Here:
+    """Draw the sidebar; what it says. Raises IntrafusionError when the model cannot be opened."""
+    with st.sidebar:
+        name = _model_name()
+        with st.expander("Local files", icon=":material/folder_open:"):
+            weights = st.text_input(
+                "Weights file",
+                key="weights",
+                bind=BIND,
+                placeholder="resnet20.th",
+                help="Leave empty for the model's own.",
+            )
+            data_path = st.text_input(
+                "Data", key="data_path", bind=BIND, placeholder="cifar10_test.npz or a folder",
+                help="An .npz with images and labels, torchvision's CIFAR folder, or a folder of class folders.",
+            )  # fmt: skip
+        devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        device = st.selectbox("Device", devices, index=len(devices) - 1 and 1, key="device", bind=BIND)
+    weights, data_path = weights.strip() or None, data_path.strip() or None
+    if not is_local(name, weights):
+        _offer_download(name)
+        st.stop()
+    opened = bench(name, weights, device)
+    group = _choose_group(opened)
+    spec = PruneSpec(model=name, dataset=dataset_of(name), weights=weights, data_path=data_path, groups=(group.name,))
+    warm()
+    return Here(opened, group, spec, device)
+
+
+def _model_name() -> str:
+    names = sorted(ARCHITECTURES, key=lambda name: describe(name)["weights"] != "embedded")
+    chosen = st.selectbox(
+        "Model", [*names, _TORCHVISION], key="model", bind=BIND, index=names.index("digits-resnet"),
+        help="Embedded models need no download; the data set follows the model.",
+    )  # fmt: skip
+    if chosen != _TORCHVISION:
+        about = describe(chosen)
+        st.caption(f"{about['summary']}; weights: {about['weights']}")
+        return chosen
+    from intrafusion.zoo import model_names
+
+    short = [name.removeprefix("imagenet/") for name in model_names() if name.startswith("imagenet/")]
+    return "imagenet/" + st.selectbox(
+        "Architecture", short, key="imagenet", bind=BIND, index=short.index("squeezenet1_0")
+    )
+
+
+def _choose_group(opened: Bench) -> Group:
+    usable = [group for group in opened.groups if group.reason is None]
+    if not usable:
+        raise IntrafusionError("no group of this network can be pruned: the Overview page of another model says why")
+    names = [group.name for group in usable]
+    if st.session_state.get("group") not in names:
+        st.session_state.pop("group", None)
+    default = next((i for i, group in enumerate(usable) if group.size >= 32), 0)
+    with st.sidebar:
+        sizes = {group.name: group.size for group in usable}
+        name = st.selectbox(
+            "Group", names, index=default, key="group", bind=BIND, format_func=lambda n: f"{n} ({sizes.get(n, 0)} channels)",
+            help="Layers whose channels must be pruned together, named after the first layer that writes them.",
+        )  # fmt: skip
+    return usable[names.index(name)] if name in names else usable[default]
+
+
+def _offer_download(name: str) -> None:
+    st.title("These weights are not on this machine")
+    st.write(
+        f"**{name}** has published weights. Download them, give a weights file under *Local files* in the sidebar "
+        f"(or `random` for the architecture alone), or pick an embedded model."
+    )
+    download(f"Download the weights of {name}", ("weights", name), lambda: stream_weights(name))
+
+
+def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]]]) -> None:
+    """A button that fetches in the background, its progress, and the reason when it fails."""
+    job = jobs().get(key)
+    if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
+        jobs().start(key, 0, work)
+        st.rerun()
+    if job is not None:
+        _watch_download(job)
+
+
+def _watch_download(job: Job) -> None:
+    @st.fragment(run_every=0.5 if job.active else None)
+    def watch() -> None:
+        done, total = job.results[-1] if job.results else (0, 0)
+        if job.active:
+            st.progress(done / total if total else 0.0, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+            if st.button("Cancel the download"):
+                job.cancel()
+        elif job.error:
+            st.error(job.error, icon=":material/error:")
+        elif job.state == "done":
+            st.rerun()
+
+    watch()
+
+
+def measuring(here: Here, limit: int | None) -> Bench | None:
+    """The model with its images; where they are missing, says how to get them and returns None."""
+    try:
+        return measuring_bench(here, (*here.key(), here.spec.dataset), here.spec.data_path, limit)
+    except IntrafusionError as error:
+        st.warning(str(error), icon=":material/image_search:")
+    if here.spec.dataset in ("cifar10", "cifar100") and here.spec.data_path is None:
+        from intrafusion.data import stream_cifar
+
+        st.caption(f"Or give a path under *Local files* in the sidebar. Downloads lie in {home()}.")
+        label = f"Fetch {here.spec.dataset.upper().replace('CIFAR', 'CIFAR-')} (170 MB)"
+        download(label, ("data", here.spec.dataset), lambda: stream_cifar(here.spec.dataset))
+    return None

@@ -1,0 +1,132 @@
+"""Accuracy against sparsity, computed live."""
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion import PruneSpec, registry
+from intrafusion.figures.curves import curves
+from intrafusion.jobs import Job
+from intrafusion.quote import curve_line, curve_snippet
+from intrafusion.sweep import grid, sweep
+from pages.common import parts, shell
+
+_CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
+
+here: shell.Here = st.session_state.here
+st.markdown(
+    "How much accuracy is left when channels go, without any fine-tuning? Fused and dropped networks keep the same channels and see the same images."
+)
+
+columns = st.columns([2, 2, 2, 3])
+with columns[0]:
+    scope = (
+        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=shell.BIND)
+        or "all groups"
+    )
+    limit_name = st.selectbox(
+        "Images",
+        ["500", "2000", "10000", "all"],
+        index=1,
+        key="limit",
+        bind=shell.BIND,
+        help="More images, narrower bands.",
+    )
+merges = columns[1].multiselect(
+    "Merges", list(registry("merge")), default=["drop", "fusion"], key="merges", bind=shell.BIND
+)
+criteria = columns[2].multiselect(
+    "Criteria", list(registry("criterion")), default=["l1"], key="criteria", bind=shell.BIND
+)
+percents = columns[3].multiselect(
+    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=shell.BIND
+)
+if not (merges and criteria and percents):
+    st.info("Choose at least one merge, one criterion and one sparsity.")
+    st.stop()
+
+limit = None if limit_name == "all" else int(limit_name)
+sparsities = [percent / 100 for percent in sorted(percents)]
+base: PruneSpec = here.spec.but(limit=limit, groups="all" if scope == "all groups" else here.spec.groups)
+specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
+
+bench = shell.measuring(here, limit)
+if bench is None:
+    st.stop()
+dense = bench.known_dense(limit, base.seed)
+known = shell.known_points((*here.key(), base.data_path))
+key = ("curve", here.key(), base, tuple(specs))
+job: Job | None = shell.jobs().get(key)
+complete = all(spec in known for spec in specs)
+
+count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
+cheap = bench.size.macs * count * len(specs) < _CHEAP
+buttons = st.container(horizontal=True)
+asked = buttons.button(
+    "Draw the curves", type="primary", icon=":material/play_arrow:", disabled=complete or bool(job and job.active)
+)
+if job is not None and job.active and buttons.button("Cancel", icon=":material/stop:"):
+    job.cancel()
+if asked or (job is None and cheap and not complete):
+    shell.jobs().start(key, len(specs), lambda: sweep(specs, bench, known))
+    st.rerun()
+
+
+@st.fragment(run_every=0.5 if job is not None and job.active else None)
+def live() -> None:
+    """The picture with the points so far; polls while the job runs, then asks for one last full run."""
+    results = [known[spec] for spec in specs if spec in known]
+    watching = job is not None and job.active
+    if job is not None and job.state == "failed":
+        st.error(job.error, icon=":material/error:")
+    words = {
+        "waiting": "waiting for another study",
+        "running": "computing",
+        "cancelled": "cancelled; the points so far stay",
+    }
+    state = "done" if len(results) == len(specs) else words.get(job.state, "") if job else "not computed yet"
+    st.progress(len(results) / len(specs), f"{len(results)} of {len(specs)} points on {count:,} images: {state}")
+    measured = bench.known_dense(limit, base.seed)
+    parts.chart(
+        curves(results, sparsities, measured and (measured.accuracy, measured.interval), shell.is_dark()), "curves"
+    )
+    if st.session_state.get("watching") and not watching:
+        st.session_state.watching = False
+        st.rerun()
+    st.session_state.watching = watching
+
+
+live()
+results = [known[spec] for spec in specs if spec in known]
+if not results and job is None:
+    st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
+table = pd.DataFrame([result.to_row() for result in results])
+if len(table):
+    with st.expander("The numbers", icon=":material/table:"):
+        st.dataframe(
+            table[
+                [
+                    "criterion",
+                    "merge",
+                    "sparsity",
+                    "accuracy",
+                    "low",
+                    "high",
+                    "count",
+                    "channels",
+                    "channels_before",
+                    "params",
+                    "macs",
+                    "seconds",
+                ]
+            ],
+            hide_index=True,
+        )
+swept = {"criterion": criteria, "sparsity": sparsities, "merge": merges}
+parts.take_away(
+    "curves",
+    base,
+    table,
+    curve_line(base, **swept),
+    curve_snippet(base, merges, sparsities, criteria),
+    ("scope", "limit", "merges", "criteria", "sparsities"),
+)

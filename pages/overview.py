@@ -1,0 +1,98 @@
+"""The model: its card, its groups, its dense accuracy."""
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion.evaluate import layer_sizes
+from intrafusion.groups import CONSUMER, PAD, coupling
+from intrafusion.run import Bench
+from pages.common import parts, shell
+
+here: shell.Here = st.session_state.here
+card, bench = here.bench.card, here.bench
+
+prunable = [group for group in bench.groups if group.reason is None]
+
+
+def group_table(bench: Bench) -> pd.DataFrame:
+    """One row a group: what it holds, what it costs, why its layers belong together."""
+    sizes = layer_sizes(bench.model, bench.example)
+    rows = []
+    for group in bench.groups:
+        writers = [
+            sizes[layer.name] for layer in group.layers if layer.role not in (CONSUMER, PAD) and layer.name in sizes
+        ]
+        rows.append(
+            {
+                "group": group.name,
+                "channels": group.size,
+                "parameters": sum(size.params for size in writers),
+                "MACs": sum(size.macs for size in writers),
+                "prunable": group.reason is None,
+                "why": group.reason or coupling(group),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+st.subheader("Channel groups, from input to output")
+st.markdown(
+    f"**{card.name}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
+    f"an image. {len(prunable)} of its {len(bench.groups)} groups can be pruned."
+)
+st.caption(
+    "Layers in one row share their channels: one cannot lose a channel without the others. Sizes are of the layers that write them."
+)
+table = group_table(bench)
+st.dataframe(
+    table,
+    hide_index=True,
+    height=min(38 + 35 * len(table), 560),
+    column_config={
+        "group": st.column_config.TextColumn(width="medium"),
+        "parameters": st.column_config.NumberColumn(format="localized"),
+        "MACs": st.column_config.NumberColumn(format="localized"),
+        "why": st.column_config.TextColumn("coupled layers, or why not prunable", width="large"),
+    },
+)
+
+left, right = st.columns(2)
+with left:
+    st.subheader("Model card")
+    facts = {
+        "Trained on": card.dataset,
+        "Input": " × ".join(map(str, card.input_size)),
+        "Classes": str(card.classes),
+        "Normalisation": f"mean {', '.join(f'{m:g}' for m in card.mean)}; std {', '.join(f'{s:g}' for s in card.std)}",
+        "Weights": card.source,
+        "Licence": card.licence or "unknown",
+        "Made by": f"`{card.details['command']}`" if "command" in card.details else "not trained by this project",
+    }
+    st.markdown("\n".join(f"- **{name}**: {value}" for name, value in facts.items()))
+with right:
+    st.subheader("Dense accuracy")
+    if card.accuracy is not None:
+        interval = card.details.get("interval")
+        span = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
+        images = f" of {card.details['test_images']:,} test images" if "test_images" in card.details else ""
+        st.markdown(f"The card says **{card.accuracy:.1%}**{images}{span}.")
+    if st.button("Measure it here, on at most 2,000 images", icon=":material/speed:"):
+        measured_on = shell.measuring(here, 2000)
+        if measured_on is not None:
+            with st.spinner("Measuring"):
+                dense = measured_on.dense(2000)
+            half = 100 * (dense.interval[1] - dense.interval[0]) / 2
+            st.metric("Top-1 accuracy", f"{dense.accuracy:.1%} ± {half:.1f}", border=True)
+            st.caption(
+                f"{dense.count:,} images of {card.dataset}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
+            )
+
+command = f"python -m intrafusion groups --model {card.name}" + (
+    f" --weights {here.spec.weights}" if here.spec.weights else ""
+)
+weights = f", weights={here.spec.weights!r}" if here.spec.weights else ""
+snippet = (
+    f"import intrafusion as itf\n\nmodel = itf.load_model({card.name!r}{weights})\n"
+    "for group in itf.find_groups(model, model.card.example()):\n    print(group.name, group.size, group.reason)"
+)
+parts.take_away("", here.spec, table, command, snippet, ())
