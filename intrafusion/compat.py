@@ -1,14 +1,21 @@
-"""Lets a CPU-only torch import PyPI's torchvision; imported by the package before anything else.
+"""What must happen before torch and torchvision are used; imported by the package before anything else.
 
+Threads: OpenMP workers sleep while they wait, unless the environment says otherwise. Spinning, the default, wastes the
+cores that another session, job or thread needs: on 2 busy cores the default curve took ten times as long.
+
+torchvision: a CPU-only torch next to PyPI's build must import it.
 torchvision's compiled operators do not load beside a torch of another build, and its import then fails with "operator
 torchvision::nms does not exist": it registers shape functions for two operators that nobody declared. Declaring their
 schemas is enough, as no detection operator is ever called here.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads OpenMP
+
+import torch  # noqa: E402
 
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -9,9 +9,11 @@ from intrafusion.jobs import Job
 from intrafusion.quote import curve_line, curve_snippet
 from intrafusion.sweep import grid, sweep
 from pages.common import parts, shell
+from pages.common.navigation import enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
 
+enter_app()
 here: shell.Here = st.session_state.here
 st.markdown(
     "How much accuracy is left when channels go, without any fine-tuning? Fused and dropped networks keep the same channels and see the same images."

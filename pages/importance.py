@@ -7,7 +7,9 @@ from intrafusion import PruneSpec
 from intrafusion.figures.importance import importance_bars
 from intrafusion.quote import plan_snippet
 from pages.common import parts, shell
+from pages.common.navigation import enter_app
 
+enter_app()
 here: shell.Here = st.session_state.here
 st.markdown(
     "Which channels matter? A criterion scores each one; the least important go. The rest of the method is what happens to those."

@@ -7,7 +7,9 @@ from intrafusion.evaluate import layer_sizes
 from intrafusion.groups import CONSUMER, PAD, coupling
 from intrafusion.run import Bench
 from pages.common import parts, shell
+from pages.common.navigation import enter_app
 
+enter_app()
 here: shell.Here = st.session_state.here
 card, bench = here.bench.card, here.bench
 

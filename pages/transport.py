@@ -8,7 +8,9 @@ from intrafusion.quote import plan_snippet
 from intrafusion.story import story
 from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS
 from pages.common import parts, shell
+from pages.common.navigation import enter_app
 
+enter_app()
 here: shell.Here = st.session_state.here
 st.markdown(
     "Every channel is a point: its weights. The plan moves the mass of all channels onto the ones that stay, over the least "
@@ -83,7 +85,9 @@ st.caption(
 
 st.subheader(f"Channel {channel}")
 parts.channel_story(here, plan, scores, channel)
-parts.chart(destinations(story(plan, scores, channel).goes_to, channel, shell.is_dark()), "destinations")
+told = story(plan, scores, channel)
+if not told.kept:
+    parts.chart(destinations(told.goes_to, channel, shell.is_dark()), "destinations")
 
 keys = ("criterion", "sparsity", "view", "p", "source", "target", "anchors", "normalise", "bias", "channel")
 parts.take_away(

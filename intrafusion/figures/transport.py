@@ -59,13 +59,14 @@ def plan_heatmap(
     _markers(fig, plan, view, selected, colours)
     _margins(fig, plan, view, colours)
     rows, columns = _ticks(k, 24), _ticks(n, 24)
+    fig.update_xaxes(showgrid=False, zeroline=False)
+    fig.update_yaxes(showgrid=False, zeroline=False)
     fig.update_xaxes(title="source channel", tickvals=columns, range=[-0.6, n - 0.4], row=2, col=1)
     fig.update_yaxes(
         title="target (kept channel)",
         tickvals=rows,
         ticktext=[str(kept[i]) for i in rows],
         range=[k - 0.4, -0.6],
-        showgrid=False,
         row=2,
         col=1,
     )
@@ -78,9 +79,9 @@ def _title(plan: "TransportPlan", view: str) -> str:
         return f"How different {n} channels are from the {k} that stay"
     if k == n:
         return "Nothing is pruned: every channel stays where it is"
-    moved = n - k
-    share = "each kept channel keeps its own mass; " if plan.reduced else ""
-    return f"{share}{moved} channels are fused into {k}" if share else f"{n} channels are fused into {k} targets"
+    if plan.reduced:
+        return f"{n - k} channels are fused into the {k} that stay"
+    return f"The mass of {n} channels moves onto {k} targets"
 
 
 def _height(k: int) -> int:
@@ -158,4 +159,4 @@ def destinations(weights: Sequence[tuple[int, float]], channel: int, dark: bool 
     )
     fig.update_xaxes(title="weight in the applied matrix", rangemode="tozero")
     fig.update_yaxes(autorange="reversed", showgrid=False)
-    return fig
+    return fig.update_layout(margin={"l": 100})

@@ -14,7 +14,7 @@ def greet() -> None:
         "Structured pruning makes a network smaller by removing channels. **Dropping** deletes the less important ones; "
         "**fusion** moves their weights into the ones that stay, along an Optimal Transport plan, and needs no data."
     )
-    name = st.session_state.get("model") or st.query_params.get("model", "digits-resnet")
+    name = st.query_params.get("model", "digits-resnet")  # bound to the sidebar, which drops the default
     if name not in {file.stem for file in _CARDS.glob("*.json")} or st.query_params.get("weights"):
         return
     card = json.loads((_CARDS / f"{name}.json").read_text())

@@ -134,7 +134,7 @@ def take_away(
         st.markdown("**Command line**")
         st.code(command, language="bash", wrap_lines=True)
         st.markdown("**Python**")
-        st.code(snippet, language="python")
+        st.code(snippet, language="python", wrap_lines=True)
 
 
 def permalink(page: str, keys: tuple[str, ...]) -> str:

@@ -141,12 +141,17 @@ def _choose_group(opened: Bench) -> Group:
         st.session_state.pop("group", None)
     default = next((i for i, group in enumerate(usable) if group.size >= 32), 0)
     with st.sidebar:
-        sizes = {group.name: group.size for group in usable}
         name = st.selectbox(
-            "Group", names, index=default, key="group", bind=BIND, format_func=lambda n: f"{n} ({sizes.get(n, 0)} channels)",
+            "Group",
+            names,
+            index=default,
+            key="group",
+            bind=BIND,
             help="Layers whose channels must be pruned together, named after the first layer that writes them.",
-        )  # fmt: skip
-    return usable[names.index(name)] if name in names else usable[default]
+        )
+        group = usable[names.index(name) if name in names else default]
+        st.caption(f"{group.size} channels")
+    return group
 
 
 def _offer_download(name: str) -> None:

@@ -1,0 +1,45 @@
+"""The list of pages, and the way back into it."""
+
+import runpy
+from pathlib import Path
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+_PAGES = (
+    ("overview", ":material/home:", "The model: its card, its channel groups, which layers are coupled and why."),
+    ("importance", ":material/bar_chart:", "Scores of one group's channels, and which of them a sparsity would cut."),
+    (
+        "transport",
+        ":material/conversion_path:",
+        "The transport plan of one group: cost, coupling, matrix, each channel's story.",
+    ),
+    ("curves", ":material/show_chart:", "Accuracy against sparsity, fused against dropped, computed live."),
+)
+
+
+def navigate() -> StreamlitPage:
+    """Declare the pages; the one that is open."""
+    return st.navigation(
+        [st.Page(f"pages/{name}.py", title=name.capitalize(), icon=icon, help=about) for name, icon, about in _PAGES]
+    )
+
+
+def run(page: StreamlitPage) -> None:
+    """Run the page, marked as running inside the app."""
+    st.session_state.inside_app = True
+    try:
+        page.run()
+    finally:
+        st.session_state.inside_app = False
+
+
+def enter_app() -> None:
+    """Run app.py around this page when Streamlit runs the page alone.
+
+    A server whose app has a folder named pages starts in Streamlit's old mode, where a page that is opened by its own
+    address runs without app.py, until pages are declared once.
+    """
+    if not st.session_state.get("inside_app"):
+        runpy.run_path(str(Path(__file__).parents[2] / "app.py"))
+        st.stop()

@@ -1,0 +1,73 @@
+"""The dashboard on a port of its own, and a Chromium to look at it; also makes the README's screenshot.
+
+python tests/browser/dashboard.py assets/curves.png
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Run the dashboard; gives its address, and fails at the end when its log holds a traceback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        log = server.communicate(timeout=30)[0]
+    if "Traceback (most recent call last)" in log:
+        raise AssertionError(log)
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def main(out: str) -> None:
+    with serving() as address, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.goto(f"{address}/curves")
+        page.get_by_text("18 of 18 points on 597 images: done").wait_for(timeout=120_000)
+        page.wait_for_timeout(2000)
+        page.screenshot(path=out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,141 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from dashboard import CHROMIUM, chromium, serving
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install Debian's package chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser):
+    opened = browser.new_page(viewport={"width": 1400, "height": 1600})
+    opened.set_default_timeout(60_000)
+    yield opened
+    opened.close()
+
+
+def shows(page, text):
+    page.get_by_text(text).first.wait_for()
+
+
+def no_exception(page):
+    assert page.locator('[data-testid="stException"]').count() == 0
+    assert page.locator('[data-testid="stAlert"]').count() == 0
+
+
+def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(page, address):
+    page.goto(f"{address}/importance")
+    shows(page, "Take it with you")
+    page.wait_for_timeout(1000)
+    links = page.locator('[data-testid="stSidebarNavLink"]').all_inner_texts()
+    assert [link.split()[-1] for link in links] == ["Overview", "Importance", "Transport", "Curves"]
+    assert page.get_by_label("Model").count() > 0
+    no_exception(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "sees"),
+    [
+        ("", "Channel groups, from input to output"),
+        ("importance", "With fusion."),
+        ("transport", "non-zeros"),
+        ("curves", "points on 597 images"),
+    ],
+)
+def test_each_page_opens(page, address, name, sees):
+    page.goto(f"{address}/{name}")
+    shows(page, sees)
+    shows(page, "Take it with you")
+    no_exception(page)
+
+
+def test_the_greeting_is_there_before_the_model(page, address):
+    page.goto(address)
+    shows(page, "Top-1 accuracy")
+    assert re.search(r"\d\d\.\d% ± \d\.\d", page.locator('[data-testid="stMetricValue"]').nth(2).inner_text())
+
+
+def test_moving_the_slider_moves_the_cut(page, address):
+    page.goto(f"{address}/importance")
+    title = page.locator(".js-plotly-plot .gtitle").first
+    title.wait_for()
+    before = title.text_content()
+    assert re.match(r"\d+ of \d+ channels stay", before)
+    slider = page.get_by_role("slider").first
+    slider.focus()
+    for _ in range(20):
+        slider.press("ArrowRight")
+    page.wait_for_function("t => document.querySelector('.js-plotly-plot .gtitle').textContent !== t", arg=before)
+    assert int(title.text_content().split()[0]) < int(before.split()[0])
+    assert "sparsity=50" in page.url
+    no_exception(page)
+
+
+def test_clicking_a_bar_tells_that_channels_story(page, address):
+    page.goto(f"{address}/importance")
+    page.locator(".js-plotly-plot .bars .point").first.wait_for()
+    page.wait_for_timeout(1500)
+    before = page.get_by_role("heading", name=re.compile(r"^Channel \d+$")).inner_text()
+    box = page.locator(".js-plotly-plot .bars .point").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_function(
+        "t => [...document.querySelectorAll('h3')].some(h => /^Channel \\d+$/.test(h.innerText) && h.innerText !== t)",
+        arg=before,
+    )
+    shows(page, "It is kept, and absorbs")
+    assert "channel=" in page.url
+    no_exception(page)
+
+
+def test_clicking_a_square_of_the_plan_tells_that_channels_story(page, address):
+    page.goto(f"{address}/transport?channel=5")
+    shows(page, "Take it with you")
+    squares = page.locator(".js-plotly-plot .scatterlayer .point")
+    squares.first.wait_for()
+    page.wait_for_timeout(1500)
+    box = squares.last.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_function("() => [...document.querySelectorAll('h3')].some(h => h.innerText === 'Channel 31')")
+    no_exception(page)
+
+
+def test_the_curves_arrive_point_by_point_and_can_be_cancelled(page, address):
+    page.goto(f"{address}/curves?model=digits-vgg")
+    shows(page, "18 of 18 points on 597 images: done")
+    heading = page.locator(".js-plotly-plot .gtitle").first.text_content()
+    assert re.match(r"At \d+%, fusion keeps \d+ % where dropping keeps \d+ %", heading)
+    no_exception(page)
+
+
+def test_dark_mode_draws_on_dark_ground(browser, address):
+    context = browser.new_context(color_scheme="dark", viewport={"width": 1400, "height": 1200})
+    page = context.new_page()
+    page.goto(f"{address}/transport")
+    page.get_by_text("Take it with you").wait_for(timeout=60_000)
+    page.locator(".js-plotly-plot .gtitle").first.wait_for()
+    page.wait_for_timeout(2500)
+    ground = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
+    context.close()
+    assert sum(map(int, re.findall(r"\d+", ground)[:3])) < 150
+    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600

@@ -1,0 +1,220 @@
+"""Shared fixtures: the reference folder beside the checkout, and small networks of every kind of coupling."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import intrafusion as itf  # before torchvision, which it makes importable
+from intrafusion.networks import ResNet, Vgg, mlp
+
+torch.set_num_threads(1)  # the networks are tiny: on a shared machine waiting for a second thread costs ten times more
+
+SHARED = Path(os.environ.get("INTRAFUSION_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], Path]:
+    """A file of the reference folder by its relative path; the test skips where it is absent."""
+
+    def path(relative: str) -> Path:
+        file = SHARED / relative
+        if not file.exists():
+            pytest.skip(f"no {file}: set INTRAFUSION_SHARED to the folder that holds {relative}")
+        return file
+
+    return path
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Weights that keep the signal alive to the last layer, and norms that do something, so that mistakes show."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0, 0.3)
+        elif isinstance(module, _BatchNorm):
+            if module.track_running_stats:
+                nn.init.normal_(module.running_mean, 0, 0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                module.weight.data[::3] *= -1
+                nn.init.normal_(module.bias, 0, 0.3)
+    return model.eval().requires_grad_(False)
+
+
+class Pooled(nn.Module):
+    """A body, its channels averaged over the image, a linear head."""
+
+    def __init__(self, body: nn.Module, channels: int):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def conv(n_in: int, n_out: int, groups: int = 1, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, groups=groups)
+
+
+def conv_bn(n_in: int, n_out: int, groups: int = 1, kernel: int = 3) -> list[nn.Module]:
+    return [conv(n_in, n_out, groups, kernel), nn.BatchNorm2d(n_out), nn.ReLU()]
+
+
+class Fire(nn.Module):
+    """SqueezeNet's: squeeze, two expansions of different width, concatenated (Iandola et al. 2016)."""
+
+    def __init__(self, n_in: int, squeeze: int, one: int, three: int):
+        super().__init__()
+        self.squeeze = nn.Conv2d(n_in, squeeze, 1)
+        self.one, self.three = nn.Conv2d(squeeze, one, 1), conv(squeeze, three)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.one(x)), F.relu(self.three(x))], 1)
+
+
+class PreActivation(nn.Module):
+    """Residual sums whose norms read the sum, so they cannot be folded (He et al. 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1, self.conv1 = conv(3, 6), nn.BatchNorm2d(6), conv(6, 4)
+        self.norm2, self.conv2, self.norm3 = nn.BatchNorm2d(4), conv(4, 6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return F.relu(self.norm3(x))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels multiplied by gates computed from their own means (Hu et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = conv(3, 6), nn.BatchNorm2d(6)
+        self.down, self.up = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+
+
+class Doubled(nn.Module):
+    """The same channels twice in one concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = conv(3, 4), conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return F.relu(self.mix(torch.cat([x, x], 1)))
+
+
+def _densenet() -> nn.Module:
+    from torchvision.models.densenet import DenseNet
+
+    return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, bn_size=2, num_classes=5)
+
+
+def _mobilenet() -> nn.Module:
+    from torchvision.models import mobilenet_v2
+
+    return mobilenet_v2(width_mult=0.25, num_classes=5)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "mlp": (lambda: mlp((12, 8, 6, 5)), (3, 2, 2)),
+    "vgg": (lambda: Vgg((6, "M", 8), (32, 7, 5)), (3, 4, 4)),
+    "resnet-projection": (lambda: ResNet(2, (4, 6), 5, shortcut="projection"), (3, 8, 8)),
+    "resnet-pad": (lambda: ResNet(1, (4, 7, 12), 5, shortcut="pad"), (3, 8, 8)),
+    "cifar10-resnet20": (lambda: itf.load_model("cifar10-resnet20", weights="random"), (3, 32, 32)),
+    "digits-vgg": (lambda: itf.load_model("digits-vgg", weights="random"), (1, 8, 8)),
+    "pre-activation": (lambda: Pooled(PreActivation(), 6), (3, 8, 8)),
+    "fire": (lambda: Pooled(nn.Sequential(conv(3, 6), nn.ReLU(), Fire(6, 3, 4, 5), Fire(9, 2, 3, 3)), 6), (3, 8, 8)),
+    "densenet": (_densenet, (3, 32, 32)),
+    "mobilenet": (_mobilenet, (3, 32, 32)),
+    "resnext": (lambda: Pooled(nn.Sequential(*conv_bn(3, 8), *conv_bn(8, 8, groups=4), conv(8, 6)), 6), (3, 8, 8)),
+    "multiplier": (lambda: Pooled(nn.Sequential(*conv_bn(3, 4), *conv_bn(4, 8, groups=4), conv(8, 6)), 6), (3, 8, 8)),
+    "squeeze-excite": (lambda: Pooled(SqueezeExcite(), 6), (3, 8, 8)),
+    "doubled": (lambda: Pooled(Doubled(), 6), (3, 8, 8)),
+    "flat-norm": (
+        lambda: nn.Sequential(conv(3, 4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 5)),
+        (3, 4, 4),
+    ),
+    "plain-norm": (
+        lambda: Pooled(nn.Sequential(conv(3, 6), nn.BatchNorm2d(6, affine=False), nn.ReLU(), conv(6, 4)), 4),
+        (3, 8, 8),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with random weights and norms; shared by the tests, so no test may change it."""
+
+    name: str
+    model: nn.Module
+    example: Tensor
+    images: Tensor
+    logits: Tensor
+    groups: tuple[itf.Group, ...]
+
+    @property
+    def prunable(self) -> list[itf.Group]:
+        return [group for group in self.groups if group.reason is None]
+
+    def group(self, name: str) -> itf.Group:
+        return next(group for group in self.groups if group.name == name)
+
+
+@functools.cache
+def _network(name: str) -> Network:
+    make, size = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = randomise(make()), torch.randn(4, *size)
+    example = torch.zeros(1, *size)
+    return Network(name, model, example, images, model(images), tuple(itf.find_groups(model, example)))
+
+
+@pytest.fixture(scope="session", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> Network:
+    """Each of the small networks in turn."""
+    return _network(request.param)
+
+
+@pytest.fixture(scope="session")
+def networks() -> Callable[[str], Network]:
+    """A small network by name."""
+    return _network
+
+
+@pytest.fixture(scope="session")
+def random_weights() -> Callable[[nn.Module], nn.Module]:
+    """Fills a network, in place, with weights and norms that are neither dead nor trivial."""
+    return randomise
+
+
+@pytest.fixture(scope="session")
+def same_logits() -> Callable[..., None]:
+    """Asserts that two networks' logits agree to 1e-4 of what tells the images apart (all logits share their bias)."""
+
+    def check(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+        assert actual.shape == expected.shape
+        spread = float((expected - expected.mean(0)).abs().max())
+        error = float((actual - expected).abs().max())
+        assert error <= tolerance * spread + 1e-6 * float(expected.abs().max()), f"off by {error} of {spread}"
+
+    return check

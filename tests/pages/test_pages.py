@@ -1,0 +1,168 @@
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+APP = str(Path(__file__).parents[2] / "app.py")
+PAGES = ["overview", "importance", "transport", "curves"]
+
+
+def open_page(page: str, **query: str) -> AppTest:
+    app = AppTest.from_file(APP, default_timeout=60)
+    for key, value in query.items():
+        app.query_params[key] = value
+    app.run()
+    if page != "overview":
+        app.switch_page(f"pages/{page}.py").run()
+    return app
+
+
+def text(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.title, app.subheader, app.error, app.warning, app.info, app.code)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("model", ["digits-mlp", "digits-vgg", "digits-resnet"])
+def test_every_page_opens_on_every_embedded_digits_model(page, model):
+    app = open_page(page, model=model)
+    assert not app.exception
+    assert not app.error
+    assert app.title[0].value == page.capitalize()
+    assert model in text(app)
+    assert "Take it with you" in text(app)
+
+
+def test_overview_says_what_is_coupled_and_what_cannot_be_pruned():
+    table = open_page("overview").dataframe[0].value
+    assert list(table["channels"]) == [16, 16, 16, 32, 32, 32, 64, 64, 64, 10]
+    assert "summed" in table["why"][0]
+    assert table["why"].iloc[-1] == "these channels are the network's outputs"
+
+
+def test_overview_measures_the_dense_accuracy_that_the_card_claims():
+    app = open_page("overview")
+    claimed = app.metric[2].value
+    app.button[0].click().run()
+    assert not app.exception
+    assert app.metric[4].value.split("%")[0] == claimed.split("%")[0]
+
+
+def test_moving_the_sparsity_changes_what_goes():
+    app = open_page("transport")
+    before = text(app)
+    app.slider(key="sparsity").set_value(60).run()
+    assert "sparsity=0.6" in text(app)
+    assert before != text(app)
+    app.slider(key="sparsity").set_value(0).run()
+    assert "It is kept as it is" in text(app)
+
+
+def test_a_dropped_channel_tells_where_it_goes():
+    app = open_page("transport")
+    story = next(m.value for m in app.markdown if m.value.startswith("**With fusion.**"))
+    assert "merged into" in story
+    dropped = next(m.value for m in app.markdown if m.value.startswith("**With dropping.**"))
+    assert "nothing of it remains" in dropped
+
+
+@pytest.mark.parametrize("knob", [("p", 2), ("source", "importance"), ("target", "softmax"), ("anchors", "kmeans"),
+                                  ("normalise", "target"), ("bias", True)])  # fmt: skip
+def test_every_transport_knob_reaches_the_snippet(knob):
+    key, value = knob
+    app = open_page("transport")
+    before = text(app)
+    kinds = {"p": "button_group", "bias": "toggle"}
+    getattr(app, kinds.get(key, "selectbox"))(key=key).set_value(value).run()
+    assert not app.exception
+    assert not app.error
+    assert f"{key}={value!r}" in text(app)
+    assert text(app) != before
+
+
+def test_curves_draw_themselves_for_the_embedded_default_and_finish():
+    app = open_page("curves", sparsities="30")
+    for _ in range(60):
+        app.run()
+        if app.dataframe:
+            break
+    rows = app.dataframe[0].value
+    assert set(rows["merge"]) == {"drop", "fusion"}
+    accuracy = rows.set_index("merge")["accuracy"]
+    assert accuracy["fusion"] > accuracy["drop"] + 0.1
+    assert set(rows["count"]) == {597}
+
+
+def test_an_empty_choice_says_what_to_choose():
+    app = open_page("curves")
+    app.multiselect(key="merges").set_value([]).run()
+    assert "Choose at least one merge" in app.info[0].value
+
+
+def test_a_permalink_restores_the_page():
+    app = open_page("transport")
+    app.slider(key="sparsity").set_value(55)
+    app.selectbox(key="group").set_value("layer3.1.conv1")
+    app.selectbox(key="source").set_value("importance")
+    app.run()
+    app.number_input(key="channel").set_value(3).run()
+    link = next(c.value for c in app.code if c.value.startswith("http"))
+    again = open_page("transport", **dict(parse_qsl(urlsplit(link).query)))
+    assert again.slider(key="sparsity").value == 55
+    assert again.selectbox(key="group").value == "layer3.1.conv1"
+    assert again.number_input(key="channel").value == 3
+    assert [m.value for m in again.markdown] == [m.value for m in app.markdown]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"model": "nonsense"},
+        {"group": "nonsense"},
+        {"sparsity": "900"},
+        {"sparsity": "abc"},
+        {"channel": "9999"},
+        {"channel": "-3"},
+        {"criterion": "<script>"},
+        {"view": "nonsense"},
+        {"device": "cuda:7"},
+        {"unknown": "1"},
+    ],
+)
+def test_a_bad_link_falls_back_to_defaults(query):
+    app = open_page("transport", **query)
+    assert not app.exception
+    assert not app.error
+    assert "With fusion" in text(app)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"weights": "/nowhere/weights.pt"}, "no weights file at /nowhere/weights.pt"),
+        ({"weights": "notes.txt"}, "no weights file at notes.txt"),
+    ],
+)
+@pytest.mark.parametrize("page", PAGES)
+def test_bad_weights_give_one_line(page, query, says):
+    app = open_page(page, **query)
+    assert not app.exception
+    assert says in app.error[0].value
+    assert "\n" not in app.error[0].value
+
+
+def test_missing_cifar_images_offer_a_download_and_a_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
+    app = open_page("curves", model="cifar10-resnet20", weights="random")
+    assert not app.exception
+    assert "no usable cifar10" in app.warning[0].value
+    assert [b.label for b in app.button] == ["Fetch CIFAR-10 (170 MB)"]
+
+
+def test_missing_weights_offer_a_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
+    app = open_page("overview", model="cifar10-resnet56")
+    assert not app.exception
+    assert "published weights" in text(app)
+    assert [b.label for b in app.button] == ["Download the weights of cifar10-resnet56"]

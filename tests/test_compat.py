@@ -1,0 +1,63 @@
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+
+import pytest
+import torch
+
+from intrafusion import compat
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout.strip(), done.stderr
+
+
+def test_torchvision_imports_and_runs_after_the_package():
+    code = (
+        "import intrafusion, torch; from torchvision import models, datasets, transforms; "
+        "print(tuple(models.squeezenet1_1(num_classes=3)(torch.zeros(1, 3, 64, 64)).shape))"
+    )
+    assert run(code) == (0, "(1, 3)", "")
+
+
+@pytest.mark.parametrize("name", ["nms", "qnms"])
+def test_the_operators_that_torchvision_asks_for_are_declared_once(name):
+    operator = getattr(torch.ops.torchvision, name).default
+    assert [argument.name for argument in operator._schema.arguments] == ["dets", "scores", "iou_threshold"]
+    with pytest.raises(RuntimeError):  # a second declaration fails, so one that torchvision made must not be repeated
+        torch.library.Library("torchvision", "FRAGMENT").define(
+            next(schema for schema in compat.SCHEMAS if schema.startswith(f"{name}("))
+        )
+
+
+def library_of(monkeypatch, folders):
+    spec = ModuleSpec("torchvision", None, is_package=True) if folders is not None else None
+    if spec is not None:
+        spec.submodule_search_locations = folders
+    monkeypatch.setattr(compat, "find_spec", lambda name: spec)
+
+
+def test_without_torchvision_no_operators_load(monkeypatch):
+    library_of(monkeypatch, None)
+    assert not compat.compiled_operators_load()
+
+
+def test_without_a_compiled_library_no_operators_load(monkeypatch, tmp_path):
+    library_of(monkeypatch, [str(tmp_path)])
+    assert not compat.compiled_operators_load()
+
+
+def test_a_library_of_another_build_does_not_load(monkeypatch, tmp_path):
+    (tmp_path / "_C.so").write_bytes(b"no library for this torch")
+    library_of(monkeypatch, [str(tmp_path)])
+    assert not compat.compiled_operators_load()
+
+
+def test_a_library_that_loads_is_enough(monkeypatch, tmp_path):
+    (tmp_path / "_C.so").write_bytes(b"")
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    library_of(monkeypatch, [str(tmp_path)])
+    assert compat.compiled_operators_load()
+    assert loaded == [str(tmp_path / "_C.so")]

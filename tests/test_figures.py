@@ -1,0 +1,426 @@
+import json
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from torch import Tensor
+
+import intrafusion as itf
+from intrafusion.figures.curves import curves, headline
+from intrafusion.figures.importance import importance_bars
+from intrafusion.figures.kernels import kernel_rows
+from intrafusion.figures.theme import DARK, LIGHT, rgba, tint
+from intrafusion.figures.transport import VIEWS, destinations, plan_heatmap
+from intrafusion.run import Bench, Result, open_bench, open_model, run
+from intrafusion.sweep import grid, sweep
+from intrafusion.transport import TransportPlan
+
+BASE = itf.PruneSpec(model="digits-resnet", limit=60)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return open_bench(BASE)
+
+
+@pytest.fixture(scope="module")
+def planned(bench: Bench) -> Callable[..., tuple[Tensor, TransportPlan]]:
+    """Scores and plan of a 32-channel group of digits-resnet."""
+    group = next(group for group in bench.groups if group.name == "layer2.0.conv1")
+    scores = itf.score(bench.model, group)
+
+    def make(sparsity: float = 0.3, **knobs: object) -> tuple[Tensor, TransportPlan]:
+        return scores, itf.plan(bench.model, group, scores, sparsity, **knobs)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def zero_padded() -> tuple[Tensor, TransportPlan]:
+    """A group of several blocks, between which the cost is infinite."""
+    torch.manual_seed(0)
+    bench = open_model("cifar10-resnet20", weights="random")
+    group = next(group for group in bench.groups if group.name == "conv1")
+    scores = itf.score(bench.model, group)
+    return scores, itf.plan(bench.model, group, scores, 0.4)
+
+
+@pytest.fixture(scope="module")
+def results(bench: Bench) -> list[Result]:
+    specs = grid(BASE, criterion=["l1", "random"], merge=["drop", "fusion"], sparsity=[0.2, 0.5, 0.8])
+    return list(sweep(specs, bench))
+
+
+def serialised(fig: go.Figure) -> dict:
+    """The figure as a browser reads it; NaN and Infinity are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in a figure")
+
+    return json.loads(fig.to_json(), parse_constant=refuse)
+
+
+def title(fig: go.Figure) -> str:
+    return fig.layout.title.text
+
+
+def traces(fig: go.Figure, kind: str) -> list:
+    return [trace for trace in fig.data if trace.type == kind]
+
+
+def numbers(values: Sequence) -> np.ndarray:
+    return np.asarray(values, float)
+
+
+def check_both_themes(draw: Callable[[bool], go.Figure]) -> None:
+    light, dark = draw(False), draw(True)
+    assert serialised(light) != serialised(dark)
+    assert light.layout.font.color == LIGHT.dense
+    assert dark.layout.font.color == DARK.dense
+    assert title(light) == title(dark)
+
+
+class TestImportance:
+    @pytest.mark.parametrize("sparsity", [0, 0.3, 0.9])
+    @pytest.mark.parametrize("by_rank", [True, False])
+    def test_one_bar_a_channel_that_carries_its_channel(self, planned, sparsity, by_rank):
+        scores, plan = planned(sparsity)
+        fig = importance_bars(scores.tolist(), plan.kept.tolist(), "l1", by_rank)
+        (bars,) = fig.data
+        assert len(bars.x) == len(bars.y) == 32
+        assert sorted(bars.customdata) == list(range(32))
+        assert [scores[int(channel)] for channel in bars.customdata] == list(bars.y)
+        assert list(bars.y) == sorted(bars.y, reverse=True) if by_rank else list(bars.customdata) == list(range(32))
+        solid = [colour == LIGHT.fusion for colour in bars.marker.color]
+        assert solid == [int(channel) in set(plan.kept.tolist()) for channel in bars.customdata]
+        serialised(fig)
+
+    def test_title_and_cut_say_what_the_data_say(self, planned):
+        scores, plan = planned(0.3)
+        fig = importance_bars(scores.tolist(), plan.kept.tolist(), "l1")
+        assert title(fig) == "22 of 32 channels stay, 10 go"
+        (cut,) = fig.layout.shapes
+        assert cut.x0 == cut.x1 == 21.5
+        scores, plan = planned(0)
+        whole = importance_bars(scores.tolist(), plan.kept.tolist(), "l1")
+        assert "32 of 32 channels stay" in title(whole)
+        assert "nothing is pruned" in title(whole)
+        assert not whole.layout.shapes
+
+    def test_no_single_cut_where_blocks_or_clusters_choose(self, planned, zero_padded):
+        scores, plan = zero_padded
+        order = scores.argsort(descending=True)
+        assert set(order[: len(plan.kept)].tolist()) != set(plan.kept.tolist())
+        assert not importance_bars(scores.tolist(), plan.kept.tolist(), "l1").layout.shapes
+        assert not importance_bars([1, 2, 3], [1, 2], "l1", by_rank=False).layout.shapes
+
+    def test_axis_names_the_channels_and_the_criterion(self):
+        fig = importance_bars([0.1, 0.9, 0.5], [1, 2], "bn_scale")
+        assert list(fig.layout.xaxis.ticktext) == ["1", "2", "0"]
+        assert "bn_scale" in fig.layout.yaxis.title.text
+        assert "important first" in fig.layout.xaxis.title.text
+
+    @pytest.mark.parametrize("n", [1, 2, 17, 512])
+    def test_any_number_of_channels_is_drawn_with_few_labels(self, n):
+        fig = importance_bars(list(range(n)), [n - 1], "l1")
+        assert len(fig.data[0].x) == n
+        assert len(fig.layout.xaxis.tickvals) == min(n, 17)
+        serialised(fig)
+
+    @pytest.mark.parametrize("by_rank", [True, False])
+    def test_selected_channel_alone_is_marked(self, planned, by_rank):
+        scores, plan = planned(0.3)
+        (bars,) = importance_bars(scores.tolist(), plan.kept.tolist(), "l1", by_rank, selected=7).data
+        marked = [
+            int(c) for c, edge in zip(bars.customdata, bars.marker.line.color, strict=True) if edge == LIGHT.second
+        ]
+        assert marked == [7]
+
+    def test_light_and_dark_differ(self, planned):
+        scores, plan = planned(0.3)
+        check_both_themes(lambda dark: importance_bars(scores.tolist(), plan.kept.tolist(), "l1", dark=dark))
+
+
+KNOBS = [{}, {"sparsity": 0}, {"anchors": "kmeans"}, {"target": "importance", "normalise": "target"}]
+
+
+class TestTransport:
+    @pytest.mark.parametrize("view", VIEWS)
+    @pytest.mark.parametrize("knobs", KNOBS, ids=str)
+    def test_picture_shows_the_plan(self, planned, view, knobs):
+        _, plan = planned(**knobs)
+        fig = plan_heatmap(plan, view)
+        (heat,), (marks,), (above, beside) = (traces(fig, kind) for kind in ("heatmap", "scatter", "bar"))
+        cells = {"coupling": plan.coupling.T * 32, "cost": plan.cost.T, "matrix": plan.matrix}[view]
+        np.testing.assert_allclose(numbers(heat.z), cells.numpy(), rtol=1e-6, atol=1e-7)
+
+        assert len(marks.x) == int((plan.coupling > 0).sum())
+        for x, y, carried in zip(marks.x, marks.y, marks.customdata, strict=True):
+            assert plan.coupling[x, y] > 0
+            assert list(carried) == [x, plan.kept[y], plan.matrix[y, x]]  # a click needs its channel first
+
+        shown = plan.matrix if view == "matrix" else 32 * plan.coupling.T
+        np.testing.assert_allclose(numbers(above.y), shown.sum(0).numpy(), atol=1e-9)
+        np.testing.assert_allclose(numbers(beside.x), shown.sum(1).numpy(), atol=1e-9)
+        assert beside.orientation == "h"
+        serialised(fig)
+
+    @pytest.mark.parametrize(("view", "knobs", "words"), [
+        ("coupling", {}, {"10", "22"}),  # of 32 channels
+        ("matrix", {}, {"10", "22"}),
+        ("cost", {}, {"32", "22"}),
+        ("matrix", {"anchors": "kmeans"}, {"32", "22"}),  # clusters: no channel stays as it is
+        ("coupling", {"sparsity": 0}, {"Nothing"}),
+        ("matrix", {"sparsity": 0}, {"Nothing"}),
+    ])  # fmt: skip
+    def test_title_counts_what_the_plan_does(self, planned, view, knobs, words):
+        assert words <= set(re.findall(r"\w+", title(plan_heatmap(planned(**knobs)[1], view))))
+
+    @pytest.mark.parametrize("view", ["cost", "coupling"])
+    def test_infinite_costs_are_holes(self, zero_padded, view):
+        _, plan = zero_padded
+        infinite = torch.isinf(plan.cost.T).numpy()
+        assert infinite.any()
+        fig = plan_heatmap(plan, view)
+        (heat,) = traces(fig, "heatmap")
+        assert np.array_equal(np.isnan(numbers(heat.z)), infinite & (view == "cost"))
+        serialised(fig)
+
+    @pytest.mark.parametrize("which", ["kept", "gone"])
+    def test_marks_of_the_selected_channel_stand_out(self, planned, which):
+        _, plan = planned(0.5)
+        gone = sorted(set(range(32)) - set(plan.kept.tolist()))
+        channel = int(plan.kept[3]) if which == "kept" else gone[0]
+        (marks,) = traces(plan_heatmap(plan, "coupling", selected=channel), "scatter")
+        bold = numbers(marks.marker.line.width) > 1
+        related = [channel in (int(source), int(target)) for source, target, _ in marks.customdata]
+        assert bold.tolist() == related
+        assert any(related)
+        assert not all(related)
+
+    def test_target_ticks_are_the_kept_channels(self, planned):
+        _, plan = planned(0.5)
+        fig = plan_heatmap(plan)
+        ticks = next(axis for axis in fig.select_yaxes(row=2, col=1))
+        assert [int(text) for text in ticks.ticktext] == [int(plan.kept[row]) for row in ticks.tickvals]
+
+    def test_large_plan_stays_light_and_serialises(self):
+        n, k = 256, 64
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.zeros(k, n, dtype=torch.float64)
+        matrix[torch.randint(k, (n,), generator=generator), torch.arange(n)] = 1
+        plan = TransportPlan(
+            matrix.T / n, matrix, torch.arange(k), torch.rand(n, k, generator=generator).double(),
+            torch.full((n,), 1 / n).double(), matrix.sum(1) / n, False,
+        )  # fmt: skip
+        assert len(json.dumps(serialised(plan_heatmap(plan, "cost")))) < 400_000
+
+    def test_light_and_dark_differ(self, planned):
+        check_both_themes(lambda dark: plan_heatmap(planned(0.3)[1], dark=dark))
+
+
+class TestDestinations:
+    def test_one_bar_a_target_heaviest_first(self):
+        fig = destinations([(5, 0.75), (2, 0.25)], 9)
+        (bars,) = fig.data
+        assert list(bars.x) == [0.75, 0.25]
+        assert list(bars.y) == ["channel 5", "channel 2"]
+        assert fig.layout.yaxis.autorange == "reversed"
+        assert title(fig) == "Channel 9 goes to 2 targets"
+
+    @pytest.mark.parametrize(("weights", "words"), [([(4, 1.0)], "1 target"), ([], "0 targets")])
+    def test_title_counts(self, weights, words):
+        fig = destinations(weights, 4)
+        assert title(fig) == f"Channel 4 goes to {words}"
+        serialised(fig)
+
+    def test_staying_at_home_has_its_own_colour(self):
+        (bars,) = destinations([(4, 0.9), (1, 0.1)], 4).data
+        assert bars.marker.color[0] != bars.marker.color[1]
+
+    def test_light_and_dark_differ(self):
+        check_both_themes(lambda dark: destinations([(4, 1.0)], 4, dark))
+
+
+class TestKernels:
+    kernels = np.random.default_rng(0).normal(size=(3, 20, 3, 3)) * np.linspace(0.1, 2, 20)[:, None, None]
+
+    def test_one_row_a_channel_one_tile_an_input(self):
+        fig = kernel_rows(self.kernels[:, :5], ["a", "b", "c"], "Kernels in stem")
+        tiles = traces(fig, "heatmap")
+        assert len(tiles) == 15
+        for number, tile in enumerate(tiles):
+            np.testing.assert_allclose(numbers(tile.z), self.kernels[number // 5, number % 5])
+        assert title(fig) == "Kernels in stem"
+        assert {"a", "b", "c", "in 0", "in 4"} <= {annotation.text for annotation in fig.layout.annotations}
+        serialised(fig)
+
+    def test_at_most_the_heaviest_inputs_are_drawn(self):
+        fig = kernel_rows(self.kernels, ["a", "b", "c"], "", most=4)
+        heaviest = sorted(np.argsort(-np.abs(self.kernels).sum((0, 2, 3)))[:4])
+        columns = [a.text for a in fig.layout.annotations if a.text.startswith("in ")]
+        assert columns == [f"in {channel}" for channel in heaviest]
+        tiles = traces(fig, "heatmap")
+        assert len(tiles) == 12
+        np.testing.assert_allclose(numbers(tiles[0].z), self.kernels[0, heaviest[0]])
+
+    def test_one_scale_for_all_symmetric_around_zero(self):
+        fig = kernel_rows(self.kernels, ["a", "b", "c"], "", most=4)
+        shown = max(float(np.abs(numbers(tile.z)).max()) for tile in traces(fig, "heatmap"))
+        assert (fig.layout.coloraxis.cmin, fig.layout.coloraxis.cmax) == pytest.approx((-shown, shown))
+        assert {tile.coloraxis for tile in traces(fig, "heatmap")} == {"coloraxis"}
+
+    def test_dead_channels_have_a_scale_too(self):
+        fig = kernel_rows(np.zeros((1, 2, 3, 3)), ["dead"], "")
+        assert fig.layout.coloraxis.cmin < fig.layout.coloraxis.cmax
+
+    def test_light_and_dark_differ(self):
+        check_both_themes(lambda dark: kernel_rows(self.kernels, ["a", "b", "c"], "t", dark=dark))
+
+
+def result(sparsity: float, merge: str, accuracy: float, criterion: str = "l1", channels: int = 5) -> Result:
+    spec = itf.PruneSpec(sparsity=sparsity, merge=merge, criterion=criterion)
+    return Result(spec, accuracy, (accuracy, accuracy), 100, 0.99, 1, 2, 1, 2, channels, 10, 0.1)
+
+
+HEADLINES = {
+    "fusion ahead": (
+        [result(0.2, "drop", 0.3), result(0.2, "fusion", 0.9)],
+        "At 20%, fusion keeps 90 % where dropping keeps 30 %",
+    ),
+    "widest gap": (
+        [result(s, m, a) for s, m, a in [
+            (0.1, "drop", 0.8), (0.1, "fusion", 0.9), (0.4, "fusion", 0.7), (0.4, "drop", 0.2), (0.8, "fusion", 0.1),
+            (0.8, "drop", 0.1),
+        ]],
+        "At 40%, fusion keeps 70 % where dropping keeps 20 %",
+    ),
+    "dropping ahead": (
+        [result(0.5, "drop", 0.8), result(0.5, "fusion", 0.25)],
+        "At 50%, fusion is left with 25 % where dropping keeps 80 %",
+    ),
+    "no pair at one sparsity": ([result(0.2, "drop", 0.3), result(0.3, "fusion", 0.9)], "Accuracy against sparsity"),
+    "no pair of one criterion": (
+        [result(0.2, "drop", 0.3, "l1"), result(0.2, "fusion", 0.9, "l2")],
+        "Accuracy against sparsity",
+    ),
+    "fusion alone": ([result(0.2, "fusion", 0.9)], "Accuracy against sparsity"),
+    "nothing yet": ([], "Accuracy against sparsity"),
+}  # fmt: skip
+
+
+class TestCurves:
+    @pytest.mark.parametrize(("points", "words"), HEADLINES.values(), ids=HEADLINES)
+    def test_headline_tells_the_widest_gap(self, points, words):
+        assert headline(points) == words
+        assert title(curves(points, [0.2, 0.8], None)) == words
+
+    def test_headline_says_when_nothing_was_pruned(self):
+        points = [result(0.01, merge, 0.99, channels=10) for merge in ("drop", "fusion")]
+        assert "Nothing was pruned" in headline(points)
+        points += [result(0.5, "drop", 0.4), result(0.5, "fusion", 0.6)]
+        assert headline(points).startswith("At 50%")
+
+    def test_one_line_a_criterion_and_merge_with_its_points_in_order(self, results):
+        fig = curves(results[::-1], [0.2, 0.5, 0.8], None)
+        lines = [trace for trace in fig.data if trace.name]
+        assert {line.name for line in lines} == {f"{m}, {c}" for m in ("drop", "fusion") for c in ("l1", "random")}
+        assert len(lines) == 4
+        for line in lines:
+            merge, criterion = line.name.split(", ")
+            own = [r for r in results if (r.spec.merge, r.spec.criterion) == (merge, criterion)]
+            np.testing.assert_allclose(numbers(line.x), [20, 50, 80])
+            np.testing.assert_allclose(numbers(line.y), [100 * r.accuracy for r in own])
+            np.testing.assert_allclose(
+                numbers(line.customdata),
+                [
+                    [*r.interval, r.params / r.params_before, r.macs / r.macs_before, r.channels, 3 * (16 + 32 + 64)]
+                    for r in own
+                ],
+            )
+
+    def test_band_is_the_interval(self, results):
+        own = [r for r in results if (r.spec.merge, r.spec.criterion) == ("fusion", "l1")]
+        band, line = curves(own, [0.2, 0.5, 0.8], None).data
+        assert band.fill == "toself"
+        np.testing.assert_allclose(numbers(band.x), [20, 50, 80, 80, 50, 20])
+        np.testing.assert_allclose(
+            numbers(band.y), [100 * r.interval[1] for r in own] + [100 * r.interval[0] for r in own[::-1]]
+        )
+        assert all((numbers(band.y)[:3] >= numbers(line.y)) & (numbers(band.y)[5:2:-1] <= numbers(line.y)))
+
+    def test_colour_tells_the_merge_and_dash_the_criterion(self, results):
+        lines = {line.name: line.line for line in curves(results, [0.8], None).data if line.name}
+        assert {lines[name].color for name in lines if name.startswith("drop")} == {LIGHT.drop}
+        assert {lines[name].color for name in lines if name.startswith("fusion")} == {LIGHT.fusion}
+        assert lines["drop, l1"].dash == lines["fusion, l1"].dash != lines["drop, random"].dash
+
+    def test_lines_are_labelled_at_their_ends(self, results):
+        fig = curves(results, [0.2, 0.5, 0.8], (0.99, (0.97, 1.0)))
+        labels = {annotation.text.strip(): annotation for annotation in fig.layout.annotations}
+        assert set(labels) == {"dense 99.0%", "drop (l1)", "fusion (l1)", "drop (random)", "fusion (random)"}
+        last = next(r for r in results if (r.spec.merge, r.spec.criterion, r.spec.sparsity) == ("drop", "random", 0.8))
+        assert (labels["drop (random)"].x, labels["drop (random)"].y) == pytest.approx((80, 100 * last.accuracy))
+        one = curves([r for r in results if r.spec.criterion == "l1"], [0.8], None)
+        assert {annotation.text.strip() for annotation in one.layout.annotations} == {"drop", "fusion"}
+
+    def test_dense_accuracy_is_a_line_in_its_band(self):
+        fig = curves([], [0.5], (0.95, (0.93, 0.97)))
+        heights = sorted((shape.y0, shape.y1) for shape in fig.layout.shapes)
+        np.testing.assert_allclose(heights, [(93, 97), (95, 95)])
+
+    def test_axis_stands_still_while_points_arrive(self, results):
+        whole = curves(results, [0.2, 0.5, 0.8], None)
+        for count in (0, 1, 5):
+            assert curves(results[:count], [0.2, 0.5, 0.8], None).layout.xaxis.range == whole.layout.xaxis.range
+            assert curves(results[:count], [0.2, 0.5, 0.8], None).layout.yaxis.range == whole.layout.yaxis.range
+        assert whole.layout.xaxis.range[1] > 80
+
+    def test_real_headline_quotes_real_numbers(self, bench):
+        base = BASE.but(sparsity=0.2, limit=None)
+        points = {merge: run(base.but(merge=merge), bench) for merge in ("drop", "fusion")}
+        words = headline(list(points.values()))
+        for point in points.values():
+            assert f"{100 * point.accuracy:.0f} %" in words
+        assert "20%" in words
+
+    def test_light_and_dark_differ_and_serialise(self, results):
+        check_both_themes(lambda dark: curves(results, [0.2, 0.5, 0.8], (0.99, (0.97, 1.0)), dark))
+        check_both_themes(lambda dark: curves([], [0.2], None, dark))
+
+
+class TestTheme:
+    def test_tint_runs_from_the_ground_to_the_colour(self):
+        assert tint("#0f766e", "#ffffff", 0) == "#ffffff"
+        assert tint("#0f766e", "#ffffff", 1) == "#0f766e"
+        assert tint("#000000", "#ffffff", 0.5) == "#808080"
+
+    def test_rgba(self):
+        assert rgba("#0f766e", 0.25) == "rgba(15,118,110,0.25)"
+
+    @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+    def test_scales_start_at_the_ground_and_merges_have_their_colours(self, colours):
+        for scale in (colours.mass(), colours.cost()):
+            assert scale[0] == [0.0, colours.paper]
+            assert [stop for stop, _ in scale] == sorted(stop for stop, _ in scale)
+            assert scale[-1][0] == 1.0
+        assert colours.merge("drop") == colours.drop
+        assert colours.merge("fusion") == colours.fusion
+        assert colours.merge("another") not in (colours.drop, colours.fusion)
+
+    @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+    def test_ink_and_lines_can_be_read_on_their_ground(self, colours):
+        def luminance(colour: str) -> float:
+            channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+            return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+        def contrast(a: str, b: str) -> float:
+            high, low = sorted((luminance(a), luminance(b)), reverse=True)
+            return (high + 0.05) / (low + 0.05)
+
+        assert contrast(colours.dense, colours.paper) >= 7  # WCAG 2: 7 for text, 3 for what is drawn
+        assert all(contrast(c, colours.paper) >= 3 for c in (colours.drop, colours.fusion, colours.second))

@@ -1,0 +1,111 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import intrafusion as itf
+from intrafusion.zoo import ARCHITECTURES
+
+# CIFAR-100's architectures are CIFAR-10's with another head: one stands for them
+ZOO = [name for name in ARCHITECTURES if not name.startswith("cifar100") or name == "cifar100-resnet20"]
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_folding_changes_no_logits_on_any_architecture_of_the_zoo(random_weights, same_logits, name):
+    torch.manual_seed(0)
+    model = random_weights(itf.load_model(name, weights="random"))
+    images = torch.randn(2, *model.card.input_size)
+    folded = itf.fold(model, model.card.example())
+    assert not norms(folded)
+    same_logits(folded(images), model(images))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.5])
+def test_folding_is_exact_whatever_eps(networks, same_logits, eps):
+    network = networks("resnet-projection")
+    model = copy.deepcopy(network.model)
+    for norm in norms(model):
+        norm.eps = eps
+    folded = itf.fold(model, network.example)
+    assert not norms(folded)
+    same_logits(folded(network.images), model(network.images), tolerance=1e-5)
+
+
+def test_folding_changes_no_logits(network, same_logits):
+    same_logits(itf.fold(network.model, network.example)(network.images), network.logits)
+
+
+def test_a_fold_is_the_formula():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=0.25), nn.Flatten(), nn.Linear(2, 2)).eval()
+    conv, norm = model[0], model[1]
+    conv.weight.data, conv.bias.data = torch.tensor([2.0, -3.0]).view(2, 1, 1, 1), torch.tensor([1.0, 0.5])
+    norm.running_mean.copy_(torch.tensor([3.0, -1.0]))
+    norm.running_var.copy_(torch.tensor([0.75, 3.75]))
+    norm.weight.data, norm.bias.data = torch.tensor([5.0, -4.0]), torch.tensor([0.5, 2.0])
+    folded = itf.fold(model, torch.zeros(1, 1, 1, 1))
+    # std = sqrt(var + eps) = 1 and 2: w' = w gamma / std, b' = (b - mean) gamma / std + beta
+    assert folded[0].weight.flatten().tolist() == [10.0, 6.0]
+    assert folded[0].bias.tolist() == [-9.5, -1.0]
+
+
+@pytest.mark.parametrize(("name", "left"), [("densenet", 6), ("pre-activation", 2), ("flat-norm", 1)])
+def test_norms_that_read_a_sum_or_a_concatenation_stay(networks, name, left):
+    network = networks(name)
+    assert len(norms(itf.fold(network.model, network.example))) == left
+
+
+class _Forked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((self.norm(x) + x.abs()).mean((2, 3)))
+
+
+class _Twice(_Forked):
+    def forward(self, x):
+        return self.head(self.norm(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [_Forked, _Twice])
+def test_a_norm_whose_input_or_self_is_used_twice_is_not_folded(random_weights, same_logits, make):
+    torch.manual_seed(0)
+    model, images = random_weights(make()), torch.randn(4, 3, 8, 8)
+    folded = itf.fold(model, images[:1])
+    assert len(norms(folded)) == 1
+    same_logits(folded(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet-projection", "resnet-pad", "densenet", "multiplier", "flat-norm"])
+def test_pruning_the_folded_network_is_pruning_the_network(networks, same_logits, name):
+    network = networks(name)
+    folded = itf.fold(network.model, network.example)
+    small, small_folded = (itf.prune(model, network.example, 0.5, merge="drop") for model in (network.model, folded))
+    same_logits(small_folded(network.images), small(network.images))
+
+
+def test_folding_touches_nothing(networks):
+    network = networks("resnet-pad")
+    model = copy.deepcopy(network.model)
+    state = copy.deepcopy(model.state_dict())
+    folded = itf.fold(model, network.example)
+    assert len(norms(model)) == len(norms(network.model)) > 0
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    folded.conv1.weight.data.zero_()
+    folded.linear.weight.data.zero_()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_folding_twice_is_folding_once(networks):
+    network = networks("resnet-pad")
+    once = itf.fold(network.model, network.example)
+    twice = itf.fold(once, network.example)
+    assert all(torch.equal(value, twice.state_dict()[key]) for key, value in once.state_dict().items())

@@ -1,0 +1,130 @@
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import intrafusion as itf
+from intrafusion import cli, run
+from intrafusion.quote import curve_line, curve_snippet, flag, plan_snippet
+from intrafusion.sweep import grid
+
+SWEPT = {"criterion": ["l1"], "merge": ["drop", "fusion"], "sparsity": [0.1, 0.5]}
+BASES = {
+    "defaults": {},
+    "groups": {"groups": ("conv1", "layer2.0.conv1")},
+    "one group": {"groups": ("layer3.0.conv2",)},
+    "paths with spaces": {"weights": "my weights/it's $HOME.pt", "data_path": "C:\\data (1)/x.npz"},
+    "all images": {"limit": None},
+    "some images": {"limit": 7, "seed": 12345678901},
+    "bias": {"bias": True},
+    "other data": {"model": "cifar10-resnet20", "dataset": "cifar10", "weights": "random"},
+    "squared cost": {"p": 2},
+    "cost in between": {"p": 1.5},
+    "transport knobs": {"source": "softmax", "target": "importance", "anchors": "kmeans", "normalise": "target"},
+    "everything": {
+        "model": "digits-vgg", "groups": ("features.3",), "p": 3, "source": "importance", "anchors": "gmm",
+        "normalise": "none", "bias": True, "seed": 9, "limit": 100, "weights": "w.pt", "data_path": "d",
+    },
+}  # fmt: skip
+
+
+def parsed(line: str) -> list[itf.PruneSpec]:
+    """What the command line would measure."""
+    program, *words = shlex.split(line)
+    assert (program, words[:3]) == ("python", ["-m", "intrafusion", "curve"])
+    args = cli._parser().parse_args(words[2:])
+    return grid(cli._spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
+
+
+class TestCurveLine:
+    @pytest.mark.parametrize("changes", BASES.values(), ids=BASES)
+    def test_command_line_reads_the_same_specs_back(self, changes):
+        base = itf.PruneSpec(**changes)
+        assert parsed(curve_line(base, **SWEPT)) == grid(base, **SWEPT)
+
+    @pytest.mark.parametrize("sparsity", [0.05, 0.3, 1 / 3, 0.1 + 0.2, 0.123456789, 0])
+    def test_no_digit_of_a_sparsity_is_lost(self, sparsity):
+        swept = SWEPT | {"sparsity": [sparsity], "criterion": ["l2", "bn_scale"]}
+        assert parsed(curve_line(itf.PruneSpec(), **swept)) == grid(itf.PruneSpec(), **swept)
+
+    def test_every_field_of_the_spec_can_be_quoted(self):
+        quoted = {name for changes in BASES.values() for name in changes} | set(SWEPT)
+        assert set(itf.PruneSpec().to_dict()) - quoted <= {"solver", "recovery"}  # of which there is one each so far
+
+    def test_defaults_are_left_out(self):
+        words = shlex.split(curve_line(itf.PruneSpec(), **SWEPT))
+        assert {word for word in words if word.startswith("--")} == {
+            "--model", "--data", "--criterion", "--merge", "--sparsity",
+        }  # fmt: skip
+
+    def test_flags_are_the_command_lines(self):
+        assert (flag("dataset"), flag("data_path"), flag("p")) == ("--data", "--data-path", "--p")
+
+
+class TestPlanSnippet:
+    @pytest.mark.parametrize("changes", [
+        {}, {"criterion": "l2", "sparsity": 0.75}, {"p": 2, "bias": True}, {"sparsity": 43 / 128},
+        {"source": "importance", "target": "softmax", "normalise": "target"}, {"anchors": "kmeans", "seed": 3},
+        {"criterion": "random", "seed": 5},
+    ], ids=str)  # fmt: skip
+    def test_gives_the_plan_of_the_spec(self, changes):
+        spec = itf.PruneSpec(model="digits-mlp", **changes)
+        names: dict = {}
+        exec(plan_snippet(spec, "1"), names)
+        bench = run.open_model("digits-mlp")
+        group = next(group for group in bench.groups if group.name == "1")
+        scores = itf.score(bench.model, group, spec.criterion, seed=spec.seed)
+        expected = itf.plan(bench.model, group, scores, spec.sparsity, **spec.plan_knobs())
+        assert torch.equal(names["scores"], scores)
+        assert torch.equal(names["plan"].kept, expected.kept)
+        assert torch.equal(names["plan"].matrix, expected.matrix)
+        assert torch.equal(names["plan"].cost, expected.cost)
+
+    def test_weights_file_is_named(self, tmp_path):
+        path = tmp_path / "it's my file.pt"
+        torch.save(itf.load_model("digits-mlp", weights="random").state_dict(), path)
+        names: dict = {}
+        exec(plan_snippet(itf.PruneSpec(model="digits-mlp", weights=str(path)), "1"), names)
+        assert names["model"].card.source == str(path)
+
+
+class TestCurveSnippet:
+    @pytest.mark.parametrize("changes", [
+        {}, {"groups": ("3",), "seed": 4}, {"p": 2, "bias": True, "source": "softmax"}, {"limit": None},
+    ], ids=str)  # fmt: skip
+    @pytest.mark.parametrize("criteria", [["l1"], ["l2", "random"]])
+    def test_prints_what_run_measures(self, capsys, changes, criteria):
+        base = itf.PruneSpec(**({"model": "digits-mlp", "limit": 40} | changes))
+        merges, sparsities = ["drop", "fusion"], [0.25, 0.5]
+        exec(curve_snippet(base, merges, sparsities, criteria), {})
+        lines = capsys.readouterr().out.splitlines()
+        bench = run.open_bench(base)
+        specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
+        results = [run.run(spec, bench) for spec in specs]
+        assert lines == [
+            f"{r.spec.sparsity} {r.spec.criterion} {r.spec.merge} {r.accuracy} {r.interval}" for r in results
+        ]
+
+    def test_no_digit_of_a_sparsity_is_lost(self, capsys):
+        base = itf.PruneSpec(model="digits-mlp", limit=1)
+        exec(curve_snippet(base, ["drop"], [0, 1 / 3, 43 / 128]), {})
+        assert [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()] == [0, 1 / 3, 43 / 128]
+
+    def test_images_have_the_size_that_the_model_takes(self, monkeypatch, tmp_path):
+        asked = {}
+
+        def load_data(name: str, *arguments: object, **options: object) -> SimpleNamespace:
+            asked.update(options)
+            return SimpleNamespace()
+
+        card = itf.ModelCard("imagenet/efficientnet_b1", (), (), (3, 240, 240), 1000, "imagenet")
+        monkeypatch.setattr(itf, "load_model", lambda name: SimpleNamespace(card=card))
+        monkeypatch.setattr(itf, "load_data", load_data)
+        monkeypatch.setattr(itf, "prune", lambda model, *arguments, **options: model)
+        monkeypatch.setattr(itf, "evaluate", lambda *a, **o: SimpleNamespace(accuracy=0.5, interval=(0.4, 0.6)))
+        base = itf.PruneSpec(model=card.name, dataset="imagenet", data_path=str(tmp_path / "it's val"))
+        exec(curve_snippet(base, ["drop"], [0.5]), {})
+        assert Path(asked["path"]) == tmp_path / "it's val"
+        assert asked.get("input_size", 224) == 240

@@ -1,0 +1,211 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import intrafusion as itf
+from intrafusion.evaluate import Size, layer_sizes, size
+from intrafusion.run import Bench, Result, check, open_bench, open_model, pruned, run
+
+BASE = itf.PruneSpec(model="digits-resnet", limit=200)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return open_bench(BASE)
+
+
+class TestBench:
+    def test_holds_what_the_spec_names(self, bench):
+        assert bench.card.name == "digits-resnet"
+        assert len(bench.images()) == 597
+        assert bench.example.shape == (1, 1, 8, 8)
+        found = itf.find_groups(bench.model, bench.example)
+        assert [(g.name, g.size) for g in bench.groups] == [(g.name, g.size) for g in found]
+        assert bench.size.params == bench.card.details["parameters"]
+
+    def test_dense_accuracy_is_measured_once_for_each_choice_of_images(self, monkeypatch):
+        bench = open_bench(BASE)
+        calls = []
+
+        def counting(model, data, limit, seed):
+            calls.append((limit, seed))
+            return itf.evaluate(model, data, limit, seed)
+
+        monkeypatch.setattr("intrafusion.run.evaluate", counting)
+        assert bench.known_dense(100) is None
+        first = bench.dense(100)
+        assert bench.dense(100) is bench.known_dense(100) is first
+        assert bench.dense(50, seed=3).count == 50
+        assert bench.known_dense(100, seed=3) is None
+        assert calls == [(100, 0), (50, 3)]
+
+    def test_bench_without_images_says_so(self):
+        bare = open_model("digits-mlp")
+        for use in (bare.images, lambda: bare.dense(10), lambda: run(BASE.but(model="digits-mlp"), bare)):
+            with pytest.raises(itf.IntrafusionError, match="no digits images") as caught:
+                use()
+            assert "\n" not in str(caught.value)
+
+
+class TestRun:
+    def test_result_is_what_the_parts_give(self, bench):
+        spec = BASE.but(sparsity=0.3, seed=2)
+        result = run(spec, bench)
+        small = itf.prune(bench.model, bench.example, 0.3, "l1", "fusion")
+        expected = itf.evaluate(small, bench.images(), 200, seed=2)
+        assert result.spec == spec
+        assert (result.accuracy, result.interval, result.count) == (expected.accuracy, expected.interval, 200)
+        assert result.dense_accuracy == itf.evaluate(bench.model, bench.images(), 200, seed=2).accuracy
+        assert result.params == sum(p.numel() for p in small.parameters())
+        assert Size(result.params_before, result.macs_before) == bench.size
+        assert Size(result.params, result.macs) == size(small, bench.example)
+        assert result.seconds > 0
+
+    @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.95])
+    @pytest.mark.parametrize("groups", ["all", ("layer2.0.conv1",), ("conv1", "layer3.0.conv2")])
+    def test_channels_are_those_of_the_small_network(self, bench, sparsity, groups):
+        spec = BASE.but(sparsity=sparsity, groups=groups)
+        result, small = run(spec, bench), pruned(spec, bench)
+        chosen = [g for g in bench.groups if g.reason is None and (groups == "all" or g.name in groups)]
+        assert result.channels_before == sum(group.size for group in chosen)
+        assert result.channels == sum(small.get_submodule(group.name).weight.shape[0] for group in chosen)
+        assert result.channels == sum(max(1, int(group.size * (1 - sparsity))) for group in chosen)
+        low, high = result.interval
+        assert low <= result.accuracy <= high
+        assert result.accuracy * result.count == pytest.approx(round(result.accuracy * result.count))
+
+    def test_channels_of_a_zero_padded_group_are_those_of_the_small_network(self):
+        bench = open_model("cifar10-resnet20", weights="random")
+        bench.data = itf.ImageData(
+            "cifar10", "test", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a",)
+        )
+        spec = itf.PruneSpec(model="cifar10-resnet20", weights="random", groups=("conv1",), sparsity=0.45)
+        result = run(spec, bench)
+        small = pruned(spec, bench)
+        stages = [small.conv1, small.layer2[0].conv2, small.layer3[0].conv2]
+        assert result.channels_before == 64
+        assert result.channels == max(conv.out_channels for conv in stages) == small.linear.in_features
+
+    @pytest.mark.parametrize("merge", itf.registry("merge"))
+    @pytest.mark.parametrize("model", ["digits-mlp", "digits-vgg", "digits-resnet"])
+    def test_sparsity_zero_is_the_dense_network(self, model, merge):
+        spec = itf.PruneSpec(model=model, sparsity=0, merge=merge, limit=None)
+        result = run(spec, open_bench(spec))
+        assert result.accuracy == result.dense_accuracy
+        assert result.count == 597
+        assert result.channels == result.channels_before
+        assert result.macs == result.macs_before
+        assert result.params <= result.params_before  # folded norms are gone
+
+    @pytest.mark.parametrize("model", ["digits-vgg", "digits-resnet"])
+    def test_fusion_beats_dropping_by_ten_points_at_twenty_percent(self, model):
+        base = itf.PruneSpec(model=model, sparsity=0.2, limit=None)
+        bench = open_bench(base)
+        fused, dropped = (run(base.but(merge=merge), bench) for merge in ("fusion", "drop"))
+        assert fused.accuracy > dropped.accuracy + 0.10
+        assert (fused.channels, fused.params, fused.macs) == (dropped.channels, dropped.params, dropped.macs)
+
+    def test_dense_model_stays_as_it_was(self, bench):
+        before = {key: value.clone() for key, value in bench.model.state_dict().items()}
+        run(BASE.but(sparsity=0.5), bench)
+        assert all(torch.equal(value, before[key]) for key, value in bench.model.state_dict().items())
+
+    def test_row_is_flat_and_json_able_and_holds_every_knob(self, bench):
+        result = run(BASE.but(sparsity=0.5, groups=("conv1",)), bench)
+        row = result.to_row()
+        assert json.loads(json.dumps(row)) == row
+        spec = {"dataset": row["data"], **{key: row[key] for key in result.spec.to_dict() if key != "dataset"}}
+        assert itf.PruneSpec.from_dict(spec) == result.spec
+        assert (row["low"], row["high"]) == result.interval
+        fields = set(Result.__dataclass_fields__) - {"spec", "interval"}
+        assert {name: row[name] for name in fields} == {name: getattr(result, name) for name in fields}
+
+    @pytest.mark.parametrize(("model", "arrays"), [
+        ("digits-resnet", ((3, 32, 32), 10)), ("digits-resnet", ((1, 8, 8), 11)), ("digits-resnet", ((1, 9, 8), 10)),
+    ])  # fmt: skip
+    def test_data_of_another_kind_are_one_line(self, model, arrays):
+        shape, classes = arrays
+        bench = open_model(model)
+        bench.data = itf.ImageData(
+            "other", "test", torch.zeros(4, *shape, dtype=torch.uint8), torch.zeros(4).long(), ("x",) * classes
+        )
+        with pytest.raises(itf.IntrafusionError, match=r"digits-resnet takes 10 classes.*other has") as caught:
+            run(BASE, bench)
+        assert "\n" not in str(caught.value)
+
+
+REFUSED = {
+    "criterion": ({"criterion": "luck"}, "unknown criterion 'luck'.*l1"),
+    "merge": ({"merge": "melt"}, "unknown merge 'melt'.*fusion"),
+    "solver": ({"solver": "guess"}, "unknown solver 'guess'.*exact"),
+    "recovery": ({"recovery": "hope"}, "unknown recovery 'hope'.*none"),
+    "group": ({"groups": ("conv9",)}, "no group 'conv9'.*conv1"),
+    "output group": ({"groups": ("conv1", "linear")}, "linear cannot be pruned.*outputs"),
+    "source": ({"source": "rain"}, "source.*'rain'.*uniform"),
+    "target": ({"target": "rain"}, "target.*'rain'.*uniform"),
+    "anchors": ({"anchors": "rain"}, "anchors.*'rain'.*important"),
+    "normalise": ({"normalise": "rain"}, "normalise.*'rain'.*source"),
+}
+
+
+@pytest.mark.parametrize(("changes", "match"), REFUSED.values(), ids=REFUSED)
+def test_check_refuses_what_cannot_run(bench, changes, match):
+    with pytest.raises(itf.IntrafusionError, match=match) as caught:
+        check(BASE.but(**changes), bench)
+    assert "\n" not in str(caught.value)
+
+
+def test_check_lets_pass_what_runs(bench):
+    for changes in ({}, {"groups": ("conv1",)}, {"criterion": "bn_scale"}, {"source": "softmax", "anchors": "kmeans"}):
+        check(BASE.but(**changes), bench)
+
+
+class Tiny(nn.Module):
+    """Two convolutions, one of them grouped and called twice, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.head = nn.Linear(8 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head(self.twice(self.twice(x)).flatten(1))
+
+
+class TestSize:
+    # outputs x weights read by each: 8 channels of 4x4 x 27; twice 8 of 4x4 x (2 inputs x 9); 10 x 128
+    EXPECTED = {  # noqa: RUF012
+        "stem": Size(8 * 27, 8 * 16 * 27),
+        "twice": Size(8 * 18 + 8, 2 * 8 * 16 * 18),
+        "head": Size(10 * 128 + 10, 10 * 128),
+    }
+
+    def test_layers_match_hand_computed_numbers(self):
+        assert layer_sizes(Tiny().eval(), torch.zeros(1, 3, 8, 8)) == self.EXPECTED
+
+    def test_whole_is_the_sum_and_counts_norms_among_the_parameters(self):
+        whole = size(Tiny().eval(), torch.zeros(1, 3, 8, 8))
+        assert whole.macs == sum(layer.macs for layer in self.EXPECTED.values()) == 3456 + 4608 + 1280
+        assert whole.params == 216 + 16 + 152 + 1290
+
+    def test_one_image_counts_however_many_there_are(self):
+        assert size(Tiny().eval(), torch.zeros(5, 3, 8, 8)) == size(Tiny().eval(), torch.zeros(1, 3, 8, 8))
+
+    def test_no_hook_stays_behind(self):
+        model = Tiny().eval()
+        with pytest.raises(RuntimeError):
+            layer_sizes(model, torch.zeros(1, 4, 8, 8))
+        layer_sizes(model, torch.zeros(1, 3, 8, 8))
+        assert not any(module._forward_hooks for module in model.modules())
+
+    def test_published_macs_of_resnet20(self):
+        model = itf.load_model("cifar10-resnet20", weights="random")
+        measured = size(model, model.card.example())
+        assert measured.macs / 1e6 == pytest.approx(40.6, abs=0.3)  # He et al. 2016 count 40.6 million
+        assert measured.params / 1e6 == pytest.approx(0.27, abs=0.005)

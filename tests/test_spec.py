@@ -1,0 +1,163 @@
+import json
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import intrafusion as itf
+from intrafusion import PruneSpec
+
+NAMES = ("model", "dataset", "criterion", "merge", "source", "target", "anchors", "solver", "normalise", "recovery")
+specs = st.builds(
+    PruneSpec,
+    **{name: st.text(min_size=1, max_size=8) for name in NAMES},
+    weights=st.none() | st.text(max_size=8),
+    data_path=st.none() | st.text(max_size=8),
+    groups=st.just("all") | st.lists(st.text(max_size=6), min_size=1, max_size=3) | st.tuples(st.text(max_size=6)),
+    sparsity=st.floats(0, 1, exclude_max=True) | st.just(0),
+    p=st.floats(1, 1e6) | st.integers(1, 9),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**63 - 1),
+    limit=st.none() | st.integers(1, 10**9),
+)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(specs)
+def test_a_spec_survives_its_dictionary_and_json(spec):
+    raw = spec.to_dict()
+    again = PruneSpec.from_dict(json.loads(json.dumps(raw)))
+    assert again == PruneSpec.from_dict(raw) == spec
+    assert hash(again) == hash(spec)
+    assert again.key() == spec.key()
+    assert {spec: 1}[again] == 1
+    assert raw.keys() == {field.name for field in fields(PruneSpec)}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(specs, specs)
+def test_keys_are_equal_exactly_for_equal_specs(first, second):
+    assert (first == second) == (first.key() == second.key())
+
+
+EQUAL = {
+    "defaults": ({}, {}),
+    "a list of groups": ({"groups": ["a", "b"]}, {"groups": ("a", "b")}),
+    "p as a float": ({"p": 1}, {"p": 1.0}),
+    "sparsity as a float": ({"sparsity": 0}, {"sparsity": 0.0}),
+    "negative zero": ({"sparsity": 0.0}, {"sparsity": -0.0}),
+}
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_equal_specs_have_one_hash_and_one_key(case):
+    first, second = (PruneSpec(**options) for options in EQUAL[case])
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.key() == second.key()
+
+
+CHANGES = {
+    **dict.fromkeys(NAMES, "other"),
+    "weights": "w.pt",
+    "data_path": "d.npz",
+    "groups": ("conv1",),
+    "sparsity": 0.5,
+    "p": 2,
+    "bias": True,
+    "seed": 1,
+    "limit": None,
+}
+
+
+def test_the_table_of_changes_names_every_field():
+    assert CHANGES.keys() == {field.name for field in fields(PruneSpec)}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_field_tells_specs_apart(name):
+    spec = PruneSpec()
+    other = spec.but(**{name: CHANGES[name]})
+    assert getattr(other, name) == CHANGES[name] != getattr(spec, name)
+    assert other != spec
+    assert other.key() != spec.key()
+    assert other.but(**{name: getattr(spec, name)}) == spec
+
+
+BAD = {
+    **{f"{name} is a number": {name: 3} for name in NAMES},
+    **{f"{name} is null": {name: None} for name in NAMES},
+    "weights is a number": {"weights": 3},
+    "data_path is a list": {"data_path": ["x"]},
+    "groups is a bare name": {"groups": "conv1"},
+    "groups is empty": {"groups": []},
+    "groups holds a number": {"groups": ["conv1", 2]},
+    "groups is null": {"groups": None},
+    "sparsity is one": {"sparsity": 1},
+    "sparsity is above one": {"sparsity": 1.3},
+    "sparsity is negative": {"sparsity": -0.1},
+    "sparsity is not a number": {"sparsity": float("nan")},
+    "sparsity is text": {"sparsity": "0.5"},
+    "sparsity is true": {"sparsity": True},
+    "sparsity is null": {"sparsity": None},
+    "p is below one": {"p": 0.5},
+    "p is infinite": {"p": float("inf")},
+    "p is not a number": {"p": float("nan")},
+    "p is text": {"p": "1"},
+    "bias is a number": {"bias": 1},
+    "bias is text": {"bias": "false"},
+    "seed is negative": {"seed": -1},
+    "seed is a fraction": {"seed": 0.5},
+    "seed is huge": {"seed": 2**63},
+    "seed is true": {"seed": True},
+    "limit is zero": {"limit": 0},
+    "limit is negative": {"limit": -5},
+    "limit is a fraction": {"limit": 10.5},
+    "limit is true": {"limit": True},
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(
+    "make", [lambda raw: PruneSpec(**raw), PruneSpec.from_dict, lambda raw: PruneSpec().but(**raw)]
+)
+def test_every_bad_field_is_one_line_that_names_it(case, make):
+    with pytest.raises(itf.IntrafusionError) as caught:
+        make(BAD[case])
+    assert next(iter(BAD[case])) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [{"sparsty": 0.5}, {"model": "digits-mlp", "": 1}, {3: 4}])
+def test_an_unknown_field_lists_the_known_ones(raw):
+    with pytest.raises(itf.IntrafusionError) as caught:
+        PruneSpec.from_dict(raw)
+    assert repr(str(list(raw)[-1])) in str(caught.value)
+    assert "sparsity" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [None, [], "model", 3])
+def test_what_is_no_mapping_is_no_spec(raw):
+    with pytest.raises(itf.IntrafusionError, match="mapping"):
+        PruneSpec.from_dict(raw)
+
+
+def test_missing_fields_take_their_defaults():
+    assert PruneSpec.from_dict({}) == PruneSpec()
+    assert PruneSpec.from_dict({"sparsity": 0.5}) == PruneSpec(sparsity=0.5)
+
+
+def test_a_spec_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        PruneSpec().sparsity = 0.5
+
+
+def test_its_knobs_are_the_keywords_of_plan_and_prune(networks):
+    network = networks("mlp")
+    knobs = PruneSpec(p=2, bias=True, source="importance", target="importance", seed=3).plan_knobs()
+    assert (knobs["p"], knobs["bias"], knobs["source"], knobs["seed"]) == (2, True, "importance", 3)
+    group = network.prunable[0]
+    itf.plan(network.model, group, itf.score(network.model, group), **knobs)
+    itf.prune(network.model, network.example, **knobs)

@@ -1,0 +1,234 @@
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import intrafusion as itf
+from intrafusion.data import ImageData
+from intrafusion.networks import mlp
+from intrafusion.train import loop
+from intrafusion.train.loop import Recipe, shift_and_flip, train, wobble
+from intrafusion.train.recipes import RECIPES, make
+from intrafusion.zoo import ARCHITECTURES
+
+CARD = ARCHITECTURES["digits-mlp"].card
+PICTURES = torch.randint(0, 256, (40, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def few() -> ImageData:
+    return itf.load_data("digits", "train").subset(64)
+
+
+def untouched(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images
+
+
+def trained(data: ImageData, recipe: Recipe) -> tuple[nn.Module, list[loop.Epoch]]:
+    torch.manual_seed(1)
+    model = mlp((64, 16, 10))
+    return model, list(train(model, data, recipe, CARD.mean, CARD.std))
+
+
+class TestOneCycle:
+    @pytest.mark.parametrize("warmup", [0.1, 0.25, 0.5])
+    def test_rises_to_one_at_the_end_of_the_warm_up_then_falls_to_zero(self, warmup):
+        rates = [loop._one_cycle(step / 1000, warmup) for step in range(1001)]
+        peak = round(1000 * warmup)
+        assert rates[0] == pytest.approx(0.1)
+        assert rates[peak] == pytest.approx(1)
+        assert rates[-1] == pytest.approx(0, abs=1e-12)
+        assert rates[: peak + 1] == sorted(rates[: peak + 1])
+        assert rates[peak:] == sorted(rates[peak:], reverse=True)
+        assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.02  # no jump
+
+    def test_warm_up_is_linear_and_the_fall_a_cosine(self):
+        assert loop._one_cycle(0.125, 0.25) == pytest.approx(0.55)
+        assert loop._one_cycle(0.625, 0.25) == pytest.approx(0.5)
+
+    def test_optimiser_follows_it(self, few, monkeypatch):
+        rates = []
+        step = torch.optim.SGD.step
+
+        def spy(self, *arguments):
+            rates.append(self.param_groups[0]["lr"])
+            return step(self, *arguments)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", spy)
+        trained(few, Recipe(epochs=5, augment=untouched, lr=0.2, batch=16))
+        assert rates == pytest.approx([0.2 * loop._one_cycle(n / 20, 0.25) for n in range(20)])
+
+
+class TestShiftAndFlip:
+    @pytest.mark.parametrize("pixels", [1, 4])
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_equals_explicit_crops_of_a_padded_copy(self, pixels, seed):
+        actual = shift_and_flip(PICTURES, torch.Generator().manual_seed(seed), pixels)
+        assert actual.shape == PICTURES.shape
+        assert actual.dtype == torch.uint8
+        padded = torch.zeros(40, 3, 7 + 2 * pixels, 9 + 2 * pixels, dtype=torch.uint8)
+        padded[:, :, pixels : pixels + 7, pixels : pixels + 9] = PICTURES
+        used = set()
+        for image, wide in zip(actual, padded, strict=True):
+            crops = {
+                (top, left, mirrored): crop.flip(-1) if mirrored else crop
+                for top in range(2 * pixels + 1)
+                for left in range(2 * pixels + 1)
+                for mirrored in (False, True)
+                for crop in [wide[:, top : top + 7, left : left + 9]]
+            }
+            matches = [key for key, crop in crops.items() if torch.equal(image, crop)]
+            assert len(matches) == 1  # random pixels: no two crops are alike
+            used.add(matches[0])
+        assert {0, 2 * pixels} <= {top for top, _, _ in used} & {left for _, left, _ in used}
+        assert {mirrored for _, _, mirrored in used} == {False, True}
+
+    def test_draws_what_its_generator_says(self):
+        generator = torch.Generator().manual_seed(5)
+        top, left = (torch.randint(0, 9, (40, 1), generator=generator) for _ in range(2))
+        mirrored = torch.rand(40, 1, generator=generator) < 0.5
+        actual = shift_and_flip(PICTURES, torch.Generator().manual_seed(5))
+        padded = torch.nn.functional.pad(PICTURES, (4, 4, 4, 4))
+        for i in range(40):
+            crop = padded[i, :, top[i] : top[i] + 7, left[i] : left[i] + 9]
+            assert torch.equal(actual[i], crop.flip(-1) if mirrored[i] else crop)
+
+
+class TestWobble:
+    images = PICTURES[:, :1]
+
+    def test_keeps_shape_and_range_and_moves_a_little(self):
+        moved = wobble(self.images, torch.Generator().manual_seed(0))
+        assert moved.shape == self.images.shape
+        assert moved.dtype == torch.float32
+        assert float(moved.min()) >= 0
+        assert float(moved.max()) <= 255 + 1e-3
+        assert not torch.equal(moved, self.images.float())
+        assert torch.equal(moved, wobble(self.images, torch.Generator().manual_seed(0)))
+        assert not torch.equal(moved, wobble(self.images, torch.Generator().manual_seed(1)))
+
+    def test_moves_nothing_when_asked_for_nothing(self):
+        still = wobble(self.images, torch.Generator(), degrees=0, stretch=0, shift=0)
+        torch.testing.assert_close(still, self.images.float(), atol=1e-2, rtol=0)
+
+    def test_keeps_a_digit_upright(self):
+        bar = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+        bar[:, :, 1:3] = 255  # lit above the middle
+        moved = wobble(bar, torch.Generator().manual_seed(0))
+        assert (moved[:, :, :4].sum((1, 2, 3)) > 5 * moved[:, :, 4:].sum((1, 2, 3))).all()
+
+
+class TestTrain:
+    def test_same_seed_same_weights_other_seed_others(self, few):
+        recipe = Recipe(epochs=2, augment=wobble, lr=0.05, batch=16)
+        (first, one), (second, two) = trained(few, recipe), trained(few, recipe)
+        assert one == two
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+        assert trained(few, replace(recipe, seed=1))[1] != one
+
+    def test_loss_falls_and_epochs_report_what_happened(self, few):
+        model, epochs = trained(few, Recipe(epochs=30, augment=untouched, lr=0.05, batch=16, weight_decay=0))
+        assert [epoch.number for epoch in epochs] == list(range(1, 31))
+        assert epochs[-1].loss < 0.5 * epochs[0].loss
+        assert epochs[-1].accuracy > 0.9
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+    def test_first_epoch_of_one_batch_reports_the_loss_at_the_start(self, few):
+        torch.manual_seed(1)
+        logits = mlp((64, 16, 10))(itf.data.normalise(few.images, CARD.mean, CARD.std))
+        expected = torch.nn.functional.cross_entropy(logits, few.labels)
+        _, (epoch,) = trained(few, Recipe(epochs=1, augment=untouched, batch=64))
+        assert epoch.loss == pytest.approx(float(expected.detach()), rel=1e-4)
+        assert epoch.accuracy == float((logits.argmax(1) == few.labels).double().mean())
+
+    def test_caller_may_stop_between_epochs_and_finds_eval_mode(self, few):
+        model = mlp((64, 16, 10))
+        for epoch in train(model, few, Recipe(epochs=50, augment=untouched), CARD.mean, CARD.std):
+            assert not model.training
+            if epoch.number == 2:
+                break
+        assert epoch.number == 2
+
+    def test_decay_spares_biases_and_norms(self, few, monkeypatch):
+        groups = []
+        make_sgd = torch.optim.SGD.__init__
+
+        def spy(self, params, **options):
+            groups.extend(params)
+            make_sgd(self, params, **options)
+
+        monkeypatch.setattr(torch.optim.SGD, "__init__", spy)
+        trained(few, Recipe(epochs=1, augment=untouched, weight_decay=0.01))
+        assert {(group["weight_decay"], p.ndim) for group in groups for p in group["params"]} == {(0.01, 2), (0.0, 1)}
+
+
+class TestMake:
+    def test_writes_weights_and_card_that_load_again(self, few, tmp_path):
+        test, seen = itf.load_data("digits"), []
+        card = make("digits-mlp", few, test, "the command", tmp_path / "new", seen.append, epochs=1, batch=16, seed=7)
+        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+            "digits-mlp.json",
+            "digits-mlp.safetensors",
+        ]
+        assert [epoch.number for epoch in seen] == [1]
+        model = itf.load_model("digits-mlp", weights=tmp_path / "new" / "digits-mlp.safetensors")
+        measured = itf.evaluate(model, test, limit=None)
+        assert measured.accuracy == card.accuracy == model.card.accuracy
+        assert measured.interval == pytest.approx(card.details["interval"])
+        assert card.details["command"] == "the command"
+        assert card.details["seed"] == 7
+        assert card.details["recipe"] == json.loads(json.dumps(card.details["recipe"]))
+        assert (card.details["recipe"]["epochs"], card.details["recipe"]["augment"]) == (1, "wobble")
+        assert card.details["versions"]["torch"] == torch.__version__
+        assert card.details["test_images"] == 597
+
+    def test_recipe_and_seed_decide_the_weights(self, few, tmp_path):
+        files = []
+        for number, seed in enumerate((3, 3, 4)):
+            make("digits-mlp", few, few, "", tmp_path / str(number), epochs=1, seed=seed)
+            files.append((tmp_path / str(number) / "digits-mlp.safetensors").read_bytes())
+        assert files[0] == files[1] != files[2]
+
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_every_recipe_is_for_a_model_of_the_zoo(self, name):
+        assert name in ARCHITECTURES
+        assert RECIPES[name].epochs > 0
+        assert RECIPES[name].augment is (wobble if name.startswith("digits") else shift_and_flip)  # no mirrored digits
+
+    def test_model_without_a_recipe_is_one_line(self, few, tmp_path):
+        with pytest.raises(itf.IntrafusionError, match=r"no recipe for 'cifar10-resnet56'.*digits-mlp") as caught:
+            make("cifar10-resnet56", few, few, "", tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+    OUT = {  # noqa: RUF012
+        "a file": ("file", lambda path: path.touch()),
+        "below a file": ("file/deeper", lambda path: path.parent.touch()),
+        "a folder where the weights belong": ("", lambda path: (path / "digits-mlp.safetensors").mkdir()),
+        "a folder where the card belongs": ("", lambda path: (path / "digits-mlp.json").mkdir()),
+    }
+
+    @pytest.mark.parametrize(("out", "occupy"), OUT.values(), ids=OUT)
+    def test_unwritable_out_is_one_line(self, few, tmp_path, out, occupy):
+        occupy(tmp_path / out)
+        with pytest.raises(itf.IntrafusionError, match="could not write digits-mlp") as caught:
+            make("digits-mlp", few, few, "", tmp_path / out, epochs=1)
+        assert "\n" not in str(caught.value)
+
+    def test_out_that_is_a_file_is_refused_before_the_training(self, few, tmp_path):
+        seen: list[loop.Epoch] = []
+        (tmp_path / "file").touch()
+        with pytest.raises(itf.IntrafusionError):
+            make("digits-mlp", few, few, "", tmp_path / "file", seen.append, epochs=1)
+        assert seen == []
+
+    @pytest.mark.parametrize("changes", [{"epochs": 0}, {"epochs": -1}, {"seed": 2**64}], ids=str)
+    def test_senseless_settings_are_one_line_and_write_nothing(self, few, tmp_path, changes):
+        with pytest.raises(itf.IntrafusionError) as caught:
+            make("digits-mlp", few, few, "", tmp_path, **({"epochs": 1} | changes))
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
