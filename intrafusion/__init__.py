@@ -7,11 +7,12 @@ itf.evaluate(small, itf.load_data("digits")).accuracy
 """
 
 from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
+from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, evaluate
 from intrafusion.fold import fold
-from intrafusion.groups import Group, find_groups
+from intrafusion.groups import find_groups
 from intrafusion.importance import score
 from intrafusion.prune import prune
 from intrafusion.registry import registry

@@ -184,10 +184,17 @@ def _curve(args: argparse.Namespace) -> None:
     from intrafusion.sweep import grid, sweep
 
     specs = grid(_spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
-    bench = open_bench(specs[0], args.device, download=args.download)
+    bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit)
     console, rows = Console(stderr=True), []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task(args.model, total=len(specs))
         for result in sweep(specs, bench):
             rows.append(result.to_row())

@@ -4,7 +4,9 @@
 class folders. Only digits needs no path and no network.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from intrafusion.download import stream
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.places import ASSETS, home
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -89,9 +91,11 @@ def load_data(
     if split not in ("train", "test"):
         raise IntrafusionError(f"unknown split {split!r}: choose train or test")
     if name == "digits":
+        if path is not None:
+            raise IntrafusionError(f"digits is embedded and takes no path: leave {path} out, or name another dataset")
         data = _digits(split)
     elif path is not None:
-        data = _from_path(name, split, Path(path).expanduser(), limit, input_size)
+        data = _from_path(name, split, Path(os.path.expanduser(path)), limit, input_size)
     elif name in ("cifar10", "cifar100"):
         data = _torchvision_cifar(name, split, home() / "data", download)
     else:
@@ -118,7 +122,7 @@ def _pack(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes
 
 
 def _from_path(name: str, split: str, path: Path, limit: int | None, input_size: int) -> ImageData:
-    if not path.exists():
+    if not os.path.exists(path):
         raise IntrafusionError(f"no data at {path}: give an .npz file or a folder of class folders")
     if path.is_dir() and (path / f"{name}_{split}.npz").exists():
         path = path / f"{name}_{split}.npz"
@@ -152,12 +156,15 @@ def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> Ima
     if download and not (root / _cifar_class(name).base_folder).exists():
         for _ in stream_cifar(name):
             pass
-    archive = (root / _cifar_class(name).filename).exists()
+    file = root / _cifar_class(name).filename
+    archive = file.exists()
+    if archive and hashlib.md5(file.read_bytes()).hexdigest() != _cifar_class(name).tgz_md5:
+        raise IntrafusionError(f"{file} is damaged: delete it, and download it again (--download)")
     try:  # torchvision checks the archive's MD5 and unpacks it
         raw = _cifar_class(name)(str(root), train=split == "train", download=archive)
     except (RuntimeError, OSError) as error:
         raise IntrafusionError(
-            f"no usable {name} in {root} ({str(error).split('.')[0].splitlines()[0]}): pass path= (--data-path) with an "
+            f"no usable {name} in {root} ({one_line(error)}): pass path= (--data-path) with an "
             f".npz or torchvision's folder, or download=True (--download); offline, use the embedded digits"
         ) from error
     return _pack(name, split, raw.data, np.array(raw.targets), tuple(raw.classes))
@@ -165,16 +172,21 @@ def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> Ima
 
 def _npz(name: str, split: str, path: Path) -> ImageData:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
             missing = {"images", "labels"} - set(file.files)
             if missing:
                 raise IntrafusionError(f"{path} lacks {', '.join(sorted(missing))}: it needs arrays images and labels")
             images, labels = file["images"], file["labels"]
+            if not all(isinstance(array, np.ndarray) for array in (images, labels)):
+                raise ValueError("images and labels are no arrays")
             classes = tuple(str(c) for c in file["classes"]) if "classes" in file.files else ()
     except (OSError, ValueError, BadZipFile, EOFError) as error:
         if isinstance(error, IntrafusionError):
             raise
-        raise IntrafusionError(f"{path} is not a readable .npz file: {str(error).splitlines()[0]}") from error
+        raise IntrafusionError(f"{path} is not a readable .npz file: {one_line(error)}") from error
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise IntrafusionError(
             f"{path}: images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {tuple(images.shape)}"
@@ -217,7 +229,7 @@ def _folder_labels(name: str, root: Path, folders: list[str]) -> tuple[dict[str,
         return {f: i for i, f in enumerate(folders)}, tuple(folders)
     categories = tuple(imagenet_categories())
     if (root / "labels.json").exists():
-        known = {str(k): int(v) for k, v in json.loads((root / "labels.json").read_text()).items()}
+        known = _labels_file(root / "labels.json", len(categories))
     else:
         wnids = (ASSETS / "imagenet_wnids.txt").read_text().split()
         known = {c: i for i, c in reversed(list(enumerate(categories)))} | {w: i for i, w in enumerate(wnids)}
@@ -230,6 +242,16 @@ def _folder_labels(name: str, root: Path, folders: list[str]) -> tuple[dict[str,
     return {f: known[f] for f in folders}, categories
 
 
+def _labels_file(path: Path, classes: int) -> dict[str, int]:
+    try:
+        known = json.loads(path.read_text())
+    except ValueError as error:
+        raise IntrafusionError(f"{path} is not JSON: {error}") from error
+    if not isinstance(known, dict) or not all(type(v) is int and -1 <= v < classes for v in known.values()):
+        raise IntrafusionError(f"{path} must map each folder to a label below {classes}")
+    return known
+
+
 def _class_folders(name: str, split: str, root: Path, limit: int | None, crop: int | None) -> ImageData:
     from PIL import Image, UnidentifiedImageError
 
@@ -237,7 +259,7 @@ def _class_folders(name: str, split: str, root: Path, limit: int | None, crop: i
     if not folders:
         raise IntrafusionError(f"{root} holds no class folders: it needs one folder of images a class")
     labels, classes = _folder_labels(name, root, folders)
-    files = _spread([sorted(p for p in (root / f).iterdir() if p.is_file()) for f in folders], limit)
+    files = _spread([sorted(p for p in (root / f).glob("[!.]*") if p.is_file()) for f in folders], limit)
     if not files:
         raise IntrafusionError(f"the class folders of {root} hold no images")
     side = crop or 32
@@ -251,7 +273,7 @@ def _class_folders(name: str, split: str, root: Path, limit: int | None, crop: i
             with Image.open(file) as picture:
                 images[row] = _square(picture.convert("RGB"), side, crop)
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise IntrafusionError(f"{file} is not a readable image: {str(error).splitlines()[0]}") from error
+            raise IntrafusionError(f"{file} is not a readable image: {one_line(error)}") from error
     return _pack(name, split, images, np.array([labels[f.parent.name] for f in files]), classes)
 
 

@@ -1,13 +1,15 @@
 """Fetching a public file once: with progress, a checksum, and never a half-written file under the final name."""
 
+import contextlib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when the server does not say)
 _CHUNK = 1 << 18
@@ -39,14 +41,18 @@ def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Itera
                 f"try again, or put the right file at {path}"
             )
         partial.replace(path)
-    except OSError as error:  # URLError, timeouts and a full disk alike
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk alike
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = one_line(cause) if isinstance(cause, Exception) else " ".join(str(cause).split())
         raise IntrafusionError(
             f"could not download {url} to {path}: {reason}; offline, use an embedded model (digits-resnet, "
             f"cifar10-resnet20) or put the file at {path}"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _write(url: str, partial: Path, timeout: float) -> Generator[tuple[int, int], None, str]:

@@ -100,10 +100,11 @@ def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: S
     device = data.images.device
     pixels = data.images.shape[-1] * data.images.shape[-2]
     size = max(1, (_CUDA_PIXELS if device.type == "cuda" else _PIXELS) // pixels)
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
             return torch.cat([model(normalise(images, mean, std)).argmax(1) for images, _ in data.batches(size)])
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode

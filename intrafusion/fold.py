@@ -8,15 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intrafusion.groups import Group, find_groups
-
-
-class FoldedNorm(nn.Identity):
-    """Where a BatchNorm was; keeps its gamma (n,), which the bn_scale criterion still needs."""
-
-    def __init__(self, gamma: Tensor):
-        super().__init__()
-        self.gamma = gamma
+from intrafusion.channels import Group
+from intrafusion.groups import find_groups
 
 
 def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -65,5 +58,6 @@ def fold_groups(model: nn.Module, groups: Iterable[Group]) -> None:
         learns, dtype = module.weight.requires_grad, module.weight.dtype
         module.weight = nn.Parameter(weight.to(dtype), requires_grad=learns)
         module.bias = nn.Parameter(bias.to(dtype), requires_grad=learns)
-        gamma = bn.weight.data if bn.affine else torch.ones(bn.num_features)
-        model.set_submodule(norm, FoldedNorm(gamma.clone()))
+        if bn.affine:  # the bn_scale criterion still asks for it
+            module.register_buffer("folded_gamma", bn.weight.data.clone(), persistent=False)
+        model.set_submodule(norm, nn.Identity())

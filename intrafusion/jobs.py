@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -45,21 +45,28 @@ class Job(Generic[T]):
                 if self._stop.is_set():
                     self.state = "cancelled"
                     return
+            exhausted = False
             try:
+                if self._stop.is_set():
+                    self.state = "cancelled"
+                    return
                 self.state = "running"
                 for result in work():
                     self.results.append(result)
                     if self._stop.is_set():
                         break
+                else:
+                    exhausted = True
             finally:
                 turn.release()
-            self.state = "cancelled" if self._stop.is_set() and len(self.results) < self.total else "done"
+            complete = exhausted or 0 < self.total <= len(self.results)
+            self.state = "done" if complete else "cancelled"
         except IntrafusionError as error:
             self.error, self.state = str(error), "failed"
         except Exception as error:  # the page must hear of any failure; the log has the rest
             _log.exception("a background job failed")
             self.error, self.state = (
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                f"{type(error).__name__}: {one_line(error)}",
                 "failed",
             )
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intrafusion.fold import FoldedNorm
-from intrafusion.groups import CHANNELWISE, PAD, Group, Layer
+from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, Group, Layer
 from intrafusion.registry import MERGES
 from intrafusion.transport import TransportPlan
 
@@ -39,9 +38,9 @@ def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor) -> None:
         module = model.get_submodule(layer.name)
         if layer.role == PAD:
             continue
-        if isinstance(module, FoldedNorm):
-            model.set_submodule(layer.name, nn.Identity())  # its gamma described channels that are no more
-        elif isinstance(module, _BatchNorm):
+        if layer.role != CONSUMER and hasattr(module, "folded_gamma"):
+            del module.folded_gamma  # it described channels that are no more
+        if isinstance(module, _BatchNorm):
             _apply_norm(module, layer, T, kept)
         else:
             for kind, view in layer.views(model).items():

@@ -22,7 +22,7 @@ def curve_line(base: PruneSpec, **swept: Sequence[object]) -> str:
     for name in _DEFAULT:
         value = getattr(base, name)
         if name in swept:
-            words += [flag(name), *(f"{v:g}" if isinstance(v, float) else str(v) for v in swept[name])]
+            words += [flag(name), *(str(v) for v in swept[name])]
         elif name in ("model", "dataset") or value != _DEFAULT[name]:
             if value is True:
                 words.append(flag(name))
@@ -46,8 +46,8 @@ def plan_snippet(base: PruneSpec, group: str) -> str:
         *_load_lines(base),
         "groups = itf.find_groups(model, model.card.example())",
         f"group = next(g for g in groups if g.name == {group!r})",
-        f"scores = itf.score(model, group, criterion={base.criterion!r})",
-        f"plan = itf.plan(model, group, scores, sparsity={base.sparsity:g}{knobs})",
+        f"scores = itf.score(model, group, criterion={base.criterion!r}{_knobs(base, 'seed')})",
+        f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{knobs})",
         "plan.kept, plan.matrix, plan.cost",
     ])  # fmt: skip
 
@@ -57,14 +57,15 @@ def curve_snippet(
 ) -> str:
     """Python that computes a curve."""
     path = f", path={base.data_path!r}" if base.data_path else ""
+    size = ", input_size=example.shape[-1]" if base.dataset.startswith("imagenet") else ""
     knobs = _knobs(base, "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
     groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups
-    values = ", ".join(f"{s:g}" for s in sparsities)
+    values = ", ".join(repr(s) for s in sparsities)
     return "\n".join(
         [
             *_load_lines(base),
-            f"data = itf.load_data({base.dataset!r}{path})",
             "example = model.card.example()",
+            f"data = itf.load_data({base.dataset!r}{path}{size})",
             f"for sparsity in [{values}]:",
             f"    for criterion, merge in {[(c, m) for c in criteria for m in merges]!r}:",
             f"        small = itf.prune(model, example, sparsity, criterion, merge, groups={groups!r}{knobs})",

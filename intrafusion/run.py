@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_data
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.evaluate import Evaluation, Size, evaluate, size
-from intrafusion.groups import Group, find_groups
+from intrafusion.groups import find_groups
 from intrafusion.prune import choose_groups, prune_groups
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
 from intrafusion.spec import PruneSpec
-from intrafusion.transport import block_counts, kept_count
+from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS, block_counts, kept_count
 from intrafusion.zoo import ModelCard, load_model
 
 
@@ -112,6 +113,10 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     kinds = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     for registry, name in kinds:
         _ = registry[name]
+    check_choice("source marginal", spec.source, MARGINALS)
+    check_choice("target marginal", spec.target, MARGINALS)
+    check_choice("anchors", spec.anchors, ANCHORS)
+    check_choice("normalise", spec.normalise, NORMALISATIONS)
 
 
 def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
@@ -132,8 +137,8 @@ def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
 def run(spec: PruneSpec, bench: Bench) -> Result:
     """Prune, recover and measure one spec on an open bench (whose model and data must be the spec's)."""
     start = time.perf_counter()
-    small = pruned(spec, bench)
     dense = bench.dense(spec.limit, spec.seed)
+    small = pruned(spec, bench)
     measured = evaluate(small, bench.images(), spec.limit, spec.seed)
     after, chosen = size(small, bench.example), choose_groups(bench.groups, spec.groups)
     before, stays = sum(group.size for group in chosen), sum(_kept(group, spec.sparsity) for group in chosen)

@@ -29,7 +29,7 @@ class PruneSpec:
     criterion: str = "l1"
     sparsity: float = 0.3
     merge: str = "fusion"
-    p: float = 1
+    p: float = 1.0
     source: str = "uniform"
     target: str = "uniform"
     anchors: str = "important"
@@ -66,6 +66,8 @@ class PruneSpec:
             raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {self.sparsity!r}")
         if not _is_number(self.p) or not 1 <= self.p < float("inf"):
             raise IntrafusionError(f"p must be a number of at least 1, not {self.p!r}")
+        object.__setattr__(self, "sparsity", float(self.sparsity) + 0.0)  # equal specs, one key: 0, 0.0 and -0.0
+        object.__setattr__(self, "p", float(self.p))
         _expect("bias", self.bias, bool, "true or false")
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise IntrafusionError(f"seed must be a whole number from 0, not {self.seed!r}")

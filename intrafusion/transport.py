@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intrafusion.errors import IntrafusionError
-from intrafusion.groups import Group
+from intrafusion.channels import Group
+from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.registry import SOLVERS
 from intrafusion.vectors import whole_vectors
 
@@ -81,10 +81,10 @@ def plan(
         raise IntrafusionError(f"scores must be {group.size} finite numbers, one a channel, not {tuple(scores.shape)}")
     if not p >= 1:
         raise IntrafusionError(f"p must be at least 1 for the cost to be a metric, not {p}")
-    _check("source marginal", source, MARGINALS)
-    _check("target marginal", target, MARGINALS)
-    _check("anchors", anchors, ANCHORS)
-    _check("normalise", normalise, NORMALISATIONS)
+    check_choice("source marginal", source, MARGINALS)
+    check_choice("target marginal", target, MARGINALS)
+    check_choice("anchors", anchors, ANCHORS)
+    check_choice("normalise", normalise, NORMALISATIONS)
     solve = SOLVERS[solver]
     scores = scores.detach().double().cpu()
     vectors = unit_vectors(whole_vectors(model, group, bias))
@@ -113,11 +113,6 @@ def plan(
     order = kept.argsort()
     coupling, cost, kept, b = coupling[:, order], cost[:, order], kept[order], b[order]
     return TransportPlan(coupling, applied_matrix(coupling, a, b, normalise), kept, cost, a, b, reduced)
-
-
-def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise IntrafusionError(f"unknown {what} {value!r}: choose one of {', '.join(allowed)}")
 
 
 def block_counts(block: Tensor, k: int) -> list[int]:
@@ -151,10 +146,10 @@ def marginal(scores: Tensor, kind: str) -> Tensor:
     """A probability vector (n,) from importance scores (n,): "uniform", "importance" (share) or "softmax"."""
     if kind == "softmax":
         return scores.softmax(0)
-    if kind == "uniform" or not (scores > 0).any():
-        return torch.full_like(scores, 1 / len(scores))
-    if (scores < 0).any():
+    if kind == "importance" and (scores < 0).any():
         raise IntrafusionError("importance marginals need scores that are not negative: choose softmax or uniform")
+    if kind == "uniform" or not scores.any():
+        return torch.full_like(scores, 1 / len(scores))
     return scores / scores.sum()
 
 
@@ -221,7 +216,7 @@ def exact(a: np.ndarray, b: np.ndarray, M: np.ndarray, kept: np.ndarray | None) 
     G = np.zeros_like(M)
     G[kept, np.arange(len(kept))] = a[kept]
     dropped = np.setdiff1d(np.arange(len(a)), kept)
-    if len(dropped):
+    if a[dropped].sum() > 0:
         G[dropped] = _emd(a[dropped], np.maximum(residual, 0), M[dropped])
     return G, True
 

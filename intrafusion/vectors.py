@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from intrafusion.channels import CONSUMER, PAD, Group, Layer
 from intrafusion.fold import folded_tensors
-from intrafusion.groups import CONSUMER, PAD, Group, Layer
 
 
 def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]]:

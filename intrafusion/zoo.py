@@ -4,19 +4,19 @@ A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with
 """
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
 from intrafusion.download import Progress, fetch, stream
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.networks import VGG_WIDTHS, ResNet, Vgg, mlp
 from intrafusion.places import ASSETS, home
 
@@ -217,12 +217,12 @@ def load_model(
 
 def _device(name: str | torch.device) -> torch.device:
     try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("no such hardware")
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise IntrafusionError(
-            f"device {name!r} is not available here: use cpu ({str(error).splitlines()[0]})"
-        ) from error
+        raise IntrafusionError(f"device {name!r} is not available here: use cpu ({one_line(error)})") from error
 
 
 def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
@@ -231,7 +231,7 @@ def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> t
         return entry.make({}), entry.card
     card = entry.card
     if weights is not None:
-        path = Path(weights).expanduser()
+        path = Path(os.path.expanduser(weights))
     elif embedded(name):
         path = ASSETS / f"{name}.safetensors"
     else:
@@ -254,9 +254,7 @@ def _release(name: str, card: ModelCard, progress: Progress | None) -> tuple[Pat
 def _imagenet(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     from torchvision import models
 
-    short = name.removeprefix("imagenet/")
-    if short not in models.list_models(module=models):
-        raise IntrafusionError(f"torchvision has no classification model {short!r}: `models` lists them all")
+    short = _torchvision_name(name)
     options = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
     model = models.get_model(short, weights=None, **options)
     if hasattr(model, "aux_logits"):
@@ -270,18 +268,28 @@ def _imagenet(name: str, weights: str | Path | None, progress: Progress | None) 
         path = home() / "weights" / Path(chosen.url).name
         fetch(chosen.url, path, path.stem.rpartition("-")[2], progress)
     else:
-        path = Path(str(weights)).expanduser()
+        path = Path(os.path.expanduser(str(weights)))
         card = read_card(path.with_suffix(".json"), replace(card, source=str(path), accuracy=None))
     state = {k: v for k, v in read_state(path).items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
     _load(model, state, path, name)
     return model, card
 
 
+def _torchvision_name(name: str) -> str:
+    from torchvision import models
+
+    short = name.removeprefix("imagenet/")
+    if short not in models.list_models(module=models):
+        raise IntrafusionError(f"torchvision has no classification model {short!r}: `models --imagenet` lists them all")
+    return short
+
+
 def _torchvision_weights(name: str, weights: str | Path | None) -> Any:
     """A member of the model's weights enum: the named one, else torchvision's default (every classifier has one)."""
     from torchvision import models
 
-    enum = models.get_model_weights(name.removeprefix("imagenet/"))
+    short = _torchvision_name(name)
+    enum = models.get_model_weights(short)
     return enum.DEFAULT if weights is None else enum[str(weights)]
 
 
@@ -307,7 +315,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises IntrafusionError for a missing, damaged or non-finite file, or one that holds no state dict.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise IntrafusionError(
             f"no weights file at {path}: check the path, or leave weights out for the embedded model"
         )
@@ -327,7 +335,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged files fail in many ways, in three libraries
         if isinstance(error, MemoryError):
             raise
-        raise IntrafusionError(f"{path} cannot be read as weights: {str(error).splitlines()[0][:200]}") from error
+        raise IntrafusionError(f"{path} cannot be read as weights: {one_line(error)}") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
             raw = raw[key]
@@ -370,14 +378,28 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> 
 
 def read_card(path: Path, default: ModelCard) -> ModelCard:
     """The card in a JSON file laid over `default`; the default alone where there is no file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return default
     try:
         raw = json.loads(path.read_text())
+        if not isinstance(raw, dict):
+            raise TypeError("it is no object")
         known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
         for key in ("mean", "std", "input_size"):
             if key in known:
                 known[key] = tuple(known[key])
-        return replace(default, **known)
-    except (ValueError, TypeError, AttributeError, BadZipFile) as error:
-        raise IntrafusionError(f"{path} is not a model card: {error}") from error
+        card = replace(default, **known)
+        _check_card(card)
+        return card
+    except (ValueError, TypeError, OSError) as error:
+        raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
+
+
+def _check_card(card: ModelCard) -> None:
+    """Raise ValueError or TypeError where the numbers of a card make no sense."""
+    if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
+        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
+    if not (min(card.std) > 0 and min(*card.input_size, card.classes) >= 1 and max(map(abs, card.mean)) < float("inf")):
+        raise ValueError("std, input_size and classes must be positive, mean finite")
+    if card.accuracy is not None and not 0 <= card.accuracy <= 1:
+        raise ValueError(f"accuracy is a fraction in [0, 1], not {card.accuracy}")

@@ -1,10 +1,12 @@
 """The model: its card, its groups, its dense accuracy."""
 
+import shlex
+
 import pandas as pd
 import streamlit as st
 
+from intrafusion.channels import CONSUMER, PAD, coupling
 from intrafusion.evaluate import layer_sizes
-from intrafusion.groups import CONSUMER, PAD, coupling
 from intrafusion.run import Bench
 from pages.common import parts, shell
 from pages.common.navigation import enter_app
@@ -89,9 +91,8 @@ with right:
                 f"{dense.count:,} images of {card.dataset}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
             )
 
-command = f"python -m intrafusion groups --model {card.name}" + (
-    f" --weights {here.spec.weights}" if here.spec.weights else ""
-)
+given = ["--weights", here.spec.weights] if here.spec.weights else []
+command = shlex.join(["python", "-m", "intrafusion", "groups", "--model", card.name, *given])
 weights = f", weights={here.spec.weights!r}" if here.spec.weights else ""
 snippet = (
     f"import intrafusion as itf\n\nmodel = itf.load_model({card.name!r}{weights})\n"

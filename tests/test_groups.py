@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.groups import CHANNELWISE, CONSUMER, PAD, PRODUCER
+from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, PRODUCER
 from intrafusion.merge import MERGES
-from intrafusion.prune import shrink
+from intrafusion.shrink import shrink
 
 # root -> (size, layers that write the channels, layers that read them, layers with one weight a channel)
 COUPLINGS = {

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.groups import CHANNELWISE, CONSUMER, PRODUCER
+from intrafusion.channels import CHANNELWISE, CONSUMER, PRODUCER
 from intrafusion.networks import PadShortcut
-from intrafusion.prune import choose_groups, prune_groups, shrink
+from intrafusion.prune import choose_groups, prune_groups
+from intrafusion.shrink import shrink
 from intrafusion.transport import block_counts, kept_count
 
 DATA_FREE = {

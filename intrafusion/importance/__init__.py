@@ -7,9 +7,9 @@ not, and reads weights through `channel_vectors`, which fold on the fly.
 import torch
 from torch import Tensor, nn
 
+from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.groups import Group
 from intrafusion.importance import weights  # noqa: F401  (registers its criteria)
 from intrafusion.registry import CRITERIA
 

@@ -1,13 +1,14 @@
 """Criteria that read nothing but weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from intrafusion.channels import CONSUMER, Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.fold import FoldedNorm
-from intrafusion.groups import Group
 from intrafusion.registry import CRITERIA
 from intrafusion.vectors import channel_vectors
 
@@ -31,11 +32,11 @@ def l2(model: nn.Module, group: Group, data: ImageData | None, generator: torch.
 def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     rows = []
     for layer in group.layers:
-        module = model.get_submodule(layer.name)
+        module: Any = model.get_submodule(layer.name)
         if isinstance(module, _BatchNorm) and module.affine:
             gamma = module.weight.data
-        elif isinstance(module, FoldedNorm):
-            gamma = module.gamma
+        elif layer.role != CONSUMER and hasattr(module, "folded_gamma"):
+            gamma = module.folded_gamma
         else:
             continue
         rows.append(_spread(gamma.double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))

@@ -38,11 +38,18 @@ def make(
     The test images choose nothing: the last epoch is kept, and they are looked at once. Returns the card.
     Raises IntrafusionError when there is no recipe of that name or `out` cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if name not in RECIPES:
         raise IntrafusionError(f"no recipe for {name!r}: choose one of {', '.join(RECIPES)}")
     recipe = replace(RECIPES[name], **changes)  # type: ignore[arg-type]
+    if recipe.epochs < 1 or not 0 <= recipe.seed < 2**63:
+        raise IntrafusionError(f"epochs must be at least 1 and seed from 0, not {recipe.epochs} and {recipe.seed}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IntrafusionError(f"could not write {name} into {out}: {error}") from error
     torch.manual_seed(recipe.seed)
     model: nn.Module = load_model(name, weights="random")
     card: ModelCard = model.card  # type: ignore[assignment]
@@ -66,9 +73,8 @@ def make(
         },
     )
     try:
-        out.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")
         (out / f"{name}.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise IntrafusionError(f"could not write {name} into {out}: {error}") from error
     return card

@@ -8,8 +8,8 @@ import streamlit as st
 from torch import Tensor
 
 from intrafusion import PruneSpec, TransportPlan, plan, registry, score
+from intrafusion.channels import PRODUCER
 from intrafusion.figures.kernels import kernel_rows
-from intrafusion.groups import PRODUCER
 from intrafusion.quote import curve_line
 from intrafusion.story import story
 from intrafusion.vectors import channel_vectors

@@ -1,0 +1,242 @@
+"""Coupled channels by Torch-Pruning's dependency graph, corrected where it is wrong.
+
+Zero-padded shortcuts (option A) tie a stage's channels to a slice of the next stage's, and grouped convolutions tie whole
+groups together; Torch-Pruning knows neither, so the channels that it finds are joined here by union-find.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, PRODUCER, Group, Layer
+from intrafusion.networks import PadShortcut
+
+
+class Graph:
+    """Torch-Pruning's graph of one network, with its groups joined where channels are tied and it does not say so."""
+
+    def __init__(self, model: nn.Module, example: Tensor):
+        import torch_pruning as tp
+
+        class PadPruner(tp.pruner.function.BasePruningFunc):
+            """Makes the zero-padded shortcut a node whose input and output channels are separate."""
+
+            def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+                return layer
+
+            def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+                return layer
+
+            def get_out_channels(self, layer: PadShortcut) -> int:
+                return layer.channels + layer.before + layer.after
+
+            def get_in_channels(self, layer: PadShortcut) -> int:
+                return layer.channels
+
+        self.model = model
+        self.name_of = {module: name for name, module in model.named_modules()}
+        self.calls = self._count_calls(example)
+        self.graph = tp.DependencyGraph().build_dependency(
+            model, example, customized_pruners={PadShortcut: PadPruner()}, verbose=False
+        )
+
+    def _count_calls(self, example: Tensor) -> dict[str, int]:
+        """Module name -> number of calls in one forward pass, in the order of the first call."""
+        calls: dict[str, int] = defaultdict(int)
+
+        def count(module: nn.Module, *_: object) -> None:
+            calls[self.name_of[module]] += 1
+
+        hooks = [m.register_forward_hook(count) for m in self.model.modules()]
+        try:
+            self.model(example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return dict(calls)
+
+    def groups(self) -> list[Group]:
+        parts = list(self._parts())
+        joined = _join([part.axes for part in parts], self.model)
+        norms = self._foldable_norms()
+        groups = []
+        for members, channels in joined:
+            reasons = [reason for i in members if (reason := parts[i].reason)]
+            groups.append(self._group([parts[i].root for i in members], channels, reasons, norms))
+        order = {name: i for i, name in enumerate(self.calls)}
+        return sorted(groups, key=lambda group: order[group.name])
+
+    def _parts(self) -> Iterator["_Part"]:
+        """Torch-Pruning's groups, one for each set of layers that write the same channels."""
+        covered: set[str] = set()
+        for name in self.calls:
+            module = self.model.get_submodule(name)
+            if name in covered or not isinstance(module, _ConvNd | nn.Linear) or _is_depthwise(module):
+                continue
+            if module not in self.graph.module2node:
+                continue
+            size = module.weight.shape[0]
+            pruner = self.graph.get_pruner_of_module(module)
+            try:
+                items = self.graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
+                part = self._part(name, items)
+            except (IndexError, ValueError, TypeError, AttributeError) as error:
+                axes = {(name, "out"): {i: {i} for i in range(size)}}
+                part = _Part(name, axes, f"its coupling cannot be traced ({error})")
+            covered |= {axis for axis, side in part.axes if side == "out"}
+            yield part
+
+    def _part(self, root: str, items: list) -> "_Part":
+        axes: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        reason = None
+        for item in items:
+            module, is_out = item.dep.target.module, self.graph.is_out_channel_pruning_fn(item.dep.handler)
+            if is_out and not item.dep.target.outputs:
+                reason = reason or "these channels are the network's outputs"
+            if isinstance(module, nn.Parameter):
+                reason = reason or "its channels meet a bare parameter, which no rule here prunes"
+            elif module in self.name_of and isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
+                name = self.name_of[module]
+                if isinstance(module, _ConvTransposeNd):
+                    reason = reason or f"{name} is a transposed convolution"
+                if isinstance(module, _BatchNorm) and module.running_var is None:
+                    reason = reason or f"{name} normalises by each batch's own statistics"
+                if self.calls[name] > 1:
+                    reason = reason or f"{name} is used more than once in a forward pass"
+                channelwise = isinstance(module, _BatchNorm) or _is_depthwise(module)
+                side = "both" if channelwise else "out" if is_out else "in"
+                for position, channel in zip(item.idxs, item.root_idxs, strict=True):
+                    axes[name, side][position].add(channel)
+            elif module in self.name_of and any(True for _ in module.parameters(recurse=True)):
+                reason = reason or f"its channels pass through {type(module).__name__} ({self.name_of[module]})"
+        return _Part(root, {axis: dict(rows) for axis, rows in axes.items()}, reason)
+
+    def _foldable_norms(self) -> dict[str, str]:
+        """Layer name -> the BatchNorm that reads this layer's output, alone and directly."""
+        norms = {}
+        for module, node in self.graph.module2node.items():
+            if not isinstance(module, _BatchNorm) or len(node.inputs) != 1 or module.running_var is None:
+                continue
+            before = node.inputs[0]
+            if isinstance(before.module, _ConvNd | nn.Linear) and len(before.outputs) == 1:
+                fits = before.module.weight.shape[0] == module.num_features
+                if fits and self.calls[self.name_of[before.module]] == self.calls[self.name_of[module]] == 1:
+                    norms[self.name_of[before.module]] = self.name_of[module]
+        return norms
+
+    def _group(
+        self,
+        roots: list[str],
+        channels: list[dict[tuple[str, str], list[int]]],
+        reasons: list[str],
+        norms: dict[str, str],
+    ) -> Group:
+        axes = list(dict.fromkeys(axis for channel in channels for axis in channel))
+        whole = [axis for axis in axes if all(axis in channel for channel in channels)]
+        if whole:
+            channels = sorted(channels, key=lambda channel: channel[whole[0]])
+        layers: list[Layer] = []
+        for name, side in axes:
+            rows = [sorted(channel.get((name, side), [])) for channel in channels]
+            widths = {len(row) for row in rows} - {0}
+            if len(widths) > 1:
+                reasons = [*reasons, f"{name} holds {min(widths)} to {max(widths)} positions a channel"]
+                continue
+            positions = torch.tensor([row or [-1] * max(widths) for row in rows])
+            role = self._role(name, side)
+            if role:
+                layers.append(Layer(name, role, positions, norms.get(name)))
+        if len(channels) < 2:
+            reasons = [*reasons, "it has a single channel"]
+        order = list(self.calls)
+        root = min(roots, key=order.index)
+        presence = torch.stack([layer.present() for layer in layers], 1)
+        block = torch.unique(presence, dim=0, return_inverse=True)[1]
+        return Group(root, len(channels), tuple(layers), block, reasons[0] if reasons else None)
+
+    def _role(self, name: str, side: str) -> str | None:
+        module = self.model.get_submodule(name)
+        if isinstance(module, PadShortcut):
+            return PAD if side == "out" else None
+        if side == "both" or getattr(module, "groups", 1) > 1:
+            return None if side == "in" else CHANNELWISE
+        return PRODUCER if side == "out" else CONSUMER
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One Torch-Pruning group: axis (layer name, side) -> position -> the root's channels found there."""
+
+    root: str
+    axes: dict[tuple[str, str], dict[int, set[int]]]
+    reason: str | None
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def _join(
+    parts: list[dict[tuple[str, str], dict[int, set[int]]]], model: nn.Module
+) -> list[tuple[list[int], list[dict[tuple[str, str], list[int]]]]]:
+    """Union-find over every part's channels; returns for each joined group its parts and its channels' positions."""
+    sets = _DisjointSets()
+    holders: dict[tuple[str, str], dict[int, tuple[int, int]]] = defaultdict(dict)
+    for number, axes in enumerate(parts):
+        for axis, rows in axes.items():
+            for position, channels in rows.items():
+                for channel in channels:
+                    sets.union((number, channel), holders[axis].setdefault(position, (number, channel)))
+    for (name, side), rows_in in list(holders.items()):
+        module = model.get_submodule(name)
+        rows_out = holders.get((name, "out"))
+        if side != "in" or rows_out is None:
+            continue
+        if isinstance(module, PadShortcut):
+            for position, node in rows_in.items():
+                sets.union(node, rows_out[position + module.before])
+        elif isinstance(module, _ConvNd) and module.groups > 1:
+            for axis_rows, width in ((rows_in, module.in_channels), (rows_out, module.out_channels)):
+                for position, node in axis_rows.items():
+                    unit = position // (width // module.groups)
+                    sets.union(node, (name, unit))
+    found: dict[Hashable, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(list))
+    parts_of: dict[Hashable, set[int]] = defaultdict(set)
+    for axis, rows_ in holders.items():
+        for position, node in rows_.items():
+            found[sets.find(node)][axis].append(position)
+            parts_of[sets.find(node)].add(node[0])
+    owners = _DisjointSets()
+    for numbers in parts_of.values():
+        first, *others = sorted(numbers)
+        for other in others:
+            owners.union(first, other)
+    joined: dict[Hashable, tuple[set[int], list]] = defaultdict(lambda: (set(), []))
+    for key, axes_ in found.items():
+        numbers, members = joined[owners.find(min(parts_of[key]))]
+        numbers |= parts_of[key]
+        members.append(dict(axes_))
+    return [(sorted(numbers), members) for numbers, members in joined.values()]
+
+
+class _DisjointSets:
+    def __init__(self) -> None:
+        self.parent: dict[Hashable, Hashable] = {}
+
+    def find(self, node: Hashable) -> Hashable:
+        root = node
+        while (above := self.parent.get(root, root)) != root:
+            root = above
+        while (above := self.parent.get(node, node)) != root:
+            self.parent[node], node = root, above
+        return root
+
+    def union(self, a: Hashable, b: Hashable) -> None:
+        root_a, root_b = self.find(a), self.find(b)
+        if root_a != root_b:
+            self.parent[root_a] = root_b
