@@ -108,7 +108,7 @@ def _markers(fig: go.Figure, plan: "TransportPlan", view: str, selected: int | N
         mode="markers",
         row=2,
         col=1,
-        customdata=np.stack([x, plan.kept.numpy()[y], weights], 1),
+        customdata=np.stack([x, plan.kept.numpy()[y], weights], 1).tolist(),
         hovertemplate="channel %{customdata[0]} → target %{customdata[1]}<br>"
         "weight %{customdata[2]:.3f}<extra>click for its story</extra>",
         marker={

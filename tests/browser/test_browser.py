@@ -119,11 +119,27 @@ def test_clicking_a_square_of_the_plan_tells_that_channels_story(page, address):
     no_exception(page)
 
 
-def test_the_curves_arrive_point_by_point_and_can_be_cancelled(page, address):
+def test_the_default_curves_draw_themselves(page, address):
     page.goto(f"{address}/curves?model=digits-vgg")
     shows(page, "18 of 18 points on 597 images: done")
     heading = page.locator(".js-plotly-plot .gtitle").first.text_content()
     assert re.match(r"At \d+%, fusion keeps \d+ % where dropping keeps \d+ %", heading)
+    no_exception(page)
+
+
+def test_a_long_study_waits_to_be_asked_arrives_point_by_point_and_can_be_cancelled(page, address):
+    many = (
+        "&".join(f"sparsities={percent}" for percent in range(5, 100, 5)) + "&criteria=l1&criteria=l2&criteria=random"
+    )
+    page.goto(f"{address}/curves?model=digits-resnet&limit=500&{many}")
+    shows(page, "0 of 114 points on 500 images: not computed yet")
+    page.get_by_role("button", name="Draw the curves").click()
+    page.wait_for_function("() => /[1-9]\\d* of 114 points.*computing/.test(document.body.innerText)")
+    page.get_by_role("button", name="Cancel").click()
+    shows(page, "cancelled; the points so far stay")
+    page.reload()
+    shows(page, "cancelled; the points so far stay")
+    page.locator(".js-plotly-plot .scatterlayer .point").first.wait_for()
     no_exception(page)
 
 
