@@ -7,6 +7,7 @@ itf.evaluate(small, itf.load_data("digits")).accuracy
 """
 
 from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
+from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_data
 from intrafusion.errors import IntrafusionError
@@ -18,7 +19,7 @@ from intrafusion.prune import prune
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
 from intrafusion.transport import TransportPlan, plan
-from intrafusion.zoo import ModelCard, load_model
+from intrafusion.zoo import load_model
 
 __version__ = "0.1.0"
 __all__ = [

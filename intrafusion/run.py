@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_data
 from intrafusion.errors import IntrafusionError, check_choice
@@ -17,7 +18,7 @@ from intrafusion.prune import choose_groups, prune_groups
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
 from intrafusion.spec import PruneSpec
 from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS, block_counts, kept_count
-from intrafusion.zoo import ModelCard, load_model
+from intrafusion.zoo import load_model
 
 
 @RECOVERIES.register("none", "the merged network as it is")

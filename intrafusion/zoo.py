@@ -3,11 +3,9 @@
 A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with its ModelCard as `model.card`.
 """
 
-import json
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intrafusion.cards import ModelCard, read_card
 from intrafusion.download import Progress, fetch, stream
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.networks import VGG_WIDTHS, ResNet, Vgg, mlp
 from intrafusion.places import ASSETS, home
+from intrafusion.weights import canonical, load_state, read_state
 
 _CHENYAOFO = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download"
 _CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -42,30 +42,6 @@ _RELEASES = {  # architecture -> file of the release; the suffix is the beginnin
     "cifar100-vgg11_bn": "vgg/cifar100_vgg11_bn-57d0759e.pt",
     "cifar100-vgg16_bn": "vgg/cifar100_vgg16_bn-7d8c4031.pt",
 }
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a person must know to use the weights. accuracy: fraction of its test split, or None."""
-
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, int, int]  # C, H, W
-    classes: int
-    dataset: str
-    source: str = "random initialisation"
-    accuracy: float | None = None
-    licence: str = ""
-    details: dict[str, Any] = field(default_factory=dict, hash=False)  # of our own training: command, seed, versions
-
-    def example(self) -> Tensor:
-        """A zero input, float (1, C, H, W)."""
-        return torch.zeros(1, *self.input_size)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -236,9 +212,9 @@ def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> t
         path = ASSETS / f"{name}.safetensors"
     else:
         path, card = _release(name, card, progress)
-    state = _canonical(read_state(path))
+    state = canonical(read_state(path))
     model = entry.make(state)
-    _load(model, state, path, name)
+    load_state(model, state, path, name)
     return model, read_card(
         path.with_suffix(".json"), replace(card, source=card.source if weights is None else str(path))
     )
@@ -271,7 +247,7 @@ def _imagenet(name: str, weights: str | Path | None, progress: Progress | None) 
         path = Path(os.path.expanduser(str(weights)))
         card = read_card(path.with_suffix(".json"), replace(card, source=str(path), accuracy=None))
     state = {k: v for k, v in read_state(path).items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
-    _load(model, state, path, name)
+    load_state(model, state, path, name)
     return model, card
 
 
@@ -308,98 +284,3 @@ def _imagenet_card(name: str, weights: Any) -> ModelCard:
         accuracy,
         "BSD-3-Clause",
     )
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a weights file, without running any code in it; unwrapped and stripped of "module." prefixes.
-
-    Raises IntrafusionError for a missing, damaged or non-finite file, or one that holds no state dict.
-    """
-    if not os.path.isfile(path):
-        raise IntrafusionError(
-            f"no weights file at {path}: check the path, or leave weights out for the embedded model"
-        )
-    if path.suffix not in _SUFFIXES:
-        raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(_SUFFIXES)}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            raw: Any = load_file(path)
-        else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise IntrafusionError(
-            f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
-        ) from error
-    except Exception as error:  # damaged files fail in many ways, in three libraries
-        if isinstance(error, MemoryError):
-            raise
-        raise IntrafusionError(f"{path} cannot be read as weights: {one_line(error)}") from error
-    for key in ("state_dict", "model", "net"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
-            raw = raw[key]
-    if not isinstance(raw, Mapping) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors)")
-    state = {str(k).removeprefix("module."): v for k, v in raw.items()}
-    bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise IntrafusionError(
-            f"{path} holds NaN or infinite weights in {bad[0]}: it is damaged or diverged in training"
-        )
-    return state
-
-
-def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the spellings that public CIFAR ResNets use for the head and the shortcut to ours."""
-    renamed = {}
-    for key, value in state.items():
-        key = key.replace(".downsample.", ".shortcut.")
-        renamed["linear." + key[3:] if key.startswith("fc.") else key] = value
-    return renamed
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
-    own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or extra or shapes:
-        first = (
-            f"lacks {missing[0]}" if missing
-            else f"has {extra[0]} too many" if extra
-            else f"{shapes[0]} is {tuple(state[shapes[0]].shape)} where {tuple(own[shapes[0]].shape)} is needed"
-        )  # fmt: skip
-        raise IntrafusionError(
-            f"{path} does not fit {name}: it {first} ({len(missing)} missing, {len(extra)} extra, {len(shapes)} misshapen)"
-        )
-    model.load_state_dict(state, strict=False)
-
-
-def read_card(path: Path, default: ModelCard) -> ModelCard:
-    """The card in a JSON file laid over `default`; the default alone where there is no file."""
-    if not os.path.isfile(path):
-        return default
-    try:
-        raw = json.loads(path.read_text())
-        if not isinstance(raw, dict):
-            raise TypeError("it is no object")
-        known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
-        for key in ("mean", "std", "input_size"):
-            if key in known:
-                known[key] = tuple(known[key])
-        card = replace(default, **known)
-        _check_card(card)
-        return card
-    except (ValueError, TypeError, OSError) as error:
-        raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
-
-
-def _check_card(card: ModelCard) -> None:
-    """Raise ValueError or TypeError where the numbers of a card make no sense."""
-    if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
-        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
-    if not (min(card.std) > 0 and min(*card.input_size, card.classes) >= 1 and max(map(abs, card.mean)) < float("inf")):
-        raise ValueError("std, input_size and classes must be positive, mean finite")
-    if card.accuracy is not None and not 0 <= card.accuracy <= 1:
-        raise ValueError(f"accuracy is a fraction in [0, 1], not {card.accuracy}")

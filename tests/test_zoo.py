@@ -10,9 +10,11 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion import zoo
+from intrafusion.cards import read_card
 from intrafusion.networks import ResNet
 from intrafusion.places import ASSETS
-from intrafusion.zoo import ARCHITECTURES, read_card, read_state
+from intrafusion.weights import read_state
+from intrafusion.zoo import ARCHITECTURES
 
 EMBEDDED = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 DIGITS = [name for name in EMBEDDED if name.startswith("digits-")]

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from intrafusion.cards import ModelCard
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import evaluate
 from intrafusion.places import ASSETS
 from intrafusion.train.loop import Epoch, Recipe, shift_and_flip, train, wobble
-from intrafusion.zoo import ModelCard, load_model
+from intrafusion.zoo import load_model
 
 RECIPES = {
     "digits-mlp": Recipe(epochs=120, augment=wobble, lr=0.1, batch=64),

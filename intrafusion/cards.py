@@ -1,0 +1,64 @@
+"""Model cards: what a person must know to use weights, as JSON beside the weights file."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intrafusion.errors import IntrafusionError, one_line
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a person must know to use the weights. accuracy: fraction of its test split, or None."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]  # C, H, W
+    classes: int
+    dataset: str
+    source: str = "random initialisation"
+    accuracy: float | None = None
+    licence: str = ""
+    details: dict[str, Any] = field(default_factory=dict, hash=False)  # of our own training: command, seed, versions
+
+    def example(self) -> Tensor:
+        """A zero input, float (1, C, H, W)."""
+        return torch.zeros(1, *self.input_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_card(path: Path, default: ModelCard) -> ModelCard:
+    """The card in a JSON file laid over `default`; the default alone where there is no file."""
+    if not os.path.isfile(path):
+        return default
+    try:
+        raw = json.loads(path.read_text())
+        if not isinstance(raw, dict):
+            raise TypeError("it is no object")
+        known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
+        for key in ("mean", "std", "input_size"):
+            if key in known:
+                known[key] = tuple(known[key])
+        card = replace(default, **known)
+        _check_card(card)
+        return card
+    except (ValueError, TypeError, OSError) as error:
+        raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
+
+
+def _check_card(card: ModelCard) -> None:
+    """Raise ValueError or TypeError where the numbers of a card make no sense."""
+    if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
+        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
+    if not (min(card.std) > 0 and min(*card.input_size, card.classes) >= 1 and max(map(abs, card.mean)) < float("inf")):
+        raise ValueError("std, input_size and classes must be positive, mean finite")
+    if card.accuracy is not None and not 0 <= card.accuracy <= 1:
+        raise ValueError(f"accuracy is a fraction in [0, 1], not {card.accuracy}")
