@@ -19,7 +19,7 @@ st.markdown(
     "How much accuracy is left when channels go, without any fine-tuning? Fused and dropped networks keep the same channels and see the same images."
 )
 
-columns = st.columns([2, 2, 2, 3])
+columns = st.columns([2.6, 2, 1.6, 2.8])
 with columns[0]:
     scope = (
         st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=shell.BIND)

@@ -191,14 +191,21 @@ def _watch_download(job: Job) -> None:
 
 def measuring(here: Here, limit: int | None) -> Bench | None:
     """The model with its images; where they are missing, says how to get them and returns None."""
+    dataset, path = here.spec.dataset, here.spec.data_path
     try:
-        return measuring_bench(here, (*here.key(), here.spec.dataset), here.spec.data_path, limit)
+        return measuring_bench(here, (*here.key(), dataset), path, limit)
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/image_search:")
-    if here.spec.dataset in ("cifar10", "cifar100") and here.spec.data_path is None:
-        from intrafusion.data import stream_cifar
+        if path is not None or dataset not in ("cifar10", "cifar100"):
+            st.warning(str(error), icon=":material/image_search:")
+            return None
+    from intrafusion.data import stream_cifar
 
-        st.caption(f"Or give a path under *Local files* in the sidebar. Downloads lie in {home()}.")
-        label = f"Fetch {here.spec.dataset.upper().replace('CIFAR', 'CIFAR-')} (170 MB)"
-        download(label, ("data", here.spec.dataset), lambda: stream_cifar(here.spec.dataset))
+    title = dataset.upper().replace("CIFAR", "CIFAR-")
+    st.info(
+        f"The images of {title} are not on this machine yet. Fetch them once, or give an .npz file or a folder under "
+        f"*Local files* in the sidebar. Importance and Transport need no images.",
+        icon=":material/image_search:",
+    )
+    download(f"Fetch {title} (170 MB)", ("data", dataset), lambda: stream_cifar(dataset))
+    st.caption(f"Downloads lie in {home()}.")
     return None

@@ -62,7 +62,7 @@ def chromium() -> Iterator:
 
 def main(out: str) -> None:
     with serving() as address, chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page = browser.new_page(viewport={"width": 1280, "height": 1080})
         page.goto(f"{address}/curves")
         page.get_by_text("18 of 18 points on 597 images: done").wait_for(timeout=120_000)
         page.wait_for_timeout(2000)

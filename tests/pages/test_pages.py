@@ -34,6 +34,15 @@ def test_every_page_opens_on_every_embedded_digits_model(page, model):
     assert "Take it with you" in text(app)
 
 
+@pytest.mark.parametrize("page", ["overview", "importance", "transport"])
+def test_the_embedded_cifar_network_shows_without_any_download(page, monkeypatch, tmp_path):
+    monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
+    app = open_page(page, model="cifar10-resnet20")
+    assert not app.exception
+    assert not app.error
+    assert "Take it with you" in text(app)
+
+
 def test_overview_says_what_is_coupled_and_what_cannot_be_pruned():
     table = open_page("overview").dataframe[0].value
     assert list(table["channels"]) == [16, 16, 16, 32, 32, 32, 64, 64, 64, 10]
@@ -156,7 +165,7 @@ def test_missing_cifar_images_offer_a_download_and_a_path(monkeypatch, tmp_path)
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
     app = open_page("curves", model="cifar10-resnet20", weights="random")
     assert not app.exception
-    assert "no usable cifar10" in app.warning[0].value
+    assert "not on this machine yet" in app.info[0].value
     assert [b.label for b in app.button] == ["Fetch CIFAR-10 (170 MB)"]
 
 
