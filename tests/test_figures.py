@@ -358,12 +358,16 @@ class TestCurves:
         assert {lines[name].color for name in lines if name.startswith("fusion")} == {LIGHT.fusion}
         assert lines["drop, l1"].dash == lines["fusion, l1"].dash != lines["drop, random"].dash
 
-    def test_lines_are_labelled_at_their_ends(self, results):
+    def test_lines_are_labelled_where_they_lie_apart(self, results):
         fig = curves(results, [0.2, 0.5, 0.8], (0.99, (0.97, 1.0)))
         labels = {annotation.text.strip(): annotation for annotation in fig.layout.annotations}
         assert set(labels) == {"dense 99.0%", "drop (l1)", "fusion (l1)", "drop (random)", "fusion (random)"}
-        last = next(r for r in results if (r.spec.merge, r.spec.criterion, r.spec.sparsity) == ("drop", "random", 0.8))
-        assert (labels["drop (random)"].x, labels["drop (random)"].y) == pytest.approx((80, 100 * last.accuracy))
+        pair = {m: [r for r in results if (r.spec.merge, r.spec.criterion) == (m, "l1")] for m in ("drop", "fusion")}
+        gaps = {d.spec.sparsity: f.accuracy - d.accuracy for d, f in zip(pair["drop"], pair["fusion"], strict=True)}
+        alone = curves(pair["drop"] + pair["fusion"], [0.2, 0.5, 0.8], None).layout.annotations
+        widest = max(gaps, key=lambda sparsity: abs(gaps[sparsity]))
+        assert {annotation.x for annotation in alone} == {100 * widest}
+        assert alone[0].yanchor != alone[1].yanchor
         one = curves([r for r in results if r.spec.criterion == "l1"], [0.8], None)
         assert {annotation.text.strip() for annotation in one.layout.annotations} == {"drop", "fusion"}
 

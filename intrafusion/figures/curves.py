@@ -66,15 +66,36 @@ def curves(
             "<br>params %{customdata[2]:.0%}, MACs %{customdata[3]:.0%}<extra></extra>",
         )
         name = merge if len(criteria) == 1 else f"{merge} ({criterion})"
-        _label(fig, x[-1], 100 * points[-1].accuracy, name, colour)
+        others = [result for line, line_points in lines.items() if line != (criterion, merge) for result in line_points]
+        spot, above = _clearest(points, others)
+        _label(fig, 100 * spot.spec.sparsity, 100 * spot.accuracy, name, colour, above)
     fig.update_xaxes(title="channels removed from each group, %", range=[0, right * 1.14 + 2])
     fig.update_yaxes(title="top-1 accuracy, %", range=[0, 103])
     return fig.update_layout(margin={"r": 40})
 
 
-def _label(fig: go.Figure, x: float, y: float, text: str, colour: str) -> None:
+def _clearest(points: Sequence["Result"], others: Sequence["Result"]) -> tuple["Result", bool]:
+    """The point of a line that lies farthest from the other lines, and whether it lies above the nearest of them."""
+
+    def gap(point: "Result") -> float:
+        """Signed distance in accuracy to the nearest other line at this sparsity; 1 where there is none."""
+        gaps = [point.accuracy - o.accuracy for o in others if o.spec.sparsity == point.spec.sparsity]
+        return min(gaps, key=abs, default=1.0)
+
+    spot = max(points, key=lambda point: abs(gap(point)))
+    return spot, gap(spot) >= 0
+
+
+def _label(fig: go.Figure, x: float, y: float, text: str, colour: str, above: bool = True) -> None:
     fig.add_annotation(
-        x=x, y=y, text=f" {text}", showarrow=False, xanchor="left", yanchor="bottom", font={"color": colour}
+        x=x,
+        y=y,
+        text=text,
+        showarrow=False,
+        xanchor="left" if above else "right",
+        yanchor="bottom" if above else "top",
+        xshift=6 if above else -6,
+        font={"color": colour},
     )
 
 
