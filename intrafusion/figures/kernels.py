@@ -20,33 +20,31 @@ def kernel_rows(
     stack = np.stack([np.asarray(kernel, float) for kernel in kernels])
     inputs = np.sort(np.argsort(-np.abs(stack).sum((0, 2, 3)), kind="stable")[:most])
     limit = float(np.abs(stack[:, inputs]).max()) or 1.0
+    single = len(inputs) == 1  # one picture a channel: side by side
+    rows, columns = (1, len(kernels)) if single else (len(kernels), len(inputs))
     fig = make_subplots(
-        len(kernels),
-        len(inputs),
-        horizontal_spacing=0.006,
+        rows,
+        columns,
+        horizontal_spacing=0.03 if single else 0.006,
         vertical_spacing=0.06,
-        column_titles=[f"in {i}" for i in inputs],
-        row_titles=list(names),
+        column_titles=list(names) if single else [f"in {i}" for i in inputs],
+        row_titles=None if single else list(names),
     )
-    fig.update_layout(figure(title, 110 + 86 * len(kernels), colours).layout)
-    fig.update_layout(
-        coloraxis={
-            "colorscale": "RdBu_r",
-            "cmin": -limit,
-            "cmax": limit,
-            "colorbar": {"title": "weight", "thickness": 10},
-        }
-    )
-    for row in range(len(kernels)):
+    fig.update_layout(figure(title, 300 if single else 110 + 86 * rows, colours).layout)
+    colour_bar = {"title": "weight", "thickness": 10}
+    fig.update_layout(coloraxis={"colorscale": "RdBu_r", "cmin": -limit, "cmax": limit, "colorbar": colour_bar})
+    for number, name in enumerate(names):
         for column, channel in enumerate(inputs):
             fig.add_heatmap(
-                z=stack[row, channel],
+                z=stack[number, channel],
                 coloraxis="coloraxis",
-                row=row + 1,
-                col=column + 1,
-                hovertemplate=f"{names[row]}, input {channel}<br>weight %{{z:.4f}}<extra></extra>",
+                row=1 if single else number + 1,
+                col=number + 1 if single else column + 1,
+                hovertemplate=f"{name}, input {channel}<br>weight %{{z:.4f}}<extra></extra>",
             )
-    fig.update_xaxes(visible=False)
-    fig.update_yaxes(visible=False, autorange="reversed")
+    fig.update_xaxes(visible=False, constrain="domain")
+    fig.update_yaxes(visible=False, autorange="reversed", constrain="domain")
+    if single:
+        fig.update_yaxes(scaleanchor="x", scaleratio=1)
     fig.update_annotations(font={"size": 11, "color": colours.dense})
     return fig

@@ -1,5 +1,6 @@
 """Pieces that several pages draw: charts, controls, one channel's story, and what a reader takes away."""
 
+import math
 from urllib.parse import urlencode
 
 import pandas as pd
@@ -99,10 +100,11 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
     fused, dropped = st.columns(2)
     fused.markdown(f"**With fusion.** {told.sentence()}")
     dropped.markdown(f"**With dropping.** {told.sentence('drop')}")
-    layer, vectors = next(pair for pair in channel_vectors(here.bench.model, here.group) if pair[0].role == PRODUCER)
-    shape = here.bench.model.get_submodule(layer.name).weight.shape[1:]
-    if len(shape) != 3 or not layer.present()[channel]:
-        st.caption(f"{layer.name} is not a convolution that writes this channel: no kernels to draw.")
+    writers = (pair for pair in channel_vectors(here.bench.model, here.group) if pair[0].role == PRODUCER)
+    layer, vectors = next(pair for pair in writers if pair[0].present()[channel])
+    shape = _picture_shape(here, layer.name)
+    if shape is None:
+        st.caption(f"{layer.name} is a linear layer on features: its weights are no picture.")
         return
     partners = [c for c, _ in (told.absorbs if told.kept else told.goes_to) if c != channel][:2]
     rows = {f"channel {c}": vectors[c] for c in (channel, *partners)}
@@ -111,8 +113,16 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
     if told.absorbs or not told.kept:
         rows[f"fused {target}"] = made.matrix[row] @ vectors.cpu()
     kernels = [vector.reshape(-1, *shape)[0].cpu().numpy() for vector in rows.values()]
-    title = f"Kernels in {layer.name}, BatchNorm folded"
+    title = f"Weights that write these channels in layer {layer.name}" + (", BatchNorm folded" if layer.norm else "")
     chart(kernel_rows(kernels, list(rows), title, dark=is_dark()), "kernels")
+
+
+def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
+    """How one output's weights form pictures (inputs, h, w): a kernel, or an image where a linear layer reads pixels."""
+    weight, pixels = here.bench.model.get_submodule(layer).weight, here.bench.card.input_size
+    if weight.ndim == 4:
+        return tuple(weight.shape[1:])
+    return pixels if weight.shape[1] == math.prod(pixels) else None
 
 
 def take_away(
