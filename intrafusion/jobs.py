@@ -4,6 +4,7 @@ One job computes at a time, so that timings mean something and the accelerator i
 Jobs belong to the process, not to a browser session: a reload, or a second reader, finds them running.
 """
 
+import atexit
 import logging
 import threading
 from collections import OrderedDict
@@ -79,6 +80,7 @@ class Jobs:
         self._limit = limit
         self._lock = threading.Lock()
         self._turn = threading.Lock()
+        atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
 
     def get(self, key: Hashable) -> Job | None:
         with self._lock:
@@ -94,3 +96,12 @@ class Jobs:
                 for old in [k for k, j in self._jobs.items() if not j.active][: max(0, len(self._jobs) - self._limit)]:
                     del self._jobs[old]
             return job
+
+    def stop(self, timeout: float = 10) -> None:
+        """Cancel every job and wait for each up to `timeout` seconds."""
+        with self._lock:
+            active = [job for job in self._jobs.values() if job.active]
+        for job in active:
+            job.cancel()
+        for job in active:
+            job.wait(timeout)

@@ -19,6 +19,7 @@ from intrafusion.vectors import whole_vectors
 MARGINALS = ("uniform", "importance", "softmax")
 NORMALISATIONS = ("source", "target", "none")
 ANCHORS = ("important", "kmeans", "gmm")
+_SLICE = 64  # coordinates of a channel vector compared at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,12 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 
 
 def cost_matrix(vectors: Tensor, points: Tensor, p: float = 1) -> Tensor:
-    """p-norm distances between rows: (n, d), (k, d) -> (n, k)."""
-    return torch.cdist(vectors, points, p=float(p), compute_mode="donot_use_mm_for_euclid_dist")
+    """p-norm distances between rows: (n, d), (k, d) -> (n, k). Summed over slices of d that stay in the caches."""
+    total = vectors.new_zeros(len(vectors), len(points))
+    for some, others in zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True):
+        distances = torch.cdist(some.contiguous(), others.contiguous(), p, "donot_use_mm_for_euclid_dist")
+        total += distances if p == 1 else distances.pow(p)
+    return total if p == 1 else total.pow(1 / p)
 
 
 def marginal(scores: Tensor, kind: str) -> Tensor:

@@ -232,3 +232,15 @@ def test_many_askers_of_one_key_get_one_job(tap):
     assert len(set(map(id, found))) == 1
     finished(found[0])
     assert calls == [1]
+
+
+def test_stopping_all_jobs_cancels_the_running_and_the_waiting_one(tap):
+    jobs, running, waiting = Jobs(), tap(), tap()
+    first = jobs.start("first", 3, running)
+    assert running.started.wait(PATIENCE)
+    second = jobs.start("second", 3, waiting)
+    running.let(3)
+    jobs.stop(PATIENCE)
+    assert not first.active
+    assert second.state == "cancelled"
+    assert not waiting.started.is_set()

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -92,10 +93,10 @@ def test_every_transport_knob_reaches_the_snippet(knob):
 
 def test_curves_draw_themselves_for_the_embedded_default_and_finish():
     app = open_page("curves", sparsities="30")
-    for _ in range(60):
+    deadline = time.monotonic() + 120
+    while not (app.dataframe and len(app.dataframe[0].value) == 2) and time.monotonic() < deadline:
+        time.sleep(0.3)
         app.run()
-        if app.dataframe:
-            break
     rows = app.dataframe[0].value
     assert set(rows["merge"]) == {"drop", "fusion"}
     accuracy = rows.set_index("merge")["accuracy"]
