@@ -102,7 +102,7 @@ def choose() -> Here:
                 help="An .npz with images and labels, torchvision's CIFAR folder, or a folder of class folders.",
             )  # fmt: skip
         devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        device = st.selectbox("Device", devices, index=len(devices) - 1 and 1, key="device", bind=BIND)
+        device = st.selectbox("Device", devices, index=min(1, len(devices) - 1), key="device", bind=BIND)
     weights, data_path = weights.strip() or None, data_path.strip() or None
     if not is_local(name, weights):
         _offer_download(name)
@@ -135,7 +135,7 @@ def _model_name() -> str:
 def _choose_group(opened: Bench) -> Group:
     usable = [group for group in opened.groups if group.reason is None]
     if not usable:
-        raise IntrafusionError("no group of this network can be pruned: the Overview page of another model says why")
+        raise IntrafusionError("no group of this network can be pruned: `python -m intrafusion groups` lists the reasons")
     names = [group.name for group in usable]
     if st.session_state.get("group") not in names:
         st.session_state.pop("group", None)
