@@ -22,5 +22,6 @@ from pages.common import shell  # noqa: E402
 try:
     st.session_state.here = shell.choose()
     run(page)
+    shell.warm()
 except IntrafusionError as error:
     st.error(str(error), icon=":material/error:")

@@ -110,7 +110,6 @@ def choose() -> Here:
     opened = bench(name, weights, device)
     group = _choose_group(opened)
     spec = PruneSpec(model=name, dataset=dataset_of(name), weights=weights, data_path=data_path, groups=(group.name,))
-    warm()
     return Here(opened, group, spec, device)
 
 
