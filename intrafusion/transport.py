@@ -220,7 +220,8 @@ def exact(a: np.ndarray, b: np.ndarray, M: np.ndarray, kept: np.ndarray | None) 
         return _emd(a, b, M), False
     G = np.zeros_like(M)
     G[kept, np.arange(len(kept))] = a[kept]
-    dropped = np.setdiff1d(np.arange(len(a)), kept)
+    dropped = np.ones(len(a), bool)
+    dropped[kept] = False
     if a[dropped].sum() > 0:
         G[dropped] = _emd(a[dropped], np.maximum(residual, 0), M[dropped])
     return G, True

@@ -134,7 +134,9 @@ def _model_name() -> str:
 def _choose_group(opened: Bench) -> Group:
     usable = [group for group in opened.groups if group.reason is None]
     if not usable:
-        raise IntrafusionError("no group of this network can be pruned: `python -m intrafusion groups` lists the reasons")
+        raise IntrafusionError(
+            "no group of this network can be pruned: `python -m intrafusion groups` lists the reasons"
+        )
     names = [group.name for group in usable]
     if st.session_state.get("group") not in names:
         st.session_state.pop("group", None)
