@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, Group, Layer
+from intrafusion.fold import affine
 from intrafusion.registry import MERGES
 from intrafusion.transport import TransportPlan
 
@@ -68,17 +69,11 @@ def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None
     """A norm that does not fold: scale averaged, shift and mean summed, like the channels that it receives."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    shift = affine(norm)[1]
+    _apply_view(shift, layer, T, kept)
     if norm.affine:
-        shift = norm.bias.data.double() - norm.weight.data.double() * norm.running_mean.double() * _inverse_std(norm)
-        _apply_view(shift, layer, T, kept)
         _apply_view(norm.weight.data, layer, _averaging(T), kept)
     _apply_view(norm.running_mean, layer, T, kept)
-    variance = norm.running_var
-    _apply_view(variance, layer, _averaging(T), kept)
+    _apply_view(norm.running_var, layer, _averaging(T), kept)
     if norm.affine:
-        norm.bias.data.copy_(shift + norm.weight.data.double() * norm.running_mean.double() * _inverse_std(norm))
-
-
-def _inverse_std(norm: _BatchNorm) -> Tensor:
-    assert norm.running_var is not None
-    return torch.rsqrt(norm.running_var.double() + norm.eps)
+        norm.bias.data.copy_(shift + affine(norm)[0] * norm.running_mean.double())

@@ -14,7 +14,7 @@ from intrafusion.groups import find_groups
 from intrafusion.importance import score
 from intrafusion.merge import MERGES
 from intrafusion.shrink import shrink
-from intrafusion.transport import block_counts, kept_count, plan
+from intrafusion.transport import group_counts, kept_count, plan
 
 
 def prune(
@@ -90,7 +90,7 @@ def prune_groups(
     kept: dict[str, Tensor] = {}
     with torch.no_grad():
         for group in reversed(chosen):
-            if sum(block_counts(group.block, kept_count(group.size, sparsity))) == group.size:
+            if sum(group_counts(group, sparsity)) == group.size:
                 continue
             scores = score(small, group, criterion, data, seed)
             group_plan = plan(small, group, scores, sparsity, seed=seed, **knobs)

@@ -7,7 +7,6 @@ from dataclasses import fields
 from intrafusion.spec import PruneSpec
 
 FLAGS = {"dataset": "data"}  # fields that the command line calls something else
-_SWEPT = ("sparsity", "merge", "criterion")
 _DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
 
 

@@ -17,7 +17,7 @@ from intrafusion.groups import find_groups
 from intrafusion.prune import choose_groups, prune_groups
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
 from intrafusion.spec import PruneSpec
-from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS, block_counts, kept_count
+from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS, group_counts
 from intrafusion.zoo import load_model
 
 
@@ -142,12 +142,11 @@ def run(spec: PruneSpec, bench: Bench) -> Result:
     small = pruned(spec, bench)
     measured = evaluate(small, bench.images(), spec.limit, spec.seed)
     after, chosen = size(small, bench.example), choose_groups(bench.groups, spec.groups)
-    before, stays = sum(group.size for group in chosen), sum(_kept(group, spec.sparsity) for group in chosen)
+    before, stays = (
+        sum(group.size for group in chosen),
+        sum(sum(group_counts(group, spec.sparsity)) for group in chosen),
+    )
     return Result(
         spec, measured.accuracy, measured.interval, measured.count, dense.accuracy, after.params, bench.size.params,
         after.macs, bench.size.macs, stays, before, time.perf_counter() - start,
     )  # fmt: skip
-
-
-def _kept(group: Group, sparsity: float) -> int:
-    return sum(block_counts(group.block, kept_count(group.size, sparsity)))

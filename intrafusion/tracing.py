@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, PRODUCER, Group, Layer
+from intrafusion.errors import one_line
 from intrafusion.networks import PadShortcut
 
 
@@ -87,7 +88,7 @@ class Graph:
                 part = self._part(name, items)
             except (IndexError, ValueError, TypeError, AttributeError) as error:
                 axes = {(name, "out"): {i: {i} for i in range(size)}}
-                part = _Part(name, axes, f"its coupling cannot be traced ({error})")
+                part = _Part(name, axes, f"its coupling cannot be traced ({one_line(error)})")
             covered |= {axis for axis, side in part.axes if side == "out"}
             yield part
 

@@ -89,7 +89,7 @@ def plan(
     solve = SOLVERS[solver]
     scores = scores.detach().double().cpu()
     vectors = unit_vectors(whole_vectors(model, group, bias))
-    n, counts = group.size, block_counts(group.block, kept_count(group.size, sparsity))
+    n, counts = group.size, group_counts(group, sparsity)
     k = sum(counts)
     coupling, cost = torch.zeros(n, k, dtype=torch.float64), torch.full((n, k), torch.inf, dtype=torch.float64)
     kept, a, b = (
@@ -130,6 +130,11 @@ def block_counts(block: Tensor, k: int) -> list[int]:
     while counts.sum() > k and (counts > 1).any():
         counts[(counts - ideal).where(counts > 1, torch.tensor(-torch.inf)).argmax()] -= 1
     return [int(c) for c in counts]
+
+
+def group_counts(group: Group, sparsity: float) -> list[int]:
+    """How many channels of each of the group's blocks stay at this sparsity."""
+    return block_counts(group.block, kept_count(group.size, sparsity))
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:

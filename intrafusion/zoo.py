@@ -134,20 +134,21 @@ def is_local(name: str, weights: str | None = None) -> bool:
 
 def stream_weights(name: str) -> Iterator[tuple[int, int]]:
     """Download the published weights of `name` to where `load_model` looks, yielding (bytes done, bytes in all)."""
-    url, path = _published(name)
-    yield from stream(url, path, path.stem.rpartition("-")[2])
+    yield from stream(*_published(name))
 
 
-def _published(name: str) -> tuple[str, Path]:
+def _published(name: str, weights: str | Path | None = None) -> tuple[str, Path, str]:
+    """Where the weights of `name` are published, where they lie once here, and how their SHA-256 begins."""
     if name.startswith("imagenet/"):
-        url = _torchvision_weights(name, None).url
+        url = _torchvision_weights(name, weights).url
     elif name in _RELEASES:
         url = f"{_CHENYAOFO}/{_RELEASES[name]}"
     else:
         raise IntrafusionError(
             f"no published weights of {name} are known: pass a file as weights= (--weights), or weights='random'"
         )
-    return url, home() / "weights" / url.rpartition("/")[2]
+    path = home() / "weights" / url.rpartition("/")[2]
+    return url, path, path.stem.rpartition("-")[2]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -221,8 +222,7 @@ def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> t
 
 
 def _release(name: str, card: ModelCard, progress: Progress | None) -> tuple[Path, ModelCard]:
-    url, path = _published(name)
-    fetch(url, path, path.stem.rpartition("-")[2], progress)
+    path = fetch(*_published(name), progress)
     mean, std = _RELEASE_STATS[card.dataset]
     return path, replace(card, mean=mean, std=std, source="chenyaofo/pytorch-cifar-models", licence="BSD-3-Clause")
 
@@ -241,8 +241,7 @@ def _imagenet(name: str, weights: str | Path | None, progress: Progress | None) 
     if weights == "random":
         return model, replace(card, source="random initialisation", accuracy=None)
     if named:
-        path = home() / "weights" / Path(chosen.url).name
-        fetch(chosen.url, path, path.stem.rpartition("-")[2], progress)
+        path = fetch(*_published(name, weights), progress)
     else:
         path = Path(os.path.expanduser(str(weights)))
         card = read_card(path.with_suffix(".json"), replace(card, source=str(path), accuracy=None))

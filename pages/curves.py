@@ -54,7 +54,6 @@ specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
 bench = shell.measuring(here, limit)
 if bench is None:
     st.stop()
-dense = bench.known_dense(limit, base.seed)
 known = shell.known_points((*here.key(), base.data_path))
 key = ("curve", here.key(), base, tuple(specs))
 job: Job | None = shell.jobs().get(key)
@@ -126,7 +125,6 @@ if len(table):
 swept = {"criterion": criteria, "sparsity": sparsities, "merge": merges}
 parts.take_away(
     "curves",
-    base,
     table,
     curve_line(base, **swept),
     curve_snippet(base, merges, sparsities, criteria),

@@ -52,7 +52,6 @@ table = pd.DataFrame(
 )
 parts.take_away(
     "importance",
-    spec,
     table,
     parts.group_curve_line(spec),
     plan_snippet(spec, here.group.name),

@@ -98,4 +98,4 @@ snippet = (
     f"import intrafusion as itf\n\nmodel = itf.load_model({card.name!r}{weights})\n"
     "for group in itf.find_groups(model, model.card.example()):\n    print(group.name, group.size, group.reason)"
 )
-parts.take_away("", here.spec, table, command, snippet, ())
+parts.take_away("", table, command, snippet, ())

@@ -91,5 +91,5 @@ if not told.kept:
 
 keys = ("criterion", "sparsity", "view", "p", "source", "target", "anchors", "normalise", "bias", "channel")
 parts.take_away(
-    "transport", spec, parts.plan_table(plan), parts.group_curve_line(spec), plan_snippet(spec, here.group.name), keys
+    "transport", parts.plan_table(plan), parts.group_curve_line(spec), plan_snippet(spec, here.group.name), keys
 )

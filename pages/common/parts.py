@@ -125,9 +125,7 @@ def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
     return pixels if weight.shape[1] == math.prod(pixels) else None
 
 
-def take_away(
-    page: str, spec: PruneSpec, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...]
-) -> None:
+def take_away(page: str, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...]) -> None:
     """The permalink, the data as CSV, and the command line and Python that make the picture."""
     st.divider()
     st.subheader("Take it with you")

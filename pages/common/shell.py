@@ -13,7 +13,7 @@ from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
 from intrafusion.run import Bench, Result, open_model
-from intrafusion.zoo import ARCHITECTURES, dataset_of, describe, is_local, stream_weights
+from intrafusion.zoo import dataset_of, describe, is_local, model_names, stream_weights
 
 BIND = "query-params"
 _TORCHVISION = "ImageNet (torchvision)"
@@ -114,7 +114,7 @@ def choose() -> Here:
 
 
 def _model_name() -> str:
-    names = sorted(ARCHITECTURES, key=lambda name: describe(name)["weights"] != "embedded")
+    names = model_names(imagenet=False)
     chosen = st.selectbox(
         "Model", [*names, _TORCHVISION], key="model", bind=BIND, index=names.index("digits-resnet"),
         help="Embedded models need no download; the data set follows the model.",
@@ -123,8 +123,6 @@ def _model_name() -> str:
         about = describe(chosen)
         st.caption(f"{about['summary']}; weights: {about['weights']}")
         return chosen
-    from intrafusion.zoo import model_names
-
     short = [name.removeprefix("imagenet/") for name in model_names() if name.startswith("imagenet/")]
     return "imagenet/" + st.selectbox(
         "Architecture", short, key="imagenet", bind=BIND, index=short.index("squeezenet1_0")
