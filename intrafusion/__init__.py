@@ -9,7 +9,7 @@ itf.evaluate(small, itf.load_data("digits")).accuracy
 from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
 from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
-from intrafusion.data import ImageData, load_data
+from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, evaluate
 from intrafusion.fold import fold
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "find_groups",
     "fold",
+    "load_calibration",
     "load_data",
     "load_model",
     "plan",

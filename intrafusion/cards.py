@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, one_line
 
@@ -33,6 +33,14 @@ class ModelCard:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def card_of(model: nn.Module) -> ModelCard:
+    """The model's card. Raises IntrafusionError when it has none."""
+    card = getattr(model, "card", None)
+    if not isinstance(card, ModelCard):
+        raise IntrafusionError("the model has no card: set model.card to a ModelCard with its mean, std and input_size")
+    return card
 
 
 def read_card(path: Path, default: ModelCard) -> ModelCard:

@@ -1,4 +1,4 @@
-"""`python -m intrafusion models | data | groups | curve | train`: tables for people, `--json` for programs.
+"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | train`: tables, `--json` for programs.
 
 Results go to stdout, progress and messages to stderr. Bad input exits with 2 and one line.
 """
@@ -39,9 +39,16 @@ _HELP = {
     "source": "source marginal",
     "target": "target marginal",
     "anchors": "target kind",
+    "cost": "what the cost compares: weights, or activations on calibration images",
+    "distance": "lp (with --p) or cosine",
+    "reg": "entropy of sinkhorn, in units of the mean cost",
+    "reg_m": "how strictly unbalanced keeps the marginals, in units of the mean cost",
+    "mass": "share of the mass that partial moves",
+    "calibration": "images that criteria and costs may look at, or 'all'",
     "normalise": "what sums to one in the applied matrix",
     "bias": "biases are part of the channel vectors",
 }
+KINDS = ("criterion", "merge", "solver", "recovery")
 _SWEPT = ("criterion", "merge", "sparsity")
 
 
@@ -90,6 +97,20 @@ def _parser() -> argparse.ArgumentParser:
     groups.add_argument("--weights", help=_HELP["weights"])
     groups.set_defaults(command=_groups)
 
+    methods = commands.add_parser("methods", help="list the criteria, merges, solvers and recoveries")
+    methods.add_argument("kind", nargs="?", choices=KINDS, help="one of them")
+    methods.set_defaults(command=_methods)
+
+    scores = commands.add_parser("scores", help="importance of each channel, by each criterion")
+    _add_spec_flags(scores)
+    scores.add_argument("--device", default="cpu", help="cpu or cuda")
+    scores.set_defaults(command=_scores)
+
+    plan = commands.add_parser("plan", help="the transport plan of each group: where every channel's mass goes")
+    _add_spec_flags(plan)
+    plan.add_argument("--device", default="cpu", help="cpu or cuda")
+    plan.set_defaults(command=_plan)
+
     curve = commands.add_parser("curve", help="accuracy against sparsity, for each criterion and merge")
     _add_spec_flags(curve)
     curve.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -104,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="instead of the recipe's")
     train.set_defaults(command=_train)
 
-    for command in (models, data, groups, curve, train):
+    for command in (models, data, methods, groups, scores, plan, curve, train):
         command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 
@@ -121,7 +142,7 @@ def _add_spec_flags(parser: argparse.ArgumentParser) -> None:
             options |= {"nargs": "+", "type": kind, "default": default}
         elif field.name == "groups":
             options["nargs"] = "+"
-        elif field.name == "limit":
+        elif field.name in ("limit", "calibration"):
             options["type"] = _limit
         elif kind is bool:
             options["action"] = "store_true"
@@ -177,6 +198,64 @@ def _groups(args: argparse.Namespace) -> None:
     ]
     prunable = sum(group.reason is None for group in bench.groups)
     _show(rows, args.json, f"{args.model}: {prunable} of {len(rows)} groups can be pruned")
+
+
+def _methods(args: argparse.Namespace) -> None:
+    kinds = [args.kind] if args.kind else KINDS
+    rows = [
+        {"kind": kind, "name": e.name, "needs": e.needs, "summary": e.summary, "paper": e.paper}
+        for kind in kinds
+        for e in registry(kind).values()
+    ]
+    _show(rows, args.json, "Methods")
+
+
+def _specs(args: argparse.Namespace) -> list[PruneSpec]:
+    """The specs of `scores` and `plan`; they differ in criterion and sparsity only."""
+    from intrafusion.sweep import grid
+
+    return grid(_spec_of(args), criterion=args.criterion, sparsity=args.sparsity)
+
+
+def _scores(args: argparse.Namespace) -> None:
+    from intrafusion.prune import choose_groups
+    from intrafusion.run import check, open_model
+
+    specs = _specs(args)
+    bench = open_model(args.model, args.weights, args.device)
+    for spec in specs:
+        check(spec, bench)
+    rows = []
+    for group in choose_groups(bench.groups, specs[0].groups):
+        for spec in specs:
+            scored, kept = bench.scores(spec, group), set(bench.plan(spec, group).kept.tolist())
+            ranks = scored.values.argsort(descending=True, stable=True).argsort() + 1
+            rows += [
+                {
+                    "group": group.name, "criterion": spec.criterion, "sparsity": spec.sparsity, "channel": channel,
+                    "score": float(value), "rank": int(ranks[channel]), "kept": channel in kept,
+                }
+                for channel, value in enumerate(scored.values)
+            ]  # fmt: skip
+    _show(rows, args.json, f"{args.model}: importance of the channels")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from intrafusion.prune import choose_groups
+    from intrafusion.run import check, open_model
+    from intrafusion.story import moves
+
+    specs = _specs(args)
+    bench = open_model(args.model, args.weights, args.device)
+    for spec in specs:
+        check(spec, bench)
+    rows = [
+        {"group": group.name, "criterion": spec.criterion, "sparsity": spec.sparsity, **move}
+        for group in choose_groups(bench.groups, specs[0].groups)
+        for spec in specs
+        for move in moves(bench.plan(spec, group))
+    ]
+    _show(rows, args.json, f"{args.model}: where the mass of each channel goes")
 
 
 def _curve(args: argparse.Namespace) -> None:

@@ -29,6 +29,8 @@ DATASETS = {
     "imagenet": "ImageNet class folders (WordNet ids, class names, or a labels.json); a path",
     "imagenette": "Imagenette, 10 ImageNet classes mapped to their places among the 1,000; a path",
 }
+_PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
+_CUDA_PIXELS = 1 << 22
 _MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
 
 
@@ -58,8 +60,11 @@ class ImageData:
         order = order.to(self.labels.device)
         return replace(self, images=self.images[order], labels=self.labels[order])
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Successive (images, labels) of at most `size`."""
+    def batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Successive (images, labels): as many at once as suit the device, and no more than `most`."""
+        pixels = _CUDA_PIXELS if self.images.device.type == "cuda" else _PIXELS
+        size = max(1, pixels // (self.images.shape[-1] * self.images.shape[-2]))
+        size = size if most is None else min(most, size)
         return zip(self.images.split(size), self.labels.split(size), strict=True)
 
 
@@ -103,6 +108,30 @@ def load_data(
             f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders"
         )
     return data.to(device)
+
+
+def load_calibration(
+    name: str,
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    limit: int | None = 512,
+    seed: int = 0,
+    input_size: int = 224,
+) -> ImageData:
+    """At most `limit` images for criteria and costs to look at: of the training split, so that no test label leaks.
+
+    Where `path` holds no training split (beside `x_test.npz` it is `x_train.npz`), the test split's; `.split` says which.
+    Raises IntrafusionError as `load_data` does.
+    """
+    split, where = "train", None if path is None else Path(os.path.expanduser(path))
+    if where is not None and where.is_file():
+        beside = where.with_name(where.name.replace("test", "train"))
+        split, where = ("train", beside) if beside.is_file() and beside != where else ("test", where)
+    elif where is not None and where.is_dir():
+        ours = (where / "train").is_dir() or (where / f"{name}_train.npz").exists() or any(where.glob("cifar-10*"))
+        split = "train" if ours else "test"
+    data = load_data(name, split, where, limit=limit, input_size=input_size).subset(limit, seed)
+    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(device)  # lets go of all the others
 
 
 def _digits(split: str) -> ImageData:

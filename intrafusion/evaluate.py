@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from intrafusion.cards import card_of
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError
-
-_PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
-_CUDA_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,7 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
     Images stay uint8 where `data` holds them and are normalised there by the model's card. The model's mode is kept.
     Raises IntrafusionError when the model has no card or its input or classes do not fit the data.
     """
-    card = getattr(model, "card", None)
-    if card is None:
-        raise IntrafusionError("the model has no card: set model.card to a ModelCard with its mean, std and input_size")
+    card = card_of(model)
     if tuple(data.images.shape[1:]) != tuple(card.input_size) or len(data.classes) > card.classes:
         raise IntrafusionError(
             f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
@@ -97,14 +93,11 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
 
 def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Predicted labels, int64 (N,), on the data's device."""
-    device = data.images.device
-    pixels = data.images.shape[-1] * data.images.shape[-2]
-    size = max(1, (_CUDA_PIXELS if device.type == "cuda" else _PIXELS) // pixels)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
-            return torch.cat([model(normalise(images, mean, std)).argmax(1) for images, _ in data.batches(size)])
+            return torch.cat([model(normalise(images, mean, std)).argmax(1) for images, _ in data.batches()])
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -14,7 +14,7 @@ from intrafusion.groups import find_groups
 from intrafusion.importance import score
 from intrafusion.merge import MERGES
 from intrafusion.shrink import shrink
-from intrafusion.transport import group_counts, kept_count, plan
+from intrafusion.transport import TransportPlan, group_counts, kept_count, plan
 
 
 def prune(
@@ -26,24 +26,31 @@ def prune(
     groups: str | Sequence[str] = "all",
     data: ImageData | None = None,
     *,
+    cost: str = "weights",
+    distance: str = "lp",
     p: float = 1,
     source: str = "uniform",
     target: str = "uniform",
     anchors: str = "important",
     solver: str = "exact",
+    reg: float = 0.02,
+    reg_m: float = 5.0,
+    mass: float = 0.9,
     normalise: str = "source",
     bias: bool = False,
     seed: int = 0,
+    calibration: int | None = 512,
 ) -> nn.Module:
     """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay.
 
     example: one input, float (1, C, H, W). groups: "all" (every prunable one) or names from `find_groups`. data: images
-    for criteria that need them. The other keywords are `plan`'s. The input model is not touched.
+    for criteria and costs that look at some. The other keywords are `plan`'s. The input model is not touched.
     Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, or nothing to prune.
     """
     return prune_groups(
         model, find_groups(model, example), sparsity, criterion, merge, groups, data,
-        p=p, source=source, target=target, anchors=anchors, solver=solver, normalise=normalise, bias=bias, seed=seed,
+        cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver, reg=reg,
+        reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, seed=seed, calibration=calibration,
     )  # fmt: skip
 
 
@@ -79,9 +86,14 @@ def prune_groups(
     data: ImageData | None = None,
     *,
     seed: int = 0,
+    calibration: int | None = 512,
+    first: TransportPlan | None = None,
     **knobs,
 ) -> nn.Module:
-    """`prune` with the groups of the model found before (as every point of a curve shares them)."""
+    """`prune` with the groups of the model found before (as every point of a curve shares them).
+
+    first: the plan of the last chosen group, when it is known: it is pruned first, and sees the network unchanged.
+    """
     kept_count(2, sparsity)  # refuses a bad sparsity before any work
     merge_function = MERGES[merge]
     chosen = choose_groups(found, groups)
@@ -92,8 +104,13 @@ def prune_groups(
         for group in reversed(chosen):
             if sum(group_counts(group, sparsity)) == group.size:
                 continue
-            scores = score(small, group, criterion, data, seed)
-            group_plan = plan(small, group, scores, sparsity, seed=seed, **knobs)
+            if first is not None and group is chosen[-1]:
+                group_plan = first
+            else:
+                scores = score(small, group, criterion, data, seed, calibration)
+                group_plan = plan(
+                    small, group, scores, sparsity, data=data, seed=seed, calibration=calibration, **knobs
+                )
             merge_function(small, group, group_plan)
             kept[group.name] = group_plan.kept
     shrink(small, {group: kept[group.name] for group in chosen if group.name in kept})

@@ -1,10 +1,11 @@
 """The command line and the Python snippet that make a picture, from the spec behind it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from intrafusion.spec import PruneSpec
+from intrafusion.importance import needs_images
+from intrafusion.spec import PLAN_KNOBS, PruneSpec
 
 FLAGS = {"dataset": "data"}  # fields that the command line calls something else
 _DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
@@ -17,7 +18,21 @@ def flag(name: str) -> str:
 
 def curve_line(base: PruneSpec, **swept: Sequence[object]) -> str:
     """`python -m intrafusion curve ...` for `base` with the swept fields' values; defaults are left out."""
-    words = ["python", "-m", "intrafusion", "curve"]
+    return _line("curve", base, swept)
+
+
+def scores_line(base: PruneSpec, criteria: Sequence[str]) -> str:
+    """`python -m intrafusion scores ...`: one row a channel, its score and rank by each criterion."""
+    return _line("scores", base, {"criterion": criteria, "sparsity": [base.sparsity]})
+
+
+def plan_line(base: PruneSpec) -> str:
+    """`python -m intrafusion plan ...`: one row for each channel and target between which mass moves."""
+    return _line("plan", base, {"criterion": [base.criterion], "sparsity": [base.sparsity]})
+
+
+def _line(command: str, base: PruneSpec, swept: Mapping[str, Sequence[object]]) -> str:
+    words = ["python", "-m", "intrafusion", command]
     for name in _DEFAULT:
         value = getattr(base, name)
         if name in swept:
@@ -38,15 +53,39 @@ def _load_lines(base: PruneSpec) -> list[str]:
     return ["import intrafusion as itf", "", f"model = itf.load_model({base.model!r}{weights})"]
 
 
-def plan_snippet(base: PruneSpec, group: str) -> str:
-    """Python that computes one group's scores and transport plan."""
-    knobs = _knobs(base, "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+def _calibration_lines(base: PruneSpec) -> list[str]:
+    path = f", path={base.data_path!r}" if base.data_path else ""
+    size = ", input_size=model.card.input_size[-1]" if base.dataset.startswith("imagenet") else ""
+    return [
+        f"calibration = itf.load_calibration({base.dataset!r}{path}, limit={base.calibration}, seed={base.seed}{size})"
+    ]
+
+
+def scores_snippet(base: PruneSpec, group: str, criteria: Sequence[str]) -> str:
+    """Python that scores one group's channels by several criteria."""
+    sees = any(needs_images(base.but(criterion=criterion, cost="weights")) for criterion in criteria)
+    data = ", data=calibration" if sees else ""
     return "\n".join([
         *_load_lines(base),
+        *(_calibration_lines(base) if sees else []),
         "groups = itf.find_groups(model, model.card.example())",
         f"group = next(g for g in groups if g.name == {group!r})",
-        f"scores = itf.score(model, group, criterion={base.criterion!r}{_knobs(base, 'seed')})",
-        f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{knobs})",
+        f"for criterion in {list(criteria)!r}:",
+        f"    print(criterion, itf.score(model, group, criterion{data}{_knobs(base, 'seed', 'calibration')}))",
+    ])  # fmt: skip
+
+
+def plan_snippet(base: PruneSpec, group: str) -> str:
+    """Python that computes one group's scores and transport plan."""
+    sees = needs_images(base)
+    data = ", data=calibration" if sees else ""
+    return "\n".join([
+        *_load_lines(base),
+        *(_calibration_lines(base) if sees else []),
+        "groups = itf.find_groups(model, model.card.example())",
+        f"group = next(g for g in groups if g.name == {group!r})",
+        f"scores = itf.score(model, group, criterion={base.criterion!r}{data}{_knobs(base, 'seed', 'calibration')})",
+        f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{_knobs(base, *PLAN_KNOBS)}{data})",
         "plan.kept, plan.matrix, plan.cost",
     ])  # fmt: skip
 
@@ -57,7 +96,8 @@ def curve_snippet(
     """Python that computes a curve."""
     path = f", path={base.data_path!r}" if base.data_path else ""
     size = ", input_size=example.shape[-1]" if base.dataset.startswith("imagenet") else ""
-    knobs = _knobs(base, "p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+    sees = any(needs_images(base.but(criterion=criterion)) for criterion in criteria)
+    knobs = (", data=calibration" if sees else "") + _knobs(base, *PLAN_KNOBS)
     groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups
     values = ", ".join(repr(s) for s in sparsities)
     return "\n".join(
@@ -65,6 +105,7 @@ def curve_snippet(
             *_load_lines(base),
             "example = model.card.example()",
             f"data = itf.load_data({base.dataset!r}{path}{size})",
+            *(_calibration_lines(base) if sees else []),
             f"for sparsity in [{values}]:",
             f"    for criterion, merge in {[(c, m) for c in criteria for m in merges]!r}:",
             f"        small = itf.prune(model, example, sparsity, criterion, merge, groups={groups!r}{knobs})",

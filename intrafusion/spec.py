@@ -17,8 +17,9 @@ class PruneSpec:
     """Which model, pruned how, measured on what. Frozen and hashable; equal specs give equal results.
 
     weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
-    each group's channels that goes, in [0, 1). limit: evaluation images, None for all. Raises IntrafusionError when a
-    field has the wrong type or range; names are checked where they are looked up.
+    each group's channels that goes, in [0, 1). cost to normalise: keywords of `plan`. calibration: images that criteria
+    and costs may look at, limit: images of the evaluation; None for all. Raises IntrafusionError when a field has the
+    wrong type or range; names are checked where they are looked up.
     """
 
     model: str = "digits-resnet"
@@ -29,15 +30,21 @@ class PruneSpec:
     criterion: str = "l1"
     sparsity: float = 0.3
     merge: str = "fusion"
+    cost: str = "weights"
+    distance: str = "lp"
     p: float = 1.0
     source: str = "uniform"
     target: str = "uniform"
     anchors: str = "important"
     solver: str = "exact"
+    reg: float = 0.02
+    reg_m: float = 5.0
+    mass: float = 0.9
     normalise: str = "source"
     bias: bool = False
     recovery: str = "none"
     seed: int = 0
+    calibration: int | None = 512
     limit: int | None = 2000
 
     def __post_init__(self) -> None:
@@ -48,6 +55,8 @@ class PruneSpec:
             "dataset",
             "criterion",
             "merge",
+            "cost",
+            "distance",
             "source",
             "target",
             "anchors",
@@ -66,21 +75,28 @@ class PruneSpec:
             raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {self.sparsity!r}")
         if not _is_number(self.p) or not 1 <= self.p < float("inf"):
             raise IntrafusionError(f"p must be a number of at least 1, not {self.p!r}")
-        object.__setattr__(self, "sparsity", float(self.sparsity) + 0.0)  # equal specs, one key: 0, 0.0 and -0.0
-        object.__setattr__(self, "p", float(self.p))
+        for name in ("reg", "reg_m"):
+            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < float("inf"):
+                raise IntrafusionError(f"{name} must be a positive number, not {getattr(self, name)!r}")
+        if not _is_number(self.mass) or not 0 < self.mass <= 1:
+            raise IntrafusionError(f"mass must be a share above 0 and at most 1, not {self.mass!r}")
+        for name in ("sparsity", "p", "reg", "reg_m", "mass"):  # equal specs, one key: 0, 0.0 and -0.0
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         _expect("bias", self.bias, bool, "true or false")
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise IntrafusionError(f"seed must be a whole number from 0, not {self.seed!r}")
-        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
-            raise IntrafusionError(f"limit must be at least 1 image, or null for all, not {self.limit!r}")
+        for name in ("limit", "calibration"):
+            count = getattr(self, name)
+            if count is not None and (type(count) is not int or count < 1):
+                raise IntrafusionError(f"{name} must be at least 1 image, or null for all, not {count!r}")
 
     def but(self, **changes: Any) -> "PruneSpec":
         """This spec with some fields changed."""
         return replace(self, **changes)
 
-    def plan_knobs(self) -> dict[str, Any]:
-        """The fields that are keywords of `plan` and `prune`, seed included."""
-        return {name: getattr(self, name) for name in PLAN_KNOBS}
+    def only(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Some fields by name, as keywords: MEASURE_KNOBS for `measure`, SOLVE_KNOBS for `solve`, PLAN_KNOBS for `plan`."""
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` gives the same spec back."""
@@ -102,7 +118,9 @@ class PruneSpec:
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
-PLAN_KNOBS = ("p", "source", "target", "anchors", "solver", "normalise", "bias", "seed")
+SOLVE_KNOBS = ("source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
+MEASURE_KNOBS = ("cost", "distance", "p", "bias", "calibration", "seed")
+PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)
 
 
 def _expect(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:

@@ -1,6 +1,7 @@
 """What happens to one channel, as facts that a sentence can be made of."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,19 @@ def story(plan: TransportPlan, scores: Tensor, channel: int) -> Story:
     column = plan.matrix[:, channel]
     goes_to = tuple((int(plan.kept[row]), weight) for row, weight in _heaviest(column))
     return Story(channel, rank, float(scores[channel]), len(rows) > 0, goes_to, absorbs)
+
+
+def moves(plan: TransportPlan) -> list[dict[str, Any]]:
+    """One row for each channel and target between which mass moves: its mass, weight in the applied matrix, and cost."""
+    sources, targets = plan.coupling.nonzero(as_tuple=True)
+    columns = {
+        "channel": sources,
+        "target": plan.kept[targets],
+        "mass": plan.coupling[sources, targets],
+        "weight": plan.matrix[targets, sources],
+        "cost": plan.cost[sources, targets],
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
 
 
 def _heaviest(weights: Tensor, exclude: int | None = None) -> tuple[tuple[int, float], ...]:

@@ -1,11 +1,12 @@
 """The transport plan of one group."""
 
+import pandas as pd
 import streamlit as st
 
 from intrafusion import PruneSpec
 from intrafusion.figures.transport import VIEWS, destinations, plan_heatmap
 from intrafusion.quote import plan_snippet
-from intrafusion.story import story
+from intrafusion.story import moves, story
 from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS
 from pages.common import parts, shell
 from pages.common.navigation import enter_app
@@ -91,5 +92,5 @@ if not told.kept:
 
 keys = ("criterion", "sparsity", "view", "p", "source", "target", "anchors", "normalise", "bias", "channel")
 parts.take_away(
-    "transport", parts.plan_table(plan), parts.group_curve_line(spec), plan_snippet(spec, here.group.name), keys
+    "transport", pd.DataFrame(moves(plan)), parts.group_curve_line(spec), plan_snippet(spec, here.group.name), keys
 )

@@ -80,7 +80,7 @@ def test_many_batches_are_one_evaluation(monkeypatch):
     labels = torch.arange(10) % 4
     data, model = toy(labels, labels.flip(0)), Reader()
     whole = itf.evaluate(model, data)
-    monkeypatch.setattr(sys.modules["intrafusion.evaluate"], "_PIXELS", 12)  # three images a batch
+    monkeypatch.setattr(sys.modules["intrafusion.data"], "_PIXELS", 12)  # three images a batch
     model.shown.clear()
     pieces = itf.evaluate(model, data)
     assert [len(batch) for batch in model.shown] == [3, 3, 3, 1]

@@ -213,8 +213,9 @@ def test_the_data_reach_the_criterion(networks, monkeypatch):
     network, data = networks("mlp"), itf.load_data("digits")
     with pytest.raises(itf.IntrafusionError, match="labels"):
         itf.prune(network.model, network.example)
-    itf.prune(network.model, network.example, data=data)
-    assert seen == [data, data]
+    itf.prune(network.model, network.example, data=data, calibration=7, seed=3)
+    assert len(seen) == 2
+    assert all(torch.equal(part.images, data.subset(7, 3).images) for part in seen)
 
 
 @pytest.mark.parametrize("act", ["find", "score", "plan", "drop", "fusion", "fold"])

@@ -8,6 +8,7 @@ import torch
 import intrafusion as itf
 from intrafusion import cli, run
 from intrafusion.quote import curve_line, curve_snippet, flag, plan_snippet
+from intrafusion.spec import PLAN_KNOBS
 from intrafusion.sweep import grid
 
 SWEPT = {"criterion": ["l1"], "merge": ["drop", "fusion"], "sparsity": [0.1, 0.5]}
@@ -26,6 +27,8 @@ BASES = {
     "everything": {
         "model": "digits-vgg", "groups": ("features.3",), "p": 3, "source": "importance", "anchors": "gmm",
         "normalise": "none", "bias": True, "seed": 9, "limit": 100, "weights": "w.pt", "data_path": "d",
+        "cost": "activations", "distance": "cosine", "solver": "sinkhorn", "reg": 0.5, "reg_m": 2.5, "mass": 0.75,
+        "calibration": None,
     },
 }  # fmt: skip
 
@@ -51,7 +54,7 @@ class TestCurveLine:
 
     def test_every_field_of_the_spec_can_be_quoted(self):
         quoted = {name for changes in BASES.values() for name in changes} | set(SWEPT)
-        assert set(itf.PruneSpec().to_dict()) - quoted <= {"solver", "recovery"}  # of which there is one each so far
+        assert set(itf.PruneSpec().to_dict()) - quoted <= {"recovery"}  # of which there is one so far
 
     def test_defaults_are_left_out(self):
         words = shlex.split(curve_line(itf.PruneSpec(), **SWEPT))
@@ -67,7 +70,8 @@ class TestPlanSnippet:
     @pytest.mark.parametrize("changes", [
         {}, {"criterion": "l2", "sparsity": 0.75}, {"p": 2, "bias": True}, {"sparsity": 43 / 128},
         {"source": "importance", "target": "softmax", "normalise": "target"}, {"anchors": "kmeans", "seed": 3},
-        {"criterion": "random", "seed": 5},
+        {"criterion": "random", "seed": 5}, {"solver": "sinkhorn", "reg": 0.1}, {"solver": "partial", "mass": 0.5},
+        {"cost": "activations", "calibration": 20, "distance": "cosine"}, {"solver": "unbalanced", "reg_m": 0.5},
     ], ids=str)  # fmt: skip
     def test_gives_the_plan_of_the_spec(self, changes):
         spec = itf.PruneSpec(model="digits-mlp", **changes)
@@ -75,8 +79,9 @@ class TestPlanSnippet:
         exec(plan_snippet(spec, "1"), names)
         bench = run.open_model("digits-mlp")
         group = next(group for group in bench.groups if group.name == "1")
-        scores = itf.score(bench.model, group, spec.criterion, seed=spec.seed)
-        expected = itf.plan(bench.model, group, scores, spec.sparsity, **spec.plan_knobs())
+        data = bench.calibration(spec)
+        scores = itf.score(bench.model, group, spec.criterion, data, spec.seed, spec.calibration)
+        expected = itf.plan(bench.model, group, scores, spec.sparsity, **spec.only(PLAN_KNOBS), data=data)
         assert torch.equal(names["scores"], scores)
         assert torch.equal(names["plan"].kept, expected.kept)
         assert torch.equal(names["plan"].matrix, expected.matrix)
@@ -93,6 +98,7 @@ class TestPlanSnippet:
 class TestCurveSnippet:
     @pytest.mark.parametrize("changes", [
         {}, {"groups": ("3",), "seed": 4}, {"p": 2, "bias": True, "source": "softmax"}, {"limit": None},
+        {"cost": "activations", "calibration": 30},
     ], ids=str)  # fmt: skip
     @pytest.mark.parametrize("criteria", [["l1"], ["l2", "random"]])
     def test_prints_what_run_measures(self, capsys, changes, criteria):

@@ -1,3 +1,4 @@
+import inspect
 import json
 from dataclasses import FrozenInstanceError, fields
 
@@ -7,8 +8,12 @@ from hypothesis import strategies as st
 
 import intrafusion as itf
 from intrafusion import PruneSpec
+from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
 
-NAMES = ("model", "dataset", "criterion", "merge", "source", "target", "anchors", "solver", "normalise", "recovery")
+NAMES = (
+    "model", "dataset", "criterion", "merge", "cost", "distance", "source", "target", "anchors", "solver", "normalise",
+    "recovery",
+)  # fmt: skip
 specs = st.builds(
     PruneSpec,
     **{name: st.text(min_size=1, max_size=8) for name in NAMES},
@@ -17,7 +22,11 @@ specs = st.builds(
     groups=st.just("all") | st.lists(st.text(max_size=6), min_size=1, max_size=3) | st.tuples(st.text(max_size=6)),
     sparsity=st.floats(0, 1, exclude_max=True) | st.just(0),
     p=st.floats(1, 1e6) | st.integers(1, 9),
+    reg=st.floats(1e-6, 1e6) | st.integers(1, 9),
+    reg_m=st.floats(1e-6, 1e6),
+    mass=st.floats(0, 1, exclude_min=True) | st.just(1),
     bias=st.booleans(),
+    calibration=st.none() | st.integers(1, 10**9),
     seed=st.integers(0, 2**63 - 1),
     limit=st.none() | st.integers(1, 10**9),
 )
@@ -65,6 +74,10 @@ CHANGES = {
     "groups": ("conv1",),
     "sparsity": 0.5,
     "p": 2,
+    "reg": 0.5,
+    "reg_m": 0.5,
+    "mass": 0.5,
+    "calibration": 100,
     "bias": True,
     "seed": 1,
     "limit": None,
@@ -111,10 +124,18 @@ BAD = {
     "seed is a fraction": {"seed": 0.5},
     "seed is huge": {"seed": 2**63},
     "seed is true": {"seed": True},
-    "limit is zero": {"limit": 0},
-    "limit is negative": {"limit": -5},
-    "limit is a fraction": {"limit": 10.5},
-    "limit is true": {"limit": True},
+    **{
+        f"{name} is {what}": {name: value}
+        for name in ("limit", "calibration")
+        for what, value in {"zero": 0, "negative": -5, "a fraction": 10.5, "true": True}.items()
+    },
+    **{
+        f"{name} is {what}": {name: value}
+        for name in ("reg", "reg_m", "mass")
+        for what, value in {"zero": 0, "negative": -1, "no number": float("nan"), "infinite": float("inf")}.items()
+    },
+    "mass is above one": {"mass": 1.1},
+    "mass is text": {"mass": "all"},
 }
 
 
@@ -156,8 +177,13 @@ def test_a_spec_is_frozen():
 
 def test_its_knobs_are_the_keywords_of_plan_and_prune(networks):
     network = networks("mlp")
-    knobs = PruneSpec(p=2, bias=True, source="importance", target="importance", seed=3).plan_knobs()
+    knobs = PruneSpec(p=2, bias=True, source="importance", target="importance", seed=3).only(PLAN_KNOBS)
     assert (knobs["p"], knobs["bias"], knobs["source"], knobs["seed"]) == (2, True, "importance", 3)
     group = network.prunable[0]
     itf.plan(network.model, group, itf.score(network.model, group), **knobs)
     itf.prune(network.model, network.example, **knobs)
+    assert set(PLAN_KNOBS) == {*MEASURE_KNOBS, *SOLVE_KNOBS}
+    for function in (itf.plan, itf.prune):
+        keywords = {k for k, v in inspect.signature(function).parameters.items() if v.kind is v.KEYWORD_ONLY}
+        assert keywords - {"data"} == set(PLAN_KNOBS)
+        assert all(inspect.signature(function).parameters[k].default == getattr(PruneSpec(), k) for k in PLAN_KNOBS)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from scipy.optimize import linprog
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.transport import block_counts, cost_matrix, kept_count, marginal, unit_vectors
+from intrafusion.geometry import between, unit_vectors
+from intrafusion.solvers import Problem, exact
+from intrafusion.transport import block_counts, kept_count, marginal
 
-EXACT = itf.registry("solver")["exact"]
 EVEN = [("uniform", "uniform"), ("importance", "importance"), ("softmax", "softmax")]  # the reduction holds
 MIXED = [("uniform", "importance"), ("importance", "uniform"), ("softmax", "uniform")]
 
@@ -130,7 +133,7 @@ def problem(n, k, d, p, kind, seed, twins=False):
     kept = torch.randperm(n, generator=generator)[:k].sort().values
     a, b = marginal(scores, kind), marginal(scores[kept], kind)
     points = unit_vectors(points)
-    return a.numpy(), b.numpy(), cost_matrix(points, points[kept], p).numpy(), kept.numpy()
+    return Problem(a.numpy(), b.numpy(), between(points, points[kept], p=p).numpy(), kept.numpy())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -145,26 +148,25 @@ def problem(n, k, d, p, kind, seed, twins=False):
 )
 def test_the_reduced_problem_costs_what_the_full_one_does(n, share, d, p, kind, seed, twins):
     k = max(1, round(share * n))
-    a, b, M, kept = problem(n, k, d, p, kind, seed, twins)
-    reduced, used = EXACT(a, b, M, kept)
-    full, used_full = EXACT(a, b, M, None)
-    assert used
-    assert not used_full
-    for coupling in (reduced, full):
-        np.testing.assert_allclose(coupling.sum(1), a, atol=1e-12)
-        np.testing.assert_allclose(coupling.sum(0), b, atol=1e-12)
+    small = problem(n, k, d, p, kind, seed, twins)
+    full = replace(small, kept=None)
+    assert small.reducible
+    assert not full.reducible
+    for coupling in (exact(small), exact(full)):
+        np.testing.assert_allclose(coupling.sum(1), small.a, atol=1e-12)
+        np.testing.assert_allclose(coupling.sum(0), small.b, atol=1e-12)
         assert (coupling >= 0).all()
         assert (coupling > 1e-15).sum() <= n + k - 1
-    assert abs((reduced * M).sum() - (full * M).sum()) < 1e-9
+    assert abs((exact(small) * small.M).sum() - (exact(full) * small.M).sum()) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["uniform", "importance"])
 def test_the_plan_is_as_cheap_as_an_independent_solvers(kind):
-    a, b, M, kept = problem(9, 4, 5, 1, kind, seed=1)
+    small = problem(9, 4, 5, 1, kind, seed=1)
     rows, columns = np.kron(np.eye(9), np.ones(4)), np.kron(np.ones(9), np.eye(4))
-    oracle = linprog(M.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([a, b]))
+    oracle = linprog(small.M.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([small.a, small.b]))
     assert oracle.success
-    assert (EXACT(a, b, M, kept)[0] * M).sum() == pytest.approx(oracle.fun, abs=1e-9)
+    assert (exact(small) * small.M).sum() == pytest.approx(oracle.fun, abs=1e-9)
 
 
 @pytest.mark.parametrize(("source", "target"), [*EVEN, *MIXED])
@@ -175,7 +177,7 @@ def test_the_reduction_is_used_exactly_where_no_residual_is_negative(source, tar
     residual = plan.target - plan.source[plan.kept]
     assert plan.reduced == bool(residual.min() >= 0)
     assert plan.reduced == ((source, target) in EVEN)
-    full = EXACT(plan.source.numpy(), plan.target.numpy(), plan.cost.numpy(), None)[0]
+    full = exact(Problem(plan.source.numpy(), plan.target.numpy(), plan.cost.numpy()))
     assert plan.total_cost == pytest.approx(float((full * plan.cost.numpy()).sum()), abs=1e-9)
 
 

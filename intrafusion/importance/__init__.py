@@ -12,21 +12,33 @@ from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.importance import weights  # noqa: F401  (registers its criteria)
 from intrafusion.registry import CRITERIA
+from intrafusion.spec import PruneSpec
 
 
 def score(
-    model: nn.Module, group: Group, criterion: str = "l1", data: ImageData | None = None, seed: int = 0
+    model: nn.Module,
+    group: Group,
+    criterion: str = "l1",
+    data: ImageData | None = None,
+    seed: int = 0,
+    calibration: int | None = 512,
 ) -> Tensor:
     """Importance of each channel of `group`: float64 (n,) on the CPU, seen with BN folded.
 
-    data: for criteria that need images or labels. Raises IntrafusionError for an unknown criterion, a group that cannot
-    be pruned, or missing data.
+    data: for criteria that need images or labels; at most `calibration` of them are looked at, the same ones for the same
+    seed. Raises IntrafusionError for an unknown criterion, a group that cannot be pruned, or missing data.
     """
     entry = CRITERIA[criterion]
     if group.reason:
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
     if entry.needs != "nothing" and data is None:
         raise IntrafusionError(f"criterion {criterion} needs {entry.needs}: pass data=")
+    seen = None if data is None else data.subset(calibration, seed)
     with torch.no_grad():
-        scores = entry(model, group, data, torch.Generator().manual_seed(seed))
+        scores = entry(model, group, seen, torch.Generator().manual_seed(seed))
     return scores.detach().double().cpu()
+
+
+def needs_images(spec: PruneSpec) -> bool:
+    """Whether scoring and comparing channels as `spec` says looks at calibration images."""
+    return CRITERIA[spec.criterion].needs != "nothing" or spec.cost == "activations"

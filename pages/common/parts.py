@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from torch import Tensor
 
-from intrafusion import PruneSpec, TransportPlan, plan, registry, score
+from intrafusion import PruneSpec, TransportPlan, registry
 from intrafusion.channels import PRODUCER
 from intrafusion.figures.kernels import kernel_rows
 from intrafusion.quote import curve_line
@@ -64,29 +64,9 @@ def channel_control(group_size: int, default: int) -> int:
     )
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _scored_plan(_here: Here, key: tuple, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
-    scores = score(_here.bench.model, _here.group, spec.criterion, seed=spec.seed)
-    return scores, plan(_here.bench.model, _here.group, scores, spec.sparsity, **spec.plan_knobs())
-
-
 def scored_plan(here: Here, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
-    """Scores (n,) and plan of the sidebar's group; cached by what they depend on."""
-    return _scored_plan(here, here.key(), spec)
-
-
-def plan_table(made: TransportPlan) -> pd.DataFrame:
-    """One row for each channel and target between which mass moves."""
-    sources, targets = made.coupling.nonzero(as_tuple=True)
-    return pd.DataFrame(
-        {
-            "channel": sources.numpy(),
-            "target": made.kept[targets].numpy(),
-            "mass": made.coupling[sources, targets].numpy(),
-            "weight": made.matrix[targets, sources].numpy(),
-            "cost": made.cost[sources, targets].numpy(),
-        }
-    )
+    """Scores (n,) and plan of the sidebar's group; the bench computes each once."""
+    return here.bench.scores(spec, here.group).values, here.bench.plan(spec, here.group)
 
 
 def group_curve_line(spec: PruneSpec) -> str:

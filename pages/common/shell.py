@@ -4,7 +4,7 @@ import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import streamlit as st
 import torch
@@ -49,7 +49,7 @@ def measuring_bench(_here: Here, key: tuple, path: str | None, limit: int | None
     """The open model with its images, sharing the dense accuracy; `key` is `_here.key()`."""
     size = _here.bench.card.input_size[-1]
     folder_limit = limit if _here.spec.dataset.startswith("imagenet") else None
-    return replace(_here.bench, data=images(_here.spec.dataset, path, _here.device, size, folder_limit), _dense={})
+    return _here.bench.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
 
 
 @st.cache_resource

@@ -1,0 +1,79 @@
+"""What a group's channels carry: the feature maps that its consumers read, batch by batch.
+
+A channel is seen where the next layers read it, after the nonlinearity, whatever the network does in between; that place
+exists for every prunable group of every network.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.cards import card_of
+from intrafusion.channels import CONSUMER, Group, Layer
+from intrafusion.data import ImageData, normalise
+
+
+def private(model: nn.Module) -> nn.Module:
+    """A copy that hooks and gradients may touch while others run the model; its activations are not done in place."""
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in twin.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]
+    return twin
+
+
+def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """`data` as the model wants it: float (B, C, H, W) and labels (B,), at most `most` at once, on the model's device."""
+    card = card_of(model)
+    device = next(model.parameters()).device
+    for images, labels in data.batches(most):
+        yield normalise(images.to(device), card.mean, card.std), labels.to(device)
+
+
+def consumers(group: Group) -> list[Layer]:
+    """The layers that read the group's channels."""
+    return group.role(CONSUMER)
+
+
+def maps_of(layer: Layer, read: Tensor) -> Tensor:
+    """The group's channels in what `layer` reads: (B, C, H, W) or (B, C) -> (B, n, h, w), zero where it holds none.
+
+    A channel that a flatten spread over m inputs is a square map again where m is one, else a single row.
+    """
+    held = layer.present().to(read.device)
+    maps = read[:, layer.positions.clamp(min=0).to(read.device)]  # (B, n, m, ...)
+    maps = maps * held.view(1, -1, *[1] * (maps.ndim - 2))
+    if read.ndim == 4:
+        return maps.flatten(2, 3)
+    side = math.isqrt(layer.positions.shape[1])
+    return maps.flatten(2).unflatten(2, (side, -1) if side * side == layer.positions.shape[1] else (1, -1))
+
+
+@contextmanager
+def reading(model: nn.Module, group: Group) -> Iterator[Mapping[str, Tensor]]:
+    """While open, every forward pass of `model` leaves what each consumer of the group read, by layer name."""
+    read: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(layer.name).register_forward_pre_hook(
+            lambda module, inputs, name=layer.name: read.__setitem__(name, inputs[0])
+        )
+        for layer in consumers(group)
+    ]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
+    """For each batch of `data`, the maps (B, n, h, w) that each consumer reads. The model itself is not touched."""
+    twin = private(model)
+    with reading(twin, group) as read, torch.inference_mode():
+        for images, _ in normalised(twin, data):
+            twin(images)
+            yield [(layer, maps_of(layer, read[layer.name])) for layer in consumers(group)]

@@ -1,0 +1,41 @@
+"""Results by key: each computed once, whoever asks, and the least recently used forgotten."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+
+class Memo:
+    """At most `limit` results. Two threads that ask for one key compute it once; other keys do not wait for it."""
+
+    def __init__(self, limit: int = 256):
+        self._results: OrderedDict[Hashable, Any] = OrderedDict()
+        self._turns: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._limit = limit
+
+    def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """The result of this key, computed now if nobody has before. An error is not remembered."""
+        with self._lock:
+            turn = self._turns.setdefault(key, threading.Lock())
+        try:
+            with turn:
+                if (known := self.peek(key)) is not None:
+                    return known
+                result = compute()
+                with self._lock:
+                    self._results[key] = result
+                    while len(self._results) > self._limit:
+                        self._results.popitem(last=False)
+                return result
+        finally:
+            with self._lock:
+                self._turns.pop(key, None)
+
+    def peek(self, key: Hashable) -> Any | None:
+        """The result of this key, None when nobody has computed it."""
+        with self._lock:
+            if key in self._results:
+                self._results.move_to_end(key)
+            return self._results.get(key)
