@@ -1,7 +1,7 @@
 """Accuracy with its confidence interval, and the size of a network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,11 +93,24 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
 
 def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Predicted labels, int64 (N,), on the data's device."""
+    return _run(model, data, mean, std, lambda out: out.argmax(1))
+
+
+def logits(model: nn.Module, data: ImageData) -> Tensor:
+    """What the model answers to every image of `data`: float (N, classes), on the data's device."""
+    card = card_of(model)
+    return _run(model, data, card.mean, card.std, lambda out: out)
+
+
+def _run(
+    model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float], keep: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`keep` of the logits of every image, in batches, in eval mode; the model's own mode comes back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
-            return torch.cat([model(normalise(images, mean, std)).argmax(1) for images, _ in data.batches()])
+            return torch.cat([keep(model(normalise(images, mean, std))) for images, _ in data.batches()])
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -11,7 +11,7 @@ from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.evaluate import Evaluation, Size, evaluate, size
+from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
 from intrafusion.geometry import ANCHORS, COSTS, DISTANCES, Geometry, measure
 from intrafusion.groups import find_groups
 from intrafusion.importance import needs_images, score
@@ -154,6 +154,17 @@ class Bench:
                 **spec.only(SOLVE_KNOBS),
             ),
         )
+
+    def output_distance(self, spec: PruneSpec, group: Group) -> torch.Tensor:
+        """How far pruning this group alone moves the logits of each calibration image: L2 distances (N,)."""
+
+        def compute() -> torch.Tensor:
+            small = pruned(spec.but(groups=(group.name,)), self)
+            return (logits(small, data) - dense).norm(dim=1).cpu()
+
+        data = self.calibration(spec)
+        dense = self._known.get(("logits", _sight(spec)), lambda: logits(self.model, data))
+        return self._known.get(("distance", group.name, spec.but(limit=None, groups="all")), compute)
 
 
 def _sight(spec: PruneSpec) -> tuple:

@@ -1,13 +1,17 @@
-"""Solvers of one transport problem, from POT. Names follow POT: M cost, a and b marginals, G coupling."""
+"""Solvers of one transport problem, from POT. Names follow POT: M cost, a and b marginals, G coupling.
+
+The iterative ones get torch tensors: POT then computes with torch, several times faster here than with numpy.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.registry import SOLVERS
 
-_ITERATIONS = 2000
+_ITERATIONS = {"sinkhorn": 1000, "unbalanced": 500}  # a third of a second on 512 channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +79,11 @@ def sinkhorn(problem: Problem) -> np.ndarray:
     import ot
 
     def solve(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> np.ndarray:
-        G = ot.bregman.sinkhorn_log(a, b, M, problem.reg * problem.scale, numItermax=_ITERATIONS, warn=False)
-        return _rounded(G, a, b)
+        G = ot.bregman.sinkhorn_log(
+            *map(torch.from_numpy, (a, b, M)), problem.reg * problem.scale, numItermax=_ITERATIONS["sinkhorn"],
+            stopThr=1e-5, warn=False,
+        )  # fmt: skip
+        return _rounded(G.numpy(), a, b)
 
     return _on_support(problem, solve)
 
@@ -90,7 +97,11 @@ def unbalanced(problem: Problem) -> np.ndarray:
     import ot
 
     def solve(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> np.ndarray:
-        return ot.unbalanced.mm_unbalanced(a, b, M, problem.reg_m * problem.scale, numItermax=_ITERATIONS)
+        G = ot.unbalanced.mm_unbalanced(
+            *map(torch.from_numpy, (a, b, M)), problem.reg_m * problem.scale, numItermax=_ITERATIONS["unbalanced"],
+            stopThr=1e-9,
+        )  # fmt: skip
+        return G.numpy()
 
     return _on_support(problem, solve)
 

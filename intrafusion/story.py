@@ -26,12 +26,16 @@ class Story:
     def sentence(self, merge: str = "fusion") -> str:
         """The story in plain words, for fusion or for dropping."""
         place = f"Channel {self.channel} ranks {self.rank} by importance (score {self.score:.3g})"
-        if self.kept and (merge == "drop" or not self.absorbs):
+        own = dict(self.goes_to).get(self.channel, 0.0)
+        if self.kept and (merge == "drop" or (not self.absorbs and abs(own - 1) < 0.005)):
             return f"{place}. It is kept as it is."
         if self.kept:
-            return f"{place}. It is kept, and absorbs {_listed(self.absorbs)}."
+            share = "" if abs(own - 1) < 0.005 else f" with weight {own:.2f} of itself"
+            return f"{place}. It is kept{share}, and absorbs {_listed(self.absorbs)}."
         if merge == "drop":
             return f"{place}. It is dropped: nothing of it remains."
+        if not self.goes_to:
+            return f"{place}. It does not stay, and this plan leaves its mass behind: nothing of it remains."
         return f"{place}. It does not stay: it is merged into {_listed(self.goes_to)}."
 
 
@@ -64,6 +68,8 @@ def _heaviest(weights: Tensor, exclude: int | None = None) -> tuple[tuple[int, f
 
 
 def _listed(pairs: tuple[tuple[int, float], ...], most: int = 4) -> str:
+    if not pairs:
+        return "nothing"
     words = [f"{channel} (weight {weight:.2f})" for channel, weight in pairs[:most]]
     if len(pairs) > most:
         words.append(f"{len(pairs) - most} more")

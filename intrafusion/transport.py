@@ -220,3 +220,13 @@ def applied_matrix(coupling: Tensor, a: Tensor, b: Tensor, normalise: str) -> Te
     if normalise == "target":
         return (coupling / b.where(b > 0, torch.ones_like(b))).T.contiguous()
     return coupling.T.contiguous()
+
+
+def shared_mass(first: TransportPlan, second: TransportPlan) -> float:
+    """The share of the mass that two plans of one group move to the same places: 1 where they agree, 0 where nowhere."""
+    places = []
+    for made in (first, second):
+        dense = made.coupling.new_zeros(len(made.source), len(made.source))
+        dense[:, made.kept] = made.coupling
+        places.append(dense)
+    return float(torch.minimum(*places).sum() / max(place.sum() for place in places))

@@ -3,12 +3,13 @@
 import pandas as pd
 import streamlit as st
 
-from intrafusion import PruneSpec
-from intrafusion.figures.transport import VIEWS, destinations, plan_heatmap
-from intrafusion.quote import plan_snippet
+from intrafusion import IntrafusionError, PruneSpec
+from intrafusion.figures.plans import channel_map, sparsity_player, two_plans
+from intrafusion.figures.transport import ORDERS, VIEWS, plan_heatmap, weight_bars
+from intrafusion.quote import plan_line, plan_snippet
 from intrafusion.story import moves, story
-from intrafusion.transport import ANCHORS, MARGINALS, NORMALISATIONS
-from pages.common import parts, shell
+from intrafusion.transport import shared_mass
+from pages.common import knobs, parts, plan_parts, shell
 from pages.common.navigation import enter_app
 
 enter_app()
@@ -23,74 +24,101 @@ with columns[0]:
     criterion = parts.criterion_control()
 with columns[1]:
     sparsity = parts.sparsity_control()
-with columns[2]:
-    view = st.segmented_control(
-        "Show", list(VIEWS), default="coupling", key="view", bind=shell.BIND, help="; ".join(f"{k}: {v}" for k, v in VIEWS.items())
-    ) or "coupling"  # fmt: skip
 with st.expander("Transport knobs", icon=":material/tune:"):
-    knobs = st.columns(6)
-    p = (
-        knobs[0].segmented_control(
-            "Cost: p-norm", [1, 2], default=1, key="p", bind=shell.BIND, help="Distance between unit channel vectors."
-        )
-        or 1
-    )
-    source = knobs[1].selectbox(
-        "Source mass", MARGINALS, key="source", bind=shell.BIND, help="How much mass each channel has."
-    )
-    target = knobs[2].selectbox(
-        "Target mass", MARGINALS, key="target", bind=shell.BIND, help="How much mass each target takes."
-    )
-    anchors = knobs[3].selectbox(
-        "Targets",
-        ANCHORS,
-        key="anchors",
-        bind=shell.BIND,
-        help="The most important channels, or centroids of clusters.",
-    )
-    normalise = knobs[4].selectbox(
-        "Normalise by",
-        NORMALISATIONS,
-        key="normalise",
-        bind=shell.BIND,
-        help="source: columns sum to one, as in the paper. target: rows do, so weights are averaged.",
-    )
-    bias = knobs[5].toggle("Bias in the cost", key="bias", bind=shell.BIND)
-    st.latex(
-        r"M_{ij} = \lVert x_i / \lVert x_i \rVert_2 - x_{t_j} / \lVert x_{t_j} \rVert_2 \rVert_p \qquad G = \arg\min_{G \mathbf 1 = a,\ G^\top \mathbf 1 = b} \langle G, M \rangle \qquad T = G^\top \mathrm{diag}(1/a)"
-    )
-
-spec: PruneSpec = here.spec.but(
-    criterion=criterion,
-    sparsity=sparsity,
-    p=p,
-    source=source,
-    target=target,
-    anchors=anchors,
-    normalise=normalise,
-    bias=bias,
-)
+    chosen = knobs.transport_knobs()
+    st.latex(knobs.FORMULAS)
+spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity, **chosen)
+if not shell.can_see(here, spec):
+    st.stop()
 scores, plan = parts.scored_plan(here, spec)
 with columns[2]:
     channel = parts.channel_control(here.group.size, int(scores.argmin()))
 
-parts.chart(plan_heatmap(plan, view, channel, shell.is_dark()), "plan", on_channel=True)
-how = (
-    "solved on the dropped channels alone (exact: kept channels stay where they are)"
-    if plan.reduced
-    else "the full problem was solved"
-)
-st.caption(
-    f"{VIEWS[view].capitalize()}. Total cost {plan.total_cost:.4f}; {int((plan.coupling > 0).sum()):,} non-zeros; {how}."
-)
+left, right = st.columns(2)
+view = left.segmented_control("Show", list(VIEWS), default="coupling", key="view", bind=shell.BIND) or "coupling"
+order = right.segmented_control("Order", list(ORDERS), default="index", key="order", bind=shell.BIND) or "index"
+left.caption(f"{VIEWS[view].capitalize()}.")
+right.caption(f"Channels {ORDERS[order]}.")
+parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, shell.is_dark()), "plan", on_channel=True)
+numbers = st.container()
+
+told = story(plan, scores, channel)
+with st.popover("Coupling or matrix: what is the difference?", icon=":material/help:"):
+    st.latex(r"T = G^\top \mathrm{diag}(1/a)")
+    st.markdown(
+        "The **coupling** $G$ says how much *mass* goes where: its rows sum to what each channel has, its columns to what each "
+        "target takes. The **applied matrix** $T$ says what *share* of each channel goes where, and multiplies the weights: "
+        "normalised by source, each of its columns sums to one, so every channel is handed over whole."
+    )
+    if told.goes_to:
+        goes, weight = told.goes_to[0]
+        mass = float(plan.coupling[channel, (plan.kept == goes).nonzero()[0, 0]])
+        st.markdown(
+            f"Channel {channel} has mass {float(plan.source[channel]):.5f}. It puts {mass:.5f} on channel {goes}, which takes "
+            f"{float(plan.target[(plan.kept == goes).nonzero()[0, 0]]):.5f} in all. Normalised by {spec.normalise}, that is a weight of {weight:.3f}."
+        )
 
 st.subheader(f"Channel {channel}")
 parts.channel_story(here, plan, scores, channel)
-told = story(plan, scores, channel)
-if not told.kept:
-    parts.chart(destinations(told.goes_to, channel, shell.is_dark()), "destinations")
-
-keys = ("criterion", "sparsity", "view", "p", "source", "target", "anchors", "normalise", "bias", "channel")
-parts.take_away(
-    "transport", pd.DataFrame(moves(plan)), parts.group_curve_line(spec), plan_snippet(spec, here.group.name), keys
+pairs = (
+    ((channel, float(plan.matrix[(plan.kept == channel).nonzero()[0, 0], channel])), *told.absorbs)
+    if told.kept
+    else told.goes_to
 )
+parts.chart(weight_bars(pairs, channel, told.kept, shell.is_dark()), "provenance")
+
+st.subheader("Another look")
+looks = ["map", "sparsity player", "two settings"]
+look = st.segmented_control(
+    "Another look", looks, default="map", key="look", bind=shell.BIND, label_visibility="collapsed"
+)
+keys: tuple[str, ...] = ("criterion", "sparsity", *knobs.KEYS, "view", "order", "channel", "look")
+
+if look == "map":
+    method = st.segmented_control(
+        "Plane", ["pca", "tsne"], default="pca", key="plane", bind=shell.BIND,
+        help="pca: the plane on which the channels differ most. tsne: near channels stay near, far ones may lie anywhere.",
+    ) or "pca"  # fmt: skip
+    keys += ("plane",)
+    places, words = plan_parts.places(here, spec, method)
+    parts.chart(channel_map(plan, places.numpy(), words, channel, shell.is_dark()), "map", on_channel=True)
+    st.caption("Solid channels stay, hollow ones go; an arrow points where weight moves, dark where it is more than half. Click a channel.")  # fmt: skip
+elif look == "sparsity player":
+    step = 5 if here.group.size <= 128 else 10
+    with st.spinner("Solving the plan at every sparsity"):
+        plans = [
+            (percent / 100, here.bench.plan(spec.but(sparsity=percent / 100), here.group))
+            for percent in range(0, 91, step)
+        ]
+    parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, shell.is_dark()), "player")
+    st.caption("Press ▶. The diagonal is what stays itself; what leaves it is fused. The chosen channel is amber.")
+elif look == "two settings":
+    st.markdown("**A** is the setting above. **B** differs in what you change here; sparsity and criterion stay.")
+    other: PruneSpec = spec.but(**knobs.transport_knobs("b_", cost="activations"))
+    keys += tuple(f"b_{key}" for key in knobs.KEYS)
+    if shell.can_see(here, other):
+        try:
+            _, second = parts.scored_plan(here, other)
+            names = plan_parts.difference(spec, other)
+            parts.chart(two_plans(plan, second, names, shared_mass(plan, second), shell.is_dark()), "two")
+            st.dataframe(plan_parts.numbers_table({"A": plan, "B": second}), hide_index=True)
+        except IntrafusionError as error:
+            st.warning(str(error), icon=":material/warning:")
+
+with numbers:
+    facts = plan_parts.plan_facts(plan)
+    *columns, last = st.columns(len(facts) + 1)
+    for column, (name, value, about) in zip(columns, facts, strict=True):
+        column.metric(name, value, help=about, border=True, height="stretch")
+    with last:
+        plan_parts.output_distance(here, spec)
+    st.caption(
+        "On the margins, solid is mass that stays in its own place, tinted is mass that moves. "
+        + (
+            "Solved on the dropped channels alone, which is exact: kept channels stay where they are."
+            if plan.reduced
+            else "The full problem was solved."
+        )
+    )
+
+parts.take_away("transport", pd.DataFrame(moves(plan)), plan_line(spec), plan_snippet(spec, here.group.name), keys)

@@ -170,6 +170,7 @@ class Network:
     images: Tensor
     logits: Tensor
     groups: tuple[itf.Group, ...]
+    data: itf.ImageData  # noise, labelled by chance
 
     @property
     def prunable(self) -> list[itf.Group]:
@@ -186,7 +187,12 @@ def _network(name: str) -> Network:
         torch.manual_seed(0)
         model, images = randomise(make()), torch.randn(4, *size)
     example = torch.zeros(1, *size)
-    return Network(name, model, example, images, model(images), tuple(itf.find_groups(model, example)))
+    logits, generator = model(images), torch.Generator().manual_seed(0)
+    model.card = itf.ModelCard(name, (0.5,) * size[0], (0.3,) * size[0], size, logits.shape[1], "noise")
+    noise = torch.randint(0, 256, (24, *size), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, logits.shape[1], (24,), generator=generator)
+    data = itf.ImageData("noise", "train", noise, labels, tuple(map(str, range(logits.shape[1]))))
+    return Network(name, model, example, images, logits, tuple(itf.find_groups(model, example)), data)
 
 
 @pytest.fixture(scope="session", params=NETWORKS)

@@ -1,19 +1,15 @@
-import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
+from figure_reading import check_both_themes, numbers, serialised, title
 from torch import Tensor
 
 import intrafusion as itf
 from intrafusion.figures.curves import curves, headline
 from intrafusion.figures.importance import importance_bars
-from intrafusion.figures.kernels import kernel_rows
 from intrafusion.figures.theme import DARK, LIGHT, rgba, tint
-from intrafusion.figures.transport import VIEWS, destinations, plan_heatmap
 from intrafusion.run import Bench, Result, open_bench, open_model, run
 from intrafusion.sweep import grid, sweep
 from intrafusion.transport import TransportPlan
@@ -52,35 +48,6 @@ def zero_padded() -> tuple[Tensor, TransportPlan]:
 def results(bench: Bench) -> list[Result]:
     specs = grid(BASE, criterion=["l1", "random"], merge=["drop", "fusion"], sparsity=[0.2, 0.5, 0.8])
     return list(sweep(specs, bench))
-
-
-def serialised(fig: go.Figure) -> dict:
-    """The figure as a browser reads it; NaN and Infinity are no JSON."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} in a figure")
-
-    return json.loads(fig.to_json(), parse_constant=refuse)
-
-
-def title(fig: go.Figure) -> str:
-    return fig.layout.title.text
-
-
-def traces(fig: go.Figure, kind: str) -> list:
-    return [trace for trace in fig.data if trace.type == kind]
-
-
-def numbers(values: Sequence) -> np.ndarray:
-    return np.asarray(values, float)
-
-
-def check_both_themes(draw: Callable[[bool], go.Figure]) -> None:
-    light, dark = draw(False), draw(True)
-    assert serialised(light) != serialised(dark)
-    assert light.layout.font.color == LIGHT.dense
-    assert dark.layout.font.color == DARK.dense
-    assert title(light) == title(dark)
 
 
 class TestImportance:
@@ -142,143 +109,6 @@ class TestImportance:
     def test_light_and_dark_differ(self, planned):
         scores, plan = planned(0.3)
         check_both_themes(lambda dark: importance_bars(scores.tolist(), plan.kept.tolist(), "l1", dark=dark))
-
-
-KNOBS = [{}, {"sparsity": 0}, {"anchors": "kmeans"}, {"target": "importance", "normalise": "target"}]
-
-
-class TestTransport:
-    @pytest.mark.parametrize("view", VIEWS)
-    @pytest.mark.parametrize("knobs", KNOBS, ids=str)
-    def test_picture_shows_the_plan(self, planned, view, knobs):
-        _, plan = planned(**knobs)
-        fig = plan_heatmap(plan, view)
-        (heat,), (marks,), (above, beside) = (traces(fig, kind) for kind in ("heatmap", "scatter", "bar"))
-        cells = {"coupling": plan.coupling.T * 32, "cost": plan.cost.T, "matrix": plan.matrix}[view]
-        np.testing.assert_allclose(numbers(heat.z), cells.numpy(), rtol=1e-6, atol=1e-7)
-
-        assert len(marks.x) == int((plan.coupling > 0).sum())
-        for x, y, carried in zip(marks.x, marks.y, marks.customdata, strict=True):
-            assert plan.coupling[x, y] > 0
-            assert list(carried) == [x, plan.kept[y], plan.matrix[y, x]]  # a click needs its channel first
-
-        shown = plan.matrix if view == "matrix" else 32 * plan.coupling.T
-        np.testing.assert_allclose(numbers(above.y), shown.sum(0).numpy(), atol=1e-9)
-        np.testing.assert_allclose(numbers(beside.x), shown.sum(1).numpy(), atol=1e-9)
-        assert beside.orientation == "h"
-        serialised(fig)
-
-    @pytest.mark.parametrize(("view", "knobs", "words"), [
-        ("coupling", {}, {"10", "22"}),  # of 32 channels
-        ("matrix", {}, {"10", "22"}),
-        ("cost", {}, {"32", "22"}),
-        ("matrix", {"anchors": "kmeans"}, {"32", "22"}),  # clusters: no channel stays as it is
-        ("coupling", {"sparsity": 0}, {"Nothing"}),
-        ("matrix", {"sparsity": 0}, {"Nothing"}),
-    ])  # fmt: skip
-    def test_title_counts_what_the_plan_does(self, planned, view, knobs, words):
-        assert words <= set(re.findall(r"\w+", title(plan_heatmap(planned(**knobs)[1], view))))
-
-    @pytest.mark.parametrize("view", ["cost", "coupling"])
-    def test_infinite_costs_are_holes(self, zero_padded, view):
-        _, plan = zero_padded
-        infinite = torch.isinf(plan.cost.T).numpy()
-        assert infinite.any()
-        fig = plan_heatmap(plan, view)
-        (heat,) = traces(fig, "heatmap")
-        assert np.array_equal(np.isnan(numbers(heat.z)), infinite & (view == "cost"))
-        serialised(fig)
-
-    @pytest.mark.parametrize("which", ["kept", "gone"])
-    def test_marks_of_the_selected_channel_stand_out(self, planned, which):
-        _, plan = planned(0.5)
-        gone = sorted(set(range(32)) - set(plan.kept.tolist()))
-        channel = int(plan.kept[3]) if which == "kept" else gone[0]
-        (marks,) = traces(plan_heatmap(plan, "coupling", selected=channel), "scatter")
-        bold = numbers(marks.marker.line.width) > 1
-        related = [channel in (int(source), int(target)) for source, target, _ in marks.customdata]
-        assert bold.tolist() == related
-        assert any(related)
-        assert not all(related)
-
-    def test_target_ticks_are_the_kept_channels(self, planned):
-        _, plan = planned(0.5)
-        fig = plan_heatmap(plan)
-        ticks = next(axis for axis in fig.select_yaxes(row=2, col=1))
-        assert [int(text) for text in ticks.ticktext] == [int(plan.kept[row]) for row in ticks.tickvals]
-
-    def test_large_plan_stays_light_and_serialises(self):
-        n, k = 256, 64
-        generator = torch.Generator().manual_seed(0)
-        matrix = torch.zeros(k, n, dtype=torch.float64)
-        matrix[torch.randint(k, (n,), generator=generator), torch.arange(n)] = 1
-        plan = TransportPlan(
-            matrix.T / n, matrix, torch.arange(k), torch.rand(n, k, generator=generator).double(),
-            torch.full((n,), 1 / n).double(), matrix.sum(1) / n, False,
-        )  # fmt: skip
-        assert len(json.dumps(serialised(plan_heatmap(plan, "cost")))) < 400_000
-
-    def test_light_and_dark_differ(self, planned):
-        check_both_themes(lambda dark: plan_heatmap(planned(0.3)[1], dark=dark))
-
-
-class TestDestinations:
-    def test_one_bar_a_target_heaviest_first(self):
-        fig = destinations([(5, 0.75), (2, 0.25)], 9)
-        (bars,) = fig.data
-        assert list(bars.x) == [0.75, 0.25]
-        assert list(bars.y) == ["channel 5", "channel 2"]
-        assert fig.layout.yaxis.autorange == "reversed"
-        assert title(fig) == "Channel 9 goes to 2 targets"
-
-    @pytest.mark.parametrize(("weights", "words"), [([(4, 1.0)], "1 target"), ([], "0 targets")])
-    def test_title_counts(self, weights, words):
-        fig = destinations(weights, 4)
-        assert title(fig) == f"Channel 4 goes to {words}"
-        serialised(fig)
-
-    def test_staying_at_home_has_its_own_colour(self):
-        (bars,) = destinations([(4, 0.9), (1, 0.1)], 4).data
-        assert bars.marker.color[0] != bars.marker.color[1]
-
-    def test_light_and_dark_differ(self):
-        check_both_themes(lambda dark: destinations([(4, 1.0)], 4, dark))
-
-
-class TestKernels:
-    kernels = np.random.default_rng(0).normal(size=(3, 20, 3, 3)) * np.linspace(0.1, 2, 20)[:, None, None]
-
-    def test_one_row_a_channel_one_tile_an_input(self):
-        fig = kernel_rows(self.kernels[:, :5], ["a", "b", "c"], "Kernels in stem")
-        tiles = traces(fig, "heatmap")
-        assert len(tiles) == 15
-        for number, tile in enumerate(tiles):
-            np.testing.assert_allclose(numbers(tile.z), self.kernels[number // 5, number % 5])
-        assert title(fig) == "Kernels in stem"
-        assert {"a", "b", "c", "in 0", "in 4"} <= {annotation.text for annotation in fig.layout.annotations}
-        serialised(fig)
-
-    def test_at_most_the_heaviest_inputs_are_drawn(self):
-        fig = kernel_rows(self.kernels, ["a", "b", "c"], "", most=4)
-        heaviest = sorted(np.argsort(-np.abs(self.kernels).sum((0, 2, 3)))[:4])
-        columns = [a.text for a in fig.layout.annotations if a.text.startswith("in ")]
-        assert columns == [f"in {channel}" for channel in heaviest]
-        tiles = traces(fig, "heatmap")
-        assert len(tiles) == 12
-        np.testing.assert_allclose(numbers(tiles[0].z), self.kernels[0, heaviest[0]])
-
-    def test_one_scale_for_all_symmetric_around_zero(self):
-        fig = kernel_rows(self.kernels, ["a", "b", "c"], "", most=4)
-        shown = max(float(np.abs(numbers(tile.z)).max()) for tile in traces(fig, "heatmap"))
-        assert (fig.layout.coloraxis.cmin, fig.layout.coloraxis.cmax) == pytest.approx((-shown, shown))
-        assert {tile.coloraxis for tile in traces(fig, "heatmap")} == {"coloraxis"}
-
-    def test_dead_channels_have_a_scale_too(self):
-        fig = kernel_rows(np.zeros((1, 2, 3, 3)), ["dead"], "")
-        assert fig.layout.coloraxis.cmin < fig.layout.coloraxis.cmax
-
-    def test_light_and_dark_differ(self):
-        check_both_themes(lambda dark: kernel_rows(self.kernels, ["a", "b", "c"], "t", dark=dark))
 
 
 def result(sparsity: float, merge: str, accuracy: float, criterion: str = "l1", channels: int = 5) -> Result:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from intrafusion.figures.theme import figure, palette
 
@@ -14,37 +13,47 @@ def kernel_rows(
 ) -> go.Figure:
     """One row a channel, one tile an input channel; blue to red around zero, one scale for all.
 
-    kernels: each (inputs, h, w). At most `most` inputs are drawn, those with the largest weights over all rows.
+    kernels: each (inputs, h, w). At most `most` inputs are drawn, those with the largest weights over all rows. Pictures
+    of a single input stand side by side. All tiles are one heatmap: a subplot for each would take half a second to build.
     """
     colours = palette(dark)
     stack = np.stack([np.asarray(kernel, float) for kernel in kernels])
     inputs = np.sort(np.argsort(-np.abs(stack).sum((0, 2, 3)), kind="stable")[:most])
-    limit = float(np.abs(stack[:, inputs]).max()) or 1.0
-    single = len(inputs) == 1  # one picture a channel: side by side
-    rows, columns = (1, len(kernels)) if single else (len(kernels), len(inputs))
-    fig = make_subplots(
-        rows,
-        columns,
-        horizontal_spacing=0.03 if single else 0.006,
-        vertical_spacing=0.06,
-        column_titles=list(names) if single else [f"in {i}" for i in inputs],
-        row_titles=None if single else list(names),
+    tiles = stack[:, inputs]  # (channels, inputs, h, w)
+    down, across = list(names), [f"in {i}" for i in inputs]
+    if len(inputs) == 1:
+        tiles, down, across = tiles.swapaxes(0, 1), [""], list(names)
+    limit = float(np.abs(tiles).max()) or 1.0
+    rows, columns, high, wide = tiles.shape
+    fig = figure(title, int(np.clip(90 + 900 * rows * (high + 1) / (columns * (wide + 1)), 200, 520)), colours)
+    labels = np.empty((rows, columns, 2), object)
+    for row in range(rows):
+        for column in range(columns):
+            labels[row, column] = down[row], across[column]
+    fig.add_heatmap(
+        z=_tiled(tiles),
+        customdata=np.repeat(np.repeat(labels, high + 1, 0), wide + 1, 1)[:-1, :-1],
+        hovertemplate="%{customdata[0]} %{customdata[1]}<br>weight %{z:.4f}<extra></extra>",
+        hoverongaps=False,
+        colorscale="RdBu_r",
+        zmin=-limit,
+        zmax=limit,
+        colorbar={"title": "weight", "thickness": 10},
     )
-    fig.update_layout(figure(title, 300 if single else 110 + 86 * rows, colours).layout)
-    colour_bar = {"title": "weight", "thickness": 10}
-    fig.update_layout(coloraxis={"colorscale": "RdBu_r", "cmin": -limit, "cmax": limit, "colorbar": colour_bar})
-    for number, name in enumerate(names):
-        for column, channel in enumerate(inputs):
-            fig.add_heatmap(
-                z=stack[number, channel],
-                coloraxis="coloraxis",
-                row=1 if single else number + 1,
-                col=number + 1 if single else column + 1,
-                hovertemplate=f"{name}, input {channel}<br>weight %{{z:.4f}}<extra></extra>",
-            )
-    fig.update_xaxes(visible=False, constrain="domain")
-    fig.update_yaxes(visible=False, autorange="reversed", constrain="domain")
-    if single:
-        fig.update_yaxes(scaleanchor="x", scaleratio=1)
-    fig.update_annotations(font={"size": 11, "color": colours.dense})
-    return fig
+    fig.update_xaxes(
+        tickvals=[(wide + 1) * i + (wide - 1) / 2 for i in range(columns)], ticktext=across, side="top", ticks="",
+        showline=False, constrain="domain",
+    )  # fmt: skip
+    fig.update_yaxes(
+        tickvals=[(high + 1) * i + (high - 1) / 2 for i in range(rows)], ticktext=down, autorange="reversed",
+        showgrid=False, scaleanchor="x", constrain="domain",
+    )  # fmt: skip
+    return fig.update_layout(margin={"l": 90, "t": 84, "b": 10})
+
+
+def _tiled(tiles: np.ndarray) -> np.ndarray:
+    """(rows, columns, h, w) side by side in one matrix, a gap of NaN between neighbours."""
+    rows, columns, high, wide = tiles.shape
+    gaps = np.full((rows, columns, high + 1, wide + 1), np.nan)
+    gaps[:, :, :high, :wide] = tiles
+    return gaps.transpose(0, 2, 1, 3).reshape(rows * (high + 1), columns * (wide + 1))[:-1, :-1]

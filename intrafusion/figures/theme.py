@@ -28,6 +28,10 @@ class Palette:
         """Sequential scale for cost: the ground at zero distance."""
         return [[0.0, self.paper], [0.5, tint(self.dense, self.paper, 0.35)], [1.0, self.dense]]
 
+    def difference(self) -> list[list[object]]:
+        """Diverging scale for differences: amber below zero, the ground at it, the accent above."""
+        return [[0.0, self.second], [0.5, self.paper], [1.0, self.fusion]]
+
 
 LIGHT = Palette("#1f2933", "#8a94a0", "#0f766e", "#c2700a", "#e3e7eb", "#ffffff")
 DARK = Palette("#e6eaef", "#8b96a5", "#2dd4bf", "#f5a742", "#303846", "#0f151d")

@@ -11,6 +11,7 @@ from torch import Tensor
 from intrafusion import PruneSpec, TransportPlan, registry
 from intrafusion.channels import PRODUCER
 from intrafusion.figures.kernels import kernel_rows
+from intrafusion.importance import needs_images
 from intrafusion.quote import curve_line
 from intrafusion.story import story
 from intrafusion.vectors import channel_vectors
@@ -66,7 +67,9 @@ def channel_control(group_size: int, default: int) -> int:
 
 def scored_plan(here: Here, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
     """Scores (n,) and plan of the sidebar's group; the bench computes each once."""
-    return here.bench.scores(spec, here.group).values, here.bench.plan(spec, here.group)
+    needs = "images" if needs_images(spec) else "weights"
+    with st.spinner(f"Comparing {here.group.size:,} channels by their {needs}", show_time=True):
+        return here.bench.scores(spec, here.group).values, here.bench.plan(spec, here.group)
 
 
 def group_curve_line(spec: PruneSpec) -> str:
@@ -88,10 +91,9 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
         return
     partners = [c for c, _ in (told.absorbs if told.kept else told.goes_to) if c != channel][:2]
     rows = {f"channel {c}": vectors[c] for c in (channel, *partners)}
-    target = channel if told.kept else told.goes_to[0][0]
-    row = (made.kept == target).nonzero()[0, 0]
-    if told.absorbs or not told.kept:
-        rows[f"fused {target}"] = made.matrix[row] @ vectors.cpu()
+    if told.absorbs or told.goes_to:
+        target = channel if told.kept else told.goes_to[0][0]
+        rows[f"fused {target}"] = made.matrix[(made.kept == target).nonzero()[0, 0]] @ vectors.cpu()
     kernels = [vector.reshape(-1, *shape)[0].cpu().numpy() for vector in rows.values()]
     title = f"Weights that write these channels in layer {layer.name}" + (", BatchNorm folded" if layer.norm else "")
     chart(kernel_rows(kernels, list(rows), title, dark=is_dark()), "kernels")

@@ -10,6 +10,7 @@ import streamlit as st
 import torch
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
+from intrafusion.importance import needs_images
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
 from intrafusion.run import Bench, Result, open_model
@@ -194,17 +195,39 @@ def measuring(here: Here, limit: int | None) -> Bench | None:
     try:
         return measuring_bench(here, (*here.key(), dataset), path, limit)
     except IntrafusionError as error:
-        if path is not None or dataset not in ("cifar10", "cifar100"):
-            st.warning(str(error), icon=":material/image_search:")
-            return None
+        _offer_images(here, error)
+        return None
+
+
+def can_see(here: Here, spec: PruneSpec) -> bool:
+    """Whether what `spec` must look at is here; where calibration images are missing, says how to get them."""
+    if not needs_images(spec):
+        return True
+    try:
+        with st.spinner("Loading the calibration images"):
+            seen = here.bench.calibration(spec)
+    except IntrafusionError as error:
+        _offer_images(here, error)
+        return False
+    if seen.split != "train":
+        st.caption(
+            f"Calibration images come from the {seen.split} split, as no training split is here: what they choose has seen test images."
+        )
+    return True
+
+
+def _offer_images(here: Here, error: IntrafusionError) -> None:
+    dataset = here.spec.dataset
+    if here.spec.data_path is not None or dataset not in ("cifar10", "cifar100"):
+        st.warning(str(error), icon=":material/image_search:")
+        return
     from intrafusion.data import stream_cifar
 
     title = dataset.upper().replace("CIFAR", "CIFAR-")
     st.info(
         f"The images of {title} are not on this machine yet. Fetch them once, or give an .npz file or a folder under "
-        f"*Local files* in the sidebar. Importance and Transport need no images.",
+        f"*Local files* in the sidebar. What looks at weights alone needs no images.",
         icon=":material/image_search:",
     )
     download(f"Fetch {title} (170 MB)", ("data", dataset), lambda: stream_cifar(dataset))
     st.caption(f"Downloads lie in {home()}.")
-    return None

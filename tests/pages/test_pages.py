@@ -1,27 +1,10 @@
 import time
-from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from streamlit.testing.v1 import AppTest
+from opening import open_page, text
 
-APP = str(Path(__file__).parents[2] / "app.py")
 PAGES = ["overview", "importance", "transport", "curves"]
-
-
-def open_page(page: str, **query: str) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    if page != "overview":
-        app.switch_page(f"pages/{page}.py").run()
-    return app
-
-
-def text(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.title, app.subheader, app.error, app.warning, app.info, app.code)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -67,28 +50,6 @@ def test_moving_the_sparsity_changes_what_goes():
     assert before != text(app)
     app.slider(key="sparsity").set_value(0).run()
     assert "It is kept as it is" in text(app)
-
-
-def test_a_dropped_channel_tells_where_it_goes():
-    app = open_page("transport")
-    story = next(m.value for m in app.markdown if m.value.startswith("**With fusion.**"))
-    assert "merged into" in story
-    dropped = next(m.value for m in app.markdown if m.value.startswith("**With dropping.**"))
-    assert "nothing of it remains" in dropped
-
-
-@pytest.mark.parametrize("knob", [("p", 2), ("source", "importance"), ("target", "softmax"), ("anchors", "kmeans"),
-                                  ("normalise", "target"), ("bias", True)])  # fmt: skip
-def test_every_transport_knob_reaches_the_snippet(knob):
-    key, value = knob
-    app = open_page("transport")
-    before = text(app)
-    kinds = {"p": "button_group", "bias": "toggle"}
-    getattr(app, kinds.get(key, "selectbox"))(key=key).set_value(value).run()
-    assert not app.exception
-    assert not app.error
-    assert f"{key}={value!r}" in text(app)
-    assert text(app) != before
 
 
 def test_curves_draw_themselves_for_the_embedded_default_and_finish():

@@ -1,0 +1,81 @@
+"""Matrices too large to be drawn cell by cell, as pictures under the marks."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+CELLS = 10_000  # above this many, a matrix is drawn as a picture
+_MOST = 1000  # pixels a side
+
+
+def draw_matrix(
+    fig: go.Figure,
+    values: np.ndarray,
+    scale: Sequence[Sequence[object]],
+    limits: tuple[float, float],
+    unit: str,
+    row: int,
+    col: int,
+    hover: str = "",
+    text: np.ndarray | None = None,
+    bar: dict | None = None,
+) -> None:
+    """Put `values` (rows, columns) into a subplot, row 0 on top: cells with hover text, or a picture where there are many.
+
+    scale: plotly's, of colours #rrggbb. limits: the values of its ends. hover: a template, with the row and column names
+    `text` (rows, columns, 2) as customdata. bar: options of the colour bar, None for no bar.
+    """
+    low, high = limits
+    rows, columns = values.shape
+    if values.size <= CELLS:
+        fig.add_heatmap(
+            z=values.astype(np.float32), colorscale=scale, zmin=low, zmax=high, row=row, col=col,
+            showscale=bar is not None, colorbar={"title": unit, **(bar or {})},
+            xgap=int(columns <= 80), ygap=int(columns <= 80),
+            customdata=text, hovertemplate=f"{hover}<br>{unit} %{{z:.4g}}<extra></extra>",
+        )  # fmt: skip
+        return
+    axis = fig.get_subplot(row, col)
+    fig.add_layout_image(
+        source=picture(values, scale, limits), xref=axis.xaxis.plotly_name.replace("axis", ""),
+        yref=axis.yaxis.plotly_name.replace("axis", ""), x=-0.5, y=-0.5, sizex=columns, sizey=rows,
+        xanchor="left", yanchor="top", sizing="stretch", layer="below",
+    )  # fmt: skip
+    if bar is not None:  # a picture has no colour bar of its own
+        fig.add_scatter(
+            x=[None], y=[None], mode="markers", row=row, col=col, hoverinfo="skip",
+            marker={"color": [low], "colorscale": scale, "cmin": low, "cmax": high, "showscale": True,
+                    "colorbar": {"title": unit, **bar}},
+        )  # fmt: skip
+
+
+def picture(values: np.ndarray, scale: Sequence[Sequence[object]], limits: tuple[float, float]) -> str:
+    """`values` as a PNG in a data URI; NaN is transparent. Where cells share a pixel, the one farthest from zero shows."""
+    from PIL import Image
+
+    stops = np.array([float(stop) for stop, _ in scale])  # type: ignore[arg-type]
+    colours = np.array([[int(str(colour)[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in scale], float)
+    pooled = _pooled(values)
+    low, high = limits
+    share = np.clip((np.nan_to_num(pooled) - low) / ((high - low) or 1), 0, 1)
+    rgb = np.stack([np.interp(share, stops, colours[:, channel]) for channel in range(3)], -1).round()
+    alpha = np.where(np.isnan(pooled), 0, 255)[..., None]
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([rgb, alpha], -1).astype(np.uint8)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _pooled(values: np.ndarray) -> np.ndarray:
+    """At most _MOST rows and columns: of each block the value farthest from zero, NaN only where all are."""
+    for axis in (0, 1):
+        size = values.shape[axis]
+        if size > _MOST:
+            edges = np.linspace(0, size, _MOST + 1).astype(int)[:-1]
+            largest = np.maximum.reduceat(np.nan_to_num(values, nan=-np.inf), edges, axis=axis)
+            smallest = np.minimum.reduceat(np.nan_to_num(values, nan=np.inf), edges, axis=axis)
+            farthest = np.where(np.abs(largest) >= np.abs(smallest), largest, smallest)
+            values = np.where(np.isfinite(largest), farthest, np.nan)
+    return values

@@ -1,0 +1,77 @@
+"""Pieces of the Transport page: numbers of a plan, the map's places, and what tells two settings apart."""
+
+import pandas as pd
+import streamlit as st
+from torch import Tensor
+
+from intrafusion import IntrafusionError, PruneSpec, TransportPlan
+from intrafusion.geometry import Geometry, embed
+from intrafusion.spec import PLAN_KNOBS
+from pages.common.shell import Here
+
+Fact = tuple[str, str, str]  # what it is called, its value, what it means
+_CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such numbers are measured unasked
+
+
+@st.cache_resource(max_entries=32, show_spinner="Drawing the map")
+def _places(_geometry: Geometry, key: tuple, method: str) -> tuple[Tensor, str]:
+    return embed(_geometry, method)
+
+
+def places(here: Here, spec: PruneSpec, method: str) -> tuple[Tensor, str]:
+    """The channels of the sidebar's group on a plane, and what the plane shows; drawn once for each way of comparing."""
+    compared = spec.but(criterion="", sparsity=0, source="", target="", anchors="", solver="", normalise="", reg=1, reg_m=1, mass=1)  # fmt: skip
+    return _places(here.bench.geometry(spec, here.group), (here.device, here.group.name, compared), method)
+
+
+def plan_facts(plan: TransportPlan) -> list[Fact]:
+    """A plan in numbers."""
+    entries = int((plan.coupling > 0).sum())
+    n, k = plan.coupling.shape
+    return [
+        ("Transport cost", f"{plan.total_cost:.4g}", "Sum of distance times mass: what the plan minimises."),
+        ("Share moved", f"{plan.share_moved:.1%}", "Mass that leaves its own channel, of all mass that arrives."),
+        ("Entropy", f"{plan.entropy:.2f} nats", f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal."),
+        ("Non-zeros", f"{entries:,}", f"Of {n * k:,} entries. An optimal plan needs at most n + k − 1 = {n + k - 1:,}."),
+    ]  # fmt: skip
+
+
+def output_distance(here: Here, spec: PruneSpec) -> None:
+    """Draw how far fusing this group moves the logits, against dropping; measured when that is cheap, or asked for."""
+    about = f"Mean L2 distance of the logits to the dense network's on {spec.calibration} calibration images, with this group pruned alone."
+    asked = ("distance", here.key(), here.group.name)
+    cheap = here.bench.size.macs * (spec.calibration or 0) * 3 < _CHEAP
+    if not cheap and not st.session_state.get(asked):
+        if st.button("Measure", icon=":material/speed:", help="Outputs move by: " + about):
+            st.session_state[asked] = True
+            st.rerun()
+        return
+    try:
+        with st.spinner("Measuring the output distance"):
+            fused, dropped = (
+                float(here.bench.output_distance(spec.but(merge=merge), here.group).mean())
+                for merge in ("fusion", "drop")
+            )
+    except IntrafusionError:
+        st.metric(
+            "Outputs move by", "no images", help=about + " The Curves page says how to get the images.", border=True
+        )
+        return
+    st.metric(
+        "Outputs move by", f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True
+    )  # fmt: skip
+
+
+def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
+    """Plans side by side, a column each."""
+    rows = {name: {fact: value for fact, value, _ in plan_facts(plan)} for name, plan in plans.items()}
+    return pd.DataFrame(rows).rename_axis("").reset_index()
+
+
+def difference(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
+    """What tells two settings apart, said of each."""
+    names = [name for name in PLAN_KNOBS if getattr(first, name) != getattr(second, name)]
+    if not names:
+        return "this setting", "the same setting"
+    both = [", ".join(f"{name} {getattr(spec, name)}" for name in names) for spec in (first, second)]
+    return both[0], both[1]

@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from torch import nn
+
+import intrafusion as itf
+from intrafusion.geometry import Geometry, activation_vectors, between, embed, measure, pairwise, unit_vectors
+
+MEASURES = [("lp", 1, "cityblock"), ("lp", 2, "euclidean"), ("lp", 3, "minkowski"), ("cosine", 1, "cosine")]
+
+
+def points(n=7, d=200, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("distance", "p", "theirs"), MEASURES)
+def test_distances_are_scipys(distance, p, theirs):
+    rows, others = unit_vectors(points(150)), unit_vectors(points(4, seed=1))
+    options = {"p": p} if theirs == "minkowski" else {}
+    np.testing.assert_allclose(pairwise(rows, distance, p), cdist(rows, rows, theirs, **options), atol=1e-12)
+    np.testing.assert_allclose(between(rows, others, distance, p), cdist(rows, others, theirs, **options), atol=1e-12)
+
+
+@pytest.mark.parametrize(("distance", "p", "theirs"), MEASURES)
+def test_distances_are_symmetric_and_zero_between_twins(distance, p, theirs):
+    rows = unit_vectors(torch.cat([points(70), points(70)]))
+    distances = pairwise(rows, distance, p)
+    assert torch.equal(distances, distances.T)
+    assert not distances.diagonal().any()
+    assert not distances[torch.arange(70), torch.arange(70) + 70].any()
+
+
+@pytest.mark.parametrize("distance", ["lp", "cosine"])
+def test_only_norms_claim_to_be_metrics_and_they_are(distance):
+    turns = torch.linspace(0, torch.pi, 9, dtype=torch.float64)
+    rows = torch.stack([turns.cos(), turns.sin()], 1)
+    D = pairwise(rows, distance, 2 if distance == "lp" else 1)
+    detour = (D[:, :, None] + D[None]).amin(1)  # the shortest way over a third channel
+    metric = Geometry(rows, D, torch.zeros(9, dtype=torch.int64), distance, 1).metric
+    assert bool((detour >= D - 1e-12).all()) == metric == (distance == "lp")
+
+
+def two_channels(second):
+    """Channel 0 carries x, channel 1 carries `second` times x; one linear layer reads both."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False), nn.Linear(2, 2)).eval()
+    model[1].weight.data = torch.tensor([[1.0], [second]])
+    model.card = itf.ModelCard("two", (0.0,), (1.0,), (1, 1, 1), 2, "two")
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    data = itf.ImageData("two", "train", images, torch.tensor([0, 1, 0]), ("a", "b"))
+    return model, itf.find_groups(model, torch.zeros(1, 1, 1, 1))[0], data
+
+
+def test_activation_vectors_are_what_the_consumers_read():
+    model, group, data = two_channels(-3.0)
+    expected = torch.tensor([[0, 0.2, 1], [0, -0.6, -3]], dtype=torch.float64)
+    torch.testing.assert_close(activation_vectors(model, group, data), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("second", "distance", "expected"), [
+    (2.0, "lp", 0.0), (-1.0, "lp", 2 * 1.2 / np.hypot(0.2, 1)), (-1.0, "cosine", 2.0), (5.0, "cosine", 0.0),
+])  # fmt: skip
+def test_activation_distances_by_hand(second, distance, expected):
+    model, group, data = two_channels(second)
+    geometry = measure(model, group, cost="activations", distance=distance, data=data)
+    assert float(geometry.distances[0, 1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_channels_with_the_same_activations_are_near_though_their_weights_are_far():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False), nn.Linear(3, 2)).eval()
+    model[1].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+    model.card = itf.ModelCard("grey", (0.5, 0.5), (1.0, 1.0), (2, 1, 1), 2, "grey")
+    grey = torch.arange(0, 250, 10, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 1, 1)  # both inputs always equal
+    data = itf.ImageData("grey", "train", grey, torch.zeros(25, dtype=torch.int64), ("a", "b"))
+    group = itf.find_groups(model, torch.zeros(1, 2, 1, 1))[0]
+    by_weights = measure(model, group).distances
+    by_activations = measure(model, group, cost="activations", data=data).distances
+    assert by_weights[0, 1] > 0.5
+    assert by_activations[0, 1] == 0
+    assert by_activations[0, 2] > 0.5
+
+
+def test_many_positions_are_sampled_the_same_for_every_channel(networks, monkeypatch):
+    network = networks("vgg")
+    monkeypatch.setattr("intrafusion.geometry._COORDINATES", 48)  # two of sixteen positions an image
+    twins = network.model.features[0]
+    group = network.prunable[0]
+    vectors = activation_vectors(network.model, group, network.data, seed=3)
+    assert vectors.shape == (6, 48)
+    assert torch.equal(vectors, activation_vectors(network.model, group, network.data, seed=3))
+    assert not torch.equal(vectors, activation_vectors(network.model, group, network.data, seed=4))
+    assert twins.out_channels == 6
+    whole = {round(v, 5) for v in _all_activations(network, group)[2].tolist()}
+    assert {round(v, 5) for v in vectors[2].tolist()} <= whole
+
+
+def _all_activations(network, group):
+    from intrafusion.activations import feature_maps
+
+    return torch.cat([maps.flatten(2).transpose(0, 1).flatten(1) for b in feature_maps(network.model, group, network.data)
+                      for _, maps in b], 1)  # fmt: skip
+
+
+def test_every_network_has_activation_costs(network):
+    for group in network.prunable:
+        geometry = measure(network.model, group, cost="activations", data=network.data)
+        together = group.block[:, None] == group.block
+        assert torch.isfinite(geometry.distances[together]).all()
+        assert torch.isinf(geometry.distances[~together]).all()
+        assert geometry.distances[together].max() > 0
+
+
+BAD = {
+    "an unknown cost": ({"cost": "vibes"}, "unknown cost 'vibes'"),
+    "an unknown distance": ({"distance": "far"}, "unknown distance 'far'"),
+    "p below one": ({"p": 0.5}, "0.5"),
+    "cosine with p": ({"distance": "cosine", "p": 2}, "has no p"),
+    "activations with bias": ({"cost": "activations", "bias": True}, "contain the biases"),
+    "activations without images": ({"cost": "activations", "data": None}, "needs images"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_means_nothing_is_one_clear_line(networks, case):
+    network = networks("mlp")
+    options, words = BAD[case]
+    with pytest.raises(itf.IntrafusionError) as caught:
+        measure(network.model, network.prunable[0], **({"data": network.data} | options))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet-pad"])
+def test_a_map_has_one_finite_place_a_channel(networks, name, method):
+    network = networks(name)
+    geometry = measure(network.model, network.prunable[0])
+    places, words = embed(geometry, method)
+    assert places.shape == (network.prunable[0].size, 2)
+    assert torch.isfinite(places).all()
+    assert torch.equal(places, embed(geometry, method)[0])
+    assert ("PCA" if method == "pca" else "t-SNE") in words
+
+
+def test_the_pca_map_is_scikit_learns(networks):
+    from sklearn.decomposition import PCA
+
+    network = networks("digits-vgg")
+    geometry = measure(network.model, network.prunable[0])
+    places, words = embed(geometry)
+    theirs = PCA(2).fit(geometry.vectors.numpy())
+    expected = theirs.transform(geometry.vectors.numpy())
+    np.testing.assert_allclose(places.abs().numpy(), np.abs(expected), atol=1e-9)
+    assert f"{theirs.explained_variance_ratio_.sum():.0%}" in words
+
+
+def test_an_unknown_map_is_one_clear_line(networks):
+    network = networks("mlp")
+    with pytest.raises(itf.IntrafusionError, match="umap"):
+        embed(measure(network.model, network.prunable[0]), "umap")

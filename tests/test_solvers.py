@@ -1,0 +1,194 @@
+"""Every solver against POT, against properties, and with every other knob."""
+
+import itertools
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+import intrafusion as itf
+from intrafusion.geometry import ANCHORS, COSTS, between, measure, unit_vectors
+from intrafusion.solvers import Problem
+from intrafusion.transport import MARGINALS, NORMALISATIONS, marginal, solve
+
+SOLVERS = itf.registry("solver")
+
+
+def random_problem(seed):
+    """Unit vectors, a tenth of them dead and a third of them twins; marginals of every kind, scores with ties."""
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(2, 40, (), generator=generator))
+    k = int(torch.randint(1, n + 1, (), generator=generator))
+    points = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    if seed % 3 == 0:
+        points[n // 2 :] = points[: n - n // 2].clone()
+    points[torch.rand(n, generator=generator) < 0.1] = 0
+    scores = torch.rand(n, generator=generator, dtype=torch.float64)
+    if seed % 2:
+        scores = (scores * 3).round() / 3  # ties, and zeros
+    kept = scores.argsort(descending=True, stable=True)[:k].sort().values
+    source, target = MARGINALS[seed % 3], MARGINALS[seed // 3 % 3]
+    a, b = marginal(scores, source), marginal(scores[kept], target)
+    points = unit_vectors(points)
+    p = 1 + seed % 2
+    return Problem(a.numpy(), b.numpy(), between(points, points[kept], p=p).numpy(), kept.numpy())
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_exact_costs_what_pots_emd_does(seed):
+    problem = random_problem(seed)
+    G = SOLVERS["exact"](problem)
+    theirs = ot.emd(problem.a, problem.b * (problem.a.sum() / problem.b.sum()), problem.M)
+    assert (G * problem.M).sum() == pytest.approx((theirs * problem.M).sum(), abs=1e-9)
+    np.testing.assert_allclose(G.sum(1), problem.a, atol=1e-12)
+    np.testing.assert_allclose(G.sum(0), problem.b, atol=1e-12)
+
+
+def test_the_random_problems_try_both_ways():
+    assert 50 < sum(random_problem(seed).reducible for seed in range(200)) < 200
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_squared_distance_is_never_reduced(seed):
+    problem = random_problem(seed)
+    squared = replace(problem, M=problem.M**2, metric=False)
+    assert not squared.reducible
+    theirs = ot.emd(squared.a, squared.b * (squared.a.sum() / squared.b.sum()), squared.M)
+    assert (SOLVERS["exact"](squared) * squared.M).sum() == pytest.approx((theirs * squared.M).sum(), abs=1e-9)
+
+
+def test_reducing_a_squared_distance_would_be_wrong():
+    # three points on a line: with squared costs two short steps are cheaper than one long one, so a kept channel moves on
+    places = np.array([0.0, 1.0, 2.0])
+    M = (places[:, None] - places[[1, 2]]) ** 2
+    problem = Problem(np.full(3, 1 / 3), np.array([1 / 3, 2 / 3]), M, np.array([1, 2]), metric=False)
+    best = (SOLVERS["exact"](problem) * M).sum()
+    wrong = (SOLVERS["exact"](replace(problem, metric=True)) * M).sum()
+    assert best == pytest.approx(2 / 3)
+    assert wrong == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 4))
+@pytest.mark.parametrize("reg", [0.001, 0.02, 1.0])
+def test_sinkhorn_meets_its_marginals_and_costs_no_less_than_exact(seed, reg):
+    problem = replace(random_problem(seed), reg=reg)
+    G, best = SOLVERS["sinkhorn"](problem), SOLVERS["exact"](problem)
+    np.testing.assert_allclose(G.sum(1), problem.a, atol=1e-12)
+    np.testing.assert_allclose(G.sum(0), problem.b, atol=1e-12)
+    assert (G >= 0).all()
+    assert (G * problem.M).sum() >= (best * problem.M).sum() - 1e-12
+
+
+def test_sinkhorn_goes_from_the_exact_plan_to_independence():
+    problem = random_problem(4)
+    costs = [(SOLVERS["sinkhorn"](replace(problem, reg=reg)) * problem.M).sum() for reg in (0.02, 0.1, 0.5, 50)]
+    assert costs == sorted(costs)
+    assert costs[0] == pytest.approx((SOLVERS["exact"](problem) * problem.M).sum(), rel=0.02)
+    loose = SOLVERS["sinkhorn"](replace(problem, reg=1e6))
+    np.testing.assert_allclose(loose, np.outer(problem.a, problem.b), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 4))
+@pytest.mark.parametrize("mass", [0.1, 0.5, 0.9, 1.0])
+def test_partial_moves_its_share_within_the_marginals(seed, mass):
+    problem = replace(random_problem(seed), mass=mass)
+    G = SOLVERS["partial"](problem)
+    assert G.sum() == pytest.approx(mass * problem.a.sum(), abs=1e-9)
+    assert (G.sum(1) <= problem.a + 1e-9).all()
+    assert (G.sum(0) <= problem.b + 1e-9).all()
+    assert (G * problem.M).sum() <= (SOLVERS["exact"](problem) * problem.M).sum() + 1e-9
+
+
+def test_partial_leaves_the_farthest_channel_behind():
+    M = np.array([[0.0], [1.0], [9.0]])
+    G = SOLVERS["partial"](Problem(np.full(3, 1 / 3), np.ones(1), M, np.array([0]), mass=2 / 3))
+    np.testing.assert_allclose(G[:, 0], [1 / 3, 1 / 3, 0], atol=1e-12)
+
+
+def test_unbalanced_solves_its_problem():
+    # one source, one target: min g m + r (KL(g | a) + KL(g | b)) has the minimiser sqrt(a b) exp(-m / 2 r)
+    M = np.array([[0.7]])
+    G = SOLVERS["unbalanced"](Problem(np.ones(1), np.full(1, 0.25), M, reg_m=2.0))
+    assert float(G[0, 0]) == pytest.approx(np.sqrt(0.25) * np.exp(-0.7 / (2 * 2.0 * 0.7)), rel=1e-6)
+
+
+def test_unbalanced_keeps_the_marginals_the_better_the_larger_reg_m():
+    problem = random_problem(4)
+    gaps = [np.abs(SOLVERS["unbalanced"](replace(problem, reg_m=r)).sum(1) - problem.a).sum() for r in (0.1, 1, 10)]
+    assert gaps == sorted(gaps, reverse=True)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_cost_at_all_is_no_problem(solver):
+    problem = Problem(np.full(4, 0.25), np.full(2, 0.5), np.zeros((4, 2)), np.array([0, 1]))
+    G = SOLVERS[solver](problem)
+    assert np.isfinite(G).all()
+    assert G.sum() == pytest.approx(problem.mass if solver == "partial" else 1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("reg", 0), ("reg", -1), ("reg_m", float("nan")), ("mass", 0), ("mass", 2)])
+def test_bad_strengths_are_one_clear_line(networks, knob, value):
+    network = networks("mlp")
+    with pytest.raises(itf.IntrafusionError) as caught:
+        itf.plan(network.model, network.prunable[0], torch.ones(8), **{knob: value})
+    assert knob in str(caught.value)
+    assert str(value) in str(caught.value)
+
+
+COMPARED = [("lp", 1), ("lp", 2), ("cosine", 1)]
+
+
+def combinations():
+    """Every choice with every other; centroids, which are slow, with four of the pairs of marginals."""
+    few = [("uniform", "uniform"), ("importance", "softmax"), ("softmax", "uniform"), ("importance", "importance")]
+    for source, target, normalise in itertools.product(MARGINALS, MARGINALS, NORMALISATIONS):
+        yield source, target, normalise, "important"
+    for (source, target), anchors in itertools.product(few, ANCHORS[1:]):
+        yield source, target, "source", anchors
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet-pad"])
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize(("distance", "p"), COMPARED)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_combination_of_knobs_works(networks, name, cost, distance, p, solver):
+    network = networks(name)
+    group = network.prunable[0]
+    scores = itf.score(network.model, group)
+    geometry = measure(network.model, group, cost=cost, distance=distance, p=p, data=network.data)
+    for source, target, normalise, anchors in combinations():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a solver that does not converge says so
+            plan = solve(
+                geometry, scores, 0.4, source=source, target=target, normalise=normalise, anchors=anchors, solver=solver
+            )
+        case = f"{source} {target} {normalise} {anchors}"
+        assert torch.isfinite(plan.matrix).all(), case
+        assert (plan.coupling >= 0).all(), case
+        assert len(set(plan.kept.tolist())) == len(plan.kept), case
+        assert 0 <= plan.share_moved <= 1, case
+        assert 0 <= plan.entropy <= np.log(plan.coupling.numel()) + 1e-9, case
+        assert not plan.coupling[group.block[:, None] != group.block[plan.kept]].any(), case
+        if solver in ("exact", "sinkhorn"):
+            torch.testing.assert_close(plan.coupling.sum(1), plan.source, msg=case)
+            torch.testing.assert_close(plan.coupling.sum(0), plan.target, msg=case)
+        rows = plan.source if normalise == "source" else torch.ones(group.size).double()
+        columns = plan.target if normalise == "target" else torch.ones(len(plan.kept)).double()
+        torch.testing.assert_close(plan.matrix.T * rows[:, None] * columns, plan.coupling, msg=case)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet-pad"])
+@pytest.mark.parametrize("knobs", [
+    {}, {"cost": "activations"}, {"bias": True}, {"distance": "cosine"}, {"anchors": "kmeans", "normalise": "target"},
+], ids=str)  # fmt: skip
+def test_whole_networks_are_pruned_with_every_solver(networks, name, solver, knobs):
+    network = networks(name)
+    small = itf.prune(network.model, network.example, 0.4, solver=solver, data=network.data, **knobs)
+    logits = small(network.images)
+    assert logits.shape == network.logits.shape
+    assert torch.isfinite(logits).all()
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.model.parameters())
