@@ -64,16 +64,9 @@ def measure(
     one, "lp" (the p-norm of the difference) or "cosine" (one minus the cosine).
     Raises IntrafusionError for an unknown choice, missing images, or a combination that means nothing.
     """
-    check_choice("cost", cost, COSTS)
-    check_choice("distance", distance, DISTANCES)
-    if not p >= 1:
-        raise IntrafusionError(f"p must be at least 1 for the cost to be a metric, not {p}")
-    if distance == "cosine" and p != 1:
-        raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {p:g}, or choose distance lp")
+    check_measure(cost, distance, p, bias)
     if cost == "weights":
         vectors = whole_vectors(model, group, bias)
-    elif bias:
-        raise IntrafusionError("activations contain the biases already: leave bias out, or choose cost weights")
     elif data is None:
         raise IntrafusionError("cost activations needs images: pass data=")
     else:
@@ -84,6 +77,18 @@ def measure(
         rows = (group.block == block).nonzero()[:, 0]
         distances[rows[:, None], rows] = pairwise(vectors[rows], distance, p)
     return Geometry(vectors, distances, group.block, distance, p)
+
+
+def check_measure(cost: str, distance: str, p: float, bias: bool) -> None:
+    """Raise IntrafusionError for an unknown choice, and for choices that mean nothing together."""
+    check_choice("cost", cost, COSTS)
+    check_choice("distance", distance, DISTANCES)
+    if not p >= 1:
+        raise IntrafusionError(f"p must be at least 1 for the cost to be a metric, not {p}")
+    if distance == "cosine" and p != 1:
+        raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {p:g}, or choose distance lp")
+    if cost == "activations" and bias:
+        raise IntrafusionError("activations contain the biases already: leave bias out, or choose cost weights")
 
 
 def activation_vectors(model: nn.Module, group: Group, data: ImageData, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
-from intrafusion.geometry import ANCHORS, COSTS, DISTANCES, Geometry, measure
+from intrafusion.geometry import ANCHORS, Geometry, check_measure, measure
 from intrafusion.groups import find_groups
 from intrafusion.importance import needs_images, score
 from intrafusion.memo import Memo
@@ -194,8 +194,7 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     kinds = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     for registry, name in kinds:
         _ = registry[name]
-    check_choice("cost", spec.cost, COSTS)
-    check_choice("distance", spec.distance, DISTANCES)
+    check_measure(spec.cost, spec.distance, spec.p, spec.bias)
     check_choice("source marginal", spec.source, MARGINALS)
     check_choice("target marginal", spec.target, MARGINALS)
     check_choice("anchors", spec.anchors, ANCHORS)

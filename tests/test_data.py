@@ -103,6 +103,43 @@ class TestSubset:
         assert torch.equal(torch.cat(labels), self.numbers)
 
 
+class TestCalibration:
+    def test_images_are_of_the_training_split(self):
+        seen = itf.load_calibration("digits", limit=30, seed=2)
+        assert (seen.split, len(seen)) == ("train", 30)
+        assert torch.equal(seen.images, itf.load_data("digits", "train").subset(30, 2).images)
+
+    def test_a_subset_lets_go_of_the_rest(self):
+        assert itf.load_calibration("digits", limit=3).images.untyped_storage().nbytes() == 3 * 64
+
+    @pytest.mark.parametrize(("files", "path", "split"), [
+        (["cifar10_train.npz", "cifar10_test.npz"], "cifar10_test.npz", "train"),
+        (["cifar10_train.npz", "cifar10_test.npz"], ".", "train"),
+        (["cifar10_test.npz"], "cifar10_test.npz", "test"),
+        (["cifar10_test.npz"], ".", "test"),
+        (["pictures.npz"], "pictures.npz", "test"),
+    ])  # fmt: skip
+    def test_the_training_split_beside_the_test_split_is_found(self, tmp_path, files, path, split):
+        for file in files:
+            value = 7 if "train" in file else 9
+            np.savez(tmp_path / file, images=np.full((4, 32, 32, 3), value, np.uint8), labels=np.arange(4))
+        seen = itf.load_calibration("cifar10", tmp_path / path, limit=2)
+        assert seen.split == split
+        assert seen.images.unique().tolist() == [7 if split == "train" else 9]
+
+    def test_folders_with_a_training_split(self, tmp_path):
+        for split, shade in (("train", 10), ("val", 200)):
+            (tmp_path / split / "tench").mkdir(parents=True)
+            Image.new("RGB", (40, 40), (shade,) * 3).save(tmp_path / split / "tench" / "a.png")
+        seen = itf.load_calibration("imagenet", tmp_path, input_size=32)
+        assert (seen.split, seen.images.unique().tolist()) == ("train", [10])
+
+    def test_no_images_are_one_line(self, tmp_path):
+        with pytest.raises(itf.IntrafusionError) as caught:
+            itf.load_calibration("cifar10", tmp_path / "nowhere.npz")
+        assert "nowhere.npz" in str(caught.value)
+
+
 def test_normalise_follows_the_formula():
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.5)
     pixels = IMAGES.transpose(0, 3, 1, 2)

@@ -6,8 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
+import intrafusion.run as run_module
+from intrafusion.data import normalise
 from intrafusion.evaluate import Size, layer_sizes, size
 from intrafusion.run import Bench, Result, check, open_bench, open_model, pruned, run
+from intrafusion.spec import PLAN_KNOBS
+from intrafusion.sweep import grid
 
 BASE = itf.PruneSpec(model="digits-resnet", limit=200)
 
@@ -48,6 +52,75 @@ class TestBench:
             with pytest.raises(itf.IntrafusionError, match="no digits images") as caught:
                 use()
             assert "\n" not in str(caught.value)
+
+
+class TestKnown:
+    """Scores, distances and plans of a group are computed once, and are what the library gives."""
+
+    @pytest.fixture
+    def counted(self, monkeypatch):
+        bench, calls = open_bench(BASE), []
+        for name in ("score", "measure", "load_calibration"):
+            function = getattr(run_module, name)
+            monkeypatch.setattr(run_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
+        return bench, bench.groups[1], calls
+
+    def test_distances_are_measured_once_for_every_sparsity_criterion_marginal_and_solver(self, counted):
+        bench, group, calls = counted
+        for change in ({}, {"sparsity": 0.5}, {"criterion": "l2"}, {"solver": "sinkhorn"}, {"source": "softmax"},
+                       {"anchors": "kmeans"}, {"normalise": "none"}, {"merge": "drop"}, {"limit": 7}):  # fmt: skip
+            bench.plan(BASE.but(**change), group)
+        assert calls.count("measure") == 1
+        bench.plan(BASE.but(p=2), group)
+        bench.plan(BASE.but(bias=True), group)
+        assert calls.count("measure") == 3
+
+    def test_scores_are_computed_once_for_every_sparsity_and_knob(self, counted):
+        bench, group, calls = counted
+        for change in ({}, {"sparsity": 0.5}, {"solver": "partial"}, {"p": 2}, {"calibration": 9}):
+            bench.scores(BASE.but(**change), group)
+        assert calls == ["score"]
+        bench.scores(BASE.but(criterion="l2"), group)
+        bench.scores(BASE.but(seed=5), group)
+        assert calls == ["score"] * 3
+
+    def test_calibration_images_are_loaded_once_and_tell_scores_apart(self, counted):
+        bench, group, calls = counted
+        for count in (20, 20, 30):
+            bench.geometry(BASE.but(cost="activations", calibration=count), group)
+        assert calls == ["load_calibration", "measure"] * 2
+
+    def test_a_curve_of_one_group_measures_distances_once(self, counted):
+        bench, group, calls = counted
+        for spec in grid(BASE.but(groups=(group.name,), limit=50), sparsity=[0.2, 0.4, 0.6], merge=["drop", "fusion"]):
+            run(spec, bench)
+        assert calls.count("measure") == 1
+        assert calls.count("score") == 1
+
+    def test_plans_are_the_librarys(self, bench):
+        spec = BASE.but(sparsity=0.4, cost="activations", calibration=40, solver="sinkhorn", source="importance")
+        group, data = bench.groups[2], itf.load_calibration("digits", limit=40)
+        scores = itf.score(bench.model, group)
+        expected = itf.plan(bench.model, group, scores, 0.4, data=data, **spec.only(PLAN_KNOBS))
+        assert torch.equal(bench.plan(spec, group).coupling, expected.coupling)
+        assert bench.plan(spec, group) is bench.plan(spec.but(merge="drop"), group)
+
+    def test_bench_on_other_images_shares_what_is_known(self, counted):
+        bench, group, _ = counted
+        other = bench.on(bench.images().subset(10))
+        assert bench.plan(BASE, group) is other.plan(BASE, group)
+        assert other.dense(None).count == 10
+        assert bench.dense(None).count == 597
+
+    def test_output_distance_is_between_logits(self, bench):
+        spec = BASE.but(groups=(bench.groups[1].name,), sparsity=0.5, calibration=30)
+        data = itf.load_calibration("digits", limit=30)
+        small = itf.prune(bench.model, bench.example, 0.5, groups=[bench.groups[1].name])
+        distances = bench.output_distance(spec, bench.groups[1])
+        images = normalise(data.images, bench.card.mean, bench.card.std)
+        expected = (small(images) - bench.model(images)).norm(dim=1)
+        torch.testing.assert_close(distances, expected, rtol=1e-4, atol=1e-4)
+        assert not bench.output_distance(spec.but(sparsity=0), bench.groups[1]).max() > 1e-3
 
 
 class TestRun:

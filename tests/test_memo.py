@@ -1,0 +1,55 @@
+import threading
+import time
+
+import pytest
+
+from intrafusion.memo import Memo
+
+
+def test_each_key_is_computed_once():
+    memo, calls = Memo(), []
+    assert [memo.get(key, lambda key=key: calls.append(key) or 10 * key) for key in (1, 2, 1)] == [10, 20, 10]
+    assert calls == [1, 2]
+    assert memo.peek(1) == 10
+    assert memo.peek(3) is None
+
+
+def test_the_least_recently_used_is_forgotten():
+    memo = Memo(limit=2)
+    memo.get("a", lambda: 1)
+    memo.get("b", lambda: 2)
+    memo.get("a", lambda: 0)
+    memo.get("c", lambda: 3)
+    assert [memo.peek(key) for key in "abc"] == [1, None, 3]
+
+
+def test_an_error_is_not_remembered():
+    memo = Memo()
+    with pytest.raises(ZeroDivisionError):
+        memo.get("a", lambda: 1 / 0)
+    assert memo.get("a", lambda: 5) == 5
+
+
+def test_threads_that_ask_for_one_key_wait_for_one_computation():
+    memo, calls, got = Memo(), [], []
+
+    def slow():
+        calls.append(1)
+        time.sleep(0.2)
+        return "done"
+
+    threads = [threading.Thread(target=lambda: got.append(memo.get("a", slow))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    start = time.perf_counter()
+    assert memo.get("b", lambda: "other") == "other"  # does not wait for a
+    assert time.perf_counter() - start < 0.15
+    for thread in threads:
+        thread.join()
+    assert got == ["done"] * 6
+    assert len(calls) == 1
+
+
+def test_a_result_may_ask_for_others():
+    memo = Memo()
+    assert memo.get("a", lambda: memo.get("b", lambda: 2) + 1) == 3
