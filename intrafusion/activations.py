@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from intrafusion.cards import card_of
+from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
 
@@ -28,7 +28,7 @@ def private(model: nn.Module) -> nn.Module:
 
 def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """`data` as the model wants it: float (B, C, H, W) and labels (B,), at most `most` at once, on the model's device."""
-    card = card_of(model)
+    card = card_for(model, data)
     device = next(model.parameters()).device
     for images, labels in data.batches(most):
         yield normalise(images.to(device), card.mean, card.std), labels.to(device)
@@ -39,11 +39,14 @@ def consumers(group: Group) -> list[Layer]:
     return group.role(CONSUMER)
 
 
-def maps_of(layer: Layer, read: Tensor) -> Tensor:
-    """The group's channels in what `layer` reads: (B, C, H, W) or (B, C) -> (B, n, h, w), zero where it holds none.
+def maps_of(model: nn.Module, layer: Layer, read: Tensor) -> Tensor:
+    """The group's channels in what `layer` reads: (B, n, h, w), zero where it holds none.
 
-    A channel that a flatten spread over m inputs is a square map again where m is one, else a single row.
+    read: (B, C, H, W), or (B, ..., C) for a linear layer. A channel that a flatten spread over m inputs is a square map
+    again where m is one, else a single row; so are tokens.
     """
+    if isinstance(model.get_submodule(layer.name), nn.Linear):
+        read = read.movedim(-1, 1)
     held = layer.present().to(read.device)
     maps = read[:, layer.positions.clamp(min=0).to(read.device)]  # (B, n, m, ...)
     maps = maps * held.view(1, -1, *[1] * (maps.ndim - 2))
@@ -73,7 +76,9 @@ def reading(model: nn.Module, group: Group) -> Iterator[Mapping[str, Tensor]]:
 def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
     """For each batch of `data`, the maps (B, n, h, w) that each consumer reads. The model itself is not touched."""
     twin = private(model)
-    with reading(twin, group) as read, torch.inference_mode():
-        for images, _ in normalised(twin, data):
-            twin(images)
-            yield [(layer, maps_of(layer, read[layer.name])) for layer in consumers(group)]
+    with reading(twin, group) as read:
+        for images, _ in normalised(model, data):
+            with torch.inference_mode():  # closed before the yield, or it would hold in the caller's loop too
+                twin(images)
+                maps = [(layer, maps_of(twin, layer, read[layer.name])) for layer in consumers(group)]
+            yield maps

@@ -4,12 +4,15 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, one_line
+
+if TYPE_CHECKING:
+    from intrafusion.data import ImageData
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ def card_of(model: nn.Module) -> ModelCard:
     card = getattr(model, "card", None)
     if not isinstance(card, ModelCard):
         raise IntrafusionError("the model has no card: set model.card to a ModelCard with its mean, std and input_size")
+    return card
+
+
+def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
+    """The model's card. Raises IntrafusionError when it has none, or when `data` are no images that the model takes."""
+    card = card_of(model)
+    if tuple(data.images.shape[1:]) != tuple(card.input_size) or len(data.classes) > card.classes:
+        raise IntrafusionError(
+            f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
+            f"of {tuple(data.images.shape[1:])}: choose the data the model was trained on ({card.dataset})"
+        )
     return card
 
 

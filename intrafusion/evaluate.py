@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from intrafusion.cards import card_of
+from intrafusion.cards import card_for
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError
 
@@ -79,12 +79,7 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
     Images stay uint8 where `data` holds them and are normalised there by the model's card. The model's mode is kept.
     Raises IntrafusionError when the model has no card or its input or classes do not fit the data.
     """
-    card = card_of(model)
-    if tuple(data.images.shape[1:]) != tuple(card.input_size) or len(data.classes) > card.classes:
-        raise IntrafusionError(
-            f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
-            f"of {tuple(data.images.shape[1:])}: choose the data the model was trained on ({card.dataset})"
-        )
+    card = card_for(model, data)
     data = data.subset(limit, seed)
     correct = predictions(model, data, card.mean, card.std) == data.labels
     hits = int(correct.sum())
@@ -98,7 +93,7 @@ def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: S
 
 def logits(model: nn.Module, data: ImageData) -> Tensor:
     """What the model answers to every image of `data`: float (N, classes), on the data's device."""
-    card = card_of(model)
+    card = card_for(model, data)
     return _run(model, data, card.mean, card.std, lambda out: out)
 
 

@@ -34,7 +34,8 @@ def test_methods_lists_every_registry(rows):
 
 
 def test_scores_are_the_librarys(rows):
-    listed = rows(*"scores --model digits-mlp --groups 1 --criterion l1 random --sparsity 0.5 --seed 4".split())
+    words = "scores --model digits-mlp --groups 1 --criterion l1 random --sparsity 0.5 --seed 4"
+    listed = rows(*words.split())
     model, group = hidden()
     for criterion in ("l1", "random"):
         ours = [row for row in listed if row["criterion"] == criterion]

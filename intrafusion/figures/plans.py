@@ -109,8 +109,8 @@ def sparsity_player(
     first = int(np.argmin([abs(sparsity - start) for sparsity, _ in plans]))
     fig.add_trace(frames[first].data[0])
     fig.frames = frames
-    timing = {"frame": {"duration": 500, "redraw": False}, "transition": {"duration": 0}, "fromcurrent": True}
-    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    timing = {"frame": {"duration": 500, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     fig.update_layout(
         title={"text": frames[first].layout.title.text},
         margin={"b": 130},

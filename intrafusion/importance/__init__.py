@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.importance import weights  # noqa: F401  (registers its criteria)
 from intrafusion.registry import CRITERIA
 from intrafusion.spec import PruneSpec
+
+# isort: off
+from intrafusion.importance import weights, gradients, maps, attributions  # noqa: F401  (they register, in lists' order)
+# isort: on
 
 
 def score(

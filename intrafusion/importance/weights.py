@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion.channels import CONSUMER, Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
+from intrafusion.importance.averages import mean_over_layers, spread
 from intrafusion.registry import CRITERIA
 from intrafusion.vectors import channel_vectors
 
@@ -28,6 +29,21 @@ def l2(model: nn.Module, group: Group, data: ImageData | None, generator: torch.
     return _magnitude(model, group, 2)
 
 
+@CRITERIA.register("lamp", "share of squared weights among the channels at least as large", "Lee et al., ICLR 2021")
+def lamp(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    return layer_adaptive(_magnitude(model, group, 2))
+
+
+@CRITERIA.register("fpgm", "sum of distances to the other channels' weights", "He et al., CVPR 2019")
+def fpgm(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    rows = []
+    for layer, vectors in channel_vectors(model, group):
+        held = layer.present().to(vectors.device)
+        distances = torch.cdist(vectors, vectors) * held  # a channel that the layer lacks is no neighbour
+        rows.append(spread(distances.sum(1), held))
+    return mean_over_layers(rows)
+
+
 @CRITERIA.register("bn_scale", "absolute BatchNorm scale, before folding", "Liu et al., ICCV 2017")
 def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     rows = []
@@ -39,24 +55,22 @@ def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: 
             gamma = module.folded_gamma
         else:
             continue
-        rows.append(_spread(gamma.double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))
+        rows.append(spread(gamma.double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))
     if not rows:
         raise IntrafusionError(f"bn_scale needs a BatchNorm, and group {group.name} has none: choose l1 or l2")
-    return _mean_over_layers(rows)
+    return mean_over_layers(rows)
 
 
 def _magnitude(model: nn.Module, group: Group, power: int) -> Tensor:
     """sum |w|^p of each channel, averaged over the layers that hold it, relative to the mean channel."""
     rows = [
-        _spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)
+        spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)
     ]
-    scores = _mean_over_layers(rows)
-    return scores / scores.mean()
+    scores = mean_over_layers(rows)
+    return scores / scores.mean() if scores.any() else scores
 
 
-def _spread(values: Tensor, present: Tensor) -> Tensor:
-    return torch.where(present.to(values.device), values, torch.nan)
-
-
-def _mean_over_layers(rows: list[Tensor]) -> Tensor:
-    return torch.stack(rows).nanmean(0)
+def layer_adaptive(norms: Tensor) -> Tensor:
+    """Each of the norms (n,) over the sum of those at least as large: the largest gets 1, where it is alone."""
+    at_least = (norms * (norms >= norms[:, None])).sum(1)
+    return norms / at_least.where(at_least > 0, torch.ones_like(at_least))

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -58,6 +59,33 @@ def chromium() -> Iterator:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+def shows(page: Any, text: str) -> None:
+    """Wait until the page shows this text."""
+    page.get_by_text(text).first.wait_for()
+
+
+def no_exception(page: Any) -> None:
+    """Neither an exception nor an error box is on the page."""
+    assert page.locator('[data-testid="stException"]').count() == 0
+    assert page.locator('[data-testid="stAlert"]').count() == 0
+
+
+def wait_for(page: Any, selector: str, pattern: str) -> None:
+    """Wait until some element's text matches a JavaScript pattern."""
+    found = "([selector, pattern]) => [...document.querySelectorAll(selector)].some(e => RegExp(pattern).test(e.textContent))"
+    page.wait_for_function(found, arg=[selector, pattern])
+
+
+def click_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which: int = 0) -> None:
+    """Click the middle of one mark of the page's n-th plotly chart."""
+    point = page.locator(".js-plotly-plot").nth(chart).locator(mark).nth(which)
+    point.wait_for()
+    point.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)  # plotly wires its events after it has drawn
+    box = point.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
 def main(out: str) -> None:

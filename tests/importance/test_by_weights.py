@@ -1,25 +1,19 @@
-from dataclasses import replace
+import copy
 
 import numpy as np
 import pytest
 import torch
+import torch_pruning as tp
 from torch import nn
+from torch_pruning.pruner.importance import FPGMImportance
 
 import intrafusion as itf
+from intrafusion.importance.weights import layer_adaptive
+from intrafusion.vectors import channel_vectors
 
 
 def hidden(model, example):
     return itf.find_groups(model, example)[0]
-
-
-@pytest.fixture
-def hand_net():
-    """Two hidden channels: row sums 3 and 3.5, column sums 4 and 1; in squares 5 and 9.25, 16 and 1."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
-    model[1].weight.data = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
-    model[1].bias.data = torch.tensor([100.0, -100.0])  # biases do not count
-    model[3].weight.data = torch.tensor([[4.0, -1.0], [0.0, 0.0]])
-    return model, hidden(model, torch.zeros(1, 1, 1, 2))
 
 
 @pytest.mark.parametrize(("criterion", "means"), [("l1", [3.5, 2.25]), ("l2", [10.5, 5.125])])
@@ -66,16 +60,6 @@ def test_a_depthwise_convolution_is_a_layer_of_its_own():
     torch.testing.assert_close(scores, torch.tensor([4.0, 3.0], dtype=torch.float64) / 3.5)
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2", "random"])
-def test_scores_see_norms_folded(network, criterion):
-    folded = itf.fold(network.model, network.example)
-    for group in network.prunable:
-        scores = itf.score(network.model, group, criterion)
-        assert scores.shape == (group.size,)
-        assert scores.dtype == torch.float64
-        torch.testing.assert_close(itf.score(folded, group, criterion), scores, rtol=1e-5, atol=1e-6)
-
-
 def test_norms_weigh_in_by_the_formula():
     model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.25), nn.Flatten(), nn.Linear(2, 1))
     model[0].weight.data = torch.tensor([2.0, -3.0]).view(2, 1, 1, 1)
@@ -84,6 +68,81 @@ def test_norms_weigh_in_by_the_formula():
     model[3].weight.data = torch.tensor([[2.0, 6.0]])
     scores = itf.score(model.eval(), hidden(model, torch.zeros(1, 1, 1, 1)))
     torch.testing.assert_close(scores, torch.tensor([6.0, 6.0], dtype=torch.float64) / 6)
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        ([3, 1, 5, 0], [3 / 8, 1 / 9, 1, 0]),
+        ([2, 1, 2, 1], [1 / 2, 1 / 6, 1 / 2, 1 / 6]),  # equal norms are equally important
+        ([7], [1]),
+    ],
+)
+def test_layer_adaptive_norms_by_hand(norms, expected):
+    actual = layer_adaptive(torch.tensor(norms, dtype=torch.float64))
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_lamp_is_layer_adaptive_in_squares(hand_net):
+    torch.testing.assert_close(itf.score(*hand_net, "lamp").tolist(), [1.0, 5.125 / 15.625])
+
+
+def test_fpgm_by_hand():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+    model[1].weight.data = torch.tensor([[0.0, 0.0], [3.0, 4.0], [-6.0, -8.0]])  # 5, 10 and 15 apart
+    model[3].weight.data = torch.tensor([[1.0, 0.0, -3.0]])  # 1, 4 and 3 apart
+    scores = itf.score(model, hidden(model, torch.zeros(1, 1, 1, 2)), "fpgm")
+    torch.testing.assert_close(scores.tolist(), [(15 + 5) / 2, (20 + 4) / 2, (25 + 7) / 2])
+
+
+def test_fpgm_measures_no_distance_to_a_channel_that_the_layer_lacks(networks):
+    network = networks("resnet-pad")
+    model = itf.fold(network.model, network.example)
+    distances = torch.full((8, 12), torch.nan, dtype=torch.float64)
+    layers = (("conv1", 3), ("layer1.0.conv2", 3), ("layer2.0.conv2", 2), ("layer3.0.conv2", 0))
+    layers += (("layer1.0.conv1", 3), ("layer2.0.conv1", 3), ("layer3.0.conv1", 2), ("linear", 0))
+    for row, (name, first) in enumerate(layers):
+        weight = model.get_submodule(name).weight.double()
+        filters = (weight if row < 4 else weight.transpose(0, 1)).flatten(1)
+        distances[row, first : first + len(filters)] = (filters[:, None] - filters).norm(dim=2).sum(1)
+    torch.testing.assert_close(itf.score(model, network.group("conv1"), "fpgm"), distances.nanmean(0))
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet-projection"])
+def test_weight_criteria_are_torch_prunings(networks, torch_pruning, same_up_to_scale, name):
+    network = networks(name)
+    folded = itf.fold(network.model, network.example).requires_grad_(True)
+    for group in network.prunable:
+        for criterion, importance in (
+            ("l1", tp.importance.MagnitudeImportance(1)),
+            ("l2", tp.importance.MagnitudeImportance(2)),
+            ("lamp", tp.importance.LAMPImportance()),
+        ):
+            same_up_to_scale(itf.score(folded, group, criterion), torch_pruning(folded, group.name, importance))
+
+
+def test_bn_scale_is_torch_prunings(networks, torch_pruning, same_up_to_scale):
+    network = networks("resnet-projection")
+    model = copy.deepcopy(network.model).requires_grad_(True)
+    for group in network.prunable:
+        theirs = torch_pruning(model, group.name, tp.importance.BNScaleImportance())
+        same_up_to_scale(itf.score(model, group, "bn_scale"), theirs)
+
+
+def test_torch_prunings_fpgm_forgets_the_signs(networks, torch_pruning, same_up_to_scale):
+    # It takes |w|^p before the distance, so that a filter and its opposite are the same. Where no weight is negative and
+    # p is 1 it computes what He et al. define, and so do we.
+    network = networks("resnet-projection")
+    folded = itf.fold(network.model, network.example).requires_grad_(True)
+    group = network.group("layer2.0.conv1")
+    for p in (1, 2):
+        theirs = torch_pruning(folded, group.name, FPGMImportance(p))
+        with pytest.raises(AssertionError):
+            same_up_to_scale(itf.score(folded, group, "fpgm"), theirs, rtol=0.05)
+    for parameter in folded.parameters():
+        parameter.data.abs_()
+    theirs = torch_pruning(folded, group.name, FPGMImportance(1))
+    same_up_to_scale(itf.score(folded, group, "fpgm"), theirs)
 
 
 def test_random_is_a_seeded_lottery(networks):
@@ -147,23 +206,6 @@ def test_bn_scale_without_a_norm_is_one_clear_line(networks, name, group):
     assert "\n" not in str(caught.value)
 
 
-def test_bad_requests_are_one_clear_line(networks, monkeypatch):
-    network = networks("mlp")
-    monkeypatch.setitem(
-        itf.registry("criterion"), "hungry", replace(itf.registry("criterion")["l1"], name="hungry", needs="images")
-    )
-    for group, criterion, words in (
-        (network.prunable[0], "vibes", "unknown criterion 'vibes'"),
-        (network.prunable[0], "hungry", "needs images"),
-        (network.groups[-1], "l1", "outputs"),
-    ):
-        with pytest.raises(itf.IntrafusionError) as caught:
-            itf.score(network.model, group, criterion)
-        assert words in str(caught.value)
-        assert "\n" not in str(caught.value)
-    assert len(itf.score(network.model, network.prunable[0], "hungry", data=itf.load_data("digits"))) == 8
-
-
 @pytest.mark.reference
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
 def test_magnitudes_are_the_authors(reference, criterion):
@@ -176,3 +218,19 @@ def test_magnitudes_are_the_authors(reference, criterion):
         scores, theirs = itf.score(model, groups[name], criterion).numpy(), expected[f"{name}.{criterion}"]
         np.testing.assert_allclose(scores / scores.mean(), theirs / theirs.mean(), rtol=1e-4)
         assert scores.argsort().tolist() == theirs.argsort().tolist()
+
+
+@pytest.mark.reference
+def test_lamp_is_the_authors_once_their_sort_is_undone(reference):
+    # Torch-Pruning's old LAMP sorts descending and then gathers with the order of its sort where it should scatter:
+    # theirs[i] = sorted[order[i]]. Its group norm is the mean of unsquared L2 norms, with the folded norm, gamma 1, as a
+    # third layer.
+    model = itf.load_model("cifar10-resnet20", weights=reference("weights/cifar10_resnet20.th"))
+    expected = np.load(reference("reference/resnet20_criteria.npz"))
+    groups = {group.name: group for group in itf.find_groups(model, model.card.example())}
+    for name in [key.removesuffix(".lamp") for key in expected.files if key.endswith(".lamp")]:
+        norms = sum(vectors.norm(dim=1) for _, vectors in channel_vectors(model, groups[name])) + 1
+        order = norms.argsort(descending=True)
+        in_order = torch.empty_like(norms)
+        in_order[order] = torch.from_numpy(expected[f"{name}.lamp"]).double()
+        torch.testing.assert_close(in_order, layer_adaptive(norms)[order], rtol=1e-5, atol=0)
