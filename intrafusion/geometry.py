@@ -186,7 +186,7 @@ def embed(geometry: Geometry, method: str = "pca", seed: int = 0) -> tuple[Tenso
         from sklearn.manifold import TSNE
 
         finite = geometry.distances.isfinite()
-        apart = geometry.distances.where(finite, 2 * geometry.distances[finite].max() + 1).numpy()
+        apart = geometry.distances.where(finite, 1.1 * geometry.distances[finite].max()).numpy()  # other blocks: far
         perplexity = min(30.0, max(2.0, math.sqrt(n)))
         made = TSNE(metric="precomputed", init="random", perplexity=perplexity, random_state=seed).fit_transform(apart)
         return torch.from_numpy(made).double(), f"t-SNE of the distances, perplexity {perplexity:.0f}"

@@ -23,6 +23,13 @@ class Story:
     goes_to: tuple[tuple[int, float], ...]
     absorbs: tuple[tuple[int, float], ...]
 
+    @property
+    def weights(self) -> tuple[tuple[int, float], ...]:
+        """What a kept channel is made of, itself first; where another one goes."""
+        if not self.kept:
+            return self.goes_to
+        return ((self.channel, dict(self.goes_to).get(self.channel, 0.0)), *self.absorbs)
+
     def sentence(self, merge: str = "fusion") -> str:
         """The story in plain words, for fusion or for dropping."""
         place = f"Channel {self.channel} ranks {self.rank} by importance (score {self.score:.3g})"

@@ -60,12 +60,8 @@ with st.popover("Coupling or matrix: what is the difference?", icon=":material/h
 
 st.subheader(f"Channel {channel}")
 parts.channel_story(here, plan, scores, channel)
-pairs = (
-    ((channel, float(plan.matrix[(plan.kept == channel).nonzero()[0, 0], channel])), *told.absorbs)
-    if told.kept
-    else told.goes_to
-)
-parts.chart(weight_bars(pairs, channel, told.kept, shell.is_dark()), "provenance")
+if told.weights:
+    parts.chart(weight_bars(told.weights, channel, told.kept, shell.is_dark()), "provenance")
 
 st.subheader("Another look")
 looks = ["map", "sparsity player", "two settings"]
@@ -106,11 +102,9 @@ elif look == "two settings":
             st.warning(str(error), icon=":material/warning:")
 
 with numbers:
-    facts = plan_parts.plan_facts(plan)
-    *columns, last = st.columns(len(facts) + 1)
-    for column, (name, value, about) in zip(columns, facts, strict=True):
-        column.metric(name, value, help=about, border=True, height="stretch")
-    with last:
+    with st.container(horizontal=True):
+        for name, value, about in plan_parts.plan_facts(plan):
+            st.metric(name, value, help=about, border=True, width=190)
         plan_parts.output_distance(here, spec)
     st.caption(
         "On the margins, solid is mass that stays in its own place, tinted is mass that moves. "

@@ -1,8 +1,12 @@
+import math
+
 import pytest
+import torch
 
 import intrafusion as itf
 from intrafusion.channels import coupling
-from intrafusion.story import story
+from intrafusion.story import moves, story
+from intrafusion.transport import TransportPlan
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,46 @@ def test_the_sentence_tells_fusion_from_dropping(told):
     assert "nothing of it remains" in gone.sentence("drop")
     assert "absorbs" in heir.sentence()
     assert "kept as it is" in heir.sentence("drop")
+
+
+def test_weights_are_the_channels_row_or_column_of_the_matrix(told):
+    plan, _, stories = told
+    for s in stories:
+        rows = (plan.kept == s.channel).nonzero()[:, 0]
+        expected = plan.matrix[rows[0]] if s.kept else plan.matrix[:, s.channel]
+        assert sorted(weight for _, weight in s.weights) == pytest.approx(sorted(expected[expected > 0].tolist()))
+    assert all(s.weights[0] == (s.channel, 1.0) for s in stories if s.kept)
+
+
+def test_moves_are_the_plans_entries(told):
+    plan, _, _ = told
+    rows = moves(plan)
+    assert len(rows) == int((plan.coupling > 0).sum())
+    assert sum(row["mass"] for row in rows) == pytest.approx(1)
+    assert sum(row["mass"] * row["cost"] for row in rows) == pytest.approx(plan.total_cost)
+
+
+SMALL = TransportPlan(  # of channels 0, 1, 2 only channel 0 stays: with weight 0.6, and half of channel 1; 2 goes nowhere
+    torch.tensor([[0.2], [1 / 6], [0.0]]).double(), torch.tensor([[0.6, 0.5, 0.0]]).double(), torch.tensor([0]),
+    torch.tensor([[0.0], [1.0], [2.0]]).double(), torch.full((3,), 1 / 3).double(), torch.ones(1).double(), False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("channel", "says"), [
+    (0, "It is kept with weight 0.60 of itself, and absorbs channel 1 (weight 0.50)."),
+    (1, "It does not stay: it is merged into channel 0 (weight 0.50)."),
+    (2, "It does not stay, and this plan leaves its mass behind: nothing of it remains."),
+])  # fmt: skip
+def test_plans_that_split_or_leave_mass_are_told_as_they_are(channel, says):
+    assert story(SMALL, torch.tensor([3.0, 2.0, 1.0]), channel).sentence().endswith(says)
+
+
+def test_the_numbers_of_a_plan_by_hand():
+    assert SMALL.total_cost == pytest.approx(1 / 6)
+    assert SMALL.share_moved == pytest.approx((1 / 6) / (0.2 + 1 / 6))
+    assert SMALL.entropy == pytest.approx(-(0.2 * math.log(0.2) + math.log(1 / 6) / 6))
+    assert SMALL.stays.tolist() == [0.2]
+    assert SMALL.spread().tolist() == [[0.6, 0.5, 0.0], [0.0] * 3, [0.0] * 3]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
         )
         return
     st.metric(
-        "Outputs move by", f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True
+        "Outputs move by", f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=190
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The dashboard on a port of its own, and a Chromium to look at it; also makes the README's screenshot.
+"""The dashboard on a port of its own, and a Chromium to look at it; also makes the README's screenshots.
 
-python tests/browser/dashboard.py assets/curves.png
+python tests/browser/dashboard.py assets
 """
 
 import shutil
@@ -88,13 +88,23 @@ def click_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which:
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
-def main(out: str) -> None:
+_PICTURES = {  # file -> address, what the page shows when it is ready, height
+    "curves": ("curves", "18 of 18 points on 597 images: done", 1080),
+    "learn": ("learn", "Take it with you", 1400),
+    "importance": ("importance", "Take it with you", 1400),
+    "transport": ("transport?order=target", "Take it with you", 1400),
+}
+
+
+def main(folder: str) -> None:
     with serving() as address, chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 1080})
-        page.goto(f"{address}/curves")
-        page.get_by_text("18 of 18 points on 597 images: done").wait_for(timeout=120_000)
-        page.wait_for_timeout(2000)
-        page.screenshot(path=out)
+        for name, (path, ready, height) in _PICTURES.items():
+            page = browser.new_page(viewport={"width": 1280, "height": height})
+            page.goto(f"{address}/{path}")
+            page.get_by_text(ready).first.wait_for(timeout=120_000)
+            page.wait_for_timeout(3000)
+            page.screenshot(path=Path(folder) / f"{name}.png")
+            page.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""What the README says of methods, knobs and pictures is what is here."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import intrafusion as itf
+from intrafusion.geometry import ANCHORS, COSTS, DISTANCES
+from intrafusion.spec import PLAN_KNOBS
+from intrafusion.transport import MARGINALS, NORMALISATIONS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", itf.registry("criterion"))
+def test_every_criterion_has_its_row(name):
+    entry = itf.registry("criterion")[name]
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    cells = [cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+    assert cells[:4] == [f"`{name}`", entry.summary, entry.needs, entry.paper]
+    assert len(cells) == 6
+
+
+@pytest.mark.parametrize(
+    "name", [*itf.registry("solver"), *ANCHORS, *COSTS, *DISTANCES, *MARGINALS, *NORMALISATIONS, *PLAN_KNOBS]
+)
+def test_every_transport_choice_is_told(name):
+    assert f"`{name}`" in README.partition("## Transport")[2].partition("## Models")[0] or name in ("seed", "calibration")
+
+
+def test_knobs_are_fields():
+    assert set(PLAN_KNOBS) <= {field.name for field in fields(itf.PruneSpec)}
+
+
+@pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README))
+def test_every_picture_is_there(picture):
+    assert (ROOT / picture).stat().st_size > 10_000
