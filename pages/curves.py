@@ -5,10 +5,11 @@ import streamlit as st
 
 from intrafusion import PruneSpec, registry
 from intrafusion.figures.curves import curves
+from intrafusion.importance import needs_images
 from intrafusion.jobs import Job
 from intrafusion.quote import curve_line, curve_snippet
 from intrafusion.sweep import grid, sweep
-from pages.common import parts, shell
+from pages.common import knobs, parts, shell
 from pages.common.navigation import enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
@@ -46,13 +47,17 @@ if not (merges and criteria and percents):
     st.info("Choose at least one merge, one criterion and one sparsity.")
     st.stop()
 
+with st.expander("Transport knobs", icon=":material/tune:"):
+    chosen = knobs.transport_knobs()
+
 limit = None if limit_name == "all" else int(limit_name)
 sparsities = [percent / 100 for percent in sorted(percents)]
-base: PruneSpec = here.spec.but(limit=limit, groups="all" if scope == "all groups" else here.spec.groups)
+base: PruneSpec = here.spec.but(limit=limit, groups="all" if scope == "all groups" else here.spec.groups, **chosen)
 specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
 
 bench = shell.measuring(here, limit)
-if bench is None:
+looking = [spec for spec in specs if needs_images(spec)]
+if bench is None or (looking and not shell.can_see(here, looking[0])):
     st.stop()
 known = shell.known_points((*here.key(), base.data_path))
 key = ("curve", here.key(), base, tuple(specs))
@@ -60,7 +65,7 @@ job: Job | None = shell.jobs().get(key)
 complete = all(spec in known for spec in specs)
 
 count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
-cheap = bench.size.macs * count * len(specs) < _CHEAP
+cheap = bench.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
 buttons = st.container(horizontal=True)
 asked = buttons.button(
     "Draw the curves", type="primary", icon=":material/play_arrow:", disabled=complete or bool(job and job.active)
@@ -128,5 +133,5 @@ parts.take_away(
     table,
     curve_line(base, **swept),
     curve_snippet(base, merges, sparsities, criteria),
-    ("scope", "limit", "merges", "criteria", "sparsities"),
+    ("scope", "limit", "merges", "criteria", "sparsities", *knobs.KEYS),
 )

@@ -39,6 +39,7 @@ def group_table(bench: Bench) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+st.page_link("pages/learn.py", label="New to this? Learn the method on six neurons", icon=":material/school:")
 st.subheader("Channel groups, from input to output")
 st.markdown(
     f"**{card.name}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "

@@ -18,6 +18,7 @@ st.markdown(
     "Every channel is a point: its weights. The plan moves the mass of all channels onto the ones that stay, over the least "
     "total distance, and the same matrix then multiplies every layer of the group."
 )
+st.page_link("pages/learn.py", label="New to this? See it on six neurons first", icon=":material/school:")
 
 columns = st.columns([2, 3, 2])
 with columns[0]:

@@ -137,3 +137,30 @@ def test_missing_weights_offer_a_download(monkeypatch, tmp_path):
     assert not app.exception
     assert "published weights" in text(app)
     assert [b.label for b in app.button] == ["Download the weights of cifar10-resnet56"]
+
+
+def test_curves_take_the_transport_knobs():
+    app = open_page("curves", solver="sinkhorn", reg="0.1", distance="cosine", sparsities="30")
+    assert not app.exception
+    assert "--solver sinkhorn --reg 0.1" in text(app)
+    assert "--distance cosine" in text(app)
+
+
+def test_curves_of_criteria_that_look_at_images_wait_to_be_asked():
+    app = open_page("curves", criteria="taylor", sparsities="30")
+    assert not app.exception
+    assert "not computed yet" in app.get("progress")[0].proto.text
+    assert "Nothing is computed before you ask" in text(app)
+    app.button[0].click().run()
+    deadline = time.monotonic() + 120
+    while not (app.dataframe and len(app.dataframe[0].value) == 2) and time.monotonic() < deadline:
+        time.sleep(0.3)
+        app.run()
+    assert set(app.dataframe[0].value["criterion"]) == {"taylor"}
+
+
+@pytest.mark.parametrize("page", ["overview", "importance", "transport"])
+def test_every_page_about_channels_leads_to_the_lesson(page):
+    app = open_page(page)
+    assert not app.exception
+    assert any("learn" in link.proto.page for link in app.get("page_link"))
