@@ -1,0 +1,282 @@
+"""The method in six steps, on a network small enough to see whole."""
+
+import numpy as np
+import streamlit as st
+
+from intrafusion import lesson, registry
+from intrafusion.figures import lesson as pictures
+from intrafusion.figures.importance import importance_bars
+from intrafusion.story import story
+from pages.common import lesson_parts as parts
+from pages.common import shell
+from pages.common.lesson_parts import ask, chart, fraction, numbered, onwards, plus, step, table, two
+from pages.common.navigation import enter_app
+from pages.common.parts import group_curve_line, take_away
+
+_PLACE = (-1.0, 0.5)  # of the star in step 1
+
+enter_app()
+here: shell.Here = st.session_state.here
+dark = shell.is_dark()
+st.markdown(
+    "What the other pages do to networks with thousands of channels, on one small enough to see whole. Pick a neuron or drag a "
+    "weight in the bar at the bottom, and every step follows. Nothing is staged: the functions are the ones that prune the real "
+    "networks, where a neuron is called a *channel*."
+)
+seed, hidden, changes, stay, criterion, p = parts.setting()
+neuron = parts.neuron_bar(seed, hidden, changes)
+made = parts.opened(seed, hidden, changes, stay, criterion, p)
+plan, kept, home = made.plan, made.kept, made.home(neuron)
+column = kept.index(home)
+rows, fused = lesson.numbers(made.dense), lesson.numbers(made.fused)
+everyone = list(range(hidden))
+w1, w2, b, v1, v2 = rows[neuron].tolist()
+
+step(
+    "1 · The neurons",
+    "A neuron weighs the two inputs and is silent below zero: $h = \\max(0,\\ w_1 x_1 + w_2 x_2 + b)$. Each class, *outer* and "
+    "*inner*, reads it with a weight of its own, $v_1$ and $v_2$. In the plane a neuron is a line: silent on one side, active "
+    "on the other, where its disc stands. **Neurons whose discs stand close do nearly the same work.**",
+)
+cloud = tuple(part.numpy() for part in lesson.points())
+left, right = two()
+with left:
+    title = f"Two inputs, {hidden} neurons, two classes"
+    chart(pictures.network(rows.numpy(), everyone, "dense", neuron, title, dark), "network", "lesson_neuron")
+with right:
+    title = f"Neuron {neuron} is active on the shaded side"
+    picture = pictures.plane(cloud, rows.numpy(), everyone, ["dense"] * hidden, neuron, title, _PLACE, dark)
+    chart(picture, "plane", "lesson_neuron")
+left, right = two()
+with left:
+    start = lesson.numbers(parts.trained(seed, hidden))
+    lines = []
+    for i, (row, was) in enumerate(zip(rows.tolist(), start.tolist(), strict=True)):
+        cells = [f"**{value:.2f}**" if value != old else f"{value:.2f}" for value, old in zip(row, was, strict=True)]
+        lines.append([f"**{i}**" if i == neuron else f"{i}", *cells])
+    table(["neuron", *parts.SIGNS], lines)
+    own = lesson.output_bias(made.dense).tolist()
+    st.caption(
+        f"Trained on 200 points, then rounded to two decimals so that you can check by hand. The classes add {own[0]:.2f} (outer) "
+        f"and {own[1]:.2f} (inner) of their own." + (" Bold weights are your changes." if changes else "")
+    )
+with right:
+    gives, summed = float(lesson.activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
+    ask(
+        "neuron",
+        f"What does neuron {neuron} give at the star, where $x_1 = {_PLACE[0]:g}$ and $x_2 = {_PLACE[1]:g}$?",
+        lambda given: abs(given - gives) < 0.0101,
+        f"{w1:.2f} × {_PLACE[0]:g} + ({w2:.2f}) × {_PLACE[1]:g} + ({b:.2f}) = {summed:.3f}, "
+        + ("and what is above zero passes." if summed > 0 else "and below zero a neuron is silent."),
+        "Multiply each input by its weight, add the bias, and put zero for what is below zero.",
+    )
+    onwards("overview", "its layers")
+
+step(
+    "2 · Their importance",
+    f"A criterion gives every neuron a score. The {stay} with the highest scores stay"
+    + (f" and the other {hidden - stay} go." if made.gone else ", which are all: nothing is pruned."),
+)
+left, right = two()
+with left:
+    picture = importance_bars(made.scores.tolist(), kept, criterion, False, neuron, dark)
+    picture.update_layout(title_text=f"{stay} of {hidden} neurons stay, {hidden - stay} go").update_xaxes(
+        title="neuron"
+    )
+    chart(
+        picture.update_traces(hovertemplate="neuron %{x}<br>score %{y:.3f}<extra></extra>"), "scores", "lesson_neuron"
+    )
+with right:
+    if criterion in ("l1", "l2"):
+        terms, power = lesson.score_terms(made.dense, neuron, int(criterion[1])), "^2" * (criterion == "l2")
+        st.markdown(
+            f"For neuron {neuron}: add up the weights that write it, {'squared' if power else 'without their signs'}, and those that "
+            "read it; take the mean of the two sums; divide by the average neuron's."
+        )
+        written, read = (plus(values, f"|{{:.2f}}|{power}") for values in ((w1, w2), (v1, v2)))
+        st.latex(rf"\tfrac12\big[\,({written}) + ({read})\,\big] = {terms.own:.3f}")
+        st.latex(
+            rf"\text{{score of neuron {neuron}}} = \frac{{{terms.own:.3f}}}{{{terms.average:.3f}}} = {terms.score:.3f}"
+        )
+    else:
+        st.markdown(
+            f"**{criterion}**: {registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
+            "or *l2* to see a score added up."
+        )
+    least = float(made.scores[kept].min())
+    ask(
+        "importance",
+        "Which of the neurons that stay would be the next to go?",
+        lambda given: int(given) in kept and float(made.scores[int(given)]) == least,
+        f"Of those that stay it has the lowest score, {least:.3f}.",
+        "Look for the lowest of the solid bars.",
+        [str(i) for i in everyone],
+    )
+    onwards("importance", "its scores")
+
+step(
+    "3 · The distance between them",
+    "Two neurons are alike when their weights point the same way. Take $(w_1, w_2, v_1, v_2)$ as a vector, divide it by its length, "
+    "and compare. Zero means the same direction; the bias is left out.",
+)
+left, right = two()
+with right:
+    others = [j for j in kept if j != neuron] or kept
+    other = parts.other_control(neuron, kept, home if home in others else others[0])
+    terms = lesson.distance_terms(made.dense, neuron, other, p)
+    table(
+        ["neuron", "÷ length", *parts.SIGNS[:2], *parts.SIGNS[3:]],
+        [
+            [str(i), *numbered([length, *unit])]
+            for i, length, unit in zip((neuron, other), terms.lengths, terms.units, strict=True)
+        ]
+        + [["**apart by**", "", *numbered(terms.gaps, True)]],
+    )
+    total = plus(terms.gaps) if p == 1 else rf"\sqrt{{{plus(terms.gaps, '{:.2f}^2')}}}"
+    st.latex(rf"\text{{distance}} = {total} = {terms.distance:.2f}")
+with left:
+    title = f"Neuron {neuron} is {terms.distance:.2f} away from neuron {other}"
+    words = [numbered(line) for line in plan.cost.T.tolist()]
+    picture = pictures.matrix(plan.cost.T.numpy(), words, kept, (neuron, other), title, None, dark)
+    chart(picture, "cost", "lesson_neuron", "lesson_other")
+now, then = (float(cost[neuron, kept.index(other)]) for cost in (plan.cost, lesson.doubled_costs(made, neuron)))
+outcomes = {"It halves": now / 2, "It stays the same": now, "It doubles": 2 * now}
+ask(
+    "distance",
+    f"Double every weight of neuron {neuron}. What happens to its distance from neuron {other}?",
+    lambda given: abs(outcomes[given] - then) < 1e-9,
+    f"It is {now:.2f} before and {then:.2f} after: both vectors are divided by their lengths, so only directions count.",
+    "Both vectors are divided by their lengths before they are compared. Try it with the bar at the bottom.",
+    list(outcomes),
+)
+onwards("transport", "its distances")
+
+share, T = fraction(1 / hidden), plan.matrix
+step(
+    "4 · The plan",
+    f"Each of the {hidden} neurons starts with a mass of {share}, and each of the {stay} that stay has room for "
+    f"{fraction(1 / stay)}. The plan moves the mass there over the least total distance: those that stay keep their own, and those "
+    "that go share the room that is left.",
+)
+left, right = two()
+for cell, name, cells, sums, title in (
+    (left, "plan", plan.coupling.T, (plan.source, plan.target), "The plan G: how much mass goes where"),
+    (right, "matrix", T, (T.sum(0), T.sum(1)), f"The matrix T: G divided by {share}"),
+):
+    words = [[fraction(value) if value else "" for value in line] for line in cells.tolist()]
+    written = tuple([fraction(value) for value in part.tolist()] for part in sums)
+    with cell:
+        chart(pictures.matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron")
+with left:
+    priced = " + ".join(f"{fraction(move['mass'])} × {move['cost']:.2f}" for move in made.moves()) or "0"
+    st.markdown(
+        f"Mass times distance of all that moves: {priced} = **{plan.total_cost:.3f}**. No other plan needs less."
+    )
+with right:
+    mass, weight = float(plan.coupling[neuron, column]), float(T[column, neuron])
+    st.markdown(
+        f"{parts.fate(story(plan, made.scores, neuron))} Its weight in neuron {home} is the mass that goes there, divided by the mass "
+        f"that it starts with: {fraction(mass)} ÷ {share} = **{fraction(weight)}**."
+    )
+crowded = made.crowded_out()
+ask(
+    "plan",
+    "Which neuron goes, with all or part of its mass, to one that is not its nearest?",
+    lambda given: int(given) in crowded if given != "None" else not crowded,
+    f"The nearest has no room for {'neurons' if len(crowded) > 1 else 'neuron'} {' and '.join(map(str, crowded))}."
+    if crowded
+    else "Each finds room at its nearest.",
+    "In its column of step 3 the smallest number is its nearest. Compare with its column in the plan.",
+    [*(str(i) for i in made.gone), "None"],
+)
+onwards("transport", "its plan")
+
+step(
+    "5 · Fusing",
+    "A neuron that stays takes the others up: it adds their weights to its own, each times its weight in $T$. This goes for "
+    "the weights that write it, for its bias, and for the weights that read it.",
+)
+pieces = lesson.fused_terms(made, home)
+left, right = two()
+with left:
+    title = f"{stay} neurons are left" + (", and speak louder" if made.gone else "")
+    chart(pictures.network(fused.numpy(), kept, "fusion", home, title, dark), "fused-network", "lesson_neuron")
+with right:
+    taken = np.stack([row.numpy() for _, _, row in pieces])
+    title = f"Fused neuron {home} looks between those it is made of"
+    if len(pieces) == 1:
+        title = f"Neuron {home} takes up no other"
+    names, merges = kept + [i for i, _, _ in pieces], ["fusion"] * stay + ["drop"] * len(pieces)
+    picture = pictures.plane(cloud, np.concatenate([fused.numpy(), taken]), names, merges, home, title, None, dark)
+    chart(picture, "fused-plane", "lesson_neuron")
+left, right = two()
+with left:
+    table(
+        ["neuron", "times", *parts.SIGNS],
+        [[str(i), fraction(times), *numbered(row.tolist())] for i, times, row in pieces]
+        + [[f"**fused {home}**", "", *numbered(fused[column].tolist(), True)]],
+    )
+    for name, place in (("w_1", 0), ("b", 2), ("v_1", 3)):
+        added = " + ".join(rf"{fraction(times)} \cdot ({row[place]:.2f})" for _, times, row in pieces)
+        st.latex(rf"{name} = {added} = {fused[column, place]:.2f}")
+with right:
+    following = kept[(column + 1) % stay]
+    bias, its_pieces = float(fused[kept.index(following), 2]), lesson.fused_terms(made, following)
+    listed = " and ".join(f"neuron {i} with weight {fraction(times)}" for i, times, _ in its_pieces[1:])
+    ask(
+        "fusing",
+        f"Neuron {following} takes up {listed or 'nothing'}. What is its bias $b$ after fusion?",
+        lambda given: abs(given - bias) < 0.0101,
+        " + ".join(f"{fraction(times)} × ({row[2]:.2f})" for _, times, row in its_pieces) + f" = {bias:.3f}.",
+        "Take the biases from the table in step 1 and add them up, each times its weight in T.",
+    )
+    onwards("transport", "what is fused into a channel")
+
+networks = (made.dense, made.dropped, made.fused)
+measured, star = [lesson.measure(network) for network in networks], lesson.telling_point(made)
+step(
+    "6 · What it computes",
+    f"All three networks see the same {measured[0].count} points, and none was trained on them. In the shaded region a network says "
+    "*inner*; a cross is a point that it gets wrong. Where neurons were dropped nobody speaks for their side any more. Fused neurons "
+    "speak for the sides of all that they took up.",
+)
+fresh = tuple(part.numpy() for part in lesson.points(400, 1))
+words = (("Dense", "dense"), ("Dropped", "drop"), ("Fused", "fusion"))
+with st.grid(3, min_column_width=260):
+    for network, result, (name, merge) in zip(networks, measured, words, strict=True):
+        grid = tuple(part.numpy() for part in lesson.decision(network))
+        chart(pictures.region(grid, result, name, merge, fresh, star, dark), merge)
+left, right = two()
+with left:
+    activity, votes = lesson.activations(made.fused, star).tolist(), lesson.outputs(made.fused, star).tolist()
+    table(
+        ["fused", *parts.SIGNS, "h at ★"],
+        [[str(j), *numbered([*row.tolist(), h])] for j, row, h in zip(kept, fused, activity, strict=True)],
+    )
+    st.caption(f"The classes add {own[0]:.2f} (outer) and {own[1]:.2f} (inner), as before: pruning leaves them alone.")
+with right:
+    ask(
+        "computes",
+        f"Which class does the fused network see at the star, where $x_1 = {star[0]:g}$ and $x_2 = {star[1]:g}$?",
+        lambda given: given == lesson.CLASSES[int(votes[1] > votes[0])],
+        f"Outer gets {votes[0]:.2f} and inner {votes[1]:.2f}; the larger wins.",
+        "Outer gets each h times its v₁, plus what the class adds; inner the same with v₂. The larger wins.",
+        list(lesson.CLASSES),
+    )
+    onwards("curves", "its accuracy")
+
+st.subheader("Is this luck?")
+st.markdown(
+    "In part. Another seed is another network, and on some of them fusion does harm. It depends on the sizes, too: try 5 neurons of "
+    "which 3 stay, or let a single one stay."
+)
+if st.toggle("Train 24 networks with these settings, without your changes", key="lesson_many", bind=shell.BIND):
+    chart(pictures.fortunes(parts.fortunes(hidden, stay, criterion, p), seed, dark), "fortunes", "lesson_seed")
+
+take_away(
+    "learn",
+    parts.neuron_table(made),
+    group_curve_line(here.spec.but(criterion=criterion, sparsity=made.sparsity, p=p)),
+    lesson.snippet(seed, hidden, changes, made),
+    parts.KEYS,
+)
