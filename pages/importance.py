@@ -1,59 +1,128 @@
-"""Scores of one group's channels, and what a sparsity would cut."""
+"""What importance criteria say of one group's channels, where they agree, and what one channel responds to."""
 
-import pandas as pd
 import streamlit as st
 
-from intrafusion import PruneSpec
-from intrafusion.figures.importance import importance_bars
-from intrafusion.quote import plan_snippet
-from pages.common import parts, shell
+from intrafusion import PruneSpec, registry
+from intrafusion.agreement import compare
+from intrafusion.attribution import reader, top_images
+from intrafusion.figures.agreement import agreement_matrix
+from intrafusion.figures.importance import importance_bars, label_width, side_by_side
+from intrafusion.quote import scores_line, scores_snippet
+from pages.common import importance_parts, parts, response_parts, shell
 from pages.common.navigation import enter_app
+
+_MOST = 8  # images shown
 
 enter_app()
 here: shell.Here = st.session_state.here
 st.markdown(
-    "Which channels matter? A criterion scores each one; the least important go. The rest of the method is what happens to those."
+    "Which channels matter? A criterion scores each one; the least important go. Criteria rarely agree, and what they look at "
+    "is what they keep."
 )
+st.page_link("pages/learn.py", label="New to this? See it on six neurons first", icon=":material/school:")
 
 columns = st.columns([2, 3, 2])
 with columns[0]:
     criterion = parts.criterion_control()
+    importance_parts.about(criterion)
 with columns[1]:
     sparsity = parts.sparsity_control()
+    compared = st.multiselect(
+        "Compare with", list(registry("criterion")), default=importance_parts.default_criteria(here.spec.dataset),
+        key="compare", bind=shell.BIND, wrap=True, help="Any number of criteria, side by side on this group.",
+    )  # fmt: skip
 with columns[2]:
-    order = st.segmented_control("Order", ["by rank", "by channel"], default="by rank", key="order", bind=shell.BIND)
-
+    order = st.segmented_control(
+        "Order", ["by rank", "by channel"], default="by rank", key="order", bind=shell.BIND, wrap=True
+    )
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity)
-scores, plan = parts.scored_plan(here, spec)
+criteria = list(dict.fromkeys([criterion, *compared]))
+looking = spec.but(cost="activations")  # whatever the criterion: a spec that needs the calibration images
+sees = None
+if any(registry("criterion")[name].needs != "nothing" for name in criteria):
+    sees = shell.can_see(here, looking)
+scores, failed, waiting = importance_parts.scored(here, spec, criteria, bool(sees))
+if criterion not in scores:
+    scores = scores or importance_parts.scored(here, spec, ["l1"], False)[0]
+    main, why = next(iter(scores)), (failed | waiting)[criterion]
+    st.info(f"There are no {criterion} scores: {why}. The pictures follow **{main}** instead.", icon=":material/info:")
+    spec = spec.but(criterion=main)
+comparison = compare({name: found.values for name, found in scores.items()}, here.group, sparsity)
 with columns[2]:
-    channel = parts.channel_control(here.group.size, int(scores.argmin()))
+    channel = parts.channel_control(here.group.size, int(comparison.scores[0].argmin()))
 
-figure = importance_bars(
-    scores.tolist(), plan.kept.tolist(), criterion, order != "by channel", channel, dark=shell.is_dark()
-)
-parts.chart(figure, "importance", on_channel=True)
+by_rank, left, stays = order != "by channel", label_width(criteria), comparison.kept[0].nonzero()[0]
+bars = importance_bars(comparison.scores[0], stays, spec.criterion, by_rank, channel, shell.is_dark(), left)
+parts.chart(bars, "importance", on_channel=True)
 if len(here.group.block.unique()) > 1:
     st.caption(
         f"This group joins stages through zero-padded shortcuts, so its channels form {len(here.group.block.unique())} blocks; "
         "each block loses its own share."
     )
-st.subheader(f"Channel {channel}")
-parts.channel_story(here, plan, scores, channel)
 
-kept = set(plan.kept.tolist())
-ranks = scores.argsort(descending=True, stable=True).argsort() + 1
-table = pd.DataFrame(
-    {
-        "channel": range(len(scores)),
-        "score": scores.tolist(),
-        "rank": ranks.tolist(),
-        "kept": [i in kept for i in range(len(scores))],
-    }
+st.subheader("Criteria side by side")
+cells = st.segmented_control(
+    "Show", ["ranks", "scores"], default="ranks", key="cells", bind=shell.BIND,
+    help="ranks: one step a channel. scores: as a share of the criterion's largest, so that you see how far apart they lie.",
+)  # fmt: skip
+parts.chart(
+    side_by_side(
+        comparison,
+        waiting | dict.fromkeys(failed, "cannot score this group"),
+        cells or "ranks",
+        by_rank,
+        channel,
+        shell.is_dark(),
+    ),
+    "criteria",
+    on_channel=True,
 )
+st.caption(
+    "A row is a criterion, a column a channel, right below its bar. The stronger the colour, the more important; hollow grey "
+    "channels go. Click one for its story."
+)
+for name in [name for name in failed if name != criterion]:
+    st.caption(f"**{name}** cannot score this group: {failed[name]}.")
+
+st.subheader("How far they agree")
+if len(comparison.names) > 1:
+    few = len(criteria) <= 8
+    with st.container(horizontal=True, gap="medium"):
+        with st.container(width=580 if few else 900):
+            parts.chart(agreement_matrix(comparison, 540 if few else 780, shell.is_dark()), "agreement")
+        with st.container(width=300 if few else "stretch"):
+            importance_parts.how_to_read(comparison)
+    st.dataframe(importance_parts.agreement_table(comparison, scores), hide_index=True)
+    with st.expander("The formulas", icon=":material/function:"):
+        importance_parts.formulas(comparison.names)
+else:
+    st.caption("Two criteria with scores make a matrix here: choose more under *Compare with*.")
+
+st.subheader(f"Channel {channel}")
+importance_parts.rank_row(comparison, channel)
+values, plan = parts.scored_plan(here, spec)
+parts.channel_story(here, plan, values, channel)
+
+st.subheader("What it responds to")
+if sees is None:
+    sees = shell.can_see(here, looking)
+elif not sees:
+    st.caption("This needs the calibration images that are missing: see above.")
+data = here.bench.calibration(looking) if sees else None
+activations = response_parts.channel_activations(here, data) if data is not None else None
+if data is not None and activations is not None:
+    active = activations[:, channel]
+    st.markdown(response_parts.in_words(activations, channel, data, reader(here.group, channel).name))
+    if active.any():
+        number, method = response_parts.image_control(min(_MOST, len(data)))
+        top = top_images(active, _MOST)
+        response_parts.show_images(data, top, active, number)
+        response_parts.show_attribution(here, data, channel, top[number - 1], method)
+
 parts.take_away(
     "importance",
-    table,
-    parts.group_curve_line(spec),
-    plan_snippet(spec, here.group.name),
-    ("criterion", "sparsity", "order", "channel"),
+    importance_parts.channel_table(comparison),
+    scores_line(spec, comparison.names),
+    scores_snippet(spec, here.group.name, comparison.names),
+    ("criterion", "compare", "sparsity", "order", "cells", "channel", "image", "attribution"),
 )

@@ -36,7 +36,7 @@ def separated(model: nn.Module) -> nn.Module:
     """
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR, nonlinear
 
-    SUPPORTED_NON_LINEAR.update({_Elementwise: nonlinear, _MaxPool: _max_pool_rule})
+    SUPPORTED_NON_LINEAR.update({Elementwise: nonlinear, _MaxPool: _max_pool_rule})
     twin = private(model)
     try:
         with _Tracer.lock:
@@ -83,7 +83,7 @@ class _Nonlinearity(nn.Module):
         return self.function(x)
 
 
-class _Elementwise(_Nonlinearity):
+class Elementwise(_Nonlinearity):
     """Captum's rescale rule holds for every elementwise function; its own table has a few of them."""
 
 
@@ -97,7 +97,7 @@ def _nonlinearity(model: nn.Module, node: fx.Node) -> nn.Module | None:
         return None
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     called: Any = node.target if module is None else type(module)
-    kind = _Elementwise if called in _ELEMENTWISE else _MaxPool if called in _POOLING else None
+    kind = Elementwise if called in _ELEMENTWISE else _MaxPool if called in _POOLING else None
     if kind is None:
         return None
     if module is not None:

@@ -8,7 +8,11 @@ from streamlit.navigation.page import StreamlitPage
 
 _PAGES = (
     ("overview", ":material/home:", "The model: its card, its channel groups, which layers are coupled and why."),
-    ("learn", ":material/school:", "The method in six steps, on a network of a few neurons that you can change by hand."),
+    (
+        "learn",
+        ":material/school:",
+        "The method in six steps, on a network of a few neurons that you can change by hand.",
+    ),
     ("importance", ":material/bar_chart:", "Scores of one group's channels, and which of them a sparsity would cut."),
     (
         "transport",

@@ -82,5 +82,5 @@ def test_shares_are_each_inputs_part_of_the_sum(layer):
         alone[:, channel] = inputs[:, channel].abs()
         expected = (magnitudes(alone) / whole).sum() / positions
         torch.testing.assert_close(shares[:, channel].sum(), expected)
-    torch.testing.assert_close(float(shares.sum()), 3.0 * 4, rtol=1e-5, atol=0)  # every output of every image shares out one
+    assert float(shares.sum()) == pytest.approx(3.0 * 4, rel=1e-5)  # every output of every image shares out one
     assert layer.weight.min() < 0
