@@ -105,7 +105,7 @@ elif look == "two settings":
 with numbers:
     with st.container(horizontal=True):
         for name, value, about in plan_parts.plan_facts(plan):
-            st.metric(name, value, help=about, border=True, width=190)
+            st.metric(name, value, help=about, border=True, width=150)
         plan_parts.output_distance(here, spec)
     st.caption(
         "On the margins, solid is mass that stays in its own place, tinted is mass that moves. "

@@ -31,7 +31,7 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
     return [
         ("Transport cost", f"{plan.total_cost:.4g}", "Sum of distance times mass: what the plan minimises."),
         ("Share moved", f"{plan.share_moved:.1%}", "Mass that leaves its own channel, of all mass that arrives."),
-        ("Entropy", f"{plan.entropy:.2f} nats", f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal."),
+        ("Entropy, nats", f"{plan.entropy:.2f}", f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal."),
         ("Non-zeros", f"{entries:,}", f"Of {n * k:,} entries. An optimal plan needs at most n + k − 1 = {n + k - 1:,}."),
     ]  # fmt: skip
 
@@ -58,7 +58,7 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
         )
         return
     st.metric(
-        "Outputs move by", f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=190
+        "Outputs move by", f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=172
     )  # fmt: skip
 
 

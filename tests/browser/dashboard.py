@@ -99,7 +99,7 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
 def main(folder: str) -> None:
     with serving() as address, chromium() as browser:
         for name, (path, ready, height) in _PICTURES.items():
-            page = browser.new_page(viewport={"width": 1280, "height": height})
+            page = browser.new_page(viewport={"width": 1400, "height": height})
             page.goto(f"{address}/{path}")
             page.get_by_text(ready).first.wait_for(timeout=120_000)
             page.wait_for_timeout(3000)

@@ -94,7 +94,7 @@ def test_coupling_and_matrix_are_told_apart_by_this_channels_numbers():
 def test_the_numbers_are_the_plans():
     app = open_page("transport")
     names = {m.label: m for m in app.metric}
-    assert list(names) == ["Transport cost", "Share moved", "Entropy", "Non-zeros", "Outputs move by"]
+    assert list(names) == ["Transport cost", "Share moved", "Entropy, nats", "Non-zeros", "Outputs move by"]
     assert names["Share moved"].value == "31.2%"  # 10 of 32 channels
     assert float(names["Outputs move by"].value) < float(names["Outputs move by"].delta.split()[-1])
 
