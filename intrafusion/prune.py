@@ -1,7 +1,7 @@
 """Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +87,13 @@ def prune_groups(
     *,
     seed: int = 0,
     calibration: int | None = 512,
-    first: TransportPlan | None = None,
+    first: Callable[[], TransportPlan] | None = None,
     **knobs,
 ) -> nn.Module:
     """`prune` with the groups of the model found before (as every point of a curve shares them).
 
-    first: the plan of the last chosen group, when it is known: it is pruned first, and sees the network unchanged.
+    first: gives the plan of the last chosen group, where it may be known: that group is pruned first, and sees the network
+    unchanged.
     """
     kept_count(2, sparsity)  # refuses a bad sparsity before any work
     merge_function = MERGES[merge]
@@ -105,7 +106,7 @@ def prune_groups(
             if sum(group_counts(group, sparsity)) == group.size:
                 continue
             if first is not None and group is chosen[-1]:
-                group_plan = first
+                group_plan = first()
             else:
                 scores = score(small, group, criterion, data, seed, calibration)
                 group_plan = plan(

@@ -76,7 +76,8 @@ class Bench:
     size: Size
     data: ImageData | None = None
     _known: Memo = field(default_factory=Memo)
-    _geometries: Memo = field(default_factory=lambda: Memo(8))  # tens of megabytes each, in wide layers
+    _geometries: Memo = field(default_factory=lambda: Memo(8))  # tens of megabytes each in wide layers, as plans
+    _plans: Memo = field(default_factory=lambda: Memo(32))
     _accuracies: Memo = field(default_factory=Memo)
 
     @property
@@ -145,7 +146,7 @@ class Bench:
     def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
         """The plan of one group in the network as it is."""
         key = (group.name, spec.but(merge="", recovery="", limit=None, groups="all"))
-        return self._known.get(
+        return self._plans.get(
             key,
             lambda: solve(
                 self.geometry(spec, group),
@@ -213,7 +214,7 @@ def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
         spec.merge,
         spec.groups,
         data,
-        first=bench.plan(spec, last),
+        first=lambda: bench.plan(spec, last),
         **spec.only(PLAN_KNOBS),
     )
     return RECOVERIES[spec.recovery](small, spec, data)

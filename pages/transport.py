@@ -37,7 +37,7 @@ with columns[2]:
 
 left, right = st.columns(2)
 view = left.segmented_control("Show", list(VIEWS), default="coupling", key="view", bind=shell.BIND) or "coupling"
-order = right.segmented_control("Order", list(ORDERS), default="index", key="order", bind=shell.BIND) or "index"
+order = right.segmented_control("Order", list(ORDERS), default="index", key="arrange", bind=shell.BIND) or "index"
 left.caption(f"{VIEWS[view].capitalize()}.")
 right.caption(f"Channels {ORDERS[order]}.")
 parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, shell.is_dark()), "plan", on_channel=True)
@@ -69,7 +69,7 @@ looks = ["map", "sparsity player", "two settings"]
 look = st.segmented_control(
     "Another look", looks, default="map", key="look", bind=shell.BIND, label_visibility="collapsed"
 )
-keys: tuple[str, ...] = ("criterion", "sparsity", *knobs.KEYS, "view", "order", "channel", "look")
+keys: tuple[str, ...] = ("criterion", "sparsity", *knobs.KEYS, "view", "arrange", "channel", "look")
 
 if look == "map":
     method = st.segmented_control(

@@ -282,3 +282,9 @@ class TestSize:
         measured = size(model, model.card.example())
         assert measured.macs / 1e6 == pytest.approx(40.6, abs=0.3)  # He et al. 2016 count 40.6 million
         assert measured.params / 1e6 == pytest.approx(0.27, abs=0.005)
+
+
+def test_nothing_is_scored_where_nothing_goes(bench, monkeypatch):
+    fresh = open_bench(BASE)
+    monkeypatch.setattr(run_module, "score", lambda *a, **o: pytest.fail("scored"))
+    assert run(BASE.but(sparsity=0, groups=(fresh.groups[1].name,), criterion="conductance"), fresh).channels == 16

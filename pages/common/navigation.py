@@ -13,7 +13,11 @@ _PAGES = (
         ":material/school:",
         "The method in six steps, on a network of a few neurons that you can change by hand.",
     ),
-    ("importance", ":material/bar_chart:", "Scores of one group's channels, and which of them a sparsity would cut."),
+    (
+        "importance",
+        ":material/bar_chart:",
+        "Scores of one group's channels by any criteria, how far they agree, and what one channel responds to.",
+    ),
     (
         "transport",
         ":material/conversion_path:",

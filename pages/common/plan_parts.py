@@ -54,7 +54,11 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
             )
     except IntrafusionError:
         st.metric(
-            "Outputs move by", "no images", help=about + " The Curves page says how to get the images.", border=True
+            "Outputs move by",
+            "no images",
+            help=about + " The Curves page says how to get them.",
+            border=True,
+            width=172,
         )
         return
     st.metric(

@@ -76,7 +76,7 @@ def known_points(key: tuple) -> _Known:
 @st.cache_resource
 def warm() -> threading.Thread:
     """Import the slow libraries of the next pages in the background, once a server."""
-    slow = ("ot", "sklearn.cluster", "intrafusion.figures.transport", "torch_pruning")
+    slow = ("ot", "sklearn.cluster", "scipy.stats", "intrafusion.figures.transport", "torch_pruning", "captum.attr")
     thread = threading.Thread(target=lambda: [importlib.import_module(name) for name in slow])
     thread.start()
     return thread

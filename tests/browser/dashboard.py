@@ -92,7 +92,7 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
     "curves": ("curves", "18 of 18 points on 597 images: done", 1080),
     "learn": ("learn", "Take it with you", 1400),
     "importance": ("importance", "Take it with you", 1400),
-    "transport": ("transport?order=target", "Take it with you", 1400),
+    "transport": ("transport?arrange=target", "Take it with you", 1400),
 }
 
 

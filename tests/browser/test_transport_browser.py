@@ -47,7 +47,7 @@ def test_the_player_plays_to_ninety_percent(page, address):
 
 @pytest.mark.parametrize("order", ["importance", "target"])
 def test_a_click_finds_the_same_channel_in_every_order(page, address, order):
-    page.goto(f"{address}/transport?order={order}&sparsity=50&channel=0")
+    page.goto(f"{address}/transport?arrange={order}&sparsity=50&channel=0")
     shows(page, "Take it with you")
     click_mark(page, PLAN, which=9)
     wait_for(page, "h3", "^Channel [1-9]")

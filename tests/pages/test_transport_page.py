@@ -8,7 +8,7 @@ from intrafusion.geometry import ANCHORS, COSTS
 from intrafusion.registry import SOLVERS
 from intrafusion.transport import MARGINALS, NORMALISATIONS
 
-BUTTONS = {"cost", "distance", "view", "order", "look", "plane", "b_cost", "b_distance"}
+BUTTONS = {"cost", "distance", "view", "arrange", "look", "plane", "b_cost", "b_distance"}
 
 
 def turn(app, key, value):
@@ -114,9 +114,9 @@ def test_every_look_opens_on_every_kind_of_network(model, look, monkeypatch, tmp
 @pytest.mark.parametrize("order", ["importance", "target"])
 @pytest.mark.parametrize("view", ["matrix", "cost"])
 def test_every_view_in_every_order(view, order):
-    app = open_page("transport", view=view, order=order)
+    app = open_page("transport", view=view, arrange=order)
     assert not app.exception
-    assert f"&view={view}&order={order}" in text(app)
+    assert f"&view={view}&arrange={order}" in text(app)
 
 
 def test_two_settings_differ_where_they_are_changed():
@@ -138,7 +138,7 @@ def test_the_tsne_plane():
 
 def test_a_permalink_restores_every_knob():
     app = open_page("transport", look="two settings", solver="sinkhorn", b_solver="partial")
-    for key, value in (("distance", "cosine"), ("source", "importance"), ("order", "target"), ("b_distance", "L2")):
+    for key, value in (("distance", "cosine"), ("source", "importance"), ("arrange", "target"), ("b_distance", "L2")):
         turn(app, key, value)
     app.number_input(key="reg").set_value(0.3).run()
     app.number_input(key="b_mass").set_value(0.4).run()
@@ -147,11 +147,11 @@ def test_a_permalink_restores_every_knob():
     assert [m.value for m in again.metric] == [m.value for m in app.metric]
     assert again.dataframe[0].value.equals(app.dataframe[0].value)
     assert again.number_input(key="reg").value == 0.3
-    assert again.button_group(key="order").value == "target"
+    assert again.button_group(key="arrange").value == "target"
 
 
 @pytest.mark.parametrize("query", [
-    {"solver": "magic"}, {"distance": "L7"}, {"cost": "vibes"}, {"order": "chaos"}, {"look": "nowhere"}, {"plane": "umap"},
+    {"solver": "magic"}, {"distance": "L7"}, {"cost": "vibes"}, {"arrange": "chaos"}, {"look": "nowhere"}, {"plane": "umap"},
     {"solver": "sinkhorn", "reg": "-4"}, {"solver": "partial", "mass": "many"}, {"view": "inside"},
 ], ids=str)  # fmt: skip
 def test_a_bad_link_falls_back(query):
