@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,14 @@ def test_an_unknown_map_is_one_clear_line(networks):
     network = networks("mlp")
     with pytest.raises(itf.IntrafusionError, match="umap"):
         embed(measure(network.model, network.prunable[0]), "umap")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cost", ["weights", "activations"])
+def test_distances_on_the_gpu_are_the_cpus(networks, cost):
+    network = networks("digits-vgg")
+    group, there = network.prunable[1], copy.deepcopy(network.model).to("cuda")
+    expected = measure(network.model, group, cost=cost, data=network.data).distances
+    distances = measure(there, group, cost=cost, data=network.data.to("cuda")).distances
+    torch.testing.assert_close(distances, expected, rtol=1e-2, atol=1e-3)

@@ -13,12 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 from intrafusion.activations import private
 from intrafusion.errors import IntrafusionError, one_line
 
+_RELU: set[Any] = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 _ELEMENTWISE: set[Any] = {
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softsign, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh,
-    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus,
+    F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus,
     F.sigmoid, F.tanh, F.hardsigmoid, F.hardswish, F.hardtanh,
-    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, "relu", "relu_", "sigmoid", "tanh",
+    torch.sigmoid, torch.tanh, "sigmoid", "tanh",
 }  # fmt: skip
 _POOLING: set[Any] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d}
 
@@ -36,7 +37,7 @@ def separated(model: nn.Module) -> nn.Module:
     """
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR, nonlinear
 
-    SUPPORTED_NON_LINEAR.update({Elementwise: nonlinear, _MaxPool: _max_pool_rule})
+    SUPPORTED_NON_LINEAR.update({_Elementwise: nonlinear, _MaxPool: _max_pool_rule})
     twin = private(model)
     try:
         with _Tracer.lock:
@@ -83,7 +84,7 @@ class _Nonlinearity(nn.Module):
         return self.function(x)
 
 
-class Elementwise(_Nonlinearity):
+class _Elementwise(_Nonlinearity):
     """Captum's rescale rule holds for every elementwise function; its own table has a few of them."""
 
 
@@ -97,7 +98,11 @@ def _nonlinearity(model: nn.Module, node: fx.Node) -> nn.Module | None:
         return None
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     called: Any = node.target if module is None else type(module)
-    kind = Elementwise if called in _ELEMENTWISE else _MaxPool if called in _POOLING else None
+    if called in _RELU:  # Captum's own class: its methods that treat ReLUs apart look for that
+        relu = nn.ReLU()
+        relu.register_forward_pre_hook(read_alone)
+        return relu
+    kind = _Elementwise if called in _ELEMENTWISE else _MaxPool if called in _POOLING else None
     if kind is None:
         return None
     if module is not None:

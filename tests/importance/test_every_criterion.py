@@ -177,3 +177,14 @@ def test_a_forward_that_branches_on_values_is_one_clear_line():
         with pytest.raises(itf.IntrafusionError, match=words) as caught:
             itf.score(model, group, criterion, data)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_on_the_gpu_are_the_cpus(criterion, networks):
+    network = networks("digits-vgg")
+    group, there = network.prunable[2], copy.deepcopy(network.model).to("cuda")
+    expected = itf.score(network.model, group, criterion, network.data)
+    scores = itf.score(there, group, criterion, network.data.to("cuda"))
+    torch.testing.assert_close(scores, expected, rtol=1e-2, atol=1e-3 * float(expected.max()))
