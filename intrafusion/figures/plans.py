@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from intrafusion.figures.raster import draw_matrix
-from intrafusion.figures.theme import Palette, figure, palette, rgba, tint
+from intrafusion.figures.theme import Palette, figure, palette, rgba, styled, tint
 
 if TYPE_CHECKING:
     from intrafusion.transport import TransportPlan
@@ -171,7 +171,7 @@ def two_plans(
     fig = make_subplots(
         1, 3, subplot_titles=[f"A: {names[0]}", f"B: {names[1]}", "B − A"], horizontal_spacing=0.05, shared_yaxes=True
     )
-    fig.update_layout(figure(f"Both plans put {shared:.0%} of the mass into the same places", 480, colours).layout)
+    styled(fig, f"Both plans put {shared:.0%} of the mass into the same places", 480, colours)
     top = max(float(part.max()) for part in maps) or 1.0
     names_of = np.stack(np.broadcast_arrays(np.arange(n)[None], np.arange(n)[:, None]), -1) if n * n <= 10_000 else None
     hover = "channel %{customdata[0]} → target %{customdata[1]}"

@@ -53,8 +53,12 @@ def rgba(colour: str, alpha: float) -> str:
 
 
 def figure(title: str, height: int, colours: Palette) -> go.Figure:
-    """An empty figure with our layout: the title states what is seen, nothing jumps when data change."""
-    fig = go.Figure()
+    """An empty figure with our layout."""
+    return styled(go.Figure(), title, height, colours)
+
+
+def styled(fig: go.Figure, title: str, height: int, colours: Palette) -> go.Figure:
+    """Give a figure, of subplots too, our layout: the title states what is seen, nothing jumps when data change."""
     fig.update_layout(
         title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 17, "color": colours.dense}},
         height=height,

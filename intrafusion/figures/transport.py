@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from intrafusion.figures.raster import CELLS, draw_matrix
-from intrafusion.figures.theme import Palette, figure, palette, rgba, tint
+from intrafusion.figures.theme import Palette, figure, palette, rgba, styled, tint
 
 if TYPE_CHECKING:
     from intrafusion.transport import TransportPlan
@@ -71,7 +71,7 @@ def plan_heatmap(
         2, 2, column_widths=[0.86, 0.14], row_heights=[0.16, 0.84], shared_xaxes=True, shared_yaxes=True,
         horizontal_spacing=0.015, vertical_spacing=0.02,
     )  # fmt: skip
-    fig.update_layout(figure(_title(plan, view), _height(len(rows)), colours).layout)
+    styled(fig, _title(plan, view), _height(len(rows)), colours)
     names = None
     if values.size <= CELLS:
         names = np.stack(np.broadcast_arrays(columns[None], kept[rows][:, None]), -1)
