@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import hypergeom, rankdata, t
 from torch import Tensor
 
 from intrafusion.channels import Group
+from intrafusion.geometry import most_important
 from intrafusion.transport import block_counts, kept_count
 
 
@@ -74,7 +76,7 @@ def stays(scores: np.ndarray, block: np.ndarray, counts: Sequence[int]) -> np.nd
     kept = np.zeros(len(scores), bool)
     for number, count in enumerate(counts):
         members = (block == number).nonzero()[0]
-        kept[members[np.argsort(-scores[members], kind="stable")[:count]]] = True
+        kept[members[most_important(torch.from_numpy(scores[members]), count).numpy()]] = True
     return kept
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -25,6 +25,10 @@ from intrafusion.quote import flag
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
 from intrafusion.zoo import ARCHITECTURES, dataset_of, describe, model_names
+
+if TYPE_CHECKING:
+    from intrafusion.channels import Group
+    from intrafusion.run import Bench
 
 _HELP = {
     "model": "a name from `models`",
@@ -210,48 +214,45 @@ def _methods(args: argparse.Namespace) -> None:
     _show(rows, args.json, "Methods")
 
 
-def _specs(args: argparse.Namespace) -> list[PruneSpec]:
-    """The specs of `scores` and `plan`; they differ in criterion and sparsity only."""
-    from intrafusion.sweep import grid
-
-    return grid(_spec_of(args), criterion=args.criterion, sparsity=args.sparsity)
-
-
-def _scores(args: argparse.Namespace) -> None:
+def _opened(args: argparse.Namespace) -> tuple[list[PruneSpec], "Bench", list["Group"]]:
+    """The specs of `scores` and `plan`, which differ in criterion and sparsity only; the bench; the chosen groups."""
     from intrafusion.prune import choose_groups
     from intrafusion.run import check, open_model
+    from intrafusion.sweep import grid
 
-    specs = _specs(args)
+    specs = grid(_spec_of(args), criterion=args.criterion, sparsity=args.sparsity)
     bench = open_model(args.model, args.weights, args.device)
     for spec in specs:
         check(spec, bench)
+    return specs, bench, choose_groups(bench.groups, specs[0].groups)
+
+
+def _scores(args: argparse.Namespace) -> None:
+    from intrafusion.agreement import compare
+
+    specs, bench, groups = _opened(args)
     rows = []
-    for group in choose_groups(bench.groups, specs[0].groups):
+    for group in groups:
         for spec in specs:
-            scored, kept = bench.scores(spec, group), set(bench.plan(spec, group).kept.tolist())
-            ranks = scored.values.argsort(descending=True, stable=True).argsort() + 1
+            compared = compare({spec.criterion: bench.scores(spec, group).values}, group, spec.sparsity)
+            columns = compared.scores[0].tolist(), compared.ranks[0].tolist(), compared.kept[0].tolist()
             rows += [
                 {
                     "group": group.name, "criterion": spec.criterion, "sparsity": spec.sparsity, "channel": channel,
-                    "score": float(value), "rank": int(ranks[channel]), "kept": channel in kept,
+                    "score": score, "rank": rank, "kept": kept,
                 }
-                for channel, value in enumerate(scored.values)
+                for channel, (score, rank, kept) in enumerate(zip(*columns, strict=True))
             ]  # fmt: skip
     _show(rows, args.json, f"{args.model}: importance of the channels")
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from intrafusion.prune import choose_groups
-    from intrafusion.run import check, open_model
     from intrafusion.story import moves
 
-    specs = _specs(args)
-    bench = open_model(args.model, args.weights, args.device)
-    for spec in specs:
-        check(spec, bench)
+    specs, bench, groups = _opened(args)
     rows = [
         {"group": group.name, "criterion": spec.criterion, "sparsity": spec.sparsity, **move}
-        for group in choose_groups(bench.groups, specs[0].groups)
+        for group in groups
         for spec in specs
         for move in moves(bench.plan(spec, group))
     ]

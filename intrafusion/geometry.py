@@ -148,13 +148,18 @@ def _finish(sums: Tensor, distance: str, p: float) -> Tensor:
     return sums if p == 1 else sums.pow(1 / p)
 
 
+def most_important(scores: Tensor, k: int) -> Tensor:
+    """int64 (k,), sorted: the channels with the largest scores (n,); of equals the first."""
+    return scores.argsort(descending=True, stable=True)[:k].sort().values
+
+
 def choose_anchors(vectors: Tensor, scores: Tensor, k: int, kind: str, seed: int) -> tuple[Tensor | None, Tensor]:
     """The k targets: their vectors (k, d), None where they are channels; and int64 (k,), the channels they stand for.
 
     Centroids take the places of distinct channels near them, by an optimal assignment.
     """
     if kind == "important" or k == len(scores):
-        return None, scores.argsort(descending=True, stable=True)[:k].sort().values
+        return None, most_important(scores, k)
     from scipy.optimize import linear_sum_assignment
 
     centroids = torch.from_numpy(_centroids(vectors.numpy(), k, kind, seed))

@@ -61,15 +61,21 @@ def _calibration_lines(base: PruneSpec) -> list[str]:
     ]
 
 
+def _group_lines(base: PruneSpec, group: str, sees: bool) -> list[str]:
+    return [
+        *_load_lines(base),
+        *(_calibration_lines(base) if sees else []),
+        "groups = itf.find_groups(model, model.card.example())",
+        f"group = next(g for g in groups if g.name == {group!r})",
+    ]
+
+
 def scores_snippet(base: PruneSpec, group: str, criteria: Sequence[str]) -> str:
     """Python that scores one group's channels by several criteria."""
     sees = any(needs_images(base.but(criterion=criterion, cost="weights")) for criterion in criteria)
     data = ", data=calibration" if sees else ""
     return "\n".join([
-        *_load_lines(base),
-        *(_calibration_lines(base) if sees else []),
-        "groups = itf.find_groups(model, model.card.example())",
-        f"group = next(g for g in groups if g.name == {group!r})",
+        *_group_lines(base, group, sees),
         f"for criterion in {list(criteria)!r}:",
         f"    print(criterion, itf.score(model, group, criterion{data}{_knobs(base, 'seed', 'calibration')}))",
     ])  # fmt: skip
@@ -80,10 +86,7 @@ def plan_snippet(base: PruneSpec, group: str) -> str:
     sees = needs_images(base)
     data = ", data=calibration" if sees else ""
     return "\n".join([
-        *_load_lines(base),
-        *(_calibration_lines(base) if sees else []),
-        "groups = itf.find_groups(model, model.card.example())",
-        f"group = next(g for g in groups if g.name == {group!r})",
+        *_group_lines(base, group, sees),
         f"scores = itf.score(model, group, criterion={base.criterion!r}{data}{_knobs(base, 'seed', 'calibration')})",
         f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{_knobs(base, *PLAN_KNOBS)}{data})",
         "plan.kept, plan.matrix, plan.cost",

@@ -1,13 +1,12 @@
 """Pictures of images: a row of them to choose from, and one beside what a channel makes of it."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from intrafusion.figures.raster import png
 from intrafusion.figures.theme import figure, palette
 
 _SIDE = 160  # pixels that a small image is enlarged to, without smoothing
@@ -79,7 +78,7 @@ def attribution_panels(
 def _placed(image: np.ndarray, left: float, size: tuple[float, float] = (1, 1)) -> dict[str, Any]:
     """An image (H, W, C) on the first axes, its upper left corner at (left, 0)."""
     return {
-        "source": _png(image), "xref": "x", "yref": "y", "x": left, "y": 0, "sizex": size[0], "sizey": size[1],
+        "source": png(_enlarged(image)), "xref": "x", "yref": "y", "x": left, "y": 0, "sizex": size[0], "sizey": size[1],
         "xanchor": "left", "yanchor": "top", "sizing": "stretch", "layer": "below",
     }  # fmt: skip
 
@@ -91,15 +90,11 @@ def _frame(left: float, colour: str, width: int, size: tuple[float, float] = (1,
     }  # fmt: skip
 
 
-def _png(image: np.ndarray) -> str:
-    """uint8 (H, W, C) as a data URI; small images enlarged, so that browsers do not blur them."""
-    from PIL import Image
-
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    factor = -(-_SIDE // max(picture.size))
-    file = io.BytesIO()
-    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, C): a small image's pixels repeated, so that browsers do not blur them; (H, W) where C is 1."""
+    factor = -(-_SIDE // max(image.shape[:2]))
+    large = image.repeat(factor, 0).repeat(factor, 1)
+    return large[:, :, 0] if large.shape[2] == 1 else large
 
 
 def _map(

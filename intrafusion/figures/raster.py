@@ -54,8 +54,6 @@ def draw_matrix(
 
 def picture(values: np.ndarray, scale: Sequence[Sequence[object]], limits: tuple[float, float]) -> str:
     """`values` as a PNG in a data URI; NaN is transparent. Where cells share a pixel, the one farthest from zero shows."""
-    from PIL import Image
-
     stops = np.array([float(stop) for stop, _ in scale])  # type: ignore[arg-type]
     colours = np.array([[int(str(colour)[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in scale], float)
     pooled = _pooled(values)
@@ -63,8 +61,15 @@ def picture(values: np.ndarray, scale: Sequence[Sequence[object]], limits: tuple
     share = np.clip((np.nan_to_num(pooled) - low) / ((high - low) or 1), 0, 1)
     rgb = np.stack([np.interp(share, stops, colours[:, channel]) for channel in range(3)], -1).round()
     alpha = np.where(np.isnan(pooled), 0, 255)[..., None]
+    return png(np.concatenate([rgb, alpha], -1).astype(np.uint8))
+
+
+def png(pixels: np.ndarray) -> str:
+    """uint8 (H, W), (H, W, 3) or (H, W, 4) as a PNG in a data URI."""
+    from PIL import Image
+
     file = io.BytesIO()
-    Image.fromarray(np.concatenate([rgb, alpha], -1).astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 

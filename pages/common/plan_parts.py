@@ -7,10 +7,10 @@ from torch import Tensor
 from intrafusion import IntrafusionError, PruneSpec, TransportPlan
 from intrafusion.geometry import Geometry, embed
 from intrafusion.spec import PLAN_KNOBS
+from pages.common import asking
 from pages.common.shell import Here
 
 Fact = tuple[str, str, str]  # what it is called, its value, what it means
-_CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such numbers are measured unasked
 
 
 @st.cache_resource(max_entries=32, show_spinner="Drawing the map")
@@ -37,33 +37,23 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
 
 
 def output_distance(here: Here, spec: PruneSpec) -> None:
-    """Draw how far fusing this group moves the logits, against dropping; measured when that is cheap, or asked for."""
+    """Draw how far fusing this group moves the logits, against dropping; measured at once where cheap, else when asked."""
+    bench, group, name = here.bench, here.group, "Outputs move by"
     about = f"Mean L2 distance of the logits to the dense network's on {spec.calibration} calibration images, with this group pruned alone."
-    asked = ("distance", here.key(), here.group.name)
-    cheap = here.bench.size.macs * (spec.calibration or 0) * 3 < _CHEAP
-    if not cheap and not st.session_state.get(asked):
-        if st.button("Measure", icon=":material/speed:", help="Outputs move by: " + about):
-            st.session_state[asked] = True
-            st.rerun()
-        return
+    work = (float(bench.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
+    macs = bench.size.macs * (spec.calibration or 50_000) * 3
     try:
-        with st.spinner("Measuring the output distance"):
-            fused, dropped = (
-                float(here.bench.output_distance(spec.but(merge=merge), here.group).mean())
-                for merge in ("fusion", "drop")
-            )
-    except IntrafusionError:
-        st.metric(
-            "Outputs move by",
-            "no images",
-            help=about + " The Curves page says how to get them.",
-            border=True,
-            width=172,
+        found = asking.results(
+            ("distance", here.key(), group.name, spec), macs, "Measure", 2, lambda: work, "How far do the outputs move?"
         )
+    except IntrafusionError:
+        st.metric(name, "no images", help=about + " The Curves page says how to get them.", border=True, width=172)
         return
-    st.metric(
-        "Outputs move by", f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=172
-    )  # fmt: skip
+    if found:
+        fused, dropped = found
+        st.metric(
+            name, f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=172
+        )  # fmt: skip
 
 
 def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:

@@ -1,4 +1,5 @@
 import re
+import time
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -167,3 +168,16 @@ def test_what_needs_images_says_how_to_get_them(monkeypatch, tmp_path):
     assert not app.exception
     assert "not on this machine yet" in app.info[0].value
     assert "Fetch CIFAR-10 (170 MB)" in [b.label for b in app.button]
+
+
+def test_a_dear_output_distance_waits_to_be_asked_and_says_what_it_lacks(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))  # no CIFAR images
+    app = open_page("transport", model="cifar10-vgg16_bn", weights="random")
+    assert "Outputs move by" not in [m.label for m in app.metric]
+    next(b for b in app.button if b.label == "Measure").click().run()
+    deadline = time.monotonic() + 60
+    while "no usable cifar10" not in text(app) and time.monotonic() < deadline:
+        time.sleep(0.3)
+        app.run()
+    assert not app.exception
+    assert "no usable cifar10" in text(app)
