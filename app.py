@@ -17,10 +17,12 @@ if page.title == "Overview":
 
 # torch takes seconds to import, once a server: navigation and greeting do not wait for it
 from intrafusion import IntrafusionError  # noqa: E402
-from pages.common import shell  # noqa: E402
+from pages.common import queue, shell  # noqa: E402
 
+controls = st.sidebar.container()
+queue.show()  # below the controls, and before the page, which may stop early
 try:
-    st.session_state.here = shell.choose()
+    st.session_state.here = shell.choose(controls)
     run(page)
     shell.warm()
 except IntrafusionError as error:

@@ -59,7 +59,7 @@ def _write(url: str, partial: Path, timeout: float) -> Generator[tuple[int, int]
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
         total, done = int(response.headers.get("Content-Length") or 0), 0
-        while chunk := response.read(_CHUNK):
+        while chunk := response.read1(_CHUNK):
             file.write(chunk)
             digest.update(chunk)
             done += len(chunk)

@@ -1,107 +1,309 @@
-"""Background work of the app: started once for each key, observed by anyone, cancelled between two results.
+"""Background work of the app: started once for each key, observed by anyone, in turns, cancelled at any time.
 
-One job computes at a time, so that timings mean something and the accelerator is not shared; the others wait their turn.
-Jobs belong to the process, not to a browser session: a reload, or a second reader, finds them running.
+One job computes at a time, so that timings mean something and the device is not shared. The turn goes round: a job that
+has computed for a second lets the next one in line, between two of its results, so that a short job never waits for the
+end of a long one. Jobs belong to the process, not to a browser session: a reload, or a second reader, finds them running.
 """
 
 import atexit
+import ctypes
+import gc
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.eta import Arrivals
+from intrafusion.pace import Cancelled, stoppable
 
 T = TypeVar("T")
+Part = Callable[[Any], tuple[Hashable, float]]
 _log = logging.getLogger(__name__)
 
 
 class Job(Generic[T]):
-    """An iterator drained in a thread. results: what it yielded so far; error: one line, when it failed."""
+    """An iterator drained in a thread, whenever the job has its turn.
 
-    def __init__(self, total: int, work: Callable[[], Iterator[T]], turn: threading.Lock):
-        self.total = total
-        self.results: list[T] = []
+    key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
+    asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed.
+    See `Jobs.start` for the rest.
+    """
+
+    def __init__(
+        self,
+        key: Hashable,
+        total: int,
+        work: Callable[[], Iterator[T]],
+        title: str = "",
+        part: Part | None = None,
+        line: "Line | None" = None,
+    ):
+        self.key, self.total, self.title = key, total, title
+        self.asked, self.started = time.time(), None  # type: float, float | None
         self.error: str | None = None
-        self.state = "waiting"  # then "running", and "done", "failed" or "cancelled"
+        self._work: Callable[[], Iterator[T]] | None = work
+        self._part = part
+        self._parts: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()
+        self._arrivals = Arrivals()
+        self._computed: tuple[float, float | None] = 0.0, None  # seconds in earlier turns, when this turn began
+        self._outcome: str | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._drain, args=(work, turn), daemon=True)
+        self._lock = threading.Lock()
+        self._line = line or Line()
+        self._line.join(self)
+        self._thread = threading.Thread(target=self._drain, daemon=True)
         self._thread.start()
 
     @property
+    def state(self) -> str:
+        """waiting (for a turn, be it the first or the next), running or stopping; in the end done, failed or cancelled."""
+        if self._outcome is not None:
+            return self._outcome
+        if self._stop.is_set():
+            return "stopping"
+        return "waiting" if self._computed[1] is None else "running"
+
+    @property
     def active(self) -> bool:
-        return self.state in ("waiting", "running")
+        return self._outcome is None
+
+    @property
+    def results(self) -> list[T]:
+        """What the work gave so far: the last result of each part, in the order in which the parts began."""
+        with self._lock:
+            return [result for result, _ in self._parts.values()]
+
+    @property
+    def done(self) -> float:
+        """How many parts of `total` are done, parts of parts included."""
+        with self._lock:
+            return round(self._arrivals.done, 9)
+
+    @property
+    def share(self) -> float | None:
+        """How much of its work is done, in [0, 1]; None when `total` is not known."""
+        if self.state == "done":
+            return 1.0
+        return min(self.done / self.total, 1.0) if self.total else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of its own computing so far; waiting is not counted."""
+        before, since = self._computed
+        return before if since is None else before + time.perf_counter() - since
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of its own computing still to come; None before two results took time, and when `total` is not known."""
+        if not (self.total and self.active):
+            return None
+        with self._lock:
+            return self._arrivals.seconds_left(self.total, self.elapsed)
 
     def cancel(self) -> None:
-        """Ask the job to stop; what it has computed stays."""
+        """Ask the job to stop, at its next checkpoint or result; what it has computed stays."""
         self._stop.set()
+        self._line.wake()
 
     def wait(self, timeout: float | None = None) -> None:
         self._thread.join(timeout)
 
-    def _drain(self, work: Callable[[], Iterator[T]], turn: threading.Lock) -> None:
+    def _drain(self) -> None:
+        outcome = "failed"
         try:
-            while not turn.acquire(timeout=0.1):
-                if self._stop.is_set():
-                    self.state = "cancelled"
-                    return
-            exhausted = False
-            try:
-                if self._stop.is_set():
-                    self.state = "cancelled"
-                    return
-                self.state = "running"
-                for result in work():
-                    self.results.append(result)
-                    if self._stop.is_set():
-                        break
-                else:
-                    exhausted = True
-            finally:
-                turn.release()
-            complete = exhausted or 0 < self.total <= len(self.results)
-            self.state = "done" if complete else "cancelled"
+            with stoppable(self._stop):
+                self._compute()
+            outcome = "done"
+        except Cancelled:
+            complete = self._part is None and 0 < self.total <= len(self._parts)
+            outcome = "done" if complete else "cancelled"
         except IntrafusionError as error:
-            self.error, self.state = str(error), "failed"
-        except Exception as error:  # the page must hear of any failure; the log has the rest
+            self.error = str(error)
+        except BaseException as error:  # the page must hear of any failure; the log has the rest
             _log.exception("a background job failed")
-            self.error, self.state = (
-                f"{type(error).__name__}: {one_line(error)}",
-                "failed",
-            )
+            self.error = f"{type(error).__name__}: {one_line(error)}"
+        finally:
+            self._halt()
+            self._outcome = outcome
+            try:
+                give_back_memory()  # before the next turn: nobody's timings shall hold it
+            finally:
+                self._line.leave(self)
+
+    def _compute(self) -> None:
+        work, self._work = self._work, None  # it holds models; they go when this returns
+        assert work is not None
+        self._take_turn()
+        results = iter(work())
+        try:
+            for result in results:
+                self._keep(result)
+                if self._stop.is_set():
+                    raise Cancelled
+                since = self._computed[1]
+                if since is not None and self._line.is_over(time.perf_counter() - since):
+                    self._halt()
+                    self._line.go_last(self)
+                    self._take_turn()
+        finally:
+            if close := getattr(results, "close", None):
+                close()
+
+    def _take_turn(self) -> None:
+        self._line.wait(self, self._stop)
+        if self._stop.is_set():
+            raise Cancelled
+        self.started = self.started or time.time()
+        self._computed = self._computed[0], time.perf_counter()
+
+    def _halt(self) -> None:
+        self._computed = self.elapsed, None
+
+    def _keep(self, result: T) -> None:
+        elapsed = self.elapsed
+        part, share = (len(self._parts), 1.0) if self._part is None else self._part(result)
+        with self._lock:
+            before = self._parts[part][1] if part in self._parts else 0.0
+            self._parts[part] = result, share
+            self._arrivals.add(share - before, elapsed)
+
+
+class Line:
+    """Jobs in the order of their turns: the first may compute, the others wait.
+
+    turn: seconds after which a job that computes shall let the next one, when another waits.
+    """
+
+    def __init__(self, turn: float = 1.0):
+        self._turn = turn
+        self._jobs: list[Job] = []
+        self._changed = threading.Condition()
+
+    @property
+    def jobs(self) -> list[Job]:
+        with self._changed:
+            return list(self._jobs)
+
+    def join(self, job: Job) -> None:
+        with self._changed:
+            self._jobs.append(job)
+
+    def leave(self, job: Job) -> None:
+        with self._changed:
+            self._jobs.remove(job)
+            self._changed.notify_all()
+
+    def go_last(self, job: Job) -> None:
+        with self._changed:
+            self._jobs.remove(job)
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether a turn that has lasted so many seconds should go to another job."""
+        with self._changed:
+            return len(self._jobs) > 1 and seconds >= self._turn
+
+    def wait(self, job: Job, stop: threading.Event) -> None:
+        """Return when the job has its turn, or `stop` is set."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs[0] is job or stop.is_set())
+
+    def wake(self) -> None:
+        """Let those who wait see that a job was asked to stop."""
+        with self._changed:
+            self._changed.notify_all()
 
 
 class Jobs:
-    """The process's jobs by key, the oldest finished ones forgotten beyond `limit`."""
+    """The process's jobs by key, the oldest finished ones forgotten beyond `limit`. turn: as `Line` has it."""
 
-    def __init__(self, limit: int = 64):
+    def __init__(self, limit: int = 64, turn: float = 1.0):
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
         self._limit = limit
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._line = Line(turn)
         atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
 
     def get(self, key: Hashable) -> Job | None:
         with self._lock:
             return self._jobs.get(key)
 
-    def start(self, key: Hashable, total: int, work: Callable[[], Iterator]) -> Job:
-        """The running job of this key, or a new one; a finished one is replaced."""
+    def start(
+        self,
+        key: Hashable,
+        total: int,
+        work: Callable[[], Iterator],
+        title: str = "",
+        part: Part | None = None,
+        computes: bool = True,
+    ) -> Job:
+        """The active job of this key, or a new one; a finished one is replaced.
+
+        total: how many parts the work has; 0 when not known. title: what it is, in words ("curve of digits-resnet").
+        part: where several results may come of one part, which part a result is of (any key) and how much of it is done,
+        in [0, 1]; the part's last result is kept. None: each result is a part of its own. computes: False for work that
+        leaves the device alone, such as a download: it neither waits for a turn nor takes one.
+        `work` must not hold a lock where it yields, as other jobs may compute before it goes on.
+        """
         with self._lock:
             job = self._jobs.get(key)
             if job is None or not job.active:
-                job = self._jobs[key] = Job(total, work, self._turn)
+                job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None)
                 self._jobs.move_to_end(key)
                 for old in [k for k, j in self._jobs.items() if not j.active][: max(0, len(self._jobs) - self._limit)]:
                     del self._jobs[old]
             return job
 
+    def queue(self) -> list[Job]:
+        """The active jobs: those that need no turn, then the line, the first of which computes."""
+        line = self._line.jobs
+        with self._lock:
+            others = [job for job in self._jobs.values() if job not in line]
+        return [job for job in others + line if job.active]
+
+    def ahead(self, job: Job) -> int:
+        """How many jobs compute before this one does: 0 when it has the turn, or needs none."""
+        line = self._line.jobs
+        return line.index(job) if job in line else 0
+
+    def seconds_left(self, job: Job) -> float | None:
+        """Seconds from now until the job is done, while all in line take turns; None when not known."""
+        left, line = job.seconds_left, self._line.jobs
+        if left is None or job not in line:
+            return left
+        theirs = [other.seconds_left for other in line if other is not job]
+        return left + sum(left if other is None else min(left, other) for other in theirs)
+
     def stop(self, timeout: float = 10) -> None:
         """Cancel every job and wait for each up to `timeout` seconds."""
         with self._lock:
-            active = [job for job in self._jobs.values() if job.active]
-        for job in active:
+            everyone = {*self._jobs.values(), *self._line.jobs}  # one that tidies up may have been replaced already
+        for job in everyone:
             job.cancel()
-        for job in active:
+        for job in everyone:
             job.wait(timeout)
+
+
+def _find_malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):  # not glibc
+        return None
+
+
+_malloc_trim = _find_malloc_trim()
+
+
+def give_back_memory() -> None:
+    """Return what nobody uses to the system: pruned networks sit in reference cycles, and allocators keep what is freed."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if _malloc_trim is not None:
+        _malloc_trim(0)

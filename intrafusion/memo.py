@@ -5,6 +5,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from intrafusion.pace import checkpoint
+
 
 class Memo:
     """At most `limit` results. Two threads that ask for one key compute it once; other keys do not wait for it."""
@@ -19,17 +21,19 @@ class Memo:
         """The result of this key, computed now if nobody has before. An error is not remembered."""
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
+        while not turn.acquire(timeout=0.1):
+            checkpoint()
         try:
-            with turn:
-                if (known := self.peek(key)) is not None:
-                    return known
-                result = compute()
-                with self._lock:
-                    self._results[key] = result
-                    while len(self._results) > self._limit:
-                        self._results.popitem(last=False)
-                return result
+            if (known := self.peek(key)) is not None:
+                return known
+            result = compute()
+            with self._lock:
+                self._results[key] = result
+                while len(self._results) > self._limit:
+                    self._results.popitem(last=False)
+            return result
         finally:
+            turn.release()
             with self._lock:
                 self._turns.pop(key, None)
 

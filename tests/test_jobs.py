@@ -1,10 +1,17 @@
+import gc
+import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 import intrafusion as itf
-from intrafusion.jobs import Job, Jobs
+from intrafusion.jobs import Job, Jobs, Line
+from intrafusion.pace import checkpoint
 
 PATIENCE = 10  # seconds that no test waits for, unless it fails
 
@@ -28,6 +35,15 @@ class Tap:
 
     def let(self, results: int = 1) -> None:
         self.turns.release(results)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _only_new_objects_are_collected() -> Iterator[None]:
+    """Each job's end collects garbage, which takes a fifth of a second where all of torch is looked through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -78,7 +94,9 @@ def test_cancelled_job_keeps_what_is_there_and_closes_its_work(tap, total):
     work.let()
     until(lambda: len(job.results) == 1)
     job.cancel()
-    work.let()  # a job stops between two results
+    assert job.state == "stopping"
+    assert job.active
+    work.let()  # work without checkpoints stops between two results
     assert finished(job).state == "cancelled"
     assert job.results == [0, 1]
     assert work.closed.wait(PATIENCE)
@@ -171,12 +189,14 @@ def test_waiting_job_can_be_cancelled_while_the_other_runs(tap):
     assert second.results == []
 
 
-def test_job_that_was_cancelled_while_waiting_does_not_take_its_turn():
-    turn, computed = threading.Lock(), []
-    turn.acquire()
-    job = Job(3, lambda: iter(computed.append("x") or range(3)), turn)
+def test_job_that_was_cancelled_while_waiting_does_not_take_its_turn(tap):
+    line, work, computed = Line(), tap(1), []
+    first = Job("first", 1, work, line=line)
+    until(work.started.is_set)
+    job = Job("key", 3, lambda: iter(computed.append("x") or range(3)), line=line)
     job.cancel()
-    turn.release()
+    work.let()
+    assert finished(first).state == "done"
     assert finished(job).state == "cancelled"
     assert (computed, job.results) == ([], [])
 
@@ -244,3 +264,331 @@ def test_stopping_all_jobs_cancels_the_running_and_the_waiting_one(tap):
     assert not first.active
     assert second.state == "cancelled"
     assert not waiting.started.is_set()
+
+
+def endless(begun: threading.Event, closed: list[str]) -> Iterator[int]:
+    """A point that would never end, but has checkpoints."""
+    try:
+        while True:
+            begun.set()
+            time.sleep(0.001)
+            checkpoint()
+        yield 0
+    except Exception:
+        pytest.fail("a cancellation was taken for a failure")
+    finally:
+        closed.append("closed")
+
+
+def test_a_long_point_is_cancelled_where_it_stands():
+    begun, closed = threading.Event(), []
+    job = Jobs().start("key", 5, lambda: endless(begun, closed))
+    assert begun.wait(PATIENCE)
+    start = time.perf_counter()
+    job.cancel()
+    until(lambda: not job.active)
+    assert time.perf_counter() - start < 1
+    assert (job.state, job.results, job.error, closed) == ("cancelled", [], None, ["closed"])
+
+
+def test_a_job_between_two_turns_is_cancelled_while_the_other_computes(tap):
+    jobs, first_work, second_work = Jobs(turn=0), tap(), tap()
+    first = jobs.start("first", 3, first_work)
+    until(first_work.started.is_set)
+    second = jobs.start("second", 3, second_work)
+    first_work.let()
+    until(second_work.started.is_set)
+    assert (first.state, second.state) == ("waiting", "running")
+    first.cancel()
+    assert first_work.closed.wait(1)
+    assert finished(first).state == "cancelled"
+    assert first.results == [0]
+    assert second.state == "running"
+
+
+class TestTurns:
+    def test_go_round_after_each_result_when_a_turn_is_short(self):
+        jobs, order, gate = Jobs(turn=0), [], threading.Event()
+
+        def work(name: str, count: int) -> Iterator[str]:
+            gate.wait(PATIENCE)
+            for _ in range(count):
+                order.append(name)
+                yield name
+
+        counts = {"a": 4, "b": 1, "c": 2}
+        started = [jobs.start(name, count, lambda n=name, c=count: work(n, c)) for name, count in counts.items()]
+        gate.set()
+        assert [finished(job).state for job in started] == ["done"] * 3
+        assert "".join(order) == "abcacaa"
+        assert [len(job.results) for job in started] == [4, 1, 2]
+
+    def test_last_while_they_are_not_over(self, tap):
+        jobs, first_work, second_work = Jobs(turn=60), tap(), tap(1)
+        first = jobs.start("first", 3, first_work)
+        second = jobs.start("second", 1, second_work)
+        first_work.let(2)
+        until(lambda: len(first.results) == 2)
+        assert (first.state, second.state) == ("running", "waiting")
+        assert not second_work.started.is_set()
+
+    def test_short_work_is_done_long_before_the_long_work_it_came_after(self):
+        jobs = Jobs(turn=0.02)
+
+        def long() -> Iterator[int]:
+            for number in range(500):
+                time.sleep(0.002)
+                yield number
+
+        first = jobs.start("long", 500, long)
+        until(lambda: len(first.results) > 10)
+        assert finished(jobs.start("short", 3, lambda: iter(range(3)))).state == "done"
+        assert first.active
+        first.cancel()
+        finished(first)
+
+    def test_stay_with_a_job_that_is_alone(self, tap):
+        jobs, work = Jobs(turn=0), tap()
+        job = jobs.start("key", 3, work)
+        work.let(2)
+        until(lambda: len(job.results) == 2)
+        assert job.state == "running"
+
+    def test_are_not_needed_by_what_does_not_compute(self, tap):
+        jobs, computing, download = Jobs(), tap(1), tap(1)
+        first = jobs.start("first", 1, computing)
+        until(computing.started.is_set)
+        second = jobs.start("second", 1, download, computes=False)
+        until(download.started.is_set)
+        assert jobs.queue() == [second, first]
+        assert [jobs.ahead(job) for job in (first, second)] == [0, 0]
+        download.let()
+        assert finished(second).results == [0]
+        assert first.state == "running"
+
+    def test_are_free_again_when_work_ends_in_an_unheard_of_way(self):
+        def work() -> Iterator[int]:
+            yield 1
+            raise SystemExit(3)
+
+        jobs = Jobs()
+        job = finished(jobs.start("key", 2, work))
+        assert (job.state, job.error) == ("failed", "SystemExit: 3")
+        assert finished(jobs.start("next", 1, lambda: iter([1]))).state == "done"
+
+
+def test_the_queue_is_in_the_order_of_turns_and_says_what_everyone_computes(tap):
+    jobs, works = Jobs(turn=0), [tap(2) for _ in range(3)]
+    made = [jobs.start(i, 2, work, title=f"study {i}") for i, work in enumerate(works)]
+    until(works[0].started.is_set)
+    assert [job.title for job in jobs.queue()] == ["study 0", "study 1", "study 2"]
+    assert [jobs.ahead(job) for job in made] == [0, 1, 2]
+    works[0].let()
+    until(works[1].started.is_set)
+    assert [job.key for job in jobs.queue()] == [1, 2, 0]
+    assert [job.state for job in jobs.queue()] == ["running", "waiting", "waiting"]
+    made[2].cancel()
+    until(lambda: not made[2].active)
+    assert [job.key for job in jobs.queue()] == [1, 0]
+    for work in works:
+        work.let(5)
+    for job in made:
+        finished(job)
+    assert jobs.queue() == []
+    assert Jobs().queue() == []
+
+
+def test_of_several_results_of_one_part_the_last_is_kept_and_parts_of_it_count():
+    shares, seen = [("a", 0.25), ("b", 0.5), ("a", 1.0), ("c", 1.0), ("b", 1.0)], []
+    gates = [threading.Semaphore(0) for _ in shares]
+
+    def work() -> Iterator[tuple[str, float]]:
+        for share, gate in zip(shares, gates, strict=True):
+            assert gate.acquire(timeout=PATIENCE)
+            yield share
+
+    job = Jobs().start("key", 3, work, part=lambda result: result)
+    for number, gate in enumerate(gates):
+        before = job.done
+        gate.release()
+        until(lambda before=before: job.done > before)
+        seen.append((job.done, job.results))
+        assert job.share == pytest.approx(job.done / 3)
+        assert number < 3 or job.results[2] == ("c", 1.0)
+    assert [done for done, _ in seen] == [0.25, 0.75, 1.5, 2.5, 3]
+    assert seen[1][1] == [("a", 0.25), ("b", 0.5)]
+    assert seen[2][1] == [("a", 1.0), ("b", 0.5)]
+    assert finished(job).results == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+
+
+def test_a_point_that_failed_is_a_result_and_the_others_go_on():
+    def work() -> Iterator[tuple[int, str]]:
+        for number in range(3):
+            try:
+                yield number, f"{1 / (number - 1):.0f}"
+            except ZeroDivisionError as error:
+                yield number, str(error)
+
+    job = finished(Jobs().start("key", 3, work))
+    assert job.results == [(0, "-1"), (1, "division by zero"), (2, "1")]
+    assert (job.state, job.error) == ("done", None)
+
+
+def test_a_job_whose_parts_ended_early_is_done_all_the_same():
+    job = finished(Jobs().start("key", 4, lambda: iter([0.5, 1.0]), part=lambda share: (share, share)))
+    assert (job.done, job.share, job.state) == (1.5, 1.0, "done")
+
+
+def test_a_download_that_was_cancelled_with_its_last_byte_is_cancelled(tap):
+    work = tap(1)
+    job = Jobs().start("key", 1, work, part=lambda result: ("file", 1.0), computes=False)
+    job.cancel()  # the file would only get its name after the last result
+    work.let()
+    assert finished(job).state == "cancelled"
+
+
+class TestTime:
+    def test_only_own_computing_counts(self):
+        jobs, sleep = Jobs(turn=0), 0.02
+
+        def work(seconds: float) -> Iterator[int]:
+            for number in range(6):
+                time.sleep(seconds)
+                yield number
+
+        before, start = time.time(), time.perf_counter()
+        slow, quick = (jobs.start(s, 6, lambda s=s: work(s)) for s in (5 * sleep, sleep))
+        until(lambda: not quick.active)
+        wall = time.perf_counter() - start
+        assert 6 * sleep <= quick.elapsed < wall - 5 * 5 * sleep  # as long as five slow results it waited
+        finished(slow)
+        assert 30 * sleep <= slow.elapsed
+        assert slow.elapsed + quick.elapsed < time.perf_counter() - start
+        assert before <= quick.asked <= quick.started <= time.time()
+        assert quick.elapsed == quick.elapsed  # it does not go on
+
+    def test_is_left_as_much_as_the_results_took_and_nothing_at_the_end(self):
+        def work() -> Iterator[int]:
+            for number in range(100):
+                time.sleep(0.01)
+                yield number
+
+        jobs = Jobs()
+        job = jobs.start("key", 100, work)
+        assert job.seconds_left is None
+        until(lambda: len(job.results) >= 10)
+        left, done = job.seconds_left, len(job.results)
+        assert left == pytest.approx(job.elapsed / done * (100 - done), rel=0.5)
+        assert jobs.seconds_left(job) == pytest.approx(left, rel=0.5)
+        job.cancel()
+        assert finished(job).seconds_left is None
+
+    def test_is_not_known_without_a_total(self, tap):
+        work = tap(3)
+        job = Jobs().start("key", 0, work)
+        work.let(2)
+        until(lambda: len(job.results) == 2)
+        assert (job.seconds_left, job.share) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("own", "expected"),
+        [
+            ({"a": 10.0}, {"a": 10}),
+            ({"a": 10.0, "b": 30.0}, {"a": 20, "b": 40}),
+            ({"a": 10.0, "b": 30.0, "c": 20.0}, {"a": 30, "b": 60, "c": 50}),
+            ({"a": 10.0, "b": None}, {"a": 20, "b": None}),
+            ({"a": 10.0, "b": 0.0}, {"a": 10, "b": 0}),
+        ],
+    )
+    def test_until_the_end_is_longer_where_others_take_turns(self, own, expected, tap, monkeypatch):
+        monkeypatch.setattr(Job, "seconds_left", property(lambda job: own[job.key]))
+        jobs = Jobs()
+        made = {key: jobs.start(key, 1, tap(1)) for key in own}
+        assert {key: jobs.seconds_left(job) for key, job in made.items()} == expected
+
+
+class Model:
+    """Something large that a job's work holds on to."""
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "cancelled", "never began"])
+def test_an_ended_job_lets_go_of_its_work(how, tap):
+    def start(jobs: Jobs) -> tuple[Job, weakref.ref]:
+        model = Model()
+
+        def work() -> Iterator[int]:
+            yield 1
+            if how == "failed":
+                raise itf.IntrafusionError(str(model))  # of others the log keeps the traceback, under pytest
+            while how == "cancelled":
+                checkpoint()
+                time.sleep(0.001)
+
+        return jobs.start("key", 5, work), weakref.ref(model)
+
+    jobs, blocking = Jobs(), tap(1)
+    if how == "never began":
+        jobs.start("first", 1, blocking)
+        until(blocking.started.is_set)
+    job, model = start(jobs)
+    if how in ("cancelled", "never began"):
+        until(lambda: job.results or how == "never began")
+        job.cancel()
+    blocking.let()
+    assert finished(job).state == ("cancelled" if how == "never began" else how)
+    assert model() is None
+
+
+def test_ended_jobs_leave_no_threads():
+    jobs, before = Jobs(turn=0), set(threading.enumerate())
+    for job in [jobs.start(number, 3, lambda: iter(range(3))) for number in range(5)]:
+        finished(job)
+    assert set(threading.enumerate()) <= before
+
+
+def resident() -> float:
+    """The process's resident memory in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def tensors(peaks: list[float]) -> Iterator[int]:
+    """Allocates and frees tensors of 5 to 20 MB among small ones that stay, and keeps them in a cycle, as networks are."""
+    generator, live, small = torch.Generator().manual_seed(0), [], []
+    cycle: list = [live, small]
+    cycle.append(cycle)
+    for number in range(4):
+        for megabytes in torch.randint(5, 21, (40,), generator=generator).tolist():
+            live.append(torch.ones(megabytes * 250_000))
+            small.append(torch.ones(1000))
+            if len(live) > 20:
+                live.pop(int(torch.randint(20, (), generator=generator)))
+        peaks.append(resident())
+        yield number
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_comes_back_when_a_job_ends():
+    jobs, peaks = Jobs(), []
+    finished(jobs.start("before", 1, lambda: iter([0])))
+    before = resident()
+    assert finished(jobs.start("key", 4, lambda: tensors(peaks))).state == "done"
+    assert max(peaks) > before + 200
+    assert resident() < 1.1 * before + 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_memory_of_the_device_comes_back_when_a_job_ends():
+    def work() -> Iterator[int]:
+        held = []
+        for number in range(5):
+            held.append(torch.ones(50_000_000, device="cuda"))
+            peaks.append(torch.cuda.memory_reserved())
+            yield number
+
+    stays, peaks = torch.ones(1, device="cuda"), []
+    before = torch.cuda.memory_reserved()
+    finished(Jobs().start("key", 5, work))
+    assert max(peaks) > before + 900e6
+    assert torch.cuda.memory_reserved() <= before
+    del stays

@@ -4,6 +4,7 @@ import time
 import pytest
 
 from intrafusion.memo import Memo
+from intrafusion.pace import Cancelled, stoppable
 
 
 def test_each_key_is_computed_once():
@@ -53,3 +54,17 @@ def test_threads_that_ask_for_one_key_wait_for_one_computation():
 def test_a_result_may_ask_for_others():
     memo = Memo()
     assert memo.get("a", lambda: memo.get("b", lambda: 2) + 1) == 3
+
+
+def test_who_waits_for_another_can_be_cancelled_and_the_other_is_not_disturbed():
+    memo, let, stop = Memo(), threading.Event(), threading.Event()
+    worker = threading.Thread(target=lambda: memo.get("a", lambda: let.wait(10) and 7))
+    worker.start()
+    while "a" not in memo._turns:
+        time.sleep(0.001)
+    stop.set()
+    with stoppable(stop), pytest.raises(Cancelled):
+        memo.get("a", lambda: pytest.fail("computed twice"))
+    let.set()
+    worker.join()
+    assert memo.peek("a") == 7

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import streamlit as st
 
 from intrafusion.jobs import Job
-from pages.common import shell
+from pages.common import queue, shell
 
 CHEAP = 1e11  # multiply-accumulates that a laptop does in about three seconds: such work starts unasked
 
@@ -22,7 +22,7 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
     outcome = job and {"failed": job.error, "cancelled": "Cancelled; what is done stays"}.get(job.state)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # the label may change under the pointer
-            shell.jobs().start(key, total, work)
+            shell.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
             st.rerun()
         st.caption(outcome or about)
 
@@ -32,14 +32,12 @@ def _watch(key: tuple, job: Job, about: str, redraw: bool) -> None:
 
     @st.fragment(run_every=0.5)
     def watch() -> None:
-        done = len(job.results)
-        if not job.active or (redraw and done > drawn):
+        if not job.active or (redraw and len(job.results) > drawn):
             st.rerun()
         bar, button = st.columns([6, 1], vertical_alignment="center")
-        state = "waiting for another study" if job.state == "waiting" else f"{done} of {job.total} done"
-        bar.progress(done / job.total, f"{about}; {state}")
-        if button.button("Cancel", icon=":material/stop:", key=f"cancel {key}", help="After the step at hand."):
-            job.cancel()
+        bar.progress(job.share or 0.0, f"{about}; {queue.words(job)}")
+        with button:
+            queue.cancel_button(job, f"cancel {key}", icon=":material/stop:")
 
     watch()
 

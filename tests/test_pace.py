@@ -1,0 +1,99 @@
+import threading
+from contextvars import copy_context
+
+import pytest
+
+from intrafusion.memo import Memo
+from intrafusion.pace import Cancelled, checkpoint, stoppable
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
+def in_a_thread(run) -> list:
+    seen: list = []
+
+    def target() -> None:
+        try:
+            seen.append(run())
+        except Cancelled as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    return seen
+
+
+def test_outside_of_stoppable_work_a_checkpoint_does_nothing():
+    assert checkpoint() is None
+
+
+def test_a_checkpoint_raises_from_when_the_work_was_asked_to_stop():
+    asked = threading.Event()
+    with stoppable(asked):
+        checkpoint()
+        asked.set()
+        for _ in range(2):
+            with pytest.raises(Cancelled):
+                checkpoint()
+
+
+def test_nobody_who_answers_failures_answers_a_cancellation(stop):
+    def careful() -> str:
+        try:
+            checkpoint()
+        except Exception:
+            return "answered"
+        return "not asked"
+
+    with stoppable(stop), pytest.raises(Cancelled):
+        careful()
+
+
+def test_after_the_block_all_is_as_before(stop):
+    with pytest.raises(ZeroDivisionError), stoppable(stop):
+        raise ZeroDivisionError
+    checkpoint()
+    with stoppable(threading.Event()):
+        with pytest.raises(Cancelled), stoppable(stop):
+            checkpoint()
+        checkpoint()  # the outer block was not asked to stop
+
+
+def test_other_threads_go_on_unless_they_carry_the_context(stop):
+    with stoppable(stop):
+        assert in_a_thread(checkpoint) == [None]
+        context = copy_context()
+        (raised,) = in_a_thread(lambda: context.run(checkpoint))
+        assert isinstance(raised, Cancelled)
+
+
+def test_a_memo_stays_clean_and_whoever_waits_for_the_same_key_computes_it(stop):
+    memo, computing, waiting = Memo(), threading.Event(), threading.Event()
+
+    def stopped() -> str:
+        computing.set()
+        assert waiting.wait(10)
+        checkpoint()
+        return "never"
+
+    def first() -> None:
+        with stoppable(stop):
+            memo.get("key", stopped)
+
+    one = threading.Thread(target=lambda: in_a_thread(first))
+    one.start()
+    assert computing.wait(10)
+    found: list[str] = []
+    other = threading.Thread(target=lambda: found.append(memo.get("key", lambda: "computed")))
+    other.start()
+    waiting.set()
+    one.join(10)
+    other.join(10)
+    assert found == ["computed"]
+    assert memo.peek("key") == "computed"
