@@ -1,0 +1,28 @@
+"""What tells one network, or one choice of images, from another, wherever its file lies."""
+
+import hashlib
+
+from torch import nn
+
+from intrafusion.cards import card_of
+from intrafusion.data import ImageData
+
+
+def of_model(model: nn.Module) -> str:
+    """SHA-256 (hex) of a network's layers, their numbers and the normalisation of its input."""
+    card = card_of(model)
+    digest = hashlib.sha256(f"{model}{card.mean}{card.std}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def of_images(*choices: ImageData) -> str:
+    """SHA-256 (hex) of all pixels and labels, in their order."""
+    digest = hashlib.sha256()
+    for data in choices:
+        digest.update(f"{tuple(data.images.shape)}".encode())
+        for tensor in (data.images, data.labels):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

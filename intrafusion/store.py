@@ -1,0 +1,459 @@
+"""Where results of studies are kept: one SQLite file, shared by every process that opens it.
+
+A result is stored once, under the key of its spec, its weights, its images and the code's version, so that it is never
+computed again. WAL with synchronous=NORMAL: a killed process loses nothing that `put` returned from; after a power cut
+the last results may be missing, and the file is sound. The file belongs on a local disk: WAL does not work over a network.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.places import home
+from intrafusion.run import Result
+from intrafusion.spec import PruneSpec
+
+FORMAT = 1  # of the file, in PRAGMA user_version
+STAMP = int.from_bytes(b"itfs")  # in PRAGMA application_id: tells a store from the databases of other programs
+VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
+
+SCHEMA = (
+    """CREATE TABLE points (
+        key TEXT PRIMARY KEY, spec TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, version TEXT NOT NULL,
+        device TEXT NOT NULL, accuracy REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, count INTEGER NOT NULL,
+        total INTEGER NOT NULL, dense_accuracy REAL NOT NULL, params INTEGER NOT NULL, params_before INTEGER NOT NULL,
+        macs INTEGER NOT NULL, macs_before INTEGER NOT NULL, channels INTEGER NOT NULL,
+        channels_before INTEGER NOT NULL, seconds REAL NOT NULL, measured_at TEXT NOT NULL, correct BLOB NOT NULL)""",
+    "CREATE TABLE failures (key TEXT PRIMARY KEY, spec TEXT NOT NULL, reason TEXT NOT NULL, failed_at TEXT NOT NULL)",
+    """CREATE TABLE claims (
+        key TEXT PRIMARY KEY, token TEXT NOT NULL, owner TEXT, host TEXT NOT NULL, pid INTEGER NOT NULL,
+        born TEXT NOT NULL, beat REAL NOT NULL)""",
+    "CREATE TABLE studies (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, text TEXT NOT NULL, created TEXT NOT NULL)",
+    """CREATE TABLE members (
+        study INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE, position INTEGER NOT NULL, key TEXT NOT NULL,
+        spec TEXT NOT NULL, PRIMARY KEY (study, key))""",
+    "CREATE INDEX members_of_point ON members (key)",
+    f"PRAGMA application_id = {STAMP}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+_MEASURED = tuple(field.name for field in fields(Result) if field.name not in ("spec", "interval"))  # a column each
+_BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
+
+
+def default_path() -> Path:
+    """The store's file: $INTRAFUSION_STORE, or studies.sqlite among the downloads."""
+    return Path(os.environ.get("INTRAFUSION_STORE") or home() / "studies.sqlite")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a point was measured on. model, data: fingerprints (hex) of weights and images; device: in words, as "cpu"."""
+
+    model: str
+    data: str
+    device: str
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A stored study and how far it is. text: its TOML; created: ISO 8601, UTC; seconds: what its points took, summed.
+
+    points: all of them, of which `done` are measured on all their images, `partial` on the first of them, and `failed`
+    have a failure recorded (a partial one may have failed, too). devices: where they were measured.
+    """
+
+    name: str
+    text: str
+    created: str
+    points: int
+    done: int
+    partial: int
+    failed: int
+    seconds: float
+    devices: tuple[str, ...]
+
+
+def point_key(spec: PruneSpec, origin: Origin) -> str:
+    """The name of a point in every store: SHA-256 (hex) of its spec, fingerprints and code version.
+
+    Paths are left out, for the fingerprints say what the files hold: a moved file is still known. So is the device.
+    Rows of another version of the code stay listed, but are never reused.
+    """
+    known = {name: value for name, value in vars(spec).items() if name not in ("weights", "data_path")}
+    text = json.dumps([known, origin.model, origin.data, _code_version()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """Results, studies and claims in one file, created where there is none; for any number of threads and processes.
+
+    path: None for `default_path`. wait: seconds of patience with another process's lock. Every problem with the file is
+    an IntrafusionError of one line; what was stored before stays, and the store can be used again once it is solved.
+    """
+
+    def __init__(self, path: Path | str | None = None, wait: float = 10.0):
+        self.path = (default_path() if path is None else Path(path)).absolute()
+        self.wait = wait
+        self._lock = threading.RLock()
+        self._token = secrets.token_hex(8)
+        self._held: set[str] = set()
+        with _plain_errors(self.path, wait):
+            self._db = _open(self.path, wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release all claims and close the file; a second time does nothing."""
+        with self._lock:
+            with suppress(IntrafusionError):  # a claim that cannot be released ends with the process
+                self.release_all()
+            self._db.close()
+
+    def get(self, points: Iterable[tuple[PruneSpec, Origin]]) -> dict[PruneSpec, Result]:
+        """The stored results among `points`, complete or not, under the specs as asked."""
+        asked = [(spec, point_key(spec, origin)) for spec, origin in points]
+        keys = list({key for _, key in asked})
+        found: dict[str, sqlite3.Row] = {}
+        with self._read() as db:
+            for start in range(0, len(keys), _BATCH):
+                batch = keys[start : start + _BATCH]
+                marks = ",".join("?" * len(batch))
+                found |= {row["key"]: row for row in db.execute(f"SELECT * FROM points WHERE key IN ({marks})", batch)}
+        return {spec: _result(spec, found[key]) for spec, key in asked if key in found}
+
+    def put(self, result: Result, origin: Origin) -> None:
+        """Store a result; one that is there already gives way only to more images. Forgets that the point had failed."""
+        key, (low, high) = point_key(result.spec, origin), result.interval
+        row = {"key": key, "spec": result.spec.key(), **vars(origin), "version": _code_version(), "measured_at": _now()}
+        row |= {"low": low, "high": high, **{name: getattr(result, name) for name in _MEASURED}}
+        with self._write() as db:
+            db.execute(
+                f"INSERT INTO points ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (key) DO UPDATE"
+                f" SET {', '.join(f'{name} = excluded.{name}' for name in row)} WHERE excluded.count > points.count",
+                tuple(row.values()),
+            )
+            db.execute("DELETE FROM failures WHERE key = ?", (key,))
+
+    def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:
+        """Record that a point could not be measured; a later run tries it again. A complete point does not fail."""
+        key = point_key(spec, origin)
+        with self._write() as db:
+            if not _is_complete(db, key):
+                row = key, spec.key(), " ".join(reason.split()), _now()
+                db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)", row)
+
+    def forget(self, points: Iterable[tuple[PruneSpec, Origin]]) -> None:
+        """Remove what is known of these points, so that they are measured anew; studies still list them."""
+        keys = [(point_key(spec, origin),) for spec, origin in points]
+        with self._write() as db:
+            for table in ("points", "failures"):
+                db.executemany(f"DELETE FROM {table} WHERE key = ?", keys)
+
+    def failures(self, name: str) -> dict[PruneSpec, str]:
+        """Why points of a study failed, in study order."""
+        query = "SELECT m.spec, reason FROM members m JOIN failures USING (key) WHERE study = ? ORDER BY position"
+        with self._read() as db:
+            rows = db.execute(query, (_find(db, self.path, name),)).fetchall()
+        return {_spec(row["spec"]): row["reason"] for row in rows}
+
+    def claim(self, spec: PruneSpec, origin: Origin, owner: str | None = None) -> bool:
+        """Ask to measure a point, so that no other process does: False where another is at it, or has completed it.
+
+        A claim is void when its process is dead or gave no `beat` for 60 s. owner: tells apart several that share this
+        store object; what one holds already, it may claim again.
+        """
+        key, now = point_key(spec, origin), time.time()
+        with self._write() as db:
+            row = db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
+            ours = row is not None and (row["token"], row["owner"]) == (self._token, owner)
+            if not ours and (_is_complete(db, key) or (row is not None and _is_held(row, now))):
+                return False
+            pid = os.getpid()
+            mine = key, self._token, owner, _host(), pid, _birth(pid), now
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)", mine)
+            self._held.add(key)
+        return True
+
+    def beat(self) -> None:
+        """Renew all our claims: call it at least every half minute."""
+        if self._held:
+            with self._write() as db:
+                db.execute("UPDATE claims SET beat = ? WHERE token = ?", (time.time(), self._token))
+
+    def release(self, spec: PruneSpec, origin: Origin) -> None:
+        """Give up our claim of a point, if there is one."""
+        self._release({point_key(spec, origin)})
+
+    def release_all(self) -> None:
+        """Give up all our claims."""
+        self._release(set(self._held))
+
+    def _release(self, keys: set[str]) -> None:
+        ours = [(key, self._token) for key in keys & self._held]
+        if ours:
+            with self._write() as db:
+                db.executemany("DELETE FROM claims WHERE key = ? AND token = ?", ours)
+                self._held -= keys
+
+    def save_study(self, name: str, text: str, points: Sequence[tuple[PruneSpec, Origin]]) -> None:
+        """Keep a study: its text and which points are its own, each once. A stored one of this name gives way to it."""
+        specs = {point_key(spec, origin): spec.key() for spec, origin in points}
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO studies (name, text, created) VALUES (?, ?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET text = excluded.text",
+                (name, text, _now()),
+            )
+            study = _find(db, self.path, name)
+            db.execute("DELETE FROM members WHERE study = ?", (study,))
+            members = [(study, position, key, spec) for position, (key, spec) in enumerate(specs.items())]
+            db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", members)
+
+    def studies(self) -> list[StudyRow]:
+        """All stored studies, newest first."""
+        with self._read() as db:
+            return [_study(db, row) for row in db.execute("SELECT * FROM studies ORDER BY id DESC").fetchall()]
+
+    def study(self, name: str) -> StudyRow:
+        """One stored study. Raises IntrafusionError with the names that exist."""
+        with self._read() as db:
+            query = "SELECT * FROM studies WHERE id = ?"
+            return _study(db, db.execute(query, (_find(db, self.path, name),)).fetchone())
+
+    def results(self, name: str) -> list[Result]:
+        """What is measured of a study, in study order, under the specs that the study was saved with."""
+        query = "SELECT p.*, m.spec AS asked FROM members m JOIN points p USING (key) WHERE study = ? ORDER BY position"
+        with self._read() as db:
+            rows = db.execute(query, (_find(db, self.path, name),)).fetchall()
+        return [_result(_spec(row["asked"]), row) for row in rows]
+
+    def delete(self, name: str) -> int:
+        """Remove a study and those of its points that no other study holds; how many results went."""
+        alone = "SELECT key FROM members WHERE study = :study EXCEPT SELECT key FROM members WHERE study != :study"
+        with self._write() as db:
+            chosen = {"study": _find(db, self.path, name)}
+            gone = db.execute(f"DELETE FROM points WHERE key IN ({alone})", chosen).rowcount
+            db.execute(f"DELETE FROM failures WHERE key IN ({alone})", chosen)
+            db.execute("DELETE FROM studies WHERE id = :study", chosen)
+        return gone
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _plain_errors(self.path, self.wait):
+            yield self._db
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._read() as db, _transaction(db, "IMMEDIATE"):
+            if not self.path.exists():  # SQLite would go on writing into the removed file
+                raise IntrafusionError(f"{self.path} was removed while it was open: start again")
+            yield db
+
+
+def _open(path: Path, wait: float) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IntrafusionError(f"the folder of {path} cannot be made ({error.strerror}): {_ELSEWHERE}") from error
+    db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = NORMAL")
+        with _transaction(db, "DEFERRED"):
+            new = _is_new(db, path)
+        _use_wal(db, wait)
+        if new:
+            with _transaction(db, "IMMEDIATE"):
+                if _is_new(db, path):  # no other process came first
+                    for statement in SCHEMA:
+                        db.execute(statement)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _is_new(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is empty. Raises IntrafusionError, before anything is written, for one that is no store of ours."""
+    stamp, version, tables = (
+        db.execute(query).fetchone()[0]
+        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    )
+    if (stamp, version, tables) == (0, 0, 0):
+        return True
+    if stamp != STAMP:
+        raise IntrafusionError(f"{path} is the database of another program: {_ELSEWHERE}")
+    if version > FORMAT:
+        raise IntrafusionError(
+            f"{path} has format {version}, and this version of intrafusion reads format {FORMAT}: update intrafusion"
+        )
+    return False
+
+
+def _use_wal(db: sqlite3.Connection, wait: float) -> None:
+    """Switch a new file to WAL. SQLite does not wait for a lock here when two processes do so at once; we do."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
+    """All or nothing of what is written inside."""
+    try:
+        db.execute(f"BEGIN {kind}")
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # the first problem is the one to tell
+            db.rollback()
+        raise
+
+
+_ELSEWHERE = "choose another file for the store, for example by INTRAFUSION_STORE"
+_FULL = "the disk of {path} is full: free some space and run again; what was stored before is safe"
+_DENIED = f"{{path}} or its folder is read-only or cannot be opened: {_ELSEWHERE}"
+_SENTENCES = {
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_BUSY: "{path} has been locked by another program for more than {wait:g} s: close that, and run again",
+    sqlite3.SQLITE_READONLY: _DENIED,
+    sqlite3.SQLITE_CANTOPEN: _DENIED,
+    sqlite3.SQLITE_PERM: _DENIED,
+    sqlite3.SQLITE_NOTADB: f"{{path}} is no study store: {_ELSEWHERE}",
+    sqlite3.SQLITE_CORRUPT: "{path} is damaged: move it away and start a new one;"
+    " the .recover command of the sqlite3 program saves what can be read",
+}
+
+
+@contextmanager
+def _plain_errors(path: Path, wait: float) -> Iterator[None]:
+    """SQLite's errors as one line that says what is wrong, with which file, and what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = _code(error)
+        if path.is_dir():
+            sentence = "{path} is a folder: the store is a file, such as {path}/studies.sqlite"
+        elif code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path):
+            sentence = _FULL  # where a side file cannot grow, SQLite does not say why
+        else:
+            sentence = _SENTENCES.get(code, f"{{path}} could not be used ({{error}}): {_ELSEWHERE}")
+        raise IntrafusionError(sentence.format(path=path, wait=wait, error=one_line(error))) from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where Python's module itself complains."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _disk_is_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.parent).free < 2**16
+    except OSError:
+        return False
+
+
+def _result(spec: PruneSpec, row: sqlite3.Row) -> Result:
+    return Result(spec, interval=(row["low"], row["high"]), **{name: row[name] for name in _MEASURED})
+
+
+def _spec(text: str) -> PruneSpec:
+    return PruneSpec.from_dict(json.loads(text))
+
+
+def _study(db: sqlite3.Connection, row: sqlite3.Row) -> StudyRow:
+    counts = db.execute(
+        "SELECT count(*) AS points, count(p.count = p.total OR NULL) AS done, count(p.count < p.total OR NULL) AS partial,"
+        " count(f.key) AS failed, total(p.seconds) AS seconds"
+        " FROM members LEFT JOIN points p USING (key) LEFT JOIN failures f USING (key) WHERE study = ?",
+        (row["id"],),
+    ).fetchone()
+    query = "SELECT DISTINCT device FROM members JOIN points USING (key) WHERE study = ? ORDER BY device"
+    devices = tuple(device for (device,) in db.execute(query, (row["id"],)))
+    return StudyRow(row["name"], row["text"], row["created"], **counts, devices=devices)
+
+
+def _find(db: sqlite3.Connection, path: Path, name: str) -> int:
+    """A study's id. Raises IntrafusionError with the names that exist."""
+    ids = dict(db.execute("SELECT name, id FROM studies ORDER BY id DESC").fetchall())
+    if name not in ids:
+        raise IntrafusionError(f"no study {name!r} in {path}: it holds {', '.join(ids) or 'none yet'}")
+    return ids[name]
+
+
+def _is_complete(db: sqlite3.Connection, key: str) -> bool:
+    return db.execute("SELECT 1 FROM points WHERE key = ? AND count = total", (key,)).fetchone() is not None
+
+
+def _is_held(claim: sqlite3.Row, now: float) -> bool:
+    """Whether the process of a claim may still be at it."""
+    if abs(now - claim["beat"]) > VOID_AFTER:  # either way: the clock may have been set back
+        return False
+    return claim["host"] != _host() or _runs(claim["pid"], claim["born"])
+
+
+def _host() -> str:
+    """Where a process number means the same process: a host, and on Linux the container in it."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _birth(pid: int) -> str:
+    """When a process started, in Linux's own count, "ended" for one that is not yet waited for; "" where nobody says."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "ended" if state in "ZX" else rest[18]
+
+
+def _runs(pid: int, born: str) -> bool:
+    """Whether the process that had this number when it was born still runs: numbers are used again."""
+    birth = _birth(pid)
+    if birth:
+        return birth == born
+    if os.name != "posix":  # there os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _code_version() -> str:
+    from intrafusion import __version__  # when called: the package imports this module
+
+    return __version__
