@@ -19,6 +19,7 @@ from torch import Tensor
 
 from intrafusion.download import stream
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.pace import checkpoint
 from intrafusion.places import ASSETS, home
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -65,7 +66,9 @@ class ImageData:
         pixels = _CUDA_PIXELS if self.images.device.type == "cuda" else _PIXELS
         size = max(1, pixels // (self.images.shape[-1] * self.images.shape[-2]))
         size = size if most is None else min(most, size)
-        return zip(self.images.split(size), self.labels.split(size), strict=True)
+        for batch in zip(self.images.split(size), self.labels.split(size), strict=True):
+            checkpoint()
+            yield batch
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

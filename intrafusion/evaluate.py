@@ -1,6 +1,7 @@
 """Accuracy with its confidence interval, and the size of a network."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,11 @@ def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
     """
     sizes: dict[str, Size] = {}
 
+    ours = threading.get_ident()
+
     def count(name: str, module: nn.Module, output: Tensor) -> None:
+        if threading.get_ident() != ours:  # somebody else runs the same model meanwhile
+            return
         weight = module.weight
         assert isinstance(weight, Tensor)
         macs = output.numel() // output.shape[0] * (weight.numel() // weight.shape[0])
@@ -84,6 +89,19 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
     correct = predictions(model, data, card.mean, card.std) == data.labels
     hits = int(correct.sum())
     return Evaluation(hits / len(data), wilson(hits, len(data)), len(data), correct.cpu())
+
+
+def stratified(labels: Tensor, seed: int = 0) -> Tensor:
+    """An order of the images, int64 (N,), whose every beginning holds each class in its proportion, to within one image.
+
+    labels: int64 (N,). Within a class the order is drawn by `seed`.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    by_class = classes.argsort(stable=True)
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    rank[by_class] = torch.cat([(torch.arange(size) + 0.5) / size for size in sizes.tolist()]).double()
+    return order[rank.argsort(stable=True)]
 
 
 def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -12,6 +12,7 @@ from intrafusion.activations import feature_maps
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.pace import checkpoint
 from intrafusion.vectors import whole_vectors
 
 COSTS = ("weights", "activations")
@@ -120,6 +121,7 @@ def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(vectors))
     for part in vectors.split(_SLICE, 1):
+        checkpoint()
         part = part.contiguous()
         for start in range(0, len(part), _ROWS):
             total[start : start + _ROWS, start:] += _powers(part[start : start + _ROWS], part[start:], power)

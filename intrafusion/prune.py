@@ -1,7 +1,7 @@
 """Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from intrafusion.fold import fold_groups
 from intrafusion.groups import find_groups
 from intrafusion.importance import score
 from intrafusion.merge import MERGES
+from intrafusion.pace import checkpoint
 from intrafusion.shrink import shrink
 from intrafusion.transport import TransportPlan, group_counts, kept_count, plan
 
@@ -20,7 +21,7 @@ from intrafusion.transport import TransportPlan, group_counts, kept_count, plan
 def prune(
     model: nn.Module,
     example: Tensor,
-    sparsity: float = 0.5,
+    sparsity: float | Mapping[str, float] = 0.5,
     criterion: str = "l1",
     merge: str = "fusion",
     groups: str | Sequence[str] = "all",
@@ -43,7 +44,8 @@ def prune(
 ) -> nn.Module:
     """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay.
 
-    example: one input, float (1, C, H, W). groups: "all" (every prunable one) or names from `find_groups`. data: images
+    example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
+    groups: "all" (every prunable one) or names from `find_groups`. data: images
     for criteria and costs that look at some. The other keywords are `plan`'s. The input model is not touched.
     Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, or nothing to prune.
     """
@@ -79,7 +81,7 @@ def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Gr
 def prune_groups(
     model: nn.Module,
     found: Sequence[Group],
-    sparsity: float,
+    sparsity: float | Mapping[str, float],
     criterion: str = "l1",
     merge: str = "fusion",
     groups: str | Sequence[str] = "all",
@@ -87,32 +89,38 @@ def prune_groups(
     *,
     seed: int = 0,
     calibration: int | None = 512,
-    first: Callable[[], TransportPlan] | None = None,
+    first: Callable[[Group], TransportPlan] | None = None,
     **knobs,
 ) -> nn.Module:
-    """`prune` with the groups of the model found before (as every point of a curve shares them).
+    """`prune` with the groups of the model found before (as every point of a study shares them).
 
-    first: gives the plan of the last chosen group, where it may be known: that group is pruned first, and sees the network
-    unchanged.
+    first: gives the plan of a group of the network as it is, where it may be known: the first group pruned, which is the
+    last one that loses channels, still sees that.
     """
-    kept_count(2, sparsity)  # refuses a bad sparsity before any work
     merge_function = MERGES[merge]
-    chosen = choose_groups(found, groups)
+    shares = {group: sparsity_of(group, sparsity) for group in choose_groups(found, groups)}
+    losing = [group for group, share in shares.items() if sum(group_counts(group, share)) < group.size]
     small = copy.deepcopy(model)
     fold_groups(small, found)
-    kept: dict[str, Tensor] = {}
+    kept: dict[Group, Tensor] = {}
     with torch.no_grad():
-        for group in reversed(chosen):
-            if sum(group_counts(group, sparsity)) == group.size:
-                continue
-            if first is not None and group is chosen[-1]:
-                group_plan = first()
+        for group in reversed(losing):
+            checkpoint()
+            if first is not None and not kept:
+                group_plan = first(group)
             else:
                 scores = score(small, group, criterion, data, seed, calibration)
                 group_plan = plan(
-                    small, group, scores, sparsity, data=data, seed=seed, calibration=calibration, **knobs
+                    small, group, scores, shares[group], data=data, seed=seed, calibration=calibration, **knobs
                 )
             merge_function(small, group, group_plan)
-            kept[group.name] = group_plan.kept
-    shrink(small, {group: kept[group.name] for group in chosen if group.name in kept})
+            kept[group] = group_plan.kept
+    shrink(small, {group: kept[group] for group in losing})
     return small
+
+
+def sparsity_of(group: Group, sparsity: float | Mapping[str, float]) -> float:
+    """The share of this group's channels that goes. Raises IntrafusionError unless it is in [0, 1)."""
+    share = sparsity.get(group.name, 0.0) if isinstance(sparsity, Mapping) else sparsity
+    kept_count(group.size, share)
+    return share

@@ -3,9 +3,13 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from intrafusion.importance import needs_images
 from intrafusion.spec import PLAN_KNOBS, PruneSpec
+
+if TYPE_CHECKING:
+    from intrafusion.study import Study
 
 FLAGS = {"dataset": "data"}  # fields that the command line calls something else
 _DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
@@ -19,6 +23,31 @@ def flag(name: str) -> str:
 def curve_line(base: PruneSpec, **swept: Sequence[object]) -> str:
     """`python -m intrafusion curve ...` for `base` with the swept fields' values; defaults are left out."""
     return _line("curve", base, swept)
+
+
+def sweep_line(study: "Study") -> str:
+    """`python -m intrafusion sweep ...` for a study; defaults are left out."""
+    words = ["--name", study.name, *(["--decide"] if study.decide else [])]
+    return f"{_line('sweep', study.base, study.axes)} {shlex.join(words)}"
+
+
+def study_snippet(study: "Study") -> str:
+    """Python that measures a study and keeps its results."""
+    base = "".join(f", {n}={v!r}" for n, v in vars(study.base).items() if v != _DEFAULT[n] and n not in study.axes)
+    return "\n".join([
+        "import intrafusion as itf",
+        "from intrafusion.bench import open_bench",
+        "from intrafusion.store import Store",
+        "from intrafusion.study import Study",
+        "from intrafusion.sweep import sweep",
+        "",
+        f"base = itf.PruneSpec({base.removeprefix(', ')})",
+        f"study = Study({study.name!r}, base, {dict(study.axes)!r})",
+        "bench = open_bench(base)",
+        "with Store() as store:",
+        f"    for result in sweep(study.specs(bench.groups), bench, store, decide={study.decide}):",
+        "        print(result)",
+    ])  # fmt: skip
 
 
 def scores_line(base: PruneSpec, criteria: Sequence[str]) -> str:
@@ -43,7 +72,7 @@ def _line(command: str, base: PruneSpec, swept: Mapping[str, Sequence[object]]) 
             else:
                 words += [
                     flag(name),
-                    *(value if isinstance(value, tuple) else ["all" if value is None else f"{value}"]),
+                    *(map(str, value) if isinstance(value, tuple) else ["all" if value is None else f"{value}"]),
                 ]
     return shlex.join(words)
 

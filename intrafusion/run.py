@@ -4,23 +4,22 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from intrafusion.cards import ModelCard
-from intrafusion.channels import Group
-from intrafusion.data import ImageData, load_calibration, load_data
-from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
-from intrafusion.geometry import ANCHORS, Geometry, check_measure, measure
-from intrafusion.groups import find_groups
-from intrafusion.importance import needs_images, score
-from intrafusion.memo import Memo
-from intrafusion.prune import choose_groups, prune_groups
+from intrafusion.bench import Bench, pruned
+from intrafusion.cuts import differing
+from intrafusion.data import ImageData
+from intrafusion.errors import check_choice
+from intrafusion.evaluate import size, wilson
+from intrafusion.geometry import ANCHORS, check_measure
+from intrafusion.meter import Meter
+from intrafusion.precision import PRECISIONS, check_bf16
+from intrafusion.prune import choose_groups
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
-from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS, PruneSpec
-from intrafusion.transport import MARGINALS, NORMALISATIONS, TransportPlan, group_counts, solve
-from intrafusion.zoo import load_model
+from intrafusion.spec import PruneSpec
+from intrafusion.transport import MARGINALS, NORMALISATIONS, group_counts
 
 
 @RECOVERIES.register("none", "the merged network as it is")
@@ -32,13 +31,16 @@ def none(model: nn.Module, spec: PruneSpec, data: ImageData | None) -> nn.Module
 class Result:
     """One measured spec. accuracy, interval (95 %) and dense_accuracy are fractions on the same `count` images.
 
-    channels: how many of the chosen groups' channels stayed, of channels_before. macs: of one image. seconds: wall time.
+    total: images that the spec asks for; where count is less, they are a stratified beginning of them. channels: how many
+    of the chosen groups' channels stayed, of channels_before. macs: of one image. seconds: wall time. correct: which of
+    the `count` images were right, in the order of `evaluate.stratified`, as np.packbits packs them.
     """
 
     spec: PruneSpec
     accuracy: float
     interval: tuple[float, float]
     count: int
+    total: int
     dense_accuracy: float
     params: int
     params_before: int
@@ -47,151 +49,37 @@ class Result:
     channels: int
     channels_before: int
     seconds: float
+    correct: bytes = field(repr=False)
+
+    @property
+    def dense_interval(self) -> tuple[float, float]:
+        """95 % interval of the dense accuracy."""
+        return wilson(round(self.dense_accuracy * self.count), self.count)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images that the spec asks for were looked at."""
+        return self.count == self.total
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any channel went: small groups lose none at a low sparsity."""
+        return self.channels < self.channels_before
 
     def to_row(self) -> dict[str, Any]:
         """A flat, JSON-able row; the spec's dataset is called `data`, as on the command line."""
         spec = self.spec.to_dict()
-        rest = {k: v for k, v in self.__dict__.items() if k != "spec"}
+        rest = {k: v for k, v in self.__dict__.items() if k not in ("spec", "correct")}
         low, high = rest.pop("interval")
         return {"model": spec.pop("model"), "data": spec.pop("dataset"), **spec, **rest, "low": low, "high": high}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """values: float64 (n,), larger stays. seconds: what they took to compute."""
-
-    values: torch.Tensor
-    seconds: float
-
-
-@dataclass(eq=False)
-class Bench:
-    """What every point of a study shares: the dense model, its groups and size, the images, and what is known of them.
-
-    Scores, distances and plans of single groups, on the network as it is, are computed once.
-    """
-
-    model: nn.Module
-    groups: list[Group]
-    size: Size
-    data: ImageData | None = None
-    _known: Memo = field(default_factory=Memo)
-    _geometries: Memo = field(default_factory=lambda: Memo(8))  # tens of megabytes each in wide layers, as plans
-    _plans: Memo = field(default_factory=lambda: Memo(32))
-    _accuracies: Memo = field(default_factory=Memo)
-
-    @property
-    def card(self) -> ModelCard:
-        return self.model.card  # type: ignore[return-value]
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def example(self) -> torch.Tensor:
-        """A zero input on the model's device, float (1, C, H, W)."""
-        return self.card.example().to(self.device)
-
-    def images(self) -> ImageData:
-        """The evaluation images. Raises IntrafusionError when none were loaded."""
-        if self.data is None:
-            raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
-        return self.data
-
-    def on(self, data: ImageData) -> "Bench":
-        """This bench with other evaluation images, sharing what is known of the groups."""
-        return replace(self, data=data, _accuracies=Memo())
-
-    def dense(self, limit: int | None, seed: int = 0) -> Evaluation:
-        """The dense model's accuracy, measured once for each choice of images."""
-        return self._accuracies.get((limit, seed), lambda: evaluate(self.model, self.images(), limit, seed))
-
-    def known_dense(self, limit: int | None, seed: int = 0) -> Evaluation | None:
-        """What `dense` gave for these images, or None when nobody has asked yet."""
-        return self._accuracies.peek((limit, seed))
-
-    def calibration(self, spec: PruneSpec) -> ImageData:
-        """The images that the spec's criterion and cost may look at. Raises IntrafusionError where there are none."""
-        size = self.card.input_size[-1]
-        return self._known.get(
-            _sight(spec),
-            lambda: load_calibration(
-                spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size
-            ),
-        )
-
-    def scores(self, spec: PruneSpec, group: Group) -> Scores:
-        """Importance of a group's channels in the network as it is."""
-
-        def compute() -> Scores:
-            data = self.calibration(spec) if sees else None
-            start = time.perf_counter()
-            values = score(self.model, group, spec.criterion, data, spec.seed, spec.calibration)
-            return Scores(values, time.perf_counter() - start)
-
-        sees = CRITERIA[spec.criterion].needs != "nothing"
-        return self._known.get((group.name, spec.criterion, _sight(spec) if sees else spec.seed), compute)
-
-    def geometry(self, spec: PruneSpec, group: Group) -> Geometry:
-        """Distances between a group's channels in the network as it is, for every sparsity, criterion and solver."""
-        sees = spec.cost == "activations"
-        return self._geometries.get(
-            (group.name, spec.cost, spec.distance, spec.p, spec.bias, _sight(spec) if sees else None),
-            lambda: measure(
-                self.model, group, data=self.calibration(spec) if sees else None, **spec.only(MEASURE_KNOBS)
-            ),
-        )
-
-    def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
-        """The plan of one group in the network as it is."""
-        key = (group.name, spec.but(merge="", recovery="", limit=None, groups="all"))
-        return self._plans.get(
-            key,
-            lambda: solve(
-                self.geometry(spec, group),
-                self.scores(spec, group).values,
-                spec.sparsity,
-                **spec.only(SOLVE_KNOBS),
-            ),
-        )
-
-    def output_distance(self, spec: PruneSpec, group: Group) -> torch.Tensor:
-        """How far pruning this group alone moves the logits of each calibration image: L2 distances (N,)."""
-
-        def compute() -> torch.Tensor:
-            small = pruned(spec.but(groups=(group.name,)), self)
-            return (logits(small, data) - dense).norm(dim=1).cpu()
-
-        data = self.calibration(spec)
-        dense = self._known.get(("logits", _sight(spec)), lambda: logits(self.model, data))
-        return self._known.get(("distance", group.name, spec.but(limit=None, groups="all")), compute)
-
-
-def _sight(spec: PruneSpec) -> tuple:
-    """What tells one choice of calibration images from another."""
-    return "images", spec.dataset, spec.data_path, spec.calibration, spec.seed
-
-
-def open_model(name: str, weights: str | None = None, device: str = "cpu", **options: Any) -> Bench:
-    """Load a model and find its groups; `options` go to `load_model`."""
-    model = load_model(name, weights, device, **options)
-    example = model.card.example().to(device)  # type: ignore[union-attr,operator]
-    return Bench(model, find_groups(model, example), size(model, example))
-
-
-def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
-    """Load what `spec` names, once, for any number of runs; `options` go to `load_data`."""
-    bench = open_model(spec.model, spec.weights, device)
-    bench.data = load_data(
-        spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size[-1], **options
-    )
-    return bench
 
 
 def check(spec: PruneSpec, bench: Bench) -> None:
     """Refuse, before any work, a spec that cannot run: IntrafusionError for unknown names and missing groups."""
     choose_groups(bench.groups, spec.groups)
+    check_choice("precision", spec.precision, PRECISIONS)
+    if spec.precision == "fast":
+        check_bf16(bench.device)
     kinds = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     for registry, name in kinds:
         _ = registry[name]
@@ -202,36 +90,56 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     check_choice("normalise", spec.normalise, NORMALISATIONS)
 
 
-def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
-    """The network of `spec`: pruned, merged and recovered."""
-    data = bench.calibration(spec) if needs_images(spec) else None
-    last = choose_groups(bench.groups, spec.groups)[-1]
-    small = prune_groups(
-        bench.model,
-        bench.groups,
-        spec.sparsity,
-        spec.criterion,
-        spec.merge,
-        spec.groups,
-        data,
-        first=lambda: bench.plan(spec, last),
-        **spec.only(PLAN_KNOBS),
-    )
-    return RECOVERIES[spec.recovery](small, spec, data)
-
-
 def run(spec: PruneSpec, bench: Bench) -> Result:
     """Prune, recover and measure one spec on an open bench (whose model and data must be the spec's)."""
+    meter = bench.meter(spec)
+    return measure(spec, bench, meter, pruned(spec, bench), len(meter))
+
+
+def measure(
+    spec: PruneSpec,
+    bench: Bench,
+    meter: Meter,
+    small: nn.Module,
+    stop: int,
+    before: Result | None = None,
+    patience: float = float("inf"),
+) -> Result:
+    """The result of the spec's network `small` on the first `stop` images, or on fewer once `patience` seconds are over.
+
+    before: the result on fewer images, from which to go on. A network that lost nothing is the dense one, on all images.
+    """  # fmt: skip
     start = time.perf_counter()
-    dense = bench.dense(spec.limit, spec.seed)
-    small = pruned(spec, bench)
-    measured = evaluate(small, bench.images(), spec.limit, spec.seed)
-    after, chosen = size(small, bench.example), choose_groups(bench.groups, spec.groups)
-    before, stays = (
-        sum(group.size for group in chosen),
-        sum(sum(group_counts(group, spec.sparsity)) for group in chosen),
+    if before is None:
+        before = _unmeasured(spec, bench, meter, small)
+    if not before.prunes and spec.recovery == "none":
+        correct = meter.dense(len(meter))
+    else:
+        more = meter.correct(small, differing(bench.folded, small), before.count, stop, patience)
+        correct = torch.cat([_unpacked(before), more])
+    count, hits = len(correct), int(correct.sum())
+    return replace(
+        before,
+        accuracy=hits / count,
+        interval=wilson(hits, count),
+        count=count,
+        dense_accuracy=float(meter.dense(count).double().mean()),
+        seconds=before.seconds + time.perf_counter() - start,
+        correct=np.packbits(correct.numpy()).tobytes(),
     )
+
+
+def _unmeasured(spec: PruneSpec, bench: Bench, meter: Meter, small: nn.Module) -> Result:
+    """What is known of a network before the first image."""
+    chosen = choose_groups(bench.groups, spec.groups)
+    stays = sum(sum(group_counts(group, spec.sparsity_of(group.name))) for group in chosen)
+    after = size(small, bench.example)
     return Result(
-        spec, measured.accuracy, measured.interval, measured.count, dense.accuracy, after.params, bench.size.params,
-        after.macs, bench.size.macs, stays, before, time.perf_counter() - start,
+        spec, 0.0, (0.0, 1.0), 0, len(meter), 0.0, after.params, bench.size.params, after.macs, bench.size.macs,
+        stays, sum(group.size for group in chosen), 0.0, b"",
     )  # fmt: skip
+
+
+def _unpacked(result: Result) -> torch.Tensor:
+    """Which images were right: bool (count,)."""
+    return torch.from_numpy(np.unpackbits(np.frombuffer(result.correct, np.uint8), count=result.count).astype(bool))

@@ -17,9 +17,10 @@ class PruneSpec:
     """Which model, pruned how, measured on what. Frozen and hashable; equal specs give equal results.
 
     weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
-    each group's channels that goes, in [0, 1). cost to normalise: keywords of `plan`. calibration: images that criteria
-    and costs may look at, limit: images of the evaluation; None for all. Raises IntrafusionError when a field has the
-    wrong type or range; names are checked where they are looked up.
+    each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
+    is then 0. cost to normalise: keywords of `plan`. calibration: images that criteria and costs may look at, limit: images
+    of the evaluation; None for all. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has
+    the wrong type or range; names are checked where they are looked up.
     """
 
     model: str = "digits-resnet"
@@ -29,6 +30,7 @@ class PruneSpec:
     groups: str | tuple[str, ...] = "all"
     criterion: str = "l1"
     sparsity: float = 0.3
+    sparsities: tuple[float, ...] | None = None
     merge: str = "fusion"
     cost: str = "weights"
     distance: str = "lp"
@@ -46,10 +48,12 @@ class PruneSpec:
     seed: int = 0
     calibration: int | None = 512
     limit: int | None = 2000
+    precision: str = "exact"
 
     def __post_init__(self) -> None:
-        if isinstance(self.groups, list):
-            object.__setattr__(self, "groups", tuple(self.groups))
+        for name in ("groups", "sparsities"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in (
             "model",
             "dataset",
@@ -63,6 +67,7 @@ class PruneSpec:
             "solver",
             "normalise",
             "recovery",
+            "precision",
         ):
             _expect(name, getattr(self, name), str, "a name")
         for name in ("weights", "data_path"):
@@ -73,6 +78,8 @@ class PruneSpec:
             raise IntrafusionError(f'groups must be "all" or a list of group names, not {self.groups!r}')
         if not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
             raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {self.sparsity!r}")
+        if self.sparsities is not None:
+            self._check_sparsities()
         if not _is_number(self.p) or not 1 <= self.p < float("inf"):
             raise IntrafusionError(f"p must be a number of at least 1, not {self.p!r}")
         for name in ("reg", "reg_m"):
@@ -89,6 +96,22 @@ class PruneSpec:
             count = getattr(self, name)
             if count is not None and (type(count) is not int or count < 1):
                 raise IntrafusionError(f"{name} must be at least 1 image, or null for all, not {count!r}")
+
+    def _check_sparsities(self) -> None:
+        if not isinstance(self.sparsities, tuple) or not all(_is_number(s) and 0 <= s < 1 for s in self.sparsities):
+            raise IntrafusionError(
+                f"sparsities must be a list of numbers, each at least 0 and less than 1, not {self.sparsities!r}"
+            )
+        if isinstance(self.groups, str) or len(self.groups) != len(self.sparsities):
+            raise IntrafusionError("sparsities needs as many numbers as groups has names: name the groups")
+        object.__setattr__(self, "sparsities", tuple(float(s) + 0.0 for s in self.sparsities))
+        object.__setattr__(self, "sparsity", 0.0)
+
+    def sparsity_of(self, group: str) -> float:
+        """The share of this group's channels that goes."""
+        if self.sparsities is None:
+            return self.sparsity
+        return dict(zip(self.groups, self.sparsities, strict=True)).get(group, 0.0)
 
     def but(self, **changes: Any) -> "PruneSpec":
         """This spec with some fields changed."""

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import intrafusion as itf  # before torchvision, which it makes importable
 from intrafusion.networks import ResNet, Vgg, mlp
+
+# no test writes to the person's own store; the dashboards that browser tests start share this one
+os.environ["INTRAFUSION_STORE"] = str(Path(tempfile.mkdtemp(prefix="intrafusion-tests-")) / "studies.sqlite")
 
 torch.set_num_threads(1)  # the networks are tiny: on a shared machine waiting for a second thread costs ten times more
 
@@ -31,6 +35,12 @@ def reference() -> Callable[[str], Path]:
         return file
 
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test measures for itself."""
+    monkeypatch.setenv("INTRAFUSION_STORE", str(tmp_path_factory.mktemp("store") / "studies.sqlite"))
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from scipy.stats import hypergeom, spearmanr
 
 import intrafusion as itf
 from intrafusion.agreement import chance, compare, overlap, spearman, stays
-from intrafusion.run import open_model
+from intrafusion.bench import open_model
 
 
 @pytest.fixture(scope="module")

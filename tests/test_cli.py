@@ -289,13 +289,13 @@ def test_cancelling_is_130_and_keeps_the_lines_so_far(capsys, monkeypatch):
 
     calls = []
 
-    def interrupted(spec, bench, run=sweep.run):
+    def interrupted(spec, *rest, measure=sweep.measure):
         calls.append(spec)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run(spec, bench)
+        return measure(spec, *rest)
 
-    monkeypatch.setattr(sweep, "run", interrupted)
+    monkeypatch.setattr(sweep, "measure", interrupted)
     assert main([*FAST, "--json"]) == 130
     captured = capsys.readouterr()
     assert [json.loads(line)["sparsity"] for line in captured.out.splitlines()] == [0.1, 0.3]

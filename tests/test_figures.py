@@ -10,7 +10,8 @@ import intrafusion as itf
 from intrafusion.figures.curves import curves, headline
 from intrafusion.figures.importance import importance_bars
 from intrafusion.figures.theme import DARK, LIGHT, rgba, tint
-from intrafusion.run import Bench, Result, open_bench, open_model, run
+from intrafusion.bench import Bench, open_bench, open_model
+from intrafusion.run import Result, run
 from intrafusion.sweep import grid, sweep
 from intrafusion.transport import TransportPlan
 
@@ -113,7 +114,7 @@ class TestImportance:
 
 def result(sparsity: float, merge: str, accuracy: float, criterion: str = "l1", channels: int = 5) -> Result:
     spec = itf.PruneSpec(sparsity=sparsity, merge=merge, criterion=criterion)
-    return Result(spec, accuracy, (accuracy, accuracy), 100, 0.99, 1, 2, 1, 2, channels, 10, 0.1)
+    return Result(spec, accuracy, (accuracy, accuracy), 100, 100, 0.99, 1, 2, 1, 2, channels, 10, 0.1, b"")
 
 
 HEADLINES = {

@@ -7,9 +7,11 @@ import torch
 
 import intrafusion as itf
 from intrafusion import cli, run
+from intrafusion.bench import open_bench, open_model
 from intrafusion.quote import curve_line, curve_snippet, flag, plan_snippet
 from intrafusion.spec import PLAN_KNOBS
 from intrafusion.sweep import grid
+from intrafusion.terminal import spec_of
 
 SWEPT = {"criterion": ["l1"], "merge": ["drop", "fusion"], "sparsity": [0.1, 0.5]}
 BASES = {
@@ -28,8 +30,9 @@ BASES = {
         "model": "digits-vgg", "groups": ("features.3",), "p": 3, "source": "importance", "anchors": "gmm",
         "normalise": "none", "bias": True, "seed": 9, "limit": 100, "weights": "w.pt", "data_path": "d",
         "cost": "activations", "distance": "cosine", "solver": "sinkhorn", "reg": 0.5, "reg_m": 2.5, "mass": 0.75,
-        "calibration": None,
+        "calibration": None, "precision": "fast",
     },
+    "sparsities": {"groups": ("conv1", "layer2.0.conv1"), "sparsities": (0.25, 1 / 3)},
 }  # fmt: skip
 
 
@@ -38,7 +41,7 @@ def parsed(line: str) -> list[itf.PruneSpec]:
     program, *words = shlex.split(line)
     assert (program, words[:3]) == ("python", ["-m", "intrafusion", "curve"])
     args = cli._parser().parse_args(words[2:])
-    return grid(cli._spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
+    return grid(spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
 
 
 class TestCurveLine:
@@ -77,7 +80,7 @@ class TestPlanSnippet:
         spec = itf.PruneSpec(model="digits-mlp", **changes)
         names: dict = {}
         exec(plan_snippet(spec, "1"), names)
-        bench = run.open_model("digits-mlp")
+        bench = open_model("digits-mlp")
         group = next(group for group in bench.groups if group.name == "1")
         data = bench.calibration(spec)
         scores = itf.score(bench.model, group, spec.criterion, data, spec.seed, spec.calibration)
@@ -106,7 +109,7 @@ class TestCurveSnippet:
         merges, sparsities = ["drop", "fusion"], [0.25, 0.5]
         exec(curve_snippet(base, merges, sparsities, criteria), {})
         lines = capsys.readouterr().out.splitlines()
-        bench = run.open_bench(base)
+        bench = open_bench(base)
         specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
         results = [run.run(spec, bench) for spec in specs]
         assert lines == [

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 import torch
@@ -6,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-import intrafusion.run as run_module
+import intrafusion.bench as bench_module
 from intrafusion.data import normalise
 from intrafusion.evaluate import Size, layer_sizes, size
-from intrafusion.run import Bench, Result, check, open_bench, open_model, pruned, run
+from intrafusion.bench import Bench, open_bench, open_model, pruned
+from intrafusion.run import Result, check, run
 from intrafusion.spec import PLAN_KNOBS
 from intrafusion.sweep import grid
 
@@ -38,12 +40,10 @@ class TestBench:
             calls.append((limit, seed))
             return itf.evaluate(model, data, limit, seed)
 
-        monkeypatch.setattr("intrafusion.run.evaluate", counting)
-        assert bench.known_dense(100) is None
+        monkeypatch.setattr("intrafusion.bench.evaluate", counting)
         first = bench.dense(100)
-        assert bench.dense(100) is bench.known_dense(100) is first
+        assert bench.dense(100) is first
         assert bench.dense(50, seed=3).count == 50
-        assert bench.known_dense(100, seed=3) is None
         assert calls == [(100, 0), (50, 3)]
 
     def test_bench_without_images_says_so(self):
@@ -61,8 +61,8 @@ class TestKnown:
     def counted(self, monkeypatch):
         bench, calls = open_bench(BASE), []
         for name in ("score", "measure", "load_calibration"):
-            function = getattr(run_module, name)
-            monkeypatch.setattr(run_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
+            function = getattr(bench_module, name)
+            monkeypatch.setattr(bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
         return bench, bench.groups[1], calls
 
     def test_distances_are_measured_once_for_every_sparsity_criterion_marginal_and_solver(self, counted):
@@ -193,7 +193,7 @@ class TestRun:
         spec = {"dataset": row["data"], **{key: row[key] for key in result.spec.to_dict() if key != "dataset"}}
         assert itf.PruneSpec.from_dict(spec) == result.spec
         assert (row["low"], row["high"]) == result.interval
-        fields = set(Result.__dataclass_fields__) - {"spec", "interval"}
+        fields = set(Result.__dataclass_fields__) - {"spec", "interval", "correct"}
         assert {name: row[name] for name in fields} == {name: getattr(result, name) for name in fields}
 
     @pytest.mark.parametrize(("model", "arrays"), [
@@ -270,6 +270,24 @@ class TestSize:
     def test_one_image_counts_however_many_there_are(self):
         assert size(Tiny().eval(), torch.zeros(5, 3, 8, 8)) == size(Tiny().eval(), torch.zeros(1, 3, 8, 8))
 
+    def test_others_that_run_the_model_meanwhile_are_not_counted(self):
+        model, inside, go = Tiny().eval(), threading.Event(), threading.Event()
+
+        def pause(*_):
+            if not inside.is_set():
+                inside.set()
+                assert go.wait(10)
+
+        model.head.register_forward_hook(pause)
+        found = []
+        worker = threading.Thread(target=lambda: found.append(layer_sizes(model, torch.zeros(1, 3, 8, 8))))
+        worker.start()
+        assert inside.wait(10)
+        model(torch.zeros(2, 3, 8, 8))
+        go.set()
+        worker.join()
+        assert found == [self.EXPECTED]
+
     def test_no_hook_stays_behind(self):
         model = Tiny().eval()
         with pytest.raises(RuntimeError):
@@ -286,5 +304,5 @@ class TestSize:
 
 def test_nothing_is_scored_where_nothing_goes(bench, monkeypatch):
     fresh = open_bench(BASE)
-    monkeypatch.setattr(run_module, "score", lambda *a, **o: pytest.fail("scored"))
+    monkeypatch.setattr(bench_module, "score", lambda *a, **o: pytest.fail("scored"))
     assert run(BASE.but(sparsity=0, groups=(fresh.groups[1].name,), criterion="conductance"), fresh).channels == 16

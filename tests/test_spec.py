@@ -12,7 +12,7 @@ from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
 
 NAMES = (
     "model", "dataset", "criterion", "merge", "cost", "distance", "source", "target", "anchors", "solver", "normalise",
-    "recovery",
+    "recovery", "precision",
 )  # fmt: skip
 specs = st.builds(
     PruneSpec,
@@ -85,7 +85,17 @@ CHANGES = {
 
 
 def test_the_table_of_changes_names_every_field():
-    assert CHANGES.keys() == {field.name for field in fields(PruneSpec)}
+    assert CHANGES.keys() | {"sparsities"} == {field.name for field in fields(PruneSpec)}  # which needs named groups
+
+
+def test_sparsities_are_one_a_named_group():
+    spec = PruneSpec(groups=["conv1", "layer2.0.conv1"], sparsities=[0, 0.5])
+    assert (spec.sparsities, spec.sparsity) == ((0.0, 0.5), 0.0)
+    assert [spec.sparsity_of(name) for name in ("conv1", "layer2.0.conv1", "other")] == [0.0, 0.5, 0.0]
+    assert spec == spec.but(sparsity=0.7)  # which nobody looks at
+    assert spec != spec.but(sparsities=(0.5, 0.0))
+    assert PruneSpec.from_dict(spec.to_dict()) == spec
+    assert PruneSpec(sparsity=0.4).sparsity_of("any") == 0.4
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -114,6 +124,11 @@ BAD = {
     "sparsity is text": {"sparsity": "0.5"},
     "sparsity is true": {"sparsity": True},
     "sparsity is null": {"sparsity": None},
+    "sparsities without names": {"sparsities": (0.5,)},
+    "sparsities of another number": {"sparsities": (0.5, 0.2), "groups": ("conv1",)},
+    "sparsities hold one": {"sparsities": (1.0,), "groups": ("conv1",)},
+    "sparsities hold text": {"sparsities": ("0.5",), "groups": ("conv1",)},
+    "sparsities is a number": {"sparsities": 0.5, "groups": ("conv1",)},
     "p is below one": {"p": 0.5},
     "p is infinite": {"p": float("inf")},
     "p is not a number": {"p": float("nan")},

@@ -1,9 +1,21 @@
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import torch
 
 import intrafusion as itf
 from intrafusion import sweep as module
-from intrafusion.run import Bench, Result, open_bench, run
-from intrafusion.sweep import grid, sweep
+from intrafusion.bench import Bench, open_bench
+from intrafusion.evaluate import stratified
+from intrafusion.meter import Meter
+from intrafusion.pace import Cancelled, stoppable
+from intrafusion.pairs import paired
+from intrafusion.run import Result, run
+from intrafusion.store import Store
+from intrafusion.sweep import Failure, grid, origin, sweep
 
 BASE = itf.PruneSpec(model="digits-mlp", limit=50)
 
@@ -13,17 +25,33 @@ def bench() -> Bench:
     return open_bench(BASE)
 
 
+@pytest.fixture(scope="module")
+def resnet() -> Bench:
+    return open_bench(itf.PruneSpec(model="digits-resnet"))
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[itf.PruneSpec]:
-    """The specs that were really computed."""
-    computed: list[itf.PruneSpec] = []
+    """The specs that were really measured, once for each look."""
+    measured: list[itf.PruneSpec] = []
 
-    def counting(spec: itf.PruneSpec, bench: Bench) -> Result:
-        computed.append(spec)
-        return run(spec, bench)
+    def counting(spec, *rest, measure=module.measure):
+        measured.append(spec)
+        return measure(spec, *rest)
 
-    monkeypatch.setattr(module, "run", counting)
-    return computed
+    monkeypatch.setattr(module, "measure", counting)
+    return measured
+
+
+@pytest.fixture
+def store(tmp_path) -> Iterator[Store]:
+    with Store(tmp_path / "s.sqlite") as opened:
+        yield opened
+
+
+def last(found: Iterable[Result | Failure]) -> dict[itf.PruneSpec, Result]:
+    """Where each point ended."""
+    return {result.spec: result for result in found if isinstance(result, Result)}
 
 
 class TestGrid:
@@ -49,36 +77,24 @@ class TestGrid:
 class TestSweep:
     specs = grid(BASE, merge=["drop", "fusion"], sparsity=[0.1, 0.5])
 
-    def test_results_come_in_order_and_are_those_of_run(self, bench, runs):
-        results = list(sweep(self.specs, bench))
-        assert [result.spec for result in results] == self.specs == runs
-        for result in results:
+    def test_results_are_those_of_run(self, bench, runs):
+        results = last(sweep(self.specs, bench))
+        assert set(results) == set(self.specs) == set(runs)
+        for result in results.values():
             alone = run(result.spec, bench)
-            assert (result.accuracy, result.params, result.macs) == (alone.accuracy, alone.params, alone.macs)
+            assert (result.correct, result.params, result.macs) == (alone.correct, alone.params, alone.macs)
 
-    def test_known_results_are_not_computed_again(self, bench, runs):
-        known = {self.specs[1]: run(self.specs[1], bench)}
-        mine = known[self.specs[1]]
-        results = list(sweep(self.specs, bench, known))
-        assert results[1] is mine
-        assert runs == [self.specs[0], *self.specs[2:]]
-        assert set(known) == set(self.specs)
-        assert list(sweep(reversed(self.specs), bench, known)) == results[::-1]
-        assert len(runs) == 3
-
-    def test_point_that_comes_twice_is_computed_once(self, bench, runs):
-        results = list(sweep([self.specs[0]] * 3, bench))
-        assert len(results) == 3
+    def test_a_point_that_comes_twice_is_measured_once(self, bench, runs):
+        assert len(list(sweep([self.specs[0]] * 3, bench))) == 1
         assert runs == [self.specs[0]]
 
     def test_computes_no_further_than_it_is_asked(self, bench, runs):
-        known: dict[itf.PruneSpec, Result] = {}
-        points = sweep(self.specs, bench, known)
+        points = sweep(self.specs, bench)
         assert runs == []
         next(points)
         next(points)
         points.close()
-        assert runs == self.specs[:2] == list(known)
+        assert len(runs) == 2
 
     @pytest.mark.parametrize("changes", [{"merge": "melt"}, {"criterion": "luck"}, {"groups": ("nine",)}], ids=str)
     def test_bad_last_spec_is_refused_before_the_first_is_computed(self, bench, runs, changes):
@@ -88,3 +104,172 @@ class TestSweep:
 
     def test_nothing_to_do_is_nothing(self, bench):
         assert list(sweep([], bench)) == []
+
+    def test_one_network_is_pruned_once_for_all_its_looks(self, bench, monkeypatch):
+        made = []
+        monkeypatch.setattr(module, "pruned", lambda spec, b, f=module.pruned: made.append(spec) or f(spec, b))
+        monkeypatch.setattr(module, "FIRST", 10)
+        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 10)
+        bench = open_bench(BASE)
+        assert len(list(sweep(self.specs, bench))) == 2 * len(self.specs)
+        assert len(made) == len(self.specs)
+
+
+class TestLooks:
+    """Every point is first looked at on a fair sample."""
+
+    @pytest.fixture(autouse=True)
+    def small_batches(self, monkeypatch):
+        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+
+    base = itf.PruneSpec(model="digits-resnet", groups=("layer1.0.conv1",), limit=None)
+
+    def test_all_points_are_seen_before_any_is_finished(self, resnet):
+        specs = grid(self.base, sparsity=[0.2, 0.5], merge=["drop", "fusion"])
+        found = list(sweep(specs, resnet))
+        assert [result.count for result in found] == [100] * 4 + [597] * 4
+        assert {result.spec for result in found[:4]} == set(specs)
+        for early, late in zip(found[:4], found[4:], strict=True):
+            assert early.complete is False
+            assert late.complete is True
+            assert _bits(late)[:100] == _bits(early)
+            assert early.interval[0] < late.accuracy < early.interval[1]
+
+    def test_the_sample_holds_every_class_in_its_proportion(self, resnet):
+        data = resnet.images()
+        order = stratified(data.labels, seed=0)
+        assert sorted(order.tolist()) == list(range(597))
+        share = data.labels.bincount() / 597
+        for count in (10, 100, 333):
+            assert ((data.labels[order[:count]].bincount(minlength=10) - count * share).abs() <= 1).all()
+        assert not torch.equal(order, stratified(data.labels, seed=1))
+
+    def test_a_decided_difference_is_not_refined(self, resnet):
+        spec = self.base.but(groups="all", sparsity=0.3)  # 10 % where dropped, 88 % where fused
+        found = last(sweep(grid(spec, merge=["drop", "fusion"]), resnet, decide=True))
+        dropped, fused = found.values()
+        assert dropped.count == fused.count == 100
+        assert paired(fused, dropped).decided
+        undecided = grid(self.base.but(groups=("layer3.1.conv1",), sparsity=0.05), merge=["drop", "fusion"])
+        assert {result.count for result in last(sweep(undecided, resnet, decide=True)).values()} == {597}
+
+    def test_a_point_without_partner_is_always_finished(self, resnet):
+        (result,) = last(sweep([self.base], resnet, decide=True)).values()
+        assert result.complete
+
+
+class TestStored:
+    specs = grid(BASE.but(limit=None), merge=["drop", "fusion"], sparsity=[0.1, 0.5])
+
+    def test_what_the_store_holds_is_not_computed_again(self, bench, store, runs):
+        first = last(sweep(self.specs[:2], bench, store))
+        runs.clear()
+        again = list(sweep(self.specs, bench, store))
+        assert again[:2] == list(first.values())
+        assert set(runs) == set(self.specs[2:])
+        runs.clear()
+        assert len(last(sweep(self.specs, open_bench(BASE), store))) == 4
+        assert runs == []
+
+    def test_a_partial_point_goes_on_from_where_it_was(self, store, monkeypatch):
+        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+        bench = open_bench(BASE)
+        looks = sweep(self.specs[:1], bench, store)
+        assert next(looks).count == 100
+        looks.close()
+        seen = []
+
+        def counting(meter, network, changed, start, stop, patience, correct=Meter.correct):
+            seen.append((start, stop))
+            return correct(meter, network, changed, start, stop, patience)
+
+        monkeypatch.setattr(Meter, "correct", counting)
+        found = last(sweep(self.specs[:1], bench, store))[self.specs[0]]
+        assert seen == [(100, 597)]
+        assert found.correct == run(self.specs[0], bench).correct
+
+    def test_other_weights_or_images_are_other_points(self, bench, store, runs):
+        list(sweep(self.specs[:1], bench, store))
+        runs.clear()
+        other = bench.on(replace(bench.images(), labels=bench.images().labels.flip(0)))
+        assert len(list(sweep(self.specs[:1], other, store))) == len(runs) > 0
+
+    def test_a_study_that_is_broken_off_releases_its_claims(self, bench, store, tmp_path):
+        looks = sweep(self.specs, bench, store)
+        next(looks)
+        looks.close()
+        with Store(tmp_path / "s.sqlite") as other:
+            assert other.claim(self.specs[-1], origin(self.specs[-1], bench))
+
+    def test_a_point_that_another_process_has_claimed_is_left_to_it(self, bench, store, tmp_path, runs):
+        """The other finishes while we wait for it."""
+        specs = grid(BASE, merge=["drop", "fusion"], sparsity=[0.1, 0.5])  # one look each
+        taken, point = specs[0], origin(specs[0], bench)
+        with Store(tmp_path / "s.sqlite") as other:
+            assert other.claim(taken, point)
+            looks = sweep(specs, bench, store)
+            ours = [next(looks) for _ in specs[1:]]
+            assert {result.spec for result in ours} == set(specs[1:])
+            result = run(taken, bench)
+            other.put(result, point)
+            other.release(taken, point)
+            assert list(looks) == [result]
+            assert taken not in runs
+
+
+class TestFailures:
+    specs = grid(BASE, merge=["drop", "fusion"], sparsity=[0.1, 0.5])
+
+    @pytest.fixture
+    def broken(self, monkeypatch):
+        def breaking(spec, *rest, measure=module.measure):
+            if spec == self.specs[1]:
+                raise RuntimeError("out of memory\nlots of it")
+            return measure(spec, *rest)
+
+        monkeypatch.setattr(module, "measure", breaking)
+
+    @pytest.mark.usefixtures("broken")
+    def test_one_point_fails_in_one_line_and_the_others_go_on(self, bench, store):
+        store.save_study("s", "", [(spec, origin(spec, bench)) for spec in self.specs])
+        found = list(sweep(self.specs, bench, store))
+        assert [result for result in found if isinstance(result, Failure)] == [
+            Failure(self.specs[1], "RuntimeError: out of memory")
+        ]
+        assert set(last(found)) == {self.specs[0], *self.specs[2:]}
+        assert store.failures("s") == {self.specs[1]: "RuntimeError: out of memory"}
+
+    def test_a_failed_point_is_tried_again(self, bench, store, monkeypatch, request):
+        with monkeypatch.context():
+            request.getfixturevalue("broken")
+            list(sweep(self.specs, bench, store))
+        monkeypatch.undo()
+        assert set(last(sweep(self.specs, bench, store))) == set(self.specs)
+
+    def test_a_store_that_cannot_be_written_ends_the_study_and_keeps_its_points(self, bench, store, monkeypatch):
+        def full(result, origin, put=store.put, left=[2]):  # noqa: B006
+            if not left[0]:
+                raise itf.IntrafusionError("the disk is full")
+            left[0] -= 1
+            put(result, origin)
+
+        monkeypatch.setattr(store, "put", full)
+        found = []
+        with pytest.raises(itf.IntrafusionError, match="full"):
+            found.extend(result for result in sweep(self.specs, bench, store) if found.append(result) is None)
+        assert len(store.get((spec, origin(spec, bench)) for spec in self.specs)) == 2
+
+
+def test_cancelling_reaches_into_a_point(bench):
+    stop = threading.Event()
+    looks = sweep(grid(BASE, sparsity=[0.1, 0.2]), bench)
+    with stoppable(stop):
+        next(looks)
+        stop.set()
+        with pytest.raises(Cancelled):
+            next(looks)
+    assert bench.folded is not None  # nothing is left locked
+
+
+def _bits(result: Result) -> list[int]:
+    return np.unpackbits(np.frombuffer(result.correct, np.uint8), count=result.count).tolist()

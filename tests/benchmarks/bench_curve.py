@@ -7,7 +7,7 @@ import resource
 import time
 
 from intrafusion import PruneSpec
-from intrafusion.run import open_bench
+from intrafusion.bench import open_bench
 from intrafusion.sweep import grid, sweep
 
 

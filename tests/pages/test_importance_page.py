@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 import intrafusion as itf
 from intrafusion.agreement import compare
 from intrafusion.attribution import METHODS, activations, top_images
-from intrafusion.run import Bench, open_model
+from intrafusion.bench import Bench, open_model
 from pages.common.importance_parts import FORMULAS, PASSES, default_criteria, duration
 
 CRITERIA = itf.registry("criterion")

@@ -1,0 +1,207 @@
+"""What all points of a study share: the dense network, its groups, the images, and what is known of them."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion.activations import private
+from intrafusion.cards import ModelCard
+from intrafusion.channels import Group
+from intrafusion.data import ImageData, load_calibration, load_data
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
+from intrafusion.fingerprint import of_images, of_model
+from intrafusion.fold import fold_groups
+from intrafusion.geometry import Geometry, measure
+from intrafusion.groups import find_groups
+from intrafusion.importance import needs_images, score
+from intrafusion.memo import Memo
+from intrafusion.meter import MEMORY, Meter
+from intrafusion.prune import prune_groups
+from intrafusion.registry import CRITERIA, RECOVERIES
+from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.transport import TransportPlan, solve
+from intrafusion.zoo import load_model
+
+
+@dataclass(frozen=True)
+class Scores:
+    """values: float64 (n,), larger stays. seconds: what they took to compute."""
+
+    values: torch.Tensor
+    seconds: float
+
+
+@dataclass(eq=False)
+class Bench:
+    """The dense model, its groups and size, the evaluation images.
+
+    Scores, distances and plans of single groups, on the network as it is, are computed once.
+    """
+
+    model: nn.Module
+    groups: list[Group]
+    size: Size
+    data: ImageData | None = None
+    _known: Memo = field(default_factory=Memo)
+    _geometries: Memo = field(default_factory=lambda: Memo(8))  # tens of megabytes each in wide layers, as plans
+    _plans: Memo = field(default_factory=lambda: Memo(32))
+    _data_known: Memo = field(default_factory=Memo)
+
+    @property
+    def card(self) -> ModelCard:
+        return self.model.card  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def example(self) -> torch.Tensor:
+        """A zero input on the model's device, float (1, C, H, W)."""
+        return self.card.example().to(self.device)
+
+    def images(self) -> ImageData:
+        """The evaluation images. Raises IntrafusionError when none were loaded."""
+        if self.data is None:
+            raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
+        return self.data
+
+    def on(self, data: ImageData) -> "Bench":
+        """This bench with other evaluation images, sharing what is known of the groups."""
+        return replace(self, data=data, _data_known=Memo())
+
+    @property
+    def folded(self) -> nn.Module:
+        """The dense model with BatchNorm folded, which every pruned network starts from. Nobody may change it."""
+
+        def fold() -> nn.Module:
+            twin = private(self.model)
+            fold_groups(twin, self.groups)
+            return twin
+
+        return self._known.get("folded", fold)
+
+    def fingerprints(self, spec: PruneSpec) -> tuple[str, str]:
+        """SHA-256 (hex) of the model, and of the images that measuring this spec looks at."""
+        looks = needs_images(spec)
+        return (
+            self._known.get("fingerprint", lambda: of_model(self.model)),
+            self._data_known.get(
+                ("fingerprint", spec.limit, spec.seed, sight(spec) if looks else None),
+                lambda: of_images(
+                    self.images().subset(spec.limit, spec.seed), *([self.calibration(spec)] if looks else [])
+                ),
+            ),
+        )
+
+    def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
+        """Measures networks pruned from this one on the spec's evaluation images. It keeps much: let go of it when done."""
+        data = self.images().subset(spec.limit, spec.seed)
+        key = ("batch", spec.limit, spec.precision)
+        made = Meter(self.folded, data, spec.precision, spec.seed, memory, self._data_known.peek(key))
+        self._data_known.get(key, lambda: made.batch)
+        return made
+
+    def dense(self, limit: int | None, seed: int = 0) -> Evaluation:
+        """The dense model's accuracy, measured once for each choice of images."""
+        return self._data_known.get((limit, seed), lambda: evaluate(self.model, self.images(), limit, seed))
+
+    def calibration(self, spec: PruneSpec) -> ImageData:
+        """The images that the spec's criterion and cost may look at. Raises IntrafusionError where there are none."""
+        size = self.card.input_size[-1]
+        return self._known.get(
+            sight(spec),
+            lambda: load_calibration(
+                spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size
+            ),
+        )
+
+    def scores(self, spec: PruneSpec, group: Group) -> Scores:
+        """Importance of a group's channels in the network as it is."""
+
+        def compute() -> Scores:
+            data = self.calibration(spec) if sees else None
+            start = time.perf_counter()
+            values = score(self.model, group, spec.criterion, data, spec.seed, spec.calibration)
+            return Scores(values, time.perf_counter() - start)
+
+        sees = CRITERIA[spec.criterion].needs != "nothing"
+        return self._known.get((group.name, spec.criterion, sight(spec) if sees else spec.seed), compute)
+
+    def geometry(self, spec: PruneSpec, group: Group) -> Geometry:
+        """Distances between a group's channels in the network as it is, for every sparsity, criterion and solver."""
+        sees = spec.cost == "activations"
+        return self._geometries.get(
+            (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
+            lambda: measure(
+                self.model, group, data=self.calibration(spec) if sees else None, **spec.only(MEASURE_KNOBS)
+            ),
+        )
+
+    def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
+        """The plan of one group in the network as it is."""
+        spec = spec.but(merge="", recovery="", limit=None, precision="", groups="all", sparsities=None,
+                        sparsity=spec.sparsity_of(group.name))  # fmt: skip
+        key = (group.name, spec)
+        return self._plans.get(
+            key,
+            lambda: solve(
+                self.geometry(spec, group),
+                self.scores(spec, group).values,
+                spec.sparsity,
+                **spec.only(SOLVE_KNOBS),
+            ),
+        )
+
+    def output_distance(self, spec: PruneSpec, group: Group) -> torch.Tensor:
+        """How far pruning this group alone moves the logits of each calibration image: L2 distances (N,)."""
+
+        def compute() -> torch.Tensor:
+            small = pruned(spec.but(groups=(group.name,)), self)
+            return (logits(small, data) - dense).norm(dim=1).cpu()
+
+        data = self.calibration(spec)
+        dense = self._known.get(("logits", sight(spec)), lambda: logits(self.model, data))
+        return self._known.get(("distance", group.name, spec.but(limit=None, groups="all")), compute)
+
+
+def sight(spec: PruneSpec) -> tuple:
+    """What tells one choice of calibration images from another."""
+    return "images", spec.dataset, spec.data_path, spec.calibration, spec.seed
+
+
+def open_model(name: str, weights: str | None = None, device: str = "cpu", **options: Any) -> Bench:
+    """Load a model and find its groups; `options` go to `load_model`."""
+    model = load_model(name, weights, device, **options)
+    example = model.card.example().to(device)  # type: ignore[union-attr,operator]
+    return Bench(model, find_groups(model, example), size(model, example))
+
+
+def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
+    """Load what `spec` names, once, for any number of runs; `options` go to `load_data`."""
+    bench = open_model(spec.model, spec.weights, device)
+    bench.data = load_data(
+        spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size[-1], **options
+    )
+    return bench
+
+
+def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
+    """The network of `spec`: pruned, merged and recovered."""
+    data = bench.calibration(spec) if needs_images(spec) else None
+    small = prune_groups(
+        bench.folded,
+        bench.groups,
+        spec.sparsity if spec.sparsities is None else dict(zip(spec.groups, spec.sparsities, strict=True)),
+        spec.criterion,
+        spec.merge,
+        spec.groups,
+        data,
+        first=lambda group: bench.plan(spec, group),
+        **spec.only(PLAN_KNOBS),
+    )
+    return RECOVERIES[spec.recovery](small, spec, data)

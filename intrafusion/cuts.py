@@ -1,0 +1,134 @@
+"""A network as a graph that can be cut: what lies in front of a change is the same for every pruned network.
+
+The dense network (BN folded) is traced once with torch.fx. Cutting it in front of the first changed layers gives a head,
+which the dense network runs once, and a tail, which any pruned network runs with its own layers.
+"""
+
+import operator
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from intrafusion.epilogue import join_relus
+from intrafusion.networks import PadShortcut
+
+Part = Callable[..., tuple[Tensor, ...]]  # (network, *values) -> values
+_PURE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
+
+
+class Cuts:
+    """The graph of one network, and its parts by the names of the values at which it is cut.
+
+    model: in eval mode. Raises an exception of any kind where torch.fx cannot trace it (see `trace`).
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._graph = _pure(_Tracer().trace(model), model)
+        self._nodes = {node.name: node for node in self._graph.nodes}
+        self._output = next(node for node in self._graph.nodes if node.op == "output")
+        self.input = tuple(node.name for node in self._graph.nodes if node.op == "placeholder")
+        self._parts: dict[tuple, Part | None] = {}
+
+    def in_front_of(self, changed: Collection[str]) -> tuple[str, ...]:
+        """The values that a network with these layers changed shares with the dense one, as far back as it needs them."""
+        touched: set[fx.Node] = set()
+        for node in self._graph.nodes:
+            if _module_of(node) in changed or touched.intersection(node.all_input_nodes):
+                touched.add(node)
+        needed = {i for node in touched for i in node.all_input_nodes if i not in touched and i.op != "get_attr"}
+        return tuple(node.name for node in self._graph.nodes if node in needed)
+
+    def head(self, start: tuple[str, ...], end: tuple[str, ...]) -> Part | None:
+        """Computes the values `end` from the values `start` of a network; None where they do not suffice."""
+        return self._part(start, [self._nodes[name] for name in end], ("head", start, end))
+
+    def tail(self, start: tuple[str, ...]) -> Part | None:
+        """Computes a network's logits, (logits,), from the values `start`; None where they do not suffice."""
+        return self._part(start, list(self._output.all_input_nodes), ("tail", start))
+
+    def _part(self, start: tuple[str, ...], ends: Sequence[fx.Node], key: tuple) -> Part | None:
+        if key not in self._parts:
+            self._parts[key] = self._compiled(start, ends)
+        return self._parts[key]
+
+    def _compiled(self, start: tuple[str, ...], ends: Sequence[fx.Node]) -> Part | None:
+        needed, waiting = set(), [node for node in ends if node.name not in start]
+        while waiting:
+            node = waiting.pop()
+            if node.op == "placeholder":
+                return None
+            if node not in needed:
+                needed.add(node)
+                waiting += [i for i in node.all_input_nodes if i.name not in start]
+        graph, made = fx.Graph(), {}
+        for name in start:
+            made[self._nodes[name]] = graph.placeholder(name)
+        for node in self._graph.nodes:
+            if node in needed:
+                made[node] = graph.node_copy(node, made.__getitem__)
+        graph.output(tuple(made[node] for node in ends))
+        join_relus(graph, self._model)
+        # the code refers to layers by name, so it runs on every network that has them
+        return type(fx.GraphModule(self._model, graph)).forward
+
+
+def trace(model: nn.Module) -> Cuts | None:
+    """The cuts of a network in eval mode, None where torch.fx cannot follow it (as through data-dependent branches)."""
+    try:
+        return Cuts(model)
+    except Exception:
+        return None
+
+
+class _Tracer(fx.Tracer):
+    """Keeps layers whole whose numbers pruning changes: the trace would write them out."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PadShortcut) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _module_of(node: fx.Node) -> str | None:
+    """The layer that a node runs, or whose tensor it reads."""
+    if node.op == "call_module":
+        return str(node.target)
+    return str(node.target).rpartition(".")[0] if node.op == "get_attr" else None
+
+
+def _pure(graph: fx.Graph, model: nn.Module) -> fx.Graph:
+    """Without what does nothing in eval mode, and with nothing done in place: a kept value must stay as it is."""
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            node.target = _PURE.get(node.target, node.target)
+        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+            node.target = node.target.removesuffix("_")
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        if node.op == "call_module":
+            layer = model.get_submodule(str(node.target))
+            if isinstance(layer, nn.Identity | nn.Dropout):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+            elif isinstance(layer, nn.ReLU):
+                with graph.inserting_after(node):
+                    node.replace_all_uses_with(graph.call_function(F.relu, (node.args[0],)))
+                graph.erase_node(node)
+    return graph
+
+
+def differing(dense: nn.Module, other: nn.Module) -> set[str]:
+    """The layers in which two networks of one architecture differ, in shape or in any number, by dotted name."""
+    theirs = dict(other.named_modules())
+    return {name for name, layer in dense.named_modules() if not _same(layer, theirs.get(name))}
+
+
+def _same(layer: nn.Module, other: nn.Module | None) -> bool:
+    """Whether two layers are alike, apart from the layers that they hold."""
+    if type(other) is not type(layer) or layer.extra_repr() != other.extra_repr():
+        return False
+    ours, theirs = ([*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)] for m in (layer, other))
+    return len(ours) == len(theirs) and all(
+        a == b and torch.equal(first, second) for (a, first), (b, second) in zip(ours, theirs, strict=True)
+    )

@@ -1,0 +1,228 @@
+"""Which images a pruned network gets right, measured fast: unchanged layers are not run again, doubts alone cost fp32.
+
+Images lie on the device in an order of which every beginning is a fair sample. What the dense network makes of them in
+front of the first changed layer is kept, within a bound, for all networks that are changed there.
+
+With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screen`.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.cards import card_for
+from intrafusion.cuts import Part, trace
+from intrafusion.data import ImageData, normalise
+from intrafusion.evaluate import stratified
+from intrafusion.pace import checkpoint
+from intrafusion.precision import check_accuracy, check_bf16, has_bf16, low
+from intrafusion.screen import Screen, Values
+
+MEMORY = 1 << 30  # bytes of kept values, unless somebody says otherwise
+_PROBE_SECONDS, _LARGEST = 0.4, {"cpu": 512, "cuda": 8192}
+_PATIENCE = 0.25  # seconds between two looks at whether somebody has cancelled
+_PAYS = 0.75  # bf16 must take less than this share of fp32's time to be worth a second look at some images
+
+
+@dataclass
+class _Front:
+    """A cut, what follows it, and kept values of what lies before it, by their batch's first image."""
+
+    names: tuple[str, ...]
+    tail: Part
+    trusted: bool = False
+    kept: dict[int, Values] = field(default_factory=dict)
+    screen: Screen = field(default_factory=Screen)
+
+
+class Meter:
+    """Measures networks that were pruned from one dense network, on one set of images.
+
+    model: the dense network, BN folded, in eval mode, nothing done in place; it is not touched. data: uint8 images on the
+    model's device. precision: "exact" or "fast" (bf16). batch: images at once; found by a short probe when None.
+    memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the model, or when
+    precision "fast" is not to be had.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: ImageData, precision: str = "exact", seed: int = 0, memory: int = MEMORY,
+        batch: int | None = None,
+    ):  # fmt: skip
+        card = card_for(model, data)
+        self.model, self.card, self.precision, self.memory = model, card, precision, memory
+        order = stratified(data.labels.cpu(), seed).to(data.labels.device)
+        self.images, self.labels = data.images[order], data.labels[order]
+        self._cuts = trace(model)
+        self._plain = _Front((), lambda network, images: (network(images),), True)  # where nothing can be cut
+        self._fronts: dict[tuple[str, ...], _Front] = {}
+        self._front, self._older, self._bytes = self._plain, self._plain, 0
+        self._dense = torch.zeros(0, dtype=torch.bool)
+        if precision == "fast":
+            check_bf16(self.images.device)
+            self.model = low(model)
+        self.batch = batch or self._probe(self.model)
+        self._screens = precision == "exact" and self._screening_pays()
+        if precision == "fast":
+            exact = Meter(model, data, "exact", seed, 0, self.batch)
+            check_accuracy(*(float(meter.dense(len(self)).float().mean()) for meter in (exact, self)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def up_to(self, count: int) -> int:
+        """The number of images, at least `count`, that whole batches hold."""
+        return min(len(self), -(-count // self.batch) * self.batch)
+
+    def dense(self, stop: int) -> Tensor:
+        """Which of the first `stop` images the dense network gets right: bool (stop,)."""
+        if stop > len(self._dense):
+            front = self._turn_to(self._cuts.input if self._cuts else (), self.model)
+            more = self._correct(self.model, front, range(len(self._dense), stop), float("inf"))
+            self._dense = torch.cat([self._dense, more])
+        return self._dense[:stop]
+
+    def correct(
+        self, network: nn.Module, changed: Collection[str], start: int, stop: int, patience: float = float("inf")
+    ) -> Tensor:
+        """Which images `start` to `stop` a network gets right that differs from the dense one in the layers `changed`.
+
+        Stops early, after a whole batch, once `patience` seconds have passed: bool (at most stop - start,), on the CPU.
+        """
+        network = network if self.precision == "exact" else low(network)
+        front = self._turn_to(self._cuts.in_front_of(changed) if self._cuts else (), network)
+        return self._correct(network, front, range(start, stop), patience)
+
+    def forget(self) -> None:
+        """Let go of all kept values."""
+        for front in self._fronts.values():
+            front.kept.clear()
+        self._bytes = 0
+
+    def _turn_to(self, names: tuple[str, ...], network: nn.Module) -> _Front:
+        """Make the cut at these values the current one; the values of the last one may help to reach it."""
+        if names not in self._fronts:
+            tail = self._cuts.tail(names) if self._cuts else None
+            self._fronts[names] = _Front(names, tail) if tail else self._plain
+        front = self._fronts[names]
+        if not front.trusted:
+            front.trusted = self._agrees(front, network)
+            front = self._fronts[names] = front if front.trusted else self._plain
+        if front is not self._front:
+            self._bytes -= _bytes(self._older.kept)
+            self._older.kept.clear()
+            self._older, self._front = self._front, front
+        return front
+
+    def _agrees(self, front: _Front, network: nn.Module) -> bool:
+        """Whether head and tail compute what the whole network does: not where the trace wrote a shape out."""
+        images = self._input(0, 2)
+        with torch.inference_mode():
+            try:
+                expected, found = network(images), front.tail(network, *self._head(front, images))[0]
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return False
+        scale = 1e-3 if images.dtype == torch.float32 else 0.1
+        return bool((found - expected).abs().max() <= scale * expected.abs().max())
+
+    def _correct(self, network: nn.Module, front: _Front, images: range, patience: float) -> Tensor:
+        """`correct` behind a cut. The device is not waited for in the loop, but for screening, which is for CPUs alone."""
+        screened = low(network) if self._screens else None
+
+        def batches() -> Iterator[Values]:
+            began = time.perf_counter()
+            for at in range(images.start // self.batch * self.batch, images.stop, self.batch):
+                checkpoint()
+                yield tuple(value[max(images.start - at, 0) : images.stop - at] for value in self._values(front, at))
+                if time.perf_counter() - began > patience:
+                    return
+
+        def again(rows: Tensor) -> Values:
+            rows = rows + images.start
+            starts = (rows // self.batch * self.batch).unique()
+            found = [
+                tuple(v[rows[(rows >= at) & (rows < at + self.batch)] - at] for v in self._values(front, at))
+                for at in starts.tolist()
+            ]
+            return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+        def exact(values: Values) -> Tensor:
+            return front.tail(network, *values)[0]
+
+        with torch.inference_mode():
+            if screened is None:
+                best = torch.cat([exact(values).argmax(1) for values in batches()])
+            else:
+                best = front.screen.predictions(
+                    batches(),
+                    lambda values: front.tail(screened, *(v.to(torch.bfloat16) for v in values))[0],
+                    exact,
+                    again,
+                    self.batch,
+                )
+            return (best == self.labels[images.start : images.start + len(best)]).cpu()
+
+    def _values(self, front: _Front, at: int) -> Values:
+        """What the dense network makes of one batch up to the cut; kept while there is room."""
+        if at in front.kept:
+            return front.kept[at]
+        near = self._older.kept.get(at, ())
+        step = self._cuts.head(self._older.names, front.names) if near and self._cuts else None
+        values = step(self.model, *near) if step else self._head(front, self._input(at, at + self.batch))
+        if near:  # it has served
+            del self._older.kept[at]
+            self._bytes -= sum(value.nbytes for value in near)
+        size = sum(value.nbytes for value in values)
+        if self._bytes + size <= self.memory:
+            front.kept[at] = values
+            self._bytes += size
+        return values
+
+    def _head(self, front: _Front, images: Tensor) -> Values:
+        head = self._cuts.head(self._cuts.input, front.names) if self._cuts and front.names else None
+        return head(self.model, images) if head else (images,)
+
+    def _input(self, start: int, stop: int) -> Tensor:
+        """Some images as the network wants them: (B, C, H, W), channels last."""
+        images = normalise(self.images[start:stop], self.card.mean, self.card.std)
+        return images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
+
+    def _probe(self, network: nn.Module) -> int:
+        """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
+        began, most = time.perf_counter(), min(len(self), _LARGEST[self.images.device.type])
+        size = min(64, most)
+        seconds = self._seconds(network, size)
+        while seconds > _PATIENCE and size > 1:
+            size //= 2
+            seconds /= 2
+        while 2 * size <= most and time.perf_counter() - began < _PROBE_SECONDS:
+            more = self._seconds(network, 2 * size)
+            if more > _PATIENCE or more > 1.96 * seconds:
+                break
+            size, seconds = 2 * size, more
+        return size
+
+    def _screening_pays(self) -> bool:
+        device = self.images.device
+        if device.type != "cpu" or not has_bf16(device) or next(self.model.parameters()).dtype != torch.float32:
+            return False
+        return self._seconds(low(self.model), self.batch) < _PAYS * self._seconds(self.model, self.batch)
+
+    def _seconds(self, network: nn.Module, count: int) -> float:
+        """How long this network takes for so many images: the faster of two runs, after one that warms up."""
+        images = self._input(0, count).to(next(network.parameters()).dtype)
+        run = (self._cuts.tail(self._cuts.input) if self._cuts else None) or self._plain.tail
+        times = []
+        with torch.inference_mode():
+            for _ in range(3):
+                checkpoint()
+                began = time.perf_counter()
+                run(network, images)[0].argmax(1).cpu()
+                times.append(time.perf_counter() - began)
+        return min(times[1:])
+
+
+def _bytes(kept: dict[int, Values]) -> int:
+    return sum(value.nbytes for values in kept.values() for value in values)

@@ -1,0 +1,74 @@
+"""fp32's predictions at little more than bf16's price: look at all images in bf16, and again in fp32 where it may be wrong.
+
+A bf16 prediction stands where its margin over every other class exceeds the largest error that any margin has shown so
+far on the same part of the same network, with room to spare. Each second look shows further errors.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Values = tuple[Tensor, ...]
+Logits = Callable[[Values], Tensor]
+_ROOM = 1.25  # how much larger than any error seen a margin must be
+_TRUST = 256  # images whose errors must have been seen before any margin is believed
+
+
+class Screen:
+    """What is known of bf16's errors on one part of a network. error: the largest, in units of the logits' spread."""
+
+    def __init__(self) -> None:
+        self.error, self.seen = 0.0, 0
+
+    def predictions(
+        self, batches: Iterable[Values], low: Logits, exact: Logits, again: Callable[[Tensor], Values], size: int
+    ) -> Tensor:
+        """The classes that `exact` predicts: int64 (N,).
+
+        batches: values, float (B, ...), from which `low` and `exact` compute logits (B, classes). again: the values of
+        these images, int64 (R,), once more. size: images that `exact` takes at once.
+        """
+        guesses, kept = [], []
+        for values in batches:
+            guesses.append(low(values).float())
+            rows = self._doubted(_margins(guesses[-1])).nonzero()[:, 0]
+            kept.append((rows + sum(map(len, guesses[:-1])), tuple(value[rows] for value in values)))
+        guess = torch.cat(guesses)
+        best, margin = guess.argmax(1), _margins(guess)
+        looked = torch.zeros(len(guess), dtype=torch.bool)
+        rows, values = torch.cat([rows for rows, _ in kept]), _cat([values for _, values in kept])
+        while len(rows):
+            parts = zip(rows.split(size), *(value.split(size) for value in values), strict=True)
+            for some, *of_some in parts:
+                logits = exact(tuple(of_some))
+                self._learn(guess[some], logits)
+                best[some], looked[some] = logits.argmax(1), True
+            rows = (self._doubted(margin) & ~looked).nonzero()[:, 0]
+            values = again(rows) if len(rows) else ()
+        return best
+
+    def _doubted(self, margin: Tensor) -> Tensor:
+        """Which predictions do not stand: bool (N,). Until enough errors were seen, the first ones do not."""
+        doubted = margin <= _ROOM * self.error
+        doubted[: max(0, _TRUST - self.seen)] = True
+        return doubted
+
+    def _learn(self, guess: Tensor, exact: Tensor) -> None:
+        error = guess - exact
+        error = (error.gather(1, guess.argmax(1, keepdim=True)) - error).abs().max() / _spread(guess)
+        self.error, self.seen = max(self.error, float(error)), self.seen + len(guess)
+
+
+def _margins(logits: Tensor) -> Tensor:
+    """By how much the best class leads, in units of the logits' spread: (N,)."""
+    two = logits.topk(2, 1).values
+    return (two[:, 0] - two[:, 1]) / _spread(logits)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    return logits.std().clamp(min=1e-12)
+
+
+def _cat(values: list[Values]) -> Values:
+    return tuple(torch.cat(parts) for parts in zip(*values, strict=True))

@@ -1,0 +1,128 @@
+"""A sensitivity study against the loop that a notebook holds, in one run.
+
+python tests/benchmarks/bench_sweep.py WEIGHTS DATA [MODEL] [--every 5]
+
+The loop: for each point a deep copy, a dependency graph, pruning, and a DataLoader with 4 workers. It runs every 5th point,
+spread over the study, before and after ours; ours runs all of them.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+
+import intrafusion as itf  # before torchvision, which it makes importable
+
+# isort: split
+import numpy as np
+import torch
+import torch_pruning
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from intrafusion.bench import Bench, open_bench
+from intrafusion.prune import prune_groups
+from intrafusion.run import Result
+from intrafusion.spec import PruneSpec
+from intrafusion.study import Study
+from intrafusion.sweep import sweep
+
+
+class Images(Dataset):
+    """CIFAR as torchvision serves it: a PIL image, made a tensor and normalised each time."""
+
+    def __init__(self, data: itf.ImageData, card: itf.ModelCard):
+        self.images, self.labels = data.images.permute(0, 2, 3, 1).contiguous().numpy(), data.labels.tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(card.mean, card.std)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def plain(spec: PruneSpec, bench: Bench, images: Images) -> tuple[list[bool], float]:
+    """Which images are right, in data order, and the seconds that took."""
+    start = time.perf_counter()
+    network = copy.deepcopy(bench.model).requires_grad_(True)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        torch_pruning.DependencyGraph().build_dependency(network, example_inputs=bench.example)
+        small = prune_groups(bench.model, bench.groups, spec.sparsity, "l1", spec.merge, spec.groups)
+        right: list[bool] = []
+        with torch.no_grad():
+            for batch, labels in DataLoader(images, batch_size=128, num_workers=4):
+                right += (small(batch).argmax(1) == labels).tolist()
+    return right, time.perf_counter() - start
+
+
+def ours(specs: list[PruneSpec], arguments: argparse.Namespace, **options: object) -> tuple[dict, float]:
+    """The last result of each point and the seconds of the whole study, loading excluded for both."""
+    bench = opened(arguments)
+    start = time.perf_counter()
+    found = {result.spec: result for result in sweep(specs, bench, **options)}
+    return found, time.perf_counter() - start
+
+
+def opened(arguments: argparse.Namespace) -> Bench:
+    model = arguments.model
+    return open_bench(PruneSpec(model=model, dataset="cifar10", weights=arguments.weights, data_path=arguments.data))
+
+
+def answers(result: Result, bench: Bench) -> np.ndarray:
+    """Which images are right, in data order."""
+    from intrafusion.evaluate import stratified
+
+    labels = bench.images().subset(result.spec.limit, result.spec.seed).labels
+    right = np.zeros(len(labels), bool)
+    right[stratified(labels, result.spec.seed).numpy()] = np.unpackbits(
+        np.frombuffer(result.correct, np.uint8), count=result.count
+    )
+    return right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights")
+    parser.add_argument("data")
+    parser.add_argument("model", nargs="?", default="cifar10-resnet20")
+    parser.add_argument("--every", type=int, default=5)
+    arguments = parser.parse_args()
+    bench = opened(arguments)
+    names = tuple(group.name for group in bench.groups if group.reason is None)
+    base = bench_spec = PruneSpec(
+        model=arguments.model, dataset="cifar10", weights=arguments.weights, data_path=arguments.data, limit=2000
+    )
+    axes = {"groups": names, "sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "merge": ("drop", "fusion")}
+    specs = Study("bench", base, axes).specs(bench.groups)
+    images = Images(bench.images().subset(bench_spec.limit, 0), bench.card)
+    sample = specs[:: arguments.every]
+    print(f"{len(specs)} points, {len(images):,} images, {torch.get_num_threads()} threads")
+    loops = [plain(spec, bench, images) for spec in sample[::2]]
+    ways = {
+        "exact": ({}, {}), "exact, early decisions": ({}, {"decide": True}),
+        "fast": ({"precision": "fast"}, {}), "fast, early decisions": ({"precision": "fast"}, {"decide": True}),
+    }  # fmt: skip
+    measured = {
+        name: ours([spec.but(**changes) for spec in specs], arguments, **options)
+        for name, (changes, options) in ways.items()
+    }
+    loops += [plain(spec, bench, images) for spec in sample[1::2]]
+    a_point = statistics.mean(seconds for _, seconds in loops)
+    print(f"plain loop: {a_point:.2f} s a point ({len(loops)} of them measured)")
+    for name, (found, seconds) in measured.items():
+        ratio, count = a_point * len(specs) / seconds, statistics.mean(result.count for result in found.values())
+        print(
+            f"{name}: {seconds:.1f} s, {seconds / len(specs):.3f} s a point, {ratio:.1f} times faster; {count:.0f} images a point"
+        )
+    exact = measured["exact"][0]
+    pairs = zip([*sample[::2], *sample[1::2]], loops, strict=True)
+    flips = sum(int((answers(exact[spec], bench) != np.array(right)).sum()) for spec, (right, _) in pairs)
+    print(f"exact against the loop: {flips} of {len(loops) * len(images):,} answers differ")
+
+
+if __name__ == "__main__":
+    main()
