@@ -8,8 +8,8 @@ from intrafusion.figures.curves import curves
 from intrafusion.importance import needs_images
 from intrafusion.jobs import Job
 from intrafusion.quote import curve_line, curve_snippet
-from intrafusion.sweep import grid, sweep
-from pages.common import knobs, parts, shell
+from intrafusion.sweep import grid
+from pages.common import knobs, parts, shell, studying
 from pages.common.navigation import enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
@@ -59,10 +59,11 @@ bench = shell.measuring(here, limit)
 looking = [spec for spec in specs if needs_images(spec)]
 if bench is None or (looking and not shell.can_see(here, looking[0])):
     st.stop()
-known = shell.known_points((*here.key(), base.data_path))
+store = studying.store()
 key = ("curve", here.key(), base, tuple(specs))
 job: Job | None = shell.jobs().get(key)
-complete = all(spec in known for spec in specs)
+known = studying.points(store, specs, bench, job)
+complete = len(known) == len(specs) and all(result.complete for result in known.values())
 
 count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
 cheap = bench.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
@@ -73,28 +74,19 @@ asked = buttons.button(
 if job is not None and job.active and buttons.button("Cancel", icon=":material/stop:"):
     job.cancel()
 if asked or (job is None and cheap and not complete):
-    shell.jobs().start(key, len(specs), lambda: sweep(specs, bench, known))
+    studying.start(key, specs, bench, store, f"curve of {base.model}")
     st.rerun()
 
 
 @st.fragment(run_every=0.5 if job is not None and job.active else None)
 def live() -> None:
     """The picture with the points so far; polls while the job runs, then asks for one last full run."""
-    results = [known[spec] for spec in specs if spec in known]
     watching = job is not None and job.active
-    if job is not None and job.state == "failed":
-        st.error(job.error, icon=":material/error:")
-    words = {
-        "waiting": "waiting for another study",
-        "running": "computing",
-        "cancelled": "cancelled; the points so far stay",
-    }
-    state = "done" if len(results) == len(specs) else words.get(job.state, "") if job else "not computed yet"
-    st.progress(len(results) / len(specs), f"{len(results)} of {len(specs)} points on {count:,} images: {state}")
-    measured = bench.known_dense(limit, base.seed)
-    parts.chart(
-        curves(results, sparsities, measured and (measured.accuracy, measured.interval), shell.is_dark()), "curves"
-    )
+    found = studying.points(store, specs, bench, job) if watching else known
+    studying.progress(found, specs, job, count)
+    widest = max(found.values(), key=lambda result: result.count, default=None)
+    dense = widest and (widest.dense_accuracy, widest.dense_interval)
+    parts.chart(curves(list(found.values()), sparsities, dense, shell.is_dark()), "curves")
     if st.session_state.get("watching") and not watching:
         st.session_state.watching = False
         st.rerun()
@@ -102,7 +94,7 @@ def live() -> None:
 
 
 live()
-results = [known[spec] for spec in specs if spec in known]
+results = list(known.values())
 if not results and job is None:
     st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
 table = pd.DataFrame([result.to_row() for result in results])

@@ -5,9 +5,9 @@ import shlex
 import pandas as pd
 import streamlit as st
 
+from intrafusion.bench import Bench
 from intrafusion.channels import CONSUMER, PAD, coupling
 from intrafusion.evaluate import layer_sizes
-from intrafusion.run import Bench
 from pages.common import parts, shell
 from pages.common.navigation import enter_app
 

@@ -10,7 +10,7 @@ import streamlit as st
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, registry
 from intrafusion.activations import consumers
 from intrafusion.agreement import Comparison
-from intrafusion.run import Bench, Scores
+from intrafusion.bench import Bench, Scores
 from pages.common import asking
 from pages.common.shell import Here
 

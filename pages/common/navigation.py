@@ -24,6 +24,11 @@ _PAGES = (
         "The transport plan of one group: cost, coupling, matrix, each channel's story.",
     ),
     ("curves", ":material/show_chart:", "Accuracy against sparsity, fused against dropped, computed live."),
+    (
+        "sensitivity",
+        ":material/grid_on:",
+        "Which groups bear pruning and which do not; sparsities for a smaller network, and whether they hold.",
+    ),
 )
 
 

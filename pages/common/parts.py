@@ -1,6 +1,7 @@
 """Pieces that several pages draw: charts, controls, one channel's story, and what a reader takes away."""
 
 import math
+from typing import Any
 from urllib.parse import urlencode
 
 import pandas as pd
@@ -22,13 +23,17 @@ _SIDEBAR = ("model", "imagenet", "weights", "data_path", "device", "group")
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
     """Draw a figure; with `on_channel`, a click on a mark chooses the channel in its customdata."""
-    config = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": f"intrafusion-{key}"}}
     if on_channel:
         st.plotly_chart(
-            figure, key=key, config=config, on_select=lambda: _pick(key), selection_mode="points", theme=None
+            figure, key=key, config=config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None
         )
     else:
-        st.plotly_chart(figure, key=key, config=config, theme=None)
+        st.plotly_chart(figure, key=key, config=config(key), theme=None)
+
+
+def config(key: str) -> dict[str, Any]:
+    """Plotly's options for a chart: its camera saves an SVG of this name."""
+    return {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": f"intrafusion-{key}"}}
 
 
 def _pick(key: str) -> None:

@@ -2,18 +2,19 @@
 
 import importlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
 import torch
+from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
+from intrafusion.bench import Bench, open_model
 from intrafusion.importance import needs_images
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
-from intrafusion.run import Bench, Result, open_model
 from intrafusion.zoo import dataset_of, describe, is_local, model_names, stream_weights
 
 BIND = "query-params"
@@ -59,18 +60,11 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-class _Known(OrderedDict[PruneSpec, Result]):
-    """Measured points, the oldest forgotten beyond ten thousand."""
-
-    def __setitem__(self, key: PruneSpec, value: Result) -> None:
-        super().__setitem__(key, value)
-        if len(self) > 10_000:
-            self.popitem(last=False)
-
-
-@st.cache_resource(max_entries=16)
-def known_points(key: tuple) -> _Known:
-    return _Known()
+def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, **options: Any) -> Job:
+    """`Jobs.start`, remembering that this reader asked for it and so may cancel it anywhere; rerun the page after it."""
+    job = jobs().start(key, total, work, title, **options)
+    st.session_state.started = [mine for mine in (*st.session_state.get("started", ()), job) if mine.active]
+    return job
 
 
 @st.cache_resource
@@ -86,9 +80,9 @@ def is_dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def choose() -> Here:
-    """Draw the sidebar; what it says. Raises IntrafusionError when the model cannot be opened."""
-    with st.sidebar:
+def choose(controls: DeltaGenerator) -> Here:
+    """Draw the sidebar's controls; what they say. Raises IntrafusionError when the model cannot be opened."""
+    with controls:
         name = _model_name()
         with st.expander("Local files", icon=":material/folder_open:"):
             weights = st.text_input(
@@ -109,7 +103,7 @@ def choose() -> Here:
         _offer_download(name)
         st.stop()
     opened = bench(name, weights, device)
-    group = _choose_group(opened)
+    group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset_of(name), weights=weights, data_path=data_path, groups=(group.name,))
     return Here(opened, group, spec, device)
 
@@ -130,7 +124,7 @@ def _model_name() -> str:
     )
 
 
-def _choose_group(opened: Bench) -> Group:
+def _choose_group(opened: Bench, controls: DeltaGenerator) -> Group:
     usable = [group for group in opened.groups if group.reason is None]
     if not usable:
         raise IntrafusionError(
@@ -140,7 +134,7 @@ def _choose_group(opened: Bench) -> Group:
     if st.session_state.get("group") not in names:
         st.session_state.pop("group", None)
     default = next((i for i, group in enumerate(usable) if group.size >= 32), 0)
-    with st.sidebar:
+    with controls:
         name = st.selectbox(
             "Group",
             names,
@@ -167,7 +161,9 @@ def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]
     """A button that fetches in the background, its progress, and the reason when it fails."""
     job = jobs().get(key)
     if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
-        jobs().start(key, 0, work)
+        start(
+            key, 1, work, label, part=lambda bytes: ("file", bytes[0] / bytes[1] if bytes[1] else 0.0), computes=False
+        )
         st.rerun()
     if job is not None:
         _watch_download(job)
