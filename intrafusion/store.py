@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
-import socket
 import sqlite3
 import threading
 import time
@@ -21,34 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
+from intrafusion.processes import birth, host, runs
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
+from intrafusion.store_file import open_store, plain_errors, transaction
 
-FORMAT = 1  # of the file, in PRAGMA user_version
-STAMP = int.from_bytes(b"itfs")  # in PRAGMA application_id: tells a store from the databases of other programs
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
-
-SCHEMA = (
-    """CREATE TABLE points (
-        key TEXT PRIMARY KEY, spec TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, version TEXT NOT NULL,
-        device TEXT NOT NULL, accuracy REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, count INTEGER NOT NULL,
-        total INTEGER NOT NULL, dense_accuracy REAL NOT NULL, params INTEGER NOT NULL, params_before INTEGER NOT NULL,
-        macs INTEGER NOT NULL, macs_before INTEGER NOT NULL, channels INTEGER NOT NULL,
-        channels_before INTEGER NOT NULL, seconds REAL NOT NULL, measured_at TEXT NOT NULL, correct BLOB NOT NULL)""",
-    "CREATE TABLE failures (key TEXT PRIMARY KEY, spec TEXT NOT NULL, reason TEXT NOT NULL, failed_at TEXT NOT NULL)",
-    """CREATE TABLE claims (
-        key TEXT PRIMARY KEY, token TEXT NOT NULL, owner TEXT, host TEXT NOT NULL, pid INTEGER NOT NULL,
-        born TEXT NOT NULL, beat REAL NOT NULL)""",
-    "CREATE TABLE studies (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, text TEXT NOT NULL, created TEXT NOT NULL)",
-    """CREATE TABLE members (
-        study INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE, position INTEGER NOT NULL, key TEXT NOT NULL,
-        spec TEXT NOT NULL, PRIMARY KEY (study, key))""",
-    "CREATE INDEX members_of_point ON members (key)",
-    f"PRAGMA application_id = {STAMP}",
-    f"PRAGMA user_version = {FORMAT}",
-)
 _MEASURED = tuple(field.name for field in fields(Result) if field.name not in ("spec", "interval"))  # a column each
 _BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
 
@@ -110,8 +88,8 @@ class Store:
         self._lock = threading.RLock()
         self._token = secrets.token_hex(8)
         self._held: set[str] = set()
-        with _plain_errors(self.path, wait):
-            self._db = _open(self.path, wait)
+        with plain_errors(self.path, wait):
+            self._db = open_store(self.path, wait)
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +164,7 @@ class Store:
             if not ours and (_is_complete(db, key) or (row is not None and _is_held(row, now))):
                 return False
             pid = os.getpid()
-            mine = key, self._token, owner, _host(), pid, _birth(pid), now
+            mine = key, self._token, owner, host(), pid, birth(pid), now
             db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)", mine)
             self._held.add(key)
         return True
@@ -256,125 +234,15 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _plain_errors(self.path, self.wait):
+        with self._lock, plain_errors(self.path, self.wait):
             yield self._db
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._read() as db, _transaction(db, "IMMEDIATE"):
+        with self._read() as db, transaction(db, "IMMEDIATE"):
             if not self.path.exists():  # SQLite would go on writing into the removed file
                 raise IntrafusionError(f"{self.path} was removed while it was open: start again")
             yield db
-
-
-def _open(path: Path, wait: float) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IntrafusionError(f"the folder of {path} cannot be made ({error.strerror}): {_ELSEWHERE}") from error
-    db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
-    try:
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA synchronous = NORMAL")
-        with _transaction(db, "DEFERRED"):
-            new = _is_new(db, path)
-        _use_wal(db, wait)
-        if new:
-            with _transaction(db, "IMMEDIATE"):
-                if _is_new(db, path):  # no other process came first
-                    for statement in SCHEMA:
-                        db.execute(statement)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _is_new(db: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is empty. Raises IntrafusionError, before anything is written, for one that is no store of ours."""
-    stamp, version, tables = (
-        db.execute(query).fetchone()[0]
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
-    if (stamp, version, tables) == (0, 0, 0):
-        return True
-    if stamp != STAMP:
-        raise IntrafusionError(f"{path} is the database of another program: {_ELSEWHERE}")
-    if version > FORMAT:
-        raise IntrafusionError(
-            f"{path} has format {version}, and this version of intrafusion reads format {FORMAT}: update intrafusion"
-        )
-    return False
-
-
-def _use_wal(db: sqlite3.Connection, wait: float) -> None:
-    """Switch a new file to WAL. SQLite does not wait for a lock here when two processes do so at once; we do."""
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
-    """All or nothing of what is written inside."""
-    try:
-        db.execute(f"BEGIN {kind}")
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # the first problem is the one to tell
-            db.rollback()
-        raise
-
-
-_ELSEWHERE = "choose another file for the store, for example by INTRAFUSION_STORE"
-_FULL = "the disk of {path} is full: free some space and run again; what was stored before is safe"
-_DENIED = f"{{path}} or its folder is read-only or cannot be opened: {_ELSEWHERE}"
-_SENTENCES = {
-    sqlite3.SQLITE_FULL: _FULL,
-    sqlite3.SQLITE_BUSY: "{path} has been locked by another program for more than {wait:g} s: close that, and run again",
-    sqlite3.SQLITE_READONLY: _DENIED,
-    sqlite3.SQLITE_CANTOPEN: _DENIED,
-    sqlite3.SQLITE_PERM: _DENIED,
-    sqlite3.SQLITE_NOTADB: f"{{path}} is no study store: {_ELSEWHERE}",
-    sqlite3.SQLITE_CORRUPT: "{path} is damaged: move it away and start a new one;"
-    " the .recover command of the sqlite3 program saves what can be read",
-}
-
-
-@contextmanager
-def _plain_errors(path: Path, wait: float) -> Iterator[None]:
-    """SQLite's errors as one line that says what is wrong, with which file, and what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = _code(error)
-        if path.is_dir():
-            sentence = "{path} is a folder: the store is a file, such as {path}/studies.sqlite"
-        elif code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path):
-            sentence = _FULL  # where a side file cannot grow, SQLite does not say why
-        else:
-            sentence = _SENTENCES.get(code, f"{{path}} could not be used ({{error}}): {_ELSEWHERE}")
-        raise IntrafusionError(sentence.format(path=path, wait=wait, error=one_line(error))) from error
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 where Python's module itself complains."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _disk_is_full(path: Path) -> bool:
-    try:
-        return shutil.disk_usage(path.parent).free < 2**16
-    except OSError:
-        return False
 
 
 def _result(spec: PruneSpec, row: sqlite3.Row) -> Result:
@@ -413,40 +281,7 @@ def _is_held(claim: sqlite3.Row, now: float) -> bool:
     """Whether the process of a claim may still be at it."""
     if abs(now - claim["beat"]) > VOID_AFTER:  # either way: the clock may have been set back
         return False
-    return claim["host"] != _host() or _runs(claim["pid"], claim["born"])
-
-
-def _host() -> str:
-    """Where a process number means the same process: a host, and on Linux the container in it."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _birth(pid: int) -> str:
-    """When a process started, in Linux's own count, "ended" for one that is not yet waited for; "" where nobody says."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return ""
-    return "ended" if state in "ZX" else rest[18]
-
-
-def _runs(pid: int, born: str) -> bool:
-    """Whether the process that had this number when it was born still runs: numbers are used again."""
-    birth = _birth(pid)
-    if birth:
-        return birth == born
-    if os.name != "posix":  # there os.kill would end it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
+    return claim["host"] != host() or runs(claim["pid"], claim["born"])
 
 
 def _now() -> str:

@@ -1,0 +1,144 @@
+"""The file under a store: what is in it, how it is opened, and SQLite's problems in words."""
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from intrafusion.errors import IntrafusionError, one_line
+
+FORMAT = 1  # of the file, in PRAGMA user_version
+STAMP = int.from_bytes(b"itfs")  # in PRAGMA application_id: tells a store from the databases of other programs
+
+SCHEMA = (
+    """CREATE TABLE points (
+        key TEXT PRIMARY KEY, spec TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, version TEXT NOT NULL,
+        device TEXT NOT NULL, accuracy REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, count INTEGER NOT NULL,
+        total INTEGER NOT NULL, dense_accuracy REAL NOT NULL, params INTEGER NOT NULL, params_before INTEGER NOT NULL,
+        macs INTEGER NOT NULL, macs_before INTEGER NOT NULL, channels INTEGER NOT NULL,
+        channels_before INTEGER NOT NULL, seconds REAL NOT NULL, measured_at TEXT NOT NULL, correct BLOB NOT NULL)""",
+    "CREATE TABLE failures (key TEXT PRIMARY KEY, spec TEXT NOT NULL, reason TEXT NOT NULL, failed_at TEXT NOT NULL)",
+    """CREATE TABLE claims (
+        key TEXT PRIMARY KEY, token TEXT NOT NULL, owner TEXT, host TEXT NOT NULL, pid INTEGER NOT NULL,
+        born TEXT NOT NULL, beat REAL NOT NULL)""",
+    "CREATE TABLE studies (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, text TEXT NOT NULL, created TEXT NOT NULL)",
+    """CREATE TABLE members (
+        study INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE, position INTEGER NOT NULL, key TEXT NOT NULL,
+        spec TEXT NOT NULL, PRIMARY KEY (study, key))""",
+    "CREATE INDEX members_of_point ON members (key)",
+    f"PRAGMA application_id = {STAMP}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+
+
+def open_store(path: Path, wait: float) -> sqlite3.Connection:
+    """Open the file, or make it. Raises IntrafusionError for a file that is no store of ours, which stays as it is."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IntrafusionError(f"the folder of {path} cannot be made ({error.strerror}): {_ELSEWHERE}") from error
+    db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = NORMAL")
+        with transaction(db, "DEFERRED"):
+            new = _is_new(db, path)
+        _use_wal(db, wait)
+        if new:
+            with transaction(db, "IMMEDIATE"):
+                if _is_new(db, path):  # no other process came first
+                    for statement in SCHEMA:
+                        db.execute(statement)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _is_new(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is empty. Raises IntrafusionError, before anything is written, for one that is no store of ours."""
+    stamp, version, tables = (
+        db.execute(query).fetchone()[0]
+        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    )
+    if (stamp, version, tables) == (0, 0, 0):
+        return True
+    if stamp != STAMP:
+        raise IntrafusionError(f"{path} is the database of another program: {_ELSEWHERE}")
+    if version > FORMAT:
+        raise IntrafusionError(
+            f"{path} has format {version}, and this version of intrafusion reads format {FORMAT}: update intrafusion"
+        )
+    return False
+
+
+def _use_wal(db: sqlite3.Connection, wait: float) -> None:
+    """Switch a new file to WAL. SQLite does not wait for a lock here when two processes do so at once; we do."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
+    """All or nothing of what is written inside."""
+    try:
+        db.execute(f"BEGIN {kind}")
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # the first problem is the one to tell
+            db.rollback()
+        raise
+
+
+_ELSEWHERE = "choose another file for the store, for example by INTRAFUSION_STORE"
+_FULL = "the disk of {path} is full: free some space and run again; what was stored before is safe"
+_DENIED = f"{{path}} or its folder is read-only or cannot be opened: {_ELSEWHERE}"
+_SENTENCES = {
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_BUSY: "{path} has been locked by another program for more than {wait:g} s: close that, and run again",
+    sqlite3.SQLITE_READONLY: _DENIED,
+    sqlite3.SQLITE_CANTOPEN: _DENIED,
+    sqlite3.SQLITE_PERM: _DENIED,
+    sqlite3.SQLITE_NOTADB: f"{{path}} is no study store: {_ELSEWHERE}",
+    sqlite3.SQLITE_CORRUPT: "{path} is damaged: move it away and start a new one;"
+    " the .recover command of the sqlite3 program saves what can be read",
+}
+
+
+@contextmanager
+def plain_errors(path: Path, wait: float) -> Iterator[None]:
+    """SQLite's errors as one line that says what is wrong, with which file, and what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = _code(error)
+        if path.is_dir():
+            sentence = "{path} is a folder: the store is a file, such as {path}/studies.sqlite"
+        elif code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path):
+            sentence = _FULL  # where a side file cannot grow, SQLite does not say why
+        else:
+            sentence = _SENTENCES.get(code, f"{{path}} could not be used ({{error}}): {_ELSEWHERE}")
+        raise IntrafusionError(sentence.format(path=path, wait=wait, error=one_line(error))) from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where Python's module itself complains."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _disk_is_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.parent).free < 2**16
+    except OSError:
+        return False
