@@ -191,7 +191,7 @@ def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
 
 
 def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
-    """The network of `spec`: pruned, merged and recovered."""
+    """The network of `spec`: pruned, merged and recovered. Without recovery it shares unchanged layers with the bench's."""
     data = bench.calibration(spec) if needs_images(spec) else None
     small = prune_groups(
         bench.folded,
@@ -202,6 +202,7 @@ def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
         spec.groups,
         data,
         first=lambda group: bench.plan(spec, group),
+        share=spec.recovery == "none",
         **spec.only(PLAN_KNOBS),
     )
     return RECOVERIES[spec.recovery](small, spec, data)

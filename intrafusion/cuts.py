@@ -7,7 +7,6 @@ which the dense network runs once, and a tail, which any pruned network runs wit
 import operator
 from collections.abc import Callable, Collection, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -116,19 +115,3 @@ def _pure(graph: fx.Graph, model: nn.Module) -> fx.Graph:
                     node.replace_all_uses_with(graph.call_function(F.relu, (node.args[0],)))
                 graph.erase_node(node)
     return graph
-
-
-def differing(dense: nn.Module, other: nn.Module) -> set[str]:
-    """The layers in which two networks of one architecture differ, in shape or in any number, by dotted name."""
-    theirs = dict(other.named_modules())
-    return {name for name, layer in dense.named_modules() if not _same(layer, theirs.get(name))}
-
-
-def _same(layer: nn.Module, other: nn.Module | None) -> bool:
-    """Whether two layers are alike, apart from the layers that they hold."""
-    if type(other) is not type(layer) or layer.extra_repr() != other.extra_repr():
-        return False
-    ours, theirs = ([*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)] for m in (layer, other))
-    return len(ours) == len(theirs) and all(
-        a == b and torch.equal(first, second) for (a, first), (b, second) in zip(ours, theirs, strict=True)
-    )

@@ -7,7 +7,7 @@ With precision "exact", predictions are those of fp32; on a CPU with bf16 instru
 """
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,12 +29,12 @@ _PAYS = 0.75  # bf16 must take less than this share of fp32's time to be worth a
 
 @dataclass
 class _Front:
-    """A cut, what follows it, and kept values of what lies before it, by their batch's first image."""
+    """A cut, what follows it, and kept values of what lies before it, by their batch's first image and their type."""
 
     names: tuple[str, ...]
     tail: Part
     trusted: bool = False
-    kept: dict[int, Values] = field(default_factory=dict)
+    kept: dict[tuple[int, torch.dtype], Values] = field(default_factory=dict)
     screen: Screen = field(default_factory=Screen)
 
 
@@ -64,7 +64,7 @@ class Meter:
             check_bf16(self.images.device)
             self.model = low(model)
         self.batch = batch or self._probe(self.model)
-        self._screens = precision == "exact" and self._screening_pays()
+        self._cheap = self._screening_twin() if precision == "exact" else None
         if precision == "fast":
             exact = Meter(model, data, "exact", seed, 0, self.batch)
             check_accuracy(*(float(meter.dense(len(self)).float().mean()) for meter in (exact, self)))
@@ -80,7 +80,7 @@ class Meter:
         """Which of the first `stop` images the dense network gets right: bool (stop,)."""
         if stop > len(self._dense):
             front = self._turn_to(self._cuts.input if self._cuts else (), self.model)
-            more = self._correct(self.model, front, range(len(self._dense), stop), float("inf"))
+            more = self._correct(self.model, self._cheap, front, range(len(self._dense), stop), float("inf"))
             self._dense = torch.cat([self._dense, more])
         return self._dense[:stop]
 
@@ -91,9 +91,10 @@ class Meter:
 
         Stops early, after a whole batch, once `patience` seconds have passed: bool (at most stop - start,), on the CPU.
         """
-        network = network if self.precision == "exact" else low(network)
+        network = network if self.precision == "exact" else low(network, self.model, changed)
         front = self._turn_to(self._cuts.in_front_of(changed) if self._cuts else (), network)
-        return self._correct(network, front, range(start, stop), patience)
+        cheap = low(network, self._cheap, changed) if self._cheap else None
+        return self._correct(network, cheap, front, range(start, stop), patience)
 
     def forget(self) -> None:
         """Let go of all kept values."""
@@ -114,6 +115,8 @@ class Meter:
             self._bytes -= _bytes(self._older.kept)
             self._older.kept.clear()
             self._older, self._front = self._front, front
+            cast = [key for key in self._older.kept if key[1] != self._dtype]  # serves no step
+            self._bytes -= _bytes({key: self._older.kept.pop(key) for key in cast})
         return front
 
     def _agrees(self, front: _Front, network: nn.Module) -> bool:
@@ -127,58 +130,59 @@ class Meter:
         scale = 1e-3 if images.dtype == torch.float32 else 0.1
         return bool((found - expected).abs().max() <= scale * expected.abs().max())
 
-    def _correct(self, network: nn.Module, front: _Front, images: range, patience: float) -> Tensor:
-        """`correct` behind a cut. The device is not waited for in the loop, but for screening, which is for CPUs alone."""
-        screened = low(network) if self._screens else None
+    def _correct(
+        self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float
+    ) -> Tensor:
+        """`correct` behind a cut; the device is not waited for in the loop. cheap: the network in bf16, to screen with it."""
 
-        def batches() -> Iterator[Values]:
+        def batches() -> Iterator[tuple[int, slice]]:
             began = time.perf_counter()
             for at in range(images.start // self.batch * self.batch, images.stop, self.batch):
                 checkpoint()
-                yield tuple(value[max(images.start - at, 0) : images.stop - at] for value in self._values(front, at))
+                yield at, slice(max(images.start - at, 0), images.stop - at)
                 if time.perf_counter() - began > patience:
                     return
 
         def again(rows: Tensor) -> Values:
-            rows = rows + images.start
-            starts = (rows // self.batch * self.batch).unique()
-            found = [
-                tuple(v[rows[(rows >= at) & (rows < at + self.batch)] - at] for v in self._values(front, at))
-                for at in starts.tolist()
-            ]
+            places = [divmod(row + images.start, self.batch) for row in rows.tolist()]
+            found = [self._values(front, batch * self.batch, slice(place, place + 1)) for batch, place in places]
             return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
         def exact(values: Values) -> Tensor:
             return front.tail(network, *values)[0]
 
         with torch.inference_mode():
-            if screened is None:
-                best = torch.cat([exact(values).argmax(1) for values in batches()])
+            if cheap is None:
+                best = torch.cat([exact(self._values(front, at, part)).argmax(1) for at, part in batches()])
             else:
+                pairs = (
+                    (self._values(front, at, part, torch.bfloat16), self._values(front, at, part))
+                    for at, part in batches()
+                )
                 best = front.screen.predictions(
-                    batches(),
-                    lambda values: front.tail(screened, *(v.to(torch.bfloat16) for v in values))[0],
-                    exact,
-                    again,
-                    self.batch,
+                    pairs, lambda values: front.tail(cheap, *values)[0], exact, again, self.batch
                 )
             return (best == self.labels[images.start : images.start + len(best)]).cpu()
 
-    def _values(self, front: _Front, at: int) -> Values:
-        """What the dense network makes of one batch up to the cut; kept while there is room."""
-        if at in front.kept:
-            return front.kept[at]
-        near = self._older.kept.get(at, ())
-        step = self._cuts.head(self._older.names, front.names) if near and self._cuts else None
-        values = step(self.model, *near) if step else self._head(front, self._input(at, at + self.batch))
-        if near:  # it has served
-            del self._older.kept[at]
-            self._bytes -= sum(value.nbytes for value in near)
-        size = sum(value.nbytes for value in values)
-        if self._bytes + size <= self.memory:
-            front.kept[at] = values
+    def _values(self, front: _Front, at: int, part: slice, dtype: torch.dtype | None = None) -> Values:
+        """What the dense network makes of some images of one batch up to the cut; the batch's is kept while there is room."""
+        dtype = dtype or self._dtype
+        if (at, dtype) not in front.kept:
+            values = self._computed(front, at) if dtype == self._dtype else self._values(front, at, slice(None))
+            values = tuple(value.to(dtype) for value in values)
+            size = sum(value.nbytes for value in values)
+            if self._bytes + size > self.memory:
+                return tuple(value[part] for value in values)
+            front.kept[at, dtype] = values
             self._bytes += size
-        return values
+        return tuple(value[part] for value in front.kept[at, dtype])
+
+    def _computed(self, front: _Front, at: int) -> Values:
+        """One batch's values, from those of the last cut if they are kept; these have served then."""
+        near = self._older.kept.pop((at, self._dtype), ()) if self._older is not front else ()
+        self._bytes -= sum(value.nbytes for value in near)
+        step = self._cuts.head(self._older.names, front.names) if near and self._cuts else None
+        return step(self.model, *near) if step else self._head(front, self._input(at, at + self.batch))
 
     def _head(self, front: _Front, images: Tensor) -> Values:
         head = self._cuts.head(self._cuts.input, front.names) if self._cuts and front.names else None
@@ -187,7 +191,11 @@ class Meter:
     def _input(self, start: int, stop: int) -> Tensor:
         """Some images as the network wants them: (B, C, H, W), channels last."""
         images = normalise(self.images[start:stop], self.card.mean, self.card.std)
-        return images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
+        return images.to(self._dtype, memory_format=torch.channels_last)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
     def _probe(self, network: nn.Module) -> int:
         """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
@@ -204,11 +212,14 @@ class Meter:
             size, seconds = 2 * size, more
         return size
 
-    def _screening_pays(self) -> bool:
+    def _screening_twin(self) -> nn.Module | None:
+        """The dense network in bf16, where looking at everything in bf16 first saves time."""
         device = self.images.device
-        if device.type != "cpu" or not has_bf16(device) or next(self.model.parameters()).dtype != torch.float32:
-            return False
-        return self._seconds(low(self.model), self.batch) < _PAYS * self._seconds(self.model, self.batch)
+        if device.type != "cpu" or not has_bf16(device) or self._dtype != torch.float32:
+            return None
+        cheap = low(self.model)
+        pays = self._seconds(cheap, self.batch) < _PAYS * self._seconds(self.model, self.batch)
+        return cheap if pays else None
 
     def _seconds(self, network: nn.Module, count: int) -> float:
         """How long this network takes for so many images: the faster of two runs, after one that warms up."""
@@ -224,5 +235,5 @@ class Meter:
         return min(times[1:])
 
 
-def _bytes(kept: dict[int, Values]) -> int:
+def _bytes(kept: Mapping[tuple[int, torch.dtype], Values]) -> int:
     return sum(value.nbytes for values in kept.values() for value in values)

@@ -1,11 +1,12 @@
 """In which numbers a network is evaluated: fp32, or bf16 where the hardware multiplies it faster."""
 
-import copy
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.twins import leaves, twin
 
 PRECISIONS = ("exact", "fast")
 TOLERANCE = 0.002  # how far bf16 may move the dense accuracy
@@ -34,6 +35,10 @@ def check_accuracy(exact: float, fast: float) -> None:
         )
 
 
-def low(model: nn.Module) -> nn.Module:
-    """A copy of `model` with bf16 weights, channels last."""
-    return copy.deepcopy(model).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def low(model: nn.Module, like: nn.Module | None = None, changed: Collection[str] = ()) -> nn.Module:
+    """A copy of `model` with bf16 weights, channels last.
+
+    like: such a copy of another network, whose layers serve where the two do not differ: everywhere but in `changed`.
+    """
+    shared = {} if like is None else {name: layer for name, layer in leaves(like).items() if name not in changed}
+    return twin(model, shared).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,6 +1,5 @@
 """Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from intrafusion.merge import MERGES
 from intrafusion.pace import checkpoint
 from intrafusion.shrink import shrink
 from intrafusion.transport import TransportPlan, group_counts, kept_count, plan
+from intrafusion.twins import leaves, twin
 
 
 def prune(
@@ -90,17 +90,20 @@ def prune_groups(
     seed: int = 0,
     calibration: int | None = 512,
     first: Callable[[Group], TransportPlan] | None = None,
+    share: bool = False,
     **knobs,
 ) -> nn.Module:
     """`prune` with the groups of the model found before (as every point of a study shares them).
 
     first: gives the plan of a group of the network as it is, where it may be known: the first group pruned, which is the
-    last one that loses channels, still sees that.
+    last one that loses channels, still sees that. share: layers of no chosen group are the model's own, not copies, which
+    nobody may change then.
     """
     merge_function = MERGES[merge]
     shares = {group: sparsity_of(group, sparsity) for group in choose_groups(found, groups)}
     losing = [group for group, share in shares.items() if sum(group_counts(group, share)) < group.size]
-    small = copy.deepcopy(model)
+    touched = {layer.name for group in losing for layer in group.layers} if share else None
+    small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
     fold_groups(small, found)
     kept: dict[Group, Tensor] = {}
     with torch.no_grad():

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from intrafusion.bench import Bench, pruned
-from intrafusion.cuts import differing
 from intrafusion.data import ImageData
 from intrafusion.errors import check_choice
 from intrafusion.evaluate import size, wilson
@@ -20,6 +19,7 @@ from intrafusion.prune import choose_groups
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
 from intrafusion.spec import PruneSpec
 from intrafusion.transport import MARGINALS, NORMALISATIONS, group_counts
+from intrafusion.twins import differing
 
 
 @RECOVERIES.register("none", "the merged network as it is")

@@ -22,16 +22,21 @@ class Screen:
         self.error, self.seen = 0.0, 0
 
     def predictions(
-        self, batches: Iterable[Values], low: Logits, exact: Logits, again: Callable[[Tensor], Values], size: int
+        self,
+        batches: Iterable[tuple[Values, Values]],
+        low: Logits,
+        exact: Logits,
+        again: Callable[[Tensor], Values],
+        size: int,
     ) -> Tensor:
         """The classes that `exact` predicts: int64 (N,).
 
-        batches: values, float (B, ...), from which `low` and `exact` compute logits (B, classes). again: the values of
-        these images, int64 (R,), once more. size: images that `exact` takes at once.
+        batches: values, float (B, ...), from which `low` computes logits (B, classes), and those from which `exact` does.
+        again: the latter of these images, int64 (R,), once more. size: images that `exact` takes at once.
         """
         guesses, kept = [], []
-        for values in batches:
-            guesses.append(low(values).float())
+        for cheap, values in batches:
+            guesses.append(low(cheap).float())
             rows = self._doubted(_margins(guesses[-1])).nonzero()[:, 0]
             kept.append((rows + sum(map(len, guesses[:-1])), tuple(value[rows] for value in values)))
         guess = torch.cat(guesses)
