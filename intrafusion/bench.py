@@ -27,6 +27,11 @@ from intrafusion.transport import TransportPlan, solve
 from intrafusion.zoo import load_model
 
 
+@RECOVERIES.register("none", "the merged network as it is")
+def none(model: nn.Module, spec: PruneSpec, data: ImageData | None) -> nn.Module:
+    return model
+
+
 @dataclass(frozen=True)
 class Scores:
     """values: float64 (n,), larger stays. seconds: what they took to compute."""

@@ -83,11 +83,12 @@ def _curve(args: argparse.Namespace) -> None:
 def _sweep(args: argparse.Namespace) -> None:
     from intrafusion.bench import open_bench
     from intrafusion.store import Store
-    from intrafusion.sweep import origin
+    from intrafusion.sweep import checked, origin
 
     study = _study_of(args)
     bench = open_bench(study.base, args.device, download=args.download, limit=study.base.limit)
     specs = study.specs(bench.groups)
+    checked(specs, bench)  # before anything is forgotten or kept
     with Store(args.store) as store:
         points = [(spec, origin(spec, bench)) for spec in specs]
         if not args.resume:
@@ -114,7 +115,7 @@ def _study_of(args: argparse.Namespace) -> "Study":
         axes = {"groups": ("each",), "criterion": ("l1",), "sparsity": (0.1, 0.3, 0.5), "merge": ("drop", "fusion")}
         model = fixed.get("model", PruneSpec.model)
         study = Study("unnamed", PruneSpec(model=model, dataset=dataset_of(model)), axes)
-    several = {name: found for name, found in values.items() if name in study.axes or len(found) > 1}
+    several = {k: found for k, found in values.items() if k in study.axes or k == "groups" or len(found) > 1}
     base = study.base.but(**fixed, **{name: found[0] for name, found in values.items() if name not in several})
     study = replace(study, base=base, axes={**study.axes, **several}, decide=study.decide or args.decide)
     if hasattr(args, "name"):
@@ -151,13 +152,18 @@ def _measured(
         for result in last.values():
             if not result.complete:
                 print(json.dumps(result.to_row()), flush=True)
-    reused = sum(found.complete for found in known.values())
-    early = sum(not found.complete for found in last.values())
+    reused = sum(last[spec].count == found.count for spec, found in known.items() if spec in last)
+    ours = sum(store.measured.get(spec) == found.count for spec, found in last.items())
+    counts = {
+        "by other processes": len(last) - reused - ours,
+        "decided early": sum(not found.complete for found in last.values()),
+        "failed": len(failures),
+    }
     print(
-        f"{len(specs)} points: {reused} were in the store, {len(last) - reused} measured now"
-        + (f", {early} of them decided early" if early else "") + (f", {len(failures)} failed" if failures else ""),
+        f"{len(specs)} points: {reused} were in the store, {ours} measured now"
+        + "".join(f", {count} {what}" for what, count in counts.items() if count),
         file=sys.stderr,
-    )  # fmt: skip
+    )
     if failures and not last:
         raise IntrafusionError(f"no point could be measured: {failures[0].reason}")
     return [last[spec] for spec in specs if spec in last]

@@ -7,6 +7,7 @@ which the dense network runs once, and a tail, which any pruned network runs wit
 import operator
 from collections.abc import Callable, Collection, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -96,13 +97,23 @@ def _module_of(node: fx.Node) -> str | None:
     return str(node.target).rpartition(".")[0] if node.op == "get_attr" else None
 
 
+def _pure_function(function: Callable) -> Callable:
+    """The twin of a function that does its work in place, as torch.relu of torch.relu_; any other as it is."""
+    name = getattr(function, "__name__", "")
+    pure = name.removesuffix("_") if name.endswith("_") else ""
+    return _PURE.get(function) or getattr(torch, pure, None) or getattr(F, pure, None) or function
+
+
 def _pure(graph: fx.Graph, model: nn.Module) -> fx.Graph:
     """Without what does nothing in eval mode, and with nothing done in place: a kept value must stay as it is."""
     for node in list(graph.nodes):
         if node.op == "call_function":
-            node.target = _PURE.get(node.target, node.target)
+            node.target = _pure_function(node.target)
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             node.target = node.target.removesuffix("_")
+            getattr(Tensor, node.target)  # copy_ and fill_ have no pure twin
+        if "out" in node.kwargs:
+            raise ValueError(f"{node} writes into a tensor that may be kept")
         if node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
         if node.op == "call_module":

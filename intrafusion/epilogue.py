@@ -17,12 +17,12 @@ _ONEDNN: Any = (
 
 def join_relus(graph: fx.Graph, model: nn.Module) -> None:
     """Rewrite `relu(conv(x))` and `relu(conv(x) + other)` in place, where nothing else reads what lies between."""
-    for relu in [node for node in graph.nodes if _calls(node, _RELUS)]:
+    for relu in [node for node in graph.nodes if _calls(node, _RELUS) and node.args]:
         conv, other, between = relu.args[0], None, []
         if _calls(conv, _ADDS) and len(conv.users) == 1 and not conv.kwargs and len(conv.args) == 2:
             between = [conv]
             conv, other = conv.args if _is_private_conv(conv.args[0], model) else reversed(conv.args)
-        if not _is_private_conv(conv, model) or not isinstance(other, fx.Node | None):
+        if not _is_private_conv(conv, model) or not isinstance(other, fx.Node | None) or other is conv:
             continue
         with graph.inserting_before(relu):
             layer = graph.get_attr(conv.target)
@@ -47,9 +47,11 @@ def _is_private_conv(node: object, model: nn.Module) -> bool:
 def conv_relu(layer: nn.Conv2d, x: Tensor, other: Tensor | None = None) -> Tensor:
     """relu(layer(x) + other): (B, C, H, W) -> (B, C', H', W')."""
     joins = _ONEDNN is not None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    if not joins or (other is not None and other.shape != _shape(layer, x)):
+    if other is not None:
+        joins = joins and layer.groups == 1 and other.shape == _shape(layer, x)  # oneDNN adds to no grouped convolution
+    if not joins:
         y = layer(x)
-        return (y if other is None else y.add_(other)).relu_()
+        return (y if other is None else y + other).relu_()
     numbers = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
     if other is None:
         return _ONEDNN(x, *numbers, "relu", [], "")

@@ -25,9 +25,10 @@ def curve_line(base: PruneSpec, **swept: Sequence[object]) -> str:
     return _line("curve", base, swept)
 
 
-def sweep_line(study: "Study") -> str:
-    """`python -m intrafusion sweep ...` for a study; defaults are left out."""
+def sweep_line(study: "Study", **options: str) -> str:
+    """`python -m intrafusion sweep ...` for a study; defaults are left out. options: further flags, as executor="ray"."""
     words = ["--name", study.name, *(["--decide"] if study.decide else [])]
+    words += [word for name, value in options.items() for word in (flag(name), value)]
     return f"{_line('sweep', study.base, study.axes)} {shlex.join(words)}"
 
 
@@ -67,13 +68,11 @@ def _line(command: str, base: PruneSpec, swept: Mapping[str, Sequence[object]]) 
         if name in swept:
             words += [flag(name), *(str(v) for v in swept[name])]
         elif name in ("model", "dataset") or value != _DEFAULT[name]:
-            if value is True:
-                words.append(flag(name))
-            else:
-                words += [
-                    flag(name),
-                    *(map(str, value) if isinstance(value, tuple) else ["all" if value is None else f"{value}"]),
-                ]
+            words.append(flag(name))
+            if value is not True:
+                words += map(str, value) if isinstance(value, tuple) else ["all" if value is None else f"{value}"]
+            elif command == "sweep":  # where any flag may take several values
+                words.append("true")
     return shlex.join(words)
 
 

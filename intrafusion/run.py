@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from intrafusion.bench import Bench, pruned
-from intrafusion.data import ImageData
 from intrafusion.errors import check_choice
 from intrafusion.evaluate import size, wilson
 from intrafusion.geometry import ANCHORS, check_measure
@@ -20,11 +19,6 @@ from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
 from intrafusion.spec import PruneSpec
 from intrafusion.transport import MARGINALS, NORMALISATIONS, group_counts
 from intrafusion.twins import differing
-
-
-@RECOVERIES.register("none", "the merged network as it is")
-def none(model: nn.Module, spec: PruneSpec, data: ImageData | None) -> nn.Module:
-    return model
 
 
 @dataclass(frozen=True)

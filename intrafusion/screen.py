@@ -13,6 +13,7 @@ Values = tuple[Tensor, ...]
 Logits = Callable[[Values], Tensor]
 _ROOM = 1.25  # how much larger than any error seen a margin must be
 _TRUST = 256  # images whose errors must have been seen before any margin is believed
+_ALWAYS = 8  # images of every network that are looked at: its errors may be larger than any before
 
 
 class Screen:
@@ -34,10 +35,11 @@ class Screen:
         batches: values, float (B, ...), from which `low` computes logits (B, classes), and those from which `exact` does.
         again: the latter of these images, int64 (R,), once more. size: images that `exact` takes at once.
         """
-        guesses, kept = [], []
+        guesses, kept, owed = [], [], max(_ALWAYS, _TRUST - self.seen)
         for cheap, values in batches:
             guesses.append(low(cheap).float())
-            rows = self._doubted(_margins(guesses[-1])).nonzero()[:, 0]
+            rows = self._doubted(_margins(guesses[-1]), owed).nonzero()[:, 0]
+            owed = max(0, owed - len(rows))
             kept.append((rows + sum(map(len, guesses[:-1])), tuple(value[rows] for value in values)))
         guess = torch.cat(guesses)
         best, margin = guess.argmax(1), _margins(guess)
@@ -49,14 +51,14 @@ class Screen:
                 logits = exact(tuple(of_some))
                 self._learn(guess[some], logits)
                 best[some], looked[some] = logits.argmax(1), True
-            rows = (self._doubted(margin) & ~looked).nonzero()[:, 0]
+            rows = (self._doubted(margin, 0) & ~looked).nonzero()[:, 0]
             values = again(rows) if len(rows) else ()
         return best
 
-    def _doubted(self, margin: Tensor) -> Tensor:
-        """Which predictions do not stand: bool (N,). Until enough errors were seen, the first ones do not."""
+    def _doubted(self, margin: Tensor, owed: int) -> Tensor:
+        """Which predictions do not stand: bool (N,). Where too few errors were seen, the first `owed` ones do not."""
         doubted = margin <= _ROOM * self.error
-        doubted[: max(0, _TRUST - self.seen)] = True
+        doubted[:owed] = True
         return doubted
 
     def _learn(self, guess: Tensor, exact: Tensor) -> None:

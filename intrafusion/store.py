@@ -88,6 +88,7 @@ class Store:
         self._lock = threading.RLock()
         self._token = secrets.token_hex(8)
         self._held: set[str] = set()
+        self.measured: dict[PruneSpec, int] = {}  # images of each point whose result was stored through this object
         with plain_errors(self.path, wait):
             self._db = open_store(self.path, wait)
 
@@ -128,6 +129,7 @@ class Store:
                 tuple(row.values()),
             )
             db.execute("DELETE FROM failures WHERE key = ?", (key,))
+        self.measured[result.spec] = result.count
 
     def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:
         """Record that a point could not be measured; a later run tries it again. A complete point does not fail."""

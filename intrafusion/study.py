@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from intrafusion.channels import Group
 from intrafusion.errors import IntrafusionError, one_line
@@ -36,6 +37,10 @@ class Study:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise IntrafusionError("a study needs a name")
+        if any(category(letter) in ("Cc", "Cs") for letter in self.name):
+            raise IntrafusionError(
+                f"the study's name {self.name!r} has characters that cannot be shown: choose another"
+            )
         for field, values in self.axes.items():
             if field not in _KINDS or field in FIXED:
                 raise IntrafusionError(
@@ -43,8 +48,11 @@ class Study:
                 )
             if not values:
                 raise IntrafusionError(f"the axis {field} has no values")
-            for value in values if field != "groups" else ():
-                self.base.but(**{field: value})
+            for value in values:
+                if field != "groups":
+                    self.base.but(**{field: value})
+                elif not isinstance(value, str):
+                    raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {value!r}")
         if math.prod(map(len, self.axes.values())) > _MOST:
             raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
 
@@ -93,7 +101,7 @@ class Study:
         """The study in a file. Raises IntrafusionError where it cannot be read."""
         try:
             return cls.from_toml(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: a home that nobody has
             raise IntrafusionError(f"the study file {path} cannot be read: {one_line(error)}") from error
 
 
@@ -117,7 +125,7 @@ def _expand(field: str, value: object) -> list[Any]:
             return ends
         start, stop, step = ends if len(ends) == 3 else (*ends, 1)
         count = math.floor((stop - start) / step + 1e-9) + 1
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise IntrafusionError(f"{field} takes numbers or a range start:stop:step, not {value!r}") from error
     if not 0 < count <= _MOST:
         raise IntrafusionError(f"the range {value} of {field} is empty or too long")
@@ -134,5 +142,6 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str | bool):
-        return json.dumps(value)
+        # JSON's strings but for what TOML lacks: \u in pairs, and a bare DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps("all") if value is None else repr(value)

@@ -62,39 +62,24 @@ if bench is None or (looking and not shell.can_see(here, looking[0])):
 store = studying.store()
 key = ("curve", here.key(), base, tuple(specs))
 job: Job | None = shell.jobs().get(key)
-known = studying.points(store, specs, bench, job)
-complete = len(known) == len(specs) and all(result.complete for result in known.values())
+running = job is not None and job.active
+stored = studying.stored(store, specs, bench)
+known = studying.points(stored, specs, job)
+settled = studying.is_settled(known, specs, job)
 
 count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
 cheap = bench.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
-buttons = st.container(horizontal=True)
-asked = buttons.button(
-    "Draw the curves", type="primary", icon=":material/play_arrow:", disabled=complete or bool(job and job.active)
-)
-if job is not None and job.active and buttons.button("Cancel", icon=":material/stop:"):
-    job.cancel()
-if asked or (job is None and cheap and not complete):
+label = "Continue" if known and not settled else "Draw the curves"
+asked = st.button(label, type="primary", icon=":material/play_arrow:", disabled=running or settled, key="draw_curves")
+if asked or (job is None and cheap and not settled):
     studying.start(key, specs, bench, store, f"curve of {base.model}")
     st.rerun()
 
-
-@st.fragment(run_every=0.5 if job is not None and job.active else None)
-def live() -> None:
-    """The picture with the points so far; polls while the job runs, then asks for one last full run."""
-    watching = job is not None and job.active
-    found = studying.points(store, specs, bench, job) if watching else known
-    studying.progress(found, specs, job, count)
-    widest = max(found.values(), key=lambda result: result.count, default=None)
-    dense = widest and (widest.dense_accuracy, widest.dense_interval)
-    parts.chart(curves(list(found.values()), sparsities, dense, shell.is_dark()), "curves")
-    if st.session_state.get("watching") and not watching:
-        st.session_state.watching = False
-        st.rerun()
-    st.session_state.watching = watching
-
-
-live()
+studying.watch(stored, specs, job, running, count, redraw=1)
 results = list(known.values())
+widest = max(results, key=lambda result: result.count, default=None)
+dense = widest and (widest.dense_accuracy, widest.dense_interval)
+parts.chart(curves(results, sparsities, dense, shell.is_dark()), "curves")
 if not results and job is None:
     st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
 table = pd.DataFrame([result.to_row() for result in results])

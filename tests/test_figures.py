@@ -7,10 +7,10 @@ from figure_reading import check_both_themes, numbers, serialised, title
 from torch import Tensor
 
 import intrafusion as itf
+from intrafusion.bench import Bench, open_bench, open_model
 from intrafusion.figures.curves import curves, headline
 from intrafusion.figures.importance import importance_bars
 from intrafusion.figures.theme import DARK, LIGHT, rgba, tint
-from intrafusion.bench import Bench, open_bench, open_model
 from intrafusion.run import Result, run
 from intrafusion.sweep import grid, sweep
 from intrafusion.transport import TransportPlan

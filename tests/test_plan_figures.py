@@ -7,12 +7,12 @@ import torch
 from figure_reading import check_both_themes, numbers, serialised, title, traces
 
 import intrafusion as itf
+from intrafusion.bench import open_model
 from intrafusion.figures.kernels import kernel_rows
 from intrafusion.figures.plans import channel_map, sparsity_player, two_plans
 from intrafusion.figures.raster import CELLS, _pooled, picture
 from intrafusion.figures.theme import LIGHT
 from intrafusion.figures.transport import ORDERS, VIEWS, arrange, plan_heatmap, weight_bars
-from intrafusion.bench import open_model
 from intrafusion.transport import TransportPlan, shared_mass, solve
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import intrafusion as itf
 import intrafusion.bench as bench_module
+from intrafusion.bench import Bench, open_bench, open_model, pruned
 from intrafusion.data import normalise
 from intrafusion.evaluate import Size, layer_sizes, size
-from intrafusion.bench import Bench, open_bench, open_model, pruned
 from intrafusion.run import Result, check, run
 from intrafusion.spec import PLAN_KNOBS
 from intrafusion.sweep import grid
@@ -62,7 +62,9 @@ class TestKnown:
         bench, calls = open_bench(BASE), []
         for name in ("score", "measure", "load_calibration"):
             function = getattr(bench_module, name)
-            monkeypatch.setattr(bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
+            monkeypatch.setattr(
+                bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o)
+            )
         return bench, bench.groups[1], calls
 
     def test_distances_are_measured_once_for_every_sparsity_criterion_marginal_and_solver(self, counted):

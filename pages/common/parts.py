@@ -1,6 +1,7 @@
 """Pieces that several pages draw: charts, controls, one channel's story, and what a reader takes away."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -112,8 +113,11 @@ def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
     return pixels if weight.shape[1] == math.prod(pixels) else None
 
 
-def take_away(page: str, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...]) -> None:
-    """The permalink, the data as CSV, and the command line and Python that make the picture."""
+def take_away(
+    page: str, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...],
+    more: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
+    """The permalink, the data as CSV, and the command line and Python that make the picture. more: draws further files."""
     st.divider()
     st.subheader("Take it with you")
     st.caption("The camera in each picture's corner saves it as SVG.")
@@ -121,10 +125,13 @@ def take_away(page: str, table: pd.DataFrame, command: str, snippet: str, keys: 
     with left:
         st.markdown("**Permalink**: this page, with these settings")
         st.code(permalink(page, keys), language=None, wrap_lines=True)
-        st.download_button(
-            "Data as CSV", table.to_csv(index=False), f"intrafusion-{page or 'overview'}.csv", "text/csv",
-            icon=":material/table_view:", on_click="ignore",
-        )  # fmt: skip
+        with st.container(horizontal=True):
+            st.download_button(
+                "Data as CSV", table.to_csv(index=False), f"intrafusion-{page or 'overview'}.csv", "text/csv",
+                icon=":material/table_view:", on_click="ignore",
+            )  # fmt: skip
+            if more:
+                more()
     with right:
         st.markdown("**Command line**")
         st.code(command, language="bash", wrap_lines=True)

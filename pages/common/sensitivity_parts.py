@@ -1,79 +1,109 @@
-"""Pieces of the Sensitivity page: how a study runs, its heatmaps, what it suggests, and what to compare it with."""
+"""Pieces of the Sensitivity page: how a study runs, its heatmaps, the chosen cell, and what to compare it with."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError, PruneSpec
-from intrafusion.bench import Bench
-from intrafusion.budget import Shapes, Suggestion, shapes, suggest
-from intrafusion.figures.sensitivity import (
-    compare_studies,
-    sensitivity_heatmap,
-    sensitivity_panels,
-    suggestion_bars,
-)
+from intrafusion.figures.sensitivity import compare_studies, sensitivity_heatmap, sensitivity_panels
+from intrafusion.pairs import Paired, paired
 from intrafusion.precision import PRECISIONS, has_bf16
-from intrafusion.quote import curve_line
 from intrafusion.run import Result
 from intrafusion.sensitivity import Matrix, difference, matrix
-from intrafusion.store import Store
+from intrafusion.spec import PLAN_KNOBS
+from intrafusion.store import Store, StudyRow
 from intrafusion.study import Study
-from intrafusion.sweep import origin, sweep
-from pages.common import parts, shell, studying
+from intrafusion.sweep import sweep
+from pages.common import parts, shell
 from pages.common.shell import BIND, Here
 
-KEYS = ("study_name", "precision", "decide", "executor", "budget", "share", "suggest_merge")
-_TARGETS = {"parameters": "params", "MACs": "macs", "accuracy": "accuracy"}
+KEYS = (
+    "study_name", "precision", "decide", "executor", "address", "first_merge", "second_merge", "cell", "other_study",
+    "compared_merge",
+)  # fmt: skip
+_DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a study runs. run: None for this machine, else what takes `sweep`'s place."""
+    """How a study runs. named: whether the reader chose the name; run: what measures; flags: how the command line says so."""
 
     name: str
+    named: bool
     precision: str
     decide: bool
-    run: Callable[..., Any] | None
+    run: Callable[..., Any]
+    flags: dict[str, str]
 
 
-def way_to_run(here: Here) -> Way:
+def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
     """Draw the controls; what they say."""
     left, middle, right = st.columns(3)
-    name = left.text_input(
-        "Name of the study", key="study_name", bind=BIND, placeholder=f"{here.spec.model} sensitivity"
-    )
-    precise = middle.segmented_control(
-        "Precision", PRECISIONS, default="exact", key="precision", bind=BIND, disabled=not has_bf16(here.bench.device),
-        help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 point.",
-    ) or "exact"  # fmt: skip
+    fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None
+    precision = middle.segmented_control(
+        "Precision", PRECISIONS, default="exact", required=True, key="precision", bind=BIND, disabled=not fast,
+        help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 points.",
+    )  # fmt: skip
+    precision = precision if fast else "exact"
+    if not fast:
+        middle.caption("Fast needs a device with bfloat16.")
     decide = middle.toggle(
-        "Stop at what is decided", key="decide", bind=BIND,
-        help="Looks no further at a cell once fused and dropped differ for sure on the same images (McNemar's 95 % interval, corrected for the number of looks).",
+        "Stop at what is decided", key="decide", bind=BIND, disabled=not several,
+        help="Looks no further at a cell once the merges differ for sure on the same images (McNemar's 95 % interval, corrected for the number of looks).",
     )  # fmt: skip
+    if not several:
+        middle.caption("One merge alone leaves nothing to decide.")
+    automatic = automatic_name(base.but(precision=precision))
+    name = left.text_input(
+        "Name of the study", key="study_name", bind=BIND, placeholder=automatic,
+        help="The store and the command line know it by this name. Without one it is named after its settings.",
+    ).strip()  # fmt: skip
     executor = right.segmented_control(
-        "Where", ["here", "Ray cluster"], default="here", key="executor", bind=BIND, disabled=find_spec("ray") is None,
-        help="A Ray cluster takes the study past one machine; it needs the package ray.",
+        "Where", ["here", "Ray cluster"], default="here", required=True, key="executor", bind=BIND, disabled=not ray,
+        help="A Ray cluster takes the study past one machine.",
     )  # fmt: skip
-    run = None
-    if executor == "Ray cluster" and find_spec("ray") is not None:
+    run, flags = sweep, {}
+    if not ray:
+        right.caption("A cluster needs the package ray.")
+    elif executor == "Ray cluster":
         from intrafusion import cluster
 
-        address = right.text_input("Address of the cluster", key="address", placeholder="one on this machine")
-        run = partial(cluster.sweep, address=address.strip() or None)
-    return Way(name.strip() or f"{here.spec.model} sensitivity", precise, decide, run)
+        address = right.text_input(
+            "Address of the cluster", key="address", bind=BIND, placeholder="one on this machine"
+        ).strip()
+        run, flags = partial(cluster.sweep, address=address or None), {"executor": "ray"}
+        flags |= {"address": address} if address else {}
+    return Way(name or automatic, bool(name), precision, decide and several, run, flags)
 
 
-def start(key: tuple, study: Study, specs: list[PruneSpec], bench: Bench, kept: Store | None, way: Way) -> None:
-    """Save the study under its name and measure it in the background."""
-    if kept:
-        kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, bench)) for spec in specs])
-    studying.start(key, specs, bench, kept, f"sensitivity of {study.base.model}", way.run or sweep, way.decide)
+def automatic_name(base: PruneSpec) -> str:
+    """A study's name after what its points share: model, weights, criterion, and what else is not as usual."""
+    model = f"{base.model} ({Path(base.weights).stem})" if base.weights else base.model
+    unusual = [n for n in (*PLAN_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
+    return ", ".join([f"{model} {base.criterion}", *(f"{n} {getattr(base, n)}" for n in unusual)])
+
+
+def pair(merges: Sequence[str]) -> tuple[str, str] | None:
+    """The two merges whose difference is shown, chosen by the reader where there are more; None for one alone."""
+    if len(merges) < 2:
+        return None
+    second = "drop" if "drop" in merges else merges[0]
+    first = next(merge for merge in merges if merge != second)
+    if len(merges) == 2:
+        return first, second
+    left, right, _ = st.columns([1, 1, 2])
+    first = left.selectbox("Difference of", merges, merges.index(first), key="first_merge", bind=BIND)
+    others = [merge for merge in merges if merge != first]
+    if st.session_state.get("second_merge") not in others:
+        st.session_state.pop("second_merge", None)
+    default = others.index(second) if second in others else 0
+    return first, right.selectbox("to", others, default, key="second_merge", bind=BIND)
 
 
 def matrices(
@@ -82,19 +112,14 @@ def matrices(
     return {merge: matrix(results, merge, None, groups, sparsities) for merge in merges}
 
 
-def heatmaps(
-    results: Sequence[Result], merges: Sequence[str], groups: Sequence[str], sparsities: Sequence[float], group: str
-) -> None:
-    """One heatmap a merge and, for two merges, their difference; a click chooses the group."""
-    made = matrices(results, merges, groups, sparsities)
-    fused = next((merge for merge in merges if merge != "drop"), None)
-    place = (group, st.session_state.get("cell", sparsities[0]))
-    place = place if place[1] in sparsities else (group, sparsities[0])
-    if "drop" in made and fused:
-        one, other = made.pop(fused), made.pop("drop")
-        _clickable(sensitivity_panels(one, other, difference(one, other), place, shell.is_dark()), "panels")
+def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: tuple[str, float]) -> None:
+    """One heatmap a merge and the difference of two; a click on a cell chooses it."""
+    if both:
+        first, second = (made[merge] for merge in both)
+        _clickable(sensitivity_panels(first, second, difference(first, second), place, shell.is_dark()), "panels")
     for merge, single in made.items():
-        _clickable(sensitivity_heatmap(single, place, shell.is_dark()), f"heatmap-{merge}")
+        if not both or merge not in both:
+            _clickable(sensitivity_heatmap(single, place, shell.is_dark()), f"heatmap-{merge}")
 
 
 def _clickable(figure: Any, key: str) -> None:
@@ -104,122 +129,82 @@ def _clickable(figure: Any, key: str) -> None:
 
 
 def _pick(key: str) -> None:
-    """The sidebar's group follows the click."""
+    """Choose the clicked cell: the sidebar's group and the control of the sparsity follow."""
     points = st.session_state[key].selection.points
     if points:
         where = points[0]["customdata"]
         group, sparsity = where if isinstance(where, list | tuple) else (where["0"], where["1"])
-        st.session_state.group, st.session_state.cell = str(group), float(sparsity)
+        st.session_state.group, st.session_state.cell = str(group), round(100 * float(sparsity))
 
 
-@st.cache_resource(max_entries=6, show_spinner=False)
-def _shapes(_here: Here, key: tuple) -> Shapes:
-    return shapes(_here.bench.model, _here.bench.groups, _here.bench.example)
+def chosen_percent(percents: Sequence[int]) -> int:
+    """The chosen cell's sparsity: the largest, until a reader chooses."""
+    if st.session_state.get("cell") not in percents:
+        st.session_state.pop("cell", None)
+    return int(st.session_state.get("cell", max(percents)))
 
 
-def suggestion(here: Here, bench: Bench, base: PruneSpec, made: dict[str, Matrix], kept: Store | None) -> None:
-    """Sparsities for all groups under a target, from the table; and what the network made with them really reaches."""
-    st.markdown(
-        "Sparsities for each group that cost the least accuracy by the table above, **as if losses added up**. They do not quite: "
-        "really pruning the whole network tells."
+def cell_control(percents: Sequence[int]) -> None:
+    """The chosen cell's sparsity as a control, and so part of the permalink."""
+    st.segmented_control(
+        "Channels removed, %", sorted(percents), default=max(percents), required=True, key="cell", bind=BIND
     )
-    left, middle, right = st.columns([1.4, 3, 1.4])
-    target = left.selectbox("Target", list(_TARGETS), index=1, key="budget", bind=BIND)
-    words = "At least this accuracy, %" if target == "accuracy" else f"At most this share of the {target}, %"
-    value = middle.slider(words, 10, 100, 85 if target == "accuracy" else 70, key="share", bind=BIND) / 100
-    merge = right.selectbox("Merge", list(made), index=len(made) - 1, key="suggest_merge", bind=BIND)
-    found = suggest(made[merge], _shapes(here, here.key()), _TARGETS[target], value)
-    if not found.met:
-        st.warning(found.note, icon=":material/warning:")
-    parts.chart(suggestion_bars(found, shell.is_dark()), "suggestion")
-    _verification(here, bench, base, found, kept)
 
 
-def _verification(here: Here, bench: Bench, base: PruneSpec, found: Suggestion, kept: Store | None) -> None:
-    """The expected accuracy beside the measured one."""
-    losing = {group: share for group, share in found.sparsities.items() if share > 0}
-    if not losing:
-        st.info("Nothing is to be pruned for this target.")
+def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: tuple[str, float]) -> None:
+    """What is known of the chosen cell, and whether the difference is sure."""
+    cells = {merge: single.cells[place] for merge, single in made.items() if place in single.cells}
+    if not cells:
+        st.info("This cell is not measured yet.")
         return
-    spec = base.but(groups=tuple(losing), sparsities=tuple(losing.values()), merge=found.merge)
-    key = ("verify", here.key(), spec)
-    job = shell.jobs().get(key)
-    measured = studying.points(kept, [spec], bench, job).get(spec)
-    columns = st.columns(4)
-    dense, size = found.dense, found.size
-    columns[0].metric(
-        "Parameters",
-        f"{size.params / dense.params:.0%}",
-        f"{size.params:,}",
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
+    least = next(iter(cells.values())).least
+    if not least.prunes:
+        st.markdown(f"**Nothing was pruned**: all {least.channels:,} channels stay, so this says nothing.")
+        return
+    st.markdown(
+        f"{least.channels:,} of {least.channels_before:,} channels stay: {least.params / least.params_before:.1%} of the "
+        f"network's parameters, {least.macs / least.macs_before:.1%} of its MACs."
     )
-    columns[1].metric(
-        "MACs",
-        f"{size.macs / dense.macs:.0%}",
-        f"{size.macs / 1e6:,.1f} million",
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
-    )
-    columns[2].metric(
-        "Expected accuracy",
-        f"{found.accuracy:.1%}",
-        "if losses added up",
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
-    )
-    if measured:
-        low, high = measured.interval
-        about = f"± {50 * (high - low):.1f} on {measured.count:,} images; dense {measured.dense_accuracy:.1%}"
-        columns[3].metric(
-            "Measured accuracy", f"{measured.accuracy:.1%}", about, delta_color="off", delta_arrow="off", border=True
-        )
-    else:
-        columns[3].metric(
-            "Measured accuracy", "not yet", "prune it to know", delta_color="off", delta_arrow="off", border=True
-        )
-    if job is not None and job.active:
-        _wait(job)
-    elif not (measured and measured.complete) and st.button(
-        "Prune the whole network like this, and measure", icon=":material/content_cut:"
-    ):
-        studying.start(key, [spec], bench, kept, f"pruned {spec.model}")
-        st.rerun()
-    if job is not None and job.state in ("failed", "done"):
-        studying.failures(job)
-    st.code(
-        curve_line(spec.but(sparsity=0.0), criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0]),
-        language="bash",
-        wrap_lines=True,
-    )
+    lines = [f"- **{merge}**: {with_interval(cell.accuracy, cell.interval)}" for merge, cell in cells.items()]
+    count = min(cell.least.count for cell in cells.values())
+    so_far = "" if all(cell.complete for cell in cells.values()) else f" of {least.total:,}, so far"
+    st.markdown("\n".join([*lines, f"- dense: {least.dense_accuracy:.1%}, all on {count:,} images{so_far}"]))
+    if both and all(merge in cells for merge in both):
+        first, second = (cells[merge].results[0] for merge in both)
+        st.markdown(pair_in_words(paired(first, second), both))
 
 
-@st.fragment(run_every=0.5)
-def _wait(job: Any) -> None:
-    if not job.active:
-        st.rerun()
-    st.progress(job.share or 0.0, "Pruning all groups, from output to input, and measuring")
+def with_interval(accuracy: float, interval: tuple[float, float]) -> str:
+    """An accuracy in words: "83.3% ± 0.7"."""
+    return f"{accuracy:.1%} ± {50 * (interval[1] - interval[0]):.1f}"
 
 
-def comparison(study: Study, made: dict[str, Matrix], kept: Store | None) -> None:
+def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
+    """The difference of two merges on the same images, and whether it may be chance."""
+    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found.interval)
+    said = f"{100 * found.difference:+.1f}".replace("-", "−")
+    words = (
+        f"**{names[0]} − {names[1]}: {said} points** (95 %: {low} to {high}). {names[0].capitalize()} alone is right on "
+        f"{found.only_first:,} images, {names[1]} alone on {found.only_second:,}"
+    )
+    return words + (": more than chance." if found.decided else ", which may be chance.")
+
+
+def comparison(study: Study, made: Mapping[str, Matrix], kept: Store | None, rows: Mapping[str, StudyRow]) -> None:
     """This study beside a stored one of the same network, on the same images."""
-    rows = kept.studies() if kept else []
-    others = [
-        row.name for row in rows if row.name != study.name and Study.from_toml(row.text).base.model == study.base.model
-    ]
-    if not others:
-        st.caption(
-            "Run a second study of this network under another name (say, with another criterion) to compare the two here."
-        )
+    others = [name for name, row in rows.items() if name != study.name and _model(row) == study.base.model]
+    if not others or kept is None:
+        st.caption("Change a setting, say the criterion, and run again: the two studies can then be compared here.")
         return
     left, right = st.columns(2)
-    other = left.selectbox("Study", others, key="other_study", index=None, placeholder="choose a stored study")
-    merge = right.selectbox("Merge to compare", list(made), key="compare_merge", index=len(made) - 1)
-    if other is None or kept is None:
+    if st.session_state.get("other_study") not in others:
+        st.session_state.pop("other_study", None)
+    other = left.selectbox(
+        "Stored study", others, key="other_study", bind=BIND, index=None, placeholder="choose one of this network"
+    )
+    if other is None:
         return
+    merge = right.selectbox("Merge", list(made), key="compared_merge", bind=BIND, index=len(made) - 1)
     try:
         theirs = [result for result in kept.results(other) if result.spec.merge == merge]
         ours = made[merge]
@@ -229,14 +214,21 @@ def comparison(study: Study, made: dict[str, Matrix], kept: Store | None) -> Non
         st.warning(str(error), icon=":material/warning:")
 
 
+def _model(row: StudyRow) -> str | None:
+    """The network of a stored study; None where its text cannot be read."""
+    try:
+        return Study.from_toml(row.text).base.model
+    except IntrafusionError:
+        return None
+
+
 def files(study: Study, rows: pd.DataFrame) -> None:
     """The study as a file, which the command line runs again, and its results as Parquet."""
-    with st.container(horizontal=True):
-        st.download_button(
-            "Study file (TOML)", study.to_toml(), "study.toml", "text/plain", icon=":material/description:", on_click="ignore",
-            help="`python -m intrafusion sweep --file study.toml` runs it again.",
-        )  # fmt: skip
-        st.download_button(
-            "Results as Parquet", rows.to_parquet(index=False), "study.parquet", "application/octet-stream",
-            icon=":material/table_view:", on_click="ignore",
-        )  # fmt: skip
+    st.download_button(
+        "Study file (TOML)", study.to_toml(), "study.toml", "text/plain", icon=":material/description:", on_click="ignore",
+        help="`python -m intrafusion sweep --file study.toml` runs it again.",
+    )  # fmt: skip
+    st.download_button(
+        "Data as Parquet", rows.to_parquet(index=False), "study.parquet", "application/octet-stream",
+        icon=":material/table_view:", on_click="ignore",
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Studies in the background: started by a page, stored point by point, watched by whoever asks for the same."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import streamlit as st
@@ -9,17 +10,23 @@ from intrafusion.bench import Bench
 from intrafusion.eta import in_words
 from intrafusion.jobs import Job
 from intrafusion.run import Result
-from intrafusion.store import Store, default_path
+from intrafusion.store import Store, StudyRow, default_path
+from intrafusion.study import Study
 from intrafusion.sweep import Failure, origin, sweep
 from pages.common import queue, shell
+
+Found = dict[PruneSpec, Result]
 
 
 def store() -> Store | None:
     """The results of this server; None, with the reason on the page, where its file cannot be used."""
+    path = default_path().absolute()
+    if not path.exists():
+        _store.clear()  # an open store of a file that is gone would go on without it
     try:
-        return _store(str(default_path()))
+        return _store(str(path))
     except IntrafusionError as error:
-        st.warning(f"{error}. Results are kept in this session only.", icon=":material/database_off:")
+        st.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
         return None
 
 
@@ -28,13 +35,40 @@ def _store(path: str) -> Store:
     return Store(path)
 
 
-def points(kept: Store | None, specs: Sequence[PruneSpec], bench: Bench, job: Job | None) -> dict[PruneSpec, Result]:
-    """What is known of these points so far, in their order."""
-    known = kept.get((spec, origin(spec, bench)) for spec in specs) if kept else {}
+def stored(kept: Store | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
+    """What the store knows of these points."""
+    try:
+        return kept.get((spec, origin(spec, bench)) for spec in specs) if kept else {}
+    except IntrafusionError as error:
+        st.warning(str(error), icon=":material/database_off:")
+        return {}
+
+
+def points(known: Found, specs: Sequence[PruneSpec], job: Job | None) -> Found:
+    """What is known of these points so far, in their order: `known`, or where it has seen more images, the job's."""
+    found = dict(known)
     for result in job.results if job else ():
-        if isinstance(result, Result) and result.spec in set(specs):
-            known[result.spec] = result
-    return {spec: known[spec] for spec in specs if spec in known}
+        if isinstance(result, Result) and result.count >= (found[result.spec].count if result.spec in found else 0):
+            found[result.spec] = result
+    return {spec: found[spec] for spec in specs if spec in found}
+
+
+def studies(kept: Store | None) -> dict[str, StudyRow]:
+    """The stored studies by name, newest first."""
+    try:
+        return {row.name: row for row in kept.studies()} if kept else {}
+    except IntrafusionError as error:
+        st.warning(str(error), icon=":material/database_off:")
+        return {}
+
+
+def keep(kept: Store | None, study: Study, specs: Sequence[PruneSpec], bench: Bench) -> None:
+    """Keep a study under its name, in place of what had it before."""
+    try:
+        if kept:
+            kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, bench)) for spec in specs])
+    except IntrafusionError as error:
+        st.warning(str(error), icon=":material/database_off:")
 
 
 def start(
@@ -56,36 +90,84 @@ def share(result: Result | Failure) -> float:
     return result.count / result.total if isinstance(result, Result) else 1.0
 
 
-def progress(found: dict[PruneSpec, Result], specs: Sequence[PruneSpec], job: Job | None, images: int) -> None:
-    """How far a study is, in one bar, and what went wrong."""
+def is_settled(found: Found, specs: Sequence[PruneSpec], job: Job | None) -> bool:
+    """Whether running these points again would find nothing new."""
+    if job is not None and job.state == "done" and not _failed(job):
+        return True
+    return len(found) == len(specs) and all(result.complete for result in found.values())
+
+
+def watch(known: Found, specs: Sequence[PruneSpec], job: Job | None, running: bool, images: int, redraw: float) -> None:
+    """How far a study is, and what went wrong; while it runs, also a way to stop it.
+
+    running: whether it did before the page read its points. While it runs, the page is run again every `redraw` seconds
+    for the points that have come, less often the longer it takes: each drawing takes the picture away from the pointer.
+    """
+    if job is None or not running:
+        _progress(points(known, specs, job), specs, job, images)
+        if job is not None:
+            problems(job)
+        return
+    drawn = time.monotonic()
+
+    @st.fragment(run_every=1)
+    def look() -> None:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            _progress(points(known, specs, job), specs, job, images)
+            queue.cancel_button(job, "cancel_points", icon=":material/stop:")
+        if not job.active or time.monotonic() - drawn > max(redraw, job.elapsed / 20):
+            st.rerun()
+
+    look()
+    problems(job)
+
+
+def _progress(found: Found, specs: Sequence[PruneSpec], job: Job | None, images: int) -> None:
     finished = job is not None and job.state == "done"
     done = sum(finished or result.complete for result in found.values())
-    if len(found) == len(specs) and done == len(specs):
-        state = "done"
-    elif job is None:
-        state = "not computed yet" if not found else "not complete yet"
-    else:
-        state = {"cancelled": "cancelled; the points so far stay", "running": _computing(job)}.get(job.state)
-        state = state or (queue.words(job) if job.active else job.state)
+    failed = len(_failed(job)) if job else 0
     early = sum(not result.complete for result in found.values())
-    looked = f"; {early} on a sample so far" if early and not finished else f"; {early} decided early" if early else ""
-    st.progress(done / len(specs), f"{done} of {len(specs)} points on {images:,} images: {state}{looked}")
-    if job is not None:
-        failures(job)
+    said = [
+        _state(job, found, len(specs)),
+        *([f"{early} decided early" if finished else f"{early} on a sample so far"] if early else []),
+        *([f"{failed} failed"] if failed else []),
+    ]
+    behind = sum(1.0 if finished else share(result) for result in found.values()) / len(specs)
+    words = f"{done} of {len(specs)} points on {images:,} images: {'; '.join(said)}"
+    st.progress(min(behind, 1.0), words, width="stretch")
 
 
-def failures(job: Job) -> None:
-    """What went wrong: the whole study, or some of its points."""
-    if job.state == "failed":
-        st.error(job.error, icon=":material/error:")
-    failed = {result.spec: result.reason for result in job.results if isinstance(result, Failure)}
-    if failed:
-        spec, reason = next(iter(failed.items()))
-        where = spec.groups if isinstance(spec.groups, str) else ", ".join(spec.groups)
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        st.warning(f"{spec.merge} of {where} at {spec.sparsity:.0%} failed: {reason}{more}", icon=":material/warning:")
-
-
-def _computing(job: Job) -> str:
+def _state(job: Job | None, found: Found, total: int) -> str:
+    if len(found) == total and all(result.complete for result in found.values()):
+        return "done"
+    if job is None:
+        return "not complete yet" if found else "not computed yet"
+    if not job.active:
+        return {"cancelled": "cancelled; the points so far stay"}.get(job.state, job.state)
+    if job.started is None or job.state == "stopping":
+        return queue.words(job)
     left = shell.jobs().seconds_left(job)
     return "computing" if left is None else f"computing, about {in_words(left)} left"
+
+
+def problems(job: Job) -> None:
+    """What went wrong: the whole study, or some of its points, one line a reason."""
+    if job.state == "failed":
+        st.error(job.error, icon=":material/error:")
+    by_reason: dict[str, list[PruneSpec]] = {}
+    for spec, reason in _failed(job).items():
+        by_reason.setdefault(reason, []).append(spec)
+    for reason, specs in by_reason.items():
+        st.warning(f"{_points(specs)} could not be measured: {reason}", icon=":material/warning:")
+
+
+def _failed(job: Job) -> dict[PruneSpec, str]:
+    return {result.spec: result.reason for result in job.results if isinstance(result, Failure)}
+
+
+def _points(specs: Sequence[PruneSpec]) -> str:
+    """Some points in words: the first, and how many more."""
+    first = specs[0]
+    where = first.groups if isinstance(first.groups, str) else ", ".join(first.groups[:3])
+    said = f"{where} at {first.sparsity:.0%}, {first.criterion}, {first.merge}"
+    return f"{said}, and {len(specs) - 1} more points" if len(specs) > 1 else said

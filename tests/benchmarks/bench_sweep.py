@@ -116,7 +116,8 @@ def main() -> None:
     for name, (found, seconds) in measured.items():
         ratio, count = a_point * len(specs) / seconds, statistics.mean(result.count for result in found.values())
         print(
-            f"{name}: {seconds:.1f} s, {seconds / len(specs):.3f} s a point, {ratio:.1f} times faster; {count:.0f} images a point"
+            f"{name}: {seconds:.1f} s, {seconds / len(specs):.3f} s a point, {ratio:.1f} times faster; "
+            f"{count:.0f} images a point"
         )
     exact = measured["exact"][0]
     pairs = zip([*sample[::2], *sample[1::2]], loops, strict=True)

@@ -1,0 +1,135 @@
+"""Ray as this process uses it: connected, or started, when the first study asks for it, and left after the last."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from intrafusion.errors import IntrafusionError, one_line
+
+RAY = "ray==2.60.0"
+_CONNECT = 30.0  # seconds in which a cluster must answer
+_SPARE = 128 << 20  # bytes of a local object store beyond what is known to come
+
+
+class Session:
+    """Ray between the first study that wants it and the last. alone: a cluster of this machine, which no other joins."""
+
+    def __init__(self) -> None:
+        self.alone = False
+        self._users = 0
+        self._keeper: _Keeper | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def ray(self, address: str | None, size: int) -> Iterator[Any]:
+        """The module `ray`, initialised: as it is, or else at `address` (None: $RAY_ADDRESS, "local").
+
+        size: bytes that a cluster on this machine must hold. Raises IntrafusionError when Ray is missing, or no cluster
+        answers within half a minute.
+        """
+        ray = _import_ray()
+        with self._lock:
+            if not ray.is_initialized():
+                address = address or os.environ.get("RAY_ADDRESS") or "local"
+                self._keeper, self.alone = _Keeper(ray, address, size), address == "local"
+            self._users += 1
+        try:
+            yield ray
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._keeper and not self._users:
+                    self._keeper.close()
+                    self._keeper, self.alone = None, False
+
+
+class _Keeper:
+    """A thread that starts Ray and shuts it down: Ray's processes end with the thread that started them, whoever uses them.
+
+    Raises IntrafusionError when Ray does not start.
+    """
+
+    def __init__(self, ray: Any, address: str, size: int):
+        self._started: Future[None] = Future()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._keep, args=(ray, address, size), daemon=True)
+        self._thread.start()
+        try:
+            self._started.result()
+        except BaseException:  # somebody may have interrupted the wait
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _keep(self, ray: Any, address: str, size: int) -> None:
+        try:
+            _start(ray, address, size)
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        self._closing.wait()
+        ray.shutdown()
+
+
+SESSION = Session()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise IntrafusionError(
+            f"executor ray needs Ray: pip install 'intrafusion[ray]', or pip install {RAY}"
+        ) from error
+    return ray
+
+
+def _start(ray: Any, address: str, size: int) -> None:
+    """Connect to a cluster, or start one on this machine, quietly."""
+    options: dict[str, Any] = {}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options = {"include_dashboard": False, "object_store_memory": _SPARE + 2 * size}
+    else:
+        _reach(address)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
+    except Exception as error:
+        raise IntrafusionError(f"Ray does not start ({one_line(error)})") from error
+
+
+_PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', configure_logging=False)"
+
+
+def _reach(address: str) -> None:
+    """Raise IntrafusionError unless Ray can connect. A child tries first: Ray ends a process whose cluster is silent."""
+    if address.startswith("ray://"):
+        raise IntrafusionError("Ray Client (ray://) is not supported: start the study on a machine of the cluster")
+    try:
+        if ":" in address:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
+        command = [sys.executable, "-c", _PROBE, address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CONNECT)
+        if not done.returncode:
+            return
+        reason = done.stderr.strip().rpartition("\n")[2]
+    except subprocess.TimeoutExpired:
+        reason = f"no answer in {_CONNECT:g} s"
+    except (OSError, ValueError, OverflowError) as error:
+        reason = one_line(error)
+    raise IntrafusionError(
+        f"no Ray cluster answers at {address} ({reason}): start the study on a machine that `ray start` made part of it"
+    )

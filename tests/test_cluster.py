@@ -1,0 +1,422 @@
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import intrafusion as itf
+from intrafusion import cluster, ray_session
+from intrafusion import sweep as local
+from intrafusion.bench import Bench, open_bench
+from intrafusion.pace import Cancelled, stoppable
+from intrafusion.run import Result, run
+from intrafusion.store import Store
+from intrafusion.sweep import Failure, grid, origin
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install ray")
+
+BASE = itf.PruneSpec(model="digits-mlp", limit=None)
+SPECS = grid(BASE, groups=[("1",), ("3",)], merge=["drop", "fusion"], sparsity=[0.2, 0.5, 0.8])
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
+QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 5}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return open_bench(BASE)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Any]:
+    """A cluster of a head, which takes no tasks, and two workers, of which a test may kill one."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20, "_system_config": QUICK}
+        machines = Cluster(initialize_head=True, head_node_args=head)
+        yield machines
+        ray.shutdown()
+        machines.shutdown()
+
+
+@pytest.fixture
+def workers(machines: Any) -> Any:
+    """The cluster with two living workers, Ray connected to it."""
+    while len(machines.worker_nodes) < 2:
+        machines.add_node(**NODE)
+    if not ray.is_initialized():
+        ray.init(machines.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    return machines
+
+
+@pytest.fixture
+def store(tmp_path) -> Iterator[Store]:
+    with Store(tmp_path / "s.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def tamper(monkeypatch) -> Callable[[Callable[[itf.PruneSpec], None]], None]:
+    """Has workers call a function before each measurement: to be slow, to fail, or to die."""
+
+    def tamper(first: Callable[[itf.PruneSpec], None]) -> None:
+        def task(*arguments):
+            from intrafusion import ray_worker, sweep
+
+            measure = sweep.measure
+            sweep.measure = lambda spec, *rest: first(spec) or measure(spec, *rest)
+            try:
+                yield from ray_worker.measure(*arguments)
+            finally:
+                sweep.measure = measure
+
+        monkeypatch.setattr(cluster, "measure", task)
+
+    return tamper
+
+
+def last(found: Iterable[Result | Failure]) -> dict[itf.PruneSpec, Result]:
+    return {result.spec: result for result in found if isinstance(result, Result)}
+
+
+def numbers(found: dict[itf.PruneSpec, Result]) -> dict[itf.PruneSpec, tuple]:
+    """What must not depend on where a point was measured."""
+    return {s: (r.correct, r.count, r.total, r.accuracy, r.dense_accuracy, r.params, r.macs) for s, r in found.items()}
+
+
+def idle() -> bool:
+    """Whether all workers are free again, within a moment."""
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def new_lines(file: Path) -> Iterator[str]:
+    """Lines as they are added to a file, from now on."""
+    known = len(file.read_text().splitlines())
+    for _ in range(1000):
+        lines = file.read_text().splitlines()
+        yield from lines[known:]
+        known = len(lines)
+        time.sleep(0.01)
+
+
+class TestChunks:
+    def pieces(self, specs: list[itf.PruneSpec], slots: int, bench: Bench) -> list[list[itf.PruneSpec]]:
+        families = cluster._families(local.checked(specs, bench))
+        return [chunk.specs for chunk in cluster._split(families, bench, slots)]
+
+    @pytest.mark.parametrize("slots", [1, 2, 3, 100])
+    def test_hold_every_point_once_and_families_whole(self, bench, slots):
+        pieces = self.pieces(SPECS, slots, bench)
+        assert sorted(spec.key() for piece in pieces for spec in piece) == sorted(spec.key() for spec in SPECS)
+        for piece in pieces:
+            assert len({spec.groups for spec in piece}) == 1
+            assert {spec.merge for spec in piece} == {"drop", "fusion"}
+
+    @pytest.mark.parametrize(("slots", "count"), [(1, 9), (2, 9), (8, 27)])
+    def test_a_group_is_cut_up_only_where_workers_would_wait(self, slots, count):
+        bench = open_bench(itf.PruneSpec(model="digits-resnet"))
+        groups = [(group.name,) for group in bench.groups if group.reason is None]
+        specs = grid(BASE, groups=groups, merge=["drop", "fusion"], sparsity=[s / 10 for s in range(1, 10)])
+        assert len(self.pieces(specs, slots, bench)) == count
+
+
+class TestSweep:
+    @pytest.mark.usefixtures("workers")
+    def test_results_are_those_of_the_local_sweep(self, bench):
+        specs = [*SPECS[:6], BASE.but(criterion="taylor"), BASE.but(limit=50, cost="activations", seed=3)]
+        found = last(cluster.sweep(specs, bench))
+        assert numbers(found) == numbers(last(local.sweep(specs, bench)))
+        assert all(result.complete for result in found.values())
+
+    @pytest.mark.usefixtures("workers")
+    def test_the_network_and_the_images_go_out_once(self, bench, monkeypatch):
+        sent: list[Any] = []
+        monkeypatch.setattr(ray, "put", lambda value, put=ray.put: sent.append(value) or put(value))
+        assert len(last(cluster.sweep(SPECS, bench))) == 12
+        assert len(sent) == 1
+
+    @pytest.mark.usefixtures("workers")
+    def test_results_reach_the_store_as_they_come_and_serve_the_next_study(self, bench, store, tamper, monkeypatch):
+        tamper(lambda spec: time.sleep(0.05))
+        points = [(spec, origin(spec, bench)) for spec in SPECS]
+        held = []
+        for result in cluster.sweep(SPECS, bench, store):
+            stored = store.get(points)
+            assert stored[result.spec].count >= result.count
+            held.append(len(stored))
+        assert held[0] < held[len(held) // 2] <= held[-1] == len(SPECS)
+        monkeypatch.setattr(cluster, "SESSION", None)  # Ray is not even asked for
+        again = list(cluster.sweep(SPECS, bench, store))
+        assert len(again) == len(SPECS)
+        assert numbers(last(again)) == numbers(last(local.sweep(SPECS, bench)))
+
+    @pytest.mark.usefixtures("workers")
+    def test_a_partial_point_goes_on_from_where_it_was(self, bench, store, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+            looks = local.sweep(SPECS[:1], open_bench(BASE), store)
+            assert next(looks).count == 100
+            looks.close()
+        first, *rest = cluster.sweep(SPECS[:1], bench, store)
+        assert first.count == 100
+        assert rest[-1].correct == run(SPECS[0], bench).correct
+        assert all(result.count > 100 for result in rest)
+
+    @pytest.mark.usefixtures("workers")
+    def test_points_that_another_process_has_claimed_are_left_to_it(self, bench, store, tmp_path):
+        taken, point = SPECS[0], origin(SPECS[0], bench)
+        with Store(tmp_path / "s.sqlite") as other:
+            assert other.claim(taken, point)
+            found = []
+            for result in cluster.sweep(SPECS, bench, store):
+                found.append(result)
+                finished = {r.spec for r in found if r.complete}
+                if len(finished) == len(SPECS) - 2:  # the taken one's partner waits with it
+                    theirs = run(taken, bench)
+                    other.put(theirs, point)
+                    other.release(taken, point)
+        assert [result for result in found if result.spec == taken] == [theirs]
+        assert set(last(found)) == set(SPECS)
+
+    @pytest.mark.usefixtures("workers")
+    def test_a_point_that_fails_is_told_in_one_line_and_the_others_go_on(self, bench, store, tamper):
+        def first(spec, bad=SPECS[1]):
+            if spec == bad:
+                raise RuntimeError("out of memory\nlots of it")
+
+        tamper(first)
+        store.save_study("s", "", [(spec, origin(spec, bench)) for spec in SPECS])
+        found = list(cluster.sweep(SPECS, bench, store))
+        assert [f for f in found if isinstance(f, Failure)] == [Failure(SPECS[1], "RuntimeError: out of memory")]
+        assert set(last(found)) == {*SPECS} - {SPECS[1]}
+        assert store.failures("s") == {SPECS[1]: "RuntimeError: out of memory"}
+
+    @pytest.mark.usefixtures("workers")
+    def test_decided_points_are_not_refined(self, bench):
+        data = bench.images()
+        many = bench.on(
+            itf.ImageData(data.name, data.split, data.images.repeat(9, 1, 1, 1), data.labels.repeat(9), data.classes)
+        )
+        specs = grid(BASE, sparsity=[0.8], merge=["drop", "fusion"])  # 58 % and 83 %
+        dropped, fused = last(cluster.sweep(specs, many, decide=True)).values()
+        assert max(dropped.count, fused.count) < dropped.total
+
+    @pytest.mark.parametrize("changes", [{"merge": "melt"}, {"groups": ("nine",)}], ids=str)
+    def test_a_bad_spec_is_refused_before_anything_starts(self, bench, monkeypatch, changes):
+        monkeypatch.setattr(cluster, "SESSION", None)
+        with pytest.raises(itf.IntrafusionError):
+            next(cluster.sweep([*SPECS, BASE.but(**changes)], bench))
+
+
+class TestStopping:
+    @pytest.mark.usefixtures("workers")
+    @pytest.mark.parametrize("cancelled", [True, False])
+    def test_leaves_no_task_and_no_claim(self, bench, store, tmp_path, tamper, cancelled):
+        tamper(lambda spec: any(time.sleep(0.05) for _ in range(0 if spec.sparsity == 0.2 else 1000)))
+        stop = threading.Event()
+        looks = cluster.sweep(SPECS, bench, store)
+        with stoppable(stop):
+            next(looks)
+            start = time.perf_counter()
+            if cancelled:
+                stop.set()
+                with pytest.raises(Cancelled):
+                    list(looks)
+            else:
+                looks.close()
+        assert time.perf_counter() - start < cluster._LEAVE
+        assert idle()
+        with Store(tmp_path / "s.sqlite") as other:
+            assert all(other.claim(spec, origin(spec, bench)) for spec in SPECS[2:])
+
+    @pytest.mark.usefixtures("workers")
+    def test_what_was_measured_before_serves_the_next_run(self, bench, store):
+        looks = cluster.sweep(SPECS, bench, store)
+        early = next(looks)
+        looks.close()
+        assert early in list(cluster.sweep(SPECS, bench, store))
+
+    @pytest.mark.usefixtures("workers")
+    def test_tasks_that_fit_nowhere_are_waited_for_and_then_refused(self, bench, monkeypatch, caplog):
+        monkeypatch.setattr(cluster, "_PATIENCE", 1.5)
+        monkeypatch.setattr(cluster, "_AGAIN", 0.2)
+        with pytest.raises(itf.IntrafusionError, match="no machine of the Ray cluster has the 1 CPUs and 2 GPUs"):
+            list(cluster.sweep(SPECS, bench, num_gpus=2))
+        assert [record.message for record in caplog.records if "waiting for one" in record.message]
+
+    @pytest.mark.usefixtures("workers")
+    def test_workers_of_another_version_are_refused(self, bench, monkeypatch):
+        monkeypatch.setattr(cluster, "__version__", "0.0.1")
+        with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has intrafusion .*, not 0.0.1\)"):
+            list(cluster.sweep(SPECS, bench))
+        assert idle()
+
+    @pytest.mark.usefixtures("workers")
+    def test_a_task_that_does_not_listen_is_ended(self, bench, tamper, monkeypatch):
+        tamper(lambda spec: time.sleep(0 if spec.sparsity == 0.2 else 60))
+        monkeypatch.setattr(cluster, "_LEAVE", 0.5)
+        looks = cluster.sweep(SPECS, bench)
+        next(looks)
+        looks.close()
+        assert idle()
+
+
+class TestShares:
+    @pytest.mark.parametrize(
+        ("cpus", "gpus", "count"),
+        [(1, 0, 8), (3, 0, 2), (0.5, 0, 16), (0, 1, 2), (1, 1, 2), (1, 0.25, 8), (8, 1, 1), (9, 0, 0), (1, 3, 0)],
+    )
+    def test_count_the_tasks_of_a_machine(self, cpus, gpus, count):
+        assert cluster._Share(cpus, gpus).fits({"CPU": 8.0, "GPU": 2.0, "memory": 1e9}) == count
+
+    @pytest.mark.parametrize(
+        "asked", [{"num_cpus": -1}, {"num_cpus": 0}, {"num_gpus": 1.5}, {"num_gpus": float("inf")}], ids=str
+    )
+    def test_an_impossible_one_is_refused_before_anything_starts(self, bench, monkeypatch, asked):
+        monkeypatch.setattr(cluster, "SESSION", None)
+        with pytest.raises(itf.IntrafusionError, match="a task"):
+            list(cluster.sweep(SPECS, bench, **asked))
+
+    @pytest.mark.usefixtures("workers")
+    def test_is_asked_for_by_every_task_which_uses_that_device(self, bench, monkeypatch):
+        asked: list[Any] = []
+
+        class Task:
+            def options(self, **options):
+                asked.append(options)
+                return self
+
+            def remote(self, *arguments):
+                asked.append(arguments[5:7])
+                raise itf.IntrafusionError("seen enough")
+
+        monkeypatch.setattr(ray, "remote", lambda function: Task())
+        for share in ({}, {"num_cpus": 0.5, "num_gpus": 0.25}, {"num_cpus": 4}):
+            with pytest.raises(itf.IntrafusionError, match="enough"):
+                list(cluster.sweep(SPECS, bench, **share))
+        assert asked == [
+            {"num_cpus": 1, "num_gpus": 0, "max_retries": 0}, (1, "cpu"),
+            {"num_cpus": 0.5, "num_gpus": 0.25, "max_retries": 0}, (1, "cuda"),
+            {"num_cpus": 4, "num_gpus": 0, "max_retries": 0}, (4, "cpu"),
+        ]  # fmt: skip
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_bench_on_a_gpu_is_measured_on_gpus(self, store):
+        ray.shutdown()
+        bench = open_bench(BASE, "cuda")
+        found = last(cluster.sweep(SPECS, bench, store))
+        assert numbers(found) == numbers(last(local.sweep(SPECS, bench)))
+        store.save_study("s", "", [(spec, origin(spec, bench)) for spec in SPECS])
+        assert store.study("s").devices == (torch.cuda.get_device_name(),)
+
+
+class TestLosses:
+    @pytest.mark.usefixtures("workers")
+    def test_a_point_that_kills_its_workers_takes_no_others_with_it(self, bench, tamper, caplog, monkeypatch):
+        def first(spec, deadly=SPECS[3]):
+            if spec == deadly:
+                os._exit(1)
+
+        tamper(first)
+        monkeypatch.setattr(cluster, "RETRIES", 2)
+        found = list(cluster.sweep(SPECS, bench))
+        failures = {f.spec: f.reason for f in found if isinstance(f, Failure)}
+        assert set(failures) == {SPECS[3]}
+        assert "lost 3 times (WorkerCrashedError" in failures[SPECS[3]]
+        assert "\n" not in failures[SPECS[3]]
+        assert {spec for spec, r in last(found).items() if r.complete} == {*SPECS} - {SPECS[3]}
+        assert [record.message.rpartition("(")[2] for record in caplog.records if "was lost" in record.message] == [
+            f"{n} of 2)" for n in (1, 2)
+        ]
+
+    def test_what_a_killed_machine_had_left_is_measured_by_the_other(
+        self, workers, bench, store, tamper, caplog, tmp_path
+    ):
+        diary = tmp_path / "begun"
+
+        def first(spec, diary=str(diary)):
+            with open(diary, "a") as file:
+                file.write(f"{ray.get_runtime_context().get_node_id()} {os.getpid()} {spec.key()}\n")
+            time.sleep(0.3)
+
+        tamper(first)
+        specs = [spec.but(limit=50) for spec in SPECS]  # measured in one go
+        found: list[Result | Failure] = []
+        hit = ""
+        for result in cluster.sweep(specs, bench, store):
+            found.append(result)
+            if not hit:
+                node, pid, hit = next(line.split(" ", 2) for line in new_lines(diary) if '"merge": "drop"' in line)
+                workers.remove_node(next(n for n in workers.worker_nodes if n.node_id == node), allow_graceful=False)
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)  # in the first of its two points
+        assert numbers(last(found)) == numbers(last(local.sweep(specs, bench)))
+        assert store.get((spec, origin(spec, bench)) for spec in specs) == last(found)
+        assert len({line.split()[0] for line in diary.read_text().splitlines() if line.endswith(hit)}) == 2
+        lost = [record.message for record in caplog.records if "a worker was lost" in record.message]
+        assert any("its 2 points go out again (1 of 3)" in line for line in lost)
+        assert len(found) == len(specs)
+
+
+class TestConnecting:
+    def test_no_ray_is_one_line(self, bench, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(itf.IntrafusionError, match=r"needs Ray: pip install 'intrafusion\[ray\]'"):
+            list(cluster.sweep(SPECS, bench))
+
+    def test_the_version_asked_for_is_the_one_tested(self):
+        assert f"ray=={ray.__version__}" == ray_session.RAY
+        assert f'"{ray_session.RAY}"' in (itf.places.ASSETS.parent / "pyproject.toml").read_text()
+
+    @pytest.mark.parametrize(
+        "address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense", "ray://a:1"]
+    )
+    def test_an_address_where_no_cluster_is_is_one_line(self, bench, address):
+        ray.shutdown()
+        with pytest.raises(itf.IntrafusionError, match="Ray") as caught:
+            list(cluster.sweep(SPECS, bench, address=address))
+        assert "\n" not in str(caught.value)
+        assert not ray.is_initialized()
+
+    def test_an_address_that_does_not_answer_is_given_up(self, bench, monkeypatch):
+        ray.shutdown()
+        monkeypatch.setattr(ray_session, "_CONNECT", 2.0)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+            with pytest.raises(itf.IntrafusionError, match=r"no Ray cluster answers at .* \(no answer in 2 s\)"):
+                list(cluster.sweep(SPECS, bench))
+
+    def test_a_cluster_is_joined_by_its_address_and_left(self, machines):
+        ray.shutdown()
+        with ray_session.SESSION.ray(machines.address, 0):
+            assert ray.get_runtime_context().gcs_address == machines.address
+            assert not ray_session.SESSION.alone
+        assert not ray.is_initialized()
+
+    def test_without_an_address_ray_starts_here_and_ends_with_the_study(self, bench, monkeypatch):
+        ray.shutdown()
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        looks = cluster.sweep(SPECS[:2], bench)
+        first = threading.Thread(target=next, args=[looks])  # as in a page, where studies come and go in threads
+        first.start()
+        first.join()
+        with pytest.raises(itf.IntrafusionError, match="no machine"):  # a second study joins in, and leaves Ray running
+            list(cluster.sweep(SPECS, bench, num_cpus=1000))
+        assert ray.is_initialized()
+        assert set(last(looks)) == {*SPECS[:2]}
+        assert not ray.is_initialized()
