@@ -79,7 +79,7 @@ class Meter:
     def dense(self, stop: int) -> Tensor:
         """Which of the first `stop` images the dense network gets right: bool (stop,)."""
         if stop > len(self._dense):
-            front = self._turn_to(self._cuts.input if self._cuts else (), self.model)
+            front = self._turn_to((), self.model)  # whole: a cut is trusted only for what a pruned network shows
             more = self._correct(self.model, self._cheap, front, range(len(self._dense), stop), float("inf"))
             self._dense = torch.cat([self._dense, more])
         return self._dense[:stop]
@@ -105,7 +105,7 @@ class Meter:
     def _turn_to(self, names: tuple[str, ...], network: nn.Module) -> _Front:
         """Make the cut at these values the current one; the values of the last one may help to reach it."""
         if names not in self._fronts:
-            tail = self._cuts.tail(names) if self._cuts else None
+            tail = self._cuts.tail(names) if self._cuts and names else None
             self._fronts[names] = _Front(names, tail) if tail else self._plain
         front = self._fronts[names]
         if not front.trusted:
@@ -181,7 +181,7 @@ class Meter:
         """One batch's values, from those of the last cut if they are kept; these have served then."""
         near = self._older.kept.pop((at, self._dtype), ()) if self._older is not front else ()
         self._bytes -= sum(value.nbytes for value in near)
-        step = self._cuts.head(self._older.names, front.names) if near and self._cuts else None
+        step = self._cuts.head(self._older.names, front.names) if near and self._cuts and front.names else None
         return step(self.model, *near) if step else self._head(front, self._input(at, at + self.batch))
 
     def _head(self, front: _Front, images: Tensor) -> Values:

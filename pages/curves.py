@@ -70,12 +70,11 @@ settled = studying.is_settled(known, specs, job)
 count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
 cheap = bench.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
 label = "Continue" if known and not settled else "Draw the curves"
-asked = st.button(label, type="primary", icon=":material/play_arrow:", disabled=running or settled, key="draw_curves")
+asked = studying.run_row(label, None, settled, stored, specs, job, running, count)
 if asked or (job is None and cheap and not settled):
     studying.start(key, specs, bench, store, f"curve of {base.model}")
     st.rerun()
 
-studying.watch(stored, specs, job, running, count, redraw=1)
 results = list(known.values())
 widest = max(results, key=lambda result: result.count, default=None)
 dense = widest and (widest.dense_accuracy, widest.dense_interval)

@@ -20,19 +20,24 @@ st.markdown(
     "Each group of channels is pruned **alone**, at several sparsities, and the whole network is measured: fragile groups "
     "show at once. From the same numbers come sparsities for all groups together."
 )
-columns = st.columns([2, 1.6, 2.6, 1.2])
-merges = columns[0].multiselect(
-    "Merges", list(registry("merge")), default=["drop", "fusion"], key="study_merges", bind=shell.BIND
+row = st.container(horizontal=True)
+merges = row.multiselect(
+    "Merges", list(registry("merge")), default=["drop", "fusion"], key="study_merges", bind=shell.BIND, width=250
 )
-criterion = columns[1].selectbox(
+criterion = row.selectbox(
     "Importance criterion", list(registry("criterion")), index=list(registry("criterion")).index("l1"), key="criterion",
-    bind=shell.BIND, help="Which channels go. The Importance page shows what each criterion says.",
+    bind=shell.BIND, width=200, help="Which channels go. The Importance page shows what each criterion says.",
 )  # fmt: skip
-percents = columns[2].multiselect(
-    "Sparsities, %", list(range(5, 100, 5)), default=[10, 30, 50, 70], key="study_sparsities", bind=shell.BIND
+percents = row.multiselect(
+    "Sparsities, %",
+    list(range(5, 100, 5)),
+    default=[10, 30, 50, 70],
+    key="study_sparsities",
+    bind=shell.BIND,
+    width=320,
 )
-limit_name = columns[3].selectbox(
-    "Images", ["500", "2000", "10000", "all"], index=1, key="study_limit", bind=shell.BIND,
+limit_name = row.selectbox(
+    "Images", ["500", "2000", "10000", "all"], index=1, key="study_limit", bind=shell.BIND, width=110,
     help="Every point is first looked at on about 100 of them, then on all.",
 )  # fmt: skip
 if not (merges and percents):
@@ -67,30 +72,32 @@ cheap = bench.size.macs * count * len(specs) < _CHEAP and not needs_images(base)
 settled = studying.is_settled(known, specs, job)
 same = study.name in rows and rows[study.name].text == study.to_toml()
 replaces = way.named and study.name in rows and not same
-label = f"Run, and replace “{study.name}”" if replaces else "Continue" if known and not settled else "Run the study"
-stands = running or (settled and not replaces)
-asked = st.button(label, type="primary", icon=":material/play_arrow:", disabled=stands, key="run_study")
+label = "Replace and run" if replaces else "Continue" if known and not settled else "Run the study"
+about = f"The store has a study “{study.name}” with other settings: this one takes its place." if replaces else None
+asked = studying.run_row(label, about, settled and not replaces, stored, specs, job, running, count)
 unasked = job is None and cheap and not settled
 if (not (same or replaces) and (settled or unasked)) or asked:
     studying.keep(store, study, specs, bench)
 if asked or unasked:
     studying.start(key, specs, bench, store, f"sensitivity of {base.model}", way.run, way.decide)
     st.rerun()
-studying.watch(stored, specs, job, running, count, redraw=3)
-results, place = list(known.values()), (here.group.name, sensitivity_parts.chosen_percent(percents) / 100)
+results = list(known.values())
 made, numbers = sensitivity_parts.matrices(results, merges, names, sparsities), table(alone(results))
-sensitivity_parts.heatmaps(made, both, place)
+pictures = st.container()
 
 st.subheader(f"Group {here.group.name}")
-left, right = st.columns([3, 2], gap="medium")
-own = [result for result in results if result.spec.groups == (here.group.name,)]
-with left:
-    dense = (own[0].dense_accuracy, own[0].dense_interval) if own else None
+detail = st.grid(2, min_column_width=400, gap="medium")
+with detail.container():
+    own = [result for result in results if result.spec.groups == (here.group.name,)]
+    widest = max(own, key=lambda result: result.count, default=None)
+    dense = widest and (widest.dense_accuracy, widest.dense_interval)
     parts.chart(curves(own, sparsities, dense, shell.is_dark()).update_layout(height=380), "group-curve")
-with right:
+with detail.container():
     st.caption("Click a cell above, or choose it here and the group in the sidebar.")
-    sensitivity_parts.cell_control(percents)
+    place = here.group.name, sensitivity_parts.cell_control(percents)
     sensitivity_parts.cell_in_words(made, both, place)
+with pictures:
+    sensitivity_parts.heatmaps(made, both, place)
 
 if running:
     st.caption("Fragile groups, a smaller network and other studies follow when this study is done or cancelled.")
@@ -99,7 +106,7 @@ elif not results:
 else:
     st.subheader("Fragile groups")
     ranked = {merge: fragility(matrix) for merge, matrix in made.items() if matrix.cells}
-    parts.chart(fragility_bars(ranked, shell.is_dark()), "fragility")
+    sensitivity_parts.clickable(fragility_bars(ranked, shell.is_dark()), "fragility")
     st.subheader("A smaller network")
     try:
         budget_parts.suggestion(here, bench, base, {merge: made[merge] for merge in ranked}, store)

@@ -25,7 +25,8 @@ AXES = st.fixed_dictionaries(
     },
 )
 BASES = st.builds(
-    PruneSpec, weights=st.none() | NAMES, data_path=st.none() | st.just('a "b"\\c\x7f\n'), groups=st.sampled_from(["all", ("1", "3")]),
+    PruneSpec, weights=st.none() | NAMES, data_path=st.none() | st.just('a "b"\\c\x7f\n'),
+    groups=st.sampled_from(["all", ("1", "3")]),
     criterion=NAMES, sparsity=FLOATS, calibration=st.none() | st.integers(1, 99), bias=st.booleans(),
 )  # fmt: skip
 

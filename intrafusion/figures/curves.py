@@ -20,7 +20,7 @@ def curves(
     dense: tuple[float, tuple[float, float]] | None,
     dark: bool = False,
 ) -> go.Figure:
-    """Lines labelled at their ends. Colour tells the merge, dash the criterion.
+    """Lines labelled at their ends. Colour tells the merge, dash the criterion; hollow is what prunes nothing.
 
     sparsities: all that are asked for, so that the axis stands still while points arrive. dense: the dense accuracy and
     its interval, as fractions.
@@ -36,7 +36,7 @@ def curves(
         low, high = dense[1]
         fig.add_hrect(100 * low, 100 * high, fillcolor=rgba(colours.dense, 0.08), line_width=0)
         fig.add_hline(100 * dense[0], line={"color": colours.dense, "width": 1.5, "dash": "dash"})
-        _label(fig, right, 100 * dense[0], f"dense {dense[0]:.1%}", colours.dense)
+        _label(fig, 0, 100 * dense[0], f"dense {dense[0]:.1%}", colours.dense)
     for (criterion, merge), points in lines.items():
         points = sorted(points, key=lambda result: result.spec.sparsity)
         colour, x = colours.merge(merge), [100 * point.spec.sparsity for point in points]
@@ -56,14 +56,15 @@ def curves(
             mode="lines+markers",
             name=f"{merge}, {criterion}",
             line={"color": colour, "width": 2.5, "dash": _DASHES[criteria.index(criterion) % len(_DASHES)]},
-            marker={"size": 7},
+            marker={"size": 7, "symbol": ["circle" if p.prunes else "circle-open" for p in points]},
             customdata=[
                 [*p.interval, p.params / p.params_before, p.macs / p.macs_before, p.channels, p.channels_before]
                 for p in points
             ],
+            hovertext=["" if p.prunes else "<br>nothing was pruned" for p in points],
             hovertemplate=f"{merge} ({criterion}) at %{{x:.0f}} %: %{{y:.1f}} %"
             "<br>95 %: %{customdata[0]:.1%} to %{customdata[1]:.1%}<br>%{customdata[4]} of %{customdata[5]} channels"
-            "<br>params %{customdata[2]:.0%}, MACs %{customdata[3]:.0%}<extra></extra>",
+            "<br>params %{customdata[2]:.0%}, MACs %{customdata[3]:.0%}%{hovertext}<extra></extra>",
         )
         name = merge if len(criteria) == 1 else f"{merge} ({criterion})"
         others = [result for line, line_points in lines.items() if line != (criterion, merge) for result in line_points]

@@ -78,6 +78,8 @@ def sensitivity_panels(
     for column, matrix in enumerate(both, 1):
         _accuracies(fig, matrix, max(map(_top, both)), column, colours)
     _differences(fig, difference, names, 3, colours)
+    for column in (1, 3):  # three titles would run into each other in a narrow window
+        fig.update_xaxes(title="", row=1, col=column)
     words = "top-1 accuracy, %, and its difference, points"
     return _finished(fig, [*both, difference], words, selected, colours, _FAINT).update_layout(margin_t=_HEAD + 20)
 

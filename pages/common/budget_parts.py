@@ -8,13 +8,14 @@ from intrafusion import PruneSpec
 from intrafusion.bench import Bench
 from intrafusion.budget import Shapes, Suggestion, shapes, suggest
 from intrafusion.figures.sensitivity import suggestion_bars
+from intrafusion.importance import needs_images
 from intrafusion.jobs import Job
 from intrafusion.quote import curve_line
 from intrafusion.run import Result
 from intrafusion.sensitivity import Matrix
 from intrafusion.store import Store
-from pages.common import parts, queue, shell, studying
-from pages.common.sensitivity_parts import with_interval
+from pages.common import queue, shell, studying
+from pages.common.sensitivity_parts import clickable, with_interval
 from pages.common.shell import BIND, Here
 
 KEYS = ("budget", "share", "least", "suggest_merge")
@@ -40,13 +41,18 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
         value = _value(target, made)
     merge = right.selectbox("Merge", list(made), index=len(made) - 1, key="suggest_merge", bind=BIND)
     found = suggest(made[merge], _shapes(here, here.key()), _TARGETS[target], value)
-    parts.chart(suggestion_bars(found, shell.is_dark()), "suggestion")
+    if not found.met:
+        st.warning(found.note, icon=":material/warning:")
+    clickable(suggestion_bars(found, shell.is_dark()), "suggestion")
+    if not all(cell.complete for cell in made[merge].cells.values()):
+        st.caption("The study is not complete: some losses are those on a sample of the images.")
     losing = {group: share for group, share in found.sparsities.items() if share > 0}
     if not losing:
         st.info("Nothing is to be pruned for this target.")
         return
     spec = base.but(groups=tuple(losing), sparsities=tuple(losing.values()), merge=found.merge)
     _verified(here, bench, spec, found, value if target == "accuracy" else None, kept)
+    st.caption("The same network, measured from the command line:")
     line = curve_line(spec, criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0])
     st.code(line, language="bash", wrap_lines=True)
 
@@ -69,7 +75,7 @@ def _verified(
     measured = studying.points(known, [spec], job).get(spec)
     complete = measured is not None and measured.complete
     count = min(spec.limit or len(bench.images()), len(bench.images()))
-    if not complete and job is None and bench.size.macs * count < _CHEAP:
+    if not complete and job is None and bench.size.macs * count < _CHEAP and not needs_images(spec):
         job = studying.start(key, [spec], bench, kept, f"pruned {spec.model}")
         job.wait(_PATIENCE)
         measured = studying.points(known, [spec], job).get(spec)
@@ -90,14 +96,13 @@ def in_words(found: Suggestion, measured: Result, least: float | None = None) ->
     """Whether the accuracy that was expected is there. least: what was asked for."""
     low, high = measured.interval
     said = f"Expected {found.accuracy:.1%}, really **{with_interval(measured.accuracy, measured.interval)}**"
-    if found.accuracy > high:
-        said += ": together, the groups lose more than the sum of what each loses alone"
-    elif found.accuracy < low:
-        said += ": together, the groups lose less than the sum of what each loses alone"
+    if low <= found.accuracy <= high:
+        said += f": the losses add up, as far as {measured.count:,} images tell"
     else:
-        said += ": within the interval, the losses add up"
+        compared = "more" if found.accuracy > high else "less"
+        said += f": together, the groups lose {compared} than the sum of what each loses alone"
     if least is not None:
-        said += f". The {least:.1%} asked for are {'there' if measured.accuracy >= least else 'missed'}"
+        said += f". The {least:.1%} asked for is {'reached' if measured.accuracy >= least else 'not reached'}"
     return said + "."
 
 

@@ -1,5 +1,7 @@
 """What the server computes now, at the sidebar's bottom: everybody's jobs, how far they are, and a way to stop one's own."""
 
+from typing import Any
+
 import streamlit as st
 
 from intrafusion.eta import in_words
@@ -30,7 +32,7 @@ def _watch() -> None:
         st.caption("They take turns.")
 
 
-def cancel_button(job: Job, key: str, **look: str) -> None:
+def cancel_button(job: Job, key: str, **look: Any) -> None:
     """A button that stops the job; inside a fragment, so that what it draws next shows that the job has stopped."""
     st.button("Cancel", key=key, on_click=_cancel, args=(job,), disabled=job.state == "stopping", **look)
 

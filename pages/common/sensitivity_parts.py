@@ -44,7 +44,8 @@ class Way:
 
 def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
     """Draw the controls; what they say."""
-    left, middle, right = st.columns(3)
+    grid = st.grid(3, min_column_width=210)
+    left, middle, right = (grid.container() for _ in range(3))
     fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None
     precision = middle.segmented_control(
         "Precision", PRECISIONS, default="exact", required=True, key="precision", bind=BIND, disabled=not fast,
@@ -116,46 +117,46 @@ def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: tu
     """One heatmap a merge and the difference of two; a click on a cell chooses it."""
     if both:
         first, second = (made[merge] for merge in both)
-        _clickable(sensitivity_panels(first, second, difference(first, second), place, shell.is_dark()), "panels")
+        clickable(sensitivity_panels(first, second, difference(first, second), place, shell.is_dark()), "panels")
     for merge, single in made.items():
         if not both or merge not in both:
-            _clickable(sensitivity_heatmap(single, place, shell.is_dark()), f"heatmap-{merge}")
+            clickable(sensitivity_heatmap(single, place, shell.is_dark()), f"heatmap-{merge}")
 
 
-def _clickable(figure: Any, key: str) -> None:
+def clickable(figure: Any, key: str) -> None:
+    """Draw a figure in which a click on a mark chooses the group, or the group and sparsity, in its customdata."""
     st.plotly_chart(
         figure, key=key, config=parts.config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None
     )
 
 
 def _pick(key: str) -> None:
-    """Choose the clicked cell: the sidebar's group and the control of the sparsity follow."""
+    """The sidebar's group and the control of the sparsity follow the click."""
     points = st.session_state[key].selection.points
-    if points:
-        where = points[0]["customdata"]
-        group, sparsity = where if isinstance(where, list | tuple) else (where["0"], where["1"])
-        st.session_state.group, st.session_state.cell = str(group), round(100 * float(sparsity))
+    if not points:
+        return
+    where = points[0]["customdata"]
+    group, *cell = [where] if isinstance(where, str) else where
+    st.session_state.group = group
+    if cell:
+        st.session_state.cell = round(100 * cell[0])
 
 
-def chosen_percent(percents: Sequence[int]) -> int:
-    """The chosen cell's sparsity: the largest, until a reader chooses."""
+def cell_control(percents: Sequence[int]) -> float:
+    """The chosen cell's sparsity, the largest until a reader chooses; clicks write to it, so it is part of the permalink."""
     if st.session_state.get("cell") not in percents:
         st.session_state.pop("cell", None)
-    return int(st.session_state.get("cell", max(percents)))
-
-
-def cell_control(percents: Sequence[int]) -> None:
-    """The chosen cell's sparsity as a control, and so part of the permalink."""
-    st.segmented_control(
+    percent = st.segmented_control(
         "Channels removed, %", sorted(percents), default=max(percents), required=True, key="cell", bind=BIND
     )
+    return percent / 100
 
 
 def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: tuple[str, float]) -> None:
     """What is known of the chosen cell, and whether the difference is sure."""
     cells = {merge: single.cells[place] for merge, single in made.items() if place in single.cells}
     if not cells:
-        st.info("This cell is not measured yet.")
+        st.caption("This cell is not measured yet.")
         return
     least = next(iter(cells.values())).least
     if not least.prunes:

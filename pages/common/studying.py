@@ -15,6 +15,8 @@ from intrafusion.study import Study
 from intrafusion.sweep import Failure, origin, sweep
 from pages.common import queue, shell
 
+_REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
+_WIDTH = 160  # pixels of the button, whatever it says
 Found = dict[PruneSpec, Result]
 
 
@@ -97,29 +99,43 @@ def is_settled(found: Found, specs: Sequence[PruneSpec], job: Job | None) -> boo
     return len(found) == len(specs) and all(result.complete for result in found.values())
 
 
-def watch(known: Found, specs: Sequence[PruneSpec], job: Job | None, running: bool, images: int, redraw: float) -> None:
-    """How far a study is, and what went wrong; while it runs, also a way to stop it.
+def run_row(
+    label: str, about: str | None, settled: bool, known: Found, specs: Sequence[PruneSpec], job: Job | None,
+    running: bool, images: int,
+) -> bool:  # fmt: skip
+    """The button that starts a study, how far it is, and what went wrong; whether the button was pressed.
 
-    running: whether it did before the page read its points. While it runs, the page is run again every `redraw` seconds
-    for the points that have come, less often the longer it takes: each drawing takes the picture away from the pointer.
+    settled: whether there is nothing to start. running: whether it ran before the page read its points; then the button
+    stops it, and the page runs again every few seconds for the points that have come.
     """
-    if job is None or not running:
+    if job is not None and running:
+        _watch(known, specs, job, images)
+        problems(job)
+        return False
+    with st.container(horizontal=True, vertical_alignment="center"):
+        asked = st.button(
+            label, help=about, type="primary", icon=":material/play_arrow:", disabled=settled, key="run_points",
+            width=_WIDTH,
+        )  # fmt: skip
         _progress(points(known, specs, job), specs, job, images)
-        if job is not None:
-            problems(job)
-        return
+    if job is not None:
+        problems(job)
+    return asked
+
+
+def _watch(known: Found, specs: Sequence[PruneSpec], job: Job, images: int) -> None:
     drawn = time.monotonic()
 
     @st.fragment(run_every=1)
     def look() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
+            queue.cancel_button(job, "cancel_points", icon=":material/stop:", width=_WIDTH)
             _progress(points(known, specs, job), specs, job, images)
-            queue.cancel_button(job, "cancel_points", icon=":material/stop:")
-        if not job.active or time.monotonic() - drawn > max(redraw, job.elapsed / 20):
+        # each drawing takes the picture away from under the pointer, and the longer a study takes, the less is new
+        if not job.active or time.monotonic() - drawn > max(_REDRAW, job.elapsed / 20):
             st.rerun()
 
     look()
-    problems(job)
 
 
 def _progress(found: Found, specs: Sequence[PruneSpec], job: Job | None, images: int) -> None:
@@ -168,6 +184,6 @@ def _failed(job: Job) -> dict[PruneSpec, str]:
 def _points(specs: Sequence[PruneSpec]) -> str:
     """Some points in words: the first, and how many more."""
     first = specs[0]
-    where = first.groups if isinstance(first.groups, str) else ", ".join(first.groups[:3])
+    where = "All groups" if isinstance(first.groups, str) else f"Group {', '.join(first.groups[:3])}"
     said = f"{where} at {first.sparsity:.0%}, {first.criterion}, {first.merge}"
     return f"{said}, and {len(specs) - 1} more points" if len(specs) > 1 else said

@@ -53,17 +53,21 @@ def test_study():
         torch.set_num_threads(threads)
         *seconds, expected = timed(sweep(specs, bench.on(bench.images())))
         took[threads] = sum(seconds)
-        print(f"this process, threads: {threads}        {seconds[0]:5.1f} {seconds[1]:6.1f}")
+        print(f"this process, threads: {threads}    {seconds[0]:5.1f} {seconds[1]:6.1f}")
+    quiet = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
     for workers in (1, 2):
         start = time.perf_counter()
-        ray.init(
-            "local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20
-        )  # fmt: skip
+        ray.init("local", num_cpus=workers, object_store_memory=256 << 20, **quiet)
         start = time.perf_counter() - start
         *seconds, found = timed(cluster.sweep(specs, bench))
         ray.shutdown()
         assert found.keys() == expected.keys()
+        ratios = ", ".join(f"{took[threads] / sum(seconds):.2f} to threads: {threads}" for threads in took)
         print(
-            f"Ray, workers of a thread: {workers}      {seconds[0]:5.1f} {seconds[1]:6.1f}  after {start:.1f} to start Ray; ratio "
-            + ", ".join(f"to {threads} threads {took[threads] / sum(seconds):.2f}" for threads in took)
+            f"Ray, workers of a thread: {workers} {seconds[0]:5.1f} {seconds[1]:6.1f}  and {start:.1f} to start; ratio {ratios}"
         )

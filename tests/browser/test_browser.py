@@ -10,7 +10,8 @@ def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(p
         shows(page, "Take it with you")
         page.wait_for_timeout(1000)
         links = page.locator('[data-testid="stSidebarNavLink"]').all_inner_texts()
-        assert [link.split()[-1] for link in links] == ["Overview", "Learn", "Importance", "Transport", "Curves"]
+        names = ["Overview", "Learn", "Importance", "Transport", "Curves", "Sensitivity"]
+        assert [link.split()[-1] for link in links] == names
         assert page.get_by_label("Model").count() > 0
         no_exception(page)
 
@@ -22,6 +23,7 @@ def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(p
         ("importance", "With fusion."),
         ("transport", "non-zeros"),
         ("curves", "points on 597 images"),
+        ("sensitivity", "points on 597 images"),
     ],
 )
 def test_each_page_opens(page, address, name, sees):
@@ -84,7 +86,7 @@ def test_a_long_study_waits_to_be_asked_arrives_point_by_point_and_can_be_cancel
     page.goto(f"{address}/curves?model=digits-resnet&limit=500&{many}")
     shows(page, "0 of 114 points on 500 images: not computed yet")
     page.get_by_role("button", name="Draw the curves").click()
-    page.wait_for_function("() => /[1-9]\\d* of 114 points.*computing/.test(document.body.innerText)")
+    page.wait_for_function("() => /of 114 points.*: computing.*[1-9]\\d* on a sample/.test(document.body.innerText)")
     page.get_by_role("button", name="Cancel").click()
     shows(page, "cancelled; the points so far stay")
     page.reload()

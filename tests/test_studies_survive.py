@@ -1,0 +1,207 @@
+"""Real processes that are killed, stopped, run at once or run out of disk in the midst of a study."""
+
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from test_store import small_disk
+
+import intrafusion as itf
+from intrafusion.cli import main
+from intrafusion.store import Store
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 120  # seconds that no test waits for, unless it fails
+STUDY = ["sweep", "--model", "digits-mlp", "--limit", "all", "--sparsity", "0.1:0.7:0.04", "--name", "s", "--json"]
+POINTS = 16 * 2 * 2
+SUMMARY = re.compile(r"(\d+) points: (\d+) were in the store, (\d+) measured now(?:, (\d+) by other processes)?")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s.sqlite"
+
+
+@contextmanager
+def started(path: Path, *more: str) -> Iterator[subprocess.Popen]:
+    """The study, running; it does not outlive the block, nor get more than a few lines ahead of who reads them."""
+    words = [sys.executable, "-m", "intrafusion", *STUDY, "--store", str(path), *more]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "pipesize": 4096}
+    with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def finished(path: Path, *more: str) -> tuple[list[dict], tuple[int, ...]]:
+    """The study, run to its end here: its rows, and how many points it says there are, were stored, it and others measured."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main([*STUDY, "--store", str(path), *more]) == 0
+    return read(out.getvalue()), told(err.getvalue())
+
+
+def told(err: str) -> tuple[int, ...]:
+    (line,) = err.splitlines()
+    found = SUMMARY.fullmatch(line)
+    assert found, line
+    return tuple(int(number or 0) for number in found.groups())
+
+
+def read(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def plain(rows: list[dict]) -> dict[str, dict]:
+    """Rows by what was pruned how; none comes twice. Without the time they took."""
+    named = {f"{row['groups']} {row['merge']} {row['sparsity']}": row | {"seconds": 0} for row in rows}
+    assert len(named) == len(rows)
+    return named
+
+
+def stored(path: Path) -> dict[str, dict]:
+    """What the store holds of the study, complete."""
+    with Store(path) as store:
+        results = store.results("s") if store.studies() else []  # it may not have come that far
+    return plain([json.loads(json.dumps(result.to_row())) for result in results if result.complete])
+
+
+def rows_in(path: Path) -> int:
+    """Points that the store holds, complete or not, while others write."""
+    if not path.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT count(*) FROM points").fetchone()[0]
+    except sqlite3.OperationalError:  # it is being made
+        return 0
+
+
+def until(happens: Callable[[], bool]) -> None:
+    patience = time.monotonic() + PATIENCE
+    while not happens():
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    rows, counts = finished(tmp_path_factory.mktemp("undisturbed") / "s.sqlite")
+    assert counts == (POINTS, 0, POINTS, 0)
+    assert len(rows) == POINTS
+    return plain(rows)
+
+
+def check_sound(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        count, different = db.execute("SELECT count(*), count(DISTINCT spec) FROM points").fetchone()
+    assert count == different <= POINTS
+
+
+def test_killed_again_and_again(path, undisturbed):
+    """Before its first point, among the first looks, and among the results."""
+    printed: dict[str, dict] = {}
+    moments: list[Callable[[subprocess.Popen], object]] = [
+        lambda process: until(path.exists),
+        lambda process: until(lambda: rows_in(path) >= 5),
+        lambda process: [lines.append(process.stdout.readline()) for _ in range(20)],
+    ]
+    for moment in moments:
+        lines: list[str] = []
+        with started(path) as process:
+            moment(process)
+            process.send_signal(signal.SIGKILL)
+            rest, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL
+        printed |= plain(read("".join(lines) + rest))
+        assert printed.items() <= stored(path).items()
+        check_sound(path)
+    before = stored(path)
+    assert 20 <= len(before) < POINTS
+    rows, counts = finished(path)
+    assert counts == (POINTS, len(before), POINTS - len(before), 0)
+    assert plain(rows) == stored(path) == undisturbed
+    check_sound(path)
+
+
+def test_two_at_once_share_the_work(path, undisturbed):
+    with started(path) as first, started(path) as second, ThreadPoolExecutor(2) as readers:  # who is not read waits
+        outputs = list(readers.map(lambda process: process.communicate(timeout=PATIENCE), (first, second)))
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    measured = 0
+    for out, err in outputs:
+        assert plain(read(out)) == undisturbed
+        points, were_stored, ours, others = told(err)
+        assert points == were_stored + ours + others == POINTS
+        measured += ours
+    assert POINTS <= measured <= 1.05 * POINTS
+    assert stored(path) == undisturbed
+    check_sound(path)
+
+
+def test_interrupted_from_the_keyboard(path, undisturbed):
+    with started(path) as process:
+        lines = [process.stdout.readline() for _ in range(20)]
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err.splitlines() == ["cancelled; the results printed so far are complete"]
+    printed, before = plain(read("".join(lines) + rest)), stored(path)
+    assert printed.items() <= before.items()
+    assert 20 <= len(printed) < POINTS
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+    assert before.items() < undisturbed.items()
+    rows, counts = finished(path)
+    assert counts == (POINTS, len(before), POINTS - len(before), 0)
+    assert plain(rows) == undisturbed
+
+
+def full_disk(folder: Path) -> None:
+    """On a disk of 6 MB, of which others leave less than the study needs."""
+    path, ballast, few = folder / "s.sqlite", folder / "ballast", ("--limit", "60")  # which one look takes in
+    ballast.write_bytes(bytes(5_500_000))
+    with started(path, *few) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert "free some space" in line
+    assert str(path) in line
+    printed = plain(read(out))
+    assert 0 < len(printed) < POINTS
+    ballast.unlink()
+    before = stored(path)
+    assert printed.items() <= before.items()
+    rows, counts = finished(path, *few)
+    assert counts == (POINTS, len(before), POINTS - len(before), 0)
+    assert plain(rows) == stored(path)
+    check_sound(path)
+
+
+def test_full_disk(tmp_path):
+    script = "import sys, test_studies_survive as t; t.full_disk(t.Path(sys.argv[1]))"
+    command = [*small_disk(tmp_path), shlex.join([sys.executable, "-c", script, str(tmp_path)])]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=2 * PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_study_is_the_one_that_the_file_says(path, undisturbed):
+    """So that the rows above are compared with the right ones."""
+    keys = {f"{[g]} {m} {s / 100}" for g in "13" for m in ("drop", "fusion") for s in range(10, 71, 4)}
+    assert set(undisturbed) == keys
+    assert {row["count"] for row in undisturbed.values()} == {len(itf.load_data("digits"))}
