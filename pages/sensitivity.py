@@ -113,7 +113,7 @@ else:
     except IntrafusionError as error:
         st.warning(str(error), icon=":material/warning:")
     st.subheader("Against another study")
-    sensitivity_parts.comparison(study, made, store, rows)
+    sensitivity_parts.comparison(study, made, place, store, rows)
     with st.expander("The numbers", icon=":material/table:"):
         st.dataframe(numbers, hide_index=True)
 keys = ("study_merges", "criterion", "study_sparsities", "study_limit", *sensitivity_parts.KEYS, *budget_parts.KEYS)

@@ -134,12 +134,22 @@ class TestSpecs:
     def test_groups_are_all_together_by_name_and_joined(self, groups):
         names = ("all", "layer1.0.conv1", "layer1.0.conv1+conv1", "each", "all")
         specs = Study("s", BASE, {"groups": names}).specs(groups)
-        assert [spec.groups for spec in specs[:4]] == ["all", ("layer1.0.conv1",), ("layer1.0.conv1", "conv1"), ("conv1",)]
+        assert [spec.groups for spec in specs[:4]] == [
+            "all",
+            ("layer1.0.conv1",),
+            ("layer1.0.conv1", "conv1"),
+            ("conv1",),
+        ]
         assert len(specs) == 2 + len(Study("s", BASE, {"groups": ("each",)}).specs(groups))
 
     def test_groups_cross_the_other_axes(self, groups):
         specs = Study("s", BASE, {"groups": ("conv1", "all"), "seed": (0, 1)}).specs(groups)
-        assert [(spec.groups, spec.seed) for spec in specs] == [(("conv1",), 0), (("conv1",), 1), ("all", 0), ("all", 1)]
+        assert [(spec.groups, spec.seed) for spec in specs] == [
+            (("conv1",), 0),
+            (("conv1",), 1),
+            ("all", 0),
+            ("all", 1),
+        ]
 
 
 def complaint(act) -> str:

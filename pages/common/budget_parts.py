@@ -63,7 +63,7 @@ def _value(target: str, made: Mapping[str, Matrix]) -> float:
         return st.slider(f"At most this share of the {target}, %", 5, 100, 70, key="share", bind=BIND) / 100
     dense = 100 * max(matrix.dense for matrix in made.values())
     words = f"At least this accuracy, % (dense: {dense:.1f})"
-    return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, key="least", bind=BIND) / 100
+    return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, "%.1f", key="least", bind=BIND) / 100
 
 
 def _verified(

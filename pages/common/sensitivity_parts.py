@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError, PruneSpec
-from intrafusion.figures.sensitivity import compare_studies, sensitivity_heatmap, sensitivity_panels
+from intrafusion.figures.sensitivity import Place, compare_studies, sensitivity_heatmap, sensitivity_panels
 from intrafusion.pairs import Paired, paired
 from intrafusion.precision import PRECISIONS, has_bf16
 from intrafusion.run import Result
@@ -113,7 +113,7 @@ def matrices(
     return {merge: matrix(results, merge, None, groups, sparsities) for merge in merges}
 
 
-def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: tuple[str, float]) -> None:
+def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
     """One heatmap a merge and the difference of two; a click on a cell chooses it."""
     if both:
         first, second = (made[merge] for merge in both)
@@ -152,7 +152,7 @@ def cell_control(percents: Sequence[int]) -> float:
     return percent / 100
 
 
-def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: tuple[str, float]) -> None:
+def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
     """What is known of the chosen cell, and whether the difference is sure."""
     cells = {merge: single.cells[place] for merge, single in made.items() if place in single.cells}
     if not cells:
@@ -191,7 +191,9 @@ def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
     return words + (": more than chance." if found.decided else ", which may be chance.")
 
 
-def comparison(study: Study, made: Mapping[str, Matrix], kept: Store | None, rows: Mapping[str, StudyRow]) -> None:
+def comparison(
+    study: Study, made: Mapping[str, Matrix], place: Place, kept: Store | None, rows: Mapping[str, StudyRow]
+) -> None:
     """This study beside a stored one of the same network, on the same images."""
     others = [name for name, row in rows.items() if name != study.name and _model(row) == study.base.model]
     if not others or kept is None:
@@ -210,7 +212,7 @@ def comparison(study: Study, made: Mapping[str, Matrix], kept: Store | None, row
         theirs = [result for result in kept.results(other) if result.spec.merge == merge]
         ours = made[merge]
         both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
-        parts.chart(compare_studies(both, (study.name, other), None, shell.is_dark()), "compare")
+        clickable(compare_studies(both, (study.name, other), place, shell.is_dark()), "compare")
     except IntrafusionError as error:
         st.warning(str(error), icon=":material/warning:")
 

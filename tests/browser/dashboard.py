@@ -93,7 +93,7 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
     "learn": ("learn", "Take it with you", 1400),
     "importance": ("importance", "Take it with you", 1400),
     "transport": ("transport?arrange=target", "Take it with you", 1400),
-    "sensitivity": ("sensitivity", ": done", 1500),
+    "sensitivity": ("sensitivity?group=layer2.0.conv2&cell=50", "really", 1400),
 }
 
 

@@ -87,7 +87,7 @@ def test_a_long_study_waits_to_be_asked_arrives_point_by_point_and_can_be_cancel
     shows(page, "0 of 114 points on 500 images: not computed yet")
     page.get_by_role("button", name="Draw the curves").click()
     page.wait_for_function("() => /of 114 points.*: computing.*[1-9]\\d* on a sample/.test(document.body.innerText)")
-    page.get_by_role("button", name="Cancel").click()
+    page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Cancel").click()
     shows(page, "cancelled; the points so far stay")
     page.reload()
     shows(page, "cancelled; the points so far stay")

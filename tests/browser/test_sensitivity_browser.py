@@ -1,0 +1,113 @@
+import re
+import time
+
+import pytest
+from dashboard import no_exception, shows, wait_for
+
+LONG = "model=digits-resnet&study_limit=500&" + "&".join(f"study_sparsities={p}" for p in range(5, 100, 5))
+
+
+def main(page):
+    """The page without its sidebar, where the queue has words and buttons of the same names."""
+    return page.get_by_test_id("stMain")
+
+
+def cell(page, group: int, sparsity: int, groups: int = 9, sparsities: int = 4) -> None:
+    """Click a cell of the first heatmap, by its row and column."""
+    ground = page.locator(".js-plotly-plot").first.locator(".nsewdrag").first
+    ground.wait_for(state="attached")
+    box = ground.bounding_box()
+    page.mouse.click(
+        box["x"] + box["width"] * (sparsity + 0.5) / sparsities, box["y"] + box["height"] * (group + 0.5) / groups
+    )
+
+
+def test_a_cell_shows_its_group_and_the_sidebar_follows(page, address):
+    page.goto(f"{address}/sensitivity")
+    shows(page, "72 of 72 points on 597 images: done")
+    shows(page, "really")
+    page.wait_for_timeout(2000)
+    for row, column, group, percent in ((4, 2, "layer2.0.conv2", 50), (7, 1, "layer3.0.conv2", 30)):
+        cell(page, row, column)
+        wait_for(page, "h3", f"^Group {group}$")
+        page.wait_for_function("([g, p]) => location.search === `?group=${g}&cell=${p}`", arg=[group, percent])
+        page.wait_for_timeout(1000)
+    frame = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.find(s => s.type === 'rect')")
+    assert (frame["x0"], frame["y0"]) == (0.5, 6.5)
+    no_exception(page)
+
+
+def test_a_bar_of_the_fragile_groups_chooses_its_group(page, address):
+    page.goto(f"{address}/sensitivity")
+    shows(page, "72 of 72 points on 597 images: done")
+    shows(page, "really")
+    bar = page.locator(".js-plotly-plot").nth(2).locator(".bars .point path").first
+    bar.wait_for()
+    bar.evaluate("e => e.scrollIntoView({block: 'center'})")
+    page.wait_for_timeout(2000)
+    box = bar.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    wait_for(page, "h3", "^Group conv1$")
+    no_exception(page)
+
+
+def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and_it_stops_at_once(
+    page, address, browser
+):
+    page.goto(f"{address}/sensitivity?{LONG}&criterion=l2")
+    shows(page, "0 of 342 points on 500 images: not computed yet")
+    page.wait_for_timeout(1000)
+    page.get_by_role("button", name="Run the study").click()
+    wait_for(page, '[data-testid="stMain"] p', r"computing.*; [1-9]\d* on a sample so far")
+    for row, group in ((0, "conv1"), (8, "layer3.1.conv1")):
+        page.wait_for_timeout(1500)
+        cell(page, row, 10, sparsities=19)
+        wait_for(page, "h3", f"^Group {group}$")
+
+    page.reload()
+    main(page).get_by_role("button", name="Cancel").wait_for()
+    wait_for(page, "h3", "^Group layer3.1.conv1$")
+    other = browser.new_page()
+    other.goto(f"{address}/overview")
+    other.get_by_test_id("stSidebar").get_by_text("sensitivity of digits-resnet").wait_for(timeout=60_000)
+    assert other.get_by_role("button", name="Cancel").count() == 0
+    other.close()
+
+    page.wait_for_timeout(1000)
+    started = time.monotonic()
+    main(page).get_by_role("button", name="Cancel").click()
+    shows(page, "cancelled; the points so far stay")
+    assert time.monotonic() - started < 5  # a second on a machine of its own, but here everybody computes
+    main(page).get_by_role("button", name="Continue").wait_for()
+    no_exception(page)
+
+
+def test_two_readers_study_two_networks_at_once(browser, address):
+    readers = [browser.new_page() for _ in range(2)]
+    for reader, model in zip(readers, ("digits-mlp", "digits-vgg"), strict=True):
+        reader.goto(f"{address}/sensitivity?model={model}&study_sparsities=20&study_sparsities=60")
+    for reader, points in zip(readers, (8, 24), strict=True):
+        reader.get_by_text(f"{points} of {points} points on 597 images: done").wait_for(timeout=120_000)
+        reader.get_by_text("really").wait_for(timeout=60_000)
+        no_exception(reader)
+        reader.close()
+
+
+@pytest.mark.parametrize("width", [900, 1400])
+def test_nothing_is_wider_than_the_page(browser, address, width):
+    context = browser.new_context(color_scheme="dark", viewport={"width": width, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(f"{address}/sensitivity?model=digits-mlp")
+    shows(page, "16 of 16 points on 597 images: done")
+    shows(page, "Take it with you")
+    for name in ("How it runs", "Transport knobs", "The numbers"):
+        page.get_by_text(name, exact=True).click()
+    page.wait_for_timeout(1000)
+    wide = page.evaluate(
+        "() => {const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth - m.clientWidth}"
+    )
+    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
+    context.close()
+    assert wide <= 1
+    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
