@@ -8,9 +8,12 @@ import torch
 import intrafusion as itf
 from intrafusion import cli, run
 from intrafusion.bench import open_bench, open_model
-from intrafusion.quote import curve_line, curve_snippet, flag, plan_snippet
+from intrafusion.cli_studies import _study_of
+from intrafusion.quote import curve_line, curve_snippet, flag, plan_snippet, study_snippet, sweep_line
 from intrafusion.spec import PLAN_KNOBS
-from intrafusion.sweep import grid
+from intrafusion.store import Store
+from intrafusion.study import Study
+from intrafusion.sweep import grid, origin, sweep
 from intrafusion.terminal import spec_of
 
 SWEPT = {"criterion": ["l1"], "merge": ["drop", "fusion"], "sparsity": [0.1, 0.5]}
@@ -67,6 +70,47 @@ class TestCurveLine:
 
     def test_flags_are_the_command_lines(self):
         assert (flag("dataset"), flag("data_path"), flag("p")) == ("--data", "--data-path", "--p")
+
+
+AXES = {"groups": ("each",), "sparsity": (0.1, 1 / 3), "merge": ("drop", "fusion")}
+SHARED = [changes for changes in BASES.values() if "sparsities" not in changes]  # which say what to prune, as axes do
+
+
+class TestSweepLine:
+    @pytest.mark.parametrize("changes", SHARED, ids=str)
+    @pytest.mark.parametrize("decide", [False, True])
+    def test_command_line_reads_the_same_study_back(self, changes, decide):
+        study = Study("it's mine", itf.PruneSpec(**changes), AXES, decide)
+        program, *words = shlex.split(sweep_line(study))
+        assert (program, words[:3]) == ("python", ["-m", "intrafusion", "sweep"])
+        read = _study_of(cli._parser().parse_args(words[2:]))
+        groups = open_model("digits-mlp").groups
+        assert read.specs(groups) == study.specs(groups)
+        assert (read.name, read.decide) == (study.name, study.decide)
+
+    def test_where_it_runs_can_be_said(self):
+        line = sweep_line(Study("s", itf.PruneSpec(), AXES), executor="ray", address="my host:6379")
+        args = cli._parser().parse_args(shlex.split(line)[3:])
+        assert (args.executor, args.address) == ("ray", "my host:6379")
+
+
+class TestStudySnippet:
+    @pytest.mark.parametrize("changes", [
+        {}, {"criterion": "l2", "limit": None}, {"solver": "sinkhorn", "reg": 0.1, "bias": True, "limit": 30},
+    ], ids=str)  # fmt: skip
+    def test_measures_and_keeps_what_sweep_does(self, capsys, changes):
+        base = itf.PruneSpec(**({"model": "digits-mlp", "limit": 40} | changes))
+        study = Study("it's mine", base, AXES)
+        names: dict = {}
+        exec(study_snippet(study), names)
+        bench = open_bench(base)
+        expected = {result.spec: result for result in sweep(study.specs(bench.groups), bench)}
+        with Store() as store:
+            stored = store.get((spec, origin(spec, bench)) for spec in expected)
+        assert {spec: result.correct for spec, result in stored.items()} == {
+            spec: result.correct for spec, result in expected.items()
+        }
+        assert capsys.readouterr().out.count("Result(spec=") >= len(expected)
 
 
 class TestPlanSnippet:
