@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ def reference() -> Callable[[str], Path]:
 def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test measures for itself."""
     monkeypatch.setenv("INTRAFUSION_STORE", str(tmp_path_factory.mktemp("store") / "studies.sqlite"))
+
+
+@pytest.fixture(autouse=True)
+def own_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit's page tests put the page in `__main__`, which a process started later would run."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 def randomise(model: nn.Module) -> nn.Module:

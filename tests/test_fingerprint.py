@@ -62,6 +62,16 @@ def test_norms_count_with_what_they_have_seen():
     assert of_model(model) != before
 
 
+def test_numbers_that_belong_to_no_layer_count_with_name_and_shape():
+    def made(name: str, shape: tuple[int, ...]) -> str:
+        model = nn.Sequential()
+        model.card = itf.load_model("digits-mlp").card
+        model.register_parameter(name, nn.Parameter(torch.arange(6.0).reshape(shape)))
+        return of_model(model)
+
+    assert len({made("a", (2, 3)), made("a", (3, 2)), made("b", (2, 3))}) == 3
+
+
 def test_wherever_the_weights_lie_they_are_the_same(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "moved.pt")
     assert of_model(itf.load_model("digits-mlp", weights=tmp_path / "moved.pt")) == of_model(model)

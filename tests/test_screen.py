@@ -83,6 +83,25 @@ def test_errors_that_grow_from_network_to_network_are_found_out(draw, noises):
             assert torch.equal(net.best(screen), net.logits.argmax(1)), (seed, noise)
 
 
+def test_logits_that_bf16_cannot_tell_apart():
+    """Not even from image to image: they have no spread."""
+    g = torch.Generator().manual_seed(0)
+    net = Net(100 + 0.01 * near(600, 10, g), 0, g)
+    net.rough = net.logits.bfloat16().float()
+    assert net.rough.std() == 0
+    assert torch.equal(net.best(Screen()), net.logits.argmax(1))
+
+
+def test_one_large_error_is_remembered():
+    """The first image shows it, hundreds show none, and the last one's margin is smaller."""
+    g = torch.Generator().manual_seed(0)
+    net = Net(clear(600, 10, g), 0, g)
+    net.rough[0, 3] += 0.5
+    net.logits[599], net.rough[599] = torch.eye(10)[4] * 2, torch.eye(10)[4] * 2
+    net.logits[599, 7], net.rough[599, 7] = 2.1, 1.7
+    assert net.best(Screen(), 100)[599] == 7
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 128, 129, 255, 256])
 def test_few_images(count):
     """Fewer than must have been seen before a margin is believed: in as many portions as it takes."""
