@@ -5,6 +5,7 @@ which the dense network runs once, and a tail, which any pruned network runs wit
 """
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -32,29 +33,52 @@ class Cuts:
         self.input = tuple(node.name for node in self._graph.nodes if node.op == "placeholder")
         self._parts: dict[tuple, Part | None] = {}
 
-    def in_front_of(self, changed: Collection[str]) -> tuple[str, ...]:
-        """The values that a network with these layers changed shares with the dense one, as far back as it needs them."""
+    def first_of(self, changed: Collection[str]) -> list[str]:
+        """Those of these layers that read the same in a network in which these are changed, and run once."""
+        touched, nodes = self._touched(changed), [n for n in self._graph.nodes if _module_of(n) in changed]
+        runs = Counter(map(_module_of, nodes))
+        return [
+            str(node.target)
+            for node in nodes
+            if node.op == "call_module" and runs[node.target] == 1 and not touched.intersection(node.all_input_nodes)
+        ]
+
+    def in_front_of(self, changed: Collection[str], again: Collection[str] = ()) -> tuple[str, ...]:
+        """The values that a network with these layers changed shares with the dense one, as far back as it needs them.
+
+        again: layers, from `first_of`, that make their outputs of the dense network's, not of what they read there.
+        """
+        touched = self._touched(changed)
+        mixed = {node for node in touched if node.op == "call_module" and node.target in again}
+        needed = mixed | {i for node in touched - mixed for i in node.all_input_nodes if i not in touched}
+        return tuple(node.name for node in self._graph.nodes if node in needed and node.op != "get_attr")
+
+    def _touched(self, changed: Collection[str]) -> set[fx.Node]:
         touched: set[fx.Node] = set()
         for node in self._graph.nodes:
             if _module_of(node) in changed or touched.intersection(node.all_input_nodes):
                 touched.add(node)
-        needed = {i for node in touched for i in node.all_input_nodes if i not in touched and i.op != "get_attr"}
-        return tuple(node.name for node in self._graph.nodes if node in needed)
+        return touched
 
     def head(self, start: tuple[str, ...], end: tuple[str, ...]) -> Part | None:
         """Computes the values `end` from the values `start` of a network; None where they do not suffice."""
         return self._part(start, [self._nodes[name] for name in end], ("head", start, end))
 
-    def tail(self, start: tuple[str, ...]) -> Part | None:
-        """Computes a network's logits, (logits,), from the values `start`; None where they do not suffice."""
-        return self._part(start, list(self._output.all_input_nodes), ("tail", start))
+    def tail(self, start: tuple[str, ...], again: Collection[str] = ()) -> Part | None:
+        """Computes a network's logits, (logits,), from the values `start`; None where they do not suffice.
 
-    def _part(self, start: tuple[str, ...], ends: Sequence[fx.Node], key: tuple) -> Part | None:
+        again: layers that run on their own values among `start`.
+        """
+        return self._part(start, list(self._output.all_input_nodes), ("tail", start, frozenset(again)), again)
+
+    def _part(
+        self, start: tuple[str, ...], ends: Sequence[fx.Node], key: tuple, again: Collection[str] = ()
+    ) -> Part | None:
         if key not in self._parts:
-            self._parts[key] = self._compiled(start, ends)
+            self._parts[key] = self._compiled(start, ends, again)
         return self._parts[key]
 
-    def _compiled(self, start: tuple[str, ...], ends: Sequence[fx.Node]) -> Part | None:
+    def _compiled(self, start: tuple[str, ...], ends: Sequence[fx.Node], again: Collection[str]) -> Part | None:
         needed, waiting = set(), [node for node in ends if node.name not in start]
         while waiting:
             node = waiting.pop()
@@ -65,7 +89,10 @@ class Cuts:
                 waiting += [i for i in node.all_input_nodes if i.name not in start]
         graph, made = fx.Graph(), {}
         for name in start:
-            made[self._nodes[name]] = graph.placeholder(name)
+            node = self._nodes[name]
+            made[node] = graph.placeholder(name)
+            if node.target in again:
+                made[node] = graph.call_module(str(node.target), (made[node],))
         for node in self._graph.nodes:
             if node in needed:
                 made[node] = graph.node_copy(node, made.__getitem__)

@@ -19,10 +19,11 @@ from intrafusion.data import ImageData, normalise
 from intrafusion.evaluate import stratified
 from intrafusion.pace import checkpoint
 from intrafusion.precision import check_accuracy, check_bf16, has_bf16, low
+from intrafusion.remix import remixed
 from intrafusion.screen import Screen, Values
 
 MEMORY = 1 << 30  # bytes of kept values, unless somebody says otherwise
-_PROBE_SECONDS, _LARGEST = 0.4, {"cpu": 512, "cuda": 8192}
+_PROBE_SECONDS, _LARGEST = 0.6, {"cpu": 512, "cuda": 8192}
 _PATIENCE = 0.25  # seconds between two looks at whether somebody has cancelled
 _PAYS = 0.75  # bf16 must take less than this share of fp32's time to be worth a second look at some images
 
@@ -52,12 +53,13 @@ class Meter:
         batch: int | None = None,
     ):  # fmt: skip
         card = card_for(model, data)
-        self.model, self.card, self.precision, self.memory = model, card, precision, memory
+        self.model = self._exact = model
+        self.card, self.precision, self.memory = card, precision, memory
         order = stratified(data.labels.cpu(), seed).to(data.labels.device)
         self.images, self.labels = data.images[order], data.labels[order]
         self._cuts = trace(model)
         self._plain = _Front((), lambda network, images: (network(images),), True)  # where nothing can be cut
-        self._fronts: dict[tuple[str, ...], _Front] = {}
+        self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
         self._dense = torch.zeros(0, dtype=torch.bool)
         if precision == "fast":
@@ -79,7 +81,9 @@ class Meter:
     def dense(self, stop: int) -> Tensor:
         """Which of the first `stop` images the dense network gets right: bool (stop,)."""
         if stop > len(self._dense):
-            front = self._turn_to((), self.model)  # whole: a cut is trusted only for what a pruned network shows
+            front = self._turn_to(
+                (), self.model, self.model
+            )  # whole: a cut is trusted only for what a pruned network shows
             more = self._correct(self.model, self._cheap, front, range(len(self._dense), stop), float("inf"))
             self._dense = torch.cat([self._dense, more])
         return self._dense[:stop]
@@ -91,8 +95,11 @@ class Meter:
 
         Stops early, after a whole batch, once `patience` seconds have passed: bool (at most stop - start,), on the CPU.
         """
-        network = network if self.precision == "exact" else low(network, self.model, changed)
-        front = self._turn_to(self._cuts.in_front_of(changed) if self._cuts else (), network)
+        mixed, again = remixed(self._exact, network, self._cuts.first_of(changed) if self._cuts else ())
+        if self.precision == "fast":
+            network, mixed = (low(one, self.model, changed) for one in (network, mixed))
+        front = self._turn_to(self._cuts.in_front_of(changed, again) if self._cuts else (), network, mixed, again)
+        network = network if front is self._plain else mixed
         cheap = low(network, self._cheap, changed) if self._cheap else None
         return self._correct(network, cheap, front, range(start, stop), patience)
 
@@ -102,15 +109,18 @@ class Meter:
             front.kept.clear()
         self._bytes = 0
 
-    def _turn_to(self, names: tuple[str, ...], network: nn.Module) -> _Front:
+    def _turn_to(
+        self, names: tuple[str, ...], network: nn.Module, mixed: nn.Module, again: frozenset[str] = frozenset()
+    ) -> _Front:
         """Make the cut at these values the current one; the values of the last one may help to reach it."""
-        if names not in self._fronts:
-            tail = self._cuts.tail(names) if self._cuts and names else None
-            self._fronts[names] = _Front(names, tail) if tail else self._plain
-        front = self._fronts[names]
+        key = names, again
+        if key not in self._fronts:
+            tail = self._cuts.tail(names, again) if self._cuts and names else None
+            self._fronts[key] = _Front(names, tail) if tail else self._plain
+        front = self._fronts[key]
         if not front.trusted:
-            front.trusted = self._agrees(front, network)
-            front = self._fronts[names] = front if front.trusted else self._plain
+            front.trusted = self._agrees(front, network, mixed)
+            front = self._fronts[key] = front if front.trusted else self._plain
         if front is not self._front:
             self._bytes -= _bytes(self._older.kept)
             self._older.kept.clear()
@@ -119,12 +129,12 @@ class Meter:
             self._bytes -= _bytes({key: self._older.kept.pop(key) for key in cast})
         return front
 
-    def _agrees(self, front: _Front, network: nn.Module) -> bool:
+    def _agrees(self, front: _Front, network: nn.Module, mixed: nn.Module) -> bool:
         """Whether head and tail compute what the whole network does: not where the trace wrote a shape out."""
         images = self._input(0, 2)
         with torch.inference_mode():
             try:
-                expected, found = network(images), front.tail(network, *self._head(front, images))[0]
+                expected, found = network(images), front.tail(mixed, *self._head(front, images))[0]
             except (RuntimeError, ValueError, IndexError, TypeError):
                 return False
         scale = 1e-3 if images.dtype == torch.float32 else 0.1
@@ -205,12 +215,12 @@ class Meter:
         while seconds > _PATIENCE and size > 1:
             size //= 2
             seconds /= 2
-        while 2 * size <= most and time.perf_counter() - began < _PROBE_SECONDS:
-            more = self._seconds(network, 2 * size)
-            if more > _PATIENCE or more > 1.96 * seconds:
-                break
-            size, seconds = 2 * size, more
-        return size
+        best = seconds / size, size
+        while 2 * size <= most and 2 * seconds <= _PATIENCE and time.perf_counter() - began < _PROBE_SECONDS:
+            size *= 2
+            seconds = self._seconds(network, size)
+            best = min(best, (seconds / size, size))
+        return best[1]
 
     def _screening_twin(self) -> nn.Module | None:
         """The dense network in bf16, where looking at everything in bf16 first saves time."""

@@ -7,7 +7,6 @@ computed once; results go to a store as they come, and what it holds already is 
 import itertools
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -109,7 +108,8 @@ class _Sweep:
         self.reached = dict(known)
         self.failed: set[PruneSpec] = set()
         self.meters: dict[tuple, Meter] = {}
-        self.networks: OrderedDict[PruneSpec, nn.Module] = OrderedDict()
+        self.networks: dict[PruneSpec, nn.Module] = {}  # oldest first
+        self.held = 0  # their bytes
         self.last: Meter | None = None
 
     def steps(self) -> Iterator[Result | Failure]:
@@ -172,13 +172,14 @@ class _Sweep:
             self.store.beat()
         self.reached[spec] = result
         if result.complete:
-            self.networks.pop(spec, None)
+            self._let_go(spec)
         return result
 
     def _fails(self, spec: PruneSpec, error: Exception) -> Failure:
         for meter in self.meters.values():  # it may have been memory
             meter.forget()
         self.networks.clear()
+        self.held = 0
         ours = isinstance(error, IntrafusionError)
         reason = str(error) if ours else f"{type(error).__name__}: {one_line(error)}"
         if not ours:
@@ -225,10 +226,16 @@ class _Sweep:
 
     def _network(self, spec: PruneSpec) -> nn.Module:
         if spec not in self.networks:
-            self.networks[spec] = pruned(spec, self.bench)
-            while len(self.networks) > 1 and sum(map(_bytes, self.networks.values())) > _NETWORKS:
-                self.networks.popitem(last=False)
+            self.networks[spec] = small = pruned(spec, self.bench)
+            self.held += _bytes(small)
+            while len(self.networks) > 1 and self.held > _NETWORKS:
+                self._let_go(next(iter(self.networks)))
+            return small
         return self.networks[spec]
+
+    def _let_go(self, spec: PruneSpec) -> None:
+        if spec in self.networks:
+            self.held -= _bytes(self.networks.pop(spec))
 
 
 def _images(spec: PruneSpec) -> tuple:
