@@ -1,12 +1,13 @@
 """In which numbers a network is evaluated: fp32, or bf16 where the hardware multiplies it faster."""
 
+import copy
 from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.twins import leaves, twin
+from intrafusion.twins import leaves, replaced
 
 PRECISIONS = ("exact", "fast")
 TOLERANCE = 0.002  # how far bf16 may move the dense accuracy
@@ -40,5 +41,18 @@ def low(model: nn.Module, like: nn.Module | None = None, changed: Collection[str
 
     like: such a copy of another network, whose layers serve where the two do not differ: everywhere but in `changed`.
     """
-    shared = {} if like is None else {name: layer for name, layer in leaves(like).items() if name not in changed}
-    return twin(model, shared).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers = leaves(model)
+    places = [
+        layer for _, layer in model.named_modules(remove_duplicate=False) if not any(True for _ in layer.children())
+    ]
+    simple = sum(len(list(layer.parameters())) for layer in places) == len(list(model.parameters()))
+    if like is None or not simple:  # a layer in two places, or numbers that belong to no layer
+        return _low(copy.deepcopy(model))
+    theirs = leaves(like)
+    return replaced(
+        model, {name: _low(copy.deepcopy(layers[name])) if name in changed else theirs[name] for name in layers}
+    )
+
+
+def _low(module: nn.Module) -> nn.Module:
+    return module.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

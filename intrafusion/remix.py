@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from intrafusion.twins import leaves, twin
+from intrafusion.twins import replaced
 
 _PAYS = 4  # how many times the multiplications of the 1x1 convolution the layer's own must be
 _EXACT = 1e-6  # of the weights' norm: how far M W may be from W'
@@ -18,15 +18,10 @@ _EXACT = 1e-6  # of the weights' norm: how far M W may be from W'
 def remixed(dense: nn.Module, network: nn.Module, names: Iterable[str]) -> tuple[nn.Module, frozenset[str]]:
     """`network` with those of the layers `names` that allow it replaced by what makes their outputs of the dense ones'.
 
-    names: layers that read the same in both networks. Returns the network itself and no names where nothing is gained.
+    names: layers that read the same in both networks. No names come back where nothing is gained.
     """
     found = {name: mix for name in names if (mix := _mix(dense.get_submodule(name), network.get_submodule(name)))}
-    if not found:
-        return network, frozenset()
-    copy = twin(network, {name: layer for name, layer in leaves(network).items() if name not in found})
-    for name, mix in found.items():
-        copy.set_submodule(name, mix)
-    return copy, frozenset(found)
+    return replaced(network, found) if found else network, frozenset(found)
 
 
 def _mix(dense: nn.Module, layer: nn.Module) -> nn.Conv2d | None:

@@ -211,7 +211,7 @@ class _Sweep:
         sizes, size = [], FIRST
         while self.decide and size < len(meter):
             sizes.append(meter.up_to(size))
-            size *= 4
+            size *= 3
         return sorted({*sizes, meter.up_to(FIRST), len(meter)})
 
     def _meter(self, spec: PruneSpec) -> Meter:

@@ -18,6 +18,22 @@ def twin(model: nn.Module, shared: Mapping[str, nn.Module]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """`model` with other layers in these places: what holds them is copied, everything else is shared."""
+    changed = copy.copy(model)
+    changed._modules = dict(model._modules)
+    within: dict[str, dict[str, nn.Module]] = {}
+    for name, layer in layers.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            within.setdefault(first, {})[rest] = layer
+        else:
+            changed._modules[first] = layer
+    for first, inner in within.items():
+        changed._modules[first] = replaced(model.get_submodule(first), inner)
+    return changed
+
+
 def differing(dense: nn.Module, other: nn.Module) -> set[str]:
     """The layers in which two networks of one architecture differ, in shape or in any number, by dotted name."""
     theirs = dict(other.named_modules())

@@ -180,3 +180,28 @@ class TestExact:
             wrong, count = wrong + int((found != plain).sum()), count + len(plain)
         assert count == 6_000
         assert wrong <= count / 10_000
+
+
+class Twice(nn.Module):
+    """One layer in two places, and a number of its own."""
+
+    def __init__(self, twice: bool):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        if twice:
+            self.again = self.first
+        else:
+            self.shift = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(self.again(x) if hasattr(self, "again") else x + self.shift)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_what_is_no_tree_of_layers_is_copied_whole(twice):
+    dense = Twice(twice).requires_grad_(False)
+    other = copy.deepcopy(dense)
+    other.first.weight += 1
+    cheap, x = low(other, low(dense), {"first"}), torch.ones(1, 4, 2, 2)
+    torch.testing.assert_close(cheap(x.bfloat16()).float(), other(x), rtol=0.05, atol=0.05)
