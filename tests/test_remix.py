@@ -1,10 +1,10 @@
 """Layers that work on the dense network's outputs give what they give on its inputs."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Pooled, randomise
 from torch import nn
 
 import intrafusion as itf
@@ -15,19 +15,27 @@ from intrafusion.prune import prune_groups
 from intrafusion.remix import remixed
 from intrafusion.twins import differing
 
+Pair = Callable[..., tuple[nn.Sequential, nn.Sequential]]
 
-def pair(merge: str, sparsity: float = 0.5, **kinds: object) -> tuple[nn.Sequential, nn.Sequential]:
+
+@pytest.fixture
+def pair(random_weights) -> Pair:
     """Two convolutions, and what a merge makes of the channels between them."""
-    torch.manual_seed(0)
-    options = {"kernel_size": 3, "padding": 1} | kinds
-    model = randomise(Pooled(nn.Sequential(nn.Conv2d(8, 12, **options), nn.ReLU(), nn.Conv2d(12, 6, 3)), 6))
-    groups = find_groups(model, torch.zeros(1, 8, 9, 9))
-    return model.body, prune_groups(model, groups, sparsity, merge=merge, groups=[groups[0].name]).body
+
+    def made(merge: str, sparsity: float = 0.5, **kinds: object) -> tuple[nn.Sequential, nn.Sequential]:
+        torch.manual_seed(0)
+        options = {"kernel_size": 3, "padding": 1} | kinds
+        body = (nn.Conv2d(8, 12, **options), nn.ReLU(), nn.Conv2d(12, 6, 3))
+        model = random_weights(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)))
+        groups = find_groups(model, torch.zeros(1, 8, 9, 9))
+        return model, prune_groups(model, groups, sparsity, merge=merge, groups=[groups[0].name])
+
+    return made
 
 
 @pytest.mark.parametrize("merge", ["drop", "fusion"])
 @pytest.mark.parametrize("kinds", [{}, {"stride": 2}, {"bias": False}, {"kernel_size": 5}, {"dilation": 2}], ids=str)
-def test_the_outputs_are_mixed(merge, kinds):
+def test_the_outputs_are_mixed(pair, merge, kinds):
     dense, small = pair(merge, **kinds)
     mixed, again = remixed(dense, small, ["0"])
     assert again == {"0"}
@@ -43,7 +51,7 @@ def test_nothing_is_gained(kinds):
     assert remixed(dense, small := copy.deepcopy(dense), ["0"]) == (small, frozenset())
 
 
-def test_what_is_no_combination_runs():
+def test_what_is_no_combination_runs(pair):
     dense, small = pair("fusion")
     small[0].weight.data[0, 0, 0, 0] += 1e-2
     small[0].weight.data[1:] *= 2
@@ -56,7 +64,7 @@ def test_what_is_no_combination_runs():
     assert remixed(dense, wide, ["0"])[1] == frozenset()
 
 
-def test_dead_channels_do_not_hurt():
+def test_dead_channels_do_not_hurt(pair):
     dense, small = pair("drop")
     for layer in (dense[0], small[0]):
         layer.weight.data[2:4] = 0
