@@ -25,6 +25,13 @@ torch.set_num_threads(1)  # the networks are tiny: on a shared machine waiting f
 SHARED = Path(os.environ.get("INTRAFUSION_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a file's tests share a process, and one process alone drives browsers."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("browser" if item.path.parent.name == "browser" else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def reference() -> Callable[[str], Path]:
     """A file of the reference folder by its relative path; the test skips where it is absent."""

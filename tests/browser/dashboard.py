@@ -3,6 +3,7 @@
 python tests/browser/dashboard.py assets
 """
 
+import re
 import shutil
 import socket
 import subprocess
@@ -29,7 +30,10 @@ FLAGS = [
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """Run the dashboard; gives its address, and fails at the end when its log holds a traceback."""
+    """Run the dashboard; gives its address, and fails at the end when its log holds a traceback through our code.
+
+    Streamlit's server writes one of its own when a tab closes at the wrong moment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +50,7 @@ def serving() -> Iterator[str]:
     finally:
         server.terminate()
         log = server.communicate(timeout=30)[0]
-    if "Traceback (most recent call last)" in log:
+    if re.search(rf'File "{re.escape(str(ROOT))}/(?!\.venv/)', log):
         raise AssertionError(log)
 
 
