@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+TRACEBACK = "Traceback (most recent call last):\n"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox",
@@ -50,7 +51,7 @@ def serving() -> Iterator[str]:
     finally:
         server.terminate()
         log = server.communicate(timeout=30)[0]
-    if re.search(rf'File "{re.escape(str(ROOT))}/(?!\.venv/)', log):
+    if any(re.match(rf'(  .*\n)*?  File "{re.escape(str(ROOT))}/(?!\.venv/)', part) for part in log.split(TRACEBACK)[1:]):
         raise AssertionError(log)
 
 
