@@ -51,7 +51,9 @@ def serving() -> Iterator[str]:
     finally:
         server.terminate()
         log = server.communicate(timeout=30)[0]
-    if any(re.match(rf'(  .*\n)*?  File "{re.escape(str(ROOT))}/(?!\.venv/)', part) for part in log.split(TRACEBACK)[1:]):
+    if any(
+        re.match(rf'(  .*\n)*?  File "{re.escape(str(ROOT))}/(?!\.venv/)', part) for part in log.split(TRACEBACK)[1:]
+    ):
         raise AssertionError(log)
 
 
