@@ -6,8 +6,8 @@ exists for every prunable group of every network.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
+
+
+class _Enough(Exception):
+    """All that was asked for has been read: the rest of the network need not run."""
 
 
 def private(model: nn.Module) -> nn.Module:
@@ -57,7 +61,7 @@ def maps_of(model: nn.Module, layer: Layer, read: Tensor) -> Tensor:
 
 
 @contextmanager
-def reading(model: nn.Module, group: Group) -> Iterator[Mapping[str, Tensor]]:
+def reading(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
     """While open, every forward pass of `model` leaves what each consumer of the group read, by layer name."""
     read: dict[str, Tensor] = {}
     hooks = [
@@ -75,10 +79,20 @@ def reading(model: nn.Module, group: Group) -> Iterator[Mapping[str, Tensor]]:
 
 def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
     """For each batch of `data`, the maps (B, n, h, w) that each consumer reads. The model itself is not touched."""
-    twin = private(model)
+    twin, layers = private(model), {layer.name for layer in consumers(group)}
+
+    def stop(module: nn.Module, inputs: tuple) -> None:
+        if layers <= read.keys():
+            raise _Enough
+
     with reading(twin, group) as read:
+        for name in layers:
+            twin.get_submodule(name).register_forward_pre_hook(stop)
         for images, _ in normalised(model, data):
-            with torch.inference_mode():  # closed before the yield, or it would hold in the caller's loop too
+            read.clear()
+            # inference mode is left before the yield, or it would hold in the caller's loop too
+            with torch.inference_mode(), suppress(_Enough):
                 twin(images)
+            with torch.inference_mode():
                 maps = [(layer, maps_of(twin, layer, read[layer.name])) for layer in consumers(group)]
             yield maps

@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.epilogue import join_relus
 from intrafusion.networks import PadShortcut
 
 Part = Callable[..., tuple[Tensor, ...]]  # (network, *values) -> values
+_ADDS = (operator.add, torch.add, "add")
 _PURE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
 
 
@@ -32,6 +34,23 @@ class Cuts:
         self._output = next(node for node in self._graph.nodes if node.op == "output")
         self.input = tuple(node.name for node in self._graph.nodes if node.op == "placeholder")
         self._parts: dict[tuple, Part | None] = {}
+
+    def layers(self) -> list[str]:
+        """The convolutions and linear layers that run once, in their order."""
+        names = [str(node.target) for node in self._graph.nodes if node.op == "call_module"]
+        runs = Counter(names)
+        return [n for n in names if runs[n] == 1 and isinstance(self._model.get_submodule(n), _ConvNd | nn.Linear)]
+
+    def around(self, layer: str) -> tuple[str, str, tuple[str, str] | None]:
+        """The values that a layer reads and writes; the sum that alone reads the latter, and what it is added to there."""
+        node = next(n for n in self._graph.nodes if n.op == "call_module" and n.target == layer)
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        added = None
+        if reader is not None and reader.op in ("call_function", "call_method") and reader.target in _ADDS:
+            others = [i for i in reader.all_input_nodes if i is not node]
+            if len(others) == 1 and len(reader.args) == 2 and not reader.kwargs:
+                added = reader.name, others[0].name
+        return node.args[0].name, node.name, added
 
     def first_of(self, changed: Collection[str]) -> list[str]:
         """Those of these layers that read the same in a network in which these are changed, and run once."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,37 @@ def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
         scale = scale * norm.weight.data.double()
     shift = -mean * scale
     return scale, shift + norm.bias.data.double() if norm.affine else shift
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm in eval mode, `gamma (x - mean) / std + beta`: float64 (n,) each, on the CPU."""
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """What folding multiplied the weights by; 1 where that was 0, and they are lost."""
+        factor = self.gamma / self.std
+        return torch.where(factor == 0, 1.0, factor)
+
+
+def norm_of(layer: nn.Module) -> Norm | None:
+    """The BatchNorm that was folded into a layer, as long as the layer's channels are those of then."""
+    numbers = getattr(layer, "folded_norm", None)
+    return None if numbers is None else Norm(*numbers.cpu())
+
+
+def _numbers(norm: _BatchNorm) -> Tensor:
+    """float64 (4, n), the fields of Norm."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, std = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
+    gamma, beta = (norm.weight.data.double(), norm.bias.data.double()) if norm.affine else (mean * 0 + 1, mean * 0)
+    return torch.stack([gamma, beta, mean, std])
 
 
 def folded_tensors(model: nn.Module, name: str, norm: str | None) -> tuple[Tensor, Tensor | None]:
@@ -60,4 +92,5 @@ def fold_groups(model: nn.Module, groups: Iterable[Group]) -> None:
         module.bias = nn.Parameter(bias.to(dtype), requires_grad=learns)
         if bn.affine:  # the bn_scale criterion still asks for it
             module.register_buffer("folded_gamma", bn.weight.data.clone(), persistent=False)
+        module.register_buffer("folded_norm", _numbers(bn), persistent=False)
         model.set_submodule(norm, nn.Identity())

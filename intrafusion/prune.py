@@ -11,7 +11,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.fold import fold_groups
 from intrafusion.groups import find_groups
 from intrafusion.importance import score
-from intrafusion.merge import MERGES
+from intrafusion.merge import MERGES, Fit, Merged
 from intrafusion.pace import checkpoint
 from intrafusion.shrink import shrink
 from intrafusion.transport import TransportPlan, group_counts, kept_count, plan
@@ -46,7 +46,7 @@ def prune(
 
     example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
     groups: "all" (every prunable one) or names from `find_groups`. data: images
-    for criteria and costs that look at some. The other keywords are `plan`'s. The input model is not touched.
+    for criteria, costs and merges that look at some. The other keywords are `plan`'s. The input model is not touched.
     Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, or nothing to prune.
     """
     return prune_groups(
@@ -99,26 +99,32 @@ def prune_groups(
     last one that loses channels, still sees that. share: layers of no chosen group are the model's own, not copies, which
     nobody may change then.
     """
-    merge_function = MERGES[merge]
+    merging = MERGES[merge]
+    if merging.needs != "nothing" and data is None:
+        raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
     shares = {group: sparsity_of(group, sparsity) for group in choose_groups(found, groups)}
     losing = [group for group, share in shares.items() if sum(group_counts(group, share)) < group.size]
     touched = {layer.name for group in losing for layer in group.layers} if share else None
     small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
     fold_groups(small, found)
-    kept: dict[Group, Tensor] = {}
+    merged: list[Merged] = []
     with torch.no_grad():
         for group in reversed(losing):
             checkpoint()
-            if first is not None and not kept:
+            if first is not None and not merged:
                 group_plan = first(group)
             else:
                 scores = score(small, group, criterion, data, seed, calibration)
                 group_plan = plan(
                     small, group, scores, shares[group], data=data, seed=seed, calibration=calibration, **knobs
                 )
-            merge_function(small, group, group_plan)
-            kept[group] = group_plan.kept
-    shrink(small, {group: kept[group] for group in losing})
+            matrix = merging(small, group, group_plan)
+            merged.append(Merged(group, matrix, group_plan.kept))
+        shrink(small, {one.group: one.kept for one in merged})
+        if merging.fit and merged and data is not None:
+            dense = twin(model, {})
+            fold_groups(dense, found)
+            merging.fit(Fit(dense, small, merged, data.subset(calibration, seed)))
     return small
 
 

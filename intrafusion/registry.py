@@ -19,6 +19,7 @@ class Entry:
     summary: str
     paper: str
     needs: str  # "nothing", "images" or "labels"
+    fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -32,12 +33,17 @@ class Registry(dict[str, Entry]):
         self.kind = kind
 
     def register(
-        self, name: str, summary: str, paper: str = "", needs: str = "nothing"
+        self,
+        name: str,
+        summary: str,
+        paper: str = "",
+        needs: str = "nothing",
+        fit: Callable[..., None] | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a function under `name`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self[name] = Entry(name, function, summary, paper, needs)
+            self[name] = Entry(name, function, summary, paper, needs, fit)
             return function
 
         return add

@@ -24,6 +24,13 @@ def test_every_criterion_has_its_row(name):
     assert len(cells) == 6
 
 
+@pytest.mark.parametrize("name", itf.registry("merge"))
+def test_every_merge_has_its_row(name):
+    entry = itf.registry("merge")[name]
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"`{name}`", entry.summary, entry.needs, entry.paper]
+
+
 @pytest.mark.parametrize(
     "name", [*itf.registry("solver"), *ANCHORS, *COSTS, *DISTANCES, *MARGINALS, *NORMALISATIONS, *PLAN_KNOBS]
 )

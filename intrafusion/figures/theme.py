@@ -7,18 +7,24 @@ import plotly.graph_objects as go
 
 @dataclass(frozen=True)
 class Palette:
-    """dense: ink; drop: grey; fusion: the accent; second: amber, for a channel someone chose; grid and paper: ground."""
+    """dense: ink; drop: grey; fusion: the accent; fold: violet; grid and paper: ground.
+
+    second: amber, for calibrated merges and for a channel someone chose; third: rust, for refitted ones.
+    """
 
     dense: str
     drop: str
     fusion: str
     second: str
+    third: str
+    fold: str
     grid: str
     paper: str
 
     def merge(self, name: str) -> str:
         """The colour of a merge's line."""
-        return {"drop": self.drop, "fusion": self.fusion}.get(name, self.second)
+        named = {"drop": self.drop, "fusion": self.fusion, "fold": self.fold, "refit": self.third}
+        return named.get(name.partition("-")[0], self.second)
 
     def mass(self) -> list[list[object]]:
         """Sequential scale for mass: the ground at zero, so that sparse plans look sparse."""
@@ -33,8 +39,8 @@ class Palette:
         return [[0.0, self.second], [0.5, self.paper], [1.0, self.fusion]]
 
 
-LIGHT = Palette("#1f2933", "#8a94a0", "#0f766e", "#c2700a", "#e3e7eb", "#ffffff")
-DARK = Palette("#e6eaef", "#8b96a5", "#2dd4bf", "#f5a742", "#303846", "#0f151d")
+LIGHT = Palette("#1f2933", "#8a94a0", "#0f766e", "#c2700a", "#8c2f1b", "#6d4fc4", "#e3e7eb", "#ffffff")
+DARK = Palette("#e6eaef", "#8b96a5", "#2dd4bf", "#f5a742", "#ff8a70", "#b3a1ff", "#303846", "#0f151d")
 
 
 def palette(dark: bool) -> Palette:

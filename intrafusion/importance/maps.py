@@ -11,6 +11,7 @@ from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
 from intrafusion.registry import CRITERIA
+from intrafusion.vectors import channel_vectors
 
 _GRAMS = 1 << 24  # values of Gram matrices held at once
 
@@ -98,3 +99,48 @@ def _shares(magnitude: nn.Module, inputs: Tensor) -> Tensor:
     (slopes,) = torch.autograd.grad(sums, inputs, torch.where(sums > 0, 1 / sums, 0))
     outputs = len(magnitude.get_parameter("weight"))
     return inputs.detach() * slopes * (outputs / sums[0].numel())
+
+
+@CRITERIA.register(
+    "greedy",
+    "chosen one at a time: the channel that explains most of what the next layers make of those not chosen yet",
+    "ours",
+    "images",
+)
+def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    sums: dict[Layer, Tensor] = {}
+    for batch in feature_maps(model, group, data):
+        for layer, maps in batch:
+            rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (samples, n)
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+            sums[layer] = sums.get(layer, 0) + rows.double().T @ rows.double()
+    residuals, weights, written = [], [], dict(channel_vectors(model, group))
+    for layer, moments in sums.items():
+        gram = moments[:-1, :-1] - moments[-1, :-1].outer(moments[-1, :-1]) / moments[-1, -1]
+        columns = written[layer]  # (n, m)
+        residuals.append(gram / (columns.T @ gram @ columns).trace().clamp(min=1e-30))
+        weights.append(columns)
+    return _order(residuals, weights)
+
+
+def _order(residuals: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """Greedy forward selection: (n,), the earlier a channel is chosen the larger.
+
+    residuals: Gram matrices (n, n) of what the chosen channels leave unexplained, one for each reader; weights: (n, m).
+    """
+    scores = torch.zeros(len(residuals[0]), dtype=torch.float64, device=residuals[0].device)
+    floors = [1e-4 * E.diagonal().clone() for E in residuals]  # a channel of which less is left counts as explained
+    for rank in range(len(scores), 0, -1):
+        gain = torch.zeros_like(scores)
+        for E, W, floor in zip(residuals, weights, floors, strict=True):
+            own = E.diagonal()
+            gain += torch.where(own > floor, (E @ W).square().sum(1) / own.clamp(min=1e-300), 0.0)
+        gain = gain.masked_fill(scores > 0, -1)
+        if not gain.max() > 1e-6:  # all of them together explain one for each reader
+            break
+        best = int((gain >= 0.9999 * gain.max()).nonzero()[0])  # of equals the first, however they are rounded
+        scores[best] = rank
+        for E, floor in zip(residuals, floors, strict=True):
+            if E[best, best] > floor[best]:
+                E -= E[best].outer(E[best]) / E[best, best].clone()
+    return scores

@@ -1,4 +1,5 @@
-"""Merges: what happens to the channels that go. One function each, in place on a BN-folded network of the dense shape.
+"""Merges: what happens to the channels that go. One function each, in place on a BN-folded network of the dense shape;
+it returns the matrix (k, n) that it multiplied the channels by.
 
 Targets are written where the kept channels were and the other channels are zeroed, so that a merged network computes the
 same before and after it is physically made smaller (prune.shrink).
@@ -15,25 +16,27 @@ from intrafusion.transport import TransportPlan
 
 
 @MERGES.register("drop", "delete the less important channels and keep the others as they are", "Li et al., ICLR 2017")
-def drop(model: nn.Module, group: Group, plan: TransportPlan) -> None:
+def drop(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     selection = torch.zeros_like(plan.matrix)
     selection[torch.arange(len(plan.kept)), plan.kept] = 1
-    apply(model, group, selection, plan.kept)
+    return apply(model, group, selection, plan.kept)
 
 
 @MERGES.register(
     "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024"
 )
-def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> None:
-    apply(model, group, plan.matrix, plan.kept)
+def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
+    return apply(model, group, plan.matrix, plan.kept)
 
 
-def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor) -> None:
+def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor, readers: Tensor | None = None) -> Tensor:
     """Multiply a group's channels by T (k, n), in place: `T W`, `T b` for producers, `W T^T` for consumers.
+
+    readers: (k, n), what consumers are multiplied by, where it is not T.
 
     What stands between them and has one weight a channel (depthwise convolutions, norms that do not fold) receives
     channels that are sums already, so it is averaged: by T with rows scaled to sum one; its bias is summed. The k
-    results stand at channels `kept`; every other channel becomes zero.
+    results stand at channels `kept`; every other channel becomes zero. Returns T.
     """
     for layer in group.layers:
         module = model.get_submodule(layer.name)
@@ -41,12 +44,16 @@ def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor) -> None:
             continue
         if layer.role != CONSUMER and hasattr(module, "folded_gamma"):
             del module.folded_gamma  # it described channels that are no more
+        if layer.role != CONSUMER and hasattr(module, "folded_norm"):
+            del module.folded_norm
         if isinstance(module, _BatchNorm):
             _apply_norm(module, layer, T, kept)
         else:
             for kind, view in layer.views(model).items():
                 average = layer.role == CHANNELWISE and kind == "weight"
-                _apply_view(view, layer, _averaging(T) if average else T, kept)
+                matrix = readers if layer.role == CONSUMER and readers is not None else T
+                _apply_view(view, layer, _averaging(T) if average else matrix, kept)
+    return T
 
 
 def _averaging(T: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""Folding: channels that are alike become one, found by k-means.
+
+Wang et al., "Forget the Data and Fine-Tuning! Just Fold the Network to Compress", ICLR 2025.
+"""
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
+from intrafusion.fold import Norm, norm_of
+from intrafusion.merge.base import apply
+from intrafusion.registry import MERGES
+from intrafusion.transport import TransportPlan
+
+_PAPER = "Wang et al., ICLR 2025"
+
+
+@MERGES.register(
+    "fold", "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)", _PAPER
+)
+def fold_ar(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
+    return _fold(model, group, plan, repair=True)
+
+
+@MERGES.register("fold-naive", "k-means clusters become one channel; scales and statistics are averaged", _PAPER)
+def fold_naive(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
+    return _fold(model, group, plan, repair=False)
+
+
+def clusters(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
+    """(k, n): which cluster each channel belongs to, one 1 a column. As many clusters as channels stay, block by block.
+
+    k-means of what producers write, consumers read, and of the norms' scales and deviations; the best of 10 starts.
+    """
+    vectors = torch.cat([part for layer in group.layers for part in _parts(model, layer)], 1)
+    members = torch.zeros(len(plan.kept), group.size, dtype=torch.float64)
+    for block in group.block.unique():
+        rows, stay = (group.block == block).nonzero()[:, 0], (group.block[plan.kept] == block).nonzero()[:, 0]
+        if len(stay) == 0:
+            continue
+        labels = torch.arange(len(rows)) if len(stay) == len(rows) else _labels(vectors[rows], len(stay))
+        members[stay[labels], rows] = 1
+    return members
+
+
+def _labels(vectors: Tensor, count: int) -> Tensor:
+    """Clusters 0 to count - 1, none empty where there are so many different vectors: int64 (n,)."""
+    distinct = len(vectors.unique(dim=0))
+    found = KMeans(min(count, distinct), n_init=10, random_state=0).fit(vectors.numpy()).labels_
+    return torch.from_numpy(found).long()
+
+
+def _parts(model: nn.Module, layer: Layer) -> list[Tensor]:
+    """What k-means sees of each channel in one layer: float64 (n, m) each, zero where the layer does not hold it."""
+    views, held = layer.views(model), layer.present()
+    if layer.role not in (PRODUCER, CONSUMER) or not views:
+        return []
+    view, norm = views["weight"].double().cpu(), norm_of(model.get_submodule(layer.name))
+    positions = layer.positions.clamp(min=0)
+    if layer.role == CONSUMER:
+        return [view[positions].flatten(1) * held[:, None]]
+    raw = view if norm is None else view / norm.factor.view(-1, *[1] * (view.ndim - 1))
+    parts = [raw[positions].flatten(1) * held[:, None]]
+    if norm is not None:
+        parts += [torch.diag(values[positions[:, 0]] * held) for values in (norm.gamma, 1 / norm.std)]
+    return parts
+
+
+def _fold(model: nn.Module, group: Group, plan: TransportPlan, repair: bool) -> Tensor:
+    members = clusters(model, group, plan)
+    mean = members / members.sum(1, keepdim=True).clamp(min=1)
+    norms = {
+        layer: norm
+        for layer in group.role(PRODUCER)
+        if layer.positions.shape[1] == 1 and (norm := norm_of(model.get_submodule(layer.name)))
+    }
+    rows = {layer: _normed_rows(model, layer, norm, members, repair) for layer, norm in norms.items()}
+    apply(model, group, mean, plan.kept, members)
+    for layer, (weight, bias) in rows.items():
+        views, held = layer.views(model), layer.present()[plan.kept]
+        places = layer.positions[plan.kept[held], 0]
+        views["weight"][places] = weight[held].to(views["weight"])
+        views["bias"][places] = bias[held].to(views["bias"])
+    return mean
+
+
+def _normed_rows(model: nn.Module, layer: Layer, norm: Norm, members: Tensor, repair: bool) -> tuple[Tensor, Tensor]:
+    """Weights (k, ...) and biases (k,) of a producer whose norm is folded in, float64."""
+    held = layer.present().double()
+    members = members * held
+    sizes = members.sum(1)
+    mean = members / sizes[:, None].clamp(min=1)
+    views, at = layer.views(model), layer.positions[:, 0].clamp(min=0)
+    gamma, beta, std, centre, factor = (part[at] for part in (norm.gamma, norm.beta, norm.std, norm.mean, norm.factor))
+    weight, bias = views["weight"].double().cpu()[at], views["bias"].double().cpu()[at]
+    raw = weight.flatten(1) / factor[:, None]  # as the layer was before its norm was folded into it
+    shift = (bias - beta) / factor + centre
+    if repair:
+        unit, moved = raw / std[:, None], (shift - centre) / std
+        scale = (mean @ gamma) * _gain(unit, members)
+        rows, biases = scale[:, None] * (mean @ unit), scale * (mean @ moved) + mean @ beta
+    else:
+        scale = (mean @ gamma) / (mean @ std.square()).clamp(min=1e-12).sqrt()
+        rows, biases = scale[:, None] * (mean @ raw), scale * (mean @ (shift - centre)) + mean @ beta
+    return rows.reshape(-1, *weight.shape[1:]), biases
+
+
+def _gain(rows: Tensor, members: Tensor) -> Tensor:
+    """N / sqrt(N + (N^2 - N) E), E the mean cosine between two of a cluster's N rows: (k,)."""
+    unit = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    sizes = members.sum(1)
+    pairs = (sizes.square() - sizes).clamp(min=1)
+    cosine = ((members @ unit).square().sum(1) - members @ unit.square().sum(1)) / pairs
+    return torch.where(sizes > 1, sizes / (sizes + (sizes.square() - sizes) * cosine).clamp(min=1e-6).sqrt(), 1.0)

@@ -1,0 +1,202 @@
+"""Merges that fit: what can be recovered is, nothing gets worse, on every kind of coupling."""
+
+import copy
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import nn
+
+import intrafusion as itf
+from intrafusion.fold import fold
+from intrafusion.merge.fitting import Fit, Merged, _coverage, _unfolded
+from intrafusion.merge.regression import Regression
+from intrafusion.prune import prune_groups
+
+FITTED = ("calibrated", "calibrated-fusion", "refit", "refit-fusion")
+
+
+def outputs(network: nn.Module, data: itf.ImageData, names: list[str]) -> dict[str, torch.Tensor]:
+    """What these layers write, and the logits, on the images that a network was fitted on."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: seen.__setitem__(name, y))
+        for name in names
+    ]
+    seen["logits"] = network((data.images.float() / 255 - 0.5) / 0.3)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def error(network: nn.Module, data: itf.ImageData, model: nn.Module, names: list[str]) -> float:
+    """How far what these layers write is from what they write in the dense network, where the shapes are the same."""
+    ours, theirs = (outputs(one, data, names) for one in (network, model))
+    same = [name for name in names if ours[name].shape == theirs[name].shape] or ["logits"]
+    return sum(float((ours[name] - theirs[name]).square().mean()) for name in same)
+
+
+@pytest.mark.parametrize("merge", FITTED)
+def test_fits_every_kind_of_coupling(network, merge):
+    base = "fusion" if merge.endswith("fusion") else "drop"
+    dense = fold(network.model, network.example)
+    for group in network.prunable:
+        readers = [layer.name for layer in group.role("consumer")]
+        plain, fitted = (
+            error(
+                prune_groups(network.model, network.groups, 0.5, merge=name, groups=[group.name], data=network.data),
+                network.data, dense, readers,
+            )
+            for name in (base, merge)
+        )  # fmt: skip
+        assert fitted <= 1.05 * plain + 1e-9, group.name
+
+
+@pytest.mark.parametrize("merge", FITTED)
+def test_nothing_to_prune_is_nothing_to_fit(networks, merge):
+    network = networks("vgg")
+    small = itf.prune(network.model, network.example, 0.0, merge=merge, data=network.data)
+    torch.testing.assert_close(small(network.images), network.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_without_images_one_line(networks):
+    network = networks("mlp")
+    with pytest.raises(itf.IntrafusionError, match=r"^merge refit needs images: pass data=$"):
+        itf.prune(network.model, network.example, 0.5, merge="refit")
+
+
+def twice(model: nn.Sequential, first: int, reader: int) -> nn.Sequential:
+    """Every odd channel of a layer is three times the one before it."""
+    for tensor in (model[first].weight.data, model[first].bias.data):
+        tensor[1::2] = 3 * tensor[::2]
+    return model
+
+
+@pytest.mark.parametrize("merge", FITTED)
+@pytest.mark.parametrize(
+    "reader",
+    [
+        [nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)],
+        [nn.Conv2d(8, 6, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)],
+        [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, 5)],
+        [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)],
+    ],
+    ids=["padded", "strided", "flatten", "pooled"],
+)
+def test_what_the_kept_channels_determine_is_recovered(networks, random_weights, reader, merge):
+    torch.manual_seed(0)
+    model = random_weights(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *copy.deepcopy(reader)))
+    twice(model, 0, 2)
+    data = networks("resnet-pad").data
+    model.card = itf.ModelCard("twice", (0.5,) * 3, (0.3,) * 3, (3, 8, 8), 5, "noise")
+    small = itf.prune(model, torch.zeros(1, 3, 8, 8), 0.5, merge=merge, groups=["0"], data=data)
+    images = torch.randn(20, 3, 8, 8)
+    dropped = itf.prune(model, torch.zeros(1, 3, 8, 8), 0.5, merge="drop", groups=["0"])
+    before = (dropped(images) - model(images)).norm()
+    assert (small(images) - model(images)).norm() < 0.05 * before
+
+
+def test_an_intercept_is_right_at_the_border_on_average():
+    """A channel that is always one: dropped, its reader's bias takes it, in so far as the padding leaves it there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model = nn.Sequential(*model, nn.Linear(5, 5)).eval().requires_grad_(False)
+    model[0].weight.data[3], model[0].bias.data[3] = 0, 1
+    model.card = itf.ModelCard("constant", (0.5,) * 3, (0.3,) * 3, (3, 6, 6), 5, "noise")
+    images = torch.randint(0, 256, (40, 3, 6, 6), dtype=torch.uint8)
+    data = itf.ImageData("noise", "train", images, torch.zeros(40, dtype=torch.int64), tuple("abcde"))
+    small = itf.prune(model, torch.zeros(1, 3, 6, 6), 0.25, merge="calibrated", groups=["0"], data=data)
+    assert small[0].out_channels == 3
+    seen = (images.float() / 255 - 0.5) / 0.3
+    torch.testing.assert_close(small[:3](seen).mean((0, 2, 3)), model[:3](seen).mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("padding", [0, 1, "same", (0, 2)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 2}, {"padding_mode": "reflect"}], ids=str)
+def test_what_an_output_sees(padding, options):
+    if padding == "same" and "stride" in options:
+        pytest.skip("torch has no such convolution")
+    layer = nn.Conv2d(3, 4, (3, 2), padding=padding, **options)
+    x = torch.randn(2, 3, 9, 8)
+    y = _unfolded(layer, x) @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(y, layer(x).permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-5)
+    ones = copy.deepcopy(layer)
+    ones.bias.data[:] = 0
+    expected = ones(torch.ones(1, 3, 9, 8)).mean((0, 2, 3))
+    torch.testing.assert_close(ones.weight.sum(1).flatten(1) @ _coverage(layer, (9, 8)), expected, rtol=1e-4, atol=1e-5)
+
+
+class TestRegression:
+    def test_is_ridge_regression(self):
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(200, 6, generator=g) + 1, torch.randn(200, 3, generator=g)
+        ours = Regression()
+        for part in range(4):
+            ours.add(x[part * 50 : part * 50 + 50], y[part * 50 : part * 50 + 50])
+        weights, intercept = ours.solve(ridges=(ours.best,))
+        strength = ours.best * float(x.square().sum(0).mean())
+        theirs = Ridge(strength).fit(x.numpy(), y.numpy())
+        torch.testing.assert_close(weights.T, torch.from_numpy(theirs.coef_).double(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(intercept, torch.from_numpy(theirs.intercept_).double(), rtol=1e-3, atol=1e-4)
+
+    def test_noise_wants_a_strong_ridge_and_exact_data_a_weak_one(self):
+        g = torch.Generator().manual_seed(0)
+        chosen = []
+        for noise in (0.0, 30.0):
+            ours = Regression()
+            for _ in range(8):
+                x = torch.randn(6, 20, generator=g)
+                ours.add(x, x[:, :4] + noise * torch.randn(6, 4, generator=g))
+            ours.solve()
+            chosen.append(ours.best)
+        assert chosen == [1e-4, 1e-1]
+
+    def test_where_the_data_say_nothing_it_stays(self):
+        ours, start = Regression(), torch.arange(8.0, dtype=torch.float64).reshape(4, 2)
+        x = torch.zeros(10, 3)
+        x[:, 0] = torch.arange(10)
+        ours.add(x, x[:, :1].repeat(1, 2))
+        weights, _ = ours.solve(start)
+        torch.testing.assert_close(weights[1:], start[1:3])
+        torch.testing.assert_close(weights[0], torch.ones(2, dtype=torch.float64), rtol=0.02, atol=0)
+
+
+def test_the_sum_of_a_block_is_what_is_fitted(networks):
+    """The last layer of a block makes up for what its shortcut lacks."""
+    network = networks("resnet-projection")
+    dense = fold(network.model, network.example)
+    dense.card = network.model.card
+    group = next(group for group in network.prunable if len(group.role("producer")) > 1)
+    small, kept = copy.deepcopy(dense), torch.arange(group.size)
+    for layer in group.role("producer")[:1]:
+        layer.views(small)["weight"].mul_(0.5)
+    fit = Fit(dense, small, [Merged(group, torch.eye(group.size, dtype=torch.float64), kept)], network.data)
+    name = group.role("producer")[-1].name
+    last = next(n for n, m in dense.named_modules() if isinstance(m, nn.Linear))
+    before = error(small, network.data, network.model, [last])
+    fit.refit(name)
+    assert error(small, network.data, network.model, [last]) < before
+
+
+class TestPublished:
+    @pytest.mark.parametrize(("merge", "criterion", "least"), [("calibrated", "l1", 0.639), ("refit", "greedy", 0.786)])
+    def test_resnet20_at_half(self, reference, merge, criterion, least):
+        model = itf.load_model("cifar10-resnet20", weights=reference("weights/cifar10_resnet20.th"))
+        test = itf.load_data("cifar10", path=reference("data/cifar10_test.npz"))
+        train = itf.load_data("cifar10", "train", path=reference("data/cifar10_train.npz"))
+        example = model.card.example()
+        inner = [g.name for g in itf.find_groups(model, example) if g.reason is None and g.name != "conv1"]
+        small = itf.prune(model, example, 0.5, criterion, merge, inner, train, calibration=512)
+        assert itf.evaluate(small, test, limit=3000).accuracy >= least
+
+    @pytest.mark.parametrize("name", ["digits-mlp", "digits-vgg", "digits-resnet"])
+    def test_embedded_models_beat_fusion(self, name):
+        model, train = itf.load_model(name), itf.load_data("digits", "train")
+        dense, found = itf.load_data("digits"), {}
+        for merge in ("fusion", "calibrated", "refit"):
+            small = itf.prune(model, model.card.example(), 0.6, merge=merge, data=train)
+            found[merge] = itf.evaluate(small, dense).accuracy
+        assert found["calibrated"] > found["fusion"]
+        assert found["refit"] > found["fusion"]
