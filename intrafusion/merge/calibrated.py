@@ -6,7 +6,7 @@ from intrafusion.merge.fitting import Fit
 from intrafusion.registry import MERGES
 
 CALIBRATED = "each consumer reads the dense channels as the kept ones predict them: `W' = W M^T`, M by ridge regression"
-REFIT = "calibrated, then each layer is solved for whole, block by block, to give what the dense network gives there"
+REFIT = "calibrated, then each layer is solved for whole, to give what the dense network gives there"
 
 
 def calibrate(fit: Fit) -> None:
