@@ -31,16 +31,18 @@ FORMULAS = {
     "conductance": r"s_j = \mathbb E \Big[ \operatorname{mean}_p \Big| \int_0^1 \frac{\partial y}{\partial A_{jp}} \frac{\mathrm d A_{jp}(\alpha x)}{\mathrm d \alpha} \mathrm d \alpha \Big| \Big]",
     "activation-gradient": r"s_j = \mathbb E \Big[ \operatorname{mean}_p \Big| A_{jp} \frac{\partial y}{\partial A_{jp}} \Big| \Big]",
     "deep-lift": r"s_j = \mathbb E \big[ \operatorname{mean}_p \big| m_{jp} \big( A_{jp}(x) - A_{jp}(0) \big) \big| \big]",
+    "greedy": r"j^\ast = \arg\max_j \frac{\lVert E_j W^\top \rVert^2}{E_{jj}}, \quad E \leftarrow E - \frac{E_{j^\ast} E_{j^\ast}^\top}{E_{j^\ast j^\ast}}, \quad E_0 = \operatorname{Cov}(A)",
 }  # fmt: skip
 _SYMBOLS = (
     r"$\Lambda$: the group's layers; $W_{\ell j}$: the weights of layer $\ell$ that write or read channel $j$, BatchNorm folded; "
     r"$\gamma_j$: BatchNorm's scale; $L$: the loss; $y$: the true class's logit; $A_j$: channel $j$'s map where the next layers "
     r"read it, $p$ a place in it; $w_{oi}$: the weight of their output $o$ on their input $x_i$; $m$: DeepLIFT's multiplier; "
+    r"$E_j$: row $j$ of what the channels chosen so far leave unexplained, $W$: the weights of what reads them; "
     r"$\mathbb E$: the mean over calibration images $x$, among which $0$ is the mean pixel."
 )
 PASSES = {  # what a criterion costs in forward passes: once, and again for each layer that reads the group
     "taylor": (3, 0), "taylor_sum": (3, 0), "obd": (8, 4), "chip": (0, 20), "hrank": (1, 3), "relative": (2, 1),
-    "conductance": (0, 64), "activation-gradient": (0, 4), "deep-lift": (0, 10),
+    "conductance": (0, 64), "activation-gradient": (0, 4), "deep-lift": (0, 10), "greedy": (1, 1),
 }  # fmt: skip
 
 
