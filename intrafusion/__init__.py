@@ -7,6 +7,7 @@ itf.evaluate(small, itf.load_data("digits")).accuracy
 """
 
 from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
+from intrafusion import recover  # noqa: F401  (its methods register)
 from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data

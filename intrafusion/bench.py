@@ -1,7 +1,9 @@
 """What all points of a study share: the dense network, its groups, the images, and what is known of them."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,23 +15,21 @@ from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
-from intrafusion.fingerprint import of_images, of_model
+from intrafusion.fingerprint import of_images, of_model, of_text
 from intrafusion.fold import fold_groups
 from intrafusion.geometry import Geometry, measure
 from intrafusion.groups import find_groups
 from intrafusion.importance import needs_images, score
 from intrafusion.memo import Memo
 from intrafusion.meter import MEMORY, Meter
-from intrafusion.prune import prune_groups
+from intrafusion.places import home
+from intrafusion.prune import Pruned, cut
+from intrafusion.recover import Facts, How, recovering
 from intrafusion.registry import CRITERIA, RECOVERIES
-from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.train.loop import Moment
 from intrafusion.transport import TransportPlan, solve
 from intrafusion.zoo import load_model
-
-
-@RECOVERIES.register("none", "the merged network as it is")
-def none(model: nn.Module, spec: PruneSpec, data: ImageData | None) -> nn.Module:
-    return model
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,26 @@ class Bench:
 
     def fingerprints(self, spec: PruneSpec) -> tuple[str, str]:
         """SHA-256 (hex) of the model, and of the images that measuring this spec looks at."""
-        looks = needs_images(spec)
-        return (
-            self._known.get("fingerprint", lambda: of_model(self.model)),
-            self._data_known.get(
-                ("fingerprint", spec.limit, spec.seed, sight(spec) if looks else None),
-                lambda: of_images(
-                    self.images().subset(spec.limit, spec.seed), *([self.calibration(spec)] if looks else [])
-                ),
-            ),
+        learned = self.learned_from(spec)
+        return self._known.get("fingerprint", lambda: of_model(self.model)), self._data_known.get(
+            ("fingerprint", spec.limit, spec.seed, learned),
+            lambda: of_images(self.images().subset(spec.limit, spec.seed), *(self.calibration(one) for one in learned)),
         )
+
+    def kept_path(self, spec: PruneSpec) -> Path:
+        """The file of the spec's recovered network, named after all that this depends on."""
+        plain = spec.but(limit=None, precision="", weights=None, data_path=None).key()
+        seen = self._known.get(
+            ("seen", *self.learned_from(spec)), lambda: of_images(*map(self.calibration, self.learned_from(spec)))
+        )
+        return home() / "recovered" / f"{of_text(plain, self.fingerprints(spec)[0], seen)}.pt"
+
+    @staticmethod
+    def learned_from(spec: PruneSpec) -> tuple[PruneSpec, ...]:
+        """Specs whose calibration images are those that pruning, merging and recovering as `spec` says looks at."""
+        plain = PruneSpec(dataset=spec.dataset, data_path=spec.data_path, calibration=spec.calibration, seed=spec.seed)
+        trains = RECOVERIES[spec.recovery].needs == "labels"
+        return ((plain,) if needs_images(spec) else ()) + ((plain.but(calibration=spec.training),) if trains else ())
 
     def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
         """Measures networks pruned from this one on the spec's evaluation images. It keeps much: let go of it when done."""
@@ -124,6 +134,16 @@ class Bench:
                 spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size
             ),
         )
+
+    def training(self, spec: PruneSpec) -> ImageData:
+        """The labelled images that the spec's recovery learns from. Raises IntrafusionError where only a test split is."""
+        data = self.calibration(spec.but(calibration=spec.training))
+        if data.split != "train":
+            raise IntrafusionError(
+                f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: "
+                f"put {spec.dataset}_train.npz beside it"
+            )
+        return data
 
     def scores(self, spec: PruneSpec, group: Group) -> Scores:
         """Importance of a group's channels in the network as it is."""
@@ -197,17 +217,34 @@ def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
 
 def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
     """The network of `spec`: pruned, merged and recovered. Without recovery it shares unchanged layers with the bench's."""
-    data = bench.calibration(spec) if needs_images(spec) else None
-    small = prune_groups(
+    made = merged(spec, bench)
+    for _ in recovery(spec, bench, made):
+        pass
+    return made.small
+
+
+def merged(spec: PruneSpec, bench: Bench) -> Pruned:
+    """The network of `spec` before its recovery."""
+    return cut(
         bench.folded,
         bench.groups,
         spec.sparsity if spec.sparsities is None else dict(zip(spec.groups, spec.sparsities, strict=True)),
         spec.criterion,
         spec.merge,
         spec.groups,
-        data,
+        bench.calibration(spec) if needs_images(spec) else None,
         first=lambda group: bench.plan(spec, group),
         share=spec.recovery == "none",
         **spec.only(PLAN_KNOBS),
     )
-    return RECOVERIES[spec.recovery](small, spec, data)
+
+
+def recovery(spec: PruneSpec, bench: Bench, made: Pruned) -> Iterator[Facts | Moment]:
+    """Recover a merged network, in place, as `spec` says, telling what training costs and how it goes.
+
+    What was trained is kept in a file, and not trained again.
+    """
+    needs = RECOVERIES[spec.recovery].needs
+    data = bench.training(spec) if needs == "labels" else bench.calibration(spec) if needs == "images" else None
+    keep = bench.kept_path(spec) if needs == "labels" else None
+    return recovering(made, spec.recovery, data, How(**spec.only(RECOVERY_KNOBS)), keep)

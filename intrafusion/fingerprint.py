@@ -18,6 +18,11 @@ def of_model(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def of_text(*parts: str) -> str:
+    """SHA-256 (hex) of some texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def of_images(*choices: ImageData) -> str:
     """SHA-256 (hex) of all pixels and labels, in their order."""
     digest = hashlib.sha256()

@@ -1,6 +1,7 @@
 """Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,35 @@ def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Gr
     return chosen
 
 
-def prune_groups(
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A network made smaller, and what became of each group that lost channels, in the order in which they did.
+
+    original: the network that it was made from, which nobody may change; found: its groups.
+    """
+
+    small: nn.Module
+    merged: tuple[Merged, ...]
+    original: nn.Module
+    found: Sequence[Group]
+
+    def dense(self) -> nn.Module:
+        """A copy of the original, BN folded."""
+        dense = twin(self.original, {})
+        fold_groups(dense, self.found)
+        return dense
+
+    def fit(self, data: ImageData) -> Fit:
+        """What fits the small network's layers, in place, on these images."""
+        return Fit(self.dense(), self.small, self.merged, data)
+
+
+def prune_groups(model: nn.Module, found: Sequence[Group], *choices, **knobs) -> nn.Module:
+    """The network of `cut`."""
+    return cut(model, found, *choices, **knobs).small
+
+
+def cut(
     model: nn.Module,
     found: Sequence[Group],
     sparsity: float | Mapping[str, float],
@@ -92,7 +121,7 @@ def prune_groups(
     first: Callable[[Group], TransportPlan] | None = None,
     share: bool = False,
     **knobs,
-) -> nn.Module:
+) -> Pruned:
     """`prune` with the groups of the model found before (as every point of a study shares them).
 
     first: gives the plan of a group of the network as it is, where it may be known: the first group pruned, which is the
@@ -104,6 +133,7 @@ def prune_groups(
         raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
     shares = {group: sparsity_of(group, sparsity) for group in choose_groups(found, groups)}
     losing = [group for group, share in shares.items() if sum(group_counts(group, share)) < group.size]
+    share = share and merging.fit is None  # which may change any layer
     touched = {layer.name for group in losing for layer in group.layers} if share else None
     small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
     fold_groups(small, found)
@@ -121,11 +151,10 @@ def prune_groups(
             matrix = merging(small, group, group_plan)
             merged.append(Merged(group, matrix, group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})
+        pruned = Pruned(small, tuple(merged), model, found)
         if merging.fit and merged and data is not None:
-            dense = twin(model, {})
-            fold_groups(dense, found)
-            merging.fit(Fit(dense, small, merged, data.subset(calibration, seed)))
-    return small
+            merging.fit(pruned.fit(data.subset(calibration, seed)))
+    return pruned
 
 
 def sparsity_of(group: Group, sparsity: float | Mapping[str, float]) -> float:

@@ -15,8 +15,9 @@ from intrafusion.geometry import ANCHORS, check_measure
 from intrafusion.meter import Meter
 from intrafusion.precision import PRECISIONS, check_bf16
 from intrafusion.prune import choose_groups
+from intrafusion.recover import How
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
-from intrafusion.spec import PruneSpec
+from intrafusion.spec import RECOVERY_KNOBS, PruneSpec
 from intrafusion.transport import MARGINALS, NORMALISATIONS, group_counts
 from intrafusion.twins import differing
 
@@ -77,6 +78,7 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     kinds = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     for registry, name in kinds:
         _ = registry[name]
+    How(**spec.only(RECOVERY_KNOBS))
     check_measure(spec.cost, spec.distance, spec.p, spec.bias)
     check_choice("source marginal", spec.source, MARGINALS)
     check_choice("target marginal", spec.target, MARGINALS)

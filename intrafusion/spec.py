@@ -19,7 +19,8 @@ class PruneSpec:
     weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
     each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
     is then 0. cost to normalise: keywords of `plan`. calibration: images that criteria and costs may look at, limit: images
-    of the evaluation; None for all. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has
+    of the evaluation; None for all. training: images that recoveries learn from; epochs to rank: see `recover.How`.
+    precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has
     the wrong type or range; names are checked where they are looked up.
     """
 
@@ -45,6 +46,14 @@ class PruneSpec:
     normalise: str = "source"
     bias: bool = False
     recovery: str = "none"
+    training: int | None = 5000
+    epochs: float = 5.0
+    budget: str = "epochs"
+    rate: float | None = None
+    patience: int | None = None
+    ratio: float = 2.0
+    gamma: float = 10.0
+    rank: int = 8
     seed: int = 0
     calibration: int | None = 512
     limit: int | None = 2000
@@ -67,6 +76,7 @@ class PruneSpec:
             "solver",
             "normalise",
             "recovery",
+            "budget",
             "precision",
         ):
             _expect(name, getattr(self, name), str, "a name")
@@ -87,12 +97,19 @@ class PruneSpec:
                 raise IntrafusionError(f"{name} must be a positive number, not {getattr(self, name)!r}")
         if not _is_number(self.mass) or not 0 < self.mass <= 1:
             raise IntrafusionError(f"mass must be a share above 0 and at most 1, not {self.mass!r}")
+        for name in ("epochs", "ratio", "gamma", "rate", "patience", "rank"):
+            value = getattr(self, name)
+            if value is None and name in ("rate", "patience"):
+                continue
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise IntrafusionError(f"{name} must be a number from 0, not {value!r}")
+            object.__setattr__(self, name, value if KINDS[name] is int else float(value) + 0.0)
         for name in ("sparsity", "p", "reg", "reg_m", "mass"):  # equal specs, one key: 0, 0.0 and -0.0
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         _expect("bias", self.bias, bool, "true or false")
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise IntrafusionError(f"seed must be a whole number from 0, not {self.seed!r}")
-        for name in ("limit", "calibration"):
+        for name in COUNTS:
             count = getattr(self, name)
             if count is not None and (type(count) is not int or count < 1):
                 raise IntrafusionError(f"{name} must be at least 1 image, or null for all, not {count!r}")
@@ -141,8 +158,13 @@ class PruneSpec:
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
+COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
+KINDS = (
+    {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
+)
 SOLVE_KNOBS = ("source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
 MEASURE_KNOBS = ("cost", "distance", "p", "bias", "calibration", "seed")
+RECOVERY_KNOBS = ("epochs", "budget", "rate", "patience", "ratio", "gamma", "rank", "seed")
 PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)
 
 

@@ -4,19 +4,17 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
 from intrafusion.channels import Group
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.spec import PruneSpec
+from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.sweep import grid
 
 FIXED = ("model", "dataset", "weights", "data_path", "sparsities")  # one network and one set of images a study
-_COUNTS = ("limit", "calibration")  # numbers of images, or "all"
-_KINDS = {field.name: type(field.default) for field in fields(PruneSpec)} | dict.fromkeys(_COUNTS, int)
 _MOST = 100_000
 
 
@@ -42,9 +40,9 @@ class Study:
                 f"the study's name {self.name!r} has characters that cannot be shown: choose another"
             )
         for field, values in self.axes.items():
-            if field not in _KINDS or field in FIXED:
+            if field not in KINDS or field in FIXED:
                 raise IntrafusionError(
-                    f"{field} is no axis of a study: choose from {', '.join(k for k in _KINDS if k not in FIXED)}"
+                    f"{field} is no axis of a study: choose from {', '.join(k for k in KINDS if k not in FIXED)}"
                 )
             if not values:
                 raise IntrafusionError(f"the axis {field} has no values")
@@ -67,11 +65,7 @@ class Study:
 
     def to_toml(self) -> str:
         """A text that `from_toml` reads back; None is "all", and a path that is None is left out."""
-        base = {
-            k: "all" if v is None else v
-            for k, v in self.base.to_dict().items()
-            if v is not None or k in ("limit", "calibration")
-        }
+        base = {k: "all" if v is None else v for k, v in self.base.to_dict().items() if v is not None or k in COUNTS}
         lines = [f"name = {_toml(self.name)}", f"decide = {_toml(self.decide)}", "", "[base]"]
         lines += [f"{field} = {_toml(value)}" for field, value in base.items() if field not in self.axes]
         lines += ["", "[axes]", *(f"{field} = {_toml(list(values))}" for field, values in self.axes.items())]
@@ -92,7 +86,7 @@ class Study:
         base, axes = raw.get("base", {}), raw.get("axes", {})
         if not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(raw.get("decide", False), bool):
             raise IntrafusionError("the study's base and axes must be tables of fields, and decide true or false")
-        fields_ = {name: None if value == "all" and name in _COUNTS else value for name, value in base.items()}
+        fields_ = {name: None if value == "all" and name in COUNTS else value for name, value in base.items()}
         values = {name: parse(name, value) for name, value in axes.items()}
         return cls(raw.get("name", "study"), PruneSpec.from_dict(fields_), values, raw.get("decide", False))
 
@@ -112,8 +106,8 @@ def parse(field: str, given: object) -> tuple[Any, ...]:
 
 
 def _expand(field: str, value: object) -> list[Any]:
-    kind = _KINDS.get(field)
-    if field in _COUNTS and value == "all":
+    kind = KINDS.get(field)
+    if field in COUNTS and value == "all":
         return [None]
     if kind is bool and value in ("true", "false"):
         return [value == "true"]

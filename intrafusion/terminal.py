@@ -14,7 +14,7 @@ from rich.table import Table
 
 from intrafusion.quote import flag
 from intrafusion.registry import registry
-from intrafusion.spec import PruneSpec
+from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.zoo import dataset_of
 
 HELP = {
@@ -39,6 +39,14 @@ HELP = {
     "normalise": "what sums to one in the applied matrix",
     "bias": "biases are part of the channel vectors",
     "precision": "exact (fp32) or fast (bf16)",
+    "training": "images that recoveries learn from, or 'all'",
+    "epochs": "passes of a recovery over its images",
+    "budget": "epochs, or compute: as many multiply-accumulates as plain fine-tuning takes for these epochs",
+    "rate": "peak learning rate of a recovery; found by a short test when left out",
+    "patience": "looks at held-out images without a smaller loss after which a recovery ends early",
+    "ratio": "of over-parameterization",
+    "gamma": "weight of the similarity loss",
+    "rank": "of low-rank changes",
     "sparsities": "one for each of the named groups, instead of --sparsity",
 }
 SWEPT = ("criterion", "merge", "sparsity")
@@ -48,7 +56,7 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of the spec, so that a new knob shows up here by itself."""
     for field in fields(PruneSpec):
         options: dict[str, Any] = {"dest": field.name, "default": field.default, "help": HELP.get(field.name)}
-        kind = type(field.default)
+        kind = KINDS[field.name]
         if field.name in SWEPT:
             default = (
                 [0.1, 0.3, 0.5] if field.name == "sparsity" else ["drop", "fusion"] if field.name == "merge" else ["l1"]
@@ -56,7 +64,7 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
             options |= {"nargs": "+", "type": kind, "default": default}
         elif field.name in ("groups", "sparsities"):
             options |= {"nargs": "+", "type": str if field.name == "groups" else float}
-        elif field.name in ("limit", "calibration"):
+        elif field.name in COUNTS:
             options["type"] = _limit
         elif kind is bool:
             options["action"] = "store_true"

@@ -31,6 +31,12 @@ def test_every_merge_has_its_row(name):
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"`{name}`", entry.summary, entry.needs, entry.paper]
 
 
+@pytest.mark.parametrize("name", itf.registry("recovery"))
+def test_every_recovery_has_its_row(name):
+    entry = itf.registry("recovery")[name]
+    assert f"| `{name}` | {entry.summary} | {entry.needs} | {entry.paper} |" in README
+
+
 @pytest.mark.parametrize(
     "name", [*itf.registry("solver"), *ANCHORS, *COSTS, *DISTANCES, *MARGINALS, *NORMALISATIONS, *PLAN_KNOBS]
 )

@@ -12,7 +12,7 @@ from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
 
 NAMES = (
     "model", "dataset", "criterion", "merge", "cost", "distance", "source", "target", "anchors", "solver", "normalise",
-    "recovery", "precision",
+    "recovery", "precision", "budget",
 )  # fmt: skip
 specs = st.builds(
     PruneSpec,
@@ -28,6 +28,13 @@ specs = st.builds(
     bias=st.booleans(),
     calibration=st.none() | st.integers(1, 10**9),
     seed=st.integers(0, 2**63 - 1),
+    training=st.none() | st.integers(1, 10**9),
+    epochs=st.floats(1e-3, 1e3) | st.integers(1, 9),
+    rate=st.none() | st.floats(1e-6, 1),
+    patience=st.none() | st.integers(0, 9),
+    ratio=st.floats(1, 9) | st.integers(1, 9),
+    gamma=st.floats(0, 100) | st.integers(1, 9),
+    rank=st.integers(1, 99),
     limit=st.none() | st.integers(1, 10**9),
 )
 
@@ -54,6 +61,7 @@ EQUAL = {
     "defaults": ({}, {}),
     "a list of groups": ({"groups": ["a", "b"]}, {"groups": ("a", "b")}),
     "p as a float": ({"p": 1}, {"p": 1.0}),
+    "a rate as a float": ({"rate": 1}, {"rate": 1.0}),
     "sparsity as a float": ({"sparsity": 0}, {"sparsity": 0.0}),
     "negative zero": ({"sparsity": 0.0}, {"sparsity": -0.0}),
 }
@@ -81,6 +89,13 @@ CHANGES = {
     "bias": True,
     "seed": 1,
     "limit": None,
+    "training": None,
+    "epochs": 1.5,
+    "rate": 0.1,
+    "patience": 3,
+    "ratio": 4.0,
+    "gamma": 1.0,
+    "rank": 2,
 }
 
 
@@ -129,6 +144,11 @@ BAD = {
     "sparsities hold one": {"sparsities": (1.0,), "groups": ("conv1",)},
     "sparsities hold text": {"sparsities": ("0.5",), "groups": ("conv1",)},
     "sparsities is a number": {"sparsities": 0.5, "groups": ("conv1",)},
+    "epochs is text": {"epochs": "5"},
+    "rate is negative": {"rate": -0.1},
+    "gamma is no number": {"gamma": float("nan")},
+    "rank is null": {"rank": None},
+    "training is zero": {"training": 0},
     "p is below one": {"p": 0.5},
     "p is infinite": {"p": float("inf")},
     "p is not a number": {"p": float("nan")},

@@ -10,7 +10,8 @@ import intrafusion as itf
 from intrafusion.data import ImageData
 from intrafusion.networks import mlp
 from intrafusion.train import loop
-from intrafusion.train.loop import Recipe, shift_and_flip, train, wobble
+from intrafusion.train.augment import shift_and_flip, wobble
+from intrafusion.train.loop import Moment, Recipe, train
 from intrafusion.train.recipes import RECIPES, make
 from intrafusion.zoo import ARCHITECTURES
 
@@ -27,7 +28,7 @@ def untouched(images: Tensor, generator: torch.Generator) -> Tensor:
     return images
 
 
-def trained(data: ImageData, recipe: Recipe) -> tuple[nn.Module, list[loop.Epoch]]:
+def trained(data: ImageData, recipe: Recipe) -> tuple[nn.Module, list[Moment]]:
     torch.manual_seed(1)
     model = mlp((64, 16, 10))
     return model, list(train(model, data, recipe, CARD.mean, CARD.std))
@@ -131,7 +132,7 @@ class TestTrain:
 
     def test_loss_falls_and_epochs_report_what_happened(self, few):
         model, epochs = trained(few, Recipe(epochs=30, augment=untouched, lr=0.05, batch=16, weight_decay=0))
-        assert [epoch.number for epoch in epochs] == list(range(1, 31))
+        assert [epoch.epoch for epoch in epochs] == list(range(1, 31))
         assert epochs[-1].loss < 0.5 * epochs[0].loss
         assert epochs[-1].accuracy > 0.9
         assert not model.training
@@ -149,9 +150,9 @@ class TestTrain:
         model = mlp((64, 16, 10))
         for epoch in train(model, few, Recipe(epochs=50, augment=untouched), CARD.mean, CARD.std):
             assert not model.training
-            if epoch.number == 2:
+            if epoch.epoch == 2:
                 break
-        assert epoch.number == 2
+        assert epoch.epoch == 2
 
     def test_decay_spares_biases_and_norms(self, few, monkeypatch):
         groups = []
@@ -174,7 +175,7 @@ class TestMake:
             "digits-mlp.json",
             "digits-mlp.safetensors",
         ]
-        assert [epoch.number for epoch in seen] == [1]
+        assert [moment.epoch for moment in seen] == [1]
         model = itf.load_model("digits-mlp", weights=tmp_path / "new" / "digits-mlp.safetensors")
         measured = itf.evaluate(model, test, limit=None)
         assert measured.accuracy == card.accuracy == model.card.accuracy
@@ -220,7 +221,7 @@ class TestMake:
         assert "\n" not in str(caught.value)
 
     def test_out_that_is_a_file_is_refused_before_the_training(self, few, tmp_path):
-        seen: list[loop.Epoch] = []
+        seen: list[Moment] = []
         (tmp_path / "file").touch()
         with pytest.raises(itf.IntrafusionError):
             make("digits-mlp", few, few, "", tmp_path / "file", seen.append, epochs=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.registry import CRITERIA, MERGES
+from intrafusion.registry import CRITERIA, MERGES, RECOVERIES
 from intrafusion.spec import PruneSpec
 
 # isort: off
@@ -43,6 +43,6 @@ def score(
 
 
 def needs_images(spec: PruneSpec) -> bool:
-    """Whether scoring, comparing and merging channels as `spec` says looks at calibration images."""
-    looking = CRITERIA[spec.criterion], MERGES[spec.merge]
+    """Whether scoring, comparing and merging channels, and recovering, as `spec` says looks at calibration images."""
+    looking = CRITERIA[spec.criterion], MERGES[spec.merge], RECOVERIES[spec.recovery]
     return spec.cost == "activations" or any(entry.needs != "nothing" for entry in looking)

@@ -3,9 +3,22 @@
 # isort: off
 from intrafusion.merge.base import apply, drop, fusion  # (they register, in lists' order)
 from intrafusion.merge import folding, calibrated
+from intrafusion.merge.repair import repair, reset_norms
 from intrafusion.merge.fitting import ChannelMap, Fit, Merged
 
 # isort: on
 from intrafusion.registry import MERGES
 
-__all__ = ["MERGES", "ChannelMap", "Fit", "Merged", "apply", "calibrated", "drop", "folding", "fusion"]
+__all__ = [
+    "MERGES",
+    "ChannelMap",
+    "Fit",
+    "Merged",
+    "apply",
+    "calibrated",
+    "drop",
+    "folding",
+    "fusion",
+    "repair",
+    "reset_norms",
+]

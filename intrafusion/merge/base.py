@@ -52,11 +52,12 @@ def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor, readers: Tens
             for kind, view in layer.views(model).items():
                 average = layer.role == CHANNELWISE and kind == "weight"
                 matrix = readers if layer.role == CONSUMER and readers is not None else T
-                _apply_view(view, layer, _averaging(T) if average else matrix, kept)
+                _apply_view(view, layer, averaging(T) if average else matrix, kept)
     return T
 
 
-def _averaging(T: Tensor) -> Tensor:
+def averaging(T: Tensor) -> Tensor:
+    """T with rows scaled to sum one."""
     sums = T.sum(1, keepdim=True)
     return T / sums.where(sums > 0, torch.ones_like(sums))
 
@@ -79,8 +80,8 @@ def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None
     shift = affine(norm)[1]
     _apply_view(shift, layer, T, kept)
     if norm.affine:
-        _apply_view(norm.weight.data, layer, _averaging(T), kept)
+        _apply_view(norm.weight.data, layer, averaging(T), kept)
     _apply_view(norm.running_mean, layer, T, kept)
-    _apply_view(norm.running_var, layer, _averaging(T), kept)
+    _apply_view(norm.running_var, layer, averaging(T), kept)
     if norm.affine:
         norm.bias.data.copy_(shift + affine(norm)[0] * norm.running_mean.double())

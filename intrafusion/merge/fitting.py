@@ -6,6 +6,7 @@ and each layer is fitted on what the pruned network really feeds it, the layers 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 from intrafusion.activations import maps_of, normalised
 from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.data import ImageData
+from intrafusion.merge.base import averaging
 from intrafusion.merge.instep import InStep
-from intrafusion.merge.regression import Regression
+from intrafusion.merge.regression import Moments, Regression
 
 _BATCH = 64  # images at once
 
@@ -103,6 +105,29 @@ class Fit:
         weight, intercept = regression.solve(start)
         layer.weight.data = weight.T.reshape(layer.weight.shape).to(layer.weight.dtype).contiguous()
         add_bias(layer, intercept - bias)
+
+    def restate(self, name: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
+        """Scale and shift a layer's outputs, channel by channel, so that on the images they have the statistics wanted.
+
+        mean, std: of the dense layer's channels, float64 (o,); None for what they have on the images. A channel made of
+        several is given the average of theirs.
+        """
+        _, output, _ = self.walk.cuts.around(name)
+        ours, theirs = Moments(), Moments()
+        for dense, small in self.walk.at(name, () if mean is not None else (output,), (output,)):
+            ours.add(_positions(small[output]))
+            if mean is None:
+                theirs.add(_positions(dense[output]))
+        if mean is None or std is None:
+            mean, std = theirs.mean(), theirs.std()
+        rows = averaging(self.rows(name))
+        layer: Any = self.small.get_submodule(name)
+        mean, std, now = rows @ mean.to(rows), rows @ std.to(rows), ours.std()
+        scale = torch.where(now > 1e-6 * (1 + ours.mean().abs()), std / now, 1.0)
+        bias = 0 if layer.bias is None else layer.bias.data.double()
+        weight = layer.weight.data
+        layer.weight.data = (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
+        add_bias(layer, scale * bias + mean - scale * ours.mean() - bias)
 
     def rows(self, name: str) -> Tensor:
         """(o', o): makes a layer's outputs in the small network of those in the dense one. float64."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.fold import Norm, norm_of
 from intrafusion.merge.base import apply
+from intrafusion.merge.repair import reset_norms
 from intrafusion.registry import MERGES
 from intrafusion.transport import TransportPlan
 
@@ -26,6 +27,12 @@ def fold_ar(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
 @MERGES.register("fold-naive", "k-means clusters become one channel; scales and statistics are averaged", _PAPER)
 def fold_naive(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return _fold(model, group, plan, repair=False)
+
+
+MERGES.register(
+    "fold-r", "folded naively; then every BatchNorm's statistics are measured again on images (fold-R)", _PAPER, "images",
+    fit=reset_norms,
+)(fold_naive)  # fmt: skip
 
 
 def clusters(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ridge regression from second moments that are summed up batch by batch, the strength chosen on images held out."""
+"""What is summed up batch by batch: means and deviations; ridge regression, its strength chosen on images held out."""
 
 from dataclasses import dataclass, field
 
@@ -20,6 +20,27 @@ class _Sums:
         xx, xy = (x.T @ x).double(), (x.T @ y).double()
         self.xx = xx if self.xx is None else self.xx + xx
         self.xy = xy if self.xy is None else self.xy + xy
+
+
+@dataclass
+class Moments:
+    """Mean and standard deviation of each of q numbers, over batches (N, q)."""
+
+    count: int = 0
+    sums: Tensor | None = None  # of the numbers, of their squares: float64 (2, q)
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        sums = torch.stack([values.sum(0), values.square().sum(0)])
+        self.count, self.sums = self.count + len(values), sums if self.sums is None else self.sums + sums
+
+    def mean(self) -> Tensor:
+        assert self.sums is not None
+        return self.sums[0] / self.count
+
+    def std(self) -> Tensor:
+        assert self.sums is not None
+        return (self.sums[1] / self.count - self.mean().square()).clamp(min=0).sqrt()
 
 
 @dataclass

@@ -1,23 +1,35 @@
 """One training loop: SGD with Nesterov momentum, a one-cycle learning rate, and augmentation on the device."""
 
+import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intrafusion.data import ImageData, normalise
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.pace import checkpoint
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, labels, inputs) -> scalar
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training run. lr: the one-cycle peak, reached after `warmup` of the steps."""
+    """Settings of a training run. lr: the one-cycle peak, reached after `warmup` of the steps.
 
-    epochs: int
+    patience: looks at held-out images without a smaller loss after which training ends; None: it does not end early.
+    """
+
+    epochs: float
     augment: Augment
     lr: float = 0.2
     weight_decay: float = 5e-4
@@ -25,51 +37,252 @@ class Recipe:
     warmup: float = 0.25
     smoothing: float = 0.0
     seed: int = 0
+    patience: int | None = None
+
+    def steps(self, count: int) -> int:
+        """Optimiser steps on `count` images."""
+        return max(1, round(self.epochs * math.ceil(count / self.batch)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the augmentation by its name."""
+        return asdict(self) | {"augment": self.augment.__name__}
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What happened in one epoch. loss: mean cross-entropy in nats; accuracy: fraction of the training images."""
+class Moment:
+    """How training went since the last one. step: of `steps`, so far; epoch: passes over the images so far.
 
-    number: int
+    loss: mean, in nats where it is the cross-entropy; accuracy: fraction of the training images, as they were augmented;
+    seconds: of training so far. held_loss, held: cross-entropy in nats and accuracy on held-out images; None without any.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    seconds: float = field(compare=False)
     loss: float
     accuracy: float
+    held_loss: float | None = None
+    held: float | None = None
+
+    def __str__(self) -> str:
+        told = f"epoch {self.epoch:.1f}, step {self.step} of {self.steps}: loss {self.loss:.3f}, {self.accuracy:.1%}"
+        return told if self.held is None else f"{told}; held out {self.held_loss:.3f}, {self.held:.1%}"
 
 
 def train(
-    model: nn.Module, data: ImageData, recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Iterator[Epoch]:
-    """Train `model` in place on `data`; yields after each epoch, so the caller can report, evaluate or stop.
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    parameters: list[nn.Parameter] | None = None,
+    loss: Loss | None = None,
+    held: ImageData | None = None,
+    looks: int | None = None,
+    keep: Path | None = None,
+) -> Iterator[Moment]:
+    """Train `model` in place on `data`, yielding how it goes: whoever asks reports, evaluates, or stops.
 
-    Deterministic for a seed, thread count and machine. The model is left in eval mode.
+    parameters: what learns; None: all. loss: None for cross-entropy. held: images that nothing is learned from, looked at
+    with each moment; the model is left as it was at the smallest loss there. looks: how many moments; None: one an
+    epoch. keep: a file in which a run that is stopped, in whatever way, leaves its state, and from which the same run
+    goes on as if it had not been; it is gone when the run is complete.
+    Deterministic for a seed, thread count and machine. bf16 autocast on CUDA. The model is left in eval mode.
+    Raises IntrafusionError when the loss is no longer a number, or `keep` cannot be written or is another run's.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.SGD(
-        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
-    steps = recipe.epochs * math.ceil(len(data) / recipe.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step / steps, recipe.warmup))
-    model.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for number in range(1, recipe.epochs + 1):
-        model.train()
-        loss_sum = correct = torch.zeros((), device=data.labels.device)
-        order = torch.randperm(len(data), generator=generator).to(data.labels.device)
-        for rows in order.split(recipe.batch):
-            images, labels = recipe.augment(data.images[rows], generator), data.labels[rows]
-            logits = model(normalise(images, mean, std).contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            loss_sum = loss_sum + loss.detach() * len(rows)
-            correct = correct + (logits.detach().argmax(1) == labels).sum()
+    run = _Run(model, data, recipe, mean, std, parameters, loss, held, looks, keep)
+    try:
+        yield from run.moments()
+    finally:
+        run.end()
+
+
+class _Run:
+    def __init__(
+        self, model: nn.Module, data: ImageData, recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...],
+        parameters: list[nn.Parameter] | None, loss: Loss | None, held: ImageData | None, looks: int | None,
+        keep: Path | None,
+    ):  # fmt: skip
+        self.model, self.data, self.recipe, self.mean, self.std = model, data, recipe, mean, std
+        self.loss = loss or _cross_entropy(recipe.smoothing)
+        self.held, self.keep = held, keep
+        self.batches = math.ceil(len(data) / recipe.batch)
+        self.steps = recipe.steps(len(data))
+        self.every = self.batches if looks is None else max(1, round(self.steps / looks))
+        learning = list(model.parameters()) if parameters is None else parameters
+        model.requires_grad_(False)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        decay = [p for p in learning if p.ndim > 1]
+        plain = [p for p in learning if p.ndim <= 1]
+        self.optimiser = torch.optim.SGD(
+            [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.lr, momentum=0.9, nesterov=True,
+        )  # fmt: skip
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.step, self.seconds, self.waited = 0, 0.0, 0
+        self.sums = torch.zeros(3, device=data.labels.device)  # loss, right answers, images since the last moment
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.past: list[Moment] = []
+        self.is_complete = False
+        if keep is not None and keep.exists():
+            self._resume(keep)
+
+    def moments(self) -> Iterator[Moment]:
+        yield from list(self.past)
+        device = self.data.labels.device
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        while self.step < self.steps:
+            began = time.perf_counter()
+            with _training(self.model):
+                for _ in range(min(self.every - self.step % self.every, self.steps - self.step)):
+                    checkpoint()
+                    self._advance(device)
+            self.seconds += time.perf_counter() - began
+            moment = self._moment()
+            self.past.append(moment)
+            patience = self.recipe.patience
+            self.is_complete = self.step == self.steps or (patience is not None and self.waited > patience)
+            yield moment
+            if self.is_complete:
+                return
+
+    def _advance(self, device: torch.device) -> None:
+        """One step of the optimiser."""
+        place = self.step % self.batches
+        if place == 0:
+            self.order = torch.randperm(len(self.data), generator=self.generator)
+        rows = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch].to(device)
+        images, labels = self.recipe.augment(self.data.images[rows], self.generator), self.data.labels[rows]
+        inputs = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.lr * _one_cycle(self.step / self.steps, self.recipe.warmup)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = self.model(inputs)
+            loss = self.loss(logits, labels, inputs)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        right = (logits.detach().argmax(1) == labels).sum()
+        self.sums += torch.stack(
+            [loss.detach().float() * len(rows), right.float(), right.new_tensor(len(rows)).float()]
+        )
+        self.step += 1
+
+    def _moment(self) -> Moment:
+        loss, right, count = self.sums.tolist()
+        self.sums.zero_()
+        if not math.isfinite(loss):
+            raise IntrafusionError(
+                f"the loss is no longer a number after {self.step} steps: choose a learning rate below {self.recipe.lr:g}"
+            )
+        held_loss, held = (None, None) if self.held is None else judged(self.model, self.held, self.mean, self.std)
+        if held_loss is not None:
+            self.waited += 1
+            if self.best is None or held_loss < self.best[0]:
+                self.waited, self.best = 0, (held_loss, _state(self.model))
+        epoch = self.step / self.batches
+        return Moment(self.step, self.steps, epoch, self.seconds, loss / count, right / count, held_loss, held)
+
+    def end(self) -> None:
+        """Leave the model ready for use; of a run that was stopped, keep what it needs to go on."""
+        self.model.eval()
+        if self.keep is not None:
+            if self.is_complete:
+                with suppress(OSError):
+                    self.keep.unlink(missing_ok=True)
+            elif self.step > 0:
+                self._save(self.keep)
+        if self.is_complete and self.best is not None:
+            self.model.load_state_dict(self.best[1])
+        self.model.requires_grad_(False)
+
+    def _save(self, path: Path) -> None:
+        state = {
+            "about": self._about(), "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(), "order": self.order, "step": self.step, "seconds": self.seconds,
+            "sums": self.sums, "waited": self.waited, "best": self.best,
+            "past": [asdict(moment) for moment in self.past], "lr": self.recipe.lr,
+        }  # fmt: skip
+        save(state, path)
+
+    def _resume(self, path: Path) -> None:
+        state = load(path)
+        if state.get("about") != self._about():
+            raise IntrafusionError(f"{path} is the state of another run: remove it, or choose another file")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"].cpu())
+        self.order, self.step, self.seconds = state["order"].cpu(), state["step"], state["seconds"]
+        self.sums, self.waited, self.best = state["sums"].to(self.sums.device), state["waited"], state["best"]
+        self.past = [Moment(**moment) for moment in state["past"]]
+
+    def _about(self) -> str:
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        return json.dumps([self.recipe.to_dict(), len(self.data), self.every, shapes], sort_keys=True)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a file, whole or not at all. Raises IntrafusionError where that fails."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise IntrafusionError(f"could not write {path}: {one_line(error)}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote; nothing in it is run. Raises IntrafusionError where the file cannot be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise IntrafusionError(f"could not read {path} ({one_line(error)}): remove it and run again") from error
+    if not isinstance(state, dict):
+        raise IntrafusionError(f"{path} holds no training state: remove it and run again")
+    return state
+
+
+def stopped_rate(keep: Path | None) -> float | None:
+    """The learning rate of the run whose state is in a file; None where there is none."""
+    return load(keep)["lr"] if keep is not None and keep.exists() else None
+
+
+def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy (a fraction) of a network in eval mode."""
+    model.eval()
+    loss = right = 0.0
+    with torch.inference_mode():
+        for images, labels in data.batches():
+            logits = model(normalise(images, mean, std))
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            right += float((logits.argmax(1) == labels).sum())
+    return loss / len(data), right / len(data)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _cross_entropy(smoothing: float) -> Loss:
+    return lambda logits, labels, inputs: F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode, with gradients whatever the caller has set."""
+    model.train()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
         model.eval()
-        yield Epoch(number, float(loss_sum) / len(data), float(correct) / len(data))
-    model.requires_grad_(False)
 
 
 def _one_cycle(position: float, warmup: float) -> float:
@@ -77,31 +290,3 @@ def _one_cycle(position: float, warmup: float) -> float:
     if position < warmup:
         return 0.1 + 0.9 * position / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (position - warmup) / (1 - warmup))))
-
-
-def shift_and_flip(images: Tensor, generator: torch.Generator, pixels: int = 4) -> Tensor:
-    """Crop each image at an own random offset of up to `pixels` from a zero-padded copy, and mirror half of them."""
-    count, _channels, height, width = images.shape
-    padded = F.pad(images, (pixels,) * 4)
-    top, left = (torch.randint(0, 2 * pixels + 1, (count, 1), generator=generator) for _ in range(2))
-    columns = left + torch.arange(width)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    rows = top + torch.arange(height)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    index = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def wobble(
-    images: Tensor, generator: torch.Generator, degrees: float = 12, stretch: float = 0.12, shift: float = 0.12
-) -> Tensor:
-    """Rotate, scale and shift each image a little, by bilinear sampling; for digits, which must not be mirrored."""
-    count = len(images)
-    angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(degrees)
-    scale = 1 + (torch.rand(count, generator=generator) * 2 - 1) * stretch
-    offset = (torch.rand(count, 2, generator=generator) * 2 - 1) * shift
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack((torch.stack((cos, -sin, offset[:, 0]), 1), torch.stack((sin, cos, offset[:, 1]), 1)), 1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False).to(images.device)
-    return F.grid_sample(images.float(), grid, align_corners=False)

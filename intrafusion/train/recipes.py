@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import evaluate
 from intrafusion.places import ASSETS
-from intrafusion.train.loop import Epoch, Recipe, shift_and_flip, train, wobble
+from intrafusion.train.augment import shift_and_flip, wobble
+from intrafusion.train.loop import Moment, Recipe, train
 from intrafusion.zoo import load_model
 
 RECIPES = {
@@ -31,7 +32,7 @@ def make(
     test_data: ImageData,
     command: str,
     out: Path = ASSETS,
-    report: Callable[[Epoch], None] = lambda epoch: None,
+    report: Callable[[Moment], None] = lambda moment: None,
     **changes: int | float,
 ) -> ModelCard:
     """Train `name` by its recipe (with `changes` to it) and write NAME.safetensors and NAME.json into `out`.
@@ -57,7 +58,6 @@ def make(
     for epoch in train(model, train_data, recipe, card.mean, card.std):
         report(epoch)
     result = evaluate(model, test_data, limit=None)
-    settings = {k: v for k, v in asdict(recipe).items() if k != "augment"} | {"augment": recipe.augment.__name__}
     card = replace(
         card,
         source="trained by this project",
@@ -69,7 +69,7 @@ def make(
             "test_images": result.count,
             "interval": result.interval,
             "seed": recipe.seed,
-            "recipe": settings,
+            "recipe": recipe.to_dict(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
     )

@@ -1,0 +1,75 @@
+"""Recoveries that trained, kept in files: what was trained once is not trained again, and what was stopped goes on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from intrafusion.data import ImageData
+from intrafusion.prune import Pruned
+from intrafusion.recover.case import Case, Facts, How
+from intrafusion.recover.methods import RECOVERIES
+from intrafusion.train.loop import Moment, load, save
+
+_DEFAULT = How()
+
+
+class Kept(NamedTuple):
+    """How a recovery went: what it cost, and its moments. state: the recovered network's tensors by name."""
+
+    facts: Facts
+    moments: tuple[Moment, ...]
+    state: dict[str, torch.Tensor]
+
+
+def recover(
+    pruned: Pruned,
+    name: str,
+    data: ImageData | None,
+    how: How = _DEFAULT,
+    keep: Path | None = None,
+    report: Callable[[Facts | Moment], object] = lambda told: None,
+) -> None:
+    """Recover a pruned network in place, by a method's name; `report` hears what it costs and how it goes.
+
+    keep: as `recovering` has it. Raises IntrafusionError for an unknown name, or images that do not do.
+    """
+    for told in recovering(pruned, name, data, how, keep):
+        report(told)
+
+
+def recovering(
+    pruned: Pruned, name: str, data: ImageData | None, how: How = _DEFAULT, keep: Path | None = None
+) -> Iterator[Facts | Moment]:
+    """Recover a pruned network in place, telling what it costs and how it goes; nothing of methods that do not train.
+
+    keep: a file for the result of training; what it holds is not trained again. A run that is stopped leaves its state
+    beside it, and goes on from there.
+    """
+    found = None if keep is None else read(keep)
+    if found is not None:
+        yield found.facts
+        yield from found.moments
+        pruned.small.load_state_dict(found.state)
+        return
+    beside = None if keep is None else keep.with_suffix(".run")
+    facts, moments = None, []
+    for told in RECOVERIES[name](Case(pruned, data, how, beside)) or ():
+        if isinstance(told, Facts):
+            facts = told
+        else:
+            moments.append(told)
+        yield told
+    if keep is not None and facts is not None:
+        state = {"facts": asdict(facts), "moments": [asdict(m) for m in moments], "state": pruned.small.state_dict()}
+        save(state, keep)
+
+
+def read(path: Path) -> Kept | None:
+    """What was kept in a file; None where there is none. Raises IntrafusionError for a file that cannot be read."""
+    if not path.exists():
+        return None
+    state = load(path)
+    return Kept(Facts(**state["facts"]), tuple(Moment(**m) for m in state["moments"]), state["state"])

@@ -1,0 +1,154 @@
+"""The recoveries: one function each, that changes a pruned network in place and may tell how it goes."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.merge import repair, reset_norms
+from intrafusion.recover.case import Case, Facts
+from intrafusion.recover.lowrank import add_low_rank, merge_low_rank
+from intrafusion.recover.retrain import Method, retrain
+from intrafusion.recover.widen import contract, expand
+from intrafusion.registry import RECOVERIES
+from intrafusion.train.loop import Moment
+
+Telling = Iterator[Facts | Moment]
+_PERP = "Zimmer et al., arXiv 2312.15230"
+_OVER = "Qian et al., arXiv 2204.11444"
+_DISTIL = 0.5  # share of the teacher's answers in the loss
+
+
+@RECOVERIES.register("none", "the merged network as it is")
+def none(case: Case) -> None:
+    pass
+
+
+@RECOVERIES.register(
+    "bn-reset",
+    "every BatchNorm's statistics are measured again on unlabelled images",
+    "Jordan et al., ICLR 2023",
+    "images",
+)
+def bn_reset(case: Case) -> None:
+    if case.pruned.merged:
+        reset_norms(case.pruned.fit(case.images()))
+
+
+@RECOVERIES.register(
+    "repair",
+    "every layer's outputs get the mean and deviation that they had before",
+    "Jordan et al., ICLR 2023",
+    "images",
+)
+def repaired(case: Case) -> None:
+    if case.pruned.merged:
+        repair(case.pruned.fit(case.images()))
+
+
+@RECOVERIES.register("perp-bias", "biases alone are trained, BatchNorm's shifts among them", _PERP, "labels")
+def perp_bias(case: Case) -> Telling:
+    return retrain(case, Method(choose=_biases))
+
+
+@RECOVERIES.register("perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels")
+def perp_norm(case: Case) -> Telling:
+    return retrain(case, Method(choose=_norms))
+
+
+@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels")
+def perp_head(case: Case) -> Telling:
+    return retrain(case, Method(choose=_head))
+
+
+@RECOVERIES.register(
+    "perp", "biases, BatchNorm and the last layer are trained; all other weights stay", _PERP, "labels"
+)
+def perp(case: Case) -> Telling:
+    return retrain(case, Method(choose=_few))
+
+
+@RECOVERIES.register(
+    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels"
+)
+def perp_lora(case: Case) -> Telling:
+    return retrain(case, _low_rank(case, masked=False))
+
+
+@RECOVERIES.register("perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels")
+def perp_masklora(case: Case) -> Telling:
+    return retrain(case, _low_rank(case, masked=True))
+
+
+@RECOVERIES.register("finetune", "all weights are trained: the baseline of every method here", "", "labels")
+def finetune(case: Case) -> Telling:
+    return retrain(case)
+
+
+@RECOVERIES.register(
+    "distill",
+    "fine-tuned on the labels and on the dense network's answers in equal parts",
+    "Hinton et al., 2015",
+    "labels",
+)
+def distill(case: Case) -> Telling:
+    return retrain(case, Method(distil=_DISTIL))
+
+
+@RECOVERIES.register(
+    "similarity", "fine-tuned, and images must look alike to it where they do to the dense network",
+    "Tung & Mori, ICCV 2019", "labels",
+)  # fmt: skip
+def similarity(case: Case) -> Telling:
+    return retrain(case, Method(similar=case.how.gamma))
+
+
+@RECOVERIES.register(
+    "overparam", "fine-tuned with each layer a product of three, then one again (ratio, start, schedule reconstructed)",
+    _OVER, "labels",
+)  # fmt: skip
+def overparam(case: Case) -> Telling:
+    return retrain(case, _wide(case))
+
+
+@RECOVERIES.register(
+    "overparam-sp", "over-parameterized, and images must look alike to it where they do to the dense network",
+    _OVER, "labels",
+)  # fmt: skip
+def overparam_sp(case: Case) -> Telling:
+    return retrain(case, _wide(case, case.how.gamma))
+
+
+def _wide(case: Case, similar: float = 0.0) -> Method:
+    return Method(lambda network: expand(network, case.how.ratio, case.how.seed), contract, similar=similar)
+
+
+def _low_rank(case: Case, masked: bool) -> Method:
+    def choose(network: nn.Module) -> list[nn.Parameter]:
+        few = _few(network)
+        low = add_low_rank(network, case.how.rank, case.how.seed, masked)
+        return [*{id(p): p for p in (*few, *low)}.values()]
+
+    return Method(choose=choose, narrow=merge_low_rank)
+
+
+def _biases(network: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "bias"]
+
+
+def _norms(network: nn.Module) -> list[nn.Parameter]:
+    found = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
+    if not found:
+        raise IntrafusionError("this network has no BatchNorm to train: choose perp-bias")
+    return found
+
+
+def _head(network: nn.Module) -> list[nn.Parameter]:
+    *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    return list(last.parameters())
+
+
+def _few(network: nn.Module) -> list[nn.Parameter]:
+    norms = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
+    return list({id(p): p for p in (*_biases(network), *norms, *_head(network))}.values())

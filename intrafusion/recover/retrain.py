@@ -1,0 +1,228 @@
+"""Recovery by training: norms put back, the learning rate found, one loop, and the compact network again.
+
+Every method starts from the same network, sees the same images in the same order, and is given a learning rate of its
+own by the same short test.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intrafusion.activations import normalised, private
+from intrafusion.cards import ModelCard, card_of
+from intrafusion.data import ImageData, normalise
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluate import size
+from intrafusion.fold import norm_of
+from intrafusion.merge import reset_norms
+from intrafusion.recover.case import Case, Facts
+from intrafusion.recover.norms import absorb_norms, insert_norms
+from intrafusion.recover.teach import distillation_loss, similarity_loss, stages, watching
+from intrafusion.train.augment import augment_for
+from intrafusion.train.loop import Loss, Moment, Recipe, judged, stopped_rate, train
+
+_RATES = tuple(10 ** (-k / 2) for k in range(9, -1, -1))  # from 3e-5 to 1
+_FIRST = 6  # the place among these where the test begins
+_HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images, those that nothing is learned from
+_PROBE = 8, 30  # steps of a learning rate's test: an eighth of the run's, within these bounds
+_LOOKS = 25  # moments of a run
+_MEASURED = 512  # images on which norms are measured
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a recovery trains; without any of these it is plain fine-tuning.
+
+    widen: makes of the compact network the one that is trained; narrow: makes the compact one again. choose: what learns.
+    distil, similar: weights of the losses that compare with the dense network.
+    """
+
+    widen: Callable[[nn.Module], nn.Module] = lambda network: network
+    narrow: Callable[[nn.Module], nn.Module] = lambda network: network
+    choose: Callable[[nn.Module], list[nn.Parameter]] = lambda network: list(network.parameters())
+    distil: float = 0.0
+    similar: float = 0.0
+
+    @property
+    def compares(self) -> bool:
+        """Whether the dense network runs beside the one that is trained."""
+        return bool(self.distil or self.similar)
+
+
+_PLAIN = Method()
+
+
+def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
+    """Train the case's small network, in place: what it costs, then how it goes.
+
+    Raises IntrafusionError where images have no labels or are too few, and where no learning rate gives a loss that is a
+    number.
+    """
+    lesson = _Lesson(case, method)
+    network, learning = lesson.pupil()
+    began = time.perf_counter()
+    rate = case.how.rate or stopped_rate(case.keep) or lesson.rate()
+    yield Facts(
+        sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, time.perf_counter() - began
+    )
+    yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
+    compact = method.narrow(network)
+    absorb_norms(compact)
+    case.pruned.small.load_state_dict(compact.state_dict())
+
+
+class _Lesson:
+    """What all runs of one recovery share: the network they start from, the images, the teacher."""
+
+    def __init__(self, case: Case, method: Method):
+        how, self.method = case.how, method
+        self.card: ModelCard = card_of(case.pruned.original)
+        self.learned, self.held = split(case.images(), how.seed)
+        self.teacher = private(case.pruned.dense())
+        self.start = _start(case, self.learned, self.teacher, self.card)
+        self.example = self.card.example().to(case.images().labels.device)
+        self.layers = stages(self.teacher, self.example) if method.similar else []
+        plain, ours = self.macs(self.start, False), self.macs(self.pupil()[0])
+        epochs = how.epochs * plain / ours if how.budget == "compute" else how.epochs
+        self.recipe = Recipe(
+            epochs, augment_for(case.images().name), weight_decay=1e-4, seed=how.seed, patience=how.patience
+        )
+
+    def pupil(self) -> tuple[nn.Module, list[nn.Parameter]]:
+        """A network to train, and what learns in it."""
+        network = self.method.widen(copy.deepcopy(self.start))
+        return network, self.method.choose(network)
+
+    def teach(
+        self, network: nn.Module, learning: list[nn.Parameter], recipe: Recipe, looks: int, case: Case | None = None
+    ) -> Iterator[Moment]:
+        """Train a pupil; of a case, in a way that can be stopped and gone on with."""
+        with self._loss(network) as loss:
+            yield from train(
+                network, self.learned, recipe, self.card.mean, self.card.std, parameters=learning, loss=loss,
+                held=self.held if case else None, looks=looks, keep=case.keep if case else None,
+            )  # fmt: skip
+
+    @contextmanager
+    def _loss(self, network: nn.Module) -> Iterator[Loss]:
+        method, teacher, layers = self.method, self.teacher, self.layers
+
+        def loss(logits: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
+            total = F.cross_entropy(logits, labels)
+            if not method.compares:
+                return total
+            with torch.no_grad():
+                answers = teacher(inputs)
+            if method.distil:
+                total = (1 - method.distil) * total + method.distil * distillation_loss(logits, answers)
+            alike = [similarity_loss(ours[name], theirs[name]) for name in layers]
+            return total + method.similar * torch.stack(alike).mean() if alike else total
+
+        with watching(network, layers) as ours, watching(teacher, layers) as theirs:
+            yield loss
+
+    def rate(self) -> float:
+        """The peak learning rate, of a ladder with two steps to each power of ten, after which a short run is best.
+
+        From the middle it goes up or down for as long as that helps. Raises IntrafusionError when no rate learns.
+        """
+        losses: dict[int, float] = {}
+        best = _FIRST
+        while True:
+            for rung in (best, best - 1, best + 1):
+                if 0 <= rung < len(_RATES) and rung not in losses:
+                    losses[rung] = self._probe(_RATES[rung])
+            better = min(losses, key=losses.__getitem__)
+            if better == best:
+                break
+            best = better
+        if not math.isfinite(losses[best]):
+            raise IntrafusionError(
+                "the loss of this network is no number: choose another merge, or fewer channels to go"
+            )
+        return _RATES[best]
+
+    def _probe(self, rate: float) -> float:
+        """The held-out loss after a short run."""
+        steps = min(max(self.recipe.steps(len(self.learned)) // 8, _PROBE[0]), _PROBE[1])
+        epochs = steps / math.ceil(len(self.learned) / self.recipe.batch)
+        network, learning = self.pupil()
+        try:
+            for _ in self.teach(network, learning, replace(self.recipe, epochs=epochs, lr=rate), looks=1):
+                pass
+        except IntrafusionError:  # it went too far
+            return math.inf
+        loss, _ = judged(network, self.held, self.card.mean, self.card.std)
+        return loss if math.isfinite(loss) else math.inf
+
+    def macs(self, network: nn.Module, compares: bool = True) -> int:
+        """Multiply-accumulates of training on one image: forward once, backward twice that, and the teacher."""
+        teacher = size(self.teacher, self.example).macs if compares and self.method.compares else 0
+        return 3 * size(network, self.example).macs + teacher
+
+    def memory(self) -> int:
+        """Bytes that training holds while it learns from one batch."""
+        network, learning = self.pupil()
+        held: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        rows = slice(0, self.recipe.batch)
+        inputs = normalise(self.learned.images[rows], self.card.mean, self.card.std)
+        network.train().requires_grad_(False)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        with self._loss(network) as loss, torch.enable_grad():
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                total = loss(network(inputs), self.learned.labels[rows], inputs)
+            del total
+        weights = {p.untyped_storage().data_ptr(): p.nbytes for p in network.parameters()}
+        taught = sum(p.nbytes for p in self.teacher.parameters()) if self.method.compares else 0
+        passing = sum(size for place, size in held.items() if place not in weights)
+        return passing + sum(weights.values()) + 2 * sum(p.nbytes for p in learning) + taught
+
+
+def split(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
+    """The images to learn from, and others to judge by: a tenth, at most 1,000, drawn by `seed`.
+
+    Raises IntrafusionError for images without labels, and for fewer than 20.
+    """
+    if len(data) < 20 or int(data.labels.min()) < 0:
+        raise IntrafusionError("training needs at least 20 images, all of them labelled: give others, or choose repair")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
+    count = max(1, min(int(_HELD_SHARE * len(data)), _HELD_MOST))
+    held, learned = order[:count].sort().values, order[count:].sort().values
+    return tuple(replace(data, images=data.images[rows], labels=data.labels[rows]) for rows in (learned, held))  # type: ignore[return-value]
+
+
+def _start(case: Case, data: ImageData, teacher: nn.Module, card: ModelCard) -> nn.Module:
+    """The network that all methods start from, with a BatchNorm wherever the dense one had one.
+
+    It is the pruned network as it is, or with its norms' statistics measured again, whichever answers better.
+    """
+    seen = data.subset(_MEASURED, case.how.seed)
+    starts = [private(case.pruned.small)]
+    normed: Sequence[str] = [name for name, layer in teacher.named_modules() if norm_of(layer) is not None]
+    try:
+        reset = replace(case.pruned, small=private(case.pruned.small))
+        reset_norms(reset.fit(seen))
+        starts.append(reset.small)
+    except IntrafusionError:  # no norms, or none that can be reached
+        pass
+    start = min(starts, key=lambda network: _number(judged(network, seen, card.mean, card.std)[0]))
+    insert_norms(start, normed, [images for images, _ in normalised(teacher, seen)])
+    return start
+
+
+def _number(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,80 @@
+"""What a student learns from a teacher: its answers (distillation), and which images look alike to it (similarity)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+_TEMPERATURE = 4.0
+
+
+def similarity(features: Tensor) -> Tensor:
+    """How alike the images of a batch look to a layer: G = Q Q^T with rows of length one, (b, b).
+
+    features: (b, ...), what the layer makes of each image. Tung & Mori, ICCV 2019.
+    """
+    rows = features.flatten(1).float()
+    return F.normalize(rows @ rows.T, dim=1)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """`||G_T - G_S||_F^2 / b^2` of two layers' features, (b, ...) each, for the same b images in the same order: a scalar.
+
+    It does not change when features are scaled or rotated, so the layers may differ in channels.
+    """
+    return (similarity(student) - similarity(teacher)).square().sum() / len(student) ** 2
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = _TEMPERATURE) -> Tensor:
+    """Kullback-Leibler divergence of the student's softened answers from the teacher's, times the squared temperature.
+
+    student, teacher: logits (b, classes). Nats. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    ours, theirs = (F.log_softmax(logits.float() / temperature, 1) for logits in (student, teacher))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def stages(model: nn.Module, example: Tensor) -> list[str]:
+    """The last layer at each size that images shrink to inside a network, by dotted name, in their order.
+
+    example: one input, float (1, C, H, W). The layer that gives the logits is none of them.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+    hooks = [
+        layer.register_forward_hook(
+            lambda module, inputs, output, name=name: sizes.__setitem__(name, tuple(output.shape[2:]))
+        )
+        for name, layer in model.named_modules()
+        if isinstance(layer, _ConvNd | nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = list(sizes)[:-1] or list(sizes)
+    if all(size == () for size in sizes.values()):  # no pictures: each layer is a stage
+        return names
+    last = {sizes[name]: name for name in names}
+    return [name for name in names if name in last.values()]
+
+
+@contextmanager
+def watching(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, every forward pass leaves what these layers write, by name."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.__setitem__(name, output)
+        )
+        for name in layers
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
