@@ -146,5 +146,22 @@ def curve_snippet(
     )
 
 
+def recovery_snippet(base: PruneSpec) -> str:
+    """Python that prunes one network, recovers it and measures it."""
+    base_ = "".join(f", {n}={v!r}" for n, v in vars(base).items() if v != _DEFAULT[n])
+    return "\n".join([
+        "import intrafusion as itf",
+        "from intrafusion.bench import merged, open_bench, recovery",
+        "",
+        f"spec = itf.PruneSpec({base_.removeprefix(', ')})",
+        "bench = open_bench(spec)",
+        "made = merged(spec, bench)",
+        "for told in recovery(spec, bench, made):",
+        "    print(told)",
+        "made.small.card = bench.card",
+        "print(itf.evaluate(made.small, bench.images(), limit=spec.limit, seed=spec.seed).accuracy)",
+    ])  # fmt: skip
+
+
 def _knobs(base: PruneSpec, *names: str) -> str:
     return "".join(f", {name}={getattr(base, name)!r}" for name in names if getattr(base, name) != _DEFAULT[name])

@@ -19,7 +19,8 @@ import intrafusion as itf  # before torchvision, which it makes importable
 from intrafusion.networks import ResNet, Vgg, mlp
 
 # no test writes to the person's own store; the dashboards that browser tests start share this one
-os.environ["INTRAFUSION_STORE"] = str(Path(tempfile.mkdtemp(prefix="intrafusion-tests-")) / "studies.sqlite")
+os.environ["INTRAFUSION_HOME"] = tempfile.mkdtemp(prefix="intrafusion-tests-")
+os.environ["INTRAFUSION_STORE"] = str(Path(os.environ["INTRAFUSION_HOME"]) / "studies.sqlite")
 
 torch.set_num_threads(1)  # the networks are tiny: on a shared machine waiting for a second thread costs ten times more
 
@@ -55,8 +56,10 @@ def reference() -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test measures for itself."""
-    monkeypatch.setenv("INTRAFUSION_STORE", str(tmp_path_factory.mktemp("store") / "studies.sqlite"))
+    """Each test measures and trains for itself."""
+    folder = tmp_path_factory.mktemp("store")
+    monkeypatch.setenv("INTRAFUSION_STORE", str(folder / "studies.sqlite"))
+    monkeypatch.setenv("INTRAFUSION_HOME", str(folder))
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,11 @@ class Palette:
         named = {"drop": self.drop, "fusion": self.fusion, "fold": self.fold, "refit": self.third}
         return named.get(name.partition("-")[0], self.second)
 
+    def recovery(self, name: str) -> str:
+        """The colour of a recovery's line: few parameters amber, all of them ink, over-parameterized the accent."""
+        named = {"perp": self.second, "overparam": self.fusion, "finetune": self.dense, "distill": self.fold}
+        return named.get(name.partition("-")[0], self.third)
+
     def mass(self) -> list[list[object]]:
         """Sequential scale for mass: the ground at zero, so that sparse plans look sparse."""
         return [[0.0, self.paper], [1e-6, tint(self.fusion, self.paper, 0.25)], [1.0, self.fusion]]

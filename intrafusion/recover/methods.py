@@ -17,6 +17,7 @@ from intrafusion.train.loop import Moment
 Telling = Iterator[Facts | Moment]
 _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
+COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
 _DISTIL = 0.5  # share of the teacher's answers in the loss
 
 
@@ -113,7 +114,8 @@ def overparam(case: Case) -> Telling:
 
 
 @RECOVERIES.register(
-    "overparam-sp", "over-parameterized, and images must look alike to it where they do to the dense network",
+    "overparam-sp",
+    "over-parameterized, and images must look alike to it where they do to the dense network (reconstructed)",
     _OVER, "labels",
 )  # fmt: skip
 def overparam_sp(case: Case) -> Telling:

@@ -29,6 +29,11 @@ _PAGES = (
         ":material/grid_on:",
         "Which groups bear pruning and which do not; sparsities for a smaller network, and whether they hold.",
     ),
+    (
+        "recovery",
+        ":material/healing:",
+        "What brings the accuracy of a pruned network back: methods side by side, live, and what each costs.",
+    ),
 )
 
 

@@ -186,4 +186,5 @@ def _points(specs: Sequence[PruneSpec]) -> str:
     first = specs[0]
     where = "All groups" if isinstance(first.groups, str) else f"Group {', '.join(first.groups[:3])}"
     said = f"{where} at {first.sparsity:.0%}, {first.criterion}, {first.merge}"
+    said += f", {first.recovery}" if first.recovery != "none" else ""
     return f"{said}, and {len(specs) - 1} more points" if len(specs) > 1 else said

@@ -1,0 +1,76 @@
+"""What brings a pruned network back: recoveries side by side, and what each costs."""
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion import IntrafusionError
+from intrafusion.comparison import rows
+from intrafusion.figures.recovery import AXES, training_curves
+from intrafusion.quote import recovery_snippet, sweep_line
+from intrafusion.study import Study
+from pages.common import knobs, parts, recovery_parts, shell, studying
+from pages.common.navigation import enter_app
+
+enter_app()
+here: shell.Here = st.session_state.here
+st.markdown(
+    "Pruning costs accuracy; how much of it comes back, and at what price? Every method starts from **the same pruned network**, "
+    "sees the same training images, and has its learning rate found by the same short test."
+)
+base, seeds, methods, equal = recovery_parts.controls(here)
+with st.expander("Training", icon=":material/tune:"):
+    base = base.but(**recovery_parts.training_controls())
+with st.expander("Transport knobs", icon=":material/conversion_path:"):
+    base = base.but(**knobs.transport_knobs())
+if not methods:
+    st.info("Choose at least one recovery.")
+    st.stop()
+
+specs = recovery_parts.specs(base, methods, seeds, equal)
+bench = shell.measuring(here, base.limit)
+if bench is None or not all(shell.can_see(here, spec) for spec in recovery_parts.lookers(specs)):
+    st.stop()
+store = studying.store()
+key = ("recovery", here.key(), tuple(specs))
+job = shell.jobs().get(key)
+running = job is not None and job.active
+stored = studying.stored(store, specs, bench)
+known = studying.points(stored, specs, job)
+runs = recovery_parts.runs(specs, bench, job)
+settled = studying.is_settled(known, specs, job) and len(runs) == len([s for s in specs if recovery_parts.trains(s)])
+count = len(bench.images()) if base.limit is None else min(base.limit, len(bench.images()))
+label = "Continue" if known and not settled else "Recover"
+if studying.run_row(label, recovery_parts.forecast(specs), settled, stored, specs, job, running, count):
+    recovery_parts.start(key, specs, bench, store, f"recovery of {base.model}")
+    st.rerun()
+
+answer = rows(list(known.values()), runs)
+by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=shell.BIND)
+parts.chart(training_curves(runs, answer, by, shell.is_dark()), "recovery")
+if not known and job is None:
+    st.caption("Nothing is computed before you ask. Press *Recover*.")
+elif not runs:
+    st.caption("Methods that solve instead of training have no curve: the table has them.")
+
+st.subheader("The answer")
+recovery_parts.answer(answer, methods, here.bench, known)
+st.subheader("Which images look alike")
+if running or not known:
+    st.caption("The similarity matrices of teacher and student follow when the methods are done.")
+else:
+    try:
+        recovery_parts.similarities(bench, base, [spec for spec in specs if spec in known])
+    except IntrafusionError as error:
+        st.warning(str(error), icon=":material/warning:")
+
+table = pd.DataFrame([row.to_row() for row in answer])
+axes = {
+    "recovery": tuple(methods),
+    "seed": tuple(range(seeds)),
+    "groups": ("all" if base.groups == "all" else here.group.name,),
+}
+study = Study("recovery", base.but(seed=0), axes | ({"budget": ("epochs", "compute")} if equal else {}))
+parts.take_away(
+    "recovery", table, sweep_line(study), recovery_snippet(base.but(recovery=methods[-1])),
+    (*recovery_parts.KEYS, *knobs.KEYS),
+)  # fmt: skip

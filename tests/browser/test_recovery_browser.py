@@ -1,0 +1,44 @@
+from urllib.parse import urlencode
+
+from dashboard import no_exception, shows, wait_for
+
+from intrafusion.registry import RECOVERIES
+
+QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500"}
+
+
+def link(address: str, **query) -> str:
+    return f"{address}/recovery?{urlencode(QUICK | query, doseq=True)}"
+
+
+def recover(page) -> None:
+    page.get_by_test_id("stButton").get_by_role("button", name="Recover").click()
+
+
+def test_every_method_runs_end_to_end(page, address):
+    """All of them, on the embedded ResNet, in seconds."""
+    page.goto(link(address, methods=list(RECOVERIES)))
+    shows(page, f"0 of {len(RECOVERIES)} points on 500 images: not computed yet")
+    page.wait_for_timeout(1000)
+    recover(page)
+    shows(page, f"{len(RECOVERIES)} of {len(RECOVERIES)} points on 500 images: done")
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"best of \d+")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == 2")
+    lines = page.evaluate("document.querySelector('.js-plotly-plot').data.length")
+    trained = [name for name, entry in RECOVERIES.items() if entry.needs == "labels"]
+    assert lines == 2 * len(trained)
+    no_exception(page)
+
+
+def test_curves_grow_while_it_trains_a_reload_finds_them_and_it_stops(page, address):
+    page.goto(link(address, methods=["finetune"], epochs="150", merge="drop"))
+    shows(page, "0 of 1 points")
+    page.wait_for_timeout(1000)
+    recover(page)
+    page.wait_for_function("(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
+    page.reload()
+    page.wait_for_function("(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
+    page.wait_for_timeout(1000)
+    page.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
+    shows(page, "cancelled; the points so far stay")
+    no_exception(page)

@@ -1,0 +1,230 @@
+"""Every recovery, on real pruned networks in seconds: it ends compact and better, and tells how it went."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import intrafusion as itf
+from intrafusion.bench import Bench, merged, open_bench, recovery
+from intrafusion.merge import Fit, repair
+from intrafusion.prune import cut
+from intrafusion.recover import Facts, How, recover, recovering
+from intrafusion.recover.kept import read
+from intrafusion.recover.retrain import split
+from intrafusion.registry import RECOVERIES
+from intrafusion.train.loop import Moment
+
+TRAINS = [name for name, entry in RECOVERIES.items() if entry.needs == "labels"]
+SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=None, training=400, epochs=3, rate=0.03)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return open_bench(SPEC)
+
+
+@pytest.fixture(scope="module")
+def mlp() -> Bench:
+    return open_bench(SPEC.but(model="digits-mlp"))
+
+
+def accuracy(network: torch.nn.Module, bench: Bench) -> float:
+    network.card = bench.card
+    return itf.evaluate(network, bench.images(), None).accuracy
+
+
+@pytest.mark.parametrize("name", [name for name in RECOVERIES if name != "none"])
+def test_recovers_a_network_with_norms(name, bench):
+    made = merged(SPEC, bench)
+    before, shapes = accuracy(made.small, bench), {n: v.shape for n, v in made.small.state_dict().items()}
+    told = list(recovery(SPEC.but(recovery=name), bench, made))
+    assert {n: v.shape for n, v in made.small.state_dict().items()} == shapes
+    assert accuracy(made.small, bench) > before + 0.1
+    assert not made.small.training
+    if name in TRAINS:
+        facts, *moments = told
+        assert isinstance(facts, Facts)
+        assert facts.trainable > 0
+        assert facts.macs > 3 * 1e5
+        assert facts.memory > 4 * facts.trainable
+        assert moments[-1].step == moments[-1].steps == 9
+        assert all(isinstance(moment, Moment) for moment in moments)
+        assert moments[-1].held > 0.3
+    else:
+        assert told == []
+
+
+@pytest.mark.parametrize("name", [n for n in RECOVERIES if n not in ("none", "bn-reset", "perp-norm", "repair")])
+def test_recovers_a_network_without_norms(name, mlp):
+    spec = SPEC.but(model="digits-mlp", sparsity=0.8, recovery=name, rate=0.1)
+    made = merged(spec, mlp)
+    before = accuracy(made.small, mlp)
+    list(recovery(spec, mlp, made))
+    assert accuracy(made.small, mlp) > before
+
+
+@pytest.mark.parametrize("name", ["bn-reset", "perp-norm"])
+def test_without_norms_one_line(name, mlp):
+    spec = SPEC.but(model="digits-mlp", recovery=name)
+    with pytest.raises(itf.IntrafusionError, match=r"^this network has no BatchNorm .*: choose (repair|perp-bias)$"):
+        list(recovery(spec, mlp, merged(spec, mlp)))
+
+
+class TestStatistics:
+    @pytest.mark.parametrize("name", ["repair", "bn-reset"])
+    def test_where_nothing_was_pruned_nothing_is_done(self, name, bench):
+        made = cut(bench.folded, bench.groups, 0.0)
+        recover(made, name, bench.calibration(SPEC))
+        assert all(torch.equal(v, bench.folded.state_dict()[k]) for k, v in made.small.state_dict().items())
+
+    def test_repair_leaves_channels_that_have_their_statistics(self, bench):
+        made = cut(bench.folded, bench.groups, 0.0)
+        repair(Fit(made.dense(), made.small, (), bench.calibration(SPEC)))
+        images = bench.calibration(SPEC).images[:50].float() / 255
+        torch.testing.assert_close(made.small(images), bench.folded(images), rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("merge", ["drop", "fusion", "fold"])
+    def test_repair_meets_its_targets(self, merge, bench):
+        made = merged(SPEC.but(merge=merge, recovery="repair"), bench)
+        recover(made, "repair", bench.calibration(SPEC))
+        fit = made.fit(bench.calibration(SPEC))
+        for name in fit.walk.cuts.layers()[:-1]:
+            _, output, _ = fit.walk.cuts.around(name)
+            pairs = [(d[output].clone(), s[output].clone()) for d, s in fit.walk.at(name, (output,), (output,))]
+            dense, small = (torch.cat(side).transpose(0, 1).flatten(1).double() for side in zip(*pairs, strict=True))
+            rows = fit.rows(name)
+            rows = rows / rows.sum(1, keepdim=True)
+            torch.testing.assert_close(small.mean(1), rows @ dense.mean(1), rtol=1e-3, atol=1e-3)
+            wanted = rows @ dense.std(1, unbiased=False)
+            alive = small.std(1) > 1e-6
+            torch.testing.assert_close(small.std(1, unbiased=False)[alive], wanted[alive], rtol=1e-3, atol=1e-3)
+
+    def test_bn_reset_meets_the_norms(self, bench):
+        made = merged(SPEC.but(recovery="bn-reset"), bench)
+        recover(made, "bn-reset", bench.calibration(SPEC))
+        norm, kept = bench.model.layer2[0].bn1, next(m.kept for m in made.merged if m.group.name == "layer2.0.conv1")
+        fit = made.fit(bench.calibration(SPEC))
+        _, output, _ = fit.walk.cuts.around("layer2.0.conv1")
+        values = torch.cat([s[output].clone() for _, s in fit.walk.at("layer2.0.conv1", (), (output,))])
+        torch.testing.assert_close(values.mean((0, 2, 3)), norm.bias.data[kept], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values.std((0, 2, 3)), norm.weight.data[kept].abs(), rtol=1e-2, atol=1e-3)
+
+
+class TestTraining:
+    def test_same_seed_same_network_other_seed_another(self, bench, monkeypatch, tmp_path):
+        states = []
+        for number, seed in enumerate((0, 0, 1)):
+            monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / str(number)))
+            made = merged(SPEC, bench)
+            list(recovery(SPEC.but(recovery="overparam-sp", seed=seed), bench, made))
+            states.append(torch.cat([value.flatten() for value in made.small.state_dict().values()]))
+        assert torch.equal(states[0], states[1])
+        assert not torch.equal(states[0], states[2])
+
+    def test_what_was_trained_is_not_trained_again(self, bench, monkeypatch):
+        spec = SPEC.but(recovery="finetune")
+        first, second = merged(spec, bench), merged(spec, bench)
+        told = list(recovery(spec, bench, first))
+        assert bench.kept_path(spec).exists()
+        monkeypatch.setattr("intrafusion.recover.retrain.train", None)
+        assert list(recovery(spec, bench, second)) == told
+        assert all(torch.equal(v, second.small.state_dict()[k]) for k, v in first.small.state_dict().items())
+
+    def test_the_file_is_named_after_all_that_matters(self, bench):
+        spec = SPEC.but(recovery="finetune")
+        path = bench.kept_path(spec)
+        others = [
+            spec.but(**{k: v})
+            for k, v in {"epochs": 4, "training": 300, "seed": 1, "merge": "fusion", "rate": None}.items()
+        ]
+        assert len({path, *map(bench.kept_path, others)}) == 6
+        assert bench.kept_path(spec.but(limit=5)) == path
+
+    def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(self, bench, tmp_path):
+        how, data = How(epochs=6, rate=None), bench.training(SPEC)
+        whole = merged(SPEC, bench)
+        straight = list(recovering(whole, "overparam", data, how))
+        file = tmp_path / "kept.pt"
+        stopped = recovering(merged(SPEC, bench), "overparam", data, how, file)
+        assert [next(stopped) for _ in range(4)][1:] == straight[1:4]
+        stopped.close()
+        assert not file.exists()
+        again = merged(SPEC, bench)
+        facts, *moments = recovering(again, "overparam", data, how, file)
+        assert facts.rate == straight[0].rate
+        assert moments == straight[1:]
+        assert all(torch.equal(v, again.small.state_dict()[k]) for k, v in whole.small.state_dict().items())
+        assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]
+        assert read(file).moments == tuple(moments)
+
+    def test_equal_compute_is_fewer_epochs_for_what_costs_more(self, bench):
+        steps = {}
+        for name in ("finetune", "overparam-sp"):
+            facts, *moments = recovery(SPEC.but(recovery=name, budget="compute", epochs=10), bench, merged(SPEC, bench))
+            steps[name] = facts.macs * moments[-1].steps
+        assert steps["overparam-sp"] == pytest.approx(steps["finetune"], rel=0.15)
+
+    def test_the_learning_rate_is_one_that_learns(self, bench):
+        told = recovery(SPEC.but(recovery="finetune", rate=None), bench, merged(SPEC, bench))
+        assert 1e-3 < next(told).rate < 1
+
+    def test_ends_early_where_nothing_gets_better(self, bench):
+        spec = SPEC.but(recovery="finetune", epochs=40, patience=2, rate=1e-6)
+        *_, last = recovery(spec.but(rate=0.5, epochs=60), bench, merged(spec, bench))
+        assert last.step < last.steps
+
+    def test_report_hears_everything(self, bench):
+        heard: list = []
+        recover(merged(SPEC, bench), "perp", bench.training(SPEC), How(epochs=1, rate=0.1), report=heard.append)
+        assert [type(one) for one in heard] == [Facts] + [Moment] * (len(heard) - 1)
+
+    def test_held_out_images_are_a_tenth_and_no_others(self, bench):
+        learned, held = split(bench.training(SPEC))
+        assert (len(learned), len(held)) == (360, 40)
+
+
+BAD = {
+    "epochs": ({"epochs": 0}, "epochs must be a number above 0, not 0"),
+    "rate": ({"rate": -1}, "rate must be a number above 0, not -1"),
+    "ratio": ({"ratio": 0.5}, "ratio must be a number of at least 1, not 0.5"),
+    "rank": ({"rank": 1.5}, "rank must be a whole number of at least 1, not 1.5"),
+    "patience": ({"patience": -1}, "patience must be a whole number of at least 0, not -1"),
+    "budget": ({"budget": "money"}, "budget"),
+    "gamma": ({"gamma": float("nan")}, "gamma must be a number of at least 0, not nan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_one_line(case):
+    settings, words = BAD[case]
+    with pytest.raises(itf.IntrafusionError, match=words):
+        How(**settings)
+
+
+def test_images_without_labels_are_one_line(bench):
+    data = replace(bench.training(SPEC), labels=torch.full((400,), -1))
+    with pytest.raises(itf.IntrafusionError, match="all of them labelled"):
+        recover(merged(SPEC, bench), "finetune", data)
+
+
+def test_too_few_images_are_one_line(bench):
+    with pytest.raises(itf.IntrafusionError, match="at least 20 images"):
+        recover(merged(SPEC, bench), "finetune", itf.load_data("digits", "train").subset(12))
+
+
+def test_without_images_one_line(bench):
+    with pytest.raises(itf.IntrafusionError, match=r"^this recovery looks at images: pass data=$"):
+        recover(merged(SPEC, bench), "repair", None)
+
+
+def test_a_file_that_is_no_result_is_one_line(bench, tmp_path):
+    (tmp_path / "kept.pt").write_bytes(b"nothing")
+    with pytest.raises(itf.IntrafusionError, match=r"could not read .*kept.pt.*: remove it and run again"):
+        recover(merged(SPEC, bench), "finetune", bench.training(SPEC), keep=tmp_path / "kept.pt")
+
+
+def test_the_test_split_is_nothing_to_learn_from(bench, monkeypatch):
+    monkeypatch.setattr(Bench, "calibration", lambda self, spec: itf.load_data("digits", "test"))
+    with pytest.raises(itf.IntrafusionError, match="recovery finetune learns from training images"):
+        bench.training(SPEC.but(recovery="finetune"))

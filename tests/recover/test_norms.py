@@ -1,0 +1,75 @@
+"""What stands in for a layer during training gives the same before, and is one layer again afterwards."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from intrafusion.recover.lowrank import LowRank, add_low_rank, merge_low_rank
+from intrafusion.recover.norms import Normed, absorb_norms, insert_norms
+
+G = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(16, 3, 8, 8, generator=G) * 2 + 1
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.Flatten(), nn.Linear(64, 5)]
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def test_norms_change_nothing_and_can_be_folded_back_after_training():
+    model = network()
+    before = model(IMAGES)
+    insert_norms(model, ["0", "2", "4"], [IMAGES[:8], IMAGES[8:]])
+    assert [isinstance(layer, Normed) for layer in model] == [True, False, True, False, True]
+    torch.testing.assert_close(model(IMAGES), before, rtol=0, atol=1e-4)
+    model.train()  # whose batch has the statistics that were measured
+    torch.testing.assert_close(model(IMAGES), before, rtol=0, atol=1e-2)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.eval()
+    trained = model(IMAGES)
+    absorb_norms(model)
+    assert [type(layer) for layer in model] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Flatten, nn.Linear]
+    torch.testing.assert_close(model(IMAGES), trained, rtol=0, atol=1e-4)
+
+
+def test_the_norms_statistics_are_those_of_all_images():
+    model = network()
+    outputs = model[0](IMAGES)
+    insert_norms(model, ["0"], [IMAGES[:3], IMAGES[3:]])
+    norm = model[0][1]
+    torch.testing.assert_close(norm.bias, outputs.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, outputs.var((0, 2, 3), unbiased=False))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_low_rank_changes_merge_exactly(masked):
+    model = network()
+    model[2].weight.data[:, ::2] = 0
+    before, plain = model(IMAGES), copy.deepcopy(model)
+    learning = add_low_rank(model, 2, seed=1, masked=masked)
+    torch.testing.assert_close(model(IMAGES), before, rtol=0, atol=0)
+    assert sum(p.numel() for p in learning) == 2 * (6 + 27) + 2 * (4 + 54) + 2 * (5 + 64)
+    for parameter in learning:
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    changed = model(IMAGES)
+    assert not torch.allclose(changed, before)
+    assert merge_low_rank(model) is model
+    assert [type(layer) for layer in model] == [type(layer) for layer in plain]
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(model(IMAGES), changed, rtol=0, atol=0)
+    difference = model[2].weight - plain[2].weight
+    assert torch.linalg.matrix_rank((model[4].weight - plain[4].weight).double(), atol=1e-5) == 2
+    assert bool((difference[:, ::2] == 0).all()) == masked
+
+
+def test_both_factors_learn_after_one_step():
+    weight = torch.randn(5, 4, generator=G)
+    change = LowRank(weight, 9, G)  # more than the weight has
+    assert (change.A.shape, change.B.shape) == ((4, 4), (5, 4))
+    change(weight).sum().backward()
+    assert change.B.grad.abs().min() > 0
+    assert change.A.grad.abs().max() == 0  # until B is no longer zero
