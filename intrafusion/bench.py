@@ -21,6 +21,7 @@ from intrafusion.geometry import Geometry, measure
 from intrafusion.groups import find_groups
 from intrafusion.importance import needs_images, score
 from intrafusion.memo import Memo
+from intrafusion.merge import ChannelMap, calibrate
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
@@ -237,6 +238,13 @@ def merged(spec: PruneSpec, bench: Bench) -> Pruned:
         share=spec.recovery == "none",
         **spec.only(PLAN_KNOBS),
     )
+
+
+def channel_maps(spec: PruneSpec, bench: Bench) -> list[ChannelMap]:
+    """How each consumer of the spec's groups makes their channels of the kept ones, as the calibrated merge learns it."""
+    fit = merged(spec.but(merge="drop"), bench).fit(bench.calibration(spec))
+    calibrate(fit)
+    return fit.maps
 
 
 def recovery(spec: PruneSpec, bench: Bench, made: Pruned) -> Iterator[Facts | Moment]:

@@ -65,7 +65,7 @@ if told.weights:
     parts.chart(weight_bars(told.weights, channel, told.kept, shell.is_dark()), "provenance")
 
 st.subheader("Another look")
-looks = ["map", "sparsity player", "two settings"]
+looks = ["map", "sparsity player", "two settings", "learned map"]
 look = st.segmented_control(
     "Another look", looks, default="map", key="look", bind=shell.BIND, label_visibility="collapsed"
 )
@@ -101,6 +101,13 @@ elif look == "two settings":
             st.dataframe(plan_parts.numbers_table({"A": plan, "B": second}), hide_index=True)
         except IntrafusionError as error:
             st.warning(str(error), icon=":material/warning:")
+elif look == "learned map":
+    st.markdown(
+        "$T$ comes from the weights alone. The **calibrated** merge learns its own map $M$ on unlabelled images instead: which "
+        "mixture of the kept channels comes closest to what each channel carried. What reads them is multiplied by it."
+    )
+    keys += ("reader",)
+    plan_parts.learned_map(here, spec, plan, scores, channel, order)
 
 with numbers:
     with st.container(horizontal=True):

@@ -9,11 +9,13 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion.fold import fold
+from intrafusion.merge import calibrate
 from intrafusion.merge.fitting import Fit, Merged, _coverage, _unfolded
 from intrafusion.merge.regression import Regression
-from intrafusion.prune import prune_groups
+from intrafusion.prune import cut, prune_groups
+from intrafusion.registry import MERGES
 
-FITTED = ("calibrated", "calibrated-fusion", "refit", "refit-fusion")
+FITTED = [name for name, entry in MERGES.items() if entry.fit is not None and name != "fold-r"]
 
 
 def outputs(network: nn.Module, data: itf.ImageData, names: list[str]) -> dict[str, torch.Tensor]:
@@ -200,3 +202,34 @@ class TestPublished:
             found[merge] = itf.evaluate(small, dense).accuracy
         assert found["calibrated"] > found["fusion"]
         assert found["refit"] > found["fusion"]
+
+
+class TestExplained:
+    def test_is_the_share_of_the_variance(self):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(400, 3, generator=generator)
+        noise = torch.randn(400, generator=generator)
+        y = torch.stack([x @ torch.tensor([1.0, 2, 3]), x[:, 0] + noise, noise, torch.full((400,), 2.0)], 1)
+        regression = Regression()
+        for rows in range(0, 400, 50):
+            regression.add(x[rows : rows + 50], y[rows : rows + 50])
+        weights, intercept = regression.solve()
+        found = regression.explained(weights, intercept)
+        left = y - (x.double() @ weights + intercept)
+        expected = 1 - left.square().sum(0) / (y - y.mean(0)).square().sum(0).clamp(min=1e-9)
+        torch.testing.assert_close(found[:3], expected[:3], rtol=1e-4, atol=1e-4)
+        assert found[0] > 0.999
+        assert found[3] == 1  # nothing to predict
+
+    def test_a_map_tells_it_of_each_channel(self, networks):
+        network = networks("vgg")
+        group = network.prunable[0]
+        made = cut(network.model, network.groups, 0.5, merge="drop", groups=[group.name], data=network.data)
+        fit = made.fit(network.data)
+        calibrate(fit)
+        (kept,) = [merged.kept for merged in made.merged]
+        for learned in fit.maps:
+            assert learned.matrix.shape == (group.size, len(kept))
+            assert learned.explained.shape == (group.size,)
+            assert float(learned.explained[kept].min()) > 0.9
+            assert float(learned.explained.max()) <= 1 + 1e-9

@@ -9,10 +9,11 @@ from figure_reading import check_both_themes, numbers, serialised, title, traces
 import intrafusion as itf
 from intrafusion.bench import open_model
 from intrafusion.figures.kernels import kernel_rows
-from intrafusion.figures.plans import channel_map, sparsity_player, two_plans
+from intrafusion.figures.plans import channel_map, learned_beside, sparsity_player, two_plans
 from intrafusion.figures.raster import CELLS, _pooled, picture
 from intrafusion.figures.theme import LIGHT
 from intrafusion.figures.transport import ORDERS, VIEWS, arrange, plan_heatmap, weight_bars
+from intrafusion.merge import ChannelMap
 from intrafusion.transport import TransportPlan, shared_mass, solve
 
 
@@ -359,3 +360,26 @@ class TestKernels:
 
     def test_light_and_dark_differ(self):
         check_both_themes(lambda dark: kernel_rows(self.kernels, ["a", "b", "c"], "t", dark=dark))
+
+
+class TestLearnedBeside:
+    def learned(self, plan, sign: float = 1.0):
+        n, k = plan.coupling.shape
+        matrix = sign * torch.arange(n * k, dtype=torch.float64).reshape(n, k) / (n * k)
+        return ChannelMap("g", "reader", matrix, torch.zeros(n), torch.linspace(0, 1, n))
+
+    @pytest.mark.parametrize("order", ["index", "importance", "target"])
+    def test_both_share_rows_and_columns(self, planned, order):
+        scores, made = planned(0.4)
+        n = len(scores)
+        learned = self.learned(made, -1)
+        fig = learned_beside(made, learned, scores, 3, order)
+        columns, rows = arrange(made, np.asarray(scores, float), order)
+        T, M = traces(fig, "heatmap")
+        np.testing.assert_allclose(T.z, made.matrix.numpy()[rows[:, None], columns], atol=1e-6)
+        np.testing.assert_allclose(M.z, learned.matrix.numpy().T[rows[:, None], columns], atol=1e-6)
+        assert float(np.min(M.z)) < 0
+        gone = [j for j in range(n) if j not in made.kept.tolist()]
+        share = float(learned.explained[gone].mean())
+        assert title(fig) == f"M predicts {share:.0%} of what the {len(gone)} channels that go carried"
+        check_both_themes(lambda dark: learned_beside(made, learned, scores, 3, order, dark))

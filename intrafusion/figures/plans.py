@@ -9,8 +9,10 @@ from plotly.subplots import make_subplots
 
 from intrafusion.figures.raster import draw_matrix
 from intrafusion.figures.theme import Palette, figure, palette, rgba, styled, tint
+from intrafusion.figures.transport import arrange
 
 if TYPE_CHECKING:
+    from intrafusion.merge import ChannelMap
     from intrafusion.transport import TransportPlan
 
 
@@ -156,6 +158,57 @@ def _marks(plan: "TransportPlan", place: np.ndarray, selected: int | None, colou
         hovertemplate="channel %{customdata[0]} → %{customdata[1]}, weight %{customdata[2]:.2f}<extra></extra>",
         marker={"symbol": "square", "size": side * np.sqrt(weights.clip(0.1, 1)), "color": colour, "line": {"width": 0}},
     )  # fmt: skip
+
+
+def learned_beside(
+    plan: "TransportPlan", learned: "ChannelMap", scores: Sequence[float], selected: int | None = None,
+    order: str = "index", dark: bool = False,
+) -> go.Figure:  # fmt: skip
+    """The applied matrix T and the learned map M of the same kept channels, targets as rows and source channels as columns.
+
+    order: as `plan_heatmap` has it. Weights beyond 1 in either direction have the colour of 1.
+    """
+    colours = palette(dark)
+    columns, rows = arrange(plan, np.asarray(scores, float), order)
+    kept, n = plan.kept.numpy(), len(columns)
+    gone = np.setdiff1d(np.arange(n), kept)
+    fig = make_subplots(
+        1, 2, subplot_titles=["T: transport, from weights", f"M: learned, as {learned.consumer} reads them"],
+        horizontal_spacing=0.03, shared_yaxes=True,
+    )  # fmt: skip
+    share = float(learned.explained.numpy()[gone].mean()) if len(gone) else 1.0
+    styled(fig, f"M predicts {share:.0%} of what the {len(gone)} channels that go carried", 470, colours)
+    names = np.stack(np.broadcast_arrays(columns[None], kept[rows][:, None]), -1)
+    for column, matrix in enumerate((plan.matrix.numpy(), learned.matrix.numpy().T), start=1):
+        values = matrix[rows[:, None], columns]
+        bar = {"thickness": 12, "len": 0.9} if column == 2 else None
+        draw_matrix(
+            fig, values, colours.difference(), (-1, 1), "weight", 1, column,
+            "channel %{customdata[0]} in target %{customdata[1]}", names, bar,
+        )  # fmt: skip
+    if selected is not None:
+        place = int(columns.argsort()[selected])
+        for column in (1, 2):
+            fig.add_vrect(
+                place - 0.5,
+                place + 0.5,
+                row=1,
+                col=column,
+                line={"color": colours.second, "width": 2},
+                fillcolor="rgba(0,0,0,0)",
+            )
+    across, down = (np.unique(np.linspace(0, c - 1, min(c, 16)).round().astype(int)) for c in (n, len(rows)))
+    fig.update_xaxes(
+        title="source channel",
+        tickvals=across,
+        ticktext=columns[across].tolist(),
+        range=[-0.6, n - 0.4],
+        showgrid=False,
+    )
+    fig.update_yaxes(tickvals=down, ticktext=kept[rows[down]].tolist(), range=[len(rows) - 0.4, -0.6], showgrid=False)
+    fig.update_yaxes(title="target (kept channel)", col=1)
+    fig.update_annotations(font={"size": 13, "color": colours.dense})
+    return fig.update_layout(margin={"t": 92})
 
 
 def two_plans(

@@ -2,7 +2,8 @@
 
 # isort: off
 from intrafusion.merge.base import apply, drop, fusion  # (they register, in lists' order)
-from intrafusion.merge import folding, calibrated
+from intrafusion.merge import folding
+from intrafusion.merge.calibrated import calibrate
 from intrafusion.merge.repair import repair, reset_norms
 from intrafusion.merge.fitting import ChannelMap, Fit, Merged
 
@@ -15,7 +16,7 @@ __all__ = [
     "Fit",
     "Merged",
     "apply",
-    "calibrated",
+    "calibrate",
     "drop",
     "folding",
     "fusion",

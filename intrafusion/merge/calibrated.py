@@ -22,14 +22,27 @@ def refit(fit: Fit) -> None:
         fit.refit(name)
 
 
+def refit_all(fit: Fit) -> None:
+    """Every layer from the first one that lost channels on, those that write pruned channels and the last one too."""
+    reading, layers = _consumers(fit), fit.walk.cuts.layers()
+    touched = {layer.name for merged in fit.merged for layer in merged.group.layers}
+    for name in layers[min(i for i, name in enumerate(layers) if name in touched) :]:
+        if name in reading:
+            fit.calibrate(name)
+        if getattr(fit.small.get_submodule(name), "groups", 1) == 1:
+            fit.refit(name)
+
+
 def _consumers(fit: Fit) -> list[str]:
     reading = {layer.name for merged in fit.merged for layer in merged.group.role(CONSUMER)}
     return [name for name in fit.walk.cuts.layers() if name in reading]
 
 
-MERGES.register("calibrated", f"dropped, then {CALIBRATED}", "ours", "images", fit=calibrate)(drop)
-MERGES.register("calibrated-fusion", "fused, then calibrated in the same way", "ours", "images", fit=calibrate)(fusion)
-MERGES.register("refit", f"dropped, then {REFIT}", "ours", "images", fit=refit)(drop)
-MERGES.register("refit-fusion", "fused, then calibrated and refitted in the same way", "ours", "images", fit=refit)(
-    fusion
-)
+_WAYS = {
+    "calibrated": (calibrate, CALIBRATED),
+    "refit": (refit, REFIT),
+    "refit-all": (refit_all, "refit, and so are all layers from the first that lost channels to the last"),
+}
+for _name, (_fit, _summary) in _WAYS.items():
+    MERGES.register(_name, f"dropped, then {_summary}", "ours", "images", fit=_fit)(drop)
+    MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", "ours", "images", fit=_fit)(fusion)

@@ -34,12 +34,16 @@ class Merged:
 
 @dataclass(frozen=True, eq=False)
 class ChannelMap:
-    """How a consumer makes the dense channels of the kept ones. matrix: (n, k), intercept: (n,), float64."""
+    """How a consumer makes the dense channels of the kept ones. matrix: (n, k), intercept: (n,), float64.
+
+    explained: (n,), the share of each channel's variance on the images that this predicts, at most 1.
+    """
 
     group: str
     consumer: str
     matrix: Tensor
     intercept: Tensor
+    explained: Tensor
 
 
 @dataclass(eq=False)
@@ -74,7 +78,8 @@ class Fit:
             regression.add(_samples(known), _samples(wanted))
             size = tuple(dense[source].shape[-2:])  # type: ignore[assignment]
         matrix, intercept = regression.solve()
-        self.maps.append(ChannelMap(merged.group.name, name, matrix.T.cpu(), intercept.cpu()))
+        explained = regression.explained(matrix, intercept)
+        self.maps.append(ChannelMap(merged.group.name, name, matrix.T.cpu(), intercept.cpu(), explained.cpu()))
         was, now = self.dense.get_submodule(name), self.small.get_submodule(name)
         assert isinstance(was, _ConvNd | nn.Linear)
         assert isinstance(now, _ConvNd | nn.Linear)

@@ -11,15 +11,17 @@ _EVERY = 4  # one batch of so many is held out to choose among these
 
 @dataclass
 class _Sums:
-    """xx: (p, p) and xy: (p, q), float64; xx's last feature is the constant one."""
+    """xx: (p, p), xy: (p, q) and yy: (q,), float64; xx's last feature is the constant one."""
 
     xx: Tensor | None = None
     xy: Tensor | None = None
+    yy: Tensor | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        xx, xy = (x.T @ x).double(), (x.T @ y).double()
+        xx, xy, yy = (x.T @ x).double(), (x.T @ y).double(), y.double().square().sum(0)
         self.xx = xx if self.xx is None else self.xx + xx
         self.xy = xy if self.xy is None else self.xy + xy
+        self.yy = yy if self.yy is None else self.yy + yy
 
 
 @dataclass
@@ -76,6 +78,15 @@ class Regression:
             xx, xy = xx + self.held.xx, xy + self.held.xy
         found = _ridge(xx, xy, start, self.best)
         return found[:-1], found[-1]
+
+    def explained(self, weights: Tensor, intercept: Tensor) -> Tensor:
+        """The share of each number's variance that a solution predicts, at most 1: (q,); 1 where it does not vary."""
+        known = [sums for sums in (self.fit, self.held) if sums.xx is not None]
+        xx, xy, yy = (sum(getattr(sums, name) for sums in known) for name in ("xx", "xy", "yy"))  # type: Tensor, Tensor, Tensor
+        both = torch.cat([weights, intercept[None]])
+        left = yy - 2 * (both * xy).sum(0) + (both * (xx @ both)).sum(0)
+        total = yy - xy[-1].square() / xx[-1, -1]
+        return torch.where(total > 1e-9 * (1 + yy), 1 - left / total.clamp(min=1e-30), 1.0)
 
     def _error(self, weights: Tensor) -> float:
         """The held-out squared error, up to what no weights can change."""

@@ -5,10 +5,14 @@ import streamlit as st
 from torch import Tensor
 
 from intrafusion import IntrafusionError, PruneSpec, TransportPlan
+from intrafusion.bench import Bench, channel_maps
+from intrafusion.figures.plans import learned_beside
 from intrafusion.geometry import Geometry, embed
+from intrafusion.merge import ChannelMap
 from intrafusion.spec import PLAN_KNOBS
 from pages.common import asking
-from pages.common.shell import Here
+from pages.common.parts import chart
+from pages.common.shell import BIND, Here, can_see, is_dark
 
 Fact = tuple[str, str, str]  # what it is called, its value, what it means
 
@@ -54,6 +58,30 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
         st.metric(
             name, f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=172
         )  # fmt: skip
+
+
+def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor, channel: int, order: str) -> None:
+    """The map M that the calibrated merge learns, beside T."""
+    if not can_see(here, spec.but(merge="calibrated")):
+        return
+    try:
+        found = {one.consumer: one for one in _maps(here.bench, spec.but(limit=None), here.device)}
+    except IntrafusionError as error:
+        st.warning(str(error), icon=":material/warning:")
+        return
+    if not found:
+        st.caption("Nothing is pruned, so there is nothing to learn.")
+        return
+    name = next(iter(found))
+    if len(found) > 1:
+        name = st.selectbox("Read by", list(found), key="reader", bind=BIND, help="Each layer has a map of its own.")
+    chart(learned_beside(plan, found[name], scores.tolist(), channel, order, is_dark()), "learned")
+    st.caption("Both have the same rows and columns. $M$ may subtract: amber is a negative weight.")
+
+
+@st.cache_data(max_entries=16, show_spinner="Learning the map")
+def _maps(_bench: Bench, spec: PruneSpec, device: str) -> list[ChannelMap]:
+    return channel_maps(spec, _bench)
 
 
 def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
