@@ -52,7 +52,7 @@ class PruneSpec:
     rate: float | None = None
     patience: int | None = None
     ratio: float = 2.0
-    gamma: float = 10.0
+    gamma: float = 100.0
     rank: int = 8
     seed: int = 0
     calibration: int | None = 512

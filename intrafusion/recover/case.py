@@ -26,7 +26,7 @@ class How:
     rate: float | None = None
     patience: int | None = None
     ratio: float = 2.0
-    gamma: float = 10.0
+    gamma: float = 100.0
     rank: int = 8
     seed: int = 0
 

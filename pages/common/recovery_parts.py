@@ -99,7 +99,7 @@ def training_controls() -> dict[str, Any]:
         help="How many times wider the inner factors are. Reconstructed: the paper's own ratio and schedule are unknown.",
     )  # fmt: skip
     gamma = grid.number_input(
-        "Weight of similarity", 0.0, 1000.0, 10.0, 10.0, format="%g", key="gamma", bind=BIND,
+        "Weight of similarity", 0.0, 1000.0, 100.0, 10.0, format="%g", key="gamma", bind=BIND,
         help="Of the loss that compares which images look alike.",
     )  # fmt: skip
     rank = grid.number_input("Rank of low-rank changes", 1, 64, 8, 1, key="rank", bind=BIND)
