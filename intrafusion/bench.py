@@ -15,7 +15,7 @@ from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
-from intrafusion.fingerprint import of_images, of_model, of_text
+from intrafusion.fingerprint import code_version, of_images, of_model, of_text
 from intrafusion.fold import fold_groups
 from intrafusion.geometry import Geometry, measure
 from intrafusion.groups import find_groups
@@ -105,7 +105,7 @@ class Bench:
         seen = self._known.get(
             ("seen", *self.learned_from(spec)), lambda: of_images(*map(self.calibration, self.learned_from(spec)))
         )
-        return home() / "recovered" / f"{of_text(plain, self.fingerprints(spec)[0], seen)}.pt"
+        return home() / "recovered" / f"{of_text(plain, self.fingerprints(spec)[0], seen, code_version())}.pt"
 
     @staticmethod
     def learned_from(spec: PruneSpec) -> tuple[PruneSpec, ...]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.fingerprint import code_version
 from intrafusion.places import home
 from intrafusion.processes import birth, host, runs
 from intrafusion.run import Result
@@ -71,7 +72,7 @@ def point_key(spec: PruneSpec, origin: Origin) -> str:
     Rows of another version of the code stay listed, but are never reused.
     """
     known = {name: value for name, value in vars(spec).items() if name not in ("weights", "data_path")}
-    text = json.dumps([known, origin.model, origin.data, _code_version()], sort_keys=True)
+    text = json.dumps([known, origin.model, origin.data, code_version()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -120,7 +121,7 @@ class Store:
     def put(self, result: Result, origin: Origin) -> None:
         """Store a result; one that is there already gives way only to more images. Forgets that the point had failed."""
         key, (low, high) = point_key(result.spec, origin), result.interval
-        row = {"key": key, "spec": result.spec.key(), **vars(origin), "version": _code_version(), "measured_at": _now()}
+        row = {"key": key, "spec": result.spec.key(), **vars(origin), "version": code_version(), "measured_at": _now()}
         row |= {"low": low, "high": high, **{name: getattr(result, name) for name in _MEASURED}}
         with self._write() as db:
             db.execute(
@@ -288,9 +289,3 @@ def _is_held(claim: sqlite3.Row, now: float) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _code_version() -> str:
-    from intrafusion import __version__  # when called: the package imports this module
-
-    return __version__

@@ -130,6 +130,90 @@ class TestTrain:
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
         assert trained(few, replace(recipe, seed=1))[1] != one
 
+    def test_dropout_is_drawn_by_the_seed_and_disturbs_nobody(self, few):
+        recipe, states = Recipe(epochs=2, augment=untouched, lr=0.05, batch=16), []
+        for _ in range(2):
+            torch.manual_seed(1)
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 10))
+            torch.rand(len(states))  # somebody else draws, too
+            before = torch.get_rng_state()
+            list(train(model, few, recipe, CARD.mean, CARD.std))
+            assert torch.equal(torch.get_rng_state(), before)
+            states.append(model[1].weight)
+        assert torch.equal(*states)
+
+    def test_held_out_images_choose_the_moment_that_is_kept(self, few):
+        held = itf.load_data("digits", "train").subset(64, seed=1)
+        torch.manual_seed(1)
+        model = mlp((64, 16, 10))
+        moments = list(
+            train(
+                model,
+                few,
+                Recipe(epochs=60, augment=untouched, lr=2.0, batch=16),
+                CARD.mean,
+                CARD.std,
+                held=held,
+                looks=30,
+            )
+        )
+        assert len(moments) == 30
+        best = min(moments, key=lambda moment: moment.held_loss)
+        assert loop.judged(model, held, CARD.mean, CARD.std) == pytest.approx((best.held_loss, best.held))
+
+    def test_stopped_at_any_moment_it_goes_on_as_if_it_had_not_been(self, few, tmp_path):
+        recipe = Recipe(epochs=3, augment=wobble, lr=0.05, batch=20)
+        whole, _ = trained(few, recipe)
+        for stop in (1, 2, 5):
+            torch.manual_seed(1)
+            options = {"looks": 12, "keep": tmp_path / f"{stop}.run"}
+            torch.manual_seed(1)
+            first = train(mlp((64, 16, 10)), few, recipe, CARD.mean, CARD.std, **options)
+            begun = [next(first) for _ in range(stop)]
+            first.close()
+            assert options["keep"].exists()
+            model = mlp((64, 16, 10))  # other weights: the file has the right ones
+            moments = list(train(model, few, recipe, CARD.mean, CARD.std, **options))
+            assert moments[:stop] == begun
+            assert len(moments) == 12
+            assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+            assert not options["keep"].exists()
+
+    def test_the_state_of_another_run_is_refused(self, few, tmp_path):
+        keep = tmp_path / "state.run"
+        recipe = Recipe(epochs=3, augment=untouched, batch=16)
+        first = train(mlp((64, 16, 10)), few, recipe, CARD.mean, CARD.std, keep=keep)
+        next(first)
+        first.close()
+        other = train(mlp((64, 16, 10)), few, replace(recipe, lr=0.01), CARD.mean, CARD.std, keep=keep)
+        with pytest.raises(itf.IntrafusionError, match="is the state of another run: remove it"):
+            next(other)
+        keep.write_bytes(b"nothing")
+        with pytest.raises(itf.IntrafusionError, match=r"could not read .*state.run"):
+            next(train(mlp((64, 16, 10)), few, recipe, CARD.mean, CARD.std, keep=keep))
+
+    def test_a_loss_that_is_no_number_is_one_line(self, few):
+        with pytest.raises(itf.IntrafusionError, match=r"no longer a number after .* choose a learning rate below 1e"):
+            trained(few, Recipe(epochs=9, augment=untouched, lr=1e9, batch=16))
+
+    def test_a_full_disk_does_not_hide_that_somebody_stopped(self, few, tmp_path, caplog):
+        (tmp_path / "file").write_text("")
+        keep = tmp_path / "file" / "below.run"
+        first = train(mlp((64, 16, 10)), few, Recipe(epochs=3, augment=untouched), CARD.mean, CARD.std, keep=keep)
+        next(first)
+        first.close()
+        assert "could not write" in caplog.text
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_on_a_gpu_in_bf16(self, few):
+        torch.manual_seed(1)
+        model = mlp((64, 16, 10)).cuda()
+        *_, last = train(
+            model, few.to("cuda"), Recipe(epochs=30, augment=untouched, lr=0.05, batch=16), CARD.mean, CARD.std
+        )
+        assert last.accuracy > 0.8
+
     def test_loss_falls_and_epochs_report_what_happened(self, few):
         model, epochs = trained(few, Recipe(epochs=30, augment=untouched, lr=0.05, batch=16, weight_decay=0))
         assert [epoch.epoch for epoch in epochs] == list(range(1, 31))

@@ -1,5 +1,6 @@
 """Recoveries that trained, kept in files: what was trained once is not trained again, and what was stopped goes on."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import NamedTuple
 import torch
 
 from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
 from intrafusion.prune import Pruned
 from intrafusion.recover.case import Case, Facts, How
 from intrafusion.recover.methods import RECOVERIES
 from intrafusion.train.loop import Moment, load, save
 
 _DEFAULT = How()
+_log = logging.getLogger(__name__)
 
 
 class Kept(NamedTuple):
@@ -64,7 +67,10 @@ def recovering(
         yield told
     if keep is not None and facts is not None:
         state = {"facts": asdict(facts), "moments": [asdict(m) for m in moments], "state": pruned.small.state_dict()}
-        save(state, keep)
+        try:
+            save(state, keep)
+        except IntrafusionError as error:  # the network is here; it will have to be trained again elsewhere
+            _log.warning("%s", error)
 
 
 def read(path: Path) -> Kept | None:

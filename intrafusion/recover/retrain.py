@@ -69,9 +69,8 @@ def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
     network, learning = lesson.pupil()
     began = time.perf_counter()
     rate = case.how.rate or stopped_rate(case.keep) or lesson.rate()
-    yield Facts(
-        sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, time.perf_counter() - began
-    )
+    tuning = time.perf_counter() - began
+    yield Facts(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)
     yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
     compact = method.narrow(network)
     absorb_norms(compact)

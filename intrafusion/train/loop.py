@@ -1,6 +1,7 @@
 """One training loop: SGD with Nesterov momentum, a one-cycle learning rate, and augmentation on the device."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.pace import checkpoint
 
+_log = logging.getLogger(__name__)
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, labels, inputs) -> scalar
 
@@ -124,6 +127,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds, self.waited = 0, 0.0, 0
+        self.drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
         self.sums = torch.zeros(3, device=data.labels.device)  # loss, right answers, images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.past: list[Moment] = []
@@ -160,7 +164,10 @@ class _Run:
         inputs = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.lr * _one_cycle(self.step / self.steps, self.recipe.warmup)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with (
+            _own_chance(self.recipe.seed + self.step, device, self.drops),
+            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+        ):
             logits = self.model(inputs)
             loss = self.loss(logits, labels, inputs)
         self.optimiser.zero_grad(set_to_none=True)
@@ -195,7 +202,10 @@ class _Run:
                 with suppress(OSError):
                     self.keep.unlink(missing_ok=True)
             elif self.step > 0:
-                self._save(self.keep)
+                try:
+                    self._save(self.keep)
+                except IntrafusionError as error:  # whoever stopped the run shall hear of that, not of this
+                    _log.warning("%s", error)
         if self.is_complete and self.best is not None:
             self.model.load_state_dict(self.best[1])
         self.model.requires_grad_(False)
@@ -283,6 +293,15 @@ def _training(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.eval()
+
+
+@contextmanager
+def _own_chance(seed: int, device: torch.device, needed: bool) -> Iterator[None]:
+    """The process's random numbers, of which dropout takes some, begin at this seed, and are as before afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=needed):
+        if needed:
+            torch.manual_seed(seed)
+        yield
 
 
 def _one_cycle(position: float, warmup: float) -> float:

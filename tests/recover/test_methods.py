@@ -57,7 +57,7 @@ def test_recovers_a_network_with_norms(name, bench):
 
 @pytest.mark.parametrize("name", [n for n in RECOVERIES if n not in ("none", "bn-reset", "perp-norm", "repair")])
 def test_recovers_a_network_without_norms(name, mlp):
-    spec = SPEC.but(model="digits-mlp", sparsity=0.8, recovery=name, rate=0.1)
+    spec = SPEC.but(model="digits-mlp", sparsity=0.8, recovery=name, rate=0.03)
     made = merged(spec, mlp)
     before = accuracy(made.small, mlp)
     list(recovery(spec, mlp, made))

@@ -1,0 +1,68 @@
+"""What each step beyond `refit` brings and costs: the inner groups of a CIFAR ResNet, pruned together.
+
+python tests/benchmarks/bench_refit.py NAME WEIGHTS DATA [SPARSITY], as cifar10-resnet20 resnet20.th cifar10_test.npz 0.5
+"""
+
+import sys
+import time
+
+import intrafusion as itf
+from intrafusion.bench import Bench, merged, open_bench
+from intrafusion.budget import shapes, suggest
+from intrafusion.merge import calibrate
+from intrafusion.merge.calibrated import refit, refit_all
+from intrafusion.sensitivity import matrix
+from intrafusion.spec import PruneSpec
+from intrafusion.sweep import grid, sweep
+
+
+def widths(bench: Bench, spec: PruneSpec, data: itf.ImageData) -> dict[str, float]:
+    """Sparsities of the spec's groups for as many parameters as it leaves, from each group alone, on training images."""
+    alone = [spec.but(groups=(group,), merge="calibrated", recovery="none", limit=None) for group in spec.groups]
+    points = [point for one in alone for point in grid(one, sparsity=(0.3, 0.5, 0.7, 0.85))]
+    table = matrix(sweep(points, bench.on(data)), "calibrated")
+    known = shapes(bench.model, bench.groups, bench.example)
+    share = known.size(dict.fromkeys(spec.groups, spec.sparsity)).params / known.dense.params
+    found = suggest(table, known, "params", share)
+    return {group: found.sparsities[group] for group in spec.groups}
+
+
+def main(name: str, weights: str, path: str, sparsity: str = "0.5") -> None:
+    spec = PruneSpec(
+        model=name, dataset="cifar10", weights=weights, data_path=path, sparsity=float(sparsity), merge="drop",
+        recovery="repair",  # so that no layer is shared with the bench's network
+    )  # fmt: skip
+    bench = open_bench(spec)
+    inner = [group.name for group in bench.groups if group.name.endswith("conv1") and group.name != "conv1"]
+    spec = spec.but(groups=tuple(inner))
+    print(f"{name}, {len(inner)} groups, {sparsity}, dense {bench.dense(None).accuracy:.1%}", flush=True)
+
+    def show(title: str, spec: PruneSpec, *steps, images: int = 512) -> None:
+        start = time.perf_counter()
+        made = merged(spec, bench)
+        for step in steps:
+            step(made.fit(bench.calibration(spec.but(calibration=images))))
+        seconds = time.perf_counter() - start
+        made.small.card = bench.card  # type: ignore[assignment]
+        result = itf.evaluate(made.small, bench.images(), None)
+        params = sum(p.numel() for p in made.small.parameters())
+        print(f"| {title} | {100 * result.accuracy:.1f} | {seconds:.0f} s | {params:,} |", flush=True)
+
+    for criterion in ("l1", "greedy"):
+        one = spec.but(criterion=criterion)
+        show(f"calibrated, {criterion}", one, calibrate)
+        show(f"refit, {criterion}", one, refit)
+        show(f"refit, {criterion}, a second sweep", one, refit, refit)
+        show(f"refit-all, {criterion}", one, refit_all)
+        show(f"refit-all, {criterion}, 2,048 images", one, refit_all, images=2048)
+    start = time.perf_counter()
+    seen = bench.calibration(spec.but(calibration=1000, seed=1))
+    found = widths(bench, spec, seen)
+    print(f"widths by sensitivity, found in {time.perf_counter() - start:.0f} s: {found}", flush=True)
+    one = spec.but(sparsities=tuple(found.values()))
+    show("refit-all, l1, widths by sensitivity", one, refit_all)
+    show("refit-all, l1, widths by sensitivity, 2,048 images", one, refit_all, images=2048)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
