@@ -61,7 +61,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
         help="Test images that the answer is measured on. Nothing is chosen by them.",
     )  # fmt: skip
     equal = st.toggle(
-        "At equal compute, too", key="equal", bind=BIND,
+        "At equal compute, too", value=True, key="equal", bind=BIND,
         help="Over-parameterized networks and teachers cost more a step. This runs them again with as many "
         "multiply-accumulates as plain fine-tuning takes.",
     )  # fmt: skip

@@ -4,7 +4,7 @@ from dashboard import no_exception, shows, wait_for
 
 from intrafusion.registry import RECOVERIES
 
-QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500"}
+QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
 
 
 def link(address: str, **query) -> str:

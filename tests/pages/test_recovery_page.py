@@ -15,7 +15,7 @@ from intrafusion.jobs import Jobs
 from intrafusion.registry import RECOVERIES
 from pages.common import recovery_parts, shell
 
-QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500"}
+QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
 PATIENCE = 90
 
 
