@@ -15,7 +15,6 @@ from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Size
-from intrafusion.importance import needs_images
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
@@ -71,7 +70,8 @@ class Parts:
     def of(cls, bench: Bench, specs: Iterable[PruneSpec]) -> "Parts":
         """The parts that these specs need."""
         model = bench.model if bench.device.type == "cpu" else copy.deepcopy(bench.model).cpu()
-        calibrations = {sight(spec): _packed(bench.calibration(spec)) for spec in specs if needs_images(spec)}
+        seen = {sight(one): one for spec in specs for one in bench.learned_from(spec)}
+        calibrations = {key: _packed(bench.calibration(one)) for key, one in seen.items()}
         return cls(model, bench.groups, bench.size, _packed(bench.images()), calibrations)
 
     def bench(self, device: str) -> Bench:

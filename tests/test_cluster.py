@@ -420,3 +420,16 @@ class TestConnecting:
         assert ray.is_initialized()
         assert set(last(looks)) == {*SPECS[:2]}
         assert not ray.is_initialized()
+
+
+def test_a_worker_has_the_images_that_recoveries_learn_from(bench):
+    from intrafusion.ray_worker import Parts
+
+    spec = BASE.but(recovery="perp-head", merge="drop", training=100)
+    sent = Parts.of(bench, [spec]).bench("cpu")
+    for ours, theirs in (
+        (sent.training(spec), bench.training(spec)),
+        (sent.calibration(spec), bench.calibration(spec)),
+    ):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)

@@ -2,7 +2,7 @@ from urllib.parse import urlencode
 
 from dashboard import no_exception, shows, wait_for
 
-from intrafusion.registry import RECOVERIES
+from intrafusion.registry import MERGES, RECOVERIES
 
 QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
 
@@ -21,7 +21,7 @@ def test_every_method_runs_end_to_end(page, address):
     shows(page, f"0 of {len(RECOVERIES)} points on 500 images: not computed yet")
     page.wait_for_timeout(1000)
     recover(page)
-    shows(page, f"{len(RECOVERIES)} of {len(RECOVERIES)} points on 500 images: done")
+    page.get_by_text(f"{len(RECOVERIES)} of {len(RECOVERIES)} points on 500 images: done").wait_for(timeout=240_000)
     wait_for(page, '[data-testid="stPlotlyChart"]', r"best of \d+")
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == 2")
     lines = page.evaluate("document.querySelector('.js-plotly-plot').data.length")
@@ -41,4 +41,24 @@ def test_curves_grow_while_it_trains_a_reload_finds_them_and_it_stops(page, addr
     page.wait_for_timeout(1000)
     page.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
     shows(page, "cancelled; the points so far stay")
+    no_exception(page)
+
+
+def test_every_merge_runs_end_to_end(page, address):
+    query = {"merges": list(MERGES), "sparsities": [30, 60], "limit": "500", "model": "digits-vgg"}
+    page.goto(f"{address}/curves?{urlencode(query, doseq=True)}")
+    points = 2 * len(MERGES)
+    shows(page, f"0 of {points} points on 500 images: not computed yet")
+    page.wait_for_timeout(1000)
+    page.get_by_role("button", name="Draw the curves").click()
+    page.get_by_text(f"{points} of {points} points on 500 images: done").wait_for(timeout=240_000)
+    names = page.evaluate("document.querySelector('.js-plotly-plot').data.map(line => line.name).filter(Boolean)")
+    assert {name.partition(",")[0] for name in names} == set(MERGES)
+    no_exception(page)
+
+
+def test_the_learned_map_lies_beside_the_plan(page, address):
+    page.goto(f"{address}/transport?sparsity=50&look=learned+map")
+    shows(page, "Both have the same rows and columns")
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"M predicts \d+% of what the 16 channels that go carried")
     no_exception(page)
