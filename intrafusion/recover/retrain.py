@@ -91,7 +91,11 @@ class _Lesson:
         plain, ours = self.macs(self.start, False), self.macs(self.pupil()[0])
         epochs = how.epochs * plain / ours if how.budget == "compute" else how.epochs
         self.recipe = Recipe(
-            epochs, augment_for(case.images().name), weight_decay=1e-4, seed=how.seed, patience=how.patience
+            epochs,
+            augment_for(case.images().name),
+            weight_decay=1e-4,
+            seed=how.seed,
+            patience=how.patience,
         )
 
     def pupil(self) -> tuple[nn.Module, list[nn.Parameter]]:

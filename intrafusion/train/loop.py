@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.pace import checkpoint
+from intrafusion.precision import has_bf16
 
 _log = logging.getLogger(__name__)
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -127,6 +128,8 @@ class _Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds, self.waited = 0, 0.0, 0
+        device = data.labels.device
+        self.low = device.type == "cuda" and has_bf16(device)
         self.drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
         self.sums = torch.zeros(3, device=data.labels.device)  # loss, right answers, images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None
@@ -166,9 +169,9 @@ class _Run:
             group["lr"] = self.recipe.lr * _one_cycle(self.step / self.steps, self.recipe.warmup)
         with (
             _own_chance(self.recipe.seed + self.step, device, self.drops),
-            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+            torch.autocast(device.type, torch.bfloat16, enabled=self.low),
         ):
-            logits = self.model(inputs)
+            logits = self.model(inputs).float()
             loss = self.loss(logits, labels, inputs)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
