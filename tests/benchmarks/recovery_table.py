@@ -14,15 +14,15 @@ def main(*files: str) -> None:
     table = pd.concat([pd.read_csv(file) for file in files])
     table = table[table["count"] == table["total"]]
     table["accuracy"] *= 100
-    names = [name for name in ORDER if name in set(table.recovery)]
+    names = [name for name in ORDER if name in set(table["recovery"])]
     print("| model | channels gone | merge |", " | ".join(f"`{name}`" for name in names), "|")
     print("|---|---|---|" + "---|" * len(names))
-    merges = list(dict.fromkeys(table.merge))
+    merges = list(dict.fromkeys(table["merge"]))
     for (model, sparsity), part in table.groupby(["model", "sparsity"], sort=False):
         for merge in merges:
             cells = []
             for name in names:
-                values = part[(part.merge == merge) & (part.recovery == name)].accuracy
+                values = part[(part["merge"] == merge) & (part["recovery"] == name)]["accuracy"]
                 spread = (
                     f" ± {values.std():.1f}" if len(values) > 1 and name not in ("none", "bn-reset", "repair") else ""
                 )
