@@ -175,10 +175,9 @@ class _Lesson:
         network, learning = self.pupil()
         held: dict[int, int] = {}
 
-        def pack(tensor: Tensor) -> Tensor:
+        def pack(tensor: Tensor) -> None:  # to give the tensor back would tie it to its own graph for ever
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
-            return tensor
 
         rows = slice(0, self.recipe.batch)
         inputs = normalise(self.learned.images[rows], self.card.mean, self.card.std)
@@ -186,7 +185,7 @@ class _Lesson:
         for parameter in learning:
             parameter.requires_grad_(True)
         with self._loss(network) as loss, torch.enable_grad():
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
                 total = loss(network(inputs), self.learned.labels[rows], inputs)
             del total
         weights = {p.untyped_storage().data_ptr(): p.nbytes for p in network.parameters()}

@@ -1,5 +1,6 @@
 """Every recovery, on real pruned networks in seconds: it ends compact and better, and tells how it went."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,17 @@ class TestTraining:
         heard: list = []
         recover(merged(SPEC, bench), "perp", bench.training(SPEC), How(epochs=1, rate=0.1), report=heard.append)
         assert [type(one) for one in heard] == [Facts] + [Moment] * (len(heard) - 1)
+
+    def test_nothing_of_a_run_stays_in_memory(self, bench):
+        def tensors() -> int:
+            gc.collect()
+            return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+        counts = []
+        for _ in range(3):
+            recover(merged(SPEC, bench), "overparam-sp", bench.training(SPEC), How(epochs=0.5, rate=0.03))
+            counts.append(tensors())
+        assert counts[2] <= counts[1]
 
     def test_held_out_images_are_a_tenth_and_no_others(self, bench):
         learned, held = split(bench.training(SPEC))
