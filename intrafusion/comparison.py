@@ -15,6 +15,7 @@ from intrafusion.activations import normalised, private
 from intrafusion.bench import Bench, merged, pruned, recovery
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.evaluate import stratified
+from intrafusion.meter import Meter
 from intrafusion.recover import Facts, similarity
 from intrafusion.recover.kept import read
 from intrafusion.recover.teach import stages, watching
@@ -48,6 +49,7 @@ def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None
     What was trained once is not trained again, and what the store has is not measured again. A spec that fails is yielded
     as a Failure, and the others go on. Raises IntrafusionError when any spec cannot run.
     """
+    meters: dict[tuple, Meter] = {}
     for spec in checked(specs, bench):
         if RECOVERIES[spec.recovery].needs == "labels":
             try:
@@ -59,7 +61,7 @@ def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None
                 _log.exception("a recovery failed: %s", spec.key())
                 yield Failure(spec, f"{type(error).__name__}: {one_line(error)}")
                 continue
-        yield from sweep([spec], bench, store)
+        yield from sweep([spec], bench, store, meters=meters)
 
 
 def _watched(spec: PruneSpec, bench: Bench) -> Iterator[Run]:

@@ -54,6 +54,7 @@ def sweep(
     decide: bool = False,
     memory: int = MEMORY,
     known: Mapping[PruneSpec, Result] | None = None,
+    meters: dict[tuple, Meter] | None = None,
 ) -> Iterator[Result | Failure]:
     """Measure all specs on one bench, yielding each result as soon as it is there, and again on more images.
 
@@ -61,10 +62,10 @@ def sweep(
     what is new goes there, and points that another process is at are left to it. decide: stop at a point once the
     difference between its merge and dropping, on the same images, is decided (McNemar's 95 % interval, corrected for the
     number of looks, excludes zero). memory: bytes of activations kept. known: results to go on from; they are not yielded
-    again. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when any spec cannot
-    run, or the store cannot be written.
+    again. meters: those of an earlier sweep on this bench, which this one uses and adds to. A point that fails is yielded as
+    a Failure, and the others go on. Raises IntrafusionError when any spec cannot run, or the store cannot be written.
     """
-    yield from _Sweep(checked(specs, bench), bench, store, decide, memory, known or {}).steps()
+    yield from _Sweep(checked(specs, bench), bench, store, decide, memory, known or {}, meters).steps()
 
 
 def checked(specs: Iterable[PruneSpec], bench: Bench) -> list[PruneSpec]:
@@ -99,7 +100,7 @@ def device_name(device: torch.device) -> str:
 class _Sweep:
     def __init__(
         self, specs: list[PruneSpec], bench: Bench, store: Store | None, decide: bool, memory: int,
-        known: Mapping[PruneSpec, Result],
+        known: Mapping[PruneSpec, Result], meters: dict[tuple, Meter] | None,
     ):  # fmt: skip
         self.bench, self.store, self.decide, self.memory, self.specs = bench, store, decide, memory, specs
         self.families: dict[PruneSpec, list[PruneSpec]] = {}
@@ -107,7 +108,7 @@ class _Sweep:
             self.families.setdefault(spec.but(merge=""), []).append(spec)
         self.reached = dict(known)
         self.failed: set[PruneSpec] = set()
-        self.meters: dict[tuple, Meter] = {}
+        self.meters: dict[tuple, Meter] = {} if meters is None else meters
         self.networks: dict[PruneSpec, nn.Module] = {}  # oldest first
         self.held = 0  # their bytes
         self.last: Meter | None = None
