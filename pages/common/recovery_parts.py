@@ -110,7 +110,7 @@ def training_controls() -> dict[str, Any]:
 
 
 def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> list[PruneSpec]:
-    """A spec for each method and seed, those that do not train with one seed; at equal compute where that differs."""
+    """A spec for each method and seed, and where it would differ another at equal compute."""
     found = []
     for name in methods:
         spec = base.but(recovery=name)
