@@ -71,7 +71,7 @@ def _watched(spec: PruneSpec, bench: Bench) -> Iterator[Run]:
     facts, moments = None, ()  # type: Facts | None, tuple[Moment, ...]
     for told in recovery(spec, bench, merged(spec, bench)):
         if isinstance(told, Facts):
-            facts = told
+            facts, moments = told, ()
         else:
             moments = *moments, told
         assert facts is not None

@@ -58,10 +58,10 @@ def recovering(
         pruned.small.load_state_dict(found.state)
         return
     beside = None if keep is None else keep.with_suffix(".run")
-    facts, moments = None, []
+    facts, moments = None, []  # type: Facts | None, list[Moment]
     for told in RECOVERIES[name](Case(pruned, data, how, beside)) or ():
         if isinstance(told, Facts):
-            facts = told
+            facts, moments = told, []
         else:
             moments.append(told)
         yield told

@@ -26,7 +26,7 @@ from intrafusion.recover.case import Case, Facts
 from intrafusion.recover.norms import absorb_norms, insert_norms
 from intrafusion.recover.teach import distillation_loss, similarity_loss, stages, watching
 from intrafusion.train.augment import augment_for
-from intrafusion.train.loop import Loss, Moment, Recipe, judged, stopped_rate, train
+from intrafusion.train.loop import Diverged, Loss, Moment, Recipe, judged, stopped_rate, train
 
 _RATES = tuple(10 ** (-k / 2) for k in range(9, -1, -1))  # from 3e-5 to 1
 _FIRST = 6  # the place among these where the test begins
@@ -62,16 +62,25 @@ _PLAIN = Method()
 def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
     """Train the case's small network, in place: what it costs, then how it goes.
 
+    A run that diverges at the rate that the test found begins again at a smaller one: with its new costs, then how it goes.
+
     Raises IntrafusionError where images have no labels or are too few, and where no learning rate gives a loss that is a
     number.
     """
     lesson = _Lesson(case, method)
-    network, learning = lesson.pupil()
     began = time.perf_counter()
     rate = case.how.rate or stopped_rate(case.keep) or lesson.rate()
     tuning = time.perf_counter() - began
-    yield Facts(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)
-    yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
+    while True:
+        network, learning = lesson.pupil()
+        yield Facts(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)
+        try:
+            yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
+            break
+        except Diverged:  # what a short test bears, a long run may not: once more, a rung lower
+            if case.how.rate is not None or rate <= _RATES[0]:
+                raise
+            rate /= 10**0.5
     compact = method.narrow(network)
     absorb_norms(compact)
     case.pruned.small.load_state_dict(compact.state_dict())

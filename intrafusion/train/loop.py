@@ -26,6 +26,10 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, labels, inputs) -> scalar
 
 
+class Diverged(IntrafusionError):
+    """The loss is no longer a number."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings of a training run. lr: the one-cycle peak, reached after `warmup` of the steps.
@@ -94,7 +98,7 @@ def train(
     epoch. keep: a file in which a run that is stopped, in whatever way, leaves its state, and from which the same run
     goes on as if it had not been; it is gone when the run is complete.
     Deterministic for a seed, thread count and machine. bf16 autocast on CUDA. The model is left in eval mode.
-    Raises IntrafusionError when the loss is no longer a number, or `keep` cannot be written or is another run's.
+    Raises Diverged when the loss is no longer a number, IntrafusionError when `keep` cannot be written or is another run's.
     """
     run = _Run(model, data, recipe, mean, std, parameters, loss, held, looks, keep)
     try:
@@ -134,7 +138,7 @@ class _Run:
         self.sums = torch.zeros(3, device=data.labels.device)  # loss, right answers, images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.past: list[Moment] = []
-        self.is_complete = False
+        self.is_complete = self.has_diverged = False
         if keep is not None and keep.exists():
             self._resume(keep)
 
@@ -186,7 +190,8 @@ class _Run:
         loss, right, count = self.sums.tolist()
         self.sums.zero_()
         if not math.isfinite(loss):
-            raise IntrafusionError(
+            self.has_diverged = True
+            raise Diverged(
                 f"the loss is no longer a number after {self.step} steps: choose a learning rate below {self.recipe.lr:g}"
             )
         held_loss, held = (None, None) if self.held is None else judged(self.model, self.held, self.mean, self.std)
@@ -201,7 +206,7 @@ class _Run:
         """Leave the model ready for use; of a run that was stopped, keep what it needs to go on."""
         self.model.eval()
         if self.keep is not None:
-            if self.is_complete:
+            if self.is_complete or self.has_diverged:
                 with suppress(OSError):
                     self.keep.unlink(missing_ok=True)
             elif self.step > 0:

@@ -170,6 +170,24 @@ class TestTraining:
         told = recovery(SPEC.but(recovery="finetune", rate=None), bench, merged(SPEC, bench))
         assert 1e-3 < next(told).rate < 1
 
+    def test_a_rate_that_the_long_run_does_not_bear_is_lowered(self, bench, monkeypatch, tmp_path):
+        monkeypatch.setattr("intrafusion.recover.retrain._Lesson.rate", lambda self: 1e6)
+        file = tmp_path / "kept.pt"
+        made = merged(SPEC, bench)
+        told = list(recovering(made, "finetune", bench.training(SPEC), How(epochs=3), file))
+        rates = [one.rate for one in told if isinstance(one, Facts)]
+        assert rates == pytest.approx([1e6 / 10 ** (n / 2) for n in range(len(rates))])
+        assert len(rates) > 1
+        kept = read(file)
+        assert kept.facts.rate == rates[-1]
+        assert [moment.step for moment in kept.moments] == list(range(1, 10))
+        assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]  # no state of a run that diverged
+
+    def test_a_rate_that_somebody_chose_is_not_lowered(self, bench, tmp_path):
+        with pytest.raises(itf.IntrafusionError, match="choose a learning rate below 1"):
+            list(recovering(merged(SPEC, bench), "finetune", bench.training(SPEC), How(rate=1e5), tmp_path / "kept.pt"))
+        assert list(tmp_path.iterdir()) == []
+
     def test_ends_early_where_nothing_gets_better(self, bench):
         spec = SPEC.but(recovery="finetune", epochs=40, patience=2, rate=1e-6)
         *_, last = recovery(spec.but(rate=0.5, epochs=60), bench, merged(spec, bench))
