@@ -139,9 +139,7 @@ def _measured(
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(
-                    f"failed: {' '.join(result.spec.groups)} {result.spec.sparsity:.0%} {result.spec.merge}: {result.reason}"
-                )
+                bar.console.print(_failed(result.spec, result.reason))
                 continue
             last[result.spec] = result
             if args.json and result.complete:
