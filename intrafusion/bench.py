@@ -1,5 +1,6 @@
 """What all points of a study share: the dense network, its groups, the images, and what is known of them."""
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ from intrafusion.train.loop import Moment
 from intrafusion.transport import TransportPlan, solve
 from intrafusion.zoo import load_model
 
+_DEFAULT = PruneSpec()
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -55,6 +58,7 @@ class Bench:
     _known: Memo = field(default_factory=Memo)
     _geometries: Memo = field(default_factory=lambda: Memo(8))  # tens of megabytes each in wide layers, as plans
     _plans: Memo = field(default_factory=lambda: Memo(32))
+    _merged: Memo = field(default_factory=lambda: Memo(4))  # whole networks
     _data_known: Memo = field(default_factory=Memo)
 
     @property
@@ -225,7 +229,15 @@ def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
 
 
 def merged(spec: PruneSpec, bench: Bench) -> Pruned:
-    """The network of `spec` before its recovery."""
+    """The network of `spec` before its recovery. All recoveries of a network start from copies of one."""
+    if spec.recovery == "none":
+        return _cut(spec, bench, share=True)
+    plain = _DEFAULT.only((*RECOVERY_KNOBS, "recovery", "training", "limit", "precision")) | {"seed": spec.seed}
+    made: Pruned = bench._merged.get(spec.but(**plain), lambda: _cut(spec, bench, share=False))
+    return replace(made, small=copy.deepcopy(made.small))
+
+
+def _cut(spec: PruneSpec, bench: Bench, share: bool) -> Pruned:
     return cut(
         bench.folded,
         bench.groups,
@@ -235,7 +247,7 @@ def merged(spec: PruneSpec, bench: Bench) -> Pruned:
         spec.groups,
         bench.calibration(spec) if needs_images(spec) else None,
         first=lambda group: bench.plan(spec, group),
-        share=spec.recovery == "none",
+        share=share,
         **spec.only(PLAN_KNOBS),
     )
 

@@ -151,7 +151,7 @@ class Alike:
 
 def layers_to_compare(bench: Bench) -> list[str]:
     """The layers whose similarities the losses compare: the last at each size of the images."""
-    return stages(bench.folded, bench.example)
+    return stages(private(bench.folded), bench.example)
 
 
 def alike(spec: PruneSpec, bench: Bench, layer: str, images: int = 48) -> Alike:

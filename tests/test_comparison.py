@@ -11,6 +11,7 @@ import intrafusion as itf
 from intrafusion.bench import Bench, open_bench
 from intrafusion.comparison import Alike, Run, alike, compare, known_run, layers_to_compare, rows
 from intrafusion.figures.recovery import headline, similarity_panels, training_curves
+from intrafusion.prune import cut
 from intrafusion.recover import Facts, similarity, similarity_loss
 from intrafusion.recover.methods import COSTLIER
 from intrafusion.registry import RECOVERIES
@@ -54,6 +55,17 @@ class TestCompare:
         assert [type(one) for one in again] == [Result, Result, Run, Result, Run, Result]
         assert again[2] == last["perp"] == known_run(specs[2], bench)
         assert known_run(specs[0], bench) is None
+
+    def test_merges_a_network_once_for_all_its_recoveries(self, monkeypatch):
+        cuts = []
+        monkeypatch.setattr("intrafusion.bench.cut", lambda *a, **k: cuts.append(1) or cut(*a, **k))
+        specs = [SPEC.but(recovery=name, merge="calibrated", epochs=1) for name in ("bn-reset", "repair", "perp-head")]
+        found = {one.spec: one for one in compare(specs, open_bench(SPEC)) if isinstance(one, Result)}
+        assert len(cuts) == 1
+        alone = {
+            one.spec: one for spec in specs for one in compare([spec], open_bench(SPEC)) if isinstance(one, Result)
+        }
+        assert {spec: one.accuracy for spec, one in found.items()} == {s: one.accuracy for s, one in alone.items()}
 
     def test_what_fails_is_said_and_the_others_go_on(self, monkeypatch):
         mlp = open_bench(SPEC.but(model="digits-mlp"))

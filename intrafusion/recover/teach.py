@@ -42,20 +42,10 @@ def stages(model: nn.Module, example: Tensor) -> list[str]:
 
     example: one input, float (1, C, H, W). The layer that gives the logits is none of them.
     """
-    sizes: dict[str, tuple[int, ...]] = {}
-    hooks = [
-        layer.register_forward_hook(
-            lambda module, inputs, output, name=name: sizes.__setitem__(name, tuple(output.shape[2:]))
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, _ConvNd | nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]
+    with torch.no_grad(), watching(model, layers) as seen:
+        model(example)
+    sizes = {name: tuple(output.shape[2:]) for name, output in seen.items()}
     names = list(sizes)[:-1] or list(sizes)
     if all(size == () for size in sizes.values()):  # no pictures: each layer is a stage
         return names
