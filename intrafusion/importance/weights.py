@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intrafusion.channels import CONSUMER, Group
+from intrafusion.channels import CONSUMER, PRODUCER, Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
+from intrafusion.fold import folded_tensors
 from intrafusion.importance.averages import mean_over_layers, spread
 from intrafusion.registry import CRITERIA
 from intrafusion.vectors import channel_vectors
@@ -27,6 +28,17 @@ def l1(model: nn.Module, group: Group, data: ImageData | None, generator: torch.
 @CRITERIA.register("l2", "sum of squared weights that write and read the channel", "Li et al., ICLR 2017")
 def l2(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     return _magnitude(model, group, 2)
+
+
+@CRITERIA.register("filter", "norm of the weights and biases that write the channel", "Li et al., ICLR 2017")
+def filter_norm(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
+    rows = []
+    for layer in group.role(PRODUCER):
+        weight, bias = folded_tensors(model, layer.name, layer.norm)
+        values = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
+        at = layer.positions.clamp(min=0).to(values.device)
+        rows.append(spread(values[at].flatten(1).norm(dim=1), layer.present()))
+    return mean_over_layers(rows)
 
 
 @CRITERIA.register("lamp", "share of squared weights among the channels at least as large", "Lee et al., ICLR 2021")
