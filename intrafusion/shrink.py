@@ -1,18 +1,53 @@
 """Making a network physically smaller: the last step of pruning, after a merge has zeroed what goes."""
 
+import copy
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.channels import CONSUMER, PAD, Group
+from intrafusion.channels import CONSUMER, Group
 from intrafusion.networks import PadShortcut
 
 
-def shrink(model: nn.Module, kept: dict[Group, Tensor]) -> None:
+def shrink(model: nn.Module, kept: Mapping[Group, Tensor]) -> None:
     """Physically remove, in place, every channel of these groups that is not in `kept` (int64 (k,), sorted)."""
+    for (name, side), positions in _gone(kept).items():
+        module = model.get_submodule(name)
+        if isinstance(module, PadShortcut):
+            _shrink_pad(module, positions)
+        else:
+            _shrink_axis(module, side, positions)
+
+
+def pad(small: nn.Module, like: nn.Module, kept: Mapping[Group, Tensor]) -> nn.Module:
+    """A copy of `like` with the numbers of `small`, which lost the channels that are not `kept`, and zeros in their places.
+
+    like: a network of the shape before. It computes what `small` does, as long as every norm is folded.
+    """
+    padded, gone = copy.deepcopy(like), _gone(kept)
+    theirs = dict(small.named_modules())
+    for name, module in padded.named_modules():
+        for part, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            values = getattr(theirs[name], part, tensor).data
+            if values.ndim == 0 or part.startswith("folded"):
+                continue
+            at = [
+                _complement(size, gone.get((name, side), torch.empty(0, dtype=torch.int64)))
+                for side, size in zip(("out", "in"), tensor.shape, strict=False)
+            ]
+            if getattr(module, "groups", 1) > 1:  # its inputs shrink with its outputs
+                at = at[:1]
+            tensor.data.zero_()
+            tensor.data[tuple(torch.meshgrid(*at, indexing="ij"))] = values
+    return padded
+
+
+def _gone(kept: Mapping[Group, Tensor]) -> dict[tuple[str, str], Tensor]:
+    """What goes, by layer and side: positions on that axis."""
     gone: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for group, stays in kept.items():
         away = torch.ones(group.size, dtype=torch.bool)
@@ -20,10 +55,7 @@ def shrink(model: nn.Module, kept: dict[Group, Tensor]) -> None:
         for layer in group.layers:
             side = "in" if layer.role == CONSUMER else "out"
             gone[layer.name, side].append(layer.positions[away & layer.present()].flatten())
-            if layer.role == PAD:
-                _shrink_pad(model.get_submodule(layer.name), gone.pop((layer.name, side))[-1])
-    for (name, side), positions in gone.items():
-        _shrink_axis(model.get_submodule(name), side, torch.cat(positions))
+    return {place: torch.cat(positions) for place, positions in gone.items()}
 
 
 def _shrink_pad(module: nn.Module, gone: Tensor) -> None:
