@@ -1,0 +1,206 @@
+"""Where solutions lie: accuracy on the plane through three networks, along a path between two, and sharp directions."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from intrafusion.activations import normalised
+from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.pace import checkpoint
+
+_MEMORY = 1 << 28  # bytes of weights of networks that are run in one pass
+
+
+def flatten(model: nn.Module) -> Tensor:
+    """All parameters as one vector, in their order: float64 (D,)."""
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+def unflatten(model: nn.Module, vectors: Tensor) -> dict[str, Tensor]:
+    """Parameters by name of the vectors (..., D): (..., *shape) each, in the model's precision."""
+    sizes = [p.numel() for p in model.parameters()]
+    parts = vectors.split(sizes, -1)
+    return {
+        name: part.reshape(*vectors.shape[:-1], *p.shape).to(p)
+        for (name, p), part in zip(model.named_parameters(), parts, strict=True)
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """The plane through three networks of one shape. origin, u, v: float64 (D,), u and v orthonormal.
+
+    at: where the networks lie on it, (3, 2): the first one at the origin, the second on the first axis.
+    """
+
+    model: nn.Module
+    origin: Tensor
+    u: Tensor
+    v: Tensor
+    at: Tensor
+
+    def vectors(self, points: Tensor) -> Tensor:
+        """The networks at some points (g, 2): (g, D)."""
+        return self.origin + points @ torch.stack([self.u, self.v])
+
+
+def plane(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
+    """The plane through three networks of one shape: dense, dropped, fused.
+
+    Raises IntrafusionError where two of them are the same, or all lie on one line.
+    """
+    points = [flatten(model) for model in (first, second, third)]
+    if len({len(point) for point in points}) > 1:
+        raise IntrafusionError("a plane needs networks of one shape: pad pruned ones back")
+    one, two = points[1] - points[0], points[2] - points[0]
+    u = one / one.norm().clamp(min=1e-30)
+    rest = two - (two @ u) * u
+    if one.norm() < 1e-9 or rest.norm() < 1e-9 * two.norm().clamp(min=1e-9):
+        raise IntrafusionError("these three networks lie on one line: there is no plane through them")
+    v = rest / rest.norm()
+    at = torch.stack([torch.zeros(2).double(), torch.stack([one @ u, one @ v]), torch.stack([two @ u, two @ v])])
+    return Plane(first, points[0], u, v, at)
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Loss (nats) and accuracy (a fraction) on a grid: x (a,), y (b,), loss and accuracy (b, a); nan where not yet measured."""
+
+    x: np.ndarray
+    y: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """How much of the grid is measured."""
+        return float(np.isfinite(self.loss).mean())
+
+
+def surface(plane: Plane, data: ImageData, size: int = 17, margin: float = 0.3, stride: int = 4) -> Iterator[Surface]:
+    """Loss and accuracy around the plane's three networks, from coarse to fine: each time with more of the grid measured.
+
+    size: points on a side. margin: how far the grid goes beyond the networks, as a share of their extent. stride: of the
+    first, coarsest grid; halved until it is 1.
+    """
+    low, high = plane.at.min(0).values, plane.at.max(0).values
+    room = margin * (high - low).clamp(min=1e-12)
+    x, y = (np.linspace(float(low[i] - room[i]), float(high[i] + room[i]), size) for i in (0, 1))
+    loss, accuracy = np.full((size, size), np.nan), np.full((size, size), np.nan)
+    batches = list(normalised(plane.model, data))
+    while stride >= 1:
+        rows, columns = np.meshgrid(np.arange(0, size, stride), np.arange(0, size, stride), indexing="ij")
+        new = np.isnan(loss[rows, columns])
+        rows, columns = rows[new], columns[new]
+        points = torch.from_numpy(np.stack([x[columns], y[rows]], 1))
+        losses, right = measure(plane.model, plane.vectors, points, batches)
+        loss[rows, columns], accuracy[rows, columns] = losses.numpy(), right.numpy()
+        yield Surface(x, y, loss.copy(), accuracy.copy())
+        stride //= 2
+
+
+def measure(
+    model: nn.Module,
+    vectors: Callable[[Tensor], Tensor],
+    points: Tensor,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    together: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy of the networks at some points (g, ...): float64 (g,) each. Several run in one pass.
+
+    vectors: makes networks (g, D) of points. batches: inputs and labels. together: networks in one pass; None for as many as
+    fit on a GPU, one at a time on a CPU, where that is faster. Buffers are the model's.
+    """
+    if together is None:
+        size = sum(p.numel() for p in model.parameters())
+        together = max(1, _MEMORY // (8 * max(size, 1))) if next(model.parameters()).is_cuda else 1
+    losses, right = [], []
+    for chunk in points.split(together):
+        checkpoint()
+        parameters = unflatten(model, vectors(chunk))
+        sums = torch.zeros(2, len(chunk), dtype=torch.float64)
+        for images, labels in batches:
+            logits = _answers(model, parameters, images)
+            expected = labels.expand(len(chunk), -1)
+            sums[0] += F.cross_entropy(logits.transpose(1, 2), expected, reduction="none").sum(1).double().cpu()
+            sums[1] += (logits.argmax(2) == expected).sum(1).double().cpu()
+        losses.append(sums[0])
+        right.append(sums[1])
+    count = sum(len(labels) for _, labels in batches)
+    return torch.cat(losses) / count, torch.cat(right) / count
+
+
+def _answers(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """The logits of several networks on the same images: (g, b, classes)."""
+    with torch.inference_mode():
+        if len(next(iter(parameters.values()))) == 1:
+            return functional_call(model, {name: value[0] for name, value in parameters.items()}, images)[None]
+        return vmap(lambda own: functional_call(model, own, images))(dict(parameters))
+
+
+def sharpest(
+    loss: Callable[[nn.Module], Tensor], model: nn.Module, count: int = 10, steps: int = 30, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues (count,) of the loss's Hessian and their eigenvectors (D, count), by Lanczos, float64.
+
+    loss: of the model, a scalar. steps: of Lanczos, with full reorthogonalisation; `count` of them at least.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(loss(model), parameters, create_graph=True)
+
+    def times(vector: Tensor) -> Tensor:
+        parts = vector.split([p.numel() for p in parameters])
+        with torch.enable_grad():
+            inner = sum((g * part.view_as(g).to(g)).sum() for g, part in zip(slopes, parts, strict=True))
+        found = torch.autograd.grad(inner, parameters, retain_graph=True)
+        return torch.cat([g.detach().double().flatten() for g in found])
+
+    size = sum(p.numel() for p in parameters)
+    steps = min(max(steps, count), size)
+    generator = torch.Generator().manual_seed(seed)
+    basis, alphas, betas = [_unit(torch.randn(size, generator=generator, dtype=torch.float64))], [], []
+    for _ in range(steps):
+        checkpoint()
+        w = times(basis[-1])
+        alphas.append(float(w @ basis[-1]))
+        Q = torch.stack(basis, 1)
+        for _ in range(2):
+            w = w - Q @ (Q.T @ w)
+        if float(w.norm()) < 1e-10 * max(1.0, abs(alphas[0])):
+            break
+        betas.append(float(w.norm()))
+        basis.append(_unit(w))
+    k = len(alphas)
+    T = torch.diag(torch.tensor(alphas, dtype=torch.float64))
+    off = torch.tensor(betas[: k - 1], dtype=torch.float64)
+    T += torch.diag(off, 1) + torch.diag(off, -1)
+    values, small = torch.linalg.eigh(T)
+    order = values.argsort(descending=True)[:count]
+    return values[order], torch.stack(basis[:k], 1) @ small[:, order]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
+
+
+def share_within(displacement: Tensor, directions: Tensor) -> float:
+    """sum_i <v_i, d>^2 / ||d||^2: the share of a displacement (D,) that lies in orthonormal directions (D, k)."""
+    return float((directions.T @ displacement).square().sum() / displacement.square().sum().clamp(min=1e-300))
+
+
+def bezier(ends: Tensor, bends: Tensor, t: Tensor) -> Tensor:
+    """Points of the Bezier curve at t (g,) in [0, 1]: (g, D). ends: (2, D), bends: (m, D) between them."""
+    points = torch.cat([ends[:1], bends, ends[1:]])
+    degree = len(points) - 1
+    k = torch.arange(degree + 1, dtype=torch.float64)
+    choose = torch.tensor([math.comb(degree, i) for i in range(degree + 1)], dtype=torch.float64)
+    weights = choose * t.double()[:, None] ** k * (1 - t.double()[:, None]) ** (degree - k)
+    return weights.to(points) @ points
