@@ -19,6 +19,7 @@ FORMULAS = {
     "random": r"s_j \sim U(0, 1)",
     "l1": r"s_j \propto \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} |w|",
     "l2": r"s_j \propto \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} w^2",
+    "filter": r"s_j = \frac{1}{|\Lambda_\mathrm{w}|} \sum_{\ell \in \Lambda_\mathrm{w}} \lVert (W_{\ell j}, b_{\ell j}) \rVert_2",
     "lamp": r"s_j = \frac{q_j}{\sum_{m:\, q_m \ge q_j} q_m} \qquad q_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} w^2",
     "fpgm": r"s_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_m \lVert W_{\ell j} - W_{\ell m} \rVert_2",
     "bn_scale": r"s_j = |\gamma_j|",
@@ -34,7 +35,7 @@ FORMULAS = {
     "greedy": r"j^\ast = \arg\max_j \frac{\lVert E_j W^\top \rVert^2}{E_{jj}}, \quad E \leftarrow E - \frac{E_{j^\ast} E_{j^\ast}^\top}{E_{j^\ast j^\ast}}, \quad E_0 = \operatorname{Cov}(A)",
 }  # fmt: skip
 _SYMBOLS = (
-    r"$\Lambda$: the group's layers; $W_{\ell j}$: the weights of layer $\ell$ that write or read channel $j$, BatchNorm folded; "
+    r"$\Lambda$: the group's layers, $\Lambda_\mathrm{w}$: those that write it; $W_{\ell j}$: the weights of layer $\ell$ that write or read channel $j$, BatchNorm folded; "
     r"$\gamma_j$: BatchNorm's scale; $L$: the loss; $y$: the true class's logit; $A_j$: channel $j$'s map where the next layers "
     r"read it, $p$ a place in it; $w_{oi}$: the weight of their output $o$ on their input $x_i$; $m$: DeepLIFT's multiplier; "
     r"$E_j$: row $j$ of what the channels chosen so far leave unexplained, $W$: the weights of what reads them; "
