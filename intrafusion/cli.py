@@ -1,4 +1,4 @@
-"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | train`.
+"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | train | lab`.
 
 Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from intrafusion.cli_lab import add_lab
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from intrafusion.bench import Bench
     from intrafusion.channels import Group
 
-KINDS = ("criterion", "merge", "solver", "recovery")
+KINDS = ("criterion", "merge", "solver", "recovery", "trainer")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     groups.add_argument("--weights", help=HELP["weights"])
     groups.set_defaults(command=_groups)
 
-    methods = commands.add_parser("methods", help="list the criteria, merges, solvers and recoveries")
+    methods = commands.add_parser("methods", help="list the criteria, merges, solvers, recoveries and trainers")
     methods.add_argument("kind", nargs="?", choices=KINDS, help="one of them")
     methods.set_defaults(command=_methods)
 
@@ -96,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="instead of the recipe's")
     train.set_defaults(command=_train)
 
-    for command in (models, data, methods, groups, scores, plan, train, *measured):
+    lab = add_lab(commands)
+
+    for command in (models, data, methods, groups, scores, plan, train, lab, *measured):
         command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 

@@ -12,6 +12,9 @@ VGG_WIDTHS: dict[int, tuple[int | str, ...]] = {
     16: (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
 }
 
+SLIM = (32, 32, "M", 64, 64, "M", 128, 128, "M")
+CONV_WIDTHS = (64, 128, 256)  # of the pairs of convolutions of Conv2, Conv4 and Conv6
+
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Flatten, then linear layers of the given widths with ReLU between them."""
@@ -19,6 +22,17 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     for n_in, n_out in itertools.pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def conv_net(widths: Sequence[int], head: Sequence[int], in_channels: int = 3, size: int = 32) -> nn.Sequential:
+    """A pair of 3x3 convolutions with ReLU and a max-pooling for each width, then linear layers (Frankle & Carbin 2019)."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        for n_in in (in_channels, width):
+            layers += [nn.Conv2d(n_in, width, 3, padding=1), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        in_channels, size = width, size // 2
+    return nn.Sequential(*layers, *mlp((in_channels * size * size, *head)))
 
 
 class Vgg(nn.Module):

@@ -20,6 +20,7 @@ class Entry:
     paper: str
     needs: str  # "nothing", "images" or "labels"
     fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
+    knobs: tuple[str, ...] = ()  # of a trainer: the fields of its spec that it reads, beyond those that all read
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -39,11 +40,12 @@ class Registry(dict[str, Entry]):
         paper: str = "",
         needs: str = "nothing",
         fit: Callable[..., None] | None = None,
+        knobs: tuple[str, ...] = (),
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a function under `name`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self[name] = Entry(name, function, summary, paper, needs, fit)
+            self[name] = Entry(name, function, summary, paper, needs, fit, knobs)
             return function
 
         return add

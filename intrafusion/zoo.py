@@ -1,28 +1,27 @@
 """Pretrained classifiers by name: embedded ones, CIFAR releases, torchvision's ImageNet models, or a local weights file.
 
+Networks that a person keeps are here too, as "kept/NAME".
 A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with its ModelCard as `model.card`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from intrafusion.cards import ModelCard, read_card
+from intrafusion.architectures import ARCHITECTURES
+from intrafusion.cards import ModelCard, card_of, read_card
 from intrafusion.download import Progress, fetch, stream
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.networks import VGG_WIDTHS, ResNet, Vgg, mlp
 from intrafusion.places import ASSETS, home
+from intrafusion.saved import check_name, save_network, set_layers
 from intrafusion.weights import canonical, load_state, read_state
 
 _CHENYAOFO = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download"
-_CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_CIFAR100_STATS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 # the normalisation chenyaofo's weights were trained with: CIFAR-10's deviations are a well-known misprint, so keep it
 _RELEASE_STATS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -44,71 +43,15 @@ _RELEASES = {  # architecture -> file of the release; the suffix is the beginnin
 }
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """One entry of the zoo: a card without weights, and a maker that looks at the weights for its variant."""
-
-    card: ModelCard
-    make: Callable[[Mapping[str, Tensor]], nn.Module]  # an empty mapping asks for the default variant
-    summary: str
-
-
-def _cifar_resnet(depth: int, classes: int, state: Mapping[str, Tensor]) -> nn.Module:
-    shortcut = "projection" if any(".shortcut." in key for key in state) else "pad"
-    return ResNet((depth - 2) // 6, (16, 32, 64), classes, shortcut=shortcut)
-
-
-def _architectures() -> dict[str, Architecture]:
-    table: dict[str, Architecture] = {}
-
-    def add(card: ModelCard, make: Callable[[Mapping[str, Tensor]], nn.Module], summary: str) -> None:
-        table[card.name] = Architecture(card, make, summary)
-
-    digits = partial(ModelCard, mean=(0.3054,), std=(0.3758,), input_size=(1, 8, 8), classes=10, dataset="digits")
-    add(digits("digits-mlp"), lambda state: mlp((64, 128, 96, 10)), "two hidden layers, no BatchNorm")
-    add(
-        digits("digits-vgg"),
-        lambda state: Vgg((32, 32, "M", 64, 64, "M", 128, 128), (512, 10), in_channels=1),
-        "six conv-BN-ReLU layers, flattened into a linear classifier",
-    )
-    add(
-        digits("digits-resnet"),
-        lambda state: ResNet(2, (16, 32, 64), 10, in_channels=1, shortcut="projection"),
-        "ResNet-14 with residual sums and projection shortcuts",
-    )
-    for data, classes, (mean, std) in (("cifar10", 10, _CIFAR10_STATS), ("cifar100", 100, _CIFAR100_STATS)):
-        cifar = partial(ModelCard, mean=mean, std=std, input_size=(3, 32, 32), classes=classes, dataset=data)
-        for depth in (20, 32, 44, 56, 110):
-            add(
-                cifar(f"{data}-resnet{depth}"),
-                partial(_cifar_resnet, depth, classes),
-                f"He et al.'s CIFAR ResNet-{depth}",
-            )
-        add(
-            cifar(f"{data}-resnet18"),
-            partial(lambda c, state: ResNet(2, (64, 128, 256, 512), c, shortcut="projection"), classes),
-            "ResNet-18 with the 3x3 CIFAR stem",
-        )
-        for depth in (11, 16):
-            add(
-                cifar(f"{data}-vgg{depth}_bn"),
-                partial(lambda d, c, state: Vgg(VGG_WIDTHS[d], (512, 512, 512, c)), depth, classes),
-                f"VGG-{depth} with BatchNorm",
-            )
-    return table
-
-
-ARCHITECTURES = _architectures()
-
-
 def embedded(name: str) -> bool:
     """Whether the weights of `name` lie in the project's assets."""
     return (ASSETS / f"{name}.safetensors").exists()
 
 
 def model_names(imagenet: bool = True) -> list[str]:
-    """Every name `load_model` knows, embedded ones first; `imagenet` adds torchvision's classification models."""
+    """Every name `load_model` knows, kept and embedded ones first; `imagenet` adds torchvision's classification models."""
     names = sorted(ARCHITECTURES, key=lambda name: not embedded(name))
+    names = kept_names() + names
     if imagenet:
         from torchvision import models
 
@@ -116,8 +59,50 @@ def model_names(imagenet: bool = True) -> list[str]:
     return names
 
 
+def kept_names() -> list[str]:
+    """The networks that were kept on this machine, in the order of their names."""
+    return sorted(f"kept/{path.stem}" for path in (home() / "models").glob("*.safetensors"))
+
+
+def keep(model: nn.Module, name: str) -> str:
+    """Keep a network, of whatever widths, so that "kept/NAME" opens it; that name. model: with the card of its architecture.
+
+    A network of that name is replaced. Raises IntrafusionError for a name that is none, or where it cannot be written.
+    """
+    card = card_of(model)
+    architecture = card.details.get("architecture", card.name)
+    base = ARCHITECTURES[architecture].make(model.state_dict())
+    save_network(model, base, replace(card, name=architecture), home() / "models" / check_name(name))
+    return f"kept/{name}"
+
+
+def _kept(name: str) -> tuple[Path, ModelCard]:
+    """The file of a kept network, and its card."""
+    path = home() / "models" / f"{check_name(name.removeprefix('kept/'))}.safetensors"
+    if not path.is_file():
+        raise IntrafusionError(
+            f"no network is kept as {name!r}: choose one of {', '.join(kept_names()) or '(none yet)'}"
+        )
+    blank = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "")
+    return path, read_card(path.with_suffix(".json"), blank)
+
+
+def architecture_of(name: str) -> str:
+    """The name of a model's architecture: its own, or of a kept network that which it was made from."""
+    if not name.startswith("kept/"):
+        return name
+    architecture = _kept(name)[1].details.get("architecture")
+    if architecture not in ARCHITECTURES:
+        raise IntrafusionError(
+            f"the card of {name} names no architecture that is known here: remove it and keep it again"
+        )
+    return architecture
+
+
 def dataset_of(name: str) -> str:
     """The dataset that a model was trained on; names the known models when there is no such one."""
+    if name.startswith("kept/"):
+        return ARCHITECTURES[architecture_of(name)].card.dataset
     if name.startswith("imagenet/"):
         return "imagenet"
     if name not in ARCHITECTURES:
@@ -129,7 +114,7 @@ def dataset_of(name: str) -> str:
 
 def is_local(name: str, weights: str | None = None) -> bool:
     """Whether `load_model` would find everything on this machine, without a download."""
-    return bool(weights) or embedded(name) or _published(name)[1].exists()
+    return bool(weights) or name.startswith("kept/") or embedded(name) or _published(name)[1].exists()
 
 
 def stream_weights(name: str) -> Iterator[tuple[int, int]]:
@@ -159,6 +144,8 @@ def describe(name: str) -> dict[str, Any]:
             "torchvision classifier",
         )
         weights = "download"
+    elif name.startswith("kept/"):
+        card, summary, weights = _kept(name)[1], f"{architecture_of(name)}, kept on this machine", "kept"
     else:
         card, summary = ARCHITECTURES[name].card, ARCHITECTURES[name].summary
         weights = "embedded" if embedded(name) else "download" if name in _RELEASES else "local file"
@@ -203,22 +190,25 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 def _ours(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
-    entry = ARCHITECTURES[name]
+    architecture = architecture_of(name)
+    entry = ARCHITECTURES[architecture]
     if weights == "random":
         return entry.make({}), entry.card
     card = entry.card
     if weights is not None:
         path = Path(os.path.expanduser(weights))
+    elif name != architecture:
+        path, card = _kept(name)[0], replace(card, name=name)
     elif embedded(name):
         path = ASSETS / f"{name}.safetensors"
     else:
         path, card = _release(name, card, progress)
     state = canonical(read_state(path))
     model = entry.make(state)
+    card = read_card(path.with_suffix(".json"), replace(card, source=card.source if weights is None else str(path)))
+    set_layers(model, card.details.get("layers", {}))
     load_state(model, state, path, name)
-    return model, read_card(
-        path.with_suffix(".json"), replace(card, source=card.source if weights is None else str(path))
-    )
+    return model, card
 
 
 def _release(name: str, card: ModelCard, progress: Progress | None) -> tuple[Path, ModelCard]:

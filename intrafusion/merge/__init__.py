@@ -2,7 +2,7 @@
 
 # isort: off
 from intrafusion.merge.base import apply, drop, fusion  # (they register, in lists' order)
-from intrafusion.merge import folding
+from intrafusion.merge import folding, interpolation
 from intrafusion.merge.calibrated import calibrate
 from intrafusion.merge.repair import repair, reset_norms
 from intrafusion.merge.fitting import ChannelMap, Fit, Merged
@@ -20,6 +20,7 @@ __all__ = [
     "drop",
     "folding",
     "fusion",
+    "interpolation",
     "repair",
     "reset_norms",
 ]

@@ -13,7 +13,8 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.prune import Pruned
 from intrafusion.recover.case import Case, Facts, How
 from intrafusion.recover.methods import RECOVERIES
-from intrafusion.train.loop import Moment, load, save
+from intrafusion.train.loop import Moment
+from intrafusion.train.state import load, save
 
 _DEFAULT = How()
 _log = logging.getLogger(__name__)

@@ -32,6 +32,22 @@ def insert_norms(model: nn.Module, layers: Iterable[str], batches: Iterable[Tens
         model.set_submodule(name, _normed(model.get_submodule(name), moments))
 
 
+def balance(model: nn.Module, size: float = 2**0.5) -> None:
+    """Scale the weights before each norm that `insert_norms` put in so that filters have a mean norm of `size`, in place.
+
+    The network computes the same, and one learning rate moves all layers alike: behind a norm a step counts by the square
+    of how small the weights are.
+    """
+    for both in model.modules():
+        if isinstance(both, Normed):
+            layer, norm = both  # type: Any, Any
+            factor = size / float(layer.weight.data.flatten(1).norm(dim=1).mean().clamp(min=1e-12))
+            layer.weight.data *= factor
+            norm.running_mean *= factor
+            norm.running_var *= factor**2
+            norm.eps *= factor**2
+
+
 def absorb_norms(model: nn.Module) -> None:
     """Fold every norm that `insert_norms` put into a network back into its layer, in place."""
     for name, both in list(model.named_modules()):

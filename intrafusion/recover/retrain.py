@@ -26,7 +26,8 @@ from intrafusion.recover.case import Case, Facts
 from intrafusion.recover.norms import absorb_norms, insert_norms
 from intrafusion.recover.teach import distillation_loss, similarity_loss, stages, watching
 from intrafusion.train.augment import augment_for
-from intrafusion.train.loop import Diverged, Loss, Moment, Recipe, judged, stopped_rate, train
+from intrafusion.train.loop import Diverged, Loss, Moment, Recipe, judged, train
+from intrafusion.train.state import stopped_rate
 
 _RATES = tuple(10 ** (-k / 2) for k in range(9, -1, -1))  # from 3e-5 to 1
 _FIRST = 6  # the place among these where the test begins

@@ -150,6 +150,33 @@ class SDprun(torch.optim.Optimizer):
         return [group["threshold"] for group in self.param_groups]
 
 
+class GroupLasso(torch.optim.SGD):
+    """SGD with momentum, each step followed by the proximal step of a group lasso: w_g <- max(0, 1 - lr c / ||w_g||) w_g.
+
+    channels: of `channels_of`; other parameters are not shrunk. c: weight of the sum of the channels' norms in the loss.
+    """
+
+    def __init__(self, channels: Iterable[Channels | dict[str, Any]], lr: float = 0.1, c: float = 0.01):
+        if not 0 <= c < float("inf"):
+            raise IntrafusionError(f"c is out of range: {c!r}; from 0")
+        items = list(channels)
+        self.channels = [item for item in items if isinstance(item, Channels)]
+        self.c = c
+        grouped = list({id(p): p for one in self.channels for p, _ in one.parts}.values())
+        others = [p for item in items if isinstance(item, dict) for p in item["params"]]
+        super().__init__([{"params": grouped}, {"params": others}], lr=lr, momentum=0.9, nesterov=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; closure, if any, computes the loss again."""
+        loss = super().step(closure)
+        threshold = self.param_groups[0]["lr"] * self.c
+        for one in self.channels:
+            norms = one.norms()
+            one.scale_((1 - threshold / norms.clamp(min=1e-30)).clamp(min=0), lambda p: p.data.clone())
+        return loss
+
+
 def zeroed(channels: Iterable[Channels | dict[str, Any]]) -> dict[str, Tensor]:
     """Which channels of each group are exactly zero: bool (n,) by the group's name."""
     return {one.name: one.norms() == 0 for one in channels if isinstance(one, Channels)}

@@ -3,9 +3,8 @@
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +16,31 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from intrafusion.data import ImageData, normalise
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.pace import checkpoint
 from intrafusion.precision import has_bf16
+from intrafusion.train.state import load, save
 
 _log = logging.getLogger(__name__)
+
+
+def _one_cycle(position: float, warmup: float) -> float:
+    """Linear rise from a tenth to one during the warm-up, then a cosine fall to zero."""
+    if position < warmup:
+        return 0.1 + 0.9 * position / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (position - warmup) / (1 - warmup))))
+
+
+def _flat(position: float, warmup: float) -> float:
+    """One for half of the steps, a linear fall to a hundredth at nine tenths of them, then that (directional pruning's)."""
+    return min(1.0, max(0.01, 1 - 0.99 * (position - 0.5) / 0.4))
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "one-cycle": _one_cycle,
+    "flat": _flat,
+    "constant": lambda position, warmup: 1.0,
+}
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, labels, inputs) -> scalar
 
@@ -32,8 +51,9 @@ class Diverged(IntrafusionError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training run. lr: the one-cycle peak, reached after `warmup` of the steps.
+    """Settings of a training run. lr: the peak learning rate. schedule: what becomes of it, one of SCHEDULES.
 
+    warmup: share of the steps after which "one-cycle" reaches the peak.
     patience: looks at held-out images without a smaller loss after which training ends; None: it does not end early.
     """
 
@@ -46,6 +66,10 @@ class Recipe:
     smoothing: float = 0.0
     seed: int = 0
     patience: int | None = None
+    schedule: str = "one-cycle"
+
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, tuple(SCHEDULES))
 
     def steps(self, count: int) -> int:
         """Optimiser steps on `count` images."""
@@ -86,21 +110,27 @@ def train(
     std: tuple[float, ...],
     *,
     parameters: list[nn.Parameter] | None = None,
+    optimiser: torch.optim.Optimizer | None = None,
     loss: Loss | None = None,
     held: ImageData | None = None,
+    choose: bool = True,
+    settle: Callable[[nn.Module], object] | None = None,
     looks: int | None = None,
     keep: Path | None = None,
-) -> Iterator[Moment]:
+) -> Generator[Moment, None, None]:
     """Train `model` in place on `data`, yielding how it goes: whoever asks reports, evaluates, or stops.
 
-    parameters: what learns; None: all. loss: None for cross-entropy. held: images that nothing is learned from, looked at
-    with each moment; the model is left as it was at the smallest loss there. looks: how many moments; None: one an
-    epoch. keep: a file in which a run that is stopped, in whatever way, leaves its state, and from which the same run
-    goes on as if it had not been; it is gone when the run is complete.
+    parameters: what learns; None: all. optimiser: what takes the steps, instead of SGD on the parameters; the rate of each
+    of its groups is that one's peak. loss: None for cross-entropy. held: images that nothing is learned from, looked at
+    with each moment; the model is left as it was at the smallest loss there, or unless `choose`, as it is in the end.
+    settle: what is done to the model before each moment, where training leaves it unfit for use.
+    looks: how many moments; None: one an epoch. keep: a file in which a run that is stopped, in whatever way, leaves its
+    state, and from which the same run goes on as if it had not been; it is gone when the run is complete.
     Deterministic for a seed, thread count and machine. bf16 autocast on CUDA. The model is left in eval mode.
     Raises Diverged when the loss is no longer a number, IntrafusionError when `keep` cannot be written or is another run's.
     """
-    run = _Run(model, data, recipe, mean, std, parameters, loss, held, looks, keep)
+    optimiser = optimiser or _sgd(list(model.parameters()) if parameters is None else parameters, recipe)
+    run = _Run(model, data, recipe, mean, std, optimiser, loss, held, choose, settle, looks, keep)
     try:
         yield from run.moments()
     finally:
@@ -110,8 +140,8 @@ def train(
 class _Run:
     def __init__(
         self, model: nn.Module, data: ImageData, recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...],
-        parameters: list[nn.Parameter] | None, loss: Loss | None, held: ImageData | None, looks: int | None,
-        keep: Path | None,
+        optimiser: torch.optim.Optimizer, loss: Loss | None, held: ImageData | None, choose: bool,
+        settle: Callable[[nn.Module], object] | None, looks: int | None, keep: Path | None,
     ):  # fmt: skip
         self.model, self.data, self.recipe, self.mean, self.std = model, data, recipe, mean, std
         self.loss = loss or _cross_entropy(recipe.smoothing)
@@ -119,16 +149,12 @@ class _Run:
         self.batches = math.ceil(len(data) / recipe.batch)
         self.steps = recipe.steps(len(data))
         self.every = self.batches if looks is None else max(1, round(self.steps / looks))
-        learning = list(model.parameters()) if parameters is None else parameters
+        self.optimiser, self.choose, self.settle = optimiser, choose, settle
+        self.peaks = [group["lr"] for group in optimiser.param_groups]
         model.requires_grad_(False)
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        decay = [p for p in learning if p.ndim > 1]
-        plain = [p for p in learning if p.ndim <= 1]
-        self.optimiser = torch.optim.SGD(
-            [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=recipe.lr, momentum=0.9, nesterov=True,
-        )  # fmt: skip
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds, self.waited = 0, 0.0, 0
@@ -169,8 +195,9 @@ class _Run:
         rows = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch].to(device)
         images, labels = self.recipe.augment(self.data.images[rows], self.generator), self.data.labels[rows]
         inputs = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.lr * _one_cycle(self.step / self.steps, self.recipe.warmup)
+        share = SCHEDULES[self.recipe.schedule](self.step / self.steps, self.recipe.warmup)
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
         with (
             _own_chance(self.recipe.seed + self.step, device, self.drops),
             torch.autocast(device.type, torch.bfloat16, enabled=self.low),
@@ -194,11 +221,13 @@ class _Run:
             raise Diverged(
                 f"the loss is no longer a number after {self.step} steps: choose a learning rate below {self.recipe.lr:g}"
             )
+        if self.settle is not None:
+            self.settle(self.model)
         held_loss, held = (None, None) if self.held is None else judged(self.model, self.held, self.mean, self.std)
         if held_loss is not None:
             self.waited += 1
             if self.best is None or held_loss < self.best[0]:
-                self.waited, self.best = 0, (held_loss, _state(self.model))
+                self.waited, self.best = 0, (held_loss, _state(self.model) if self.choose else {})
         epoch = self.step / self.batches
         return Moment(self.step, self.steps, epoch, self.seconds, loss / count, right / count, held_loss, held)
 
@@ -214,7 +243,7 @@ class _Run:
                     self._save(self.keep)
                 except IntrafusionError as error:  # whoever stopped the run shall hear of that, not of this
                     _log.warning("%s", error)
-        if self.is_complete and self.best is not None:
+        if self.is_complete and self.choose and self.best is not None:
             self.model.load_state_dict(self.best[1])
         self.model.requires_grad_(False)
 
@@ -243,33 +272,13 @@ class _Run:
         return json.dumps([self.recipe.to_dict(), len(self.data), self.every, shapes], sort_keys=True)
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values to a file, whole or not at all. Raises IntrafusionError where that fails."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise IntrafusionError(f"could not write {path}: {one_line(error)}") from error
-
-
-def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote; nothing in it is run. Raises IntrafusionError where the file cannot be read."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise IntrafusionError(f"could not read {path} ({one_line(error)}): remove it and run again") from error
-    if not isinstance(state, dict):
-        raise IntrafusionError(f"{path} holds no training state: remove it and run again")
-    return state
-
-
-def stopped_rate(keep: Path | None) -> float | None:
-    """The learning rate of the run whose state is in a file; None where there is none."""
-    return load(keep)["lr"] if keep is not None and keep.exists() else None
+def _sgd(learning: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Nesterov momentum; norms and biases do not decay."""
+    decay, plain = ([p for p in learning if (p.ndim > 1) is many] for many in (True, False))
+    return torch.optim.SGD(
+        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=recipe.lr, momentum=0.9, nesterov=True,
+    )  # fmt: skip
 
 
 def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[float, float]:
@@ -310,10 +319,3 @@ def _own_chance(seed: int, device: torch.device, needed: bool) -> Iterator[None]
         if needed:
             torch.manual_seed(seed)
         yield
-
-
-def _one_cycle(position: float, warmup: float) -> float:
-    """Linear rise from a tenth to one during the warm-up, then a cosine fall to zero."""
-    if position < warmup:
-        return 0.1 + 0.9 * position / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (position - warmup) / (1 - warmup))))

@@ -1,4 +1,4 @@
-"""Smooth compression: penalties that make a layer's weights low in rank or smooth along its channels, and what they allow.
+"""Smooth compression: penalties that make a layer's weights low in rank or smooth along its channels, and truncation.
 
 Runkel et al., arXiv 2505.24469; reconstructed.
 """
@@ -97,26 +97,3 @@ def _factored(layer: Any, U: Tensor, S: Tensor, V: Tensor) -> nn.Sequential:
         last.bias.data = layer.bias.data.clone()
     made = nn.Sequential(first, last).train(layer.training)
     return made.requires_grad_(layer.weight.requires_grad)
-
-
-def interpolate(weight: Tensor, count: int) -> Tensor:
-    """`count` of the n rows of a weight (n, ...), spread evenly, each interpolated between its two neighbours: (count, ...).
-
-    Raises IntrafusionError for fewer than one or more than n.
-    """
-    n = len(weight)
-    if not 1 <= count <= n:
-        raise IntrafusionError(f"between 1 and {n} rows can be interpolated of {n}, not {count}")
-    return torch.tensordot(interpolation(n, count).to(weight), weight, dims=1)
-
-
-def interpolation(n: int, count: int) -> Tensor:
-    """The matrix (count, n) that makes `count` evenly spread rows of n; its rows sum to one. float64."""
-    at = torch.linspace(0, n - 1, count, dtype=torch.float64) if count > 1 else torch.tensor([(n - 1) / 2]).double()
-    low = at.floor().long().clamp(max=max(n - 2, 0))
-    share = at - low
-    matrix = torch.zeros(count, n, dtype=torch.float64)
-    matrix[torch.arange(count), low] = 1 - share
-    if n > 1:
-        matrix[torch.arange(count), low + 1] += share
-    return matrix

@@ -53,6 +53,13 @@ class Mask(nn.Module):
         drawn = torch.rand(self.scores.shape, generator=self.generator).clamp(_TINY, 1 - _TINY)
         return drawn.to(self.scores)
 
+    def get_extra_state(self) -> Tensor:
+        """The state of the random numbers, so that training which is stopped goes on with the same ones."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
     def __deepcopy__(self, memo: dict) -> "Mask":
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin

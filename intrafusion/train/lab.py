@@ -1,0 +1,194 @@
+"""The training lab: a network is trained by a method, watched, measured on test images, and kept in files."""
+
+import json
+import logging
+import shutil
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion.architectures import ARCHITECTURES
+from intrafusion.cards import card_of
+from intrafusion.data import ImageData, load_calibration, load_data
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.evaluate import evaluate, logits, size
+from intrafusion.fingerprint import code_version, of_images, of_text
+from intrafusion.places import home
+from intrafusion.recover.retrain import split
+from intrafusion.registry import TRAINERS
+from intrafusion.saved import save_network
+from intrafusion.train import trainers as _trainers  # noqa: F401  (they register)
+from intrafusion.train.directional import without_zeroed
+from intrafusion.train.members import part_of
+from intrafusion.train.spec import TrainSpec
+from intrafusion.train.task import Step, Task, layers_of, zeros
+from intrafusion.zoo import architecture_of, dataset_of, load_model
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. accuracy: fraction of `count` test images, and its 95 % interval; zero: share of weights that are
+    zero; params, macs: of the network without the channels that nothing writes; difference: how far taking them out moved
+    any logit, as a share of the largest; dense_params, dense_macs: of the architecture; seconds: of training, by phase.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    count: int
+    zero: float
+    params: int
+    macs: int
+    difference: float
+    dense_params: int
+    dense_macs: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LabRun:
+    """A run that is whole: what it was, how it went, what it came to, and its network, with its card."""
+
+    spec: TrainSpec
+    steps: tuple[Step, ...]
+    outcome: Outcome
+    path: Path
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, read from its file, in eval mode on the CPU. Raises IntrafusionError where that fails."""
+        model = load_model(architecture_of(self.spec.model), self.path.with_suffix(".safetensors"))
+        model.card = replace(card_of(model), source="trained in the lab", details={"run": self.spec.to_dict()})  # type: ignore[assignment]
+        return model
+
+
+def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | LabRun]:
+    """Train what `spec` says, telling each step, and in the end the run. What was run before is told again at once.
+
+    A run that is stopped goes on where it stood when it is asked for again. Raises IntrafusionError where images are
+    missing, the disk is full, or the training diverges.
+    """
+    learned, held, path = _images(spec, device)
+    if (known := read(path)) is not None:
+        yield from known.steps
+        yield known
+        return
+    card = ARCHITECTURES[architecture_of(spec.model)].card
+    folder = path.with_suffix(".phases")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IntrafusionError(f"could not write {folder}: {one_line(error)}") from error
+    task = Task(spec, card, learned, held, folder, {})
+    steps: list[Step] = []
+    training: Generator[Step, None, nn.Module] = TRAINERS[spec.method](task)
+    try:
+        while True:
+            try:
+                step = next(training)
+            except StopIteration as ended:
+                model = ended.value
+                break
+            steps.append(step)
+            yield step
+    finally:
+        training.close()
+    yield _finish(task, model, steps, path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _images(spec: TrainSpec, device: str | torch.device) -> tuple[ImageData, ImageData, Path]:
+    """The images that a spec learns from, those held out, and where its run is kept."""
+    dataset = dataset_of(spec.model)
+    size = ARCHITECTURES[architecture_of(spec.model)].card.input_size[-1]
+    data = load_calibration(dataset, spec.data_path, device, spec.training, 0, size)
+    if data.split != "train":
+        raise IntrafusionError(
+            f"training needs {dataset}'s training images, and only the {data.split} split is here: put {dataset}_train.npz "
+            f"beside it"
+        )
+    learned, held = split(data)
+    rows = part_of(len(learned), spec).to(learned.labels.device)
+    name = of_text(spec.but(data_path=None).key(), of_images(data), code_version())[:24]
+    learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
+    return learned, held, home() / "lab" / f"{name}.json"
+
+
+def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabRun:
+    """Measure the network on the test images, and keep all of it."""
+    spec, device = task.spec, task.device
+    model = model.eval().requires_grad_(False)
+    card = replace(task.card, source="trained in the lab", details={"run": spec.to_dict()})
+    _with_card(model, card)
+    test = load_data(task.card.dataset, path=spec.data_path, device=device, input_size=task.card.input_size[-1])
+    result = evaluate(model, test, None)
+    small = without_zeroed(model, task.example)
+    dense, ours = (size(one, task.example) for one in (task.network(), small))
+    before, after = (logits(one, task.held) for one in (model, _with_card(small, card)))
+    moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
+    weights = zeros(layers_of(model))
+    counts = {name: weight.numel() for name, weight in layers_of(model).items()}
+    zero = sum(share * counts[name] for name, share in weights.items()) / sum(counts.values())
+    outcome = Outcome(
+        result.accuracy, result.interval, result.count, zero, ours.params, ours.macs, moved, dense.params, dense.macs,
+        dict(task.seconds),
+    )  # fmt: skip
+    found = LabRun(spec, tuple(steps), outcome, path)
+    base = ARCHITECTURES[architecture_of(spec.model)].make(model.state_dict())
+    save_network(model, base, replace(card, accuracy=result.accuracy), path.with_suffix(""))
+    _describe(found)
+    return found
+
+
+def _with_card(model: nn.Module, card: Any) -> nn.Module:
+    model.card = card
+    return model
+
+
+def _describe(found: LabRun) -> None:
+    """Write how a run went into its card's file."""
+    card = json.loads(found.path.read_text())
+    card["details"] |= {"outcome": asdict(found.outcome), "steps": [step.to_dict() for step in found.steps]}
+    try:
+        found.path.write_text(json.dumps(card) + "\n")
+    except OSError as error:
+        raise IntrafusionError(f"could not write {found.path}: {one_line(error)}") from error
+
+
+def read(path: Path) -> LabRun | None:
+    """The run of a file; None where there is none, or none that can be read (it will be trained again)."""
+    if not path.exists() or not path.with_suffix(".safetensors").exists():
+        return None
+    try:
+        details = json.loads(path.read_text())["details"]
+        outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
+        return LabRun(
+            TrainSpec.from_dict(details["run"]), tuple(Step.from_dict(raw) for raw in details["steps"]), outcome, path
+        )
+    except (OSError, ValueError, KeyError, TypeError, IntrafusionError) as error:
+        _log.warning("%s is no run of the lab: %s", path, one_line(error))
+        return None
+
+
+def known(spec: TrainSpec, device: str | torch.device = "cpu") -> LabRun | None:
+    """The run of this spec that was made before; None where there is none."""
+    return read(_images(spec, device)[2])
+
+
+def open_run(spec: TrainSpec, device: str | torch.device = "cpu") -> LabRun:
+    """The run of this spec. Raises IntrafusionError where it was not made before."""
+    found = known(spec, device)
+    if found is None:
+        raise IntrafusionError(f"this run of {spec.method} is not here: train it first")
+    return found
+
+
+def runs() -> list[LabRun]:
+    """All runs that are kept on this machine, the newest first."""
+    paths = sorted((home() / "lab").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [found for path in paths if (found := read(path)) is not None]

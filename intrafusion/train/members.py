@@ -1,0 +1,114 @@
+"""Networks on parts of the training images, trained at the same time, each by a process of its own."""
+
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.pace import checkpoint
+from intrafusion.train.spec import TrainSpec
+from intrafusion.train.task import Step, Task
+
+_PACKAGE = Path(__file__).parents[2]
+
+
+def parts_of(spec: TrainSpec) -> list[dict[str, Any]]:
+    """The fields of each member: every choice of half of the folds, and a seed of its own. Two folds: the two halves.
+
+    Raises IntrafusionError for an odd number of folds.
+    """
+    if spec.folds % 2:
+        raise IntrafusionError(f"folds must be even, so that each network learns from half of them, not {spec.folds}")
+    halves = combinations(range(spec.folds), spec.folds // 2)
+    return [{"part": part, "seed": spec.seed + number} for number, part in enumerate(halves)]
+
+
+def part_of(count: int, spec: TrainSpec) -> torch.Tensor:
+    """The rows of `count` images that a spec learns from, sorted: those of its folds, drawn by no seed of its own."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return (
+        torch.cat([order[fold :: spec.folds] for fold in spec.part]).sort().values if spec.part else torch.arange(count)
+    )
+
+
+def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, list[nn.Module]]:
+    """Train each spec in a process, as many at a time as there are cores; their networks, in order.
+
+    Their phases are told as "part 1: training". Stopping stops them all, each leaving its state. The phase "parts" takes the
+    seconds until the last is done. Raises IntrafusionError when one fails.
+    """
+    from intrafusion.train.lab import open_run
+
+    told: queue.Queue[tuple[int, Step | str]] = queue.Queue()
+    cores = max(1, (os.cpu_count() or 1) if task.device.type == "cpu" else 1)
+    threads = max(1, cores // len(specs))
+    began, waiting = time.perf_counter(), list(enumerate(specs))
+    running: dict[int, subprocess.Popen] = {}
+    steps: list[Step] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < cores:
+                number, spec = waiting.pop(0)
+                running[number] = _started(number, spec, task.device, threads, told)
+            checkpoint()
+            with suppress(queue.Empty):
+                number, what = told.get(timeout=0.2)
+                if isinstance(what, Step):
+                    steps.append(Step(f"part {number + 1}: {what.phase}", what.moment, what.look))
+                    yield steps[-1]
+                else:
+                    running.pop(number).wait()
+                    if what:
+                        raise IntrafusionError(f"part {number + 1} failed: {what}")
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+    runs = [open_run(spec, task.device) for spec in specs]
+    longest = [sum(run.outcome.seconds.values()) for run in runs]
+    rounds = math.ceil(len(specs) / cores)
+    task.seconds["parts"] = max(time.perf_counter() - began, max(longest) * rounds if not steps else 0.0)
+    return [run.model for run in runs]
+
+
+def _started(
+    number: int, spec: TrainSpec, device: torch.device, threads: int, told: "queue.Queue[tuple[int, Step | str]]"
+) -> subprocess.Popen:
+    paths = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "intrafusion", "lab", "--spec", spec.key(), "--device", str(device), "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+    def listen() -> None:
+        last: list[str] = []
+        heard = threading.Thread(target=lambda: last.extend(list(process.stderr)[-1:]), daemon=True)  # type: ignore[arg-type]
+        heard.start()
+        for line in process.stdout:  # type: ignore[union-attr]
+            raw = json.loads(line)
+            if "moment" in raw:
+                told.put((number, Step.from_dict(raw)))
+        heard.join()
+        failed = process.wait() != 0
+        told.put((number, (last[0].strip() if last else "it ended early") if failed else ""))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return process
