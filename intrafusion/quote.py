@@ -10,6 +10,7 @@ from intrafusion.spec import PLAN_KNOBS, PruneSpec
 
 if TYPE_CHECKING:
     from intrafusion.study import Study
+    from intrafusion.train.spec import TrainSpec
 
 FLAGS = {"dataset": "data"}  # fields that the command line calls something else
 _DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
@@ -165,3 +166,31 @@ def recovery_snippet(base: PruneSpec) -> str:
 
 def _knobs(base: PruneSpec, *names: str) -> str:
     return "".join(f", {name}={getattr(base, name)!r}" for name in names if getattr(base, name) != _DEFAULT[name])
+
+
+def lab_line(spec: "TrainSpec") -> str:
+    """`python -m intrafusion lab ...` for a run of the training lab; defaults are left out."""
+    words = []
+    for name, value in _changed(spec).items():
+        words += [flag(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(["python", "-m", "intrafusion", "lab", *words])
+
+
+def lab_snippet(spec: "TrainSpec") -> str:
+    """Python that trains a run of the lab and opens its network."""
+    told = ", ".join(f"{name}={value!r}" for name, value in _changed(spec).items())
+    return "\n".join([
+        "from intrafusion.train.lab import open_run, run",
+        "from intrafusion.train.spec import TrainSpec",
+        "",
+        f"spec = TrainSpec({told})",
+        "for told in run(spec):",
+        "    print(told)",
+        "model = open_run(spec).model",
+    ])  # fmt: skip
+
+
+def _changed(spec: "TrainSpec") -> dict[str, object]:
+    """The fields that are not as by default; method and model always."""
+    default = {field.name: field.default for field in fields(spec)}
+    return {name: value for name, value in vars(spec).items() if value != default[name] or name in ("method", "model")}

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,14 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
     A run that is stopped goes on where it stood when it is asked for again. Raises IntrafusionError where images are
     missing, the disk is full, or the training diverges.
     """
-    learned, held, path = _images(spec, device)
-    if (known := read(path)) is not None:
-        yield from known.steps
-        yield known
+    path = _path(spec)
+    if (found := read(path)) is not None:
+        yield from found.steps
+        yield found
         return
+    learned, held = split(_images(spec, device))
+    rows = part_of(len(learned), spec).to(learned.labels.device)
+    learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
     card = ARCHITECTURES[architecture_of(spec.model)].card
     folder = path.with_suffix(".phases")
     try:
@@ -102,8 +106,8 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _images(spec: TrainSpec, device: str | torch.device) -> tuple[ImageData, ImageData, Path]:
-    """The images that a spec learns from, those held out, and where its run is kept."""
+def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
+    """The training images of a spec. Raises IntrafusionError where only a test split is here."""
     dataset = dataset_of(spec.model)
     size = ARCHITECTURES[architecture_of(spec.model)].card.input_size[-1]
     data = load_calibration(dataset, spec.data_path, device, spec.training, 0, size)
@@ -112,11 +116,20 @@ def _images(spec: TrainSpec, device: str | torch.device) -> tuple[ImageData, Ima
             f"training needs {dataset}'s training images, and only the {data.split} split is here: put {dataset}_train.npz "
             f"beside it"
         )
-    learned, held = split(data)
-    rows = part_of(len(learned), spec).to(learned.labels.device)
-    name = of_text(spec.but(data_path=None).key(), of_images(data), code_version())[:24]
-    learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
-    return learned, held, home() / "lab" / f"{name}.json"
+    return data
+
+
+def _path(spec: TrainSpec) -> Path:
+    """Where a run is kept: a file named after all that it depends on."""
+    stamp = None if spec.data_path is None else Path(spec.data_path).expanduser()
+    changed = stamp.stat().st_mtime_ns if stamp is not None and stamp.exists() else 0
+    seen = _fingerprint(TrainSpec(spec.model, "sgd", spec.data_path, spec.training), changed)
+    return home() / "lab" / f"{of_text(spec.but(data_path=None).key(), seen, code_version())[:24]}.json"
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(spec: TrainSpec, changed: int) -> str:
+    return of_images(_images(spec, "cpu"))
 
 
 def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabRun:
@@ -175,14 +188,14 @@ def read(path: Path) -> LabRun | None:
         return None
 
 
-def known(spec: TrainSpec, device: str | torch.device = "cpu") -> LabRun | None:
-    """The run of this spec that was made before; None where there is none."""
-    return read(_images(spec, device)[2])
+def known(spec: TrainSpec) -> LabRun | None:
+    """The run of this spec that was made before; None where there is none. Raises IntrafusionError where images are missing."""
+    return read(_path(spec))
 
 
-def open_run(spec: TrainSpec, device: str | torch.device = "cpu") -> LabRun:
+def open_run(spec: TrainSpec) -> LabRun:
     """The run of this spec. Raises IntrafusionError where it was not made before."""
-    found = known(spec, device)
+    found = known(spec)
     if found is None:
         raise IntrafusionError(f"this run of {spec.method} is not here: train it first")
     return found

@@ -57,7 +57,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
     cores = max(1, (os.cpu_count() or 1) if task.device.type == "cpu" else 1)
     threads = max(1, cores // len(specs))
     began, waiting = time.perf_counter(), list(enumerate(specs))
-    running: dict[int, subprocess.Popen] = {}
+    running: dict[int, tuple[subprocess.Popen, threading.Thread]] = {}
     steps: list[Step] = []
     try:
         while waiting or running:
@@ -71,17 +71,18 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
                     steps.append(Step(f"part {number + 1}: {what.phase}", what.moment, what.look))
                     yield steps[-1]
                 else:
-                    running.pop(number).wait()
+                    running.pop(number)[1].join()
                     if what:
                         raise IntrafusionError(f"part {number + 1} failed: {what}")
     finally:
-        for process in running.values():
+        for process, _ in running.values():
             process.send_signal(signal.SIGINT)
-        for process in running.values():
+        for process, listener in running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             process.kill()
-    runs = [open_run(spec, task.device) for spec in specs]
+            listener.join()
+    runs = [open_run(spec) for spec in specs]
     longest = [sum(run.outcome.seconds.values()) for run in runs]
     rounds = math.ceil(len(specs) / cores)
     task.seconds["parts"] = max(time.perf_counter() - began, max(longest) * rounds if not steps else 0.0)
@@ -90,7 +91,8 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
 
 def _started(
     number: int, spec: TrainSpec, device: torch.device, threads: int, told: "queue.Queue[tuple[int, Step | str]]"
-) -> subprocess.Popen:
+) -> tuple[subprocess.Popen, threading.Thread]:
+    """The process of one member, and the thread that hears it: each step, and in the end "" or why it failed."""
     paths = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [sys.executable, "-m", "intrafusion", "lab", "--spec", spec.key(), "--device", str(device), "--json"],
@@ -100,15 +102,17 @@ def _started(
 
     def listen() -> None:
         last: list[str] = []
-        heard = threading.Thread(target=lambda: last.extend(list(process.stderr)[-1:]), daemon=True)  # type: ignore[arg-type]
-        heard.start()
-        for line in process.stdout:  # type: ignore[union-attr]
-            raw = json.loads(line)
-            if "moment" in raw:
-                told.put((number, Step.from_dict(raw)))
-        heard.join()
-        failed = process.wait() != 0
-        told.put((number, (last[0].strip() if last else "it ended early") if failed else ""))
+        with process:
+            heard = threading.Thread(target=lambda: last.extend(list(process.stderr)[-1:]))  # type: ignore[arg-type]
+            heard.start()
+            for line in process.stdout:  # type: ignore[union-attr]
+                raw = json.loads(line)
+                if "moment" in raw:
+                    told.put((number, Step.from_dict(raw)))
+            heard.join()
+        reason = last[0].strip() if last else "it ended early"
+        told.put((number, reason.removeprefix("error: ") if process.returncode else ""))
 
-    threading.Thread(target=listen, daemon=True).start()
-    return process
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    return process, listener

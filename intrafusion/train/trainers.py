@@ -14,7 +14,7 @@ from intrafusion.groups import find_groups
 from intrafusion.prune import prune
 from intrafusion.recover.norms import absorb_norms, balance, insert_norms
 from intrafusion.registry import TRAINERS
-from intrafusion.train.directional import Channels, GroupLasso, SDprun, channels_of
+from intrafusion.train.directional import GroupLasso, SDprun, channels_of
 from intrafusion.train.fuse import SAMPLES, fuse_models
 from intrafusion.train.members import parts_of, together
 from intrafusion.train.smooth import penalty, truncate
@@ -46,9 +46,11 @@ def sdprun(task: Task) -> Telling:
     optimiser = SDprun(channels, recipe.lr, task.spec.c, task.spec.mu, relative=True)
 
     def look(model: nn.Module) -> Look:
-        return replace(_channels(model, channels), mark=optimiser.thresholds()[0])
+        norms = torch.cat([one.norms(lambda p: optimiser.state[p]["v"]) for one in optimiser.channels])
+        found = histogram(norms, "norm of a channel's accumulated v: below the threshold the channel is zero")
+        return Look(zeros(layers_of(model)), **found, mark=optimiser.thresholds()[0])
 
-    yield from task.teach("training", model, recipe, optimiser, look=look)
+    yield from task.teach("training", model, recipe, optimiser, look=look, settle=task.measure_norms)
     return model
 
 
@@ -63,7 +65,7 @@ def grda(task: Task) -> Telling:
     few = [p for p in model.parameters() if p.ndim <= 1]
     unit = float(torch.cat([p.detach().abs().flatten() for p in many]).median())
     optimiser = SDprun([*many, {"params": few, "c": 0.0}], recipe.lr, task.spec.c * unit, task.spec.mu)
-    yield from task.teach("training", model, recipe, optimiser)
+    yield from task.teach("training", model, recipe, optimiser, settle=task.measure_norms)
     return model
 
 
@@ -77,7 +79,12 @@ def group_lasso(task: Task) -> Telling:
     channels = channels_of(model, find_groups(model, task.example))
     strength = 0.3 if task.spec.strength is None else task.spec.strength
     optimiser = GroupLasso(channels, recipe.lr, strength)
-    yield from task.teach("training", model, recipe, optimiser, look=lambda model: _channels(model, channels))
+
+    def look(model: nn.Module) -> Look:
+        norms = torch.cat([one.norms().detach() for one in optimiser.channels])
+        return Look(zeros(layers_of(model)), **histogram(norms, "norm of a channel: its weights, bias and BatchNorm"))
+
+    yield from task.teach("training", model, recipe, optimiser, look=look, settle=task.measure_norms)
     return model
 
 
@@ -214,11 +221,6 @@ def _smooth(task: Task, kind: str, strength: float) -> Telling:
 
     yield from task.teach("training", model, task.recipe(), loss=loss, look=look)
     return model
-
-
-def _channels(model: nn.Module, channels: Sequence[Channels | dict]) -> Look:
-    norms = torch.cat([one.norms().detach() for one in channels if isinstance(one, Channels)])
-    return Look(zeros(layers_of(model)), **histogram(norms, "norm of a channel: its weights, bias and BatchNorm"))
 
 
 def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:

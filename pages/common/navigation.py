@@ -34,13 +34,21 @@ _PAGES = (
         ":material/healing:",
         "What brings the accuracy of a pruned network back: methods side by side, live, and what each costs.",
     ),
+    (
+        "training_lab",
+        ":material/science:",
+        "Pruning while a network learns, and subnetworks of one that never does: trained live, compared, kept.",
+    ),
 )
 
 
 def navigate() -> StreamlitPage:
     """Declare the pages; the one that is open."""
     return st.navigation(
-        [st.Page(f"pages/{name}.py", title=name.capitalize(), icon=icon, help=about) for name, icon, about in _PAGES]
+        [
+            st.Page(f"pages/{name}.py", title=name.replace("_", " ").capitalize(), icon=icon, help=about)
+            for name, icon, about in _PAGES
+        ]
     )
 
 

@@ -1,0 +1,63 @@
+"""Pruning while a network learns, and before: methods trained live, watched, compared, and kept."""
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion import IntrafusionError
+from intrafusion.figures.lab import learning, side_by_side, spread, zeros
+from intrafusion.quote import lab_line, lab_snippet
+from intrafusion.registry import TRAINERS
+from intrafusion.train.lab import known
+from pages.common import lab_parts, parts, shell
+from pages.common.navigation import enter_app
+
+enter_app()
+here: shell.Here = st.session_state.here
+st.markdown(
+    "One-shot pruning takes a trained network apart. These methods prune **while a network learns**, or find a good network "
+    "inside one that never does. Training starts from weights drawn anew, in the architecture of the sidebar's model."
+)
+spec = lab_parts.controls(here)
+entry = TRAINERS[spec.method]
+st.caption(f"**{spec.method}**: {entry.summary}. {entry.paper}")
+key = ("lab", spec, here.device)
+job = shell.jobs().get(key)
+running = job is not None and job.active
+try:
+    run = None if running else known(spec)
+except IntrafusionError as error:
+    st.warning(str(error), icon=":material/image_search:")
+    st.stop()
+steps = lab_parts.steps(run, job)
+if lab_parts.run_row(run, job, running, bool(steps)):
+    lab_parts.start(key, spec, here.device)
+    st.rerun()
+
+parts.chart(learning(steps, spec.method, shell.is_dark()), "learning")
+left, right = st.columns(2)
+with left:
+    parts.chart(zeros(steps, spec.method, shell.is_dark()), "zeros")
+with right:
+    parts.chart(spread(steps, shell.is_dark()), "spread")
+if not steps:
+    st.caption("Nothing is trained before you ask. Press *Train*.")
+
+st.subheader("What came of it")
+if run is None:
+    st.caption(
+        "Accuracy on the test images, what is left of the network, and how to keep it, come here when it is trained."
+    )
+else:
+    lab_parts.outcome(run)
+    lab_parts.keeping(run)
+
+st.subheader("Runs side by side")
+runs, names = lab_parts.chosen(spec.model)
+if runs:
+    parts.chart(side_by_side(runs, names, shell.is_dark()), "side_by_side")
+    st.dataframe(lab_parts.table(runs, names), hide_index=True)
+else:
+    st.caption("Every run of this architecture on this machine can be compared here.")
+
+rows = [{"phase": s.phase, **vars(s.moment), "sampled": s.look.sampled, **s.look.zero} for s in steps]
+parts.take_away("training_lab", pd.DataFrame(rows), lab_line(spec), lab_snippet(spec), lab_parts.KEYS)

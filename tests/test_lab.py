@@ -1,0 +1,195 @@
+"""The training lab: what it is asked for, that a stopped run goes on to the same end, and what is kept of it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import intrafusion as itf
+from intrafusion import cli
+from intrafusion.pace import Cancelled
+from intrafusion.registry import TRAINERS
+from intrafusion.train.directional import GroupLasso, channels_of, zeroed
+from intrafusion.train.lab import LabRun, known, open_run, run, runs
+from intrafusion.train.members import part_of, parts_of
+from intrafusion.train.spec import TrainSpec
+from intrafusion.train.task import Step
+
+ALONE = [name for name in TRAINERS if name not in ("fap", "paf")]
+QUICK = TrainSpec(model="digits-mlp", method="sgd", training=200, epochs=2)
+
+
+def quick(method: str, **changes) -> TrainSpec:
+    """A run of a second."""
+    knobs = {"rounds": 1, "tune": 1.0} if "rounds" in TRAINERS[method].knobs else {}
+    return QUICK.but(method=method, **(knobs | changes))
+
+
+def plain(steps: list[Step]) -> list[Step]:
+    """Steps without the seconds that they took, which no two runs share; none is not a number."""
+    return [replace(step, moment=replace(step.moment, seconds=0.0)) for step in steps]
+
+
+class TestSpec:
+    def test_round_trip(self):
+        spec = TrainSpec(method="fap", folds=4, sparsity=0.25, part=())
+        assert TrainSpec.from_dict(json.loads(spec.key())) == spec
+        assert hash(TrainSpec.from_dict(spec.to_dict())) == hash(spec)
+
+    def test_what_the_method_does_not_read_is_no_part_of_it(self):
+        assert TrainSpec(method="sgd", c=3.0, merge="drop") == TrainSpec(method="sgd")
+        assert TrainSpec(method="sdprun", c=3.0) != TrainSpec(method="sdprun")
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"method": "nope"}, {"epochs": 0}, {"epochs": "3"}, {"lr": 0}, {"batch": 0.5}, {"mu": 1.0}, {"c": -1},
+            {"sparsity": 1.0, "method": "iterative"}, {"drawn": "odd", "method": "aslp"}, {"penalty": "odd"}, {"part": (2,)},
+            {"training": 3}, {"seed": True}, {"merge": "nope", "method": "iterative"}, {"surprise": 1}, {"energy": 0.0},
+        ],
+    )  # fmt: skip
+    def test_bad_values_are_one_line(self, bad):
+        with pytest.raises(itf.IntrafusionError) as caught:
+            TrainSpec.from_dict(bad)
+        assert "\n" not in str(caught.value)
+
+
+class TestRuns:
+    @pytest.mark.parametrize("method", ALONE)
+    def test_a_stopped_run_goes_on_to_the_same_end(self, method, monkeypatch, tmp_path):
+        spec = quick(method, model="digits-vgg" if method in ("sdprun", "aslp") else "digits-mlp")
+        whole = list(run(spec))
+        assert isinstance(whole[-1], LabRun)
+        monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "elsewhere"))
+        for stop in (3, 10_000):
+            told = run(spec)
+            try:
+                for number, _ in enumerate(told):
+                    if number == stop:
+                        told.throw(Cancelled())
+            except Cancelled:
+                assert known(spec) is None
+        again = list(run(spec))
+        assert plain(again[:-1]) == plain(whole[:-1])
+        ours, theirs = again[-1].outcome, whole[-1].outcome
+        assert replace(ours, seconds={}) == replace(theirs, seconds={})
+        for a, b in zip(again[-1].model.state_dict().values(), whole[-1].model.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_a_whole_run_is_not_trained_again(self, monkeypatch):
+        first = list(run(QUICK))
+        monkeypatch.setattr("intrafusion.train.task.train", lambda *a, **k: pytest.fail("it trains again"))
+        assert plain(list(run(QUICK))[:-1]) == plain(first[:-1])
+        assert open_run(QUICK).outcome == first[-1].outcome == runs()[0].outcome
+
+    def test_the_outcome_is_what_evaluate_says(self):
+        *_, whole = run(quick("sdprun", model="digits-vgg", epochs=4))
+        measured = itf.evaluate(whole.model, itf.load_data("digits"), None)
+        assert (measured.accuracy, measured.interval) == (whole.outcome.accuracy, whole.outcome.interval)
+        assert whole.outcome.difference < 1e-5
+
+    def test_what_cannot_be_read_is_trained_again(self):
+        *_, whole = run(QUICK)
+        whole.path.write_text("{")
+        assert known(QUICK) is None
+        assert runs() == []
+        *_, again = run(QUICK)
+        assert again.outcome.accuracy == whole.outcome.accuracy
+
+    def test_a_test_split_alone_is_one_line(self, tmp_path):
+        import numpy as np
+
+        file = tmp_path / "cifar10_test.npz"
+        np.savez(file, images=np.zeros((30, 32, 32, 3), np.uint8), labels=np.arange(30) % 10)
+        with pytest.raises(itf.IntrafusionError, match="training images"):
+            next(run(TrainSpec(model="cifar10-conv2", method="sgd", data_path=str(file))))
+
+
+class TestSplitData:
+    def test_parts_are_halves_of_the_folds(self):
+        assert [part["part"] for part in parts_of(TrainSpec(method="fap"))] == [(0,), (1,)]
+        assert len(parts_of(TrainSpec(method="fap", folds=4))) == 6
+        with pytest.raises(itf.IntrafusionError, match="even"):
+            parts_of(TrainSpec(method="fap", folds=3))
+
+    def test_two_halves_are_all_images_once(self):
+        a, b = (part_of(101, TrainSpec(method="sgd", part=(fold,))) for fold in (0, 1))
+        assert sorted(torch.cat([a, b]).tolist()) == list(range(101))
+
+    def test_networks_on_halves_are_fused_and_pruned(self):
+        told = list(run(quick("fap")))
+        phases = {step.phase for step in told[:-1]}
+        assert {"part 1: training", "part 2: training", "fused", "fused, fine-tuned", "pruned 1, fine-tuned"} <= phases
+        outcome = told[-1].outcome
+        assert outcome.params < 0.6 * outcome.dense_params
+        assert outcome.seconds["parts"] > 0
+        half = open_run(TrainSpec.from_dict(QUICK.to_dict() | {"part": [0]}))
+        assert half.outcome.count == 597
+
+    def test_stopping_stops_the_parts_and_what_they_learned_stays(self):
+        spec = quick("paf", epochs=300)
+        told = run(spec)
+        next(told)
+        with pytest.raises(Cancelled):
+            told.throw(Cancelled())
+        from intrafusion.places import home
+
+        assert list((home() / "lab").glob("*.phases/*.run"))
+
+
+class TestGroupLasso:
+    def test_a_step_is_sgd_then_the_proximal_one(self):
+        model = itf.load_model("digits-mlp").requires_grad_(True)
+        twin = itf.load_model("digits-mlp").requires_grad_(True)
+        channels = channels_of(model, itf.find_groups(model, model.card.example()))
+        optimiser = GroupLasso(channels, lr=0.1, c=2.0)
+        plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        for network in (model, twin):
+            network(images).square().mean().backward()
+        optimiser.step()
+        plain.step()
+        weight, expected = model[1].weight, twin[1].weight
+        norms = torch.cat([expected, twin[1].bias[:, None]], 1).norm(dim=1)
+        torch.testing.assert_close(weight, expected * (1 - 0.2 / norms).clamp(min=0)[:, None])
+        torch.testing.assert_close(model[5].weight, twin[5].weight)  # the classifier is no group
+
+    def test_much_of_it_zeroes_channels(self):
+        model = itf.load_model("digits-mlp").requires_grad_(True)
+        channels = channels_of(model, itf.find_groups(model, model.card.example()))
+        optimiser = GroupLasso(channels, lr=0.1, c=100.0)
+        model(torch.zeros(1, 1, 8, 8)).sum().backward()
+        optimiser.step()
+        assert all(bool(gone.all()) for gone in zeroed(channels).values())
+
+
+class TestCommandLine:
+    def test_trains_lists_and_keeps(self, capsys):
+        flags = ["--model", "digits-mlp", "--method", "edge-popup", "--training", "200", "--epochs", "1"]
+        assert cli.main(["lab", *flags, "--keep", "popped", "--json"]) == 0
+        *steps, whole = map(json.loads, capsys.readouterr().out.splitlines())
+        assert steps
+        assert all(step["phase"] == "training" for step in steps)
+        assert cli.main(["lab", "--list", "--json"]) == 0
+        assert [json.loads(line)["accuracy"] for line in capsys.readouterr().out.splitlines()] == [whole["accuracy"]]
+        assert itf.evaluate(itf.load_model("kept/popped"), itf.load_data("digits"), None).accuracy == whole["accuracy"]
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (["--method", "sgd", "--c", "2"], "means nothing to sgd"),
+            (["--method", "nope"], "choose one of sgd"),
+            (["--spec", "{"], "is no JSON"),
+            (["--spec", "{}", "--c", "1"], "leave out --c"),
+            (["--spec", "[]"], "mapping"),
+            (["--model", "nope", "--method", "sgd"], "unknown model"),
+            (["--method", "fap", "--folds", "3"], "even"),
+            (["--epochs", "many"], "invalid float"),
+        ],
+    )
+    def test_bad_flags_are_one_line(self, flags, said, capsys):
+        assert cli.main(["lab", *flags]) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error
+        assert "\n" not in error
