@@ -68,7 +68,10 @@ def learning(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Fig
     _label_ends(fig, ends)
     _divide(fig, steps, at, colours)
     fig.update_xaxes(title="epochs", range=[0, max(at, default=1) * 1.02 or 1])
-    fig.update_yaxes(rangemode="tozero")
+    losses = [value for step in steps for value in (step.moment.loss, step.moment.held_loss) if value is not None]
+    if losses:  # a spike shall not hide the rest
+        fig.update_yaxes(range=[0, max(min(max(losses), 2 * float(np.quantile(losses, 0.9))), 0.1)], row=1, col=1)
+    fig.update_yaxes(range=[0, 103], row=1, col=2)
     fig.update_annotations(font={"size": 14, "color": colours.dense}, selector={"yref": "paper", "yanchor": "bottom"})
     return fig.update_layout(margin={"t": 92, "r": 150})
 

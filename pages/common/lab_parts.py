@@ -203,7 +203,7 @@ def outcome(found: LabRun) -> None:
     spent = ", ".join(f"{phase} {in_words(seconds)}" for phase, seconds in o.seconds.items())
     removed = (
         f"Channels that nothing writes are taken out; that moved no logit by more than {o.difference:.0e} of the largest. "
-        if o.params < 0.99 * o.dense_params
+        if o.zero and o.params < 0.99 * o.dense_params
         else ""
     )
     st.caption(f"On all {o.count:,} test images, which chose nothing. {removed}Training: {spent}.")
