@@ -23,7 +23,8 @@ _HELP = {
     "lr": "peak learning rate (the method's own)",
     "batch": "images a step (the method's own)",
     "seed": "of weights, order and masks",
-    "c": "strength of sdprun, in units of the channels' median norm; of grda, in units of the median weight",
+    "reach": "threshold of sdprun and grda at the end, in units of the median norm of what is shrunk",
+    "c": "the paper's strength of sdprun and grda, instead of --reach",
     "mu": "how fast the threshold of sdprun and grda grows, between 0 and 1",
     "drawn": "frozen weights of subnetworks: kaiming, signed, or keep for the model's own",
     "penalty": "of smooth compression: nuclear, first or second (the method's own)",
@@ -38,20 +39,14 @@ _HELP = {
     "by": "what networks are aligned by: activations or weights",
     "part": "folds to learn from, as 0 1 (all)",
 }
+_OPEN = {"data_path": str, "training": int, "lr": float, "batch": int, "c": float, "penalty": str, "strength": float}
 
 
 def add_lab(commands: Any) -> argparse.ArgumentParser:
     """Add the `lab` command."""
     lab = commands.add_parser("lab", help="train by a method of the lab, or list what was trained")
     for field in fields(TrainSpec):
-        kind: Any = {
-            "training": int,
-            "lr": float,
-            "batch": int,
-            "data_path": str,
-            "penalty": str,
-            "strength": float,
-        }.get(field.name, type(field.default))
+        kind: Any = _OPEN.get(field.name, type(field.default))
         many: dict[str, Any] = {"nargs": "*", "type": int} if field.name == "part" else {"type": kind}
         lab.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=_HELP[field.name], **many)
     lab.add_argument("--spec", help="all of it as JSON, instead of the flags")

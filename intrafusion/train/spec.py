@@ -12,13 +12,13 @@ from intrafusion.train.subnetwork import WEIGHTS
 
 ALIGNED = ("activations", "weights")
 _BOUNDS: dict[str, tuple[float, float]] = {  # of each number: at least, less than
-    "epochs": (0, 1e5), "lr": (0, 1e4), "batch": (1, 1e5), "seed": (0, 2**62), "training": (20, 1e9), "c": (0, 1e6),
-    "mu": (0, 1), "strength": (0, 1e6), "energy": (0, 1.0000001), "sparsity": (0, 1), "rounds": (1, 101), "tune": (0, 1e4),
-    "folds": (2, 13),
+    "epochs": (0, 1e5), "lr": (0, 1e4), "batch": (1, 1e5), "seed": (0, 2**62), "training": (20, 1e9), "reach": (0, 1e3),
+    "c": (0, 1e6), "mu": (0, 1), "strength": (0, 1e6), "energy": (0, 1.0000001), "sparsity": (0, 1), "rounds": (1, 101),
+    "tune": (0, 1e4), "folds": (2, 13),
 }  # fmt: skip
 _WHOLE = ("batch", "seed", "training", "rounds", "folds")
 _CHOICES = {"drawn": WEIGHTS, "penalty": PENALTIES, "by": ALIGNED}
-_OPEN = ("lr", "batch", "training", "penalty", "strength")  # may be left to the method
+_OPEN = ("lr", "batch", "training", "c", "penalty", "strength")  # may be left to the method
 _COMMON = ("model", "method", "data_path", "training", "epochs", "lr", "batch", "seed", "folds", "part")
 
 
@@ -28,7 +28,8 @@ class TrainSpec:
 
     training: training images, None for all. None for lr (the peak learning rate), batch (images a step), penalty or
     strength: the method's own.
-    c, mu: of SDprun, c in units of the channels' median norm (grda: absolute; group-lasso: weight in the loss).
+    reach: of SDprun, its threshold at the end of the run, in units of the median norm of what is shrunk, at the start; c:
+    the paper's strength, which reaches what it reaches, instead; mu: how the threshold grows.
     drawn: frozen weights of subnetworks. penalty, strength: of smooth compression; energy: share of each layer's squared
     singular values that its truncation keeps. sparsity, criterion, merge, rounds, tune: channels that go, in so many rounds
     of pruning, each followed by `tune` epochs. folds, by: of split-data training, and what its networks are aligned by.
@@ -43,7 +44,8 @@ class TrainSpec:
     lr: float | None = None
     batch: int | None = None
     seed: int = 0
-    c: float = 1.0
+    reach: float = 1.4
+    c: float | None = None
     mu: float = 0.51
     drawn: str = "kaiming"
     penalty: str | None = None

@@ -14,8 +14,9 @@ from intrafusion.groups import find_groups
 from intrafusion.prune import prune
 from intrafusion.recover.norms import absorb_norms, balance, insert_norms
 from intrafusion.registry import TRAINERS
-from intrafusion.train.directional import GroupLasso, SDprun, channels_of
+from intrafusion.train.directional import Channels, GroupLasso, SDprun, channels_of
 from intrafusion.train.fuse import SAMPLES, fuse_models
+from intrafusion.train.loop import SCHEDULES, Recipe
 from intrafusion.train.members import parts_of, together
 from intrafusion.train.smooth import penalty, truncate
 from intrafusion.train.subnetwork import GumbelMask, Mask, Supermask, finalise, mask, masks, what_learns
@@ -37,13 +38,14 @@ def sgd(task: Task) -> Telling:
 
 @TRAINERS.register(
     "sdprun", "whole channels move to zero, in directions in which the loss is flat; nothing is trained again",
-    _LI, "labels", knobs=("c", "mu"),
+    _LI, "labels", knobs=("reach", "c", "mu"),
 )  # fmt: skip
 def sdprun(task: Task) -> Telling:
     model = task.network()
     recipe = task.recipe(schedule="flat")
     channels = channels_of(model, find_groups(model, task.example))
-    optimiser = SDprun(channels, recipe.lr, task.spec.c, task.spec.mu, relative=True)
+    norms = torch.cat([one.norms().detach() for one in channels if isinstance(one, Channels)])
+    optimiser = SDprun(channels, recipe.lr, _strength(task, recipe, norms), task.spec.mu)
 
     def look(model: nn.Module) -> Look:
         norms = torch.cat([one.norms(lambda p: optimiser.state[p]["v"]) for one in optimiser.channels])
@@ -56,15 +58,15 @@ def sdprun(task: Task) -> Telling:
 
 @TRAINERS.register(
     "grda", "single weights move to zero, in directions in which the loss is flat", "Chao et al., NeurIPS 2020", "labels",
-    knobs=("c", "mu"),
+    knobs=("reach", "c", "mu"),
 )  # fmt: skip
 def grda(task: Task) -> Telling:
     model = task.network()
     recipe = task.recipe(schedule="flat")
     many = [p for p in model.parameters() if p.ndim > 1]
     few = [p for p in model.parameters() if p.ndim <= 1]
-    unit = float(torch.cat([p.detach().abs().flatten() for p in many]).median())
-    optimiser = SDprun([*many, {"params": few, "c": 0.0}], recipe.lr, task.spec.c * unit, task.spec.mu)
+    c = _strength(task, recipe, torch.cat([p.detach().abs().flatten() for p in many]))
+    optimiser = SDprun([*many, {"params": few, "c": 0.0}], recipe.lr, c, task.spec.mu)
     yield from task.teach("training", model, recipe, optimiser, settle=task.measure_norms)
     return model
 
@@ -164,6 +166,17 @@ def fap(task: Task) -> Telling:
 def paf(task: Task) -> Telling:
     members = yield from together(task, [task.spec.but(method="iterative", **part) for part in parts_of(task.spec)])
     return (yield from _fuse(task, members))
+
+
+def _strength(task: Task, recipe: Recipe, norms: Tensor) -> float:
+    """The c with which the threshold ends where the spec wants it."""
+    spec = task.spec
+    if spec.c is not None:
+        return spec.c
+    steps = recipe.steps(len(task.learned))
+    rates = (recipe.lr * SCHEDULES[recipe.schedule](step / steps, recipe.warmup) for step in range(steps))
+    growth = sum(lr ** (spec.mu + 0.5) * ((n + 1) ** spec.mu - n**spec.mu) for n, lr in enumerate(rates))
+    return spec.reach * float(norms.median()) / growth
 
 
 def _subnetwork(task: Task, method: str, lr: float) -> Telling:

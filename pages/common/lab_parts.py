@@ -23,7 +23,7 @@ from pages.common import queue, shell
 from pages.common.shell import BIND, Here
 
 _KNOBS = (
-    "epochs", "seed", "training", "lr", "batch", "c", "mu", "drawn", "penalty", "strength", "energy", "sparsity", "criterion",
+    "epochs", "seed", "training", "lr", "batch", "reach", "c", "mu", "drawn", "penalty", "strength", "energy", "sparsity", "criterion",
     "merge", "rounds", "tune", "folds", "by",
 )  # fmt: skip
 KEYS = ("method", *(f"lab_{name}" for name in _KNOBS))
@@ -69,7 +69,7 @@ def controls(here: Here) -> TrainSpec:
         )
     return TrainSpec(
         model=architecture_of(here.spec.model), method=method, data_path=here.spec.data_path,
-        **{name: value for name, value in given.items() if value is not None or name in ("lr", "batch", "training")},
+        **given,
     )  # fmt: skip
 
 
@@ -86,9 +86,13 @@ def _choice(place: Any, name: str, label: str, choices: Sequence[str], default: 
 
 
 _DRAWN = {
-    "c": lambda g: _number(
-        g, "c", "Strength c", 1.0, 0.0, 100.0, 0.1, help="In units of the median norm of what is shrunk, so that it means the "
-        "same in every network: how far the threshold rises.",
+    "reach": lambda g: _number(
+        g, "reach", "Threshold at the end", 1.4, 0.0, 100.0, 0.1,
+        help="In units of the median norm of what is shrunk, at the start, so that it means the same in every network.",
+    ),
+    "c": lambda g: g.number_input(
+        "Strength c instead", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="from the threshold",
+        help="The paper's own setting: the threshold then ends wherever it takes it.",
     ),
     "mu": lambda g: _number(
         g, "mu", "Growth µ", 0.51, 0.01, 0.99, 0.05, help="The threshold grows as the number of steps to this power."

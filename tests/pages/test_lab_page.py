@@ -117,5 +117,5 @@ def test_missing_images_are_said():
 def test_runs_are_named_by_what_sets_them_apart():
     from intrafusion.train.spec import TrainSpec
 
-    specs = [TrainSpec(method="sdprun"), TrainSpec(method="sdprun", c=2.0), TrainSpec(method="sgd")]
-    assert lab_parts.names_of(specs) == ["sdprun (c 1.0)", "sdprun (c 2.0)", "sgd"]
+    specs = [TrainSpec(method="sdprun"), TrainSpec(method="sdprun", reach=2.0), TrainSpec(method="sgd")]
+    assert lab_parts.names_of(specs) == ["sdprun (reach 1.4)", "sdprun (reach 2.0)", "sgd"]
