@@ -37,6 +37,13 @@ def test_every_recovery_has_its_row(name):
     assert f"| `{name}` | {entry.summary} | {entry.needs} | {entry.paper} |" in README
 
 
+@pytest.mark.parametrize("name", itf.registry("trainer"))
+def test_every_trainer_has_its_row(name):
+    entry = itf.registry("trainer")[name]
+    knobs = ", ".join(f"`{knob}`" for knob in entry.knobs)
+    assert f"| `{name}` | {entry.summary} | {entry.paper} | {knobs} |" in README
+
+
 @pytest.mark.parametrize(
     "name", [*itf.registry("solver"), *ANCHORS, *COSTS, *DISTANCES, *MARGINALS, *NORMALISATIONS, *PLAN_KNOBS]
 )
