@@ -1,4 +1,4 @@
-"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | train | lab`.
+"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | landscape | train | lab`.
 
 Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from intrafusion.cli_lab import add_lab
+from intrafusion.cli_landscape import add_landscape
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--device", default="cpu", help="cpu or cuda")
     plan.set_defaults(command=_plan)
 
-    measured = add_commands(commands)
+    measured = [*add_commands(commands), add_landscape(commands)]
 
     train = commands.add_parser("train", help="make an embedded model again: weights and card")
     train.add_argument("model", help="a name with a recipe")

@@ -1,6 +1,7 @@
 """Where solutions lie: accuracy on the plane through three networks, along a path between two, and sharp directions."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.pace import checkpoint
 
 _MEMORY = 1 << 28  # bytes of weights of networks that are run in one pass
+_BASIS = 1 << 31  # bytes of the vectors that Lanczos keeps
 
 
 def flatten(model: nn.Module) -> Tensor:
@@ -48,7 +50,7 @@ class Plane:
 
     def vectors(self, points: Tensor) -> Tensor:
         """The networks at some points (g, 2): (g, D)."""
-        return self.origin + points @ torch.stack([self.u, self.v])
+        return self.origin + points.to(self.u) @ torch.stack([self.u, self.v])
 
 
 def plane(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
@@ -65,7 +67,7 @@ def plane(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
     if one.norm() < 1e-9 or rest.norm() < 1e-9 * two.norm().clamp(min=1e-9):
         raise IntrafusionError("these three networks lie on one line: there is no plane through them")
     v = rest / rest.norm()
-    at = torch.stack([torch.zeros(2).double(), torch.stack([one @ u, one @ v]), torch.stack([two @ u, two @ v])])
+    at = torch.tensor([[0.0, 0.0], [float(one @ u), float(one @ v)], [float(two @ u), float(two @ v)]]).double()
     return Plane(first, points[0], u, v, at)
 
 
@@ -81,29 +83,62 @@ class Surface:
     @property
     def share(self) -> float:
         """How much of the grid is measured."""
-        return float(np.isfinite(self.loss).mean())
+        return float(np.isfinite(self.accuracy).mean())
+
+    @property
+    def finest(self) -> "Surface | None":
+        """Every n-th row and column, n as small as all of these are measured; None where not even the coarsest are."""
+        for stride in range(1, len(self.x)):
+            every = slice(None, None, stride)
+            if (len(self.x) - 1) % stride == 0 and np.isfinite(self.accuracy[every, every]).all():
+                return Surface(self.x[every], self.y[every], self.loss[every, every], self.accuracy[every, every])
+        return None
 
 
-def surface(plane: Plane, data: ImageData, size: int = 17, margin: float = 0.3, stride: int = 4) -> Iterator[Surface]:
-    """Loss and accuracy around the plane's three networks, from coarse to fine: each time with more of the grid measured.
+def grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
+    """A grid around the plane's three networks, nothing of it measured yet.
 
-    size: points on a side. margin: how far the grid goes beyond the networks, as a share of their extent. stride: of the
-    first, coarsest grid; halved until it is 1.
+    size: points on a side. margin: how far it goes beyond the networks on every side, as a share of their larger extent.
+    Raises IntrafusionError for fewer than 2 points or a negative margin.
     """
+    if size < 2 or not 0 <= margin < math.inf:
+        raise IntrafusionError(f"a grid needs 2 points a side and a margin from 0, not {size} and {margin}")
     low, high = plane.at.min(0).values, plane.at.max(0).values
-    room = margin * (high - low).clamp(min=1e-12)
-    x, y = (np.linspace(float(low[i] - room[i]), float(high[i] + room[i]), size) for i in (0, 1))
-    loss, accuracy = np.full((size, size), np.nan), np.full((size, size), np.nan)
+    room = margin * float((high - low).max())
+    x, y = (np.linspace(float(low[i]) - room, float(high[i]) + room, size) for i in (0, 1))
+    return Surface(x, y, np.full((size, size), np.nan), np.full((size, size), np.nan))
+
+
+def surface(
+    plane: Plane, data: ImageData, size: int = 17, margin: float = 0.3, stride: int = 4, patience: float = 0.5
+) -> Iterator[Surface]:
+    """Loss and accuracy on `grid(plane, size, margin)`, from coarse to fine: each time with more of it measured.
+
+    stride: of the first, coarsest grid; halved until it is 1. patience: seconds after which to tell of an unfinished one.
+    """
+    empty = grid(plane, size, margin)
+    x, y, loss, accuracy = empty.x, empty.y, empty.loss, empty.accuracy
     batches = list(normalised(plane.model, data))
+    together = _together(plane.model)
     while stride >= 1:
-        rows, columns = np.meshgrid(np.arange(0, size, stride), np.arange(0, size, stride), indexing="ij")
-        new = np.isnan(loss[rows, columns])
-        rows, columns = rows[new], columns[new]
-        points = torch.from_numpy(np.stack([x[columns], y[rows]], 1))
-        losses, right = measure(plane.model, plane.vectors, points, batches)
-        loss[rows, columns], accuracy[rows, columns] = losses.numpy(), right.numpy()
-        yield Surface(x, y, loss.copy(), accuracy.copy())
+        places = np.stack(np.meshgrid(np.arange(0, size, stride), np.arange(0, size, stride), indexing="ij"), -1)
+        rows, columns = places.reshape(-1, 2)[np.isnan(accuracy[::stride, ::stride]).ravel()].T
+        told = time.monotonic()
+        for start in range(0, len(rows), together):
+            some = slice(start, start + together)
+            points = torch.from_numpy(np.stack([x[columns[some]], y[rows[some]]], 1))
+            losses, right = measure(plane.model, plane.vectors, points, batches, together)
+            loss[rows[some], columns[some]], accuracy[rows[some], columns[some]] = losses.numpy(), right.numpy()
+            if start + together >= len(rows) or time.monotonic() - told > patience:
+                yield Surface(x, y, loss.copy(), accuracy.copy())
+                told = time.monotonic()
         stride //= 2
+
+
+def _together(model: nn.Module) -> int:
+    """How many networks to run in one pass: as many as fit on a GPU, one at a time on a CPU, where that is faster."""
+    size = sum(p.numel() for p in model.parameters())
+    return max(1, _MEMORY // (8 * max(size, 1))) if next(model.parameters()).is_cuda else 1
 
 
 def measure(
@@ -115,14 +150,11 @@ def measure(
 ) -> tuple[Tensor, Tensor]:
     """Loss and accuracy of the networks at some points (g, ...): float64 (g,) each. Several run in one pass.
 
-    vectors: makes networks (g, D) of points. batches: inputs and labels. together: networks in one pass; None for as many as
-    fit on a GPU, one at a time on a CPU, where that is faster. Buffers are the model's.
+    vectors: makes networks (g, D) of points. batches: inputs and labels. together: networks in one pass; None for what
+    suits the device. Buffers are the model's. Where a network's loss is no number, accuracy is that of its answers still.
     """
-    if together is None:
-        size = sum(p.numel() for p in model.parameters())
-        together = max(1, _MEMORY // (8 * max(size, 1))) if next(model.parameters()).is_cuda else 1
     losses, right = [], []
-    for chunk in points.split(together):
+    for chunk in points.split(together or _together(model)):
         checkpoint()
         parameters = unflatten(model, vectors(chunk))
         sums = torch.zeros(2, len(chunk), dtype=torch.float64)
@@ -145,12 +177,33 @@ def _answers(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor)
         return vmap(lambda own: functional_call(model, own, images))(dict(parameters))
 
 
-def sharpest(
-    loss: Callable[[nn.Module], Tensor], model: nn.Module, count: int = 10, steps: int = 30, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (count,) of the loss's Hessian and their eigenvectors (D, count), by Lanczos, float64.
+@dataclass(frozen=True, eq=False)
+class Ritz:
+    """What some steps of Lanczos say of a symmetric matrix H: values (k,), the largest first, and of how many steps.
 
-    loss: of the model, a scalar. steps: of Lanczos, with full reorthogonalisation; `count` of them at least.
+    residuals: ||H v - value v|| of each (k,), 0 where it is an eigenvalue. float64.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    step: int
+    steps: int
+    _basis: Tensor
+    _small: Tensor
+
+    @property
+    def vectors(self) -> Tensor:
+        """Of the values: orthonormal (D, k)."""
+        return self._basis[: self.step].T @ self._small
+
+
+def lanczos(
+    loss: Callable[[nn.Module], Tensor], model: nn.Module, count: int = 10, steps: int = 30, seed: int = 0
+) -> Iterator[Ritz]:
+    """The largest eigenvalues of the loss's Hessian, better with every step, which is one product with the Hessian.
+
+    loss: of the model, a scalar; twice differentiable where its parameters require gradients. steps: with full
+    reorthogonalisation, `count` of them at least, and no more than fit into memory.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():
@@ -161,30 +214,38 @@ def sharpest(
         with torch.enable_grad():
             inner = sum((g * part.view_as(g).to(g)).sum() for g, part in zip(slopes, parts, strict=True))
         found = torch.autograd.grad(inner, parameters, retain_graph=True)
-        return torch.cat([g.detach().double().flatten() for g in found])
+        return torch.cat([g.detach().double().flatten() for g in found]).cpu()
 
     size = sum(p.numel() for p in parameters)
-    steps = min(max(steps, count), size)
-    generator = torch.Generator().manual_seed(seed)
-    basis, alphas, betas = [_unit(torch.randn(size, generator=generator, dtype=torch.float64))], [], []
-    for _ in range(steps):
+    steps = min(max(min(steps, _BASIS // (8 * size)), count), size)
+    basis = torch.zeros(steps, size, dtype=torch.float64)
+    basis[0] = _unit(torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    T = torch.zeros(steps, steps, dtype=torch.float64)
+    for k in range(1, steps + 1):
         checkpoint()
-        w = times(basis[-1])
-        alphas.append(float(w @ basis[-1]))
-        Q = torch.stack(basis, 1)
+        w = times(basis[k - 1])
+        T[k - 1, k - 1] = w @ basis[k - 1]
         for _ in range(2):
-            w = w - Q @ (Q.T @ w)
-        if float(w.norm()) < 1e-10 * max(1.0, abs(alphas[0])):
-            break
-        betas.append(float(w.norm()))
-        basis.append(_unit(w))
-    k = len(alphas)
-    T = torch.diag(torch.tensor(alphas, dtype=torch.float64))
-    off = torch.tensor(betas[: k - 1], dtype=torch.float64)
-    T += torch.diag(off, 1) + torch.diag(off, -1)
-    values, small = torch.linalg.eigh(T)
-    order = values.argsort(descending=True)[:count]
-    return values[order], torch.stack(basis[:k], 1) @ small[:, order]
+            w = w - basis[:k].T @ (basis[:k] @ w)
+        beta = float(w.norm())
+        if beta < 1e-10 * max(1.0, abs(float(T[0, 0]))):
+            beta, steps = 0.0, k  # what was reached is closed under H
+        elif k < steps:
+            T[k - 1, k] = T[k, k - 1] = beta
+            basis[k] = w / beta
+        values, small = torch.linalg.eigh(T[:k, :k])
+        order = values.argsort(descending=True)[:count]
+        yield Ritz(values[order], (beta * small[-1, order]).abs(), k, steps, basis, small[:, order])
+        if k == steps:
+            return
+
+
+def sharpest(
+    loss: Callable[[nn.Module], Tensor], model: nn.Module, count: int = 10, steps: int = 30, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues (count,) of the loss's Hessian and their eigenvectors (D, count): the last step of `lanczos`."""
+    *_, last = lanczos(loss, model, count, steps, seed)
+    return last.values, last.vectors
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -194,3 +194,27 @@ def _changed(spec: "TrainSpec") -> dict[str, object]:
     """The fields that are not as by default; method and model always."""
     default = {field.name: field.default for field in fields(spec)}
     return {name: value for name, value in vars(spec).items() if value != default[name] or name in ("method", "model")}
+
+
+def landscape_line(base: PruneSpec, size: int) -> str:
+    """`python -m intrafusion landscape ...`: one row for each point of the grid and for each of the three networks."""
+    line = _line("landscape", base, {"criterion": [base.criterion], "sparsity": [base.sparsity]})
+    return f"{line} --size {size}"
+
+
+def landscape_snippet(base: PruneSpec, size: int) -> str:
+    """Python that measures the slice through dense, dropped and fused weights."""
+    given = ", ".join(f"{name}={value!r}" for name, value in vars(base).items() if value != _DEFAULT[name])
+    return "\n".join([
+        "import intrafusion as itf",
+        "from intrafusion.bench import open_bench",
+        "from intrafusion.solutions import Solutions, slices",
+        "",
+        f"spec = itf.PruneSpec({given})",
+        "solutions = Solutions(spec, open_bench(spec))",
+        f"for found in slices(solutions, size={size}):",
+        '    print(f"{found.surface.share:.0%} of the grid")',
+        "for mark in found.marks:",
+        "    print(mark.name, mark.accuracy, mark.loss)",
+        "found.surface.x, found.surface.y, found.surface.accuracy, found.surface.loss",
+    ])  # fmt: skip

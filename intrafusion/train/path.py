@@ -1,0 +1,192 @@
+"""Low-loss paths between two networks: a Bezier curve whose bends are trained, ends fixed.
+
+Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", NeurIPS 2018. A network at a place on a path
+has parameters that nobody trained together, so its BatchNorm statistics are measured anew there.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from intrafusion.activations import normalised, private
+from intrafusion.cards import card_of
+from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.landscape import bezier, flatten, measure, unflatten
+from intrafusion.train.loop import Moment, Recipe, train
+
+POINTS = 61
+
+
+class Curve(nn.Module):
+    """Networks along a Bezier curve between two of one shape. Its parameters are the bends, float32 (bends, D).
+
+    They begin on the straight line. In train mode every pass runs the network at a place t ~ U(0, 1) of its own, drawn by
+    `seed`, BatchNorm with the batch's statistics; in eval mode the one in the middle.
+    Raises IntrafusionError where the two have other layers or shapes, or are the same.
+    """
+
+    def __init__(self, first: nn.Module, last: nn.Module, bends: int = 3, seed: int = 0):
+        super().__init__()
+        shapes = [{name: tuple(value.shape) for name, value in one.named_parameters()} for one in (first, last)]
+        if shapes[0] != shapes[1] or len(norms_of(first)) != len(norms_of(last)):
+            raise IntrafusionError("a path needs two networks of one shape: these have other layers, widths or norms")
+        self.network = private(first)
+        ends = torch.stack([flatten(first), flatten(last)])
+        if torch.equal(ends[0], ends[1]):
+            raise IntrafusionError("both ends of this path are the same network: choose another end")
+        inside = torch.arange(1, bends + 1, device=ends.device).double()[:, None] / (bends + 1)
+        self.register_buffer("ends", ends, persistent=False)
+        self.bends = nn.Parameter((ends[0] + inside * (ends[1] - ends[0])).float())
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def vectors(self, t: Tensor) -> Tensor:
+        """The networks at places t (g,) of the curve: (g, D), the ends exactly."""
+        return bezier(self.ends, self.bends.double(), t.to(self.ends.device))  # type: ignore[arg-type]
+
+    def straight(self, t: Tensor) -> Tensor:
+        """The networks at places t (g,) of the straight line between the ends: (g, D)."""
+        first, last = self.ends  # type: ignore[misc]
+        return first + t.to(first)[:, None] * (last - first)
+
+    def forward(self, images: Tensor) -> Tensor:
+        t = torch.rand(1, generator=self._generator) if self.training else torch.tensor([0.5])
+        return functional_call(self.network, unflatten(self.network, self.vectors(t)[0]), images)
+
+    def get_extra_state(self) -> Tensor:
+        """Where the draws of t stand, so that training that was stopped goes on as if it had not been."""
+        return self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._generator.set_state(state.cpu())
+
+
+def norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorms with statistics of their own."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What networks along a path do: t, loss (nats) and accuracy (a fraction), (points,) each; nan where not yet measured."""
+
+    t: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """How much of it is measured."""
+        return float(np.isfinite(self.accuracy).mean())
+
+    @property
+    def barrier(self) -> float:
+        """How far the loss climbs above that of the worse end, in nats: 0 where it does not. nan before both are measured."""
+        return float(np.nanmax(self.loss) - max(self.loss[0], self.loss[-1]))
+
+
+def nothing(points: int = POINTS) -> Walk:
+    """A walk of which nothing is measured yet."""
+    return Walk(np.linspace(0, 1, points), np.full(points, np.nan), np.full(points, np.nan))
+
+
+def walk(
+    curve: Curve, data: ImageData, seen: ImageData | None = None, straight: bool = False, points: int = POINTS
+) -> Iterator[Walk]:
+    """Loss and accuracy on `data` at so many places from end to end, from coarse to fine: each time with one more measured.
+
+    seen: images on which the statistics of a network's BatchNorms are measured again at every place, the ends too; needed
+    where it has any. straight: along the line between the ends instead.
+    """
+    network, found = curve.network, nothing(points)
+    batches, again = list(normalised(network, data)), [] if seen is None else list(normalised(network, seen))
+    if norms_of(network) and not again:
+        raise IntrafusionError("this network has BatchNorm: a path needs images to measure its statistics on")
+    loss, accuracy = found.loss, found.accuracy
+    for place in _coarse_first(points):
+        t = torch.tensor([found.t[place]])
+        vectors = (curve.straight if straight else curve.vectors)(t).detach()
+        renew_norms(network, unflatten(network, vectors[0]), [images for images, _ in again])
+        losses, right = measure(network, lambda _: vectors, t, batches)  # noqa: B023
+        loss[place], accuracy[place] = float(losses[0]), float(right[0])
+        yield replace(found, loss=loss.copy(), accuracy=accuracy.copy())
+
+
+def _coarse_first(count: int) -> list[int]:
+    """All of range(count), both ends first, then every 16th, every 8th and so on."""
+    return list(dict.fromkeys([0, count - 1, *(i for stride in (16, 8, 4, 2, 1) for i in range(0, count, stride))]))
+
+
+def renew_norms(network: nn.Module, parameters: dict[str, Tensor], batches: Sequence[Tensor]) -> None:
+    """Measure the statistics of a network's BatchNorms again, in place, as it is with these parameters.
+
+    batches: inputs, float (B, C, H, W); their means and variances are averaged. Nothing happens without BatchNorm.
+    """
+    norms = norms_of(network)
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the average of all batches
+        norm.train()
+    try:
+        with torch.no_grad():
+            for images in batches:
+                functional_call(network, parameters, images)
+    finally:
+        network.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A path between two networks. line: straight from end to end; curve: along the Bezier curve, once it is trained.
+
+    moments: of its training. norms: how many BatchNorms had their statistics measured again at each place, on `seen` images.
+    count: images that loss and accuracy are of.
+    """
+
+    line: Walk
+    curve: Walk
+    moments: tuple[Moment, ...]
+    norms: int
+    seen: int
+    count: int
+
+    @property
+    def share(self) -> float:
+        """How much of the work is done, in [0, 1]; training counts as half of it."""
+        trained = self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
+        return (self.line.share + 2 * trained + self.curve.share) / 4
+
+
+def connect(
+    first: nn.Module, last: nn.Module, train_data: ImageData, data: ImageData, recipe: Recipe, bends: int = 3,
+    points: int = POINTS, seen: int = 512,
+) -> Iterator[Path]:  # fmt: skip
+    """Walk the straight line between two networks, train a curve between them, walk that: each time with more of it known.
+
+    train_data: what the curve learns from, by `recipe`; BatchNorms are measured again on `seen` of them, two batches at least.
+    data: what both walks are measured on. Raises IntrafusionError as `Curve` does.
+    """
+    curve, card = Curve(first, last, bends, recipe.seed), card_of(first)
+    norms = len(norms_of(curve.network))
+    again = train_data.subset(max(seen, 2 * recipe.batch), recipe.seed) if norms else None
+    found = Path(nothing(points), nothing(points), (), norms, len(again) if again else 0, len(data))
+    for line in walk(curve, data, again, straight=True, points=points):
+        found = replace(found, line=line)
+        yield found
+    steps = recipe.steps(len(train_data))
+    for moment in train(
+        curve, train_data, recipe, card.mean, card.std, parameters=[curve.bends], looks=max(1, min(40, math.ceil(steps / 4)))
+    ):  # fmt: skip
+        found = replace(found, moments=(*found.moments, moment))
+        yield found
+    for walked in walk(curve, data, again, points=points):
+        found = replace(found, curve=walked)
+        yield found
