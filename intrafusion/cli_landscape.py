@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import math
+from collections.abc import Iterable
 from typing import Any
 
 from intrafusion.errors import IntrafusionError
@@ -26,8 +26,6 @@ def add_landscape(commands: Any) -> argparse.ArgumentParser:
 
 
 def _landscape(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from intrafusion.bench import open_bench
     from intrafusion.solutions import Solutions, slices
 
@@ -39,25 +37,18 @@ def _landscape(args: argparse.Namespace) -> None:
     about = {
         "model": spec.model, "data": spec.dataset, "groups": spec.groups, **chosen, "count": len(solutions.images),
     }  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    printed = np.zeros((max(args.size, 0),) * 2, bool)
+    rows: dict[tuple, dict[str, Any]] = {}
     with progress() as bar:
-        task = bar.add_task("landscape", total=args.size**2)
+        task = bar.add_task("landscape", total=max(args.size, 1) ** 2)
         for found in slices(solutions, args.size, args.margin):
-            new = [] if rows else [_row(about, "mark", m.name, m.x, m.y, m.loss, m.accuracy) for m in found.marks]
-            surface = found.surface
-            for row, column in np.argwhere(np.isfinite(surface.accuracy) & ~printed).tolist():
-                place = float(surface.x[column]), float(surface.y[row])
-                values = float(surface.loss[row, column]), float(surface.accuracy[row, column])
-                new.append(_row(about, "point", None, *place, *values))
-                printed[row, column] = True
-            bar.update(task, completed=int(printed.sum()))
+            new = {(row["name"], row["x"], row["y"]): about | row for row in found.rows()}
             if args.json:
-                for line in new:
+                for line in (row for place, row in new.items() if place not in rows):
                     print(json.dumps(line), flush=True)
-            rows += new
+            rows = new
+            bar.update(task, completed=round(found.share * args.size**2))
     if not args.json:
-        show(_readable(rows), False, f"{spec.model} on {about['count']:,} {spec.dataset} images")
+        show(_readable(rows.values()), False, f"{spec.model} on {about['count']:,} {spec.dataset} images")
 
 
 def _single(name: str, values: list[Any]) -> Any:
@@ -66,18 +57,10 @@ def _single(name: str, values: list[Any]) -> Any:
     return values[0]
 
 
-def _row(
-    about: dict[str, Any], kind: str, name: str | None, x: float, y: float, loss: float, accuracy: float
-) -> dict[str, Any]:
-    """A JSON-able row; a loss that is no finite number is null."""
-    loss_or_none = loss if math.isfinite(loss) else None
-    return {**about, "kind": kind, "name": name, "x": x, "y": y, "loss": loss_or_none, "accuracy": accuracy}
-
-
-def _readable(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _readable(rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
-            "network": row["name"] or "", "x": f"{row['x']:.3f}", "y": f"{row['y']:.3f}",
+            "network": row["name"], "x": f"{row['x']:.3f}", "y": f"{row['y']:.3f}",
             "accuracy": f"{row['accuracy']:.1%}", "loss": "" if row["loss"] is None else f"{row['loss']:.4g}",
         }
         for row in rows

@@ -67,7 +67,7 @@ def plane(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
     if one.norm() < 1e-9 or rest.norm() < 1e-9 * two.norm().clamp(min=1e-9):
         raise IntrafusionError("these three networks lie on one line: there is no plane through them")
     v = rest / rest.norm()
-    at = torch.tensor([[0.0, 0.0], [float(one @ u), float(one @ v)], [float(two @ u), float(two @ v)]]).double()
+    at = torch.tensor([[0.0, 0.0], [float(one.norm()), 0.0], [float(two @ u), float(two @ v)]]).double()
     return Plane(first, points[0], u, v, at)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,17 @@ class Outputs:
     def predictions(self, name: str) -> Tensor:
         """int64 (N,)."""
         return self.logits[name].argmax(1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """JSON-able, once all is there: each image's class, the three predictions, and how far its logits moved."""
+        said = {name: self.predictions(name).tolist() for name in THREE}
+        moved = {name: self.distance(name).tolist() for name in THREE[1:]}
+        return [
+            {"image": i, "class": self.classes[label] if label >= 0 else ""}
+            | {name: self.classes[said[name][i]] for name in THREE}
+            | {f"{name}_distance": moved[name][i] for name in THREE[1:]}
+            for i, label in enumerate(self.labels.tolist())
+        ]
 
     def medians(self, name: str) -> dict[str, float]:
         """The median distance over the images of each class that has any."""

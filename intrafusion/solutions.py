@@ -1,8 +1,11 @@
 """The networks of one pruning as points of one weight space: dense, dropped, fused, and views of what lies around them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,9 +112,33 @@ class Slice:
     surface: Surface
     marks: tuple[Mark, ...]
 
+    @property
+    def share(self) -> float:
+        """How much of the grid is measured."""
+        return self.surface.share
+
+    def rows(self) -> list[dict[str, Any]]:
+        """JSON-able: each mark, then each point of the grid that is measured. A loss that is no finite number is None."""
+        places = [("mark", m.name, m.x, m.y, m.loss, m.accuracy) for m in self.marks]
+        on = self.surface
+        for row, column in np.argwhere(np.isfinite(on.accuracy)).tolist():
+            values = float(on.loss[row, column]), float(on.accuracy[row, column])
+            places.append(("point", "", float(on.x[column]), float(on.y[row]), *values))
+        return [
+            {
+                "kind": kind,
+                "name": name,
+                "x": x,
+                "y": y,
+                "loss": loss if math.isfinite(loss) else None,
+                "accuracy": accuracy,
+            }
+            for kind, name, x, y, loss, accuracy in places
+        ]
+
 
 def slices(solutions: Solutions, size: int = 17, margin: float = 0.3) -> Iterator[Slice]:
-    """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: as `landscape.grid` has it."""
+    """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: see `landscape.grid`."""
     made, data = solutions.plane(), solutions.images
     found = Slice(grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
     yield found
@@ -149,6 +176,15 @@ class Sharpness:
     def share(self) -> float:
         """How much of the work is done, in [0, 1]."""
         return self.step / self.steps
+
+    def rows(self) -> list[dict[str, Any]]:
+        """JSON-able: each eigenvalue, then each share."""
+        pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
+        values = [
+            {"kind": "eigenvalue", "name": str(rank), "value": value, "residual": residual}
+            for rank, (value, residual) in enumerate(pairs, start=1)
+        ]
+        return values + [{"kind": "share", "name": n, "value": v, "residual": None} for n, v in self.shares.items()]
 
 
 def sharpness(solutions: Solutions, images: int = 256, count: int = 10, steps: int = 40) -> Iterator[Sharpness]:

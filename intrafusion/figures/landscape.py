@@ -42,7 +42,6 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
     fig = figure(headline(found.marks), SLICE_HEIGHT, colours)
     if (grid := found.surface.finest) is not None:
         fig.add_trace(_contour(grid, what, colours))
-    sides = {name: "left" if name == "dense" else "right" for name in ("dense", "dropped", "fused")}
     for mark in found.marks:
         value = f"{mark.accuracy:.1%}" if what == "accuracy" else f"{mark.loss:.3g} nats"
         colour = network_colour(mark.name, colours)
@@ -53,10 +52,9 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
             "<extra></extra>",
         )  # fmt: skip
         fig.add_annotation(
-            x=mark.x, y=mark.y, text=f"<b>{mark.name}</b> {value}", showarrow=False,
-            xanchor="right" if sides[mark.name] == "left" else "left", xshift=-13 if sides[mark.name] == "left" else 13,
-            font={"color": colour if mark.name != "dropped" else colours.dense, "size": 14},
-            bgcolor=rgba(colours.paper, 0.85), borderpad=3,
+            x=mark.x, y=mark.y, text=f"<b>{mark.name}</b> {value}", showarrow=False, yanchor="bottom", yshift=11,
+            font={"color": colours.dense if mark.name == "dropped" else colour, "size": 14},
+            bgcolor=rgba(colours.paper, 0.8), borderpad=2,
         )  # fmt: skip
     ends = found.surface
     fig.update_xaxes(
@@ -75,7 +73,6 @@ def _contour(grid: "Surface", what: str, colours: Palette) -> go.Contour:
     ink = tint(colours.dense, colours.paper, 0.62)
     shared: dict[str, Any] = {
         "x": grid.x, "y": grid.y, "line": {"color": rgba(colours.dense, 0.35), "width": 1},
-        "colorbar": {"title": {"text": MEASURES[what]}, "thickness": 12, "len": 0.9},
         "hovertemplate": "%{customdata[0]:.1%}, loss %{customdata[1]:.3g} nats<extra></extra>",
         "customdata": np.stack([grid.accuracy, np.nan_to_num(grid.loss, posinf=1e30, nan=1e30)], -1),
     }  # fmt: skip
@@ -83,15 +80,16 @@ def _contour(grid: "Surface", what: str, colours: Palette) -> go.Contour:
     if what == "accuracy":
         return go.Contour(
             z=100 * grid.accuracy, zmin=0, zmax=100, colorscale=[[0, ink], [1, colours.paper]],
-            contours={"start": 10, "end": 90, "size": 20, **labels}, **shared,
+            contours={"start": 10, "end": 90, "size": 10, **labels}, showscale=False, **shared,
         )  # fmt: skip
     powers = np.log10(np.clip(np.nan_to_num(grid.loss, posinf=1e3, nan=1e3), 1e-3, 1e3))
     low, high = np.floor(powers.min()), np.ceil(powers.max())
     ticks = np.arange(low, high + 1)
-    shared["colorbar"] |= {"tickvals": ticks.tolist(), "ticktext": [f"{10.0**tick:g}" for tick in ticks]}
+    names = {"tickvals": ticks.tolist(), "ticktext": [f"{10.0**tick:g}" for tick in ticks]}
     return go.Contour(
         z=powers, zmin=low, zmax=max(high, low + 1), colorscale=[[0, colours.paper], [1, ink]],
         contours={"start": low, "end": high, "size": 0.5, **labels, "showlabels": False}, **shared,
+        colorbar={"title": {"text": MEASURES[what]}, "thickness": 12, "len": 0.9, **names},
     )  # fmt: skip
 
 
@@ -147,7 +145,8 @@ def path_headline(found: "Path", names: tuple[str, str]) -> str:
     line = float(found.line.accuracy.mean())
     if found.curve.share < 1:
         return f"Straight from {names[0]} to {names[1]}, networks average {line:.1%}"
-    return f"From {names[0]} to {names[1]}: {found.curve.accuracy.mean():.1%} on average along a trained path, {line:.1%} straight"
+    curve = float(found.curve.accuracy.mean())
+    return f"From {names[0]} to {names[1]}: {curve:.1%} on average along a trained path, {line:.1%} straight"
 
 
 def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:

@@ -27,7 +27,8 @@ def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
         counts, colour = np.histogram(values, edges)[0], network_colour(name, colours)
         highest = max(highest, int(counts.max()))
         fig.add_bar(
-            x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges), name=name, customdata=np.stack([edges[:-1], edges[1:]], 1),
+            x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges), name=name,
+            customdata=np.stack([edges[:-1], edges[1:]], 1),
             marker={"color": rgba(colour, 0.55), "line": {"color": colour, "width": 1}},
             hovertemplate=f"{name}: %{{y}} images between %{{customdata[0]:.3g}} and %{{customdata[1]:.3g}}<extra></extra>",
         )  # fmt: skip

@@ -164,6 +164,13 @@ class Path:
         trained = self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
         return (self.line.share + 2 * trained + self.curve.share) / 4
 
+    def rows(self) -> list[dict[str, float]]:
+        """A row for each place: t, and what the networks there do, on the line and on the curve; nan where not measured."""
+        line, curve = self.line, self.curve
+        columns = zip(line.t, line.loss, line.accuracy, curve.loss, curve.accuracy, strict=True)
+        names = "t", "line_loss", "line_accuracy", "curve_loss", "curve_accuracy"
+        return [dict(zip(names, map(float, row), strict=True)) for row in columns]
+
 
 def connect(
     first: nn.Module, last: nn.Module, train_data: ImageData, data: ImageData, recipe: Recipe, bends: int = 3,

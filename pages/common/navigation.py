@@ -39,6 +39,11 @@ _PAGES = (
         ":material/science:",
         "Pruning while a network learns, and subnetworks of one that never does: trained live, compared, kept.",
     ),
+    (
+        "landscape",
+        ":material/landscape:",
+        "Where the pruned networks lie in weight space, whether a path leads there, and what becomes of the answers.",
+    ),
 )
 
 

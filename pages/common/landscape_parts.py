@@ -1,0 +1,256 @@
+"""Pieces of the Landscape page: its controls, and what each of its four computations shows."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from torch import nn
+
+from intrafusion import PruneSpec, registry
+from intrafusion.bench import Bench
+from intrafusion.figures import landscape as figures
+from intrafusion.figures import outputs as output_figures
+from intrafusion.figures.images import gallery
+from intrafusion.outputs import Outputs
+from intrafusion.solutions import MERGED, Sharpness, Slice, Solutions
+from intrafusion.train.augment import augment_for
+from intrafusion.train.loop import Recipe
+from intrafusion.train.path import POINTS, Path, connect
+from pages.common import parts, shell
+from pages.common.shell import BIND, Here
+
+KEYS = (
+    "criterion", "sparsity", "landscape_scope", "landscape_limit", "landscape_size", "shown", "changed", "path_from",
+    "path_to", "path_epochs", "path_training", "path_rate",
+)  # fmt: skip
+_SHOWN = 8  # images of the gallery
+_KINDS = {
+    "fusion keeps": "dense right, dropped wrong, fused right",
+    "both lose": "dense right, both pruned networks wrong",
+    "only fusion loses": "dense and dropped right, fused wrong",
+    "only fusion gains": "dense and dropped wrong, fused right",
+    "only dropping gains": "dense and fused wrong, dropped right",
+    "both gain": "dense wrong, both pruned networks right",
+    "wrong otherwise": "all three wrong, and not all alike",
+}
+
+
+def controls(here: Here) -> tuple[PruneSpec, int]:
+    """Draw the page's first row; the spec that it says, and the points on a side of the grid."""
+    grid = st.grid(5, min_column_width=150)
+    names = list(registry("criterion"))
+    criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
+    scope = grid.segmented_control(
+        "Prune", ["all groups", "this group"], default="all groups", required=True, key="landscape_scope", bind=BIND
+    )
+    percent = grid.slider("Sparsity", 5, 95, 30, 5, format="%d %%", key="sparsity", bind=BIND)
+    limit = grid.selectbox(
+        "Test images", ["100", "500", "2000", "all"], index=1, key="landscape_limit", bind=BIND,
+        help="Every point of the plane and of the path is measured on all of them.",
+    )  # fmt: skip
+    size = grid.selectbox(
+        "Grid", [9, 17, 33], index=1, key="landscape_size", bind=BIND, format_func=lambda n: f"{n} × {n}",
+        help="Points of the plane, measured from coarse to fine.",
+    )  # fmt: skip
+    groups: Any = "all" if scope == "all groups" else here.spec.groups
+    spec = here.spec.but(
+        criterion=criterion, sparsity=percent / 100, groups=groups, limit=None if limit == "all" else int(limit)
+    )
+    return spec, int(size)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def solutions(_bench: Bench, key: tuple) -> Solutions:
+    """The networks of `key`'s spec, its last part, made once for all four computations."""
+    return Solutions(key[-1], _bench)
+
+
+def show_plane(found: Slice | None, what: str) -> None:
+    left, right = st.columns([2, 1], gap="medium")
+    with left:
+        if found is None:
+            figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, shell.is_dark())
+        else:
+            figure = figures.slice_map(found, what, shell.is_dark())
+        parts.chart(figure, "plane")
+    with right:
+        st.markdown(
+            "Three points always lie in one plane. Its axes show true distances between networks, so what looks near is "
+            "near. The ground is good; the deeper the ink, the worse the networks there."
+        )
+        if found is not None:
+            rows = [
+                {
+                    "network": mark.name,
+                    "accuracy": f"{mark.accuracy:.1%} ± {50 * (mark.interval[1] - mark.interval[0]):.1f}",
+                    "loss, nats": f"{mark.loss:.3g}",
+                    "from dense": f"{mark.distance:.3g}",
+                }
+                for mark in found.marks
+            ]
+            st.dataframe(pd.DataFrame(rows), hide_index=True)
+            st.caption(
+                f"The three marks are measured by themselves, on {found.marks[0].count:,} test images with 95 % intervals; "
+                f"{found.share:.0%} of the grid is measured. BatchNorm is folded into the weights; a pruned network has zeros "
+                "where channels went."
+            )
+        with st.popover("How is the plane made?", icon=":material/help:"):
+            st.latex(
+                r"u = \frac{w_{drop} - w}{\lVert w_{drop} - w \rVert}, \quad v \propto (w_{fuse} - w) - \langle w_{fuse} - w, u\rangle u"
+            )
+            st.latex(r"(x, y) \mapsto \mathrm{accuracy}(w + x\,u + y\,v)")
+            st.markdown("$w$ holds all weights and biases of the dense network, BatchNorm folded.")
+
+
+def show_outputs(found: Outputs | None, made: Solutions) -> None:
+    left, right = st.columns(2, gap="medium")
+    complete = found is not None and found.share == 1
+    dark = shell.is_dark()
+    with left:
+        title = "How far the logits move"
+        figure = (
+            output_figures.distance_histograms(found, dark)
+            if complete
+            else figures.empty(title, output_figures.HEIGHT, dark)
+        )
+        parts.chart(figure, "distances")
+    with right:
+        title = "How far they move, class by class"
+        figure = (
+            output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
+        )
+        parts.chart(figure, "classes")
+    if not complete:
+        st.caption("The images whose prediction changes come here.")
+        return
+    changed = {kind: rows for kind, rows in found.changed().items() if len(rows)}
+    if not changed:
+        st.caption("No prediction changes on these images.")
+        return
+    if st.session_state.get("changed") not in changed:
+        st.session_state.pop("changed", None)
+    kind = st.segmented_control(
+        "Images whose prediction changes", list(changed), default=next(iter(changed)), required=True, key="changed",
+        bind=BIND, format_func=lambda one: f"{one}: {len(changed[one]):,}", wrap=True,
+        help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
+    )  # fmt: skip
+    rows, data = changed[kind][:_SHOWN].tolist(), made.images
+    total = sum(map(len, changed.values()))
+    title = f"{len(changed[kind]):,} of {total:,} changed: {_KINDS[kind]}"
+    pictures = [data.images[i].permute(1, 2, 0).cpu().numpy() for i in rows]
+    parts.chart(gallery(pictures, [_caption(found, i) for i in rows], title, -1, dark), "changed-images")
+    if len(changed[kind]) > _SHOWN:
+        st.caption(f"The {_SHOWN} that the dense network was surest of. The CSV below has every image.")
+
+
+def _caption(found: Outputs, image: int) -> str:
+    """True class, and what the two pruned networks say."""
+
+    def name(label: int) -> str:
+        return shorten(found.classes[label], 14, placeholder="…") if label >= 0 else "unknown"
+
+    said = {network: name(int(found.predictions(network)[image])) for network in ("dense", "dropped", "fused")}
+    true, dense = name(int(found.labels[image])), said["dense"]
+    first = f"<b>{true}</b>" if dense == true else f"<b>{true}</b>, dense {dense}"
+    return f"{first}<br>dropped {said['dropped']}<br>fused {said['fused']}"
+
+
+def other_ends(here: Here) -> dict[str, nn.Module]:
+    """Further networks of this model's shape, by name, that a path may lead to."""
+    return {}
+
+
+@dataclass(frozen=True)
+class PathHow:
+    """How a path is trained; training: images, None for all."""
+
+    epochs: float
+    rate: float
+    training: int | None
+
+
+def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, nn.Module]]:
+    """Draw the choice of ends and of training; the ends' names, how, and the networks that are none of the spec's."""
+    others = other_ends(here)
+    names = ["dense", *MERGED, *others]
+    grid = st.grid(5, min_column_width=150)
+    first = grid.selectbox("From", names, index=0, key="path_from", bind=BIND)
+    last = grid.selectbox("To", names, index=names.index("fused"), key="path_to", bind=BIND)
+    epochs = grid.number_input("Epochs", 0.5, 100.0, 6.0, 1.0, format="%g", key="path_epochs", bind=BIND)
+    rate = grid.number_input("Peak learning rate", 0.0001, 1.0, 0.03, 0.01, format="%g", key="path_rate", bind=BIND)
+    training = grid.selectbox(
+        "Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND
+    )
+    return (first, last), PathHow(float(epochs), float(rate), None if training == "all" else int(training)), others
+
+
+def connected(made: Solutions, ends: tuple[str, str], how: PathHow, others: Mapping[str, nn.Module]) -> Iterator[Path]:
+    """The path between two networks by name."""
+    first, last = (others[name] if name in others else made.whole(name) for name in ends)
+    spec = made.spec
+    recipe = Recipe(how.epochs, augment_for(spec.dataset), how.rate, weight_decay=0.0, batch=64, seed=spec.seed)
+    return connect(first, last, made.bench.training(spec.but(training=how.training)), made.images, recipe)
+
+
+def show_path(found: Path | None, ends: tuple[str, str]) -> None:
+    dark = shell.is_dark()
+    if found is None:
+        parts.chart(figures.empty(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
+    else:
+        parts.chart(figures.path_panels(found, ends, dark), "path")
+    words = (
+        f"{POINTS} networks on the straight line and {POINTS} on a Bezier curve with three bends, which alone were trained; the "
+        "ends stay. Two networks lie in one valley when some path between them never climbs above its worse end."
+    )
+    for name, walked in (("straight line", found.line), ("trained path", found.curve)) if found else ():
+        if walked.share == 1:
+            climbs = f"climbs {walked.barrier:.2g} nats" if walked.barrier > 0 else "never climbs"
+            words += f" Here the {name} {climbs} above it."
+    if found is not None and found.norms:
+        words += f" At every place the statistics of the {found.norms} BatchNorms are measured again on {found.seen:,} training images."
+    elif found is not None:
+        words += (
+            " BatchNorm is folded into these networks, or they have none: there are no statistics to measure again."
+        )
+    st.caption(words)
+    if found is not None and found.moments and found.curve.share < 1:
+        st.caption(f"Training the path: {found.moments[-1]}")
+
+
+def show_sharp(found: Sharpness | None) -> None:
+    dark = shell.is_dark()
+    if found is None:
+        figure = figures.empty("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
+    else:
+        figure = figures.sharp_bars(found, dark)
+    parts.chart(figure, "sharp")
+    words = (
+        "Along a few directions the training loss climbs steeply, along most it hardly changes: a displacement that keeps out "
+        "of the steep ones stays in the valley."
+    )
+    if found is not None:
+        words += (
+            f" Found by Lanczos, {found.step} products with the Hessian of the loss on {found.images:,} training images, among "
+            f"{found.dimensions:,} dimensions. Random directions are means of 20."
+        )
+    st.caption(words)
+    with st.popover("The formula", icon=":material/help:"):
+        st.latex(r"\mathrm{share}(d) = \sum_{i=1}^{10} \langle v_i, d \rangle^2 / \lVert d \rVert^2")
+        st.markdown("$v_i$: eigenvectors of the Hessian at the dense weights; $d$: from there to the pruned network.")
+
+
+def table(found: Slice | None) -> pd.DataFrame:
+    return pd.DataFrame(found.rows() if found else [])
+
+
+def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
+    """A button for the numbers of each further part that is there."""
+    for name, part in found.items():
+        if part is not None and part.share == 1:
+            st.download_button(
+                f"{name.capitalize()} as CSV", pd.DataFrame(part.rows()).to_csv(index=False), f"intrafusion-{name}.csv",
+                "text/csv", icon=":material/table_view:", on_click="ignore",
+            )  # fmt: skip

@@ -1,0 +1,63 @@
+"""Where dense, dropped and fused networks lie in weight space, and what that does to their answers."""
+
+import streamlit as st
+
+from intrafusion import PruneSpec
+from intrafusion.figures import landscape as figures
+from intrafusion.outputs import outputs
+from intrafusion.quote import landscape_line, landscape_snippet
+from intrafusion.solutions import sharpness, slices
+from pages.common import knobs, landscape_parts, parts, shell, working
+from pages.common.navigation import enter_app
+
+enter_app()
+here: shell.Here = st.session_state.here
+st.markdown(
+    "Every network is a point: all its weights. Here the **dropped** and the **fused** network, with zeros where channels went, "
+    "stand beside the **dense** one, and what lies around and between them is measured on real images."
+)
+base, size = landscape_parts.controls(here)
+with st.expander("Transport knobs", icon=":material/tune:"):
+    base = base.but(**knobs.transport_knobs())
+spec: PruneSpec = base
+bench = shell.measuring(here, spec.limit)
+if bench is None or not shell.can_see(here, spec):
+    st.stop()
+made = landscape_parts.solutions(bench, (*here.key(), spec))
+key = ("landscape", here.key(), spec)
+top = st.container(horizontal=True, vertical_alignment="center")
+
+st.subheader("The plane through three networks")
+row = st.container(horizontal=True, vertical_alignment="center")
+what = row.segmented_control(
+    "Show", list(figures.MEASURES), default="accuracy", required=True, key="shown", bind=shell.BIND,
+    label_visibility="collapsed",
+)  # fmt: skip
+plane = working.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
+found_plane = plane.section(row)
+landscape_parts.show_plane(found_plane, what)
+
+st.subheader("What becomes of the answers")
+answers = working.Work("answers", "Compare the answers", key, lambda: outputs(made))
+found_outputs = answers.section(st.container(horizontal=True, vertical_alignment="center"))
+landscape_parts.show_outputs(found_outputs, made)
+
+st.subheader("A path between two networks")
+ends, how, others = landscape_parts.path_controls(here)
+path = working.Work(
+    "path", "Train a path", (*key, ends, how), lambda: landscape_parts.connected(made, ends, how, others)
+)
+found_path = path.section(st.container(horizontal=True, vertical_alignment="center"))
+landscape_parts.show_path(found_path, ends)
+
+st.subheader("Sharp directions")
+sharp = working.Work("directions", "Find the directions", key, lambda: sharpness(made))
+found_sharp = sharp.section(st.container(horizontal=True, vertical_alignment="center"))
+landscape_parts.show_sharp(found_sharp)
+
+working.ask_all(top, (plane, answers, path, sharp))
+tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
+parts.take_away(
+    "landscape", landscape_parts.table(found_plane), landscape_line(spec, size), landscape_snippet(spec, size),
+    (*landscape_parts.KEYS, *knobs.KEYS), lambda: landscape_parts.files(tables),
+)  # fmt: skip
