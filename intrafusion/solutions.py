@@ -142,7 +142,7 @@ def slices(solutions: Solutions, size: int = 17, margin: float = 0.3) -> Iterato
     made, data = solutions.plane(), solutions.images
     found = Slice(grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
     yield found
-    for measured in surface(made, data, size, margin):
+    for measured in surface(made, data, size, margin, stride=1 << max(0, (size - 1).bit_length() - 2)):
         found = replace(found, surface=measured)
         yield found
 

@@ -3,7 +3,6 @@
 import streamlit as st
 
 from intrafusion import PruneSpec
-from intrafusion.figures import landscape as figures
 from intrafusion.outputs import outputs
 from intrafusion.quote import landscape_line, landscape_snippet
 from intrafusion.solutions import sharpness, slices
@@ -16,10 +15,9 @@ st.markdown(
     "Every network is a point: all its weights. Here the **dropped** and the **fused** network, with zeros where channels went, "
     "stand beside the **dense** one, and what lies around and between them is measured on real images."
 )
-base, size = landscape_parts.controls(here)
+spec: PruneSpec = landscape_parts.controls(here)
 with st.expander("Transport knobs", icon=":material/tune:"):
-    base = base.but(**knobs.transport_knobs())
-spec: PruneSpec = base
+    spec = spec.but(**knobs.transport_knobs())
 bench = shell.measuring(here, spec.limit)
 if bench is None or not shell.can_see(here, spec):
     st.stop()
@@ -29,10 +27,7 @@ top = st.container(horizontal=True, vertical_alignment="center")
 
 st.subheader("The plane through three networks")
 row = st.container(horizontal=True, vertical_alignment="center")
-what = row.segmented_control(
-    "Show", list(figures.MEASURES), default="accuracy", required=True, key="shown", bind=shell.BIND,
-    label_visibility="collapsed",
-)  # fmt: skip
+what, size = landscape_parts.plane_controls(row)
 plane = working.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
 found_plane = plane.section(row)
 landscape_parts.show_plane(found_plane, what)

@@ -9,7 +9,19 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.landscape import bezier, flatten, measure, plane, share_within, sharpest, surface, unflatten
+from intrafusion.landscape import (
+    Surface,
+    bezier,
+    flatten,
+    grid,
+    lanczos,
+    measure,
+    plane,
+    share_within,
+    sharpest,
+    surface,
+    unflatten,
+)
 from intrafusion.train.loop import judged
 
 G = torch.Generator().manual_seed(0)
@@ -69,6 +81,39 @@ def test_a_surface_grows_from_coarse_to_fine(three, data):
     assert np.isfinite(seen[-1].accuracy).all()
 
 
+def test_a_slow_surface_tells_of_unfinished_grids(three, data):
+    seen = list(surface(plane(*three), data.subset(2), size=5, stride=2, patience=0))
+    assert [round(one.share * 25) for one in seen] == list(range(1, 26))
+
+
+def test_a_grid_reaches_beyond_the_networks_by_as_much_on_every_side(three):
+    made = plane(*three)
+    empty, extent = grid(made, 5, 0.5), made.at.max(0).values - made.at.min(0).values
+    room = 0.5 * float(extent.max())
+    assert (made.at[:, 0].min() - empty.x[0], empty.x[-1] - made.at[:, 0].max()) == pytest.approx((room, room))
+    assert (made.at[:, 1].min() - empty.y[0], empty.y[-1] - made.at[:, 1].max()) == pytest.approx((room, room))
+    assert (len(empty.x), len(empty.y), empty.share) == (5, 5, 0)
+
+
+@pytest.mark.parametrize(("size", "margin"), [(1, 0.3), (5, -0.1), (5, float("nan")), (5, float("inf"))])
+def test_what_is_no_grid_is_refused(three, size, margin):
+    with pytest.raises(itf.IntrafusionError, match="a grid needs"):
+        grid(plane(*three), size, margin)
+
+
+def test_the_finest_even_grid_that_is_measured():
+    def seen(*places: int) -> Surface | None:
+        accuracy = np.full((5, 5), np.nan)
+        for stride in places:
+            accuracy[::stride, ::stride] = 0.5
+        return Surface(np.arange(5.0), np.arange(5.0), accuracy, accuracy).finest
+
+    assert seen() is None
+    assert seen(4).x.tolist() == [0, 4]
+    assert seen(4, 2).x.tolist() == [0, 2, 4]
+    assert seen(1).accuracy.shape == (5, 5)
+
+
 def test_networks_on_a_line_have_no_plane(three):
     middle = copy.deepcopy(three[0])
     middle.load_state_dict(
@@ -93,6 +138,10 @@ def test_sharpest_directions_of_a_known_hessian():
     found, vectors = sharpest(lambda m: 0.5 * m[0] @ H @ m[0], model, count=3, steps=30)
     torch.testing.assert_close(found, values[:3], rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(H @ vectors, vectors * found, rtol=1e-6, atol=1e-6)
+    early = next(one for one in lanczos(lambda m: 0.5 * m[0] @ H @ m[0], model, count=3) if one.step == 12)
+    assert len(early.values) == 3
+    real = (H @ early.vectors - early.vectors * early.values).norm(dim=0)
+    torch.testing.assert_close(early.residuals, real, rtol=1e-6, atol=1e-9)
     assert share_within(vectors[:, 0] + vectors[:, 1], vectors) == pytest.approx(1)
     assert share_within(Q[:, -1], vectors) == pytest.approx(0, abs=1e-9)
 

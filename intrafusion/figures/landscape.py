@@ -196,4 +196,4 @@ def sharp_headline(found: "Sharpness") -> str:
 
 def percent(share: float) -> str:
     """A small share in words: three significant digits, of percent."""
-    return f"{100 * share:.3g} %" if share >= 1e-6 else f"{100 * share:.1e} %"
+    return f"{100 * share:.3g} %" if share >= 1e-6 or not share else f"{100 * share:.1e} %"

@@ -47,12 +47,13 @@ def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
 
 
 def _headline(medians: dict[str, float]) -> str:
-    ratio = medians["dropped"] / max(medians["fused"], 1e-12)
-    if ratio >= 1.05:
-        return f"Dropping moves the logits {ratio:.2g} times as far as fusion"
-    if ratio <= 1 / 1.05:
-        return f"Fusion moves the logits {1 / ratio:.2g} times as far as dropping"
-    return "Fusion and dropping move the logits about as far"
+    dropped, fused = medians["dropped"], medians["fused"]
+    if max(dropped, fused) <= 1.05 * min(dropped, fused):
+        return "Fusion and dropping move the logits about as far"
+    further, other = ("Dropping", "fusion") if dropped > fused else ("Fusion", "dropping")
+    if not min(dropped, fused):
+        return f"{further} moves most images' logits, {other} does not"
+    return f"{further} moves the logits {max(dropped, fused) / min(dropped, fused):.2g} times as far as {other}"
 
 
 def class_bars(found: "Outputs", dark: bool = False) -> go.Figure:

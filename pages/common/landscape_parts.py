@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 from intrafusion import PruneSpec, registry
@@ -38,9 +39,9 @@ _KINDS = {
 }
 
 
-def controls(here: Here) -> tuple[PruneSpec, int]:
-    """Draw the page's first row; the spec that it says, and the points on a side of the grid."""
-    grid = st.grid(5, min_column_width=150)
+def controls(here: Here) -> PruneSpec:
+    """Draw the page's first row; the spec that it says."""
+    grid = st.grid(4, min_column_width=180)
     names = list(registry("criterion"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
     scope = grid.segmented_control(
@@ -51,15 +52,23 @@ def controls(here: Here) -> tuple[PruneSpec, int]:
         "Test images", ["100", "500", "2000", "all"], index=1, key="landscape_limit", bind=BIND,
         help="Every point of the plane and of the path is measured on all of them.",
     )  # fmt: skip
-    size = grid.selectbox(
-        "Grid", [9, 17, 33], index=1, key="landscape_size", bind=BIND, format_func=lambda n: f"{n} × {n}",
-        help="Points of the plane, measured from coarse to fine.",
-    )  # fmt: skip
     groups: Any = "all" if scope == "all groups" else here.spec.groups
-    spec = here.spec.but(
+    return here.spec.but(
         criterion=criterion, sparsity=percent / 100, groups=groups, limit=None if limit == "all" else int(limit)
     )
-    return spec, int(size)
+
+
+def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
+    """Draw into a row what the plane shows, and on how fine a grid: a key of MEASURES, and the points on a side."""
+    what = row.segmented_control(
+        "Show", list(figures.MEASURES), default="accuracy", required=True, key="shown", bind=BIND,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    size = row.selectbox(
+        "Grid", [9, 17, 33], index=1, key="landscape_size", bind=BIND, format_func=lambda n: f"{n} × {n} points",
+        label_visibility="collapsed", width=160,
+    )  # fmt: skip
+    return what, int(size)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -159,7 +168,7 @@ def _caption(found: Outputs, image: int) -> str:
 
 
 def other_ends(here: Here) -> dict[str, nn.Module]:
-    """Further networks of this model's shape, by name, that a path may lead to."""
+    """Further networks, by name, that a path may lead to; another network needs another name, as paths are kept by it."""
     return {}
 
 

@@ -76,7 +76,9 @@ def ask_all(row: DeltaGenerator, works: Sequence[Work]) -> None:
     """The button that starts whatever has not been computed, in the order of the page."""
     with row:
         todo = [work for work in works if work.is_open]
-        label = "Compute all four" if len(todo) == len(works) else "Compute the rest"
+        computing = any(work.job is not None and work.job.active for work in works)
+        label = "Compute all" if len(todo) == len(works) else "Compute the rest" if todo else "All computed"
+        label = label if todo or not computing else "Computing"
         if st.button(
             label, type="primary", icon=":material/play_arrow:", disabled=not todo, width=_WIDTH, key="ask all"
         ):
