@@ -72,25 +72,25 @@ class TestSlice:
 
 class TestPath:
     def test_in_both_themes(self):
-        found = Path(bowl(1), bowl(0), (), 0, 0, 100)
+        found = Path(bowl(1), bowl(0), None, (), 0, 0, 100)
         check_both_themes(lambda dark: path_panels(found, ("dense", "fused"), dark))
 
     def test_the_title_averages_both_ways_once_they_are_known(self):
         ends = "dense", "fused"
-        assert title(path_panels(Path(nothing(5), nothing(5), (), 0, 0, 100), ends)) == "From dense to fused"
-        assert "networks average 85.0%" in title(path_panels(Path(bowl(1), nothing(5), (), 0, 0, 100), ends))
-        both = title(path_panels(Path(bowl(1), bowl(0), (), 0, 0, 100), ends))
+        assert title(path_panels(Path(nothing(5), nothing(5), None, (), 0, 0, 100), ends)) == "From dense to fused"
+        assert "networks average 85.0%" in title(path_panels(Path(bowl(1), nothing(5), None, (), 0, 0, 100), ends))
+        both = title(path_panels(Path(bowl(1), bowl(0), None, (), 0, 0, 100), ends))
         assert both == "From dense to fused: 90.0% on average along a trained path, 85.0% straight"
 
     def test_what_is_not_measured_is_not_drawn(self):
         line = bowl(1)
         line.accuracy[1] = line.loss[1] = np.nan
-        fig = path_panels(Path(line, nothing(5), (), 0, 0, 100), ("dense", "fused"))
+        fig = path_panels(Path(line, nothing(5), None, (), 0, 0, 100), ("dense", "fused"))
         serialised(fig)
         assert [len(trace.x) for trace in fig.data] == [4, 4, 0, 0]
 
     def test_both_walks_are_named(self):
-        fig = path_panels(Path(bowl(1), bowl(0), (), 0, 0, 100), ("dense", "fused"))
+        fig = path_panels(Path(bowl(1), bowl(0), None, (), 0, 0, 100), ("dense", "fused"))
         assert {"straight line", "trained path"} <= {note.text for note in fig.layout.annotations}
 
 

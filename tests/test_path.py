@@ -12,9 +12,11 @@ from intrafusion.activations import normalised
 from intrafusion.bench import open_bench
 from intrafusion.landscape import flatten, unflatten
 from intrafusion.solutions import Solutions
+from intrafusion.train import path
 from intrafusion.train.augment import wobble
-from intrafusion.train.loop import Recipe, judged, train
+from intrafusion.train.loop import Diverged, Recipe, judged, train
 from intrafusion.train.path import Curve, Walk, _coarse_first, connect, norms_of, nothing, renew_norms, walk
+from intrafusion.train.rates import RATES, best_rate
 
 QUICK = Recipe(1, wobble, 0.03, weight_decay=0.0, batch=64)
 
@@ -103,13 +105,14 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(folded, train_d
 
 class TestConnect:
     def test_the_path_of_folded_networks_is_better_than_the_line(self, folded, train_data, data):
-        recipe = Recipe(3, wobble, 0.03, weight_decay=0.0, batch=64)
-        steps = list(connect(*folded, train_data, data, recipe, points=17))
+        steps = list(connect(*folded, train_data, data, epochs=3, points=17))
         shares = [step.share for step in steps]
         assert shares == sorted(shares)
         assert shares[-1] == 1
         last = steps[-1]
         assert (last.norms, last.seen, last.count) == (0, 0, 200)
+        assert last.rate in RATES
+        assert {step.rate for step in steps if step.moments} == {last.rate}
         assert last.curve.loss.mean() < 0.5 * last.line.loss.mean()
         for walked in (last.line, last.curve):
             for place, network in ((0, folded[0]), (-1, folded[1])):
@@ -118,15 +121,14 @@ class TestConnect:
                 assert walked.loss[place] == pytest.approx(loss, rel=1e-4)
 
     def test_networks_with_batchnorm_meet_on_a_path(self, siblings, train_data, data):
-        recipe = Recipe(3, wobble, 0.05, weight_decay=0.0, batch=64)
-        *_, last = connect(*siblings, train_data, data, recipe, points=9)
+        *_, last = connect(*siblings, train_data, data, epochs=3, points=9)
         assert last.norms == len(norms_of(siblings[0])) > 0
         assert last.seen == 512
         assert last.curve.accuracy.min() > 0.9
         assert last.curve.loss.mean() <= last.line.loss.mean()
 
     def test_rows_have_both_walks(self, folded, train_data, data):
-        rows = next(connect(*folded, train_data, data, QUICK, points=5)).rows()
+        rows = next(connect(*folded, train_data, data, points=5)).rows()
         assert [row["t"] for row in rows] == [0, 0.25, 0.5, 0.75, 1]
         assert np.isfinite(rows[0]["line_loss"])
         assert np.isnan(rows[0]["curve_loss"])
@@ -135,11 +137,44 @@ class TestConnect:
     def test_what_has_no_path(self, folded, last, match, train_data, data):
         other = folded[0] if last == "digits-resnet" else itf.load_model(last)
         with pytest.raises(itf.IntrafusionError, match=match):
-            next(connect(folded[0], other, train_data, data, QUICK))
+            next(connect(folded[0], other, train_data, data))
 
     def test_a_folded_network_and_one_with_norms_have_no_path(self, folded):
         with pytest.raises(itf.IntrafusionError, match="of one shape"):
             Curve(folded[0], itf.load_model("digits-resnet"))
+
+    def test_a_given_rate_is_taken_and_its_divergence_told(self, folded, train_data, data):
+        found = next(step for step in connect(*folded, train_data, data, 0.5, 0.02, points=3) if step.moments)
+        assert found.rate == 0.02
+        with pytest.raises(Diverged, match="learning rate below"):
+            list(connect(*folded, train_data, data, 2, 1e30, points=3))
+
+    def test_a_rate_that_a_long_run_does_not_bear_is_made_smaller(self, folded, train_data, data, monkeypatch):
+        monkeypatch.setattr(path, "best_rate", lambda probe: 1e6)
+        rates = [step.rate for step in connect(*folded, train_data, data, 0.5, points=3)]
+        assert rates[0] is None
+        assert 1e-5 < rates[-1] < 1e5
+
+    def test_where_no_rate_learns_it_says_so(self, folded, train_data, data, monkeypatch):
+        monkeypatch.setattr(path, "best_rate", lambda probe: None)
+        with pytest.raises(itf.IntrafusionError, match="choose other ends"):
+            list(connect(*folded, train_data, data, points=3))
+
+
+@pytest.mark.parametrize(("place", "tried"), [(6, 3), (8, 5), (0, 8), (9, 5)])
+def test_the_best_rate_of_a_valley_is_found_in_few_runs(place, tried):
+    seen = []
+
+    def probe(rate: float) -> float:
+        seen.append(rate)
+        return abs(RATES.index(rate) - place)
+
+    assert best_rate(probe) == RATES[place]
+    assert len(seen) == len(set(seen)) == tried
+
+
+def test_where_no_short_run_learns_there_is_no_best_rate():
+    assert best_rate(lambda rate: np.inf) is None
 
 
 class TestNorms:

@@ -27,10 +27,9 @@ from intrafusion.recover.norms import absorb_norms, insert_norms
 from intrafusion.recover.teach import distillation_loss, similarity_loss, stages, watching
 from intrafusion.train.augment import augment_for
 from intrafusion.train.loop import Diverged, Loss, Moment, Recipe, judged, train
+from intrafusion.train.rates import RATES, best_rate
 from intrafusion.train.state import stopped_rate
 
-_RATES = tuple(10 ** (-k / 2) for k in range(9, -1, -1))  # from 3e-5 to 1
-_FIRST = 6  # the place among these where the test begins
 _HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images, those that nothing is learned from
 _PROBE = 8, 30  # steps of a learning rate's test: an eighth of the run's, within these bounds
 _LOOKS = 25  # moments of a run
@@ -79,7 +78,7 @@ def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
             yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
             break
         except Diverged:  # what a short test bears, a long run may not: once more, a rung lower
-            if case.how.rate is not None or rate <= _RATES[0]:
+            if case.how.rate is not None or rate <= RATES[0]:
                 raise
             rate /= 10**0.5
     compact = method.narrow(network)
@@ -142,25 +141,13 @@ class _Lesson:
             yield loss
 
     def rate(self) -> float:
-        """The peak learning rate, of a ladder with two steps to each power of ten, after which a short run is best.
-
-        From the middle it goes up or down for as long as that helps. Raises IntrafusionError when no rate learns.
-        """
-        losses: dict[int, float] = {}
-        best = _FIRST
-        while True:
-            for rung in (best, best - 1, best + 1):
-                if 0 <= rung < len(_RATES) and rung not in losses:
-                    losses[rung] = self._probe(_RATES[rung])
-            better = min(losses, key=losses.__getitem__)
-            if better == best:
-                break
-            best = better
-        if not math.isfinite(losses[best]):
+        """The peak learning rate after which a short run is best. Raises IntrafusionError when no rate learns."""
+        rate = best_rate(self._probe)
+        if rate is None:
             raise IntrafusionError(
                 "the loss of this network is no number: choose another merge, or fewer channels to go"
             )
-        return _RATES[best]
+        return rate
 
     def _probe(self, rate: float) -> float:
         """The held-out loss after a short run."""

@@ -19,9 +19,15 @@ from intrafusion.cards import card_of
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.landscape import bezier, flatten, measure, unflatten
-from intrafusion.train.loop import Moment, Recipe, train
+from intrafusion.train.augment import augment_for
+from intrafusion.train.loop import Diverged, Moment, Recipe, train
+from intrafusion.train.rates import RATES, best_rate
 
 POINTS = 61
+_BATCH = 64
+_LOOKS = 40  # moments of a run
+_MEASURED = 512  # images on which norms are measured again
+_PROBE, _JUDGED, _PLACES = 24, 256, 7  # steps of a rate's test, images that it is judged on, at so many places
 
 
 class Curve(nn.Module):
@@ -147,12 +153,13 @@ def renew_norms(network: nn.Module, parameters: dict[str, Tensor], batches: Sequ
 class Path:
     """A path between two networks. line: straight from end to end; curve: along the Bezier curve, once it is trained.
 
-    moments: of its training. norms: how many BatchNorms had their statistics measured again at each place, on `seen` images.
-    count: images that loss and accuracy are of.
+    rate: peak learning rate of its training, once it is known; moments: of its training. norms: how many BatchNorms had their
+    statistics measured again at each place, on `seen` images. count: images that loss and accuracy are of.
     """
 
     line: Walk
     curve: Walk
+    rate: float | None
     moments: tuple[Moment, ...]
     norms: int
     seen: int
@@ -173,27 +180,79 @@ class Path:
 
 
 def connect(
-    first: nn.Module, last: nn.Module, train_data: ImageData, data: ImageData, recipe: Recipe, bends: int = 3,
-    points: int = POINTS, seen: int = 512,
+    first: nn.Module, last: nn.Module, train_data: ImageData, data: ImageData, epochs: float = 6.0,
+    rate: float | None = None, seed: int = 0, bends: int = 3, points: int = POINTS,
 ) -> Iterator[Path]:  # fmt: skip
     """Walk the straight line between two networks, train a curve between them, walk that: each time with more of it known.
 
-    train_data: what the curve learns from, by `recipe`; BatchNorms are measured again on `seen` of them, two batches at least.
-    data: what both walks are measured on. Raises IntrafusionError as `Curve` does.
+    train_data: what the curve learns from, for so many epochs; BatchNorms are measured again on 512 of them. data: what both
+    walks are measured on. rate: peak learning rate; None: found by short runs, made smaller where a long one diverges.
+    Raises IntrafusionError as `Curve` does, and where no learning rate learns.
     """
-    curve, card = Curve(first, last, bends, recipe.seed), card_of(first)
-    norms = len(norms_of(curve.network))
-    again = train_data.subset(max(seen, 2 * recipe.batch), recipe.seed) if norms else None
-    found = Path(nothing(points), nothing(points), (), norms, len(again) if again else 0, len(data))
+    lesson = _Lesson(
+        first, last, bends, train_data, Recipe(epochs, augment_for(train_data.name), 0.0, 0.0, _BATCH, seed=seed)
+    )
+    curve, again = lesson.curve(), lesson.again
+    found = Path(
+        nothing(points), nothing(points), rate, (), len(norms_of(first)), len(again) if again else 0, len(data)
+    )
     for line in walk(curve, data, again, straight=True, points=points):
         found = replace(found, line=line)
         yield found
-    steps = recipe.steps(len(train_data))
-    for moment in train(
-        curve, train_data, recipe, card.mean, card.std, parameters=[curve.bends], looks=max(1, min(40, math.ceil(steps / 4)))
-    ):  # fmt: skip
-        found = replace(found, moments=(*found.moments, moment))
-        yield found
+    trying = rate or lesson.rate()
+    while not found.moments or found.moments[-1].step < found.moments[-1].steps:
+        curve, found = lesson.curve(), replace(found, rate=trying, moments=())
+        try:
+            for moment in lesson.teach(curve, trying, lesson.recipe.epochs, _LOOKS):
+                found = replace(found, moments=(*found.moments, moment))
+                yield found
+        except Diverged:  # what a short run bears, a long one may not: once more, a rung lower
+            if rate is not None or trying <= RATES[0]:
+                raise
+            trying, found = trying / 10**0.5, replace(found, moments=())
     for walked in walk(curve, data, again, points=points):
         found = replace(found, curve=walked)
         yield found
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What all runs of one path share."""
+
+    first: nn.Module
+    last: nn.Module
+    bends: int
+    data: ImageData
+    recipe: Recipe
+
+    def curve(self) -> Curve:
+        return Curve(self.first, self.last, self.bends, self.recipe.seed)
+
+    @property
+    def again(self) -> ImageData | None:
+        """The images on which norms are measured; None where there are no norms."""
+        return self.data.subset(_MEASURED, self.recipe.seed) if norms_of(self.first) else None
+
+    def teach(self, curve: Curve, rate: float, epochs: float, looks: int) -> Iterator[Moment]:
+        card, recipe = card_of(self.first), replace(self.recipe, lr=rate, epochs=epochs)
+        steps = recipe.steps(len(self.data))
+        return train(curve, self.data, recipe, card.mean, card.std, parameters=[curve.bends], looks=min(looks, steps))
+
+    def rate(self) -> float:
+        """The peak learning rate after which a short run is best."""
+        found = best_rate(self._probe)
+        if found is None:
+            raise IntrafusionError("no learning rate learns a path between these networks: choose other ends")
+        return found
+
+    def _probe(self, rate: float) -> float:
+        """The mean loss between the ends, on training images, after a short run."""
+        curve = self.curve()
+        try:
+            for _ in self.teach(curve, rate, _PROBE / math.ceil(len(self.data) / self.recipe.batch), 1):
+                pass
+        except Diverged:
+            return math.inf
+        *_, walked = walk(curve, self.data.subset(_JUDGED, self.recipe.seed), self.again, points=_PLACES)
+        loss = float(walked.loss[1:-1].mean())
+        return loss if math.isfinite(loss) else math.inf

@@ -17,8 +17,6 @@ from intrafusion.figures import outputs as output_figures
 from intrafusion.figures.images import gallery
 from intrafusion.outputs import Outputs
 from intrafusion.solutions import MERGED, Sharpness, Slice, Solutions
-from intrafusion.train.augment import augment_for
-from intrafusion.train.loop import Recipe
 from intrafusion.train.path import POINTS, Path, connect
 from pages.common import parts, shell
 from pages.common.shell import BIND, Here
@@ -88,7 +86,7 @@ def show_plane(found: Slice | None, what: str) -> None:
     with right:
         st.markdown(
             "Three points always lie in one plane. Its axes show true distances between networks, so what looks near is "
-            "near. The ground is good; the deeper the ink, the worse the networks there."
+            "near. Where the ground shows through, networks are good; the more ink, the worse."
         )
         if found is not None:
             rows = [
@@ -174,10 +172,10 @@ def other_ends(here: Here) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class PathHow:
-    """How a path is trained; training: images, None for all."""
+    """How a path is trained; rate: None for what a test finds; training: images, None for all."""
 
     epochs: float
-    rate: float
+    rate: float | None
     training: int | None
 
 
@@ -189,19 +187,22 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, nn
     first = grid.selectbox("From", names, index=0, key="path_from", bind=BIND)
     last = grid.selectbox("To", names, index=names.index("fused"), key="path_to", bind=BIND)
     epochs = grid.number_input("Epochs", 0.5, 100.0, 6.0, 1.0, format="%g", key="path_epochs", bind=BIND)
-    rate = grid.number_input("Peak learning rate", 0.0001, 1.0, 0.03, 0.01, format="%g", key="path_rate", bind=BIND)
+    rate = grid.number_input(
+        "Peak learning rate", 0.0, 1.0, None, 0.01, format="%g", key="path_rate", bind=BIND, placeholder="found by a test",
+        help="Left empty, it is the one after which a short run is best.",
+    )  # fmt: skip
     training = grid.selectbox(
         "Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND
     )
-    return (first, last), PathHow(float(epochs), float(rate), None if training == "all" else int(training)), others
+    return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), others
 
 
 def connected(made: Solutions, ends: tuple[str, str], how: PathHow, others: Mapping[str, nn.Module]) -> Iterator[Path]:
     """The path between two networks by name."""
     first, last = (others[name] if name in others else made.whole(name) for name in ends)
     spec = made.spec
-    recipe = Recipe(how.epochs, augment_for(spec.dataset), how.rate, weight_decay=0.0, batch=64, seed=spec.seed)
-    return connect(first, last, made.bench.training(spec.but(training=how.training)), made.images, recipe)
+    learned = made.bench.training(spec.but(training=how.training))
+    return connect(first, last, learned, made.images, how.epochs, how.rate, spec.seed)
 
 
 def show_path(found: Path | None, ends: tuple[str, str]) -> None:
@@ -225,8 +226,10 @@ def show_path(found: Path | None, ends: tuple[str, str]) -> None:
             " BatchNorm is folded into these networks, or they have none: there are no statistics to measure again."
         )
     st.caption(words)
-    if found is not None and found.moments and found.curve.share < 1:
-        st.caption(f"Training the path: {found.moments[-1]}")
+    if found is not None and found.moments:
+        st.caption(f"Training, at a peak learning rate of {found.rate:.2g}: {found.moments[-1]}.")
+    elif found is not None and found.line.share == 1:
+        st.caption("Training begins when short runs have found a learning rate.")
 
 
 def show_sharp(found: Sharpness | None) -> None:
