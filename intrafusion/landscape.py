@@ -261,7 +261,7 @@ def bezier(ends: Tensor, bends: Tensor, t: Tensor) -> Tensor:
     """Points of the Bezier curve at t (g,) in [0, 1]: (g, D). ends: (2, D), bends: (m, D) between them."""
     points = torch.cat([ends[:1], bends, ends[1:]])
     degree = len(points) - 1
-    k = torch.arange(degree + 1, dtype=torch.float64)
+    k, t = torch.arange(degree + 1, dtype=torch.float64), t.double().cpu()[:, None]
     choose = torch.tensor([math.comb(degree, i) for i in range(degree + 1)], dtype=torch.float64)
-    weights = choose * t.double()[:, None] ** k * (1 - t.double()[:, None]) ** (degree - k)
+    weights = choose * t**k * (1 - t) ** (degree - k)
     return weights.to(points) @ points

@@ -16,7 +16,7 @@ from intrafusion.train import path
 from intrafusion.train.augment import wobble
 from intrafusion.train.loop import Diverged, Recipe, judged, train
 from intrafusion.train.path import Curve, Walk, _coarse_first, connect, norms_of, nothing, renew_norms, walk
-from intrafusion.train.rates import RATES, best_rate
+from intrafusion.train.rates import RATES
 
 QUICK = Recipe(1, wobble, 0.03, weight_decay=0.0, batch=64)
 
@@ -159,22 +159,6 @@ class TestConnect:
         monkeypatch.setattr(path, "best_rate", lambda probe: None)
         with pytest.raises(itf.IntrafusionError, match="choose other ends"):
             list(connect(*folded, train_data, data, points=3))
-
-
-@pytest.mark.parametrize(("place", "tried"), [(6, 3), (8, 5), (0, 8), (9, 5)])
-def test_the_best_rate_of_a_valley_is_found_in_few_runs(place, tried):
-    seen = []
-
-    def probe(rate: float) -> float:
-        seen.append(rate)
-        return abs(RATES.index(rate) - place)
-
-    assert best_rate(probe) == RATES[place]
-    assert len(seen) == len(set(seen)) == tried
-
-
-def test_where_no_short_run_learns_there_is_no_best_rate():
-    assert best_rate(lambda rate: np.inf) is None
 
 
 class TestNorms:

@@ -54,7 +54,7 @@ class Curve(nn.Module):
 
     def vectors(self, t: Tensor) -> Tensor:
         """The networks at places t (g,) of the curve: (g, D), the ends exactly."""
-        return bezier(self.ends, self.bends.double(), t.to(self.ends.device))  # type: ignore[arg-type]
+        return bezier(self.ends, self.bends.double(), t)  # type: ignore[arg-type]
 
     def straight(self, t: Tensor) -> Tensor:
         """The networks at places t (g,) of the straight line between the ends: (g, D)."""

@@ -102,7 +102,9 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
     "transport": ("transport?arrange=target", "Take it with you", 1400),
     "recovery": ("recovery?merge=drop", "points on 597 images: done", 1500),
     "sensitivity": ("sensitivity?group=layer2.0.conv2&cell=50", "really", 1400),
+    "landscape": ("landscape", "All computed", 1400),
 }
+_ASKED = {"recovery": "Recover", "landscape": "Compute all"}  # pages that compute nothing unasked
 
 
 def main(folder: str) -> None:
@@ -110,8 +112,8 @@ def main(folder: str) -> None:
         for name, (path, ready, height) in _PICTURES.items():
             page = browser.new_page(viewport={"width": 1400, "height": height})
             page.goto(f"{address}/{path}")
-            if name == "recovery":  # it computes nothing unasked
-                page.get_by_test_id("stButton").get_by_role("button", name="Recover").click()
+            if name in _ASKED:
+                page.get_by_test_id("stButton").get_by_role("button", name=_ASKED[name]).click()
             page.get_by_text(ready).first.wait_for(timeout=120_000)
             page.wait_for_timeout(3000)
             page.screenshot(path=Path(folder) / f"{name}.png")
