@@ -23,7 +23,7 @@ if bench is None or not shell.can_see(here, spec):
     st.stop()
 made = landscape_parts.solutions(bench, (*here.key(), spec))
 key = ("landscape", here.key(), spec)
-top = st.container(horizontal=True, vertical_alignment="center")
+top = st.container()
 
 st.subheader("The plane through three networks")
 row = st.container(horizontal=True, vertical_alignment="center")
@@ -50,7 +50,8 @@ sharp = working.Work("directions", "Find the directions", key, lambda: sharpness
 found_sharp = sharp.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape_parts.show_sharp(found_sharp)
 
-working.ask_all(top, (plane, answers, path, sharp))
+with top:
+    working.board((plane, answers, path, sharp))
 tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
 parts.take_away(
     "landscape", landscape_parts.table(found_plane), landscape_line(spec, size), landscape_snippet(spec, size),

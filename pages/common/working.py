@@ -11,7 +11,8 @@ from streamlit.delta_generator import DeltaGenerator
 from intrafusion.jobs import Job
 from pages.common import queue, shell
 
-_REDRAW = 1.5  # seconds between two drawings of what still comes, at least
+_LOOK = 1.5  # seconds between two looks at what computes
+_REDRAW = 3.0  # seconds between two drawings of what gets better, at least
 _WIDTH = 210  # pixels of a button, whatever it says
 
 
@@ -41,48 +42,77 @@ class Work:
         shell.start((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
 
     def section(self, row: DeltaGenerator) -> Any:
-        """Draw the button or the progress into a row, and what went wrong; the last result, None before the first."""
+        """Draw the button into a row, and what went wrong; the last result, None before the first."""
         job = self.job
+        again = job is not None and self.is_open
         with row:
-            if job is not None and job.active:
-                _watch(job, self.name)
-            elif self.is_open:
-                label = self.label if job is None else f"{self.label} again"
-                if st.button(label, key=f"ask {self.name}", icon=":material/play_arrow:", width=_WIDTH):
-                    self.start()
-                    st.rerun()
-                st.caption("Nothing is computed before you ask." if job is None else f"{job.state}; what came stays")
+            if st.button(
+                f"{self.label} again" if again else self.label, key=f"ask {self.name}", icon=":material/play_arrow:",
+                disabled=not self.is_open, width=_WIDTH,
+            ):  # fmt: skip
+                self.start()
+                st.rerun()
+            if job is None:
+                st.caption("Nothing is computed before you ask.")
         if job is not None and job.state == "failed":
             st.warning(job.error, icon=":material/warning:")
         return job.results[-1] if job is not None and job.results else None
 
 
-def _watch(job: Job, name: str) -> None:
-    drawn, done = time.monotonic(), job.done
+def board(works: Sequence[Work]) -> None:
+    """The button that starts whatever has not been computed, in the order of the page; how far each is, and a way to stop it.
 
-    @st.fragment(run_every=1)
-    def look() -> None:
-        patience = max(_REDRAW, job.elapsed / 15)
-        if not job.active or (job.done > done and time.monotonic() - drawn > patience):
-            st.rerun()
-        with st.container(horizontal=True, vertical_alignment="center"):
-            queue.cancel_button(job, f"cancel {name}", icon=":material/stop:", width=_WIDTH)
-            st.progress(job.share or 0.0, queue.words(job), width="stretch")
-
-    look()
-
-
-def ask_all(row: DeltaGenerator, works: Sequence[Work]) -> None:
-    """The button that starts whatever has not been computed, in the order of the page."""
-    with row:
-        todo = [work for work in works if work.is_open]
-        computing = any(work.job is not None and work.job.active for work in works)
+    The page runs again whenever a first or a last result has come, and every few seconds for better ones in between.
+    """
+    todo = [work for work in works if work.is_open]
+    computing = any(work.job is not None and work.job.active for work in works)
+    with st.container(horizontal=True, vertical_alignment="center"):
         label = "Compute all" if len(todo) == len(works) else "Compute the rest" if todo else "All computed"
-        label = label if todo or not computing else "Computing"
         if st.button(
-            label, type="primary", icon=":material/play_arrow:", disabled=not todo, width=_WIDTH, key="ask all"
-        ):
+            label if todo or not computing else "Computing", type="primary", icon=":material/play_arrow:",
+            disabled=not todo, width=_WIDTH, key="ask all",
+        ):  # fmt: skip
             for work in todo:
                 work.start()
             st.rerun()
         st.caption("In the background, in turns; each can be cancelled, and a reload loses nothing.")
+    if computing:
+        _watch(works)
+    else:
+        _states(works)
+
+
+def _watch(works: Sequence[Work]) -> None:
+    # one fragment for all: every run of a script costs the server a garbage collection
+    drawn, seen, before = time.monotonic(), _seen(works), _done(works)
+
+    @st.fragment(run_every=_LOOK)
+    def look() -> None:
+        longest = max(work.job.elapsed for work in works if work.job is not None)
+        is_old = time.monotonic() - drawn > max(_REDRAW, longest / 15)
+        if _seen(works) != seen or (is_old and _done(works) > before):
+            st.rerun()
+        _states(works)
+
+    look()
+
+
+def _seen(works: Sequence[Work]) -> list[tuple[bool, bool]]:
+    """Of each, whether it computes, and whether there is a result."""
+    jobs = [work.job for work in works]
+    return [(job is not None and job.active, bool(job is not None and job.results)) for job in jobs]
+
+
+def _done(works: Sequence[Work]) -> float:
+    return sum(work.job.done for work in works if work.job is not None)
+
+
+def _states(works: Sequence[Work]) -> None:
+    """A row, of one height whatever it says: how far each is, and a button to stop what computes."""
+    for column, work in zip(st.columns(len(works)), works, strict=True):
+        job = work.job
+        said = "not asked for" if job is None else queue.words(job) if job.active else job.state
+        with column, st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.progress((job and job.share) or 0.0, f"{work.name}  \n:gray[{said}]", width="stretch")
+            if job is not None and job.active:
+                queue.cancel_button(job, f"cancel {work.name}", type="tertiary")
