@@ -108,7 +108,7 @@ class TestSharp:
         values, shares = traces(fig, "bar")
         assert list(values.y) == [3, 2]
         assert dict(zip(shares.y, shares.x, strict=True)) == self.FOUND.shares
-        assert title(fig) == "In the 2 sharpest directions: dropping 20 times what is random, fusion 5 times"
+        assert title(fig) == "In the 2 sharpest directions: dropping 10 times what chance puts there, fusion 2.5 times"
 
     def test_before_the_last_step_it_says_how_far_it_is(self):
         early = Sharpness(torch.tensor([3.0]), torch.tensor([1.0]), 1, 9, {}, 64, 1000)

@@ -179,7 +179,7 @@ def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
         range=[0, 1.25 * widest], tickformat="~%", nticks=5, showgrid=True, gridcolor=colours.grid, row=1, col=2
     )
     fig.update_yaxes(title="nats per squared distance", rangemode="tozero", row=1, col=1)
-    fig.update_yaxes(showgrid=False, ticks="", row=1, col=2)
+    fig.update_yaxes(showgrid=False, ticks="", showticklabels=bool(names), row=1, col=2)
     fig.update_annotations(font={"size": 14, "color": colours.dense}, selector={"yref": "paper"})
     return fig.update_layout(margin={"t": 84, "r": 50})
 
@@ -189,9 +189,10 @@ def sharp_headline(found: "Sharpness") -> str:
     count = len(found.values)
     if not found.shares:
         return f"The {count} sharpest directions so far, step {found.step} of {found.steps}"
-    times = (found.shares[name] / max(found.shares["random"], 1e-300) for name in ("dropped", "fused"))
+    chance = max(found.shares["random, changed weights"], 1e-300)
+    times = (found.shares[name] / chance for name in ("dropped", "fused"))
     dropped, fused = (f"{ratio:.2g}" if ratio < 100 else f"{ratio:,.0f}" for ratio in times)
-    return f"In the {count} sharpest directions: dropping {dropped} times what is random, fusion {fused} times"
+    return f"In the {count} sharpest directions: dropping {dropped} times what chance puts there, fusion {fused} times"
 
 
 def percent(share: float) -> str:

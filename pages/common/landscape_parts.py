@@ -16,7 +16,7 @@ from intrafusion.figures import landscape as figures
 from intrafusion.figures import outputs as output_figures
 from intrafusion.figures.images import gallery
 from intrafusion.outputs import Outputs
-from intrafusion.solutions import MERGED, Sharpness, Slice, Solutions
+from intrafusion.solutions import CONTROLS, MERGED, Sharpness, Slice, Solutions
 from intrafusion.train.path import POINTS, Path, connect
 from pages.common import parts, shell
 from pages.common.shell import BIND, Here
@@ -76,7 +76,7 @@ def solutions(_bench: Bench, key: tuple) -> Solutions:
 
 
 def show_plane(found: Slice | None, what: str) -> None:
-    left, right = st.columns([2, 1], gap="medium")
+    left, right = st.columns([5, 3], gap="medium")
     with left:
         if found is None:
             figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, shell.is_dark())
@@ -246,7 +246,8 @@ def show_sharp(found: Sharpness | None) -> None:
     if found is not None:
         words += (
             f" Found by Lanczos, {found.step} products with the Hessian of the loss on {found.images:,} training images, among "
-            f"{found.dimensions:,} dimensions. Random directions are means of 20."
+            f"{found.dimensions:,} dimensions. By chance, any direction has some share there: of all weights together, or of those alone "
+            f"that pruning changes; means of {CONTROLS} draws."
         )
     st.caption(words)
     with st.popover("The formula", icon=":material/help:"):

@@ -117,11 +117,23 @@ def test_changed_images_are_counted_and_shown_by_kind(jobs):
 def test_only_what_a_setting_touches_is_computed_again(jobs):
     app = finished(press(open_landscape(), "Compute all"), jobs)
     app.selectbox(key="path_to").set_value("refit").run()
-    assert [b.label for b in app.main.button if b.label in ("Draw the plane", "Train a path")] == ["Train a path"]
+    labels = ("Draw the plane", "Compare the answers", "Train a path", "Find the directions")
+    assert [b.label for b in app.main.button if b.label in labels and not b.disabled] == ["Train a path"]
     before = titles(app)[0]
     app = finished(press(app, "Compute the rest"), jobs)
     assert titles(app)[0] == before
     assert titles(app)[-2].startswith("From dense to refit: ")
+
+
+def test_a_cancelled_plane_keeps_its_marks_and_can_be_asked_again(jobs):
+    app = press(open_landscape(model="digits-resnet", landscape_limit="all", landscape_size="33"), "Draw the plane")
+    deadline = time.monotonic() + PATIENCE
+    while not jobs.queue()[0].results and time.monotonic() < deadline:
+        time.sleep(0.1)
+    jobs.queue()[0].cancel()
+    app = finished(app, jobs)
+    assert titles(app)[0].startswith("Fused ")
+    assert [b.label for b in app.main.button if b.label.endswith("again")] == ["Draw the plane again"]
 
 
 def test_a_path_to_itself_is_one_line(jobs):
