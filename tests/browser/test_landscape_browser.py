@@ -38,7 +38,7 @@ def test_a_long_plane_grows_and_can_be_cancelled(page, address):
     page.get_by_role("button", name="Draw the plane").click()
     page.wait_for_function(CONTOUR)
     page.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
-    wait_for(page, '[data-testid="stMain"] p', "^plane.*cancelled")
+    wait_for(page, '[data-testid="stMain"] p', r"^plane\s*cancelled")
     page.get_by_role("button", name="Draw the plane again").wait_for()
     assert page.evaluate(CONTOUR.removeprefix("() => "))
     no_exception(page)
