@@ -20,7 +20,7 @@ from intrafusion.memo import Memo
 from intrafusion.run import check
 from intrafusion.shrink import pad
 from intrafusion.spec import PruneSpec
-from intrafusion.train.path import norms_of
+from intrafusion.train.averages import norms_of
 
 MERGED = {"dropped": "drop", "fused": "fusion", "calibrated": "calibrated", "refit": "refit"}
 THREE = ("dense", "dropped", "fused")

@@ -64,6 +64,11 @@ def kept_names() -> list[str]:
     return sorted(f"kept/{path.stem}" for path in (home() / "models").glob("*.safetensors"))
 
 
+def kept_when(name: str) -> int:
+    """When a kept network was written, in nanoseconds: another one of its name has another time."""
+    return _kept(name)[0].stat().st_mtime_ns
+
+
 def keep(model: nn.Module, name: str) -> str:
     """Keep a network, of whatever widths, so that "kept/NAME" opens it; that name. model: with the card of its architecture.
 

@@ -38,10 +38,11 @@ found_outputs = answers.section(st.container(horizontal=True, vertical_alignment
 landscape_parts.show_outputs(found_outputs, made)
 
 st.subheader("A path between two networks")
-ends, how, others = landscape_parts.path_controls(here)
+ends, how, kept = landscape_parts.path_controls(here)
 path = working.Work(
-    "path", "Train a path", (*key, ends, how), lambda: landscape_parts.connected(made, ends, how, others)
-)
+    "path", "Train a path", (*key, ends, how, tuple(kept.items())),
+    lambda: landscape_parts.connected(made, ends, how, kept),
+)  # fmt: skip
 found_path = path.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape_parts.show_path(found_path, ends)
 

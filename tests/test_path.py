@@ -14,8 +14,9 @@ from intrafusion.landscape import flatten, unflatten
 from intrafusion.solutions import Solutions
 from intrafusion.train import path
 from intrafusion.train.augment import wobble
+from intrafusion.train.averages import measure_norms, norms_of
 from intrafusion.train.loop import Diverged, Recipe, judged, train
-from intrafusion.train.path import Curve, Walk, _coarse_first, connect, norms_of, nothing, renew_norms, walk
+from intrafusion.train.path import Curve, Walk, _coarse_first, connect, nothing, walk
 from intrafusion.train.rates import RATES
 
 QUICK = Recipe(1, wobble, 0.03, weight_decay=0.0, batch=64)
@@ -167,7 +168,7 @@ class TestNorms:
         vector = (flatten(siblings[0]) + flatten(siblings[1])) / 2
         parameters = unflatten(network, vector)
         batches = [images for images, _ in normalised(network, train_data.subset(256), 64)]
-        renew_norms(network, parameters, batches)
+        measure_norms(network, batches, parameters)
         theirs = copy.deepcopy(siblings[0])
         theirs.load_state_dict(theirs.state_dict() | parameters)
         torch.optim.swa_utils.update_bn(batches, theirs)

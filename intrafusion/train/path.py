@@ -5,14 +5,13 @@ has parameters that nobody trained together, so its BatchNorm statistics are mea
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion.activations import normalised, private
 from intrafusion.cards import card_of
@@ -20,6 +19,7 @@ from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.landscape import bezier, flatten, measure, unflatten
 from intrafusion.train.augment import augment_for
+from intrafusion.train.averages import measure_norms, norms_of
 from intrafusion.train.loop import Diverged, Moment, Recipe, train
 from intrafusion.train.rates import RATES, best_rate
 
@@ -73,11 +73,6 @@ class Curve(nn.Module):
         self._generator.set_state(state.cpu())
 
 
-def norms_of(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorms with statistics of their own."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-
 @dataclass(frozen=True, eq=False)
 class Walk:
     """What networks along a path do: t, loss (nats) and accuracy (a fraction), (points,) each; nan where not yet measured."""
@@ -118,7 +113,7 @@ def walk(
     for place in _coarse_first(points):
         t = torch.tensor([found.t[place]])
         vectors = (curve.straight if straight else curve.vectors)(t).detach()
-        renew_norms(network, unflatten(network, vectors[0]), [images for images, _ in again])
+        measure_norms(network, (images for images, _ in again), unflatten(network, vectors[0]))
         losses, right = measure(network, lambda _: vectors, t, batches)  # noqa: B023
         loss[place], accuracy[place] = float(losses[0]), float(right[0])
         yield replace(found, loss=loss.copy(), accuracy=accuracy.copy())
@@ -127,26 +122,6 @@ def walk(
 def _coarse_first(count: int) -> list[int]:
     """All of range(count), both ends first, then every 16th, every 8th and so on."""
     return list(dict.fromkeys([0, count - 1, *(i for stride in (16, 8, 4, 2, 1) for i in range(0, count, stride))]))
-
-
-def renew_norms(network: nn.Module, parameters: dict[str, Tensor], batches: Sequence[Tensor]) -> None:
-    """Measure the statistics of a network's BatchNorms again, in place, as it is with these parameters.
-
-    batches: inputs, float (B, C, H, W); their means and variances are averaged. Nothing happens without BatchNorm.
-    """
-    norms = norms_of(network)
-    if not norms:
-        return
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average of all batches
-        norm.train()
-    try:
-        with torch.no_grad():
-            for images in batches:
-                functional_call(network, parameters, images)
-    finally:
-        network.eval()
 
 
 @dataclass(frozen=True, eq=False)

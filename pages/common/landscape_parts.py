@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
-from torch import nn
 
-from intrafusion import PruneSpec, registry
+from intrafusion import PruneSpec, load_model, registry
 from intrafusion.bench import Bench
 from intrafusion.figures import landscape as figures
 from intrafusion.figures import outputs as output_figures
@@ -18,6 +17,7 @@ from intrafusion.figures.images import gallery
 from intrafusion.outputs import Outputs
 from intrafusion.solutions import CONTROLS, MERGED, Sharpness, Slice, Solutions
 from intrafusion.train.path import POINTS, Path, connect
+from intrafusion.zoo import architecture_of, kept_names, kept_when
 from pages.common import parts, shell
 from pages.common.shell import BIND, Here
 
@@ -165,9 +165,10 @@ def _caption(found: Outputs, image: int) -> str:
     return f"{first}<br>dropped {said['dropped']}<br>fused {said['fused']}"
 
 
-def other_ends(here: Here) -> dict[str, nn.Module]:
-    """Further networks, by name, that a path may lead to; another network needs another name, as paths are kept by it."""
-    return {}
+def other_ends(here: Here) -> dict[str, int]:
+    """The kept networks of this architecture, by name, and when each was kept: a path is known as long as both stay."""
+    architecture = architecture_of(here.spec.model)
+    return {name: kept_when(name) for name in kept_names() if architecture_of(name) == architecture}
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class PathHow:
     training: int | None
 
 
-def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, nn.Module]]:
-    """Draw the choice of ends and of training; the ends' names, how, and the networks that are none of the spec's."""
+def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, int]]:
+    """Draw the choice of ends and of training; the ends' names, how, and the kept networks among them."""
     others = other_ends(here)
     names = ["dense", *MERGED, *others]
     grid = st.grid(5, min_column_width=150)
@@ -194,12 +195,14 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, nn
     training = grid.selectbox(
         "Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND
     )
-    return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), others
+    kept = {name: others[name] for name in (first, last) if name in others}
+    return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), kept
 
 
-def connected(made: Solutions, ends: tuple[str, str], how: PathHow, others: Mapping[str, nn.Module]) -> Iterator[Path]:
+def connected(made: Solutions, ends: tuple[str, str], how: PathHow, kept: Mapping[str, int]) -> Iterator[Path]:
     """The path between two networks by name."""
-    first, last = (others[name] if name in others else made.whole(name) for name in ends)
+    device = str(made.bench.device)
+    first, last = (load_model(name, device=device) if name in kept else made.whole(name) for name in ends)
     spec = made.spec
     learned = made.bench.training(spec.but(training=how.training))
     return connect(first, last, learned, made.images, how.epochs, how.rate, spec.seed)
