@@ -157,7 +157,7 @@ def spread(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
     colours = palette(dark)
     of = steps[-1].look.of if steps else ""
     rows = [step for step in steps if step.look.of == of and not step.phase.startswith("part ")] or list(steps)
-    fig = figure(f"How the {_plural(of)} move" if of else "How norms, or masks, move", 400, colours)
+    fig = figure(_spread_title(rows[-1] if rows else None), 400, colours)
     if rows:
         at, top = timeline(rows), max(max(step.look.edges[-1], step.look.mark or 0.0) for step in rows)
         edges = np.linspace(0, top, len(rows[0].look.edges))
@@ -183,6 +183,16 @@ def spread(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
     fig.update_xaxes(title="epochs")
     fig.update_yaxes(title=of.partition(":")[0].partition(",")[0], showgrid=False)
     return fig
+
+
+def _spread_title(last: "Step | None") -> str:
+    if last is None:
+        return "How norms, or masks, move"
+    look = last.look
+    if look.mark is None:
+        return f"How the {_plural(look.of)} move"
+    under = float(np.interp(look.mark, look.edges, np.concatenate([[0], np.cumsum(look.counts)])))
+    return f"{under / max(sum(look.counts), 1):.0%} of the channels are under the threshold, and zero"
 
 
 def _plural(of: str) -> str:
