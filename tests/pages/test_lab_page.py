@@ -5,7 +5,6 @@ import io
 import json
 import shlex
 import time
-from collections.abc import Iterator
 
 import pytest
 from opening import open_page, text
@@ -13,22 +12,14 @@ from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
 from intrafusion import cli
-from intrafusion.jobs import Jobs
 from intrafusion.registry import TRAINERS
 from intrafusion.train.lab import runs
-from pages.common import lab_parts, shell
+from pages.common import lab_parts
+
+pytestmark = pytest.mark.usefixtures("jobs")
 
 QUICK = {"model": "digits-mlp", "method": "sgd", "lab_training": "1000", "lab_epochs": "2"}
 PATIENCE = 90
-
-
-@pytest.fixture(autouse=True)
-def jobs(monkeypatch) -> Iterator[Jobs]:
-    """The server's jobs, none at first."""
-    made = Jobs()
-    monkeypatch.setattr(shell, "jobs", lambda: made)
-    yield made
-    made.stop(10)
 
 
 def open_lab(**query) -> AppTest:

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Iterator
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -15,7 +14,8 @@ import intrafusion as itf
 from intrafusion import cli
 from intrafusion.jobs import Jobs
 from intrafusion.solutions import MERGED
-from pages.common import shell
+
+pytestmark = pytest.mark.usefixtures("jobs")
 
 QUICK = {
     "model": "digits-mlp",
@@ -25,15 +25,6 @@ QUICK = {
     "path_epochs": "1",
 }
 PATIENCE = 120
-
-
-@pytest.fixture(autouse=True)
-def jobs(monkeypatch) -> Iterator[Jobs]:
-    """The server's jobs, none at first."""
-    made = Jobs()
-    monkeypatch.setattr(shell, "jobs", lambda: made)
-    yield made
-    made.stop(10)
 
 
 def open_landscape(**query) -> AppTest:

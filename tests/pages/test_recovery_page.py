@@ -3,7 +3,6 @@ import io
 import json
 import shlex
 import time
-from collections.abc import Iterator
 
 import pytest
 from opening import open_page, text
@@ -11,21 +10,13 @@ from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
 from intrafusion import cli
-from intrafusion.jobs import Jobs
 from intrafusion.registry import RECOVERIES
-from pages.common import recovery_parts, shell
+from pages.common import recovery_parts
+
+pytestmark = pytest.mark.usefixtures("jobs")
 
 QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
 PATIENCE = 90
-
-
-@pytest.fixture(autouse=True)
-def jobs(monkeypatch) -> Iterator[Jobs]:
-    """The server's jobs, none at first."""
-    made = Jobs()
-    monkeypatch.setattr(shell, "jobs", lambda: made)
-    yield made
-    made.stop(10)
 
 
 def open_recovery(**query) -> AppTest:

@@ -16,7 +16,6 @@ from streamlit.testing.v1 import AppTest
 import intrafusion as itf
 from intrafusion import cluster
 from intrafusion.bench import Bench, open_bench
-from intrafusion.jobs import Jobs
 from intrafusion.merge import drop, fusion
 from intrafusion.pace import checkpoint
 from intrafusion.registry import MERGES
@@ -25,22 +24,15 @@ from intrafusion.sensitivity import difference, matrix
 from intrafusion.store import Store
 from intrafusion.study import Study
 from intrafusion.sweep import origin, sweep
-from pages.common import sensitivity_parts, shell
+from pages.common import sensitivity_parts
 from pages.common.budget_parts import in_words
+
+pytestmark = pytest.mark.usefixtures("jobs")
 
 PATIENCE = 60
 SMALL = {"model": "digits-mlp", "study_sparsities": ["30", "70"]}
 LOOKS = {**SMALL, "criterion": "taylor"}  # looks at images, and so waits to be asked
 POINTS = 8  # two groups, two sparsities, two merges
-
-
-@pytest.fixture(autouse=True)
-def jobs(monkeypatch) -> Iterator[Jobs]:
-    """The server's jobs, none at first."""
-    made = Jobs()
-    monkeypatch.setattr(shell, "jobs", lambda: made)
-    yield made
-    made.stop(10)
 
 
 @pytest.fixture(scope="module")
