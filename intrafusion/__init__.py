@@ -19,7 +19,7 @@ from intrafusion.importance import score
 from intrafusion.prune import prune
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
-from intrafusion.train import trainers as _trainers  # noqa: F401  (they register)
+from intrafusion.train import split_data as _trainers  # noqa: F401  (they register)
 from intrafusion.transport import TransportPlan, plan
 from intrafusion.zoo import load_model
 

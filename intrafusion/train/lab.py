@@ -22,7 +22,7 @@ from intrafusion.places import home
 from intrafusion.recover.retrain import split
 from intrafusion.registry import TRAINERS
 from intrafusion.saved import save_network
-from intrafusion.train import trainers as _trainers  # noqa: F401  (they register)
+from intrafusion.train import split_data as _trainers  # noqa: F401  (they register)
 from intrafusion.train.directional import without_zeroed
 from intrafusion.train.members import part_of
 from intrafusion.train.spec import TrainSpec

@@ -1,8 +1,7 @@
 """The trainers of the lab: one function each, that trains a network, tells how it goes, and returns what came of it."""
 
 import copy
-from collections.abc import Generator, Sequence
-from dataclasses import replace
+from collections.abc import Generator
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion.activations import normalised
 from intrafusion.groups import find_groups
 from intrafusion.prune import prune
-from intrafusion.recover.norms import absorb_norms, balance, insert_norms
 from intrafusion.registry import TRAINERS
 from intrafusion.train.directional import Channels, GroupLasso, SDprun, channels_of
-from intrafusion.train.fuse import SAMPLES, fuse_models
 from intrafusion.train.loop import SCHEDULES, Recipe
-from intrafusion.train.members import parts_of, together
 from intrafusion.train.smooth import penalty, truncate
-from intrafusion.train.spec import TrainSpec
-from intrafusion.train.subnetwork import GumbelMask, Mask, Supermask, finalise, mask, masks, what_learns
-from intrafusion.train.task import Look, Step, Task, filters, histogram, layers_of, zeros
+from intrafusion.train.subnetwork import Mask, finalise, mask, masks, what_learns
+from intrafusion.train.task import Look, Step, Task, histogram, layers_of, zeros
 
 Telling = Generator[Step, None, nn.Module]
 _LI, _RUNKEL, _THEUS = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469", "Theus et al., ICLR 2024"
@@ -138,49 +133,6 @@ def smooth_interpolation(task: Task) -> Telling:
     return small
 
 
-@TRAINERS.register(
-    "iterative",
-    "trained, then pruned and fused in rounds, each followed by fine-tuning",
-    _THEUS,
-    "labels",
-    knobs=_PRUNING,
-)
-def iterative(task: Task) -> Telling:
-    model = yield from _trained(task, task.spec.but(method="sgd"))
-    return (yield from _prune_in_rounds(task, model))
-
-
-@TRAINERS.register(
-    "fap", "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
-    _THEUS, "labels", knobs=(*_PRUNING, "folds", "by"),
-)  # fmt: skip
-def fap(task: Task) -> Telling:
-    members = yield from together(task, [task.spec.but(method="sgd", **part) for part in parts_of(task.spec)])
-    model = yield from _fuse(task, members)
-    return (yield from _prune_in_rounds(task, model))
-
-
-@TRAINERS.register(
-    "paf", "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
-    _THEUS, "labels", knobs=(*_PRUNING, "folds", "by"),
-)  # fmt: skip
-def paf(task: Task) -> Telling:
-    members = yield from together(task, [task.spec.but(method="iterative", **part) for part in parts_of(task.spec)])
-    return (yield from _fuse(task, members))
-
-
-def _trained(task: Task, spec: TrainSpec) -> Telling:
-    """The network of another run of the lab, which is trained only once."""
-    from intrafusion.train.lab import LabRun, run
-
-    for told in run(spec, task.device):
-        if isinstance(told, LabRun):
-            task.seconds.update(told.outcome.seconds)
-            return told.model.to(task.device)
-        yield told
-    raise AssertionError("a run ends with what came of it")
-
-
 def _strength(task: Task, recipe: Recipe, norms: Tensor) -> float:
     """The c with which the threshold ends where the spec wants it."""
     spec = task.spec
@@ -200,28 +152,21 @@ def _subnetwork(task: Task, method: str, lr: float) -> Telling:
 
     def look(masked: nn.Module) -> Look:
         found = masks(masked)
-        probable = torch.cat([one.share().flatten() for one in found.values()])
         zero = {name: 1 - float(one.kept().double().mean()) for name, one in found.items()}
-        title = "probability that a weight stays" if method != "edge-popup" else "size of a weight's score"
-        values = (
-            probable
-            if method != "edge-popup"
-            else torch.cat([m.scores.detach().abs().flatten() for m in found.values()])
-        )
-        return Look(
-            zero, **histogram(values, title, 1.0 if method != "edge-popup" else None), sampled=_sampled(task, masked)
-        )
+        if method == "edge-popup":
+            sizes = torch.cat([one.scores.detach().abs().flatten() for one in found.values()])
+            return Look(zero, **histogram(sizes, "size of a weight's score"))
+        probable = torch.cat([one.share().flatten() for one in found.values()])
+        drawn = _sampled(task, masked)
+        return Look(zero, **histogram(probable, "probability that a weight stays", 1.0), sampled=drawn)
 
     yield from task.teach("training", masked, recipe, optimiser, look=look, settle=task.measure_norms)
     return finalise(masked)
 
 
-def _sampled(task: Task, masked: nn.Module) -> float | None:
-    """Mean accuracy on the held-out images with masks drawn; None where nothing is drawn."""
+def _sampled(task: Task, masked: nn.Module) -> float:
+    """Mean accuracy on the held-out images with masks drawn."""
     drawn = copy.deepcopy(masked)  # with random numbers of its own
-    found = masks(drawn)
-    if not any(isinstance(one, GumbelMask | Supermask) for one in found.values()):
-        return None
     for layer in drawn.modules():
         layer.training = isinstance(layer, Mask | _BatchNorm)  # a batch's own statistics, as while it learns
     right = 0
@@ -247,41 +192,3 @@ def _smooth(task: Task, kind: str, strength: float) -> Telling:
 
     yield from task.teach("training", model, task.recipe(), loss=loss, look=look)
     return model
-
-
-def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
-    """The networks as one, fine-tuned on all images."""
-    data = task.learned.subset(SAMPLES, task.spec.seed) if task.spec.by == "activations" else None
-    model = fuse_models(members, task.example, data)
-    yield task.untaught("fused", model)
-    yield from _tuned(task, "fused, fine-tuned", model)
-    return model
-
-
-def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
-    """Channels go in equal shares of those that are left."""
-    spec = task.spec
-    share = 1 - (1 - spec.sparsity) ** (1 / spec.rounds)
-    for number in range(1, spec.rounds + 1):
-        seen = task.learned.subset(_MEASURED, spec.seed)
-        model = prune(model, task.example, share, spec.criterion, spec.merge, data=seen, seed=spec.seed)
-        yield task.untaught(f"pruned {number}", model)
-        yield from _tuned(task, f"pruned {number}, fine-tuned", model)
-    return model
-
-
-def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, None]:
-    """Fine-tune a network in place, with BatchNorm behind every layer but the last for as long as that takes."""
-    if task.spec.tune == 0:
-        return
-    card = model.card
-    has_norm = any(layer.norm for group in find_groups(task.network(), task.example) for layer in group.layers)
-    if has_norm and not any(isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d) for layer in model.modules()):
-        names = list(layers_of(model))[:-1]
-        batches = [images for images, _ in normalised(model, task.learned.subset(_MEASURED, task.spec.seed))]
-        insert_norms(model, names, batches)
-        balance(model)
-    recipe = task.recipe(epochs=task.spec.tune)
-    yield from task.teach(phase, model, replace(recipe, lr=recipe.lr / 10), look=filters)
-    absorb_norms(model)
-    model.card = card

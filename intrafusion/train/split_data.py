@@ -1,0 +1,103 @@
+"""Pruning in rounds, and networks trained on parts of the images: Theus et al., ICLR 2024."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from intrafusion.activations import normalised
+from intrafusion.groups import find_groups
+from intrafusion.prune import prune
+from intrafusion.recover.norms import absorb_norms, balance, insert_norms
+from intrafusion.registry import TRAINERS
+from intrafusion.train.averages import norms_of
+from intrafusion.train.fuse import SAMPLES, fuse_models
+from intrafusion.train.members import parts_of, together
+from intrafusion.train.spec import TrainSpec
+from intrafusion.train.task import Step, Task, filters, layers_of
+from intrafusion.train.trainers import Telling
+
+_PAPER = "Theus et al., ICLR 2024"
+_PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
+_MEASURED = 512  # images on which norms are put back into a pruned network
+
+
+@TRAINERS.register(
+    "iterative",
+    "trained, then pruned and fused in rounds, each followed by fine-tuning",
+    _PAPER,
+    "labels",
+    knobs=_PRUNING,
+)
+def iterative(task: Task) -> Telling:
+    model = yield from _trained(task, task.spec.but(method="sgd"))
+    return (yield from _prune_in_rounds(task, model))
+
+
+@TRAINERS.register(
+    "fap", "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
+    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"),
+)  # fmt: skip
+def fap(task: Task) -> Telling:
+    members = yield from together(task, [task.spec.but(method="sgd", **part) for part in parts_of(task.spec)])
+    model = yield from _fuse(task, members)
+    return (yield from _prune_in_rounds(task, model))
+
+
+@TRAINERS.register(
+    "paf", "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
+    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"),
+)  # fmt: skip
+def paf(task: Task) -> Telling:
+    members = yield from together(task, [task.spec.but(method="iterative", **part) for part in parts_of(task.spec)])
+    return (yield from _fuse(task, members))
+
+
+def _trained(task: Task, spec: TrainSpec) -> Telling:
+    """The network of another run of the lab, which is trained only once."""
+    from intrafusion.train.lab import LabRun, run
+
+    for told in run(spec, task.device):
+        if isinstance(told, LabRun):
+            task.seconds.update(told.outcome.seconds)
+            return told.model.to(task.device)
+        yield told
+    raise AssertionError("a run ends with what came of it")
+
+
+def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
+    """The networks as one, fine-tuned on all images."""
+    data = task.learned.subset(SAMPLES, task.spec.seed) if task.spec.by == "activations" else None
+    model = fuse_models(members, task.example, data)
+    yield task.untaught("fused", model)
+    yield from _tuned(task, "fused, fine-tuned", model)
+    return model
+
+
+def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
+    """Channels go in equal shares of those that are left."""
+    spec = task.spec
+    share = 1 - (1 - spec.sparsity) ** (1 / spec.rounds)
+    for number in range(1, spec.rounds + 1):
+        seen = task.learned.subset(_MEASURED, spec.seed)
+        model = prune(model, task.example, share, spec.criterion, spec.merge, data=seen, seed=spec.seed)
+        yield task.untaught(f"pruned {number}", model)
+        yield from _tuned(task, f"pruned {number}, fine-tuned", model)
+    return model
+
+
+def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, None]:
+    """Fine-tune a network in place, with BatchNorm behind every layer but the last for as long as that takes."""
+    if task.spec.tune == 0:
+        return
+    card = model.card
+    has_norm = any(layer.norm for group in find_groups(task.network(), task.example) for layer in group.layers)
+    if has_norm and not norms_of(model):
+        names = list(layers_of(model))[:-1]
+        batches = [images for images, _ in normalised(model, task.learned.subset(_MEASURED, task.spec.seed))]
+        insert_norms(model, names, batches)
+        balance(model)
+    recipe = task.recipe(epochs=task.spec.tune)
+    yield from task.teach(phase, model, replace(recipe, lr=recipe.lr / 10), look=filters)
+    absorb_norms(model)
+    model.card = card
