@@ -164,9 +164,19 @@ def _densenet() -> nn.Module:
 
 
 def _mobilenet() -> nn.Module:
-    from torchvision.models import mobilenet_v2
+    from torchvision.models import MobileNetV2
+    from torchvision.ops import Conv2dNormActivation
 
-    return mobilenet_v2(width_mult=0.25, num_classes=5)
+    blocks = [
+        [1, 16, 1, 1],
+        [6, 24, 2, 2],
+        [6, 32, 2, 2],
+    ]  # expansion, width, how many, stride: of each kind one, and a sum
+    model = MobileNetV2(num_classes=5, width_mult=0.5, inverted_residual_setting=blocks, dropout=0.0)
+    last = model.features[-1][0].in_channels  # torchvision never has fewer than 1,280 behind it
+    model.features[-1] = Conv2dNormActivation(last, 48, kernel_size=1, activation_layer=nn.ReLU6)
+    model.classifier[1] = nn.Linear(48, 5)
+    return model
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {

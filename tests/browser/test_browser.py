@@ -10,7 +10,17 @@ def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(p
         shows(page, "Take it with you")
         page.wait_for_timeout(1000)
         links = page.locator('[data-testid="stSidebarNavLink"]').all_inner_texts()
-        names = ["Overview", "Learn", "Importance", "Transport", "Curves", "Sensitivity", "Recovery", "Landscape"]
+        names = [
+            "Overview",
+            "Learn",
+            "Importance",
+            "Transport",
+            "Curves",
+            "Sensitivity",
+            "Recovery",
+            "lab",
+            "Landscape",
+        ]
         assert [link.split()[-1] for link in links] == names
         assert page.get_by_label("Model").count() > 0
         no_exception(page)

@@ -48,8 +48,8 @@ def test_curves_grow_a_reload_finds_them_it_stops_and_goes_on(page, address):
 
 def test_what_is_kept_opens_as_a_model(page, address):
     page.goto(link(address, method="grda"))
-    if page.get_by_text("not trained yet").count():
-        train(page)
+    shows(page, "not trained yet")
+    train(page)
     page.get_by_text("trained in").wait_for(timeout=60_000)
     page.wait_for_timeout(1000)
     page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Keep").click()
