@@ -29,9 +29,9 @@ def click(page, picture, mark):
 
 def test_clicking_a_mark_chooses_its_neuron(page):
     marks = [
+        ("away from neuron", 6 + 4, "Neuron 4 is 1.73 away from neuron 2"),
         ("Two inputs, 6 neurons", 3, "Neuron 3 is active"),
         ("neurons stay", 1, "Neuron 1 is active"),
-        ("away from neuron", 6 + 4, "Neuron 4 is 1.73 away from neuron 2"),
         ("The plan G", 6 + 2, "Neuron 2 is active"),
     ]
     for picture, mark, says in marks:
