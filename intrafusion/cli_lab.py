@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def _lab(args: argparse.Namespace) -> None:
         else:
             print("nothing was trained yet", file=sys.stderr)
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which stops parts; a script in the background ignores it
     for told in run(_spec(args), args.device):
         if isinstance(told, LabRun):
             show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
