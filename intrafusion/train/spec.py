@@ -50,7 +50,7 @@ class TrainSpec:
     drawn: str = "kaiming"
     penalty: str | None = None
     strength: float | None = None
-    energy: float = 0.95
+    energy: float = 0.98
     sparsity: float = 0.5
     criterion: str = "l1"
     merge: str = "fusion"

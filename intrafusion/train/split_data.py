@@ -14,12 +14,11 @@ from intrafusion.train.averages import norms_of
 from intrafusion.train.fuse import SAMPLES, fuse_models
 from intrafusion.train.members import parts_of, together
 from intrafusion.train.spec import TrainSpec
-from intrafusion.train.task import Step, Task, filters, layers_of
+from intrafusion.train.task import MEASURED, Step, Task, filters, layers_of
 from intrafusion.train.trainers import Telling
 
 _PAPER = "Theus et al., ICLR 2024"
 _PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
-_MEASURED = 512  # images on which norms are put back into a pruned network
 
 
 @TRAINERS.register(
@@ -79,7 +78,7 @@ def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
     spec = task.spec
     share = 1 - (1 - spec.sparsity) ** (1 / spec.rounds)
     for number in range(1, spec.rounds + 1):
-        seen = task.learned.subset(_MEASURED, spec.seed)
+        seen = task.learned.subset(MEASURED, spec.seed)
         model = prune(model, task.example, share, spec.criterion, spec.merge, data=seen, seed=spec.seed)
         yield task.untaught(f"pruned {number}", model)
         yield from _tuned(task, f"pruned {number}, fine-tuned", model)
@@ -94,7 +93,7 @@ def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, No
     has_norm = any(layer.norm for group in find_groups(task.network(), task.example) for layer in group.layers)
     if has_norm and not norms_of(model):
         names = list(layers_of(model))[:-1]
-        batches = [images for images, _ in normalised(model, task.learned.subset(_MEASURED, task.spec.seed))]
+        batches = [images for images, _ in normalised(model, task.learned.subset(MEASURED, task.spec.seed))]
         insert_norms(model, names, batches)
         balance(model)
     recipe = task.recipe(epochs=task.spec.tune)

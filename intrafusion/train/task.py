@@ -23,7 +23,7 @@ from intrafusion.zoo import architecture_of, load_model
 
 _LOOKS = 25  # moments of a phase
 _BINS = 24
-_MEASURED = 512  # images on which norms are measured
+MEASURED = 512  # images on which norms are measured
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,7 @@ class Task:
 
     def measure_norms(self, model: nn.Module) -> None:
         """Measure the statistics of every BatchNorm again, in place, on training images."""
-        measure_norms(
-            model, (images for images, _ in normalised(model, self.learned.subset(_MEASURED, self.spec.seed)))
-        )
+        measure_norms(model, (images for images, _ in normalised(model, self.learned.subset(MEASURED, self.spec.seed))))
 
     def untaught(self, phase: str, model: nn.Module) -> Step:
         """A network as it is before it is trained on: its held-out loss and accuracy stand for both."""

@@ -10,13 +10,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion.activations import normalised
 from intrafusion.groups import find_groups
-from intrafusion.prune import prune
+from intrafusion.merge import reset_norms
+from intrafusion.prune import cut
 from intrafusion.registry import TRAINERS
+from intrafusion.train.averages import norms_of
 from intrafusion.train.directional import Channels, GroupLasso, SDprun, channels_of
 from intrafusion.train.loop import SCHEDULES, Recipe
 from intrafusion.train.smooth import penalty, truncate
 from intrafusion.train.subnetwork import Mask, finalise, mask, masks, what_learns
-from intrafusion.train.task import Look, Step, Task, histogram, layers_of, zeros
+from intrafusion.train.task import MEASURED, Look, Step, Task, histogram, layers_of, zeros
 
 Telling = Generator[Step, None, nn.Module]
 _LI, _RUNKEL, _THEUS = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469", "Theus et al., ICLR 2024"
@@ -111,26 +113,30 @@ def edge_popup(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "smooth-svd", "a penalty makes weights smooth or low in rank; then every layer is its truncated SVD (reconstructed)",
+    "smooth-svd", "a penalty makes weights low in rank, or smooth; then each layer is its truncated SVD (reconstructed)",
     _RUNKEL, "labels", knobs=("penalty", "strength", "energy"),
 )  # fmt: skip
 def smooth_svd(task: Task) -> Telling:
     model = yield from _smooth(task, "nuclear", 0.5)
     small = truncate(model, energy=task.spec.energy)
+    task.measure_norms(small)
     yield task.untaught("truncated", small)
     return small
 
 
 @TRAINERS.register(
     "smooth-interpolation",
-    "a penalty makes weights smooth or low in rank; then channels are interpolated by fewer (reconstructed)",
+    "a penalty makes weights smooth, or low in rank; then fewer channels interpolate them (reconstructed)",
     _RUNKEL, "labels", knobs=("penalty", "strength", "sparsity"),
 )  # fmt: skip
 def smooth_interpolation(task: Task) -> Telling:
     model = yield from _smooth(task, "first", 2.0)
-    small = prune(model, task.example, task.spec.sparsity, "l1", "interpolation")
-    yield task.untaught("interpolated", small)
-    return small
+    groups, seen = find_groups(model, task.example), task.learned.subset(MEASURED, task.spec.seed)
+    made = cut(model, groups, task.spec.sparsity, "l1", "interpolation")
+    if norms_of(model):
+        reset_norms(made.fit(seen))
+    yield task.untaught("interpolated", made.small)
+    return made.small
 
 
 def _strength(task: Task, recipe: Recipe, norms: Tensor) -> float:

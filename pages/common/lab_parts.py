@@ -110,7 +110,7 @@ _DRAWN = {
         placeholder="the method's own",
     ),
     "energy": lambda g: _number(
-        g, "energy", "Energy kept", 0.95, 0.5, 1.0, 0.01, help="Share of each layer's squared singular values."
+        g, "energy", "Energy kept", 0.98, 0.5, 1.0, 0.01, help="Share of each layer's squared singular values."
     ),
     "sparsity": lambda g: _number(g, "sparsity", "Channels that go", 0.5, 0.05, 0.95, 0.05),
     "criterion": lambda g: _choice(g, "criterion", "Criterion", list(registry("criterion")), "l1", "Which channels stay."),
