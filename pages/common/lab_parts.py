@@ -88,7 +88,7 @@ def _choice(place: Any, name: str, label: str, choices: Sequence[str], default: 
 _DRAWN = {
     "reach": lambda g: _number(
         g, "reach", "Threshold at the end", 1.4, 0.0, 100.0, 0.1,
-        help="In units of the median norm of what is shrunk, at the start, so that it means the same in every network.",
+        help="In units of the median norm of what is shrunk, at the start. Above 1 only what grows stays: few epochs want less.",
     ),
     "c": lambda g: g.number_input(
         "Strength c instead", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="from the threshold",

@@ -79,7 +79,7 @@ def main(model: str = "digits-vgg", epochs: str = "20", reach: str = "1.4", path
     print("|---|---|---|---|---|---|")
     tell("SDprun's", a, b, sharp(a, few), seen, data)
     gone = zeroed(one for one in _channels(b))
-    shares = {name: float(zero.double().mean()) for name, zero in gone.items() if zero.any()}
+    shares = {name: min(float(zero.double().mean()), 1 - 1.01 / len(zero)) for name, zero in gone.items() if zero.any()}
     folded = itf.fold(a, card.example())
     folded.card = card
     directions = sharp(folded, few)
