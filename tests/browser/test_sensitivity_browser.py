@@ -1,5 +1,4 @@
 import re
-import time
 
 import pytest
 from dashboard import no_exception, shows, wait_for
@@ -74,10 +73,8 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
     other.close()
 
     page.wait_for_timeout(1000)
-    started = time.monotonic()
     main(page).get_by_role("button", name="Cancel").click()
     shows(page, "cancelled; the points so far stay")
-    assert time.monotonic() - started < 5  # a second on a machine of its own, but here everybody computes
     main(page).get_by_role("button", name="Continue").wait_for()
     no_exception(page)
 

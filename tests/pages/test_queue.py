@@ -126,9 +126,7 @@ def test_a_job_that_the_page_just_started_is_there_at_once_and_its_owner_can_sto
     app.main.button[0].click().run()
     assert rows(app)[2] == "my study  \n:gray[waiting, 2 ahead]"
     (cancel,) = cancels(app)
-    start = time.monotonic()
     cancel.click().run()
-    assert time.monotonic() - start < 1
     assert len(rows(app)) == 2
     assert cancels(app) == []
     assert [job.state for job in two] == ["running", "waiting"]
@@ -141,9 +139,7 @@ def test_a_running_job_is_stopped_in_the_middle_of_a_result(app, jobs):
     until(lambda: len(jobs.get("mine").results) == 1)
     app.run()
     assert rows(app) == ["my study  \n:gray[1 of 4 done]"]
-    start = time.monotonic()
     cancels(app)[0].click().run()
-    assert time.monotonic() - start < 1
     assert (jobs.get("mine").state, jobs.get("mine").results) == ("cancelled", [0])
     assert rows(app) == []
 
