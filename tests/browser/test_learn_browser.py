@@ -27,17 +27,19 @@ def click(page, picture, mark):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
-def test_clicking_a_mark_chooses_its_neuron(page):
-    marks = [
-        ("away from neuron", 6 + 4, "Neuron 4 is 1.73 away from neuron 2"),
+@pytest.mark.parametrize(
+    ("picture", "mark", "says"),
+    [
         ("Two inputs, 6 neurons", 3, "Neuron 3 is active"),
         ("neurons stay", 1, "Neuron 1 is active"),
+        ("away from neuron", 6 + 4, "Neuron 4 is 1.73 away from neuron 2"),
         ("The plan G", 6 + 2, "Neuron 2 is active"),
-    ]
-    for picture, mark, says in marks:
-        click(page, picture, mark)
-        wait_for(page, ".gtitle", says)
-        assert re.search(r"lesson_neuron=\d", page.url)
+    ],
+)
+def test_clicking_a_mark_chooses_its_neuron(page, picture, mark, says):
+    click(page, picture, mark)
+    wait_for(page, ".gtitle", says)
+    assert re.search(r"lesson_neuron=\d", page.url)
 
 
 def test_dragging_a_weight_ends_where_the_hand_does(page):

@@ -83,7 +83,7 @@ def test_a_permalink_restores_the_page():
     assert again.slider(key="sparsity").value == 55
     assert again.selectbox(key="group").value == "layer3.1.conv1"
     assert again.number_input(key="channel").value == 3
-    assert [m.value for m in again.markdown] == [m.value for m in app.markdown]
+    assert [m.value for m in again.main.markdown] == [m.value for m in app.main.markdown]
 
 
 @pytest.mark.parametrize(
