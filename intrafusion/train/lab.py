@@ -26,7 +26,7 @@ from intrafusion.train import split_data as _trainers  # noqa: F401  (they regis
 from intrafusion.train.directional import without_zeroed
 from intrafusion.train.members import part_of
 from intrafusion.train.spec import TrainSpec
-from intrafusion.train.task import Step, Task, layers_of, zeros
+from intrafusion.train.task import Step, Task, layers_of
 from intrafusion.zoo import architecture_of, dataset_of, load_model
 
 _log = logging.getLogger(__name__)
@@ -102,8 +102,9 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
             yield step
     finally:
         training.close()
-    yield _finish(task, model, steps, path)
+    found = _finish(task, model, steps, path)
     shutil.rmtree(folder, ignore_errors=True)
+    yield found
 
 
 def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
@@ -144,33 +145,21 @@ def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabR
     dense, ours = (size(one, task.example) for one in (task.network(), small))
     before, after = (logits(one, task.held) for one in (model, _with_card(small, card)))
     moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
-    weights = zeros(layers_of(model))
-    counts = {name: weight.numel() for name, weight in layers_of(model).items()}
-    zero = sum(share * counts[name] for name, share in weights.items()) / sum(counts.values())
+    weights = torch.cat([weight.flatten() for weight in layers_of(model).values()])
+    zero = float((weights == 0).double().mean())
     outcome = Outcome(
         result.accuracy, result.interval, result.count, zero, ours.params, ours.macs, moved, dense.params, dense.macs,
         dict(task.seconds),
     )  # fmt: skip
-    found = LabRun(spec, tuple(steps), outcome, path)
+    told = {"run": spec.to_dict(), "outcome": asdict(outcome), "steps": [step.to_dict() for step in steps]}
     base = ARCHITECTURES[architecture_of(spec.model)].make(model.state_dict())
-    save_network(model, base, replace(card, accuracy=result.accuracy), path.with_suffix(""))
-    _describe(found)
-    return found
+    save_network(model, base, replace(card, accuracy=result.accuracy, details=told), path.with_suffix(""))
+    return LabRun(spec, tuple(steps), outcome, path)
 
 
 def _with_card(model: nn.Module, card: Any) -> nn.Module:
     model.card = card
     return model
-
-
-def _describe(found: LabRun) -> None:
-    """Write how a run went into its card's file."""
-    card = json.loads(found.path.read_text())
-    card["details"] |= {"outcome": asdict(found.outcome), "steps": [step.to_dict() for step in found.steps]}
-    try:
-        found.path.write_text(json.dumps(card) + "\n")
-    except OSError as error:
-        raise IntrafusionError(f"could not write {found.path}: {one_line(error)}") from error
 
 
 def read(path: Path) -> LabRun | None:

@@ -1,7 +1,6 @@
 """Networks on parts of the training images, trained at the same time, each by a process of its own."""
 
 import json
-import math
 import os
 import queue
 import signal
@@ -49,7 +48,8 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
     """Train each spec in a process, as many at a time as there are cores; their networks, in order.
 
     Their phases are told as "part 1: training". Stopping stops them all, each leaving its state. The phase "parts" takes the
-    seconds until the last is done. Raises IntrafusionError when one fails.
+    seconds until the last is done; of those that were trained before, as many as the slowest took. Raises IntrafusionError
+    when one fails.
     """
     from intrafusion.train.lab import open_run
 
@@ -58,7 +58,6 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
     threads = max(1, cores // len(specs))
     began, waiting = time.perf_counter(), list(enumerate(specs))
     running: dict[int, tuple[subprocess.Popen, threading.Thread]] = {}
-    steps: list[Step] = []
     try:
         while waiting or running:
             while waiting and len(running) < cores:
@@ -68,8 +67,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
             with suppress(queue.Empty):
                 number, what = told.get(timeout=0.2)
                 if isinstance(what, Step):
-                    steps.append(Step(f"part {number + 1}: {what.phase}", what.moment, what.look))
-                    yield steps[-1]
+                    yield Step(f"part {number + 1}: {what.phase}", what.moment, what.look)
                 else:
                     running.pop(number)[1].join()
                     if what:
@@ -83,10 +81,9 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
             process.kill()
             listener.join()
     runs = [open_run(spec) for spec in specs]
-    longest = [sum(run.outcome.seconds.values()) for run in runs]
-    rounds = math.ceil(len(specs) / cores)
-    task.seconds["parts"] = max(time.perf_counter() - began, max(longest) * rounds if not steps else 0.0)
-    return [run.model for run in runs]
+    slowest = max(sum(run.outcome.seconds.values()) for run in runs)  # which may have been trained before
+    task.seconds["parts"] = max(time.perf_counter() - began, slowest)
+    return [run.model.to(task.device) for run in runs]
 
 
 def _started(

@@ -14,6 +14,7 @@ from intrafusion.jobs import Job
 from intrafusion.registry import TRAINERS
 from intrafusion.train.directional import without_zeroed
 from intrafusion.train.lab import LabRun, run, runs
+from intrafusion.train.members import parts_of
 from intrafusion.train.smooth import PENALTIES
 from intrafusion.train.spec import ALIGNED, TrainSpec
 from intrafusion.train.subnetwork import WEIGHTS
@@ -141,8 +142,8 @@ def start(key: tuple, spec: TrainSpec, device: str) -> Job:
             else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
         )
 
-    count = sum(1 for _ in phases(spec))
-    return shell.start(key, _LOOKS * count, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
+    total = _LOOKS * len(phases(spec))
+    return shell.start(key, total, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
 
 
 def phases(spec: TrainSpec) -> list[str]:
@@ -150,8 +151,6 @@ def phases(spec: TrainSpec) -> list[str]:
     rounds = [f"pruned {number}" for number in range(spec.rounds)] if "rounds" in TRAINERS[spec.method].knobs else []
     if spec.method not in ("fap", "paf"):
         return ["training", *rounds]
-    from intrafusion.train.members import parts_of
-
     members = len(parts_of(spec))
     return ["training"] * members + rounds * (members if spec.method == "paf" else 1) + ["fused"]
 
