@@ -16,6 +16,7 @@ from intrafusion.cli_landscape import add_landscape
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
+from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IntrafusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Cancelled):
         print("cancelled; the results printed so far are complete", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
@@ -206,5 +207,8 @@ def _train(args: argparse.Namespace) -> None:
     flags = "".join(f" --{key} {value}" for key, value in changes.items())
     command = f"python -m intrafusion train {args.model}{' --data-path DATA' if args.data_path else ''}{flags}"
     train_data, test_data = (load_data(dataset, split, args.data_path) for split in ("train", "test"))
-    card = make(args.model, train_data, test_data, command, args.out, lambda e: print(e, file=sys.stderr), **changes)
+    with interruptible():
+        card = make(
+            args.model, train_data, test_data, command, args.out, lambda e: print(e, file=sys.stderr), **changes
+        )
     show([card.to_dict()], args.json, f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}")

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import signal
 import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.pace import interruptible
 from intrafusion.registry import TRAINERS
 from intrafusion.terminal import show
 from intrafusion.train.spec import TrainSpec
@@ -69,16 +69,16 @@ def _lab(args: argparse.Namespace) -> None:
         else:
             print("nothing was trained yet", file=sys.stderr)
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which stops parts; a script in the background ignores it
-    for told in run(_spec(args), args.device):
-        if isinstance(told, LabRun):
-            show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
-            if args.keep:
-                print(f"kept as {keep(told.model, args.keep)}", file=sys.stderr)
-        elif args.json:
-            print(json.dumps(told.to_dict()), flush=True)
-        else:
-            print(f"{told.phase}: {told.moment}", file=sys.stderr)
+    with interruptible():
+        for told in run(_spec(args), args.device):
+            if isinstance(told, LabRun):
+                show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
+                if args.keep:
+                    print(f"kept as {keep(told.model, args.keep)}", file=sys.stderr)
+            elif args.json:
+                print(json.dumps(told.to_dict()), flush=True)
+            else:
+                print(f"{told.phase}: {told.moment}", file=sys.stderr)
 
 
 def _spec(args: argparse.Namespace) -> TrainSpec:

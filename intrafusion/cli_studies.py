@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import HELP, add_spec_flags, progress, show, spec_of
@@ -134,7 +135,7 @@ def _measured(
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []
-    with progress() as bar:
+    with interruptible(), progress() as bar:
         task = bar.add_task(bench.card.name, total=len(specs))
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):

@@ -26,7 +26,7 @@ running = job is not None and job.active
 try:
     run = None if running else known(spec)
 except IntrafusionError as error:
-    st.warning(str(error), icon=":material/image_search:")
+    shell.offer_images(here, error)
     st.stop()
 steps = lab_parts.steps(run, job)
 if lab_parts.run_row(run, job, running, bool(steps)):

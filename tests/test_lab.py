@@ -127,15 +127,21 @@ class TestSplitData:
         half = open_run(TrainSpec.from_dict(QUICK.to_dict() | {"part": [0]}))
         assert half.outcome.count == 597
 
-    def test_stopping_stops_the_parts_and_what_they_learned_stays(self):
-        spec = quick("paf", epochs=300)
-        told = run(spec)
-        next(told)
-        with pytest.raises(Cancelled):
-            told.throw(Cancelled())
-        from intrafusion.places import home
-
-        assert list((home() / "lab").glob("*.phases/*.run"))
+    def test_stopped_parts_go_on_to_the_same_end(self, monkeypatch, tmp_path):
+        spec = quick("paf", epochs=20)
+        *_, whole = run(spec)
+        monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "elsewhere"))
+        for phase in ("part", "fused, fine-tuned"):  # while both parts train, and when they are fused
+            told = run(spec)
+            next(step for step in told if step.phase.startswith(phase))
+            with pytest.raises(Cancelled):
+                told.throw(Cancelled())
+            assert known(spec) is None
+            assert list((tmp_path / "elsewhere" / "lab").glob("*.phases/*.run"))
+        *_, again = run(spec)
+        assert replace(again.outcome, seconds={}) == replace(whole.outcome, seconds={})
+        for a, b in zip(again.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
 
 
 class TestGroupLasso:

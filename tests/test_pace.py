@@ -1,10 +1,12 @@
+import os
+import signal
 import threading
 from contextvars import copy_context
 
 import pytest
 
 from intrafusion.memo import Memo
-from intrafusion.pace import Cancelled, checkpoint, stoppable
+from intrafusion.pace import Cancelled, checkpoint, interruptible, stoppable
 
 
 @pytest.fixture
@@ -97,3 +99,16 @@ def test_a_memo_stays_clean_and_whoever_waits_for_the_same_key_computes_it(stop)
     other.join(10)
     assert found == ["computed"]
     assert memo.peek("key") == "computed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_next_checkpoint_and_a_second_one_does_not(number):
+    before = signal.getsignal(number)
+    with interruptible():
+        os.kill(os.getpid(), number)
+        with pytest.raises(Cancelled):
+            checkpoint()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+    checkpoint()

@@ -1,5 +1,7 @@
 import itertools
 import json
+import threading
+from collections.abc import Generator
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.data import ImageData
 from intrafusion.networks import mlp
+from intrafusion.pace import Cancelled, stoppable
 from intrafusion.train import loop
 from intrafusion.train.augment import shift_and_flip, wobble
 from intrafusion.train.loop import Moment, Recipe, train
@@ -178,6 +181,23 @@ class TestTrain:
             assert len(moments) == 12
             assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
             assert not options["keep"].exists()
+
+    def test_asked_to_stop_while_it_looks_at_held_images_it_forgets_no_moment(self, few, tmp_path):
+        recipe = Recipe(epochs=3, augment=untouched, batch=16)
+        options = {"held": few, "keep": tmp_path / "held.run"}
+
+        def start(**more) -> Generator[Moment, None, None]:
+            torch.manual_seed(1)
+            return train(mlp((64, 16, 10)), few, recipe, CARD.mean, CARD.std, **(options | more))
+
+        whole = list(start(keep=None))
+        asked = threading.Event()
+        with stoppable(asked):
+            begun = start(settle=lambda model: asked.set())
+            next(begun)
+            with pytest.raises(Cancelled):
+                next(begun)
+        assert list(start()) == whole
 
     def test_the_state_of_another_run_is_refused(self, few, tmp_path):
         keep = tmp_path / "state.run"

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.pace import checkpoint
+from intrafusion.pace import checkpoint, stoppable
 from intrafusion.precision import has_bf16
 from intrafusion.train.state import load, save
 
@@ -179,7 +180,8 @@ class _Run:
                     checkpoint()
                     self._advance(device)
             self.seconds += time.perf_counter() - began
-            moment = self._moment()
+            with stoppable(threading.Event()):  # a moment is told whole: what stops it comes at the next step
+                moment = self._moment()
             self.past.append(moment)
             patience = self.recipe.patience
             self.is_complete = self.step == self.steps or (patience is not None and self.waited > patience)

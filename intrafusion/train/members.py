@@ -3,7 +3,6 @@
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -74,7 +73,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
                         raise IntrafusionError(f"part {number + 1} failed: {what}")
     finally:
         for process, _ in running.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         for process, listener in running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)

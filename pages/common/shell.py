@@ -199,7 +199,7 @@ def measuring(here: Here, limit: int | None) -> Bench | None:
     try:
         return measuring_bench(here, (*here.key(), dataset), path, limit)
     except IntrafusionError as error:
-        _offer_images(here, error)
+        offer_images(here, error)
         return None
 
 
@@ -211,7 +211,7 @@ def can_see(here: Here, spec: PruneSpec) -> bool:
         with st.spinner("Loading the calibration images"):
             seen = here.bench.calibration(spec)
     except IntrafusionError as error:
-        _offer_images(here, error)
+        offer_images(here, error)
         return False
     if seen.split != "train":
         st.caption(
@@ -220,7 +220,8 @@ def can_see(here: Here, spec: PruneSpec) -> bool:
     return True
 
 
-def _offer_images(here: Here, error: IntrafusionError) -> None:
+def offer_images(here: Here, error: IntrafusionError) -> None:
+    """Say that the open model's images are missing, and how to get them."""
     dataset = here.spec.dataset
     if here.spec.data_path is not None or dataset not in ("cifar10", "cifar100"):
         st.warning(str(error), icon=":material/image_search:")

@@ -52,6 +52,12 @@ def test_every_method_shows_its_knobs_and_trains_nothing_unasked(method, jobs):
     assert {f"lab_{knob}" for knob in TRAINERS[method].knobs} <= keys
 
 
+def test_missing_images_can_be_fetched():
+    app = open_lab(model="cifar10-conv2")
+    assert [b.label for b in app.main.button] == ["Fetch CIFAR-10 (170 MB)"]
+    assert not app.error
+
+
 def test_a_run_to_its_end_is_found_again_and_can_be_kept():
     app = trained(open_lab())
     assert app.metric[0].label == "Top-1 accuracy"
