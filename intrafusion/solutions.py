@@ -21,6 +21,8 @@ from intrafusion.run import check
 from intrafusion.shrink import pad
 from intrafusion.spec import PruneSpec
 from intrafusion.train.averages import norms_of
+from intrafusion.train.path import Path, connect
+from intrafusion.zoo import load_model
 
 MERGED = {"dropped": "drop", "fused": "fusion", "calibrated": "calibrated", "refit": "refit"}
 THREE = ("dense", "dropped", "fused")
@@ -86,6 +88,20 @@ class Solutions:
                 "is no plane of weights alone"
             )
         return plane(*map(self.whole, THREE))
+
+
+def between(
+    solutions: Solutions, ends: tuple[str, str], epochs: float, rate: float | None, training: int | None
+) -> Iterator[Path]:
+    """The line and the trained path between two networks, each one of the solutions or a name that `load_model` opens.
+
+    epochs, rate: see `connect`; training: images that the path learns from, None for all.
+    """
+    own = ("dense", *MERGED)
+    device = str(solutions.bench.device)
+    first, last = (solutions.whole(name) if name in own else load_model(name, device=device) for name in ends)
+    learned = solutions.bench.training(solutions.spec.but(training=training))
+    return connect(first, last, learned, solutions.images, epochs, rate, solutions.spec.seed)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import streamlit as st
 from intrafusion import PruneSpec
 from intrafusion.outputs import outputs
 from intrafusion.quote import landscape_line, landscape_snippet
-from intrafusion.solutions import sharpness, slices
+from intrafusion.solutions import between, sharpness, slices
 from pages.common import knobs, landscape_parts, parts, shell, working
 from pages.common.navigation import enter_app
 
@@ -41,7 +41,7 @@ st.subheader("A path between two networks")
 ends, how, kept = landscape_parts.path_controls(here)
 path = working.Work(
     "path", "Train a path", (*key, ends, how, tuple(kept.items())),
-    lambda: landscape_parts.connected(made, ends, how, kept),
+    lambda: between(made, ends, how.epochs, how.rate, how.training),
 )  # fmt: skip
 found_path = path.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape_parts.show_path(found_path, ends)

@@ -53,7 +53,24 @@ def test_the_table_is_for_people(capsys):
     assert "60 digits images" in out
 
 
+def test_the_other_views_give_the_rows_that_the_page_saves(rows):
+    given = ("--model", "digits-mlp", "--sparsity", "0.5", "--limit", "20", "--training", "100")
+    path = rows("landscape", "path", *given, "--ends", "dense", "dropped", "--epochs", "0.5", "--rate", "0.01")
+    answers, sharp = rows("landscape", "answers", *given), rows("landscape", "directions", *given)
+    right = [sum(row[name] == row["class"] for row in answers) / 20 for name in ("dense", "dropped")]
+    assert [path[place][f"{way}_accuracy"] for place in (0, -1) for way in ("line", "curve")] == [
+        right[0], right[0], right[1], right[1],
+    ]  # fmt: skip
+    assert len(path) == 61
+    shares = {row["name"]: row["value"] for row in sharp if row["kind"] == "share"}
+    assert {"dropped", "fused"} <= shares.keys()
+    assert all(0 <= share <= 1 for share in shares.values())
+
+
 @pytest.mark.parametrize(("words", "match"), [
+    ("nowhere", "unknown view 'nowhere': choose one of plane, path"),
+    ("path --ends dense kept/nobody", "nobody"),
+    ("path --ends dense", "--ends"),
     ("--size 1", "a grid needs 2 points"),
     ("--size many", "many"),
     ("--margin -1", "margin from 0"),
@@ -70,7 +87,7 @@ def test_the_table_is_for_people(capsys):
     ("--data mnist", "mnist"),
 ])  # fmt: skip
 def test_bad_input_is_two_and_one_line(capsys, words, match):
-    assert main(["landscape", "--model", "digits-mlp", *words.split(), "--json"]) == 2
+    assert main(["landscape", *words.split(), "--model", "digits-mlp", "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

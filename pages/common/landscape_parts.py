@@ -1,6 +1,6 @@
 """Pieces of the Landscape page: its controls, and what each of its four computations shows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -9,14 +9,14 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from intrafusion import PruneSpec, load_model, registry
+from intrafusion import PruneSpec, registry
 from intrafusion.bench import Bench
 from intrafusion.figures import landscape as figures
 from intrafusion.figures import outputs as output_figures
 from intrafusion.figures.images import gallery
 from intrafusion.outputs import Outputs
 from intrafusion.solutions import CONTROLS, MERGED, Sharpness, Slice, Solutions
-from intrafusion.train.path import POINTS, Path, connect
+from intrafusion.train.path import POINTS, Path
 from intrafusion.zoo import architecture_of, kept_names, kept_when
 from pages.common import parts, shell
 from pages.common.shell import BIND, Here
@@ -197,15 +197,6 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
     )
     kept = {name: others[name] for name in (first, last) if name in others}
     return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), kept
-
-
-def connected(made: Solutions, ends: tuple[str, str], how: PathHow, kept: Mapping[str, int]) -> Iterator[Path]:
-    """The path between two networks by name."""
-    device = str(made.bench.device)
-    first, last = (load_model(name, device=device) if name in kept else made.whole(name) for name in ends)
-    spec = made.spec
-    learned = made.bench.training(spec.but(training=how.training))
-    return connect(first, last, learned, made.images, how.epochs, how.rate, spec.seed)
 
 
 def show_path(found: Path | None, ends: tuple[str, str]) -> None:
