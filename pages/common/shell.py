@@ -107,7 +107,12 @@ def choose(controls: DeltaGenerator) -> Here:
         devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         device = st.selectbox("Device", devices, index=min(1, len(devices) - 1), key="device", bind=BIND)
     weights, data_path = weights.strip() or None, data_path.strip() or None
-    if not is_local(name, weights):
+    try:
+        is_here = is_local(name, weights)
+    except IntrafusionError:  # nobody publishes weights of it
+        is_here, weights = True, "random"
+        controls.caption("No weights of it are published: these are drawn at random. Train it in the Training lab.")
+    if not is_here:
         _offer_download(name)
         st.stop()
     opened = bench(name, weights, device)
