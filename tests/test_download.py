@@ -16,6 +16,7 @@ import intrafusion as itf
 from intrafusion import data, zoo
 from intrafusion.download import fetch, stream
 from intrafusion.networks import ResNet
+from intrafusion.zoo import ours
 
 BODY = bytes(range(256)) * 2500  # three chunks
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -210,8 +211,8 @@ class TestRelease:
         torch.save(theirs, buffer)
         file = f"resnet/cifar10_resnet32-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pt"
         server.replies[f"/releases/{file}"] = ok(buffer.getvalue())
-        monkeypatch.setitem(zoo._RELEASES, self.name, file)
-        monkeypatch.setattr(zoo, "_CHENYAOFO", server.url("/releases"))
+        monkeypatch.setitem(ours._RELEASES, self.name, file)
+        monkeypatch.setattr(ours, "_CHENYAOFO", server.url("/releases"))
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
 
     def test_load_model_downloads_once_and_renames_the_keys(self, server, tmp_path):

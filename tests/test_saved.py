@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.architectures import ARCHITECTURES
 from intrafusion.saved import layers_of, set_layers
 from intrafusion.train.smooth import truncate
 from intrafusion.zoo import architecture_of, dataset_of, describe, keep, kept_names, model_names
+from intrafusion.zoo.architectures import ARCHITECTURES
 
 
 def pruned(name: str, **knobs) -> torch.nn.Module:

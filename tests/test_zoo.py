@@ -14,7 +14,7 @@ from intrafusion.cards import read_card
 from intrafusion.networks import ResNet
 from intrafusion.places import ASSETS
 from intrafusion.weights import read_state
-from intrafusion.zoo import ARCHITECTURES
+from intrafusion.zoo import ARCHITECTURES, imagenet
 
 EMBEDDED = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 DIGITS = [name for name in EMBEDDED if name.startswith("digits-")]
@@ -299,7 +299,7 @@ class TestImagenet:
 
     def test_card_follows_the_chosen_weights(self):
         for name, size in {"imagenet/inception_v3": 299, "imagenet/efficientnet_b1": 240}.items():
-            card = zoo._imagenet_card(name, zoo._torchvision_weights(name, None))
+            card = imagenet.card(name, imagenet.member(name, None))
             assert card.input_size == (3, size, size)
             assert 0.5 < card.accuracy < 1
 
@@ -312,7 +312,7 @@ class TestImagenet:
     def test_weights_on_disk_count_as_local(self, tmp_path, monkeypatch):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         assert not zoo.is_local("imagenet/squeezenet1_1")
-        file = zoo._published("imagenet/squeezenet1_1")[1]
+        file = imagenet.published("imagenet/squeezenet1_1")[1]
         file.parent.mkdir(parents=True)
         torch.save(itf.load_model("imagenet/squeezenet1_1", weights="random").state_dict(), file)
         assert zoo.is_local("imagenet/squeezenet1_1")

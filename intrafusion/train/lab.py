@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from intrafusion.architectures import ARCHITECTURES
 from intrafusion.cards import card_of
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError, one_line
@@ -28,6 +27,7 @@ from intrafusion.train.members import part_of
 from intrafusion.train.spec import TrainSpec
 from intrafusion.train.task import Step, Task, layers_of
 from intrafusion.zoo import architecture_of, dataset_of, load_model
+from intrafusion.zoo.architectures import ARCHITECTURES
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,91 @@
+"""Pretrained classifiers by name: embedded ones, CIFAR releases, torchvision's and timm's, kept ones, or a local file.
+
+A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with its ModelCard as `model.card`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion.download import Progress, stream
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.zoo import imagenet, kept, ours, sources, timm
+from intrafusion.zoo.architectures import ARCHITECTURES as ARCHITECTURES
+from intrafusion.zoo.kept import keep as keep
+from intrafusion.zoo.kept import names as kept_names
+from intrafusion.zoo.kept import when as kept_when
+
+__all__ = [
+    "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_when", "load_model",
+    "model_names", "stream_weights",
+]  # fmt: skip
+
+
+def model_names(imagenet: bool = True) -> list[str]:
+    """Every name `load_model` knows, kept and embedded ones first; `imagenet` adds torchvision's and timm's classifiers."""
+    return kept.names() + ours.names() + (_classifiers() if imagenet else [])
+
+
+def _classifiers() -> list[str]:
+    return imagenet.names() + timm.names()
+
+
+def architecture_of(name: str) -> str:
+    """The name of a model's architecture: its own, or of a kept network that which it was made from."""
+    return kept.architecture(name) if name.startswith(kept.PREFIX) else name
+
+
+def dataset_of(name: str) -> str:
+    """The dataset that a model was trained on; names the known models when there is no such one."""
+    return sources.of(name).dataset(name)
+
+
+def is_local(name: str, weights: str | None = None) -> bool:
+    """Whether `load_model` would find everything on this machine, without a download."""
+    return bool(weights) or sources.of(name).is_local(name)
+
+
+def stream_weights(name: str) -> Iterator[tuple[int, int]]:
+    """Download the published weights of `name` to where `load_model` looks, yielding (bytes done, bytes in all)."""
+    yield from stream(*sources.of(name).published(name))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """One row of the list of models: what it is, where its weights come from, and its published or measured accuracy."""
+    return {"name": name} | sources.of(name).describe(name)
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A pretrained classifier in eval mode, its card in `.card`.
+
+    weights: None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a
+    torchvision weights enum ("IMAGENET1K_V1"), or a local .safetensors / .pt / .pth / .th file (a state dict, possibly
+    nested under "state_dict", keys possibly prefixed "module."; loaded without running code). `FILE.json` beside the
+    file, when there, is its card. Raises IntrafusionError in one line when the name, file or download does not work.
+    """
+    source = sources.of(name)
+    if weights == "random":
+        model, card = source.blank(name, {})
+    else:
+        model, card = source.open_model(name, weights, progress)
+    model.card = replace(card, name=name)
+    return model.eval().requires_grad_(False).to(_device(device))
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("no such hardware")
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise IntrafusionError(f"device {name!r} is not available here: use cpu ({one_line(error)})") from error

@@ -1,0 +1,97 @@
+"""torchvision's ImageNet classifiers, as "imagenet/NAME"."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from intrafusion.cards import ModelCard
+from intrafusion.download import Progress, fetch
+from intrafusion.errors import IntrafusionError
+from intrafusion.places import home
+from intrafusion.weights import read_state
+from intrafusion.zoo.files import filled
+
+PREFIX = "imagenet/"
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def names() -> list[str]:
+    from torchvision import models
+
+    return [f"{PREFIX}{name}" for name in models.list_models(module=models)]
+
+
+def dataset(name: str) -> str:
+    return "imagenet"
+
+
+def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+    """The architecture with weights drawn at random; without the heads that only training uses."""
+    from torchvision import models
+
+    short = _short(name)
+    options = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
+    model = models.get_model(short, weights=None, **options)
+    if hasattr(model, "aux_logits"):
+        model.aux_logits, model.aux1, model.aux2, model.AuxLogits = False, None, None, None
+    return model, replace(card(name, member(name, None)), source="random initialisation", accuracy=None)
+
+
+def published(name: str, weights: str | Path | None = None) -> tuple[str, Path, str]:
+    """Where these weights are published, where they lie once here, and how their SHA-256 begins."""
+    url = member(name, weights).url
+    path = home() / "weights" / url.rpartition("/")[2]
+    return url, path, path.stem.rpartition("-")[2]
+
+
+def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+    """The model and its card; weights: None for torchvision's default, a member of the model's enum, or a file."""
+    from torchvision import models
+
+    model, found = blank(name, {})
+    if weights is None or str(weights) in models.get_model_weights(_short(name)).__members__:
+        found, path = card(name, member(name, weights)), fetch(*published(name, weights), progress)
+    else:
+        path = Path(os.path.expanduser(weights))
+        found = replace(found, source=str(path))
+    state = {key: value for key, value in read_state(path).items() if not key.startswith(_AUXILIARY)}
+    return filled(model, found, state, path)
+
+
+def is_local(name: str) -> bool:
+    return published(name)[1].exists()
+
+
+def describe(name: str) -> dict[str, Any]:
+    return {"dataset": "imagenet", "weights": "download", "accuracy": None, "summary": "torchvision classifier"}
+
+
+def _short(name: str) -> str:
+    from torchvision import models
+
+    short = name.removeprefix(PREFIX)
+    if short not in models.list_models(module=models):
+        raise IntrafusionError(f"torchvision has no classification model {short!r}: `models --imagenet` lists them all")
+    return short
+
+
+def member(name: str, weights: str | Path | None) -> Any:
+    """A member of the model's weights enum: the named one, else torchvision's default (every classifier has one)."""
+    from torchvision import models
+
+    enum = models.get_model_weights(_short(name))
+    return enum.DEFAULT if weights is None else enum[str(weights)]
+
+
+def card(name: str, weights: Any) -> ModelCard:
+    """The card of torchvision weights, read from their own transforms and metadata."""
+    preset = weights.transforms()
+    crop, accuracy = preset.crop_size[0], weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
+    return ModelCard(
+        name, tuple(preset.mean), tuple(preset.std), (3, crop, crop), 1000, "imagenet", f"torchvision {weights}",
+        accuracy, "BSD-3-Clause",
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Networks that a person keeps on this machine, of any widths, as "kept/NAME"."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from intrafusion.cards import ModelCard, card_of, read_card
+from intrafusion.download import Progress
+from intrafusion.errors import IntrafusionError
+from intrafusion.places import home
+from intrafusion.saved import check_name, save_network
+from intrafusion.weights import canonical, read_state
+from intrafusion.zoo import sources
+from intrafusion.zoo.files import filled
+
+PREFIX = "kept/"
+
+
+def names() -> list[str]:
+    """In alphabetical order."""
+    return sorted(f"{PREFIX}{path.stem}" for path in (home() / "models").glob("*.safetensors"))
+
+
+def when(name: str) -> int:
+    """When a kept network was written, in nanoseconds: another one of its name has another time."""
+    return _found(name)[0].stat().st_mtime_ns
+
+
+def keep(model: nn.Module, name: str) -> str:
+    """Keep a network, of whatever widths, so that "kept/NAME" opens it; that name. model: with the card of its architecture.
+
+    A network of that name is replaced. Raises IntrafusionError for a name that is none, or where it cannot be written.
+    """
+    card = card_of(model)
+    architecture = card.details.get("architecture", card.name)
+    base, _ = sources.of(architecture).blank(architecture, model.state_dict())
+    save_network(model, base, replace(card, name=architecture), home() / "models" / check_name(name))
+    return f"{PREFIX}{name}"
+
+
+def architecture(name: str) -> str:
+    """The name of the architecture that a kept network was made from. Raises IntrafusionError where its card names none."""
+    found = _found(name)[1].details.get("architecture")
+    if not isinstance(found, str) or not sources.is_safe(found):
+        raise IntrafusionError(
+            f"the card of {name} names no architecture that is known here: remove it and keep it again"
+        )
+    return found
+
+
+def dataset(name: str) -> str:
+    made_from = architecture(name)
+    return sources.of(made_from).dataset(made_from)
+
+
+def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+    """The architecture that it was made from."""
+    made_from = architecture(name)
+    return sources.of(made_from).blank(made_from, state)
+
+
+def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+    """The model and its card, from its own file or another one of the same architecture."""
+    path = _found(name)[0] if weights is None else Path(weights).expanduser()
+    state = canonical(read_state(path))
+    model, card = blank(name, state)
+    return filled(model, replace(card, name=name), state, path)
+
+
+def is_local(name: str) -> bool:
+    return True
+
+
+def describe(name: str) -> dict[str, Any]:
+    card = _found(name)[1]
+    summary = f"{architecture(name)}, kept on this machine"
+    return {"dataset": card.dataset, "weights": "kept", "accuracy": card.accuracy, "summary": summary}
+
+
+def _found(name: str) -> tuple[Path, ModelCard]:
+    """The file of a kept network, and its card."""
+    path = home() / "models" / f"{check_name(name.removeprefix(PREFIX))}.safetensors"
+    if not path.is_file():
+        raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
+    nothing = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "")
+    return path, read_card(path.with_suffix(".json"), nothing)
