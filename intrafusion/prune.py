@@ -15,7 +15,7 @@ from intrafusion.importance import score
 from intrafusion.merge import MERGES, Fit, Merged
 from intrafusion.pace import checkpoint
 from intrafusion.shrink import shrink
-from intrafusion.transport import TransportPlan, group_counts, kept_count, plan
+from intrafusion.transport import TransportPlan, group_counts, kept_count, plan, stay
 from intrafusion.twins import leaves, twin
 
 
@@ -138,15 +138,20 @@ def cut(
     small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
     fold_groups(small, found)
     merged: list[Merged] = []
+    moves = merging.transports or knobs.get("anchors", "important") != "important"
     with torch.no_grad():
         for group in reversed(losing):
             checkpoint()
-            if first is not None and not merged:
+            if moves and first is not None and not merged:
                 group_plan = first(group)
             else:
                 scores = score(small, group, criterion, data, seed, calibration)
-                group_plan = plan(
-                    small, group, scores, shares[group], data=data, seed=seed, calibration=calibration, **knobs
+                group_plan = (
+                    stay(group, scores, shares[group])
+                    if not moves
+                    else plan(
+                        small, group, scores, shares[group], data=data, seed=seed, calibration=calibration, **knobs
+                    )
                 )
             matrix = merging(small, group, group_plan)
             merged.append(Merged(group, matrix, group_plan.kept))

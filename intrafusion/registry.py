@@ -20,6 +20,7 @@ class Entry:
     paper: str
     needs: str  # "nothing", "images" or "labels"
     fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
+    transports: bool = False  # of a merge: whether it asks where channels move, not only which stay
     knobs: tuple[str, ...] = ()  # of a trainer: the fields of its spec that it reads, beyond those that all read
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,12 +41,13 @@ class Registry(dict[str, Entry]):
         paper: str = "",
         needs: str = "nothing",
         fit: Callable[..., None] | None = None,
+        transports: bool = False,
         knobs: tuple[str, ...] = (),
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a function under `name`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self[name] = Entry(name, function, summary, paper, needs, fit, knobs)
+            self[name] = Entry(name, function, summary, paper, needs, fit, transports, knobs)
             return function
 
         return add

@@ -5,8 +5,11 @@ groups together; Torch-Pruning knows neither, so the channels that it finds are 
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +45,9 @@ class Graph:
         self.model = model
         self.name_of = {module: name for name, module in model.named_modules()}
         self.calls = self._count_calls(example)
-        self.graph = tp.DependencyGraph().build_dependency(
-            model, example, customized_pruners={PadShortcut: PadPruner()}, verbose=False
-        )
+        self.graph = tp.DependencyGraph()
+        _follow_shuffles()
+        self.graph.build_dependency(model, example, customized_pruners={PadShortcut: PadPruner()}, verbose=False)
 
     def _count_calls(self, example: Tensor) -> dict[str, int]:
         """Module name -> number of calls in one forward pass, in the order of the first call."""
@@ -83,6 +86,9 @@ class Graph:
                 continue
             size = module.weight.shape[0]
             pruner = self.graph.get_pruner_of_module(module)
+            if reason := self._obstacle(module, pruner.prune_out_channels):
+                yield _Part(name, {(name, "out"): {i: {i} for i in range(size)}}, reason)
+                continue
             try:
                 items = self.graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
                 part = self._part(name, items)
@@ -92,29 +98,55 @@ class Graph:
             covered |= {axis for axis, side in part.axes if side == "out"}
             yield part
 
+    def _obstacle(self, module: nn.Module, handler: Callable) -> str | None:
+        """Why a layer's channels cannot be pruned, where they meet that one to one; Torch-Pruning need not follow them on.
+
+        It would follow them through every sum and norm of a transformer's stream, which takes minutes.
+        """
+        ahead, seen = [(self.graph.module2node[module], handler)], set()
+        while ahead:
+            node, handler = ahead.pop()
+            if (node, handler) in seen:
+                continue
+            seen.add((node, handler))
+            if reason := self._reason(node, self.graph.is_out_channel_pruning_fn(handler)):
+                return reason
+            for dep in node.dependencies:
+                if dep.is_triggered_by(handler) and not any(dep.index_mapping):
+                    ahead.append((dep.target, dep.handler))
+        return None
+
+    def _reason(self, node: Any, is_out: bool) -> str | None:
+        """Why channels at this node, on its output's or its input's side, cannot be pruned; None where they can."""
+        module = node.module
+        name = self.name_of.get(module, "") if isinstance(module, nn.Module) else ""
+        if is_out and not node.outputs:
+            return "these channels are the network's outputs"
+        if isinstance(module, nn.Parameter):
+            return "its channels meet a bare parameter, which no rule here prunes"
+        if not name:
+            return None
+        if isinstance(module, _ConvTransposeNd):
+            return f"{name} is a transposed convolution"
+        if isinstance(module, _BatchNorm) and module.running_var is None:
+            return f"{name} normalises by each batch's own statistics"
+        if isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
+            return f"{name} is used more than once in a forward pass" if self.calls[name] > 1 else None
+        if any(True for _ in module.parameters(recurse=True)):
+            return f"its channels pass through {type(module).__name__} ({name})"
+        return None
+
     def _part(self, root: str, items: list) -> "_Part":
         axes: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
         reason = None
         for item in items:
             module, is_out = item.dep.target.module, self.graph.is_out_channel_pruning_fn(item.dep.handler)
-            if is_out and not item.dep.target.outputs:
-                reason = reason or "these channels are the network's outputs"
-            if isinstance(module, nn.Parameter):
-                reason = reason or "its channels meet a bare parameter, which no rule here prunes"
-            elif module in self.name_of and isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
-                name = self.name_of[module]
-                if isinstance(module, _ConvTransposeNd):
-                    reason = reason or f"{name} is a transposed convolution"
-                if isinstance(module, _BatchNorm) and module.running_var is None:
-                    reason = reason or f"{name} normalises by each batch's own statistics"
-                if self.calls[name] > 1:
-                    reason = reason or f"{name} is used more than once in a forward pass"
+            reason = reason or self._reason(item.dep.target, is_out)
+            if module in self.name_of and isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
                 channelwise = isinstance(module, _BatchNorm) or _is_depthwise(module)
                 side = "both" if channelwise else "out" if is_out else "in"
                 for position, channel in zip(item.idxs, item.root_idxs, strict=True):
-                    axes[name, side][position].add(channel)
-            elif module in self.name_of and any(True for _ in module.parameters(recurse=True)):
-                reason = reason or f"its channels pass through {type(module).__name__} ({self.name_of[module]})"
+                    axes[self.name_of[module], side][position].add(channel)
         return _Part(root, {axis: dict(rows) for axis, rows in axes.items()}, reason)
 
     def _foldable_norms(self) -> dict[str, str]:
@@ -176,6 +208,23 @@ class _Part:
     root: str
     axes: dict[tuple[str, str], dict[int, set[int]]]
     reason: str | None
+
+
+@cache
+def _follow_shuffles() -> None:
+    """Keep Torch-Pruning from failing where a reshape splits channels of a network's first layers, as channel shuffles do.
+
+    It then takes the channels to go through in order; where they do not, the group fails the test that all are put to.
+    """
+    from torch_pruning.dependency import index_mapping
+
+    rule = index_mapping.update_reshape_index_mapping
+
+    def tolerant(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            rule(graph, node)
+
+    index_mapping.update_reshape_index_mapping = tolerant
 
 
 def _is_depthwise(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.geometry import ANCHORS, Geometry, between, choose_anchors, measure
+from intrafusion.geometry import ANCHORS, Geometry, between, choose_anchors, measure, most_important
 from intrafusion.registry import SOLVERS
 from intrafusion.solvers import Problem
 
@@ -116,6 +116,30 @@ def plan(
         geometry, scores, sparsity, source=source, target=target, anchors=anchors, solver=solver, reg=reg, reg_m=reg_m,
         mass=mass, normalise=normalise, seed=seed,
     )  # fmt: skip
+
+
+def stay(group: Group, scores: Tensor, sparsity: float) -> TransportPlan:
+    """The plan of a merge that moves nothing: the most important channels keep their places, the others lose their mass.
+
+    Nothing is compared or solved for it. Its cost is zero where a channel stays and infinite elsewhere.
+    """
+    counts, chosen = group_counts(group, sparsity), scores.detach().double().cpu()
+    kept = []
+    for block, count in enumerate(counts):
+        rows = (group.block == block).nonzero()[:, 0]
+        kept.append(rows[most_important(chosen[rows], count)])
+    places = torch.cat(kept).sort().values
+    matrix, n = selection(places, group.size), group.size
+    uniform = torch.full((n,), 1 / n, dtype=torch.float64)
+    cost = torch.zeros_like(matrix.T).masked_fill(matrix.T == 0, torch.inf)
+    return TransportPlan(matrix.T / n, matrix, places, cost, uniform, uniform[places], True)
+
+
+def selection(kept: Tensor, size: int) -> Tensor:
+    """The matrix (k, n) that takes channels `kept` as they are, float64."""
+    matrix = torch.zeros(len(kept), size, dtype=torch.float64)
+    matrix[torch.arange(len(kept)), kept] = 1
+    return matrix
 
 
 def solve(

@@ -12,19 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, Group, Layer
 from intrafusion.fold import affine
 from intrafusion.registry import MERGES
-from intrafusion.transport import TransportPlan
+from intrafusion.transport import TransportPlan, selection
 
 
 @MERGES.register("drop", "delete the less important channels and keep the others as they are", "Li et al., ICLR 2017")
 def drop(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
-    selection = torch.zeros_like(plan.matrix)
-    selection[torch.arange(len(plan.kept)), plan.kept] = 1
-    return apply(model, group, selection, plan.kept)
+    return apply(model, group, selection(plan.kept, group.size), plan.kept)
 
 
 @MERGES.register(
-    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024"
-)
+    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024",
+    transports=True,
+)  # fmt: skip
 def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return apply(model, group, plan.matrix, plan.kept)
 

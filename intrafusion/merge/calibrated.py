@@ -45,4 +45,4 @@ _WAYS = {
 }
 for _name, (_fit, _summary) in _WAYS.items():
     MERGES.register(_name, f"dropped, then {_summary}", "ours", "images", fit=_fit)(drop)
-    MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", "ours", "images", fit=_fit)(fusion)
+    MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", "ours", "images", fit=_fit, transports=True)(fusion)
