@@ -6,10 +6,14 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from intrafusion.archives import check_size, opened
 from intrafusion.cards import ModelCard, check_card
 from intrafusion.data import DATASETS, KEPT, OWN, kept_data
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.groups import find_groups
 from intrafusion.own.place import NETWORKS, free_path, workshop
 from intrafusion.program import read_program
 from intrafusion.zoo import keep, load_model, sources
@@ -55,7 +59,8 @@ def take_program(
         check_size(file)
         shutil.copyfile(file, copy)
         try:
-            _, size, classes = read_program(copy)
+            model, size, classes = read_program(copy)
+            _check_groups(model, size)
         except IntrafusionError as error:
             raise IntrafusionError(str(error).replace(str(copy), file.name)) from error
         usual = _usual(dataset, size[0])
@@ -70,6 +75,16 @@ def take_program(
         for end in (".json", ".pt2"):  # a network is there once its second file is
             (folder / f"{target.name}{end}").replace(target.with_name(f"{target.name}{end}"))
         return f"{KEPT}{name}"
+
+
+def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Refuse a network whose channels nothing here can follow."""
+    try:
+        find_groups(model, torch.zeros(1, *size))
+    except IntrafusionError:
+        raise
+    except Exception as error:  # a graph of any kind
+        raise IntrafusionError(f"its channel groups cannot be traced: {one_line(error)}") from error
 
 
 def _usual(dataset: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

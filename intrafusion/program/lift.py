@@ -158,6 +158,8 @@ class _Lift:
         ((kind, raw),) = argument.items()
         if kind == "as_none":
             return None
+        if kind == "as_float" and raw in ("Infinity", "-Infinity", "NaN"):
+            return float(raw)
         if kind in _PLAIN_KINDS and isinstance(raw, _PLAIN_KINDS[kind]) and len(str(raw)) < 40:  # type: ignore[arg-type]
             return raw
         if kind in _LISTS and isinstance(raw, list) and all(isinstance(one, _LISTS[kind]) for one in raw):  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def images() -> None:
         finally:
             bar.empty()
 
-    _button("images", files, take, "images")
+    _button("images", files, take, "data")
 
 
 def _tell(bar: Any, done: int, total: int) -> None:
@@ -147,9 +147,14 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
     if name is None or name not in (kept_names() if opens == "model" else kept_data()):
         return
     st.success(f"Kept as **{name}**.", icon=":material/check:")
-    label = "Open it" if opens == "model" else "Use these images"
-    if st.button(label, key=f"own_{what}_open", icon=":material/arrow_forward:", on_click=_choose, args=(opens, name)):
-        st.switch_page("pages/curves.py" if opens == "images" else "pages/overview.py")
+    if st.session_state.get(opens) != name:
+        label = "Open it" if opens == "model" else "Use these images"
+        st.button(label, key=f"own_{what}_open", icon=":material/arrow_back:", on_click=_choose, args=(opens, name))
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown("It is chosen in the sidebar.", width="content")
+        for page, label in (("overview", "Overview"), ("transport", "Transport"), ("curves", "Curves")):
+            st.page_link(f"pages/{page}.py", label=label, width="content")
 
 
 def _choose(key: str, name: str) -> None:

@@ -152,7 +152,7 @@ def _dataset(name: str) -> str:
         return own
     places = [own, *(one for one in kept if one != own)]
     chosen = st.selectbox(
-        "Images", places, index=1 if own == OWN else 0, key="images", bind=BIND,
+        "Images", places, index=1 if own == OWN else 0, key="data", bind=BIND,
         help="The model's own, or some that were uploaded on the page *Your own*.",
     )  # fmt: skip
     return chosen if chosen in places else own
