@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from intrafusion.errors import IntrafusionError, one_line
 
 MIB = 1 << 20
-FILE = 512 * MIB  # of a file that a person gives: weights, program, images
+FILE = 400 * MIB  # of a file that a person gives: weights, program, images
 UNPACKED = 2048 * MIB  # of all that an archive holds
 MEMBERS = 200_000
 _RATIO, _SMALL = 200, MIB  # members above _SMALL may shrink to a 200th

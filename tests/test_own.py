@@ -11,6 +11,7 @@ from PIL import Image
 import intrafusion as itf
 from intrafusion import zoo
 from intrafusion.cli import main
+from intrafusion.fingerprint import of_model
 from intrafusion.own import remove, take_data, take_program, take_weights
 from intrafusion.places import home
 from intrafusion.zoo import sources
@@ -71,6 +72,13 @@ class TestFactory:
         state = {key: torch.zeros_like(value) for key, value in itf.load_model(name).state_dict().items()}
         path = files.save_state(tmp_path / "zero.safetensors", state)
         assert not itf.load_model(name, path)(torch.ones(1, 1, 28, 28)).any()
+
+    def test_changed_code_is_another_network(self, module):
+        found = set()
+        for comment in ("", "", "# another"):
+            torch.manual_seed(0)
+            found.add(of_model(itf.load_model(f"{module(CODE + comment)}:make")))
+        assert len(found) == 2
 
     BAD = {  # noqa: RUF012
         "no such module": (None, "nowhere_at_all:make", "cannot be imported: ModuleNotFoundError"),

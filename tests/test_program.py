@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion import zoo
 from intrafusion.cuts import trace
+from intrafusion.fingerprint import of_model
 from intrafusion.own import remove, take_program, take_weights
 from intrafusion.program import read_program
 from intrafusion.program.operators import look_up, split_target
@@ -84,6 +85,7 @@ def test_logits_are_the_networks(tmp_path, random_weights, same_logits, name, co
             program(batch), model(batch), rtol=1e-5, atol=1e-5
         )
     assert not program.training
+    assert {name for name, _ in program.named_parameters()} <= {name for name, _ in model.named_parameters()}
     assert not any(parameter.requires_grad for parameter in program.parameters())
 
 
@@ -145,6 +147,23 @@ def test_what_makes_studies_fast_works_on_programs(kept):
     cuts = trace(itf.load_model(kept))
     assert cuts is not None
     assert cuts.layers() == trace(itf.load_model("digits-resnet")).layers()
+
+
+def test_another_graph_of_the_same_weights_is_another_network(tmp_path, kept):
+    def of(path: Any) -> str:
+        model = read_program(path)[0]
+        model.card = itf.ModelCard("x", (0.0,), (1.0,), (1, 8, 8), 3, "own")
+        return of_model(model)
+
+    path = files.export(files.network(), tmp_path / "p.pt2")
+
+    def change(about: dict[str, Any]) -> None:
+        next(n for n in about["graph_module"]["graph"]["nodes"] if ".relu." in n["target"])["target"] = (
+            "torch.ops.aten.sigmoid.default"
+        )
+
+    other = files.with_graph(path, tmp_path / "q.pt2", change)
+    assert of(path) == of(path) != of(other)
 
 
 def test_random_weights_are_others(kept):

@@ -38,6 +38,7 @@ class _Lift:
     def __init__(self, written: Written):
         self.graph, self.tensors = written.graph, written.tensors
         self.values: dict[str, Any] = {}  # name in the program -> Value, Weight or number that it means here
+        self.learned: set[str] = set()
         self.turned: dict[str, Weight] = {}  # values that are a transposed weight
         self.layers: dict[str, nn.Module] = {}
         self.configs: dict[str, tuple] = {}
@@ -58,7 +59,7 @@ class _Lift:
         for name, layer in self.layers.items():
             _put(program, name, layer)
         for path in {weight.path for step in self.steps for weight in _weights([step.args, step.kwargs])}:
-            _put_tensor(program, path, self.tensors[path])
+            _put_tensor(program, path, self.tensors[path], path in self.learned)
         return program.eval().requires_grad_(False), self._sizes(self.given)
 
     def _inputs(self, specs: list[Mapping[str, Any]]) -> str:
@@ -73,6 +74,8 @@ class _Lift:
                 if path not in self.tensors:
                     raise IntrafusionError(f"it lacks the weights {str(path)[:80]}")
                 self.values[about["arg"]["name"]] = Weight(path)
+                if kind == "parameter":
+                    self.learned.add(path)
             else:
                 raise IntrafusionError(
                     f"it takes a {kind} besides images: one batch of images is what networks take here"
@@ -190,6 +193,8 @@ class _Lift:
     def _check_in_place(self, node: Mapping[str, Any], later: list[Mapping[str, Any]]) -> None:
         """Refuse work in place on what another name shows a part of; everywhere else the pure operator gives the same."""
         changed = _first(node)
+        if not isinstance(self.values.get(changed), Value):
+            raise IntrafusionError(f"it changes its own weights in place ({changed})")
         for other in self.graph["nodes"]:
             name = str(other["target"]).rpartition("aten.")[2].partition(".")[0]
             if name in VIEWS and (changed in _outputs(other["outputs"]) or changed in _read(other)):
@@ -386,13 +391,13 @@ def _put(program: nn.Module, path: str, layer: nn.Module) -> None:
     inside.add_module(name, layer)
 
 
-def _put_tensor(program: nn.Module, path: str, tensor: Tensor) -> None:
+def _put_tensor(program: nn.Module, path: str, tensor: Tensor, learns: bool) -> None:
     holder, _, name = path.rpartition(".")
     inside = _holder(program, holder)
     if name in inside._parameters or name in inside._buffers:  # of a layer that another call uses in its own way
         return
     _check_free(inside, name, path)
-    _set(inside, name, tensor, tensor.is_floating_point())
+    _set(inside, name, tensor, learns and tensor.is_floating_point())
 
 
 def _set(module: nn.Module, name: str, tensor: Tensor, learns: bool) -> None:

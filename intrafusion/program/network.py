@@ -1,5 +1,6 @@
 """A program as a module: layers where it has convolutions, linear layers and batch norms, plain calls in between."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,10 @@ class Program(nn.Module):
     def __init__(self, steps: Sequence[Step], given: str, answer: str):
         super().__init__()
         self.steps, self.given, self.answer = tuple(steps), given, answer
+        self._digest = hashlib.sha256("\n".join(map(_told, steps)).encode()).hexdigest()[:16]
+
+    def extra_repr(self) -> str:
+        return f"steps={len(self.steps)}, digest={self._digest}"
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Any] = {self.given: x}
@@ -71,3 +76,9 @@ class Program(nn.Module):
         if isinstance(given, list | tuple):
             return type(given)(self._found(one, values) for one in given)
         return given
+
+
+def _told(step: Step) -> str:
+    """A step in words that are the same in every process."""
+    run = step.run if isinstance(step.run, str) else f"{getattr(step.run, '__module__', '')}.{step.run.__name__}"
+    return f"{run} {step.args} {step.kwargs} {step.gives}"

@@ -3,6 +3,7 @@
 That code runs, so no page and no file may name one: only Python and the command line.
 """
 
+import hashlib
 import importlib
 import logging
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -93,10 +95,19 @@ def _made(name: str) -> tuple[nn.Module, ModelCard, list[str]]:
             f"{name}() gave a {type(model).__name__}: a factory takes nothing and gives an nn.Module"
         )
     model.eval()
+    model.code = _code_of(module)  # type: ignore[assignment]
     given = getattr(model, "card", None)
     if isinstance(given, ModelCard):
         return model, given, []
     return (model, *_card(name, model, given if isinstance(given, Mapping) else getattr(module, "CARD", {})))
+
+
+def _code_of(module: ModuleType) -> str:
+    """SHA-256 (hex) of the module's file, so that no result of other code is taken for one of this; "" where it has none."""
+    try:
+        return hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -103,7 +103,11 @@ def from_code() -> None:
     """How code, which no page runs, gets its network in."""
     st.subheader("A network made by code")
     st.caption("Code runs from a terminal alone, never from this page.")
-    st.code("python -m intrafusion curve --model my_net:make --data own --data-path my.npz", language="bash")
+    st.code(
+        "python -m intrafusion curve --model my_net:make --data own --data-path my.npz",
+        language="bash",
+        wrap_lines=True,
+    )
 
 
 def _proposed(file: Any) -> str:
