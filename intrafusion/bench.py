@@ -132,7 +132,7 @@ class Bench:
 
     def calibration(self, spec: PruneSpec) -> ImageData:
         """The images that the spec's criterion and cost may look at. Raises IntrafusionError where there are none."""
-        size = self.card.input_size[-1]
+        size = self.card.input_size
         return self._known.get(
             sight(spec),
             lambda: load_calibration(
@@ -215,7 +215,7 @@ def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
     """Load what `spec` names, once, for any number of runs; `options` go to `load_data`."""
     bench = open_model(spec.model, spec.weights, device)
     bench.data = load_data(
-        spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size[-1], **options
+        spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size, **options
     )
     return bench
 

@@ -70,13 +70,13 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
             if key in known:
                 known[key] = tuple(known[key])
         card = replace(default, **known)
-        _check_card(card)
+        check_card(card)
         return card
     except (ValueError, TypeError, OSError) as error:
         raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
 
 
-def _check_card(card: ModelCard) -> None:
+def check_card(card: ModelCard) -> None:
     """Raise ValueError or TypeError where the numbers of a card make no sense."""
     if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
         raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")

@@ -1,4 +1,5 @@
-"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | landscape | train | lab`.
+"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | landscape | train | lab`
+and `own`.
 
 Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from intrafusion.cli_lab import add_lab
 from intrafusion.cli_landscape import add_landscape
+from intrafusion.cli_own import add_own
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
@@ -20,7 +22,7 @@ from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, reading, show, spec_of
 from intrafusion.zoo import ARCHITECTURES, describe, model_names
 
 if TYPE_CHECKING:
@@ -100,8 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
 
     lab = add_lab(commands)
+    own = add_own(commands, _Parser)
 
-    for command in (models, data, methods, groups, scores, plan, train, lab, *measured):
+    for command in (*own, models, data, methods, groups, scores, plan, train, lab, *measured):
         command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 
@@ -117,7 +120,8 @@ def _data(args: argparse.Namespace) -> None:
     if args.name is None:
         show([{"name": name, "summary": summary} for name, summary in DATASETS.items()], args.json, "Datasets")
         return
-    data = load_data(args.name, args.split, args.data_path, download=args.download)
+    with reading() as tell:
+        data = load_data(args.name, args.split, args.data_path, download=args.download, progress=tell)
     shape = [len(data), *data.images.shape[1:]]
     row = {
         "name": data.name,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from intrafusion.errors import IntrafusionError
 from intrafusion.pace import interruptible
 from intrafusion.quote import flag
-from intrafusion.terminal import add_spec_flags, progress, show, spec_of
+from intrafusion.terminal import add_spec_flags, progress, reading, show, spec_of
 
 if TYPE_CHECKING:
     from intrafusion.solutions import Solutions
@@ -53,7 +53,9 @@ def _landscape(args: argparse.Namespace) -> None:
         raise IntrafusionError(f"unknown view {args.view!r}: choose one of {', '.join(VIEWS)}")
     chosen = {name: _single(name, getattr(args, name)) for name in ("criterion", "sparsity")}
     spec = spec_of(args).but(**chosen)
-    solutions = Solutions(spec, open_bench(spec, args.device, download=args.download, limit=args.limit))
+    with reading() as tell:
+        bench = open_bench(spec, args.device, download=args.download, limit=args.limit, progress=tell)
+    solutions = Solutions(spec, bench)
     about = {
         "model": spec.model, "data": spec.dataset, "groups": spec.groups, **chosen, "count": len(solutions.images),
     }  # fmt: skip

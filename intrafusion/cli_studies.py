@@ -13,7 +13,7 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, progress, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, progress, reading, show, spec_of
 from intrafusion.zoo import dataset_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _curve(args: argparse.Namespace) -> None:
     from intrafusion.sweep import grid
 
     specs = grid(spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
-    bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit)
+    with reading() as tell:
+        bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
     with Store(args.store) as store:
         found = _measured(specs, bench, store, args)
     if found and not args.json:
@@ -87,7 +88,8 @@ def _sweep(args: argparse.Namespace) -> None:
     from intrafusion.sweep import checked, origin
 
     study = _study_of(args)
-    bench = open_bench(study.base, args.device, download=args.download, limit=study.base.limit)
+    with reading() as tell:
+        bench = open_bench(study.base, args.device, download=args.download, limit=study.base.limit, progress=tell)
     specs = study.specs(bench.groups)
     checked(specs, bench)  # before anything is forgotten or kept
     with Store(args.store) as store:

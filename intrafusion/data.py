@@ -1,11 +1,11 @@
 """Labelled images by name: held as uint8 on the device, normalised there.
 
 `digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from
-class folders. Only digits needs no path and no network.
+class folders; your own from an .npz, class folders, or what `own.take_data` keeps. Only digits needs no path and no network.
 """
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,19 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intrafusion.decoding import Progress, Wanted, decoded
 from intrafusion.download import stream
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.folders import CIFAR10_CLASSES, imagenet_categories, list_images
 from intrafusion.pace import checkpoint
-from intrafusion.places import ASSETS, home
+from intrafusion.places import home
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+KEPT, OWN = "kept/", "own"
 DATASETS = {
     "digits": "scikit-learn's 8x8 handwritten digits: 1,200 train, 597 test; embedded",
     "cifar10": "CIFAR-10, 10 classes of 32x32 colour images; a path or a download (170 MB)",
     "cifar100": "CIFAR-100, 100 classes of 32x32 colour images; a path or a download (169 MB)",
     "imagenet": "ImageNet class folders (WordNet ids, class names, or a labels.json); a path",
     "imagenette": "Imagenette, 10 ImageNet classes mapped to their places among the 1,000; a path",
+    OWN: "your own images: an .npz, a folder of .npz files or of class folders; a path, or kept/NAME after `own data`",
 }
+Size = int | tuple[int, int, int]
 _PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
 _CUDA_PIXELS = 1 << 22
 _MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
@@ -85,17 +89,21 @@ def load_data(
     device: str | torch.device = "cpu",
     download: bool = False,
     limit: int | None = None,
-    input_size: int = 224,
+    input_size: Size = 224,
+    progress: Progress | None = None,
 ) -> ImageData:
-    """A dataset by name.
+    """A dataset by name; "kept/NAME" is one that was kept on this machine.
 
     path: an .npz (images uint8 NHWC, labels), a folder of class folders, torchvision's CIFAR folder, or a folder holding
     `{name}_{split}.npz`. limit: decode at most that many images of a folder, spread over the classes. input_size: side
-    in pixels of the central crop for ImageNet folders (the shorter side is resized to 8/7 of it first).
+    in pixels of the central crop for ImageNet and own folders (the shorter side is resized to 8/7 of it first), or all of
+    (C, H, W). Folders of many pictures are decoded once and kept; progress(done, all) tells how far that is.
     Raises IntrafusionError for an unknown name or split, or a path that does not hold such a dataset.
     """
+    if name.startswith(KEPT):
+        return replace(load_data(OWN, split, _kept(name, path), device, False, limit, input_size, progress), name=name)
     if name not in DATASETS:
-        raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+        raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
     if split not in ("train", "test"):
         raise IntrafusionError(f"unknown split {split!r}: choose train or test")
     if name == "digits":
@@ -103,14 +111,34 @@ def load_data(
             raise IntrafusionError(f"digits is embedded and takes no path: leave {path} out, or name another dataset")
         data = _digits(split)
     elif path is not None:
-        data = _from_path(name, split, Path(os.path.expanduser(path)), limit, input_size)
+        data = _from_path(name, split, Path(os.path.expanduser(path)), limit, input_size, progress)
     elif name in ("cifar10", "cifar100"):
         data = _torchvision_cifar(name, split, home() / "data", download)
+    elif name == OWN:
+        raise IntrafusionError(
+            "own images need a path= (--data-path), or the name under which they are kept, as kept/NAME"
+        )
     else:
         raise IntrafusionError(
             f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders"
         )
     return data.to(device)
+
+
+def kept_data() -> list[str]:
+    """The datasets that are kept on this machine, as "kept/NAME", in alphabetical order."""
+    return sorted(f"{KEPT}{path.name}" for path in (home() / "images").glob("[!.]*") if path.is_dir())
+
+
+def _kept(name: str, path: str | Path | None) -> Path:
+    """The folder of a kept dataset."""
+    if path is not None:
+        raise IntrafusionError(f"{name} is kept on this machine and takes no path: leave {path} out")
+    if name not in kept_data():
+        raise IntrafusionError(
+            f"no images are kept as {name!r}: choose one of {', '.join(kept_data()) or '(none yet)'}"
+        )
+    return home() / "images" / name.removeprefix(KEPT)
 
 
 def load_calibration(
@@ -119,13 +147,15 @@ def load_calibration(
     device: str | torch.device = "cpu",
     limit: int | None = 512,
     seed: int = 0,
-    input_size: int = 224,
+    input_size: Size = 224,
 ) -> ImageData:
     """At most `limit` images for criteria and costs to look at: of the training split, so that no test label leaks.
 
     Where `path` holds no training split (beside `x_test.npz` it is `x_train.npz`), the test split's; `.split` says which.
     Raises IntrafusionError as `load_data` does.
     """
+    if name.startswith(KEPT):
+        return replace(load_calibration(OWN, _kept(name, path), device, limit, seed, input_size), name=name)
     split, where = "train", None if path is None else Path(os.path.expanduser(path))
     if where is not None and where.is_file():
         beside = where.with_name(where.name.replace("test", "train"))
@@ -153,18 +183,41 @@ def _pack(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes
     return ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes)
 
 
-def _from_path(name: str, split: str, path: Path, limit: int | None, input_size: int) -> ImageData:
+def _from_path(
+    name: str, split: str, path: Path, limit: int | None, input_size: Size, progress: Progress | None
+) -> ImageData:
     if not os.path.exists(path):
         raise IntrafusionError(f"no data at {path}: give an .npz file or a folder of class folders")
     if path.is_dir() and (path / f"{name}_{split}.npz").exists():
         path = path / f"{name}_{split}.npz"
     if path.is_file():
         return _npz(name, split, path)
-    if name in ("cifar10", "cifar100"):
-        if any(path.glob("cifar-10*")):
-            return _torchvision_cifar(name, split, path, download=False)
-        return _class_folders(name, split, _split_folder(path, split), limit, crop=None)
-    return _class_folders(name, split, _split_folder(path, split), limit, crop=input_size)
+    cifar = name in ("cifar10", "cifar100")
+    if cifar and any(path.glob("cifar-10*")):
+        return _torchvision_cifar(name, split, path, download=False)
+    channels, height, width = (3, 32, 32) if cifar else _whole(input_size)
+    crop = "none" if cifar else "other" if name == OWN else "always"
+    wanted = Wanted((height, width), "L" if channels == 1 else "RGB", crop)
+    return _class_folders(name, split, _split_folder(path, split), limit, wanted, progress)
+
+
+def _whole(size: Size) -> tuple[int, int, int]:
+    return (3, size, size) if isinstance(size, int) else size
+
+
+def _class_folders(
+    name: str, split: str, root: Path, limit: int | None, wanted: Wanted, progress: Progress | None
+) -> ImageData:
+    listing = list_images(name, root)
+    rows = listing.rows(limit)
+    in_memory = wanted.crop == "none" or len(rows) < len(listing.files)
+    if in_memory and len(rows) * math.prod(wanted.pixels) > _MEMORY_LIMIT:
+        height, width = wanted.shape
+        raise IntrafusionError(
+            f"{root}: {len(rows):,} images of {height}x{width} exceed the {_MEMORY_LIMIT >> 30} GiB held in memory: pass limit="
+        )
+    images = decoded(root, listing.files, rows, wanted, progress)
+    return _pack(name, split, images, listing.labels[rows], listing.classes)
 
 
 def _split_folder(path: Path, split: str) -> Path:
@@ -219,9 +272,11 @@ def _npz(name: str, split: str, path: Path) -> ImageData:
         if isinstance(error, IntrafusionError):
             raise
         raise IntrafusionError(f"{path} is not a readable .npz file: {one_line(error)}") from error
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+    channels = range(1, 17) if name == OWN else (1, 3)
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in channels:
+        many = "1 to 16" if name == OWN else "1 or 3"
         raise IntrafusionError(
-            f"{path}: images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {tuple(images.shape)}"
+            f"{path}: images must be uint8 (N, H, W, {many}), not {images.dtype} {tuple(images.shape)}"
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise IntrafusionError(f"{path}: labels must be integers ({len(images)},), not {labels.dtype} {labels.shape}")
@@ -241,93 +296,3 @@ def _class_names(name: str, count: int) -> tuple[str, ...]:
     if name == "cifar100":
         return tuple(str(i) for i in range(100))
     return tuple(imagenet_categories()) if name.startswith("imagenet") else tuple(str(i) for i in range(count))
-
-
-def imagenet_categories() -> list[str]:
-    """The 1,000 ImageNet class names, in label order (torchvision's)."""
-    from torchvision.models._meta import _IMAGENET_CATEGORIES
-
-    return list(_IMAGENET_CATEGORIES)
-
-
-def _folder_labels(name: str, root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of each class folder, from labels.json, WordNet ids, or class names."""
-    if name in ("cifar10", "cifar100"):
-        count = 10 if name == "cifar10" else 100
-        if name == "cifar10" and set(folders) <= set(CIFAR10_CLASSES):
-            return {f: CIFAR10_CLASSES.index(f) for f in folders}, CIFAR10_CLASSES
-        if len(folders) != count:
-            raise IntrafusionError(f"{root} holds {len(folders)} class folders, and {name} has {count} classes")
-        return {f: i for i, f in enumerate(folders)}, tuple(folders)
-    categories = tuple(imagenet_categories())
-    if (root / "labels.json").exists():
-        known = _labels_file(root / "labels.json", len(categories))
-    else:
-        wnids = (ASSETS / "imagenet_wnids.txt").read_text().split()
-        known = {c: i for i, c in reversed(list(enumerate(categories)))} | {w: i for i, w in enumerate(wnids)}
-    unknown = [f for f in folders if f not in known]
-    if unknown:
-        raise IntrafusionError(
-            f"{root}: {len(unknown)} class folders are no ImageNet class ({', '.join(unknown[:3])}): name them by WordNet "
-            f'id or class name, or put a labels.json beside them ({{"folder": label}})'
-        )
-    return {f: known[f] for f in folders}, categories
-
-
-def _labels_file(path: Path, classes: int) -> dict[str, int]:
-    try:
-        known = json.loads(path.read_text())
-    except ValueError as error:
-        raise IntrafusionError(f"{path} is not JSON: {error}") from error
-    if not isinstance(known, dict) or not all(type(v) is int and -1 <= v < classes for v in known.values()):
-        raise IntrafusionError(f"{path} must map each folder to a label below {classes}")
-    return known
-
-
-def _class_folders(name: str, split: str, root: Path, limit: int | None, crop: int | None) -> ImageData:
-    from PIL import Image, UnidentifiedImageError
-
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise IntrafusionError(f"{root} holds no class folders: it needs one folder of images a class")
-    labels, classes = _folder_labels(name, root, folders)
-    files = _spread([sorted(p for p in (root / f).glob("[!.]*") if p.is_file()) for f in folders], limit)
-    if not files:
-        raise IntrafusionError(f"the class folders of {root} hold no images")
-    side = crop or 32
-    if len(files) * side * side * 3 > _MEMORY_LIMIT:
-        raise IntrafusionError(
-            f"{root}: {len(files):,} images of {side}x{side} exceed the {_MEMORY_LIMIT >> 30} GiB held in memory: pass limit="
-        )
-    images = np.empty((len(files), side, side, 3), np.uint8)
-    for row, file in enumerate(files):
-        try:
-            with Image.open(file) as picture:
-                images[row] = _square(picture.convert("RGB"), side, crop)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise IntrafusionError(f"{file} is not a readable image: {one_line(error)}") from error
-    return _pack(name, split, images, np.array([labels[f.parent.name] for f in files]), classes)
-
-
-def _spread(files: list[list[Path]], limit: int | None) -> list[Path]:
-    """Files class by class; with a limit, the first of each class, then the second, until it is reached."""
-    if limit is None:
-        return [f for of_class in files for f in of_class]
-    rounds = [f for rank in range(max(map(len, files))) for f in (c[rank] for c in files if rank < len(c))]
-    return sorted(rounds[:limit])
-
-
-def _square(picture, side: int, crop: int | None) -> np.ndarray:
-    """Resize the shorter side to 8/7 of `crop` and cut the centre; without a crop the picture must have the size."""
-    if crop is None:
-        if picture.size != (side, side):
-            raise OSError(f"it is {picture.size[0]}x{picture.size[1]}, not {side}x{side} pixels")
-        return np.asarray(picture)
-    from PIL import Image
-
-    shorter = round(crop * 8 / 7)
-    scale = shorter / min(picture.size)
-    if scale != 1:
-        picture = picture.resize([max(shorter, round(s * scale)) for s in picture.size], Image.Resampling.BILINEAR)
-    left, top = ((s - crop) // 2 for s in picture.size)
-    return np.asarray(picture.crop((left, top, left + crop, top + crop)))

@@ -9,9 +9,9 @@ from intrafusion.data import ImageData
 
 
 def of_model(model: nn.Module) -> str:
-    """SHA-256 (hex) of a network's layers, their numbers and the normalisation of its input."""
+    """SHA-256 (hex) of a network's layers, their numbers, the normalisation of its input, and `model.code` where it has one."""
     card = card_of(model)
-    digest = hashlib.sha256(f"{model}{card.mean}{card.std}".encode())
+    digest = hashlib.sha256(f"{model}{card.mean}{card.std}{getattr(model, 'code', '')}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from intrafusion.data import KEPT, OWN
 from intrafusion.importance import needs_images
 from intrafusion.spec import PLAN_KNOBS, PruneSpec
 
@@ -84,10 +85,15 @@ def _load_lines(base: PruneSpec) -> list[str]:
 
 def _calibration_lines(base: PruneSpec) -> list[str]:
     path = f", path={base.data_path!r}" if base.data_path else ""
-    size = ", input_size=model.card.input_size[-1]" if base.dataset.startswith("imagenet") else ""
+    size = ", input_size=model.card.input_size" if _is_cropped(base) else ""
     return [
         f"calibration = itf.load_calibration({base.dataset!r}{path}, limit={base.calibration}, seed={base.seed}{size})"
     ]
+
+
+def _is_cropped(base: PruneSpec) -> bool:
+    """Whether the data are pictures of any size, of which some are decoded to the network's."""
+    return base.dataset.startswith(("imagenet", OWN, KEPT))
 
 
 def _group_lines(base: PruneSpec, group: str, sees: bool) -> list[str]:
@@ -127,7 +133,7 @@ def curve_snippet(
 ) -> str:
     """Python that computes a curve."""
     path = f", path={base.data_path!r}" if base.data_path else ""
-    size = ", input_size=example.shape[-1]" if base.dataset.startswith("imagenet") else ""
+    size = f", input_size=model.card.input_size, limit={base.limit}" if _is_cropped(base) else ""
     sees = any(needs_images(base.but(criterion=criterion)) for criterion in criteria)
     knobs = (", data=calibration" if sees else "") + _knobs(base, *PLAN_KNOBS)
     groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups

@@ -2,24 +2,25 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.registry import registry
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.zoo import dataset_of
 
 HELP = {
-    "model": "a name from `models`",
-    "dataset": "a name from `data`",
+    "model": "a name from `models`, or package.module:factory of your own code",
+    "dataset": "a name from `data`; kept/NAME for kept images",
     "weights": "weights file, 'random', or a torchvision enum name",
     "data_path": ".npz file or image folder",
     "groups": "'all', or names from `groups`",
@@ -96,6 +97,20 @@ def progress() -> Iterator[Progress]:
     options: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
     with Progress(*columns, console=console, disable=not console.is_terminal, **options) as bar:
         yield bar
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Tells on stderr, as a bar, how many pictures are decoded: a function of (done, in all). A stop by signal loses none."""
+    with interruptible(), progress() as bar:
+        tasks: list[TaskID] = []
+
+        def tell(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("decoding images", total=total))
+            bar.update(tasks[0], completed=done)
+
+        yield tell
 
 
 def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:

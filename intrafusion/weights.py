@@ -46,12 +46,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(raw, Mapping) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
         raise IntrafusionError(f"{path} holds no state dict (names to tensors)")
     state = {str(k).removeprefix("module."): v for k, v in raw.items()}
+    odd = [k for k, v in state.items() if not _is_plain(v)]
+    if odd:
+        raise IntrafusionError(
+            f"{path} holds {odd[0]} as no plain tensor of numbers on the CPU: save it as a plain state dict"
+        )
     bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise IntrafusionError(
             f"{path} holds NaN or infinite weights in {bad[0]}: it is damaged or diverged in training"
         )
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds each of its numbers: one of a few bytes can claim any shape."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), 1 << 20)
 
 
 def canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from intrafusion import IntrafusionError
 from intrafusion.figures.lab import learning, side_by_side, spread, zeros
 from intrafusion.quote import lab_line, lab_snippet
 from intrafusion.registry import TRAINERS
-from intrafusion.train.lab import known
+from intrafusion.train.lab import check_architecture, known
 from pages.common import lab_parts, parts, shell
 from pages.common.navigation import enter_app
 
@@ -17,6 +17,11 @@ st.markdown(
     "One-shot pruning takes a trained network apart. These methods prune **while a network learns**, or find a good network "
     "inside one that never does. Training starts from weights drawn anew, in the architecture of the sidebar's model."
 )
+try:
+    check_architecture(here.spec.model)
+except IntrafusionError as error:
+    st.info(str(error), icon=":material/science:")
+    st.stop()
 spec = lab_parts.controls(here)
 entry = TRAINERS[spec.method]
 st.caption(f"**{spec.method}**: {entry.summary}. {entry.paper}")

@@ -11,6 +11,7 @@ from PIL import Image
 import intrafusion as itf
 from intrafusion import data
 from intrafusion.data import CIFAR10_CLASSES, ImageData, normalise
+from intrafusion.folders import folder_labels
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -391,7 +392,7 @@ def test_reference_cifar_is_balanced(reference, split, count):
 def test_reference_imagenet_folders_are_the_thousand_classes_in_order(reference):
     folder = reference("data/imagenet_samples")
     files = [path for path in folder.iterdir() if path.is_dir()]
-    labels, classes = data._folder_labels("imagenet", folder, sorted(path.name for path in files))
+    labels, classes = folder_labels("imagenet", folder, sorted(path.name for path in files))
     assert list(labels.values()) == list(range(1000))
     images = itf.load_data("imagenet", path=folder, limit=3)
     assert images.labels.tolist() == [0, 1, 2]

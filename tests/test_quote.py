@@ -182,4 +182,4 @@ class TestCurveSnippet:
         base = itf.PruneSpec(model=card.name, dataset="imagenet", data_path=str(tmp_path / "it's val"))
         exec(curve_snippet(base, ["drop"], [0.5]), {})
         assert Path(asked["path"]) == tmp_path / "it's val"
-        assert asked.get("input_size", 224) == 240
+        assert asked["input_size"] == (3, 240, 240)

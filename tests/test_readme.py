@@ -1,12 +1,15 @@
 """What the README says of methods, knobs and pictures is what is here."""
 
 import re
+import shlex
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import intrafusion as itf
+from intrafusion.cli import main
 from intrafusion.geometry import ANCHORS, COSTS, DISTANCES
 from intrafusion.spec import PLAN_KNOBS
 from intrafusion.transport import MARGINALS, NORMALISATIONS
@@ -59,3 +62,39 @@ def test_knobs_are_fields():
 @pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README))
 def test_every_picture_is_there(picture):
     assert (ROOT / picture).stat().st_size > 10_000
+
+
+def test_your_own_network_in_five_minutes(tmp_path, monkeypatch, capsys):
+    """Every command and snippet of the section, in order."""
+    section = README.partition("## Your own network in five minutes")[2].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ran = 0
+    for language, text in re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL):
+        if text.startswith("# my_net.py"):
+            (tmp_path / "my_net.py").write_text(text)
+        elif language == "python":
+            exec(text, {})
+        else:
+            for line in text.splitlines():
+                words = shlex.split(line, comments=True)
+                assert words[:3] == ["python", "-m", "intrafusion"]
+                assert main(words[3:]) == 0, capsys.readouterr().err
+                ran += 1
+    sys.modules.pop("my_net", None)
+    assert ran == 6
+    assert "kept/my-net on 1,797 kept/my-images images" in capsys.readouterr().out
+
+
+def test_the_bounds_are_those_of_the_code():
+    from intrafusion import archives
+    from intrafusion.own import images
+
+    section = README.partition("## Your own network in five minutes")[2].partition("\n## ")[0]
+    told = (
+        f"{archives.FILE // archives.MIB} MiB",
+        f"{images.PICTURES:,} pictures",
+        f"{archives.UNPACKED >> 30} GiB",
+        f"{images.SIDE:,} pixels",
+    )
+    assert [one for one in told if one not in section] == []

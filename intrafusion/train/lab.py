@@ -107,9 +107,18 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
     yield found
 
 
+def check_architecture(model: str) -> None:
+    """Raise IntrafusionError unless the lab can make this model's architecture anew."""
+    if architecture_of(model) not in ARCHITECTURES:
+        raise IntrafusionError(
+            f"the lab trains the architectures of `models` from scratch, and {model} is none of them: choose one, as digits-vgg"
+        )
+
+
 def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
     """The training images of a spec. Raises IntrafusionError where only a test split is here."""
     dataset = dataset_of(spec.model)
+    check_architecture(spec.model)
     size = ARCHITECTURES[architecture_of(spec.model)].card.input_size[-1]
     data = load_calibration(dataset, spec.data_path, device, spec.training, 0, size)
     if data.split != "train":

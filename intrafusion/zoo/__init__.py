@@ -18,10 +18,11 @@ from intrafusion.zoo.architectures import ARCHITECTURES as ARCHITECTURES
 from intrafusion.zoo.kept import keep as keep
 from intrafusion.zoo.kept import names as kept_names
 from intrafusion.zoo.kept import when as kept_when
+from intrafusion.zoo.sources import runs_code as runs_code
 
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_when", "load_model",
-    "model_names", "stream_weights",
+    "model_names", "runs_code", "stream_weights",
 ]  # fmt: skip
 
 
@@ -66,6 +67,9 @@ def load_model(
     progress: Progress | None = None,
 ) -> nn.Module:
     """A pretrained classifier in eval mode, its card in `.card`.
+
+    name: one of `model_names`, or "package.module:factory", whose code then runs: an nn.Module, its card in `.card` if it has
+    one, else from the module's CARD (a dict of card fields) and guesses.
 
     weights: None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a
     torchvision weights enum ("IMAGENET1K_V1"), or a local .safetensors / .pt / .pth / .th file (a state dict, possibly

@@ -1,4 +1,4 @@
-"""Networks that a person keeps on this machine, of any widths, as "kept/NAME"."""
+"""Networks that a person keeps on this machine, of any widths, as "kept/NAME"; also programs of torch.export."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +17,13 @@ from intrafusion.zoo import sources
 from intrafusion.zoo.files import filled
 
 PREFIX = "kept/"
+_ENDS = (".safetensors", ".pt2")
 
 
 def names() -> list[str]:
     """In alphabetical order."""
-    return sorted(f"{PREFIX}{path.stem}" for path in (home() / "models").glob("*.safetensors"))
+    files = [path for end in _ENDS for path in (home() / "models").glob(f"[!.]*{end}")]
+    return sorted({f"{PREFIX}{path.stem}" for path in files})
 
 
 def when(name: str) -> int:
@@ -36,13 +38,24 @@ def keep(model: nn.Module, name: str) -> str:
     """
     card = card_of(model)
     architecture = card.details.get("architecture", card.name)
+    if sources.runs_code(architecture):
+        raise IntrafusionError(
+            f"{architecture} is code of your own, which no kept network may name: export it, and keep the program"
+        )
+    if is_program(f"{PREFIX}{check_name(name)}"):
+        raise IntrafusionError(f"a program is kept as {PREFIX}{name}: choose another name")
     base, _ = sources.of(architecture).blank(architecture, model.state_dict())
     save_network(model, base, replace(card, name=architecture), home() / "models" / check_name(name))
     return f"{PREFIX}{name}"
 
 
 def architecture(name: str) -> str:
-    """The name of the architecture that a kept network was made from. Raises IntrafusionError where its card names none."""
+    """The name of the architecture that a kept network was made from: a program's is its own.
+
+    Raises IntrafusionError where its card names none.
+    """
+    if is_program(name):
+        return name
     found = _found(name)[1].details.get("architecture")
     if not isinstance(found, str) or not sources.is_safe(found):
         raise IntrafusionError(
@@ -51,19 +64,38 @@ def architecture(name: str) -> str:
     return found
 
 
+def is_program(name: str) -> bool:
+    """Whether what is kept under this name is a program, "kept/NAME"."""
+    return (home() / "models" / f"{check_name(name.removeprefix(PREFIX))}.pt2").is_file()
+
+
 def dataset(name: str) -> str:
+    if is_program(name):
+        return _found(name)[1].dataset
     made_from = architecture(name)
     return sources.of(made_from).dataset(made_from)
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The architecture that it was made from."""
+    """The architecture that it was made from, with weights of any values; a program with weights drawn at random."""
+    if is_program(name):
+        model, card = _program(name)
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.reset_parameters()
+        return model, replace(card, source="random initialisation", accuracy=None)
     made_from = architecture(name)
     return sources.of(made_from).blank(made_from, state)
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     """The model and its card, from its own file or another one of the same architecture."""
+    if is_program(name):
+        model, card = _program(name)
+        if weights is None:
+            return model, card
+        path = Path(weights).expanduser()
+        return filled(model, replace(card, source=str(path)), read_state(path), path)
     path = _found(name)[0] if weights is None else Path(weights).expanduser()
     state = canonical(read_state(path))
     model, card = blank(name, state)
@@ -76,14 +108,25 @@ def is_local(name: str) -> bool:
 
 def describe(name: str) -> dict[str, Any]:
     card = _found(name)[1]
-    summary = f"{architecture(name)}, kept on this machine"
-    return {"dataset": card.dataset, "weights": "kept", "accuracy": card.accuracy, "summary": summary}
+    what = "a program of torch.export" if is_program(name) else architecture(name)
+    return {
+        "dataset": card.dataset, "weights": "kept", "accuracy": card.accuracy, "summary": f"{what}, kept on this machine",
+    }  # fmt: skip
+
+
+def _program(name: str) -> tuple[nn.Module, ModelCard]:
+    from intrafusion.program import read_program
+
+    path, card = _found(name)
+    model, size, classes = read_program(path)
+    return model, replace(card, name=name, input_size=size, classes=classes)
 
 
 def _found(name: str) -> tuple[Path, ModelCard]:
     """The file of a kept network, and its card."""
-    path = home() / "models" / f"{check_name(name.removeprefix(PREFIX))}.safetensors"
-    if not path.is_file():
+    paths = [home() / "models" / f"{check_name(name.removeprefix(PREFIX))}{end}" for end in _ENDS]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
-    nothing = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "")
+    nothing = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "own")
     return path, read_card(path.with_suffix(".json"), nothing)

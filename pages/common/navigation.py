@@ -44,6 +44,11 @@ _PAGES = (
         ":material/landscape:",
         "Where the pruned networks lie in weight space, whether a path leads there, and what becomes of the answers.",
     ),
+    (
+        "your_own",
+        ":material/upload_file:",
+        "Your own network and images: upload weights, a program of torch.export, or a data set.",
+    ),
 )
 
 

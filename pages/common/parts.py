@@ -19,7 +19,7 @@ from intrafusion.story import story
 from intrafusion.vectors import channel_vectors
 from pages.common.shell import BIND, Here, is_dark
 
-_SIDEBAR = ("model", "imagenet", "weights", "data_path", "device", "group")
+_SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
 
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:

@@ -13,10 +13,11 @@ from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
 from intrafusion.bench import Bench, open_model
+from intrafusion.data import KEPT, OWN, kept_data
 from intrafusion.importance import needs_images
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
-from intrafusion.zoo import dataset_of, describe, is_local, model_names, stream_weights
+from intrafusion.zoo import dataset_of, describe, is_local, model_names, runs_code, stream_weights
 
 BIND = "query-params"
 _TORCHVISION = "ImageNet (torchvision)"
@@ -33,25 +34,31 @@ class Here:
 
     def key(self) -> tuple:
         """What a cached result of this model depends on."""
-        return self.spec.model, self.spec.weights, self.device
+        return self.spec.model, self.spec.weights, self.device, self.spec.dataset
 
 
 @st.cache_resource(max_entries=6, show_spinner="Opening the model")
 def bench(model: str, weights: str | None, device: str) -> Bench:
-    """The model with its groups, without images."""
+    """The model with its groups, without images. A page opens no model whose name would run code."""
+    if runs_code(model):
+        raise IntrafusionError(
+            f"{model} is code of your own: open it from Python or the command line, or upload it as a program"
+        )
     return open_model(model, weights, device)
 
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the images")
-def images(dataset: str, path: str | None, device: str, input_size: int, limit: int | None) -> ImageData:
+def images(
+    dataset: str, path: str | None, device: str, input_size: tuple[int, int, int], limit: int | None
+) -> ImageData:
     return load_data(dataset, path=path, device=device, input_size=input_size, limit=limit)
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
 def measuring_bench(_here: Here, key: tuple, path: str | None, limit: int | None) -> Bench:
     """The open model with its images, sharing the dense accuracy; `key` is `_here.key()`."""
-    size = _here.bench.card.input_size[-1]
-    folder_limit = limit if _here.spec.dataset.startswith("imagenet") else None
+    size = _here.bench.card.input_size
+    folder_limit = limit if _here.spec.dataset.startswith(("imagenet", OWN, KEPT)) else None
     return _here.bench.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
 
 
@@ -92,6 +99,7 @@ def choose(controls: DeltaGenerator) -> Here:
     """Draw the sidebar's controls; what they say. Raises IntrafusionError when the model cannot be opened."""
     with controls:
         name = _model_name()
+        dataset = _dataset(name)
         with st.expander("Local files", icon=":material/folder_open:"):
             weights = st.text_input(
                 "Weights file",
@@ -117,7 +125,7 @@ def choose(controls: DeltaGenerator) -> Here:
         st.stop()
     opened = bench(name, weights, device)
     group = _choose_group(opened, controls)
-    spec = PruneSpec(model=name, dataset=dataset_of(name), weights=weights, data_path=data_path, groups=(group.name,))
+    spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
     return Here(opened, group, spec, device)
 
 
@@ -135,6 +143,19 @@ def _model_name() -> str:
     return "imagenet/" + st.selectbox(
         "Architecture", short, key="imagenet", bind=BIND, index=short.index("squeezenet1_0")
     )
+
+
+def _dataset(name: str) -> str:
+    """The images that the model is measured on: its own, or some that are kept here."""
+    own, kept = dataset_of(name), kept_data()
+    if not kept:
+        return own
+    places = [own, *(one for one in kept if one != own)]
+    chosen = st.selectbox(
+        "Images", places, index=1 if own == OWN else 0, key="data", bind=BIND,
+        help="The model's own, or some that were uploaded on the page *Your own*.",
+    )  # fmt: skip
+    return chosen if chosen in places else own
 
 
 def _choose_group(opened: Bench, controls: DeltaGenerator) -> Group:
@@ -228,6 +249,13 @@ def can_see(here: Here, spec: PruneSpec) -> bool:
 def offer_images(here: Here, error: IntrafusionError) -> None:
     """Say that the open model's images are missing, and how to get them."""
     dataset = here.spec.dataset
+    if dataset == OWN and here.spec.data_path is None:
+        st.info(
+            "Nothing says which images this network is for. Upload some on *Your own*, and choose them in the sidebar.",
+            icon=":material/image_search:",
+        )
+        st.page_link("pages/your_own.py", label="Upload images", icon=":material/upload_file:")
+        return
     if here.spec.data_path is not None or dataset not in ("cifar10", "cifar100"):
         st.warning(str(error), icon=":material/image_search:")
         return

@@ -1,0 +1,88 @@
+"""Zip archives from strangers: looked at before anything in them is read, and never unpacked by the names they give."""
+
+import re
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from intrafusion.errors import IntrafusionError, one_line
+
+MIB = 1 << 20
+FILE = 400 * MIB  # of a file that a person gives: weights, program, images
+UNPACKED = 2048 * MIB  # of all that an archive holds
+MEMBERS = 200_000
+_RATIO, _SMALL = 200, MIB  # members above _SMALL may shrink to a 200th
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+DAMAGED = zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.LargeZipFile
+
+
+def check_size(path: Path) -> None:
+    """Raise IntrafusionError unless this is a file of at most FILE bytes, and not an empty one."""
+    if not path.is_file():
+        raise IntrafusionError(f"no file at {path}: check the path")
+    size = path.stat().st_size
+    if not size:
+        raise IntrafusionError(f"{path} is empty")
+    if size > FILE:
+        raise IntrafusionError(f"{path} has {size / MIB:,.0f} MiB, and at most {FILE // MIB} MiB are taken")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """A zip archive and its files, checked: names, links, count, sizes, how far they shrink. Nothing is unpacked.
+
+    Raises IntrafusionError for an archive that breaks a rule or is damaged; also for damage that is met while it is open.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            _check(path, infos)
+            yield archive, [info for info in infos if not info.is_dir()]
+    except DAMAGED as error:
+        if isinstance(error, IntrafusionError):
+            raise
+        raise IntrafusionError(f"{path} is not a readable archive: {one_line(error)}") from error
+
+
+def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
+    if len(infos) > MEMBERS:
+        raise IntrafusionError(f"{path} holds {len(infos):,} files, and at most {MEMBERS:,} are taken")
+    seen = set()
+    for info in infos:
+        name = repr(info.filename[:80])
+        if not _is_inside(info.filename):
+            raise IntrafusionError(f"{path} holds a file named {name}, which would lie outside its folder")
+        if info.filename in seen:
+            raise IntrafusionError(f"{path} holds two files named {name}")
+        seen.add(info.filename)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise IntrafusionError(f"{path} holds {name}, a link or device: only plain files are taken")
+        if info.flag_bits & 1:
+            raise IntrafusionError(f"{path} is encrypted ({name}): give it without a password")
+        if info.compress_type not in _METHODS:
+            raise IntrafusionError(f"{path} packs {name} in a way that is not read here: use plain zip")
+        if info.file_size > max(_SMALL, _RATIO * info.compress_size):
+            raise IntrafusionError(
+                f"{path} holds {name}, which unpacks to {info.file_size / max(1, info.compress_size):,.0f} times its size: "
+                f"at most {_RATIO} times is taken"
+            )
+    total = sum(info.file_size for info in infos)
+    if total > UNPACKED:
+        raise IntrafusionError(
+            f"{path} unpacks to {total / MIB:,.0f} MiB, and at most {UNPACKED // MIB:,} MiB are taken"
+        )
+
+
+def _is_inside(name: str) -> bool:
+    if (
+        not name
+        or name.startswith("/")
+        or "\\" in name
+        or re.search(r"[\x00-\x1f]", name)
+        or re.match(r"[A-Za-z]:", name)
+    ):
+        return False
+    return ".." not in PurePosixPath(name).parts

@@ -1,0 +1,68 @@
+"""Pictures become pixels: in this process, or in workers that run this file alone and so start without PyTorch.
+
+A worker reads JSON lines: first {"images": an .npy file, "mode": "RGB" or "L", "crop": one of CROPS}, then [row, file] for
+each picture. It writes the pixels to their rows of that file, and answers [row, null], or [row, what was wrong].
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+CROPS = ("none", "always", "other")  # other: pictures of the wanted size are taken as they are
+_PIXELS = 1 << 27
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others, as EPS, start programs
+
+
+def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
+    """A picture's pixels: uint8 (H, W, 3), or (H, W, 1) for mode "L".
+
+    shape: (H, W). crop: whether the picture is resized to cover 8/7 of it, and its middle cut out; without, it must have that
+    size. Raises ValueError, in a few words, for one that cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_FORMATS) as picture:
+                if picture.size[0] * picture.size[1] > _PIXELS:
+                    raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels, more than {_PIXELS:,}")
+                pixels = np.asarray(_cut(picture.convert(mode), shape, crop))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
+    return pixels.reshape(*shape, -1)
+
+
+def _cut(picture: Image.Image, shape: tuple[int, int], crop: str) -> Image.Image:
+    height, width = shape
+    if crop == "none" and picture.size != (width, height):
+        raise ValueError(f"it is {picture.size[0]}x{picture.size[1]}, not {width}x{height} pixels")
+    if crop == "none" or (crop == "other" and picture.size == (width, height)):
+        return picture
+    least = round(width * 8 / 7), round(height * 8 / 7)
+    scale = max(want / side for want, side in zip(least, picture.size, strict=True))
+    if scale != 1:
+        size = [max(want, round(side * scale)) for want, side in zip(least, picture.size, strict=True)]
+        picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    left, top = (picture.size[0] - width) // 2, (picture.size[1] - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def main() -> None:
+    """Decode what stdin asks for."""
+    about = json.loads(sys.stdin.readline())
+    images = np.load(about["images"], mmap_mode="r+")
+    for line in sys.stdin:
+        row, file = json.loads(line)
+        try:
+            images[row] = decode(Path(file), images.shape[1:3], about["mode"], about["crop"])
+            answer = None
+        except ValueError as error:
+            answer = str(error)
+        print(json.dumps([row, answer]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

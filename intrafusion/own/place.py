@@ -1,0 +1,63 @@
+"""Where what a person brings is kept, and how it gets there: whole, or not at all."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.places import home
+from intrafusion.saved import check_name
+
+NETWORKS, IMAGES = "models", "images"  # folders of home()
+_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}
+
+
+def free_path(kind: str, name: str) -> Path:
+    """Where something of this kind is to be kept, without a suffix. Raises IntrafusionError for a bad name, or one taken."""
+    path = home() / kind / check_name(name)
+    if any(path.with_name(name + end).exists() for end in _ENDS[kind]):
+        raise IntrafusionError(f"something is kept as kept/{name} already: choose another name, or remove that first")
+    return path
+
+
+@contextmanager
+def workshop(*files: Path) -> Iterator[Path]:
+    """A folder beside the kept things, gone in the end. Messages within say the given files' names, not where they lie."""
+    folder = None
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".taking-", dir=home()))
+        yield folder
+    except IntrafusionError as error:
+        message = str(error)
+        for file in files:
+            message = message.replace(str(file), file.name)
+        raise IntrafusionError(message) from error
+    except OSError as error:
+        raise IntrafusionError(f"it could not be kept in {home()}: {one_line(error)}") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(kind: str, name: str) -> None:
+    """Remove a kept network (kind "models") or kept images (kind "images"). Raises IntrafusionError where there is none."""
+    name = check_name(name.removeprefix("kept/"))
+    found = [home() / kind / (name + end) for end in _ENDS[kind] if (home() / kind / (name + end)).exists()]
+    if not found:
+        raise IntrafusionError(f"nothing is kept as kept/{name}")
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def safe_name(file: str) -> str:
+    """A name to keep a file under, from what its owner calls it."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).strip(".-_")[:64]
+    return stem or "mine"

@@ -1,0 +1,150 @@
+"""Reading a `torch.export` archive (.pt2) without PyTorch's own loader, which unpickles and evaluates what it finds.
+
+The archive is a zip of JSON (the graph, the signature, where each tensor lies) and of raw bytes (the tensors). Nothing else
+in it is read: its sample inputs, a pickle, stay where they are; code, custom objects and pickled tensors are refused.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intrafusion.archives import MIB, check_size, opened
+from intrafusion.errors import IntrafusionError
+
+_JSON = 64 * MIB
+_FILES = re.compile(
+    r"models/model\.json|data/(weights|constants)/(weight|tensor)_\d+|data/(weights|constants)/model_(weights|constants)_config\.json|"
+    r"data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|extra/.*"
+)
+_DTYPES = {  # torch._export.serde.schema.ScalarType
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 7: torch.float32, 12: torch.bool,
+}  # fmt: skip
+_PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
+_SCHEMA = 8  # major version of the graph's format
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a program's file says. graph: its nodes, inputs and outputs as JSON; signature: what each input is.
+
+    tensors: parameters, buffers and constants by their dotted names.
+    """
+
+    graph: Mapping[str, Any]
+    signature: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def read_archive(path: Path) -> Written:
+    """What a .pt2 file says. Runs and unpickles nothing. Raises IntrafusionError where it breaks a rule or makes no sense."""
+    check_size(path)
+    with opened(path) as (archive, infos):
+        files = _files(path, infos)
+        about = _json(archive, files, "models/model.json")
+        try:
+            module, version = about["graph_module"], about["schema_version"]["major"]
+            if version != _SCHEMA:
+                raise IntrafusionError(
+                    f"{path} has format {version!r}, and {_SCHEMA} is read: export it with torch 2.11 or 2.13"
+                )
+            tensors = _tensors(archive, files, "weights") | _tensors(archive, files, "constants")
+            return Written(module["graph"], module["signature"], tensors)
+        except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise IntrafusionError(
+                f"{path} is no program of torch.export.save: {error!r} in its description"
+            ) from error
+
+
+def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The archive's files by their names below its one root folder."""
+    files = {info.filename.partition("/")[2]: info for info in infos}
+    roots = {info.filename.partition("/")[0] for info in infos}
+    if len(roots) != 1 or "models/model.json" not in files:
+        raise IntrafusionError(f"{path} is no program of torch.export.save: it lacks models/model.json")
+    for name in files:
+        if name.startswith("data/aotinductor"):
+            raise IntrafusionError(
+                f"{path} holds compiled code ({name[:80]}): save it by torch.export.save, not compiled"
+            )
+        if not _FILES.fullmatch(name):
+            raise IntrafusionError(f"{path} holds {name[:80]!r}, which a program of torch.export.save does not")
+    return files
+
+
+def _json(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], name: str) -> Any:
+    if files[name].file_size > _JSON:
+        raise IntrafusionError(f"{archive.filename}: {name} has more than {_JSON // MIB} MiB")
+    try:
+        return json.loads(archive.read(files[name]))
+    except (ValueError, RecursionError) as error:
+        raise IntrafusionError(f"{archive.filename}: {name} is not JSON") from error
+
+
+def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], kind: str) -> dict[str, Tensor]:
+    """The tensors of one kind, "weights" or "constants", by name."""
+    listed = f"data/{kind}/model_{kind}_config.json"
+    if listed not in files:
+        raise IntrafusionError(f"{archive.filename} lacks {listed}: export it with torch 2.11 or later")
+    known: dict[str, bytes] = {}
+    found = {}
+    for name, about in _json(archive, files, listed)["config"].items():
+        place = f"data/{kind}/{about['path_name']}"
+        if (
+            about.get("use_pickle")
+            or not re.fullmatch(r"(weight|tensor)_\d+", about["path_name"])
+            or not about["tensor_meta"]
+        ):
+            raise IntrafusionError(
+                f"{archive.filename} holds {name[:80]!r} as a pickle or custom object, which could run code"
+            )
+        if len(name) > 300 or not _PATH.fullmatch(name):
+            raise IntrafusionError(
+                f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _ and dots are taken"
+            )
+        if place not in files:
+            raise IntrafusionError(f"{archive.filename} lacks the tensor {name} ({place})")
+        if place not in known:
+            known[place] = archive.read(files[place])
+        found[name] = _tensor(f"{archive.filename}: {name}", about["tensor_meta"], known[place])
+    return found
+
+
+def _tensor(what: str, about: Mapping[str, Any], content: bytes) -> Tensor:
+    """A tensor of its raw bytes. Raises IntrafusionError where shape, strides and bytes do not agree."""
+    kind = _DTYPES.get(about["dtype"])
+    if kind is None:
+        raise IntrafusionError(f"{what} is of number type {about['dtype']}: export the network in float32")
+    sizes, strides = ([one["as_int"] for one in about[key]] for key in ("sizes", "strides"))
+    start, item = about["storage_offset"]["as_int"], torch.empty(0, dtype=kind).element_size()
+    numbers = [*sizes, *strides, start]
+    if (
+        not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers)
+        or len(sizes) != len(strides)
+        or about["layout"] != 7
+    ):
+        raise IntrafusionError(f"{what} has a shape that makes no sense: {str(sizes)[:80]}")
+    count = 1
+    for size in sizes:
+        count *= size
+    if len(content) % item or count * item > len(content):
+        raise IntrafusionError(f"{what} has shape {tuple(sizes)} and {len(content):,} bytes: it is damaged")
+    if (
+        count
+        and start + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        >= len(content) // item
+    ):
+        raise IntrafusionError(f"{what} reaches past its {len(content):,} bytes: it is damaged")
+    if not count:
+        return torch.empty(sizes, dtype=kind)
+    flat = torch.frombuffer(bytearray(content), dtype=kind)
+    tensor = flat.as_strided(sizes, strides, start).clone()
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise IntrafusionError(f"{what} holds NaN or infinite numbers: it is damaged or diverged in training")
+    return tensor

@@ -1,0 +1,136 @@
+import numpy as np
+import own_files as files
+import pytest
+from opening import open_page, text
+from streamlit.testing.v1 import AppTest
+
+import intrafusion as itf
+from intrafusion import zoo
+from intrafusion.data import kept_data
+from intrafusion.own import take_data, take_program
+
+pytestmark = pytest.mark.usefixtures("jobs")
+
+
+def open_own(**query: str) -> AppTest:
+    app = open_page("your_own", **query)
+    assert not app.exception
+    return app
+
+
+def upload(app: AppTest, what: str, *paths) -> AppTest:
+    """Give files to an uploader, and press its button."""
+    given = [(path.name, path.read_bytes(), "application/octet-stream") for path in paths]
+    app.file_uploader(key=f"own_{what}").set_value(given if what == "images" else given[0]).run()
+    assert not app.exception
+    app.button(key=f"own_{what}_take").click().run(timeout=120)
+    assert not app.exception
+    return app
+
+
+def test_nothing_is_there_at_first():
+    app = open_own()
+    assert "Nothing yet" in text(app)
+    assert all(app.button(key=f"own_{what}_take").disabled for what in ("program", "weights", "images"))
+
+
+def test_weights_are_uploaded_and_opened(tmp_path):
+    path = files.save_state(tmp_path / "My weights (1).safetensors", files.mlp_state())
+    app = upload(open_own(model="digits-mlp"), "weights", path)
+    assert zoo.kept_names() == ["kept/My-weights-1"]
+    app.button(key="own_weights_open").click().run()
+    assert not app.exception
+    assert app.selectbox(key="model").value == "kept/My-weights-1"
+    assert "It is chosen in the sidebar" in text(app)
+    app.switch_page("pages/overview.py").run()
+    assert "**kept/My-weights-1** has" in text(app)
+
+
+def test_a_program_and_images_are_uploaded_and_used(tmp_path):
+    app = upload(open_own(), "images", files.npz(tmp_path / "x_train.npz"), files.npz(tmp_path / "x_test.npz"))
+    assert kept_data() == ["kept/x_train"]
+    upload(app, "program", files.export(files.network(), tmp_path / "net.pt2"))
+    app.button(key="own_program_open").click().run()
+    assert app.selectbox(key="model").value == "kept/net"
+    assert app.selectbox(key="data").value == "kept/x_train"  # a program of own data takes the images that are there
+    for page in ("curves", "importance", "transport", "sensitivity", "recovery", "landscape", "training_lab"):
+        app.switch_page(f"pages/{page}.py").run(timeout=120)
+        assert not app.exception, page
+    app.switch_page("pages/curves.py").run()
+    line = next(code.value for code in app.code if code.value.startswith("python -m intrafusion curve"))
+    assert "--model kept/net --data kept/x_train" in line
+    link = next(code.value for code in app.code if code.value.startswith("http"))
+    assert "data=kept%2Fx_train" in link
+
+
+def test_a_program_without_images_says_where_they_come_from(tmp_path):
+    take_program(files.export(files.network(), tmp_path / "net.pt2"), "net")
+    app = open_page("curves", model="kept/net")
+    assert not app.exception
+    assert "Upload some on *Your own*" in app.info[0].value
+
+
+def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
+    app = open_own()
+    app.text_input(key="own_program_Mean").set_value("0.25").run()
+    app.text_input(key="own_program_Standard deviation").set_value("zero").run()
+    path = files.export(files.network(), tmp_path / "net.pt2")
+    assert "must be numbers" in upload(app, "program", path).error[0].value
+    app.text_input(key="own_program_Standard deviation").set_value("0.5").run()
+    app.button(key="own_program_take").click().run()
+    card = itf.load_model("kept/net").card
+    assert (card.mean, card.std) == ((0.25,), (0.5,))
+
+
+@pytest.mark.parametrize(("what", "make", "expected"), [
+    ("weights", lambda f: files.pickled(f / "w.pt", f / "sentinel"), "cannot be loaded safely"),
+    ("program", lambda f: files.save_state(f / "p.pt2", files.mlp_state()), "lacks models/model.json"),
+    ("images", lambda f: files.bomb(f / "d.zip"), "at most 200 times"),
+])  # fmt: skip
+def test_what_is_refused_is_one_line_without_a_path_of_the_server(tmp_path, what, make, expected):
+    app = upload(open_own(), what, make(tmp_path))
+    (error,) = app.error
+    assert expected in error.value
+    assert "\n" not in error.value
+    assert "/tmp" not in error.value
+    assert not (tmp_path / "sentinel").exists()
+    assert (zoo.kept_names(), kept_data()) == ([], [])
+
+
+def test_kept_things_can_be_removed(tmp_path):
+    take_data([files.npz(tmp_path / "x.npz", classes=np.array(["a", "b", "c"]))], "mine")
+    app = open_own()
+    assert "6 test" in text(app)
+    app.button(key="own_remove images kept/mine").click().run()
+    assert not app.exception
+    assert kept_data() == []
+
+
+@pytest.mark.parametrize("page", ["overview", "curves", "your_own"])
+@pytest.mark.parametrize(
+    "key", ["model", "imagenet", "weights", "data", "data_path", "own_weights_model", "own_program_data"]
+)
+def test_no_parameter_of_a_link_runs_code(tmp_path, monkeypatch, page, key):
+    (tmp_path / "own_trap.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    app = open_page(page, **{key: "own_trap:make"})
+    assert not app.exception
+    assert not (tmp_path / "mark").exists()
+
+
+def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
+    from pages.common import shell
+
+    (tmp_path / "own_trap.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    app = open_own()
+    for field in app.text_input:
+        field.set_value("own_trap:make")
+    app.run()
+    assert not app.exception
+    with pytest.raises(itf.IntrafusionError, match="code of your own"):
+        shell.bench.__wrapped__("own_trap:make", None, "cpu")
+    path = files.save_state(tmp_path / "w.safetensors", files.mlp_state())
+    (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
+    upload(open_own(), "weights", path)
+    assert not (tmp_path / "mark").exists()

@@ -1,0 +1,418 @@
+"""Broken and hostile files: each gets its one line, runs nothing, and leaves nothing behind."""
+
+import contextlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_files as files
+import pytest
+import torch
+from own_files import Touch
+
+import intrafusion as itf
+from intrafusion import archives
+from intrafusion.own import take_data, take_program, take_weights
+from intrafusion.places import home
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """A whole program, to break."""
+    return files.export(files.network(), tmp_path_factory.mktemp("program") / "net.pt2")
+
+
+def weights(folder: Path, sentinel: Path, program: Path, kind: str) -> Path:
+    state: dict[str, Any] = files.mlp_state()
+    first = next(name for name in state if name.endswith("weight"))
+    if kind == "nan":
+        state[first] = state[first] * float("nan")
+    if kind == "infinite":
+        state[first][0, 0] = float("inf")
+    if kind == "lacking":
+        state.pop(first)
+    if kind == "extra":
+        state["more.weight"] = torch.zeros(3)
+    if kind == "misshapen":
+        state[first] = state[first][:, :5].contiguous()
+    if kind == "code":
+        state[first] = Touch(sentinel)
+    if kind == "vast":
+        state[first] = torch.zeros(1).expand(10**11)
+    if kind == "sparse":
+        state[first] = state[first].to_sparse()
+    if kind == "meta":
+        state[first] = torch.empty(10**13, device="meta")
+    if kind == "list":
+        return files.save_state(folder / "w.pt", [1, 2])
+    if kind == "raw pickle":
+        return files.pickled(folder / "w.pth", sentinel)
+    if kind == "bomb":
+        return files.bomb(folder / "w.pt", "archive/data.pkl")
+    if kind in ("text", "empty", "header"):
+        content = {"text": b"no weights", "empty": b"", "header": (10**15).to_bytes(8, "little") + b"{}"}[kind]
+        (folder / "w.safetensors").write_bytes(content)
+        return folder / "w.safetensors"
+    if kind == "half":
+        whole = files.save_state(folder / "w.safetensors", state)
+        whole.write_bytes(whole.read_bytes()[:-100])
+        return whole
+    return files.save_state(folder / ("w.pt" if kind in ("code", "vast", "sparse", "meta") else "w.safetensors"), state)
+
+
+WEIGHTS = {
+    "nan": "NaN or infinite weights",
+    "infinite": "NaN or infinite weights",
+    "lacking": "does not fit digits-mlp: it lacks",
+    "extra": "has more.weight too many",
+    "misshapen": "where (128, 64) is needed",
+    "code": "cannot be loaded safely",
+    "raw pickle": "cannot be loaded safely",
+    "vast": "no plain tensor",
+    "sparse": "no plain tensor",
+    "meta": "no plain tensor",
+    "list": "holds no state dict",
+    "bomb": "at most 200 times is taken",
+    "text": "cannot be read as weights",
+    "empty": "is empty",
+    "header": "cannot be read as weights",
+    "half": "cannot be read as weights",
+}
+
+
+def graph(change: Any) -> Any:
+    return lambda folder, sentinel, program: files.with_graph(
+        program, folder / "p.pt2", lambda about: change(about, sentinel)
+    )
+
+
+def listed(change: Any) -> Any:
+    return lambda folder, sentinel, program: files.with_weights(
+        program, folder / "p.pt2", lambda about: change(about, sentinel)
+    )
+
+
+def inside(change: Any) -> Any:
+    return lambda folder, sentinel, program: files.rewritten(
+        program, folder / "p.pt2", lambda found: change(found, sentinel)
+    )
+
+
+def _nodes(about: dict[str, Any]) -> list[dict[str, Any]]:
+    return about["graph_module"]["graph"]["nodes"]
+
+
+def _call(about: dict[str, Any], target: str) -> None:
+    _nodes(about)[0]["target"] = target
+
+
+def _argument(about: dict[str, Any], **meaning: Any) -> None:
+    _nodes(about)[0]["inputs"][0]["arg"] = meaning
+
+
+def _graph_text(text: bytes) -> Any:
+    return inside(lambda found, sentinel: found.update({n: text for n in found if n.endswith("model.json")}))
+
+
+def _without_labels(folder: Path, sentinel: Path, program: Path) -> Path:
+    return files.rewritten(files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.pop("labels.npy"))
+
+
+def _expression(about: dict[str, Any], sentinel: Path) -> None:
+    """What torch.export.load would hand to sympy, which evaluates it."""
+    evil = f"__import__('os').mkdir({str(sentinel)!r})"
+    text = json.dumps(about).replace("Symbol('", f"[{evil}, Symbol('x')][1] + Symbol('".replace('"', '\\"'))
+    about.clear()
+    about.update(json.loads(text))
+
+
+def _pickled_weight(found: dict[str, bytes], sentinel: Path) -> None:
+    root = next(iter(found)).partition("/")[0]
+    name = f"{root}/data/weights/model_weights_config.json"
+    about = json.loads(found[name])
+    next(iter(about["config"].values()))["use_pickle"] = True
+    found[name] = json.dumps(about).encode()
+    found[f"{root}/data/weights/weight_0"] = pickle.dumps(Touch(sentinel))
+
+
+def _object(found: dict[str, bytes], sentinel: Path) -> None:
+    root = next(iter(found)).partition("/")[0]
+    constants = {
+        "config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}
+    }
+    found[f"{root}/data/constants/model_constants_config.json"] = json.dumps(constants).encode()
+    found[f"{root}/data/constants/opaque_obj_0"] = pickle.dumps(Touch(sentinel))
+
+
+def _custom(found: dict[str, bytes], sentinel: Path) -> None:
+    _object(found, sentinel)
+    root = next(iter(found)).partition("/")[0]
+    found[f"{root}/data/constants/tensor_0"] = found.pop(f"{root}/data/constants/opaque_obj_0")
+    config = f"{root}/data/constants/model_constants_config.json"
+    found[config] = found[config].replace(b"opaque_obj_0", b"tensor_0")
+
+
+def _add(name: str) -> Any:
+    return inside(lambda found, sentinel: found.update({f"{next(iter(found)).partition('/')[0]}/{name}": b"x"}))
+
+
+def _weight(about: dict[str, Any], **changes: Any) -> None:
+    next(iter(about.values()))["tensor_meta"].update(changes)
+
+
+def _rename(about: dict[str, Any], name: str) -> None:
+    first = next(iter(about))
+    about[name] = about.pop(first)
+
+
+def _nan(found: dict[str, bytes], sentinel: Path) -> None:
+    name = next(name for name in found if name.endswith("weights/weight_0"))
+    found[name] = b"\xff" * len(found[name])
+
+
+def _repeat(about: dict[str, Any]) -> None:
+    """Make 10^12 numbers of an image."""
+    node = _nodes(about)[2]
+    node["target"] = "torch.ops.aten.repeat.default"
+    node["inputs"] = [node["inputs"][0], {"name": "repeats", "arg": {"as_ints": [1, 1, 10**5, 10**5]}, "kind": 1}]
+
+
+def _training(folder: Path, sentinel: Path, program: Path) -> Path:
+    return files.export(files.network().train(), folder / "p.pt2")
+
+
+def _fixed(folder: Path, sentinel: Path, program: Path) -> Path:
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.reshape(1, 2, 64)[0])
+
+    return files.export(Fixed(), folder / "p.pt2", dynamic=False)
+
+
+def _whole(name: str, content: bytes) -> Any:
+    def write(folder: Path, sentinel: Path, program: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+def _half(folder: Path, sentinel: Path, program: Path) -> Path:
+    (folder / "p.pt2").write_bytes(program.read_bytes()[: program.stat().st_size // 2])
+    return folder / "p.pt2"
+
+
+_LOAD, _DUNDER = "torch.ops.aten.from_file.default", "torch.ops.aten.__class__.__init__"
+PROGRAMS: dict[str, tuple[Any, str]] = {
+    "a weight that is a pickle": (inside(_pickled_weight), "could run code"),
+    "an object that is a pickle": (inside(_object), "which a program of torch.export.save does not"),
+    "a custom object as a tensor": (inside(_custom), "could run code"),
+    "compiled code": (_add("data/aotinductor/model/x.so"), "compiled code"),
+    "a file of another kind": (_add("run.py"), "which a program of torch.export.save does not"),
+    "two roots": (inside(lambda found, s: found.update({"other/version": b"1"})), "lacks models/model.json"),
+    "a path out of it": (inside(lambda found, s: found.update({"p/../../evil": b"x"})), "outside its folder"),
+    "a bomb": (lambda folder, s, p: files.bomb(folder / "p.pt2", "p/models/model.json"), "at most 200 times"),
+    "an operator that reads files": (graph(lambda about, s: _call(about, _LOAD)), "programs may not use"),
+    "a Python function": (graph(lambda about, s: _call(about, "os.system")), "programs may not use"),
+    "a builtin by way of torch": (graph(lambda about, s: _call(about, _DUNDER)), "programs may not use"),
+    "another library's operator": (graph(lambda about, s: _call(about, "torch.ops.mylib.run.default")), "programs may not use"),
+    "a loop": (graph(lambda about, s: _call(about, "torch.ops.higher_order.while_loop")), "programs may not use"),
+    "an operator of no overload": (graph(lambda about, s: _call(about, "torch.ops.aten.relu.nothing")), "does not have"),
+    "an output argument": (graph(lambda about, s: _call(about, "torch.ops.aten.conv2d.out")), "programs may not use"),
+    "an argument of code": (
+        graph(lambda about, s: _argument(about, as_operator="os.system")), "argument of kind",
+    ),
+    "a value from nowhere": (
+        graph(lambda about, s: _argument(about, as_tensor={"name": "z"})), "before anything makes it",
+    ),
+    "a step that makes too much": (graph(lambda about, s: _repeat(about)), "makes more than"),
+    "no graph": (graph(lambda about, s: about.pop("graph_module")), "in its description"),
+    "a list for a graph": (graph(lambda about, s: about.update(graph_module=[])), "in its description"),
+    "another format": (graph(lambda about, s: about["schema_version"].update(major=99)), "has format 99"),
+    "no JSON": (_graph_text(b"{"), "is not JSON"),
+    "deep JSON": (_graph_text(b"[" * 10**5), "is not JSON"),
+    "NaN weights": (inside(_nan), "NaN or infinite"),
+    "a weight past its bytes": (listed(lambda about, s: _weight(about, storage_offset={"as_int": 7})), "reaches past"),
+    "a weight of vast shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": 10**11}] * 4)), "it is damaged"),
+    "a negative shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": -1}] * 4)), "makes no sense"),
+    "half precision": (listed(lambda about, s: _weight(about, dtype=6)), "export the network in float32"),
+    "a weight named as code": (listed(lambda about, s: _rename(about, "x');import os#")), "letters, digits, _ and dots"),
+    "a weight that is not there": (listed(lambda about, s: about.pop(next(iter(about)))), "it lacks the weights"),
+    "a network in training": (_training, "model.eval()"),
+    "a batch of one size": (_fixed, "export it with dynamic_shapes"),
+    "half a file": (_half, "not a readable archive"),
+    "text": (_whole("p.pt2", b"no program"), "not a readable archive"),
+    "a scripted module": (
+        lambda folder, s, p: Path(torch.jit.script(files.network()).save(folder / "p.pt2") or folder / "p.pt2"),
+        "lacks models/model.json",
+    ),
+}  # fmt: skip
+
+
+def pack(contents: Any) -> Any:
+    return lambda folder, sentinel, program: files.pictures(
+        folder / "d.zip", contents(sentinel) if callable(contents) else contents
+    )
+
+
+def arrays(**changes: Any) -> Any:
+    return lambda folder, sentinel, program: files.npz(folder / "d.npz", **changes)
+
+
+def _objects(folder: Path, sentinel: Path, program: Path) -> Path:
+    return files.npz(folder / "d.npz", labels=np.array([Touch(sentinel)] * 6, dtype=object))
+
+
+def _encrypted(folder: Path, sentinel: Path, program: Path) -> Path:
+    path = files.pictures(folder / "d.zip")
+    raw = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = raw.find(mark)
+        while start >= 0:
+            raw[start + place] |= 1
+            start = raw.find(mark, start + 4)
+    path.write_bytes(raw)
+    return path
+
+
+DATA: dict[str, tuple[Any, str]] = {
+    "a path out of the zip": (pack({"../evil.png": files.picture()}), "outside its folder"),
+    "an absolute path": (pack({"/tmp/evil/x.png": files.picture()}), "outside its folder"),
+    "a drive": (pack({"C:/x.png": files.picture()}), "outside its folder"),
+    "a backslash": (pack({"..\\evil\\x.png": files.picture()}), "outside its folder"),
+    "a link": (lambda folder, s, p: files.link(folder / "d.zip"), "a link or device"),
+    "a bomb of pictures": (lambda folder, s, p: files.bomb(folder / "d.zip"), "at most 200 times"),
+    "a bomb of numbers": (lambda folder, s, p: files.bomb(folder / "d.npz", "images.npy"), "at most 200 times"),
+    "a password": (_encrypted, "without a password"),
+    "a picture of 1.6 billion pixels": (pack({"cat/x.png": files.wide_picture()}), "not a readable picture"),
+    "PostScript": (pack(lambda s: {"cat/x.png": files.postscript(s)}), "not a readable picture"),
+    "half a picture": (pack({"cat/x.png": files.picture(size=(99, 99))[:-40]}), "not a readable picture"),
+    "a program among pictures": (pack({"cat/x.png": files.picture(), "cat/run.py": b"1"}), "which is no picture"),
+    "no class folders": (pack({"x.png": files.picture()}), "in no class folder"),
+    "folders too deep": (pack({"a/b/c/x.png": files.picture(), "d/x.png": files.picture()}), "in no class folder"),
+    "nothing": (pack({}), "holds no pictures"),
+    "training images alone": (pack({"train/cat/x.png": files.picture()}), "no test images"),
+    "a zip that is none": (_whole("d.zip", b"PK nothing"), "not a readable archive"),
+    "labels with code": (_objects, "a pickle"),
+    "a header of a million million images": (lambda folder, s, p: files.huge_header(folder / "d.npz"), "its size is another"),
+    "images of fractions": (arrays(images=files.PIXELS / 255), "images must be uint8"),
+    "images without channels": (arrays(images=files.PIXELS[..., 0]), "images must be uint8"),
+    "images too large": (arrays(images=np.zeros((6, 2000, 1, 1), np.uint8)), "at most 1024 pixels"),
+    "more labels than images": (arrays(labels=np.arange(7)), "labels must be integers"),
+    "a negative label": (arrays(labels=files.LABELS - 1), "labels run from -1"),
+    "labels of no class": (arrays(classes=np.array(["a", "b"])), "has 2 classes"),
+    "classes that are numbers": (arrays(classes=np.arange(3)), "classes must be"),
+    "another array": (arrays(more=np.zeros(3)), "'more.npy'"),
+    "no labels": (_without_labels, "lacks labels"),
+    "no images": (arrays(images=files.PIXELS[:0], labels=files.LABELS[:0]), "no images"),
+    "text": (_whole("d.npz", b"no images"), "not a readable archive"),
+    "another suffix": (_whole("d.tar", b"no images"), "give one .npz"),
+}  # fmt: skip
+
+
+def refused(tmp_path: Path, path: Path, call: Any, expected: str) -> None:
+    """The call fails in one line without the place of the file; it ran nothing, and left nothing in home()."""
+    before = sorted(str(file) for file in home().rglob("*"))
+    with pytest.raises(itf.IntrafusionError) as caught:
+        call()
+    said = str(caught.value)
+    assert expected in said
+    assert "\n" not in said
+    assert str(tmp_path) not in said
+    assert len(said) < 600
+    assert not (tmp_path / "sentinel").exists()
+    assert sorted(str(file) for file in home().rglob("*")) == before
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "files").mkdir()
+    return tmp_path / "files"
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_bad_weights(tmp_path, folder, program, kind):
+    path = weights(folder, tmp_path / "sentinel", program, kind)
+    refused(tmp_path, path, lambda: take_weights(path, "digits-mlp", "mine"), WEIGHTS[kind])
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_bad_programs(tmp_path, folder, program, kind):
+    make, expected = PROGRAMS[kind]
+    path = make(folder, tmp_path / "sentinel", program)
+    refused(tmp_path, path, lambda: take_program(path, "mine"), expected)
+
+
+def test_an_expression_is_not_even_looked_at(tmp_path, folder, program):
+    path = graph(_expression)(folder, tmp_path / "sentinel", program)
+    assert b"__import__" in path.read_bytes()
+    assert take_program(path, "mine") == "kept/mine"
+    assert itf.load_model("kept/mine")(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    assert not (tmp_path / "sentinel").exists()
+
+
+def test_the_same_expression_would_run(tmp_path, folder, program):
+    """The gadget works: PyTorch's own loader runs it, which is why that is not used."""
+    path = graph(_expression)(folder, tmp_path / "sentinel", program)
+    with contextlib.suppress(Exception):
+        torch.export.load(path)
+    assert (tmp_path / "sentinel").exists()
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_bad_images(tmp_path, folder, program, kind):
+    make, expected = DATA[kind]
+    path = make(folder, tmp_path / "sentinel", program)
+    refused(tmp_path, path, lambda: take_data([path], "mine"), expected)
+
+
+@pytest.mark.parametrize("name", ["", "../evil", "a/b", ".hidden", "x" * 65, "a b", "kept/x"])
+def test_bad_names(tmp_path, folder, program, name):
+    state = files.save_state(folder / "w.safetensors", files.mlp_state())
+    images = files.npz(folder / "d.npz")
+    for path, call in (
+        (state, lambda: take_weights(state, "digits-mlp", name)), (program, lambda: take_program(program, name)),
+        (images, lambda: take_data([images], name)),
+    ):  # fmt: skip
+        refused(tmp_path, path, call, "is no name")
+
+
+@pytest.mark.parametrize(("model", "expected"), [
+    ("own_code:make", "no architecture that files may ask for"),
+    ("os:getcwd", "no architecture that files may ask for"),
+    ("kept/nobody", "no architecture that files may ask for"),
+    ("digits-nothing", "no architecture that files may ask for"),
+    ("imagenet/nothing", "no classification model 'nothing'"),
+])  # fmt: skip
+def test_bad_architectures(tmp_path, folder, model, expected, monkeypatch):
+    (tmp_path / "own_code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'sentinel')!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = files.save_state(folder / "w.safetensors", files.mlp_state())
+    refused(tmp_path, path, lambda: take_weights(path, model, "mine"), expected)
+
+
+def test_too_large_a_file_is_refused_unread(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(archives, "FILE", 1000)
+    for name, call in (
+        ("w.safetensors", lambda path: take_weights(path, "digits-mlp", "mine")),
+        ("p.pt2", lambda path: take_program(path, "mine")),
+        ("d.npz", lambda path: take_data([path], "mine")),
+    ):  # fmt: skip
+        (folder / name).write_bytes(os.urandom(1001))
+        refused(tmp_path, folder / name, lambda: call(folder / name), "at most 0 MiB are taken")  # noqa: B023
+
+
+def test_too_many_files_and_too_much_in_all(tmp_path, folder, monkeypatch):
+    path = files.pictures(folder / "d.zip")
+    for bound, value in (("MEMBERS", 3), ("UNPACKED", 10)):
+        with monkeypatch.context() as within:
+            within.setattr(archives, bound, value)
+            refused(tmp_path, path, lambda: take_data([path], "mine"), "are taken")
