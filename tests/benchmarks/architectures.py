@@ -1,10 +1,10 @@
 """Which classifiers can be pruned: the rows of assets/architectures.csv, each measured in a process of its own.
 
-python tests/benchmarks/architectures.py [NAME ...]: all of torchvision's, or those named, as imagenet/resnet18 or timm/resnet18d;
-weights drawn at random. Rows that are there already stay, unless they are named. A row: parameters, groups found, how many of
-them can be pruned and what share of all parameters their layers hold, whether dropping and fusing 30 % of them gave finite logits
-of the right shape, and the most frequent reason why groups cannot be pruned. Where comparing all channels would take longer than
-a minute or so, only the groups that are cheapest to compare are fused, and the row says how many.
+python tests/benchmarks/architectures.py [NAME ...]: all of torchvision's, or those named, as imagenet/resnet18 or
+timm/resnet18d; weights drawn at random. Rows that are there already stay, unless they are named. A row: parameters, groups
+found, how many of them can be pruned and what share of all parameters their layers hold, whether dropping and fusing 30 % of
+them gave finite logits of the right shape, and the most frequent reasons why groups cannot be pruned. Where comparing all
+channels would take longer than a minute or so, only the groups that are cheapest to compare are fused: "fused" says how many.
 """
 
 import csv
@@ -39,7 +39,8 @@ def row(name: str) -> dict[str, object]:
     fused = affordable(model, usable)
     return {
         "name": name, "params": total, "groups": len(groups), "prunable": len(usable),
-        "share": round(held(model, usable) / total, 3), "drop": runs(model, "drop", usable), "fusion": runs(model, "fusion", fused),
+        "share": round(held(model, usable) / total, 3),
+        "drop": runs(model, "drop", usable), "fusion": runs(model, "fusion", fused),
         "fused": len(fused), "why not": "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(2)),
     }  # fmt: skip
 
@@ -109,7 +110,9 @@ def runs(model: nn.Module, merge: str, groups: list[Group]) -> str:
 def measured(name: str) -> dict[str, object]:
     """The row of a network, or why there is none."""
     try:
-        told = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=_PATIENCE)
+        told = subprocess.run(
+            [sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=_PATIENCE
+        )
     except subprocess.TimeoutExpired:
         return {"name": name, "why not": f"not within {_PATIENCE} s"}
     if told.returncode:
