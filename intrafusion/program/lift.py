@@ -194,7 +194,7 @@ class _Lift:
         """Refuse work in place on what another name shows a part of; everywhere else the pure operator gives the same."""
         changed = _first(node)
         if not isinstance(self.values.get(changed), Value):
-            raise IntrafusionError(f"it changes its own weights in place ({changed})")
+            raise IntrafusionError(f"it changes its own weights in place ({changed}): {_ADVICE}")
         for other in self.graph["nodes"]:
             name = str(other["target"]).rpartition("aten.")[2].partition(".")[0]
             if name in VIEWS and (changed in _outputs(other["outputs"]) or changed in _read(other)):
