@@ -172,7 +172,7 @@ def _scores(args: argparse.Namespace) -> None:
     rows = []
     for group in groups:
         for spec in specs:
-            compared = compare({spec.criterion: bench.scores(spec, group).values}, group, spec.sparsity)
+            compared = compare({spec.criterion: bench.scores(spec, group).values}, group, spec.sparsity, spec.round_to)
             columns = compared.scores[0].tolist(), compared.ranks[0].tolist(), compared.kept[0].tolist()
             rows += [
                 {

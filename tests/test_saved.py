@@ -86,7 +86,7 @@ def test_only_what_differs_is_described():
 )  # fmt: skip
 def test_a_card_that_makes_no_sense_is_one_line(layers):
     with pytest.raises(itf.IntrafusionError, match="card"):
-        set_layers(ARCHITECTURES["digits-resnet"].make({}), layers)
+        set_layers(ARCHITECTURES["digits-resnet"].make({}), layers, {})
 
 
 def test_a_damaged_card_of_a_kept_network_is_one_line(tmp_path, monkeypatch):
