@@ -150,8 +150,8 @@ def before_and_after(made: Made) -> list[tuple[str, ...]]:
     channels = sum(w.before for w in made.widths), sum(w.after for w in made.widths)
     numbers = {
         "parameters": (made.before.params, made.after.params),
-        "multiply-accumulates": (made.before.macs, made.after.macs),
-        "channels of prunable groups": channels,
+        "MACs": (made.before.macs, made.after.macs),
+        "prunable channels": channels,
     }
     return rows + [
         (name, f"{before:,}", f"{after:,}", f"{after / before:.0%}") for name, (before, after) in numbers.items()
@@ -204,8 +204,12 @@ def file_rows(files: Sequence[Written]) -> list[tuple[str, ...]]:
 
 def _time(middle: float, quartiles: tuple[float, float]) -> str:
     scale, unit = (1, "s") if middle >= 1 else (1e3, "ms") if middle >= 1e-3 else (1e6, "µs")
-    low, high = quartiles
-    return f"{middle * scale:.3g} {unit} ({low * scale:.3g} to {high * scale:.3g})"
+    low, high = (_short(quartile * scale) for quartile in quartiles)
+    return f"{_short(middle * scale)} {unit} ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bytes(count: int) -> str:

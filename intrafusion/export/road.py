@@ -1,13 +1,18 @@
 """The whole road of an export: a spec in, a folder out, whole or not at all."""
 
+import copy
+import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from intrafusion.bench import Bench
 from intrafusion.errors import IntrafusionError
@@ -51,6 +56,16 @@ class Exporting:
     exported: Exported | None = None
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How far the writing is: doing, in words; share in [0, 1]; files: the formats so far, in `folder`."""
+
+    doing: str
+    share: float
+    folder: Path
+    files: tuple[Written, ...]
+
+
 def export(
     spec: PruneSpec,
     bench: Bench,
@@ -79,20 +94,29 @@ def export(
         assert made is not None
         compared = None
         if speed:
-            for compared in compare(made.dense, _there(made, bench), bench.example, batch):
+            for compared in comparing(made, bench, batch):
                 yield Exporting("timing both networks", 0.5 + 0.25 * compared.share)
-        files = []
-        for place, name in enumerate(names):
-            yield Exporting(f"writing {name}", 0.75 + 0.25 * place / len(names))
-            files.append(write(made, part, name))
+        files: tuple[Written, ...] = ()
+        for wrote in writing(made, part, names):
+            files = wrote.files
+            yield Exporting(wrote.doing, 0.75 + 0.25 * wrote.share)
         if all(one.reason for one in files):
             raise IntrafusionError(f"nothing was written: {files[0].format} failed, {files[0].reason}")
         accompany(Report(made, files, compared, formats), part)
         with plain_errors(folder.parent):
             os.rename(part, folder)
-        yield Exporting("done", 1.0, Exported(folder, made, tuple(files), compared))
+        yield Exporting("done", 1.0, Exported(folder, made, files, compared))
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]:
+    """Write formats into a folder that is there, one after the other, telling which; see `write`."""
+    files: tuple[Written, ...] = ()
+    for place, name in enumerate(names):
+        yield Writing(f"writing {name}", place / len(names), folder, files)
+        files = (*files, write(made, folder, name))
+    yield Writing("done", 1.0, folder, files)
 
 
 def _begin(folder: Path) -> Path:
@@ -108,10 +132,13 @@ def _begin(folder: Path) -> Path:
     return part
 
 
-def _there(made: Made, bench: Bench) -> Any:
-    """The pruned network on the bench's device."""
-    import copy
+def comparing(made: Made, bench: Bench, batch: int | None = None) -> Iterator[Comparison]:
+    """`compare` of the dense and the pruned network, both with BatchNorm folded, on the bench's device."""
+    yield from compare(made.dense, _there(made, bench), bench.example, batch)
 
+
+def _there(made: Made, bench: Bench) -> nn.Module:
+    """The pruned network on the bench's device."""
     return made.network if bench.device.type == "cpu" else copy.deepcopy(made.network).to(bench.device)
 
 
@@ -125,3 +152,14 @@ def accompany(report: Report, folder: Path) -> None:
     with plain_errors(folder):
         for name, text in texts.items():
             (folder / name).write_text(text)
+
+
+def archive(report: Report, folder: Path) -> bytes:
+    """A ZIP of the files that the report tells of, which lie in `folder`, with spec.json, report.md and report.html."""
+    names = [file for one in report.files for file in one.files]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed, tempfile.TemporaryDirectory() as beside:
+        accompany(report, Path(beside))
+        for path in (*(folder / name for name in names), *sorted(Path(beside).iterdir())):
+            packed.write(path, path.name)
+    return made.getvalue()

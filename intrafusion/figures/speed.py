@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from intrafusion.speed import Comparison
 
 HEIGHT = 300
+_REACH = 1.6  # times the third quartile, to which the axis reaches
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
@@ -31,12 +32,28 @@ def latencies(found: "Comparison", dark: bool = False) -> go.Figure:
             fig.add_box(
                 x=seconds, name=name, orientation="h", boxpoints="all", jitter=0.7, pointpos=0, row=1, col=column,
                 line={"color": colour, "width": 2}, marker={"color": rgba(colour, 0.45), "size": 5},
-                fillcolor=rgba(colour, 0.12), hoveron="points", hovertemplate=f"{name}: %{{x:.3~g}} {unit}<extra></extra>", whiskerwidth=0,
+                fillcolor=rgba(colour, 0.12), hoveron="points", whiskerwidth=0,
+                hovertemplate=f"{name}: %{{x:.3~g}} {unit}<extra></extra>",
             )  # fmt: skip
-        fig.update_xaxes(title=f"one forward pass, {unit}", rangemode="tozero", row=1, col=column)
+        fig.update_xaxes(title=f"one forward pass, {unit}", row=1, col=column)
+        _leave_out(fig, found, column, scale)
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_annotations(font={"size": 14, "color": colours.dense})
     return fig.update_layout(margin={"t": 84, "l": 70})
+
+
+def _leave_out(fig: go.Figure, found: "Comparison", column: int, scale: float) -> None:
+    """End the axis where single runs would squash all others, and say how many lie beyond."""
+    both = [speed.latencies[column - 1] for speed in (found.before, found.after)]
+    end = min(max(max(one.seconds) for one in both), _REACH * max(one.quartiles[1] for one in both))
+    beyond = sum(value > end for one in both for value in one.seconds)
+    fig.update_xaxes(range=[0, 1.05 * end / scale], row=1, col=column)
+    if beyond:
+        words = f"{beyond} run{'s' if beyond > 1 else ''} beyond"
+        fig.add_annotation(
+            text=words, x=1, y=0.5, xref=f"x{column if column > 1 else ''} domain", yref="y domain", showarrow=False,
+            xanchor="right",
+        )  # fmt: skip
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -44,6 +44,11 @@ _PAGES = (
         ":material/landscape:",
         "Where the pruned networks lie in weight space, whether a path leads there, and what becomes of the answers.",
     ),
+    (
+        "export",
+        ":material/archive:",
+        "The smaller network to take away: measured before and after, in three formats, each verified, with a report.",
+    ),
 )
 
 
