@@ -10,7 +10,7 @@ import copy
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import intrafusion as itf
 from intrafusion.fold import fold_groups
@@ -24,7 +24,7 @@ CASES = (0.3, 1), (0.3, 8), (0.5, 1), (0.5, 8)
 
 def narrow(dense: nn.Module, groups: list[itf.Group], sparsity: float, round_to: int) -> nn.Module:
     """A copy without the last channels of each block."""
-    small, kept = copy.deepcopy(dense), {}  # type: nn.Module, dict[itf.Group, Tensor]
+    small, kept = copy.deepcopy(dense), {}  # type: nn.Module, dict
     for group in groups:
         if group.reason is None:
             counts = group_counts(group, sparsity, round_to)
