@@ -61,10 +61,10 @@ class Comparison:
         return round(float(self.overlap[a, b]) * self.k)
 
 
-def compare(scores: Mapping[str, Tensor], group: Group, sparsity: float) -> Comparison:
+def compare(scores: Mapping[str, Tensor], group: Group, sparsity: float, round_to: int = 1) -> Comparison:
     """Set criteria side by side. scores: (n,) of each by name, at least one."""
     values = np.stack([row.double().numpy() for row in scores.values()])
-    counts = block_counts(group.block, kept_count(group.size, sparsity))
+    counts = block_counts(group.block, kept_count(group.size, sparsity), round_to)
     kept = np.stack([stays(row, group.block.numpy(), counts) for row in values])
     ranks = rankdata(-values, "min", axis=1).astype(int)
     luck = chance(group.block.bincount().tolist(), counts)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from intrafusion.cli_lab import add_lab
 from intrafusion.cli_landscape import add_landscape
 from intrafusion.cli_own import add_own
+from intrafusion.cli_prune import add_prune
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--device", default="cpu", help="cpu or cuda")
     plan.set_defaults(command=_plan)
 
-    measured = [*add_commands(commands), add_landscape(commands)]
+    measured = [*add_commands(commands), add_landscape(commands), add_prune(commands)]
 
     train = commands.add_parser("train", help="make an embedded model again: weights and card")
     train.add_argument("model", help="a name with a recipe")
@@ -176,7 +177,7 @@ def _scores(args: argparse.Namespace) -> None:
     rows = []
     for group in groups:
         for spec in specs:
-            compared = compare({spec.criterion: bench.scores(spec, group).values}, group, spec.sparsity)
+            compared = compare({spec.criterion: bench.scores(spec, group).values}, group, spec.sparsity, spec.round_to)
             columns = compared.scores[0].tolist(), compared.ranks[0].tolist(), compared.kept[0].tolist()
             rows += [
                 {

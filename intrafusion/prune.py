@@ -28,6 +28,7 @@ def prune(
     groups: str | Sequence[str] = "all",
     data: ImageData | None = None,
     *,
+    round_to: int = 1,
     cost: str = "weights",
     distance: str = "lp",
     p: float = 1,
@@ -43,7 +44,7 @@ def prune(
     seed: int = 0,
     calibration: int | None = 512,
 ) -> nn.Module:
-    """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay.
+    """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay, rounded to `round_to`.
 
     example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
     groups: "all" (every prunable one) or names from `find_groups`. data: images
@@ -52,8 +53,8 @@ def prune(
     """
     return prune_groups(
         model, find_groups(model, example), sparsity, criterion, merge, groups, data,
-        cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver, reg=reg,
-        reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, seed=seed, calibration=calibration,
+        round_to=round_to, cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver,
+        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, seed=seed, calibration=calibration,
     )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def cut(
     groups: str | Sequence[str] = "all",
     data: ImageData | None = None,
     *,
+    round_to: int = 1,
     seed: int = 0,
     calibration: int | None = 512,
     first: Callable[[Group], TransportPlan] | None = None,
@@ -132,7 +134,7 @@ def cut(
     if merging.needs != "nothing" and data is None:
         raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
     shares = {group: sparsity_of(group, sparsity) for group in choose_groups(found, groups)}
-    losing = [group for group, share in shares.items() if sum(group_counts(group, share)) < group.size]
+    losing = [group for group, share in shares.items() if sum(group_counts(group, share, round_to)) < group.size]
     share = share and merging.fit is None  # which may change any layer
     touched = {layer.name for group in losing for layer in group.layers} if share else None
     small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
@@ -146,13 +148,10 @@ def cut(
                 group_plan = first(group)
             else:
                 scores = score(small, group, criterion, data, seed, calibration)
-                group_plan = (
-                    stay(group, scores, shares[group])
-                    if not moves
-                    else plan(
-                        small, group, scores, shares[group], data=data, seed=seed, calibration=calibration, **knobs
-                    )
-                )
+                group_plan = stay(group, scores, shares[group], round_to) if not moves else plan(
+                    small, group, scores, shares[group], round_to=round_to, data=data, seed=seed, calibration=calibration,
+                    **knobs,
+                )  # fmt: skip
             matrix = merging(small, group, group_plan)
             merged.append(Merged(group, matrix, group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})

@@ -224,3 +224,31 @@ def landscape_snippet(base: PruneSpec, size: int) -> str:
         "    print(mark.name, mark.accuracy, mark.loss)",
         "found.surface.x, found.surface.y, found.surface.accuracy, found.surface.loss",
     ])  # fmt: skip
+
+
+def prune_line(base: PruneSpec, out: str, formats: Sequence[str] = (), speed: bool = False) -> str:
+    """`python -m intrafusion prune ...`: one network, written into a folder. formats: none for all of them."""
+    swept: dict[str, Sequence[object]] = {
+        "criterion": [base.criterion],
+        "merge": [base.merge],
+        "sparsity": [base.sparsity],
+    }
+    words = ["--out", out, *(["--formats", *formats] if formats else []), *(["--speed"] if speed else [])]
+    return f"{_line('prune', base, swept)} {shlex.join(words)}"
+
+
+def prune_snippet(base: PruneSpec, out: str, formats: Sequence[str] = (), speed: bool = False) -> str:
+    """Python that prunes one network and writes it into a folder."""
+    given = "".join(f", {name}={value!r}" for name, value in vars(base).items() if value != _DEFAULT[name])
+    options = (f", {list(formats)!r}" if formats else "") + (", speed=True" if speed else "")
+    return "\n".join([
+        "import intrafusion as itf",
+        "from intrafusion.bench import open_bench",
+        "from intrafusion.export import export",
+        "",
+        f"spec = itf.PruneSpec({given.removeprefix(', ')})",
+        f"for told in export(spec, open_bench(spec), {out!r}{options}):",
+        "    print(told.doing)",
+        "for file in told.exported.files:",
+        "    print(file.format, file.difference, file.reason)",
+    ])  # fmt: skip

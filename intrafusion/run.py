@@ -128,7 +128,7 @@ def measure(
 def _unmeasured(spec: PruneSpec, bench: Bench, meter: Meter, small: nn.Module) -> Result:
     """What is known of a network before the first image."""
     chosen = choose_groups(bench.groups, spec.groups)
-    stays = sum(sum(group_counts(group, spec.sparsity_of(group.name))) for group in chosen)
+    stays = sum(sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) for group in chosen)
     after = size(small, bench.example)
     return Result(
         spec, 0.0, (0.0, 1.0), 0, len(meter), 0.0, after.params, bench.size.params, after.macs, bench.size.macs,

@@ -18,10 +18,10 @@ class PruneSpec:
 
     weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
     each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
-    is then 0. cost to normalise: keywords of `plan`. calibration: images that criteria and costs may look at, limit: images
-    of the evaluation; None for all. training: images that recoveries learn from; epochs to rank: see `recover.How`.
-    precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has
-    the wrong type or range; names are checked where they are looked up.
+    is then 0. round_to, cost to normalise: keywords of `plan`. calibration: images that criteria and costs may look at,
+    limit: images of the evaluation; None for all. training: images that recoveries learn from; epochs to rank: see
+    `recover.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has the wrong type or
+    range; names are checked where they are looked up.
     """
 
     model: str = "digits-resnet"
@@ -32,6 +32,7 @@ class PruneSpec:
     criterion: str = "l1"
     sparsity: float = 0.3
     sparsities: tuple[float, ...] | None = None
+    round_to: int = 1
     merge: str = "fusion"
     cost: str = "weights"
     distance: str = "lp"
@@ -107,6 +108,8 @@ class PruneSpec:
         for name in ("sparsity", "p", "reg", "reg_m", "mass"):  # equal specs, one key: 0, 0.0 and -0.0
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         _expect("bias", self.bias, bool, "true or false")
+        if type(self.round_to) is not int or not 1 <= self.round_to <= MOST_ROUNDED:
+            raise IntrafusionError(f"round_to must be a whole number from 1 to {MOST_ROUNDED}, not {self.round_to!r}")
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise IntrafusionError(f"seed must be a whole number from 0, not {self.seed!r}")
         for name in COUNTS:
@@ -155,14 +158,20 @@ class PruneSpec:
 
     def key(self) -> str:
         """A canonical text of the spec, equal exactly for equal specs."""
-        return json.dumps(self.to_dict(), sort_keys=True)
+        return json.dumps(self.known_by(), sort_keys=True)
+
+    def known_by(self) -> dict[str, Any]:
+        """The fields that results are stored under: not those of LATER that change nothing, which older results lack."""
+        return {k: v for k, v in self.to_dict().items() if k not in LATER or v != LATER[k]}
 
 
+MOST_ROUNDED = 4096
+LATER: dict[str, Any] = {"round_to": 1}  # fields that are younger than stored results; the value that changes nothing
 COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
 KINDS = (
     {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
 )
-SOLVE_KNOBS = ("source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
+SOLVE_KNOBS = ("round_to", "source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
 MEASURE_KNOBS = ("cost", "distance", "p", "bias", "calibration", "seed")
 RECOVERY_KNOBS = ("epochs", "budget", "rate", "patience", "ratio", "gamma", "rank", "seed")
 PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)

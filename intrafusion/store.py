@@ -71,7 +71,7 @@ def point_key(spec: PruneSpec, origin: Origin) -> str:
     Paths are left out, for the fingerprints say what the files hold: a moved file is still known. So is the device.
     Rows of another version of the code stay listed, but are never reused.
     """
-    known = {name: value for name, value in vars(spec).items() if name not in ("weights", "data_path")}
+    known = {name: value for name, value in spec.known_by().items() if name not in ("weights", "data_path")}
     text = json.dumps([known, origin.model, origin.data, code_version()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -48,6 +48,7 @@ HELP = {
     "ratio": "of over-parameterization",
     "gamma": "weight of the similarity loss",
     "rank": "of low-rank changes",
+    "round_to": "kept channels are rounded to multiples of this",
     "sparsities": "one for each of the named groups, instead of --sparsity",
 }
 SWEPT = ("criterion", "merge", "sparsity")

@@ -81,6 +81,7 @@ def plan(
     scores: Tensor,
     sparsity: float = 0.5,
     *,
+    round_to: int = 1,
     cost: str = "weights",
     distance: str = "lp",
     p: float = 1,
@@ -99,13 +100,13 @@ def plan(
 ) -> TransportPlan:
     """The transport of a group's n channels onto the k that stay.
 
-    scores: (n,), larger stays. cost, distance, p, bias, data, calibration: how channels are compared, see `measure`.
-    source, target: marginals, each "uniform", "importance" (share of the scores) or "softmax". anchors: targets are the
-    most "important" channels, or "kmeans" or "gmm" centroids. solver: a registered one; reg, reg_m: strength of its
-    entropy ("sinkhorn") and of its marginals ("unbalanced") in units of the mean cost; mass: the share that "partial"
-    moves. normalise: the coupling divided by the source's marginal ("source", the paper's), by the target's ("target"),
-    or as it is ("none"). Raises IntrafusionError for a group that cannot be pruned, scores of another length, an unknown
-    choice, or choices that mean nothing together.
+    scores: (n,), larger stays. round_to: k becomes a multiple of it, see `block_counts`. cost, distance, p, bias, data,
+    calibration: how channels are compared, see `measure`. source, target: marginals, each "uniform", "importance" (share of
+    the scores) or "softmax". anchors: targets are the most "important" channels, or "kmeans" or "gmm" centroids. solver: a
+    registered one; reg, reg_m: strength of its entropy ("sinkhorn") and of its marginals ("unbalanced") in units of the
+    mean cost; mass: the share that "partial" moves. normalise: the coupling divided by the source's marginal ("source",
+    the paper's), by the target's ("target"), or as it is ("none"). Raises IntrafusionError for a group that cannot be
+    pruned, scores of another length, an unknown choice, or choices that mean nothing together.
     """
     if group.reason:
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
@@ -113,17 +114,17 @@ def plan(
         model, group, cost=cost, distance=distance, p=p, bias=bias, data=data, calibration=calibration, seed=seed
     )
     return solve(
-        geometry, scores, sparsity, source=source, target=target, anchors=anchors, solver=solver, reg=reg, reg_m=reg_m,
-        mass=mass, normalise=normalise, seed=seed,
+        geometry, scores, sparsity, round_to=round_to, source=source, target=target, anchors=anchors, solver=solver, reg=reg,
+        reg_m=reg_m, mass=mass, normalise=normalise, seed=seed,
     )  # fmt: skip
 
 
-def stay(group: Group, scores: Tensor, sparsity: float) -> TransportPlan:
+def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> TransportPlan:
     """The plan of a merge that moves nothing: the most important channels keep their places, the others lose their mass.
 
     Nothing is compared or solved for it. Its cost is zero where a channel stays and infinite elsewhere.
     """
-    counts, chosen = group_counts(group, sparsity), scores.detach().double().cpu()
+    counts, chosen = group_counts(group, sparsity, round_to), scores.detach().double().cpu()
     kept = []
     for block, count in enumerate(counts):
         rows = (group.block == block).nonzero()[:, 0]
@@ -147,6 +148,7 @@ def solve(
     scores: Tensor,
     sparsity: float = 0.5,
     *,
+    round_to: int = 1,
     source: str = "uniform",
     target: str = "uniform",
     anchors: str = "important",
@@ -167,7 +169,7 @@ def solve(
     check_choice("normalise", normalise, NORMALISATIONS)
     solver_function = SOLVERS[solver]
     scores = scores.detach().double().cpu()
-    counts = block_counts(geometry.block, kept_count(n, sparsity))
+    counts = block_counts(geometry.block, kept_count(n, sparsity), round_to)
     coupling, cost = torch.zeros(n, sum(counts)).double(), torch.full((n, sum(counts)), torch.inf).double()
     a, b = torch.zeros(n).double(), torch.zeros(sum(counts)).double()
     kept, reduced, column = torch.zeros(sum(counts), dtype=torch.int64), True, 0
@@ -195,10 +197,11 @@ def solve(
     return TransportPlan(coupling, applied_matrix(coupling, a, b, normalise), kept, cost, a, b, reduced)
 
 
-def block_counts(block: Tensor, k: int) -> list[int]:
+def block_counts(block: Tensor, k: int, round_to: int = 1) -> list[int]:
     """How many of the k kept channels each block gets: its proportional share, by largest remainder, at least one.
 
-    block: int64 (n,). With more blocks than k, each still keeps one.
+    block: int64 (n,). With more blocks than k, each still keeps one. round_to: the count of each block that loses channels
+    becomes the nearest multiple of it, at least one and at most all; a block of no more channels than that stays whole.
     """
     sizes = block.bincount().double()
     ideal = sizes * k / sizes.sum()
@@ -208,12 +211,20 @@ def block_counts(block: Tensor, k: int) -> list[int]:
             counts[index] += 1
     while counts.sum() > k and (counts > 1).any():
         counts[(counts - ideal).where(counts > 1, torch.tensor(-torch.inf)).argmax()] -= 1
-    return [int(c) for c in counts]
+    return [_rounded(int(c), int(size), round_to) for c, size in zip(counts, sizes, strict=True)]
 
 
-def group_counts(group: Group, sparsity: float) -> list[int]:
+def _rounded(count: int, size: int, multiple: int) -> int:
+    if multiple < 1:
+        raise IntrafusionError(f"round_to must be a whole number from 1, not {multiple}")
+    if count == size:
+        return size
+    return min(size, max(1, (count + multiple // 2) // multiple) * multiple)
+
+
+def group_counts(group: Group, sparsity: float, round_to: int = 1) -> list[int]:
     """How many channels of each of the group's blocks stay at this sparsity."""
-    return block_counts(group.block, kept_count(group.size, sparsity))
+    return block_counts(group.block, kept_count(group.size, sparsity), round_to)
 
 
 def marginal(scores: Tensor, kind: str) -> Tensor:

@@ -327,3 +327,20 @@ def test_chosen_groups_come_in_the_order_found(networks):
     names = [group.name for group in network.prunable]
     assert [group.name for group in choose_groups(network.groups, names[::-1])] == names
     assert [group.name for group in choose_groups(network.groups, "all")] == names
+
+
+@pytest.mark.parametrize("merge", ["drop", "fusion", "fold", "interpolation", "refit"])
+def test_rounded_widths_are_multiples_everywhere(merge):
+    model = itf.load_model("cifar10-resnet20", weights="random")  # its shortcuts have blocks of channels
+    data = itf.ImageData(
+        "noise",
+        "train",
+        torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8),
+        torch.arange(24) % 10,
+        tuple("0123456789"),
+    )
+    small = itf.prune(model, model.card.example(), 0.3, merge=merge, round_to=8, data=data, calibration=24)
+    widths = [module.out_channels for module in small.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert {width % 8 for width in widths} == {0}
+    assert sorted(set(widths)) == [8, 16, 24, 40, 48]
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

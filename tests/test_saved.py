@@ -1,13 +1,17 @@
 """Networks of any widths in files: what is written opens again, and a card that makes no sense is one line."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 import intrafusion as itf
+from intrafusion.fold import fold_groups
 from intrafusion.saved import layers_of, set_layers
+from intrafusion.shrink import shrink
 from intrafusion.train.smooth import truncate
+from intrafusion.transport import group_counts
 from intrafusion.zoo import architecture_of, dataset_of, describe, keep, kept_names, model_names
 from intrafusion.zoo.architectures import ARCHITECTURES
 
@@ -57,6 +61,83 @@ def test_a_kept_network_can_be_pruned_and_kept_again():
     )
 
 
+def narrowed(model: torch.nn.Module, share: float = 0.3) -> torch.nn.Module:
+    """A copy without the last channels of each group: which ones go does not matter for files."""
+    small, kept = copy.deepcopy(model), {}
+    groups = itf.find_groups(model, model.card.example())
+    fold_groups(small, groups)
+    for group in groups:
+        if group.reason is None:
+            blocks = enumerate(group_counts(group, share))
+            kept[group] = torch.cat([(group.block == b).nonzero()[:k, 0] for b, k in blocks]).sort().values
+    assert kept
+    shrink(small, kept)
+    return small
+
+
+@pytest.mark.parametrize("name", [
+    "imagenet/resnet18", "imagenet/mobilenet_v2", "imagenet/convnext_tiny", "cifar10-vgg11_bn", "timm/mobilenetv3_small_050",
+])  # fmt: skip
+def test_networks_of_other_libraries_are_kept_at_any_widths(name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    model = itf.load_model(name, weights="random")
+    small = narrowed(model)
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+    again = itf.load_model(keep(small, "mine"))
+    assert again.state_dict().keys() == small.state_dict().keys()
+    images = torch.randn(1, *model.card.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), small(images), rtol=0, atol=0)
+
+
+class Scaled(torch.nn.Module):
+    """A layer of a kind that files do not know, with a bare parameter and a number of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.scale, self.norm = width, torch.nn.Parameter(torch.ones(width, 1)), torch.nn.LayerNorm(width)
+        self.register_parameter("shift", None)
+
+
+def test_layers_of_unknown_kinds_are_resized_in_place():
+    base, small = torch.nn.Sequential(Scaled(8)), torch.nn.Sequential(Scaled(5))
+    small[0].shift = torch.nn.Parameter(torch.zeros(5))
+    layers = json.loads(json.dumps(layers_of(small, base)))
+    assert layers["0"] == {
+        "kind": "Resized", "numbers": {"width": 5}, "shapes": {"scale": [5, 1], "shift": [5]}
+    }  # fmt: skip
+    assert layers["0.norm"]["numbers"] == {"normalized_shape": [5]}
+    set_layers(base, layers, small.state_dict())
+    base.load_state_dict(small.state_dict())
+    assert (base[0].width, base[0].norm.normalized_shape) == (5, (5,))
+    assert base[0].norm(torch.ones(2, 5)).shape == (2, 5)
+
+
+def resized(**changes) -> dict:
+    return {"0": {"kind": "Resized", "numbers": {}, "shapes": {}} | changes}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        resized(numbers={"__class__": 1}), resized(numbers={"_parameters": 1}), resized(numbers={"training": 1}),
+        resized(numbers={"forward": 1}), resized(numbers={"width": "8"}), resized(numbers={"width": True}),
+        resized(numbers={"width": -1}), resized(numbers={"width": 1 << 40}), resized(numbers={"width": [8]}),
+        resized(numbers=[]), resized(shapes={"scale": [1 << 20, 1 << 20]}), resized(shapes={"scale": "8"}),
+        resized(shapes={"scale": [5.0, 1]}),
+        resized(shapes={"forward": [1]}), resized(shapes=[]), resized(more=1), {"": {"kind": "Identity"}},
+        {"0": {"kind": "Linear", "in_features": 65536, "out_features": 65536}},
+    ],
+)  # fmt: skip
+def test_a_hostile_card_sets_nothing_and_takes_no_memory(layers):
+    network = torch.nn.Sequential(Scaled(8))
+    with pytest.raises(itf.IntrafusionError, match="card") as caught:
+        set_layers(network, layers, network.state_dict())
+    assert "\n" not in str(caught.value)
+    assert (network[0].width, tuple(network[0].scale.shape)) == (8, (8, 1))
+
+
 def test_bad_names_and_missing_networks_are_one_line():
     model = itf.load_model("digits-mlp")
     for name in ("", "../up", "a b", "x" * 65, ".hidden"):
@@ -86,7 +167,7 @@ def test_only_what_differs_is_described():
 )  # fmt: skip
 def test_a_card_that_makes_no_sense_is_one_line(layers):
     with pytest.raises(itf.IntrafusionError, match="card"):
-        set_layers(ARCHITECTURES["digits-resnet"].make({}), layers)
+        set_layers(ARCHITECTURES["digits-resnet"].make({}), layers, {})
 
 
 def test_a_damaged_card_of_a_kept_network_is_one_line(tmp_path, monkeypatch):

@@ -676,3 +676,10 @@ def test_small_disks(scene: Callable[[Path], None], tmp_path: Path):
     command = [*small_disk(tmp_path), shlex.join([sys.executable, "-c", script, str(tmp_path)])]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+
+
+def test_results_that_are_older_than_a_field_are_found_under_its_default(monkeypatch):
+    monkeypatch.setattr("intrafusion.store.code_version", lambda: "0")
+    before = "ca168ee3e3df7d2c844b9e101fa11cf559b6a7a666ba205a5f0afa33680fcc1f"  # of the code without round_to
+    assert point_key(itf.PruneSpec(), Origin("m", "d", "cpu")) == before
+    assert point_key(itf.PruneSpec(round_to=8), Origin("m", "d", "cpu")) != before

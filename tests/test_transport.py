@@ -376,6 +376,25 @@ def test_each_block_gets_its_share_and_at_least_one(sizes, share):
         assert all(abs(count - share) < 1 for count, share in zip(counts, ideal, strict=True))
 
 
+@pytest.mark.parametrize(("size", "k", "multiple", "expected"), [
+    (64, 44, 8, 48), (64, 43, 8, 40), (64, 1, 8, 8), (64, 64, 8, 64), (60, 58, 8, 56), (60, 60, 8, 60), (61, 60, 8, 61),
+    (7, 3, 8, 7), (16, 3, 16, 16), (64, 44, 1, 44),
+])  # fmt: skip
+def test_counts_are_rounded_to_the_nearest_multiple_that_is_there(size, k, multiple, expected):
+    assert block_counts(torch.zeros(size, dtype=torch.int64), k, multiple) == [expected]
+
+
+def test_blocks_are_rounded_each_so_that_every_layer_is():
+    block = torch.repeat_interleave(torch.arange(3), torch.tensor([16, 16, 32]))
+    assert block_counts(block, 44, 8) == [8, 8, 24]
+    assert block_counts(block, 64, 8) == [16, 16, 32]
+
+
+def test_a_multiple_is_at_least_one():
+    with pytest.raises(itf.IntrafusionError, match="round_to must be a whole number from 1, not 0"):
+        block_counts(torch.zeros(4, dtype=torch.int64), 2, 0)
+
+
 @pytest.mark.parametrize(
     ("size", "sparsity", "expected"), [(16, 0.3, 11), (16, 0.5, 8), (64, 0.7, 19), (7, 0.99, 1), (2, 0.5, 1), (5, 0, 5)]
 )

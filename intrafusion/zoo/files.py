@@ -13,6 +13,6 @@ from intrafusion.weights import load_state
 def filled(model: nn.Module, card: ModelCard, state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, ModelCard]:
     """The model with the layers of the card beside the file and these weights, which came from it, and that card."""
     card = read_card(path.with_suffix(".json"), card)
-    set_layers(model, card.details.get("layers", {}))
+    set_layers(model, card.details.get("layers", {}), state)
     load_state(model, dict(state), path, card.name)
     return model, card

@@ -13,7 +13,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name, save_network
 from intrafusion.weights import canonical, read_state
-from intrafusion.zoo import sources
+from intrafusion.zoo import ours, sources
 from intrafusion.zoo.files import filled
 
 PREFIX = "kept/"
@@ -97,7 +97,9 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
         path = Path(weights).expanduser()
         return filled(model, replace(card, source=str(path)), read_state(path), path)
     path = _found(name)[0] if weights is None else Path(weights).expanduser()
-    state = canonical(read_state(path))
+    state = read_state(path)
+    if sources.of(architecture(name)) is ours:
+        state = canonical(state)
     model, card = blank(name, state)
     return filled(model, replace(card, name=name), state, path)
 

@@ -14,7 +14,7 @@ from intrafusion.quote import curve_line
 from intrafusion.run import Result
 from intrafusion.sensitivity import Matrix
 from intrafusion.store import Store
-from pages.common import queue, shell, studying
+from pages.common import export_parts, queue, shell, studying
 from pages.common.sensitivity_parts import clickable, with_interval
 from pages.common.shell import BIND, Here
 
@@ -55,6 +55,10 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
     st.caption("The same network, measured from the command line:")
     line = curve_line(spec, criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0])
     st.code(line, language="bash", wrap_lines=True)
+    st.page_link(
+        "pages/export.py", label="Take this network away, on the Export page", icon=":material/archive:",
+        query_params=export_parts.query(spec),
+    )  # fmt: skip
 
 
 def _value(target: str, made: Mapping[str, Matrix]) -> float:

@@ -45,6 +45,11 @@ _PAGES = (
         "Where the pruned networks lie in weight space, whether a path leads there, and what becomes of the answers.",
     ),
     (
+        "export",
+        ":material/archive:",
+        "The smaller network to take away: measured before and after, in three formats, each verified, with a report.",
+    ),
+    (
         "your_own",
         ":material/upload_file:",
         "Your own network and images: upload weights, a program of torch.export, or a data set.",

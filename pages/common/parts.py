@@ -19,7 +19,7 @@ from intrafusion.story import story
 from intrafusion.vectors import channel_vectors
 from pages.common.shell import BIND, Here, is_dark
 
-_SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
+SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
 
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
@@ -144,7 +144,7 @@ def permalink(page: str, keys: tuple[str, ...]) -> str:
     url = (st.context.url or "http://localhost:8501/").split("?")[0]
     base = url if page == "" or url.rstrip("/").endswith(f"/{page}") else url.rstrip("/") + f"/{page}"
     query: list[tuple[str, object]] = []
-    for key in (*_SIDEBAR, *keys):
+    for key in (*SIDEBAR, *keys):
         value = st.session_state.get(key)
         if isinstance(value, bool):
             value = str(value).lower()

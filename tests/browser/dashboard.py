@@ -104,12 +104,16 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
     "sensitivity": ("sensitivity?group=layer2.0.conv2&cell=50", "really", 1400),
     "training_lab": ("training_lab?model=digits-vgg&method=sdprun&lab_reach=1.7", "trained in", 1500),
     "landscape": ("landscape", "All computed", 1400),
+    "export": ("export", "All computed", 1400),
 }
 _ASKED = {
     "recovery": "Recover",
     "landscape": "Compute all",
+    "export": "Compute all",
     "training_lab": "Train",
 }  # pages that compute nothing unasked
+
+_THEN = {"export": "Compute the rest"}  # what is asked for when the first is there
 
 
 def main(folder: str, *only: str) -> None:
@@ -120,6 +124,8 @@ def main(folder: str, *only: str) -> None:
             page.goto(f"{address}/{path}")
             if name in _ASKED:
                 page.get_by_test_id("stButton").get_by_role("button", name=_ASKED[name]).click()
+            if name in _THEN:
+                page.get_by_role("button", name=_THEN[name]).click(timeout=120_000)
             page.get_by_text(ready).first.wait_for(timeout=120_000)
             page.wait_for_timeout(3000)
             page.screenshot(path=Path(folder) / f"{name}.png")

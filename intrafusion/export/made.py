@@ -1,0 +1,138 @@
+"""The network of a spec on its own: pruned, merged, recovered and measured, sharing nothing with the one it came from."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from intrafusion.bench import Bench, merged, recovery
+from intrafusion.cards import ModelCard, card_of
+from intrafusion.data import normalise
+from intrafusion.evaluate import Size, size
+from intrafusion.fingerprint import code_version
+from intrafusion.prune import choose_groups
+from intrafusion.recover import Facts
+from intrafusion.run import Result, check, measure
+from intrafusion.spec import PruneSpec
+from intrafusion.transport import group_counts
+from intrafusion.zoo import architecture_of
+
+_REAL = 16  # images of the data that exported networks are verified on
+
+
+@dataclass(frozen=True)
+class Width:
+    """One group: its channels before and after."""
+
+    group: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A pruned network and what is known of it.
+
+    network: on the CPU, in eval mode, BN folded, with a card of its own. dense: the unpruned one, BN folded too, on the
+    bench's device, which nobody may change. before, after: their sizes. result: its accuracy; None where no images were
+    loaded. real: some normalised test images, float (b, C, H, W), or None.
+    """
+
+    spec: PruneSpec
+    network: nn.Module
+    dense: nn.Module
+    before: Size
+    after: Size
+    widths: tuple[Width, ...]
+    result: Result | None
+    real: Tensor | None
+
+    @property
+    def card(self) -> ModelCard:
+        return card_of(self.network)
+
+    @property
+    def example(self) -> Tensor:
+        """A zero input, float (1, C, H, W), on the CPU."""
+        return self.card.example()
+
+
+@dataclass(frozen=True)
+class Making:
+    """How far the making is: doing, in words; share in [0, 1]; made at the end."""
+
+    doing: str
+    share: float
+    made: Made | None = None
+
+
+def making(spec: PruneSpec, bench: Bench) -> Iterator[Making]:
+    """Prune, merge, recover and measure as `spec` says, telling how far it is; the last one holds the network.
+
+    Raises IntrafusionError when the spec cannot run on this bench.
+    """
+    check(spec, bench)
+    yield Making("pruning", 0.0)
+    pruned = merged(spec, bench)
+    for told in recovery(spec, bench, pruned):
+        if not isinstance(told, Facts):
+            yield Making(f"recovering: {told}", 0.1 + 0.7 * told.step / told.steps)
+    small = pruned.small
+    result = None
+    if bench.data is not None:
+        yield Making("measuring", 0.8)
+        meter = bench.meter(spec)
+        result = measure(spec, bench, meter, small, len(meter))
+    network = _alone(small, _card(spec, bench, result))
+    folded = Size(sum(p.numel() for p in bench.folded.parameters()), bench.size.macs)
+    after, widths, real = size(network, network.card.example()), _widths(spec, bench), _real(bench)  # type: ignore[union-attr,operator]
+    yield Making("done", 1.0, Made(spec, network, bench.folded, folded, after, widths, result, real))
+
+
+def _alone(small: nn.Module, card: ModelCard) -> nn.Module:
+    """A copy on the CPU without what only further pruning would ask for."""
+    network = copy.deepcopy(small).cpu().eval().requires_grad_(False)
+    for module in network.modules():
+        for name in ("folded_gamma", "folded_norm"):
+            if name in module._buffers:
+                delattr(module, name)
+    network.card = card  # type: ignore[assignment]
+    return network
+
+
+def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:
+    before = {key: value for key, value in bench.card.details.items() if key not in ("layers", "architecture")}
+    details: dict[str, Any] = {"made_from": before, "spec": spec.to_dict(), "intrafusion": code_version()}
+    if result is not None:
+        details["measured"] = {
+            "images": result.count, "accuracy": result.accuracy, "interval": list(result.interval),
+            "dense": result.dense_accuracy,
+        }  # fmt: skip
+    return replace(
+        bench.card,
+        name=architecture_of(spec.model),
+        source=f"pruned by intrafusion from {spec.model} ({bench.card.source})",
+        accuracy=None if result is None else result.accuracy,
+        details=details,
+    )
+
+
+def _widths(spec: PruneSpec, bench: Bench) -> tuple[Width, ...]:
+    """Of all prunable groups, whether they lose channels or not."""
+    chosen = {group.name for group in choose_groups(bench.groups, spec.groups)}
+    return tuple(
+        Width(
+            group.name, group.size,
+            sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) if group.name in chosen else group.size,
+        )
+        for group in bench.groups
+        if group.reason is None
+    )  # fmt: skip
+
+
+def _real(bench: Bench) -> Tensor | None:
+    if bench.data is None:
+        return None
+    return normalise(bench.data.images[:_REAL].cpu(), bench.card.mean, bench.card.std)

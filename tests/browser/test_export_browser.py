@@ -1,0 +1,46 @@
+import io
+import json
+import re
+import zipfile
+
+from dashboard import no_exception, shows, wait_for
+
+
+def test_a_network_is_made_timed_written_and_downloaded(page, address):
+    page.goto(f"{address}/export?model=digits-mlp&export_limit=500&formats=safetensors&formats=onnx")
+    shows(page, "Take it with you")
+    page.wait_for_timeout(1000)
+    page.get_by_test_id("stMain").get_by_role("button", name="Make the network").click()
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels stay")
+    page.get_by_role("button", name="Compute the rest").click()
+    page.get_by_role("button", name="All computed").wait_for(timeout=240_000)
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"one forward pass, (ms|µs|s)")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="All in one archive").click()
+    assert download.value.suggested_filename == "digits-mlp-fusion-30.zip"
+    packed = zipfile.ZipFile(io.BytesIO(download.value.path().read_bytes()))
+    assert {"model.safetensors", "model.json", "model.onnx", "report.html", "spec.json"} <= set(packed.namelist())
+    assert json.loads(packed.read("spec.json"))["model"] == "digits-mlp"
+    page.reload()
+    page.get_by_role("button", name="All computed").wait_for()
+    page.set_content(packed.read("report.html").decode())
+    page.locator(".js-plotly-plot .gtitle").first.wait_for()
+    assert re.search(r"of \d+ channels stay", page.locator(".js-plotly-plot").first.text_content())
+
+
+def test_dark_and_narrow_nothing_is_wider_than_the_page(browser, address):
+    context = browser.new_context(color_scheme="dark", viewport={"width": 900, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(f"{address}/export?model=digits-mlp")
+    shows(page, "Take it with you")
+    page.wait_for_timeout(1000)
+    page.get_by_test_id("stMain").get_by_role("button", name="Make the network").click()
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels stay")
+    page.wait_for_timeout(1500)
+    wide = page.evaluate(
+        "() => {const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth - m.clientWidth}"
+    )
+    no_exception(page)
+    context.close()
+    assert wide <= 1
