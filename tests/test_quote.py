@@ -25,6 +25,7 @@ BASES = {
     "all images": {"limit": None},
     "some images": {"limit": 7, "seed": 12345678901},
     "bias": {"bias": True},
+    "widths": {"round_to": 8},
     "other data": {"model": "cifar10-resnet20", "dataset": "cifar10", "weights": "random"},
     "squared cost": {"p": 2},
     "cost in between": {"p": 1.5},
