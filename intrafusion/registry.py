@@ -20,7 +20,7 @@ class Entry:
     paper: str
     needs: str  # "nothing", "images" or "labels"
     fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
-    transports: bool = False  # of a merge: whether it asks where channels move, not only which stay
+    transports: bool = True  # of a merge: whether it asks where channels move, not only which stay
     knobs: tuple[str, ...] = ()  # of a trainer: the fields of its spec that it reads, beyond those that all read
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ class Registry(dict[str, Entry]):
         paper: str = "",
         needs: str = "nothing",
         fit: Callable[..., None] | None = None,
-        transports: bool = False,
+        transports: bool = True,
         knobs: tuple[str, ...] = (),
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a function under `name`."""

@@ -15,15 +15,19 @@ from intrafusion.registry import MERGES
 from intrafusion.transport import TransportPlan, selection
 
 
-@MERGES.register("drop", "delete the less important channels and keep the others as they are", "Li et al., ICLR 2017")
+@MERGES.register(
+    "drop",
+    "delete the less important channels and keep the others as they are",
+    "Li et al., ICLR 2017",
+    transports=False,
+)
 def drop(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return apply(model, group, selection(plan.kept, group.size), plan.kept)
 
 
 @MERGES.register(
-    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024",
-    transports=True,
-)  # fmt: skip
+    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024"
+)
 def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return apply(model, group, plan.matrix, plan.kept)
 

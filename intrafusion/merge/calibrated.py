@@ -44,5 +44,5 @@ _WAYS = {
     "refit-all": (refit_all, "refit, and so are all layers from the first that lost channels to the last"),
 }
 for _name, (_fit, _summary) in _WAYS.items():
-    MERGES.register(_name, f"dropped, then {_summary}", "ours", "images", fit=_fit)(drop)
-    MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", "ours", "images", fit=_fit, transports=True)(fusion)
+    MERGES.register(_name, f"dropped, then {_summary}", "ours", "images", fit=_fit, transports=False)(drop)
+    MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", "ours", "images", fit=_fit)(fusion)

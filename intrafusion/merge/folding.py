@@ -18,20 +18,23 @@ _PAPER = "Wang et al., ICLR 2025"
 
 
 @MERGES.register(
-    "fold", "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)", _PAPER
-)
+    "fold", "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)", _PAPER,
+    transports=False,
+)  # fmt: skip
 def fold_ar(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return _fold(model, group, plan, repair=True)
 
 
-@MERGES.register("fold-naive", "k-means clusters become one channel; scales and statistics are averaged", _PAPER)
+@MERGES.register(
+    "fold-naive", "k-means clusters become one channel; scales and statistics are averaged", _PAPER, transports=False
+)
 def fold_naive(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return _fold(model, group, plan, repair=False)
 
 
 MERGES.register(
     "fold-r", "folded naively; then every BatchNorm's statistics are measured again on images (fold-R)", _PAPER, "images",
-    fit=reset_norms,
+    fit=reset_norms, transports=False,
 )(fold_naive)  # fmt: skip
 
 

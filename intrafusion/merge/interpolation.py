@@ -16,6 +16,7 @@ from intrafusion.transport import TransportPlan
     "interpolation",
     "fewer channels, evenly spread, each interpolated between its neighbours; for weights trained to be smooth",
     "Runkel et al., arXiv 2505.24469",
+    transports=False,
 )
 def interpolate(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     T = torch.zeros_like(plan.matrix)
