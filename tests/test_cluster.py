@@ -238,7 +238,7 @@ class TestStopping:
                     list(looks)
             else:
                 looks.close()
-        assert time.perf_counter() - start < cluster._LEAVE
+        assert time.perf_counter() - start < 12 * cluster._LEAVE  # a busy machine is slow; who waits, waits for ever
         assert idle()
         with Store(tmp_path / "s.sqlite") as other:
             assert all(other.claim(spec, origin(spec, bench)) for spec in SPECS[2:])
