@@ -1,5 +1,4 @@
-"""`python -m intrafusion models | data | methods | groups | scores | plan | curve | sweep | studies | landscape | train | lab`
-and `own`.
+"""The command line: `python -m intrafusion --help` lists the commands, each `COMMAND --help` its flags.
 
 Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line.
 """
@@ -21,6 +20,7 @@ from intrafusion.data import DATASETS, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
+from intrafusion.precision import PRECISIONS
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import HELP, add_spec_flags, reading, show, spec_of
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, default=ASSETS, help="folder for NAME.safetensors and NAME.json")
     train.add_argument("--epochs", type=int, help="instead of the recipe's")
     train.add_argument("--seed", type=int, help="instead of the recipe's")
+    train.add_argument("--precision", choices=PRECISIONS, help=HELP["precision"])
     train.set_defaults(command=_train)
 
     lab = add_lab(commands)
@@ -208,7 +209,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.model not in ARCHITECTURES:
         raise IntrafusionError(f"unknown model {args.model!r}: see `models`")
     dataset = ARCHITECTURES[args.model].card.dataset
-    changes = {key: value for key in ("epochs", "seed") if (value := getattr(args, key)) is not None}
+    changes = {key: value for key in ("epochs", "seed", "precision") if (value := getattr(args, key)) is not None}
     flags = "".join(f" --{key} {value}" for key, value in changes.items())
     command = f"python -m intrafusion train {args.model}{' --data-path DATA' if args.data_path else ''}{flags}"
     train_data, test_data = (load_data(dataset, split, args.data_path) for split in ("train", "test"))

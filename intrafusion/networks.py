@@ -61,20 +61,20 @@ class Vgg(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Parameter-free shortcut, option A of He et al. 2016: every second pixel, and zero channels on both sides.
+    """Parameter-free shortcut, option A of He et al. 2016: every `stride`th pixel, and zero channels on both sides.
 
     `channels` are the input's, `before` and `after` count the zero channels around them; pruning changes all three.
     """
 
-    def __init__(self, channels: int, before: int, after: int):
+    def __init__(self, channels: int, before: int, after: int, stride: int = 2):
         super().__init__()
-        self.channels, self.before, self.after = channels, before, after
+        self.channels, self.before, self.after, self.stride = channels, before, after, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, before={self.before}, after={self.after}"
+        return f"{self.channels}, before={self.before}, after={self.after}, stride={self.stride}"
 
 
 class BasicBlock(nn.Module):

@@ -21,7 +21,7 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # what a layer i
     "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps")),
     "BatchNorm2d": (nn.BatchNorm2d, ("num_features", "eps")),
     "Identity": (nn.Identity, ()),
-    "PadShortcut": (PadShortcut, ("channels", "before", "after")),
+    "PadShortcut": (PadShortcut, ("channels", "before", "after", "stride")),
 }
 _RESIZED = "Resized"  # of any other kind: the architecture's own layer, with other numbers and shapes
 _MOST = 1 << 16  # of any size of a layer

@@ -94,7 +94,8 @@ class Graph:
                 part = self._part(name, items)
             except (IndexError, ValueError, TypeError, AttributeError) as error:
                 axes = {(name, "out"): {i: {i} for i in range(size)}}
-                part = _Part(name, axes, f"its coupling cannot be traced ({one_line(error)})")
+                told = "a reshape reorders them" if isinstance(error, IndexError) else one_line(error)
+                part = _Part(name, axes, f"its coupling cannot be traced ({told})")
             covered |= {axis for axis, side in part.axes if side == "out"}
             yield part
 
@@ -145,6 +146,9 @@ class Graph:
             if module in self.name_of and isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
                 channelwise = isinstance(module, _BatchNorm) or _is_depthwise(module)
                 side = "both" if channelwise else "out" if is_out else "in"
+                width = _width(module, side)
+                if item.idxs and max(item.idxs) >= width:
+                    raise ValueError(f"it would reach {self.name_of[module]}, whose {width} channels are fewer")
                 for position, channel in zip(item.idxs, item.root_idxs, strict=True):
                     axes[self.name_of[module], side][position].add(channel)
         return _Part(root, {axis: dict(rows) for axis, rows in axes.items()}, reason)
@@ -225,6 +229,17 @@ def _follow_shuffles() -> None:
             rule(graph, node)
 
     index_mapping.update_reshape_index_mapping = tolerant
+
+
+def _width(module: nn.Module, side: str) -> int:
+    """How many channels a layer reads, or writes."""
+    if isinstance(module, PadShortcut):
+        return module.channels + (0 if side == "in" else module.before + module.after)
+    if isinstance(module, nn.Linear):
+        return module.in_features if side == "in" else module.out_features
+    if isinstance(module, _ConvNd):
+        return module.in_channels if side == "in" else module.out_channels
+    return module.num_features  # type: ignore[return-value]
 
 
 def _is_depthwise(module: nn.Module) -> bool:

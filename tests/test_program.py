@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 import intrafusion as itf
 from intrafusion import zoo
@@ -90,22 +91,34 @@ def test_logits_are_the_networks(tmp_path, random_weights, same_logits, name, co
 
 
 @pytest.mark.parametrize(
-    ("name", "core"), [*((name, False) for name in NETWORKS), ("mlp", True), ("vgg", True), ("resnet-projection", True)]
+    ("name", "core"),
+    [
+        *((name, False) for name in NETWORKS),
+        *((name, True) for name in ("mlp", "vgg", "resnet-projection", "resnet-pad")),
+    ],
 )
 def test_every_kind_of_coupling_is_found_again(tmp_path, networks, name, core):
     one = networks(name)
     program = opened(tmp_path, one.model, tuple(one.example.shape[1:]), core=core)
     torch.testing.assert_close(program(one.images), one.logits, rtol=1e-5, atol=1e-5 * float(one.logits.abs().max()))
     found = {group.name: group for group in itf.find_groups(program, one.example)}
-    padded = (
-        {"conv1"} if name == "resnet-pad" else set()
-    )  # the shortcut is no layer there: its stream is listed, not pruned
     for group in one.groups:
         again = found[group.name]
-        assert again.size == group.size or group.name in padded
-        assert (again.reason is None) == (group.reason is None) or group.name in padded
+        assert again.size == group.size
+        assert (again.reason is None) == (group.reason is None)
     keys = set(one.model.state_dict())
     assert set(program.state_dict()) == {key for key in keys if not key.startswith("head.") or "head.weight" in keys}
+
+
+def test_a_transformers_hidden_channels_are_found_again(tmp_path):
+    model = VisionTransformer(8, 4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=3).eval()
+    program = opened(tmp_path, model, (3, 8, 8))
+    found = {group.name: group.reason for group in itf.find_groups(program, torch.zeros(1, 3, 8, 8))}
+    assert {name for name, reason in found.items() if reason is None} == {
+        "encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_1.mlp.0",
+    }  # fmt: skip
+    attention = found["encoder.layers.encoder_layer_0.self_attention"]
+    assert "would reach encoder.layers.encoder_layer_0.self_attention.out_proj" in attention
 
 
 def test_a_batch_of_one_size_is_enough_where_the_network_does_not_write_it_out(tmp_path):

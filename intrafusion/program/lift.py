@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.networks import PadShortcut
 from intrafusion.program.archive import Written
 from intrafusion.program.network import Program, Step, Value, Weight
 from intrafusion.program.operators import CHECKS, VIEWS, look_up, plain, split_target
@@ -214,6 +215,8 @@ class _Lift:
             return self._linear(read, turned, bias) if turned else None
         if name in ("batch_norm", "_native_batch_norm_legit_no_training"):
             return self._norm(name, args)
+        if name in ("pad", "constant_pad_nd"):
+            return self._channel_pad(args)
         return None
 
     def _convolution(self, name: str, overload: str, args: list[Any]) -> tuple[str, Any] | None:
@@ -256,6 +259,19 @@ class _Lift:
         return self._child(
             kind, (len(self.tensors[mean.path]), float(eps), float(momentum), weight is not None), tensors, read
         )
+
+    def _channel_pad(self, args: list[Any]) -> tuple[str, Any] | None:
+        """Zero channels around an image's, which pruning has to count."""
+        read, around, *rest = args
+        sizes = self._sizes(read.name) if isinstance(read, Value) else []
+        if len(sizes) != 4 or type(sizes[1]) is not int or any(one not in ("constant", 0, None) for one in rest):
+            return None
+        if len(around) != 6 or any(around[:4]) or not all(type(one) is int and one >= 0 for one in around[4:]):
+            return None
+        path = f"zeros_{len(self.layers)}"
+        before, after = around[4:]
+        self.layers[path] = PadShortcut(sizes[1], before, after, stride=1)
+        return path, read
 
     def _are_weights(self, first: Any, second: Any) -> bool:
         """Whether the first is a float32 weight, and the second one, too, or nothing."""

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.pace import checkpoint, stoppable
-from intrafusion.precision import has_bf16
+from intrafusion.precision import PRECISIONS, has_bf16
 from intrafusion.train.state import load, save
 
 _log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Recipe:
 
     warmup: share of the steps after which "one-cycle" reaches the peak.
     patience: looks at held-out images without a smaller loss after which training ends; None: it does not end early.
+    precision: "exact" (fp32) or "fast" (bf16 autocast) on a CPU; CUDA devices that have bf16 use it always.
     """
 
     epochs: float
@@ -68,9 +69,11 @@ class Recipe:
     seed: int = 0
     patience: int | None = None
     schedule: str = "one-cycle"
+    precision: str = "exact"
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        check_choice("precision", self.precision, PRECISIONS)
 
     def steps(self, count: int) -> int:
         """Optimiser steps on `count` images."""
@@ -127,7 +130,7 @@ def train(
     settle: what is done to the model before each moment, where training leaves it unfit for use.
     looks: how many moments; None: one an epoch. keep: a file in which a run that is stopped, in whatever way, leaves its
     state, and from which the same run goes on as if it had not been; it is gone when the run is complete.
-    Deterministic for a seed, thread count and machine. bf16 autocast on CUDA. The model is left in eval mode.
+    Deterministic for a seed, thread count and machine. The model is left in eval mode.
     Raises Diverged when the loss is no longer a number, IntrafusionError when `keep` cannot be written or is another run's.
     """
     optimiser = optimiser or _sgd(list(model.parameters()) if parameters is None else parameters, recipe)
@@ -160,7 +163,7 @@ class _Run:
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds, self.waited = 0, 0.0, 0
         device = data.labels.device
-        self.low = device.type == "cuda" and has_bf16(device)
+        self.low = has_bf16(device) and (device.type == "cuda" or recipe.precision == "fast")
         self.drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
         self.sums = torch.zeros(3, device=data.labels.device)  # loss, right answers, images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None

@@ -14,6 +14,7 @@ from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import evaluate
 from intrafusion.places import ASSETS
+from intrafusion.precision import check_bf16
 from intrafusion.train.augment import shift_and_flip, wobble
 from intrafusion.train.loop import Moment, Recipe, train
 from intrafusion.zoo import load_model
@@ -23,6 +24,7 @@ RECIPES = {
     "digits-vgg": Recipe(epochs=40, augment=wobble, lr=0.1, batch=64),
     "digits-resnet": Recipe(epochs=60, augment=wobble, lr=0.1, batch=64),
     "cifar10-resnet20": Recipe(epochs=30, augment=shift_and_flip),
+    "cifar10-vgg-slim": Recipe(epochs=40, augment=shift_and_flip),
 }
 
 
@@ -33,12 +35,12 @@ def make(
     command: str,
     out: Path = ASSETS,
     report: Callable[[Moment], None] = lambda moment: None,
-    **changes: int | float,
+    **changes: float | str,
 ) -> ModelCard:
     """Train `name` by its recipe (with `changes` to it) and write NAME.safetensors and NAME.json into `out`.
 
     The test images choose nothing: the last epoch is kept, and they are looked at once. Returns the card.
-    Raises IntrafusionError when there is no recipe of that name or `out` cannot be written.
+    Raises IntrafusionError when there is no recipe of that name, precision "fast" would not be, or `out` cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -48,6 +50,8 @@ def make(
     recipe = replace(RECIPES[name], **changes)  # type: ignore[arg-type]
     if recipe.epochs < 1 or not 0 <= recipe.seed < 2**63:
         raise IntrafusionError(f"epochs must be at least 1 and seed from 0, not {recipe.epochs} and {recipe.seed}")
+    if recipe.precision == "fast":
+        check_bf16(train_data.labels.device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,10 +1,11 @@
 """Which classifiers can be pruned: the rows of assets/architectures.csv, each measured in a process of its own.
 
-python tests/benchmarks/architectures.py [NAME ...]: all of torchvision's, or those named, as imagenet/resnet18 or
-timm/resnet18d; weights drawn at random. Rows that are there already stay, unless they are named. A row: parameters, groups
-found, how many of them can be pruned and what share of all parameters their layers hold, whether dropping and fusing 30 % of
-them gave finite logits of the right shape, and the most frequent reasons why groups cannot be pruned. Where comparing all
-channels would take longer than a minute or so, only the groups that are cheapest to compare are fused: "fused" says how many.
+python tests/benchmarks/architectures.py [NAME ...]: all of torchvision's and a few of timm's, or those named, as
+imagenet/resnet18 or timm/resnet18d; weights drawn at random. Rows that are there already stay, unless they are named.
+A row: parameters, groups found, how many of them can be pruned and what share of all parameters their layers hold, whether
+dropping and fusing 30 % of them gave finite logits of the right shape, and the most frequent reasons why groups cannot be
+pruned. Where comparing all channels would take longer than half a minute or so, only the groups that are cheapest to compare
+are fused: "fused" says how many.
 """
 
 import csv
@@ -23,8 +24,14 @@ from intrafusion.channels import Group
 from intrafusion.zoo import imagenet
 
 TABLE = Path(__file__).parents[2] / "assets" / "architectures.csv"
-_WORK = 1e11  # differences of two numbers, in the comparison of channels
+_WORK = 2e10  # differences of two numbers, in the comparison of channels
 _PATIENCE = 1200  # seconds for a row
+_TIMM = (
+    "resnet18d", "resnetv2_50", "res2net50_26w_4s", "repvgg_a0", "vgg11_bn", "densenet121", "regnetx_002", "dla34",
+    "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_050", "mobilenetv4_conv_small", "ghostnet_100",
+    "hardcorenas_a", "convnext_atto", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224",
+    "resmlp_12_224", "swin_tiny_patch4_window7_224",
+)  # fmt: skip
 
 
 def row(name: str) -> dict[str, object]:
@@ -122,7 +129,8 @@ def measured(name: str) -> dict[str, object]:
 
 def main(names: list[str]) -> None:
     known = {found["name"]: found for found in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
-    for name in names or [name for name in imagenet.names() if name not in known]:
+    every = [*imagenet.names(), *(f"timm/{name}" for name in _TIMM)]
+    for name in names or [name for name in every if name not in known]:
         known[name] = measured(name)
         print(known[name], flush=True)
         columns = ["name", "params", "groups", "prunable", "share", "drop", "fusion", "fused", "why not"]
