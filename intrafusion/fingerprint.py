@@ -7,6 +7,8 @@ from torch import nn
 from intrafusion.cards import card_of
 from intrafusion.data import ImageData
 
+_PART = 1024  # images at once, as a large data set lies in a mapped file
+
 
 def of_model(model: nn.Module) -> str:
     """SHA-256 (hex) of a network's layers, their numbers, the normalisation of its input, and `model.code` where it has one."""
@@ -35,6 +37,6 @@ def of_images(*choices: ImageData) -> str:
     digest = hashlib.sha256()
     for data in choices:
         digest.update(f"{tuple(data.images.shape)}".encode())
-        for tensor in (data.images, data.labels):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        for part in (*data.images.split(_PART), data.labels):
+            digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()

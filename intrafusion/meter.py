@@ -1,6 +1,6 @@
 """Which images a pruned network gets right, measured fast: unchanged layers are not run again, doubts alone cost fp32.
 
-Images lie on the device in an order of which every beginning is a fair sample. What the dense network makes of them in
+Images are taken in an order of which every beginning is a fair sample. What the dense network makes of them in
 front of the first changed layer is kept, within a bound, for all networks that are changed there.
 
 With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screen`.
@@ -55,15 +55,15 @@ class Meter:
         card = card_for(model, data)
         self.model = self._exact = model
         self.card, self.precision, self.memory = card, precision, memory
-        order = stratified(data.labels.cpu(), seed).to(data.labels.device)
-        self.images, self.labels = data.images[order], data.labels[order]
+        self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
+        self.labels = data.labels[self.order]
         self._cuts = trace(model)
         self._plain = _Front((), lambda network, images: (network(images),), True)  # where nothing can be cut
         self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
         self._dense = torch.zeros(0, dtype=torch.bool)
         if precision == "fast":
-            check_bf16(self.images.device)
+            check_bf16(self.labels.device)
             self.model = low(model)
         self.batch = batch or self._probe(self.model)
         self._cheap = self._screening_twin() if precision == "exact" else None
@@ -199,7 +199,7 @@ class Meter:
 
     def _input(self, start: int, stop: int) -> Tensor:
         """Some images as the network wants them: (B, C, H, W), channels last."""
-        images = normalise(self.images[start:stop], self.card.mean, self.card.std)
+        images = normalise(self.data.images[self.order[start:stop]], self.card.mean, self.card.std)
         return images.to(self._dtype, memory_format=torch.channels_last)
 
     @property
@@ -208,7 +208,7 @@ class Meter:
 
     def _probe(self, network: nn.Module) -> int:
         """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
-        began, most = time.perf_counter(), min(len(self), _LARGEST[self.images.device.type])
+        began, most = time.perf_counter(), min(len(self), _LARGEST[self.labels.device.type])
         size = min(64, most)
         seconds = self._seconds(network, size)
         while seconds > _PATIENCE and size > 1:
@@ -223,7 +223,7 @@ class Meter:
 
     def _screening_twin(self) -> nn.Module | None:
         """The dense network in bf16, where looking at everything in bf16 first saves time."""
-        device = self.images.device
+        device = self.labels.device
         if device.type != "cpu" or not has_bf16(device) or self._dtype != torch.float32:
             return None
         cheap = low(self.model)

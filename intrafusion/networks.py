@@ -74,7 +74,8 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, before={self.before}, after={self.after}, stride={self.stride}"
+        stride = f", stride={self.stride}" if self.stride != 2 else ""
+        return f"{self.channels}, before={self.before}, after={self.after}{stride}"
 
 
 class BasicBlock(nn.Module):
