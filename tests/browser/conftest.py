@@ -37,3 +37,13 @@ def page(browser):
     opened.set_default_timeout(60_000)
     yield opened
     opened.close()
+
+
+@pytest.fixture(params=[900])
+def dark(browser, request):
+    """A page in the dark theme, as wide as the parameter says."""
+    context = browser.new_context(color_scheme="dark", viewport={"width": request.param, "height": 1000})
+    opened = context.new_page()
+    opened.set_default_timeout(60_000)
+    yield opened
+    context.close()

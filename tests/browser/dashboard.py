@@ -79,6 +79,18 @@ def no_exception(page: Any) -> None:
     assert page.locator('[data-testid="stAlert"]').count() == 0
 
 
+def fits(page: Any) -> None:
+    """Nothing is wider than the page."""
+    main = "document.querySelector('[data-testid=stMain]')"
+    assert page.evaluate(f"{main}.scrollWidth - {main}.clientWidth") <= 1
+
+
+def is_dark(page: Any) -> None:
+    """Figures write in light ink."""
+    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
+    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
+
+
 def wait_for(page: Any, selector: str, pattern: str) -> None:
     """Wait until some element's text matches a JavaScript pattern."""
     found = "([selector, pattern]) => [...document.querySelectorAll(selector)].some(e => RegExp(pattern).test(e.textContent))"

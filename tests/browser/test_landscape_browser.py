@@ -1,6 +1,4 @@
-import re
-
-from dashboard import no_exception, shows, wait_for
+from dashboard import fits, is_dark, no_exception, shows, wait_for
 
 QUICK = "landscape_limit=100&landscape_size=9&path_training=1000&path_epochs=2"
 CONTOUR = "() => [...document.querySelectorAll('.js-plotly-plot')].some(p => p.data.some(d => d.type === 'contour'))"
@@ -44,19 +42,11 @@ def test_a_long_plane_grows_and_can_be_cancelled(page, address):
     no_exception(page)
 
 
-def test_dark_and_narrow_nothing_is_wider_than_the_page(browser, address):
-    context = browser.new_context(color_scheme="dark", viewport={"width": 900, "height": 1000})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(f"{address}/landscape?model=digits-mlp&{QUICK}")
-    shows(page, "Take it with you")
-    compute(page)
-    page.get_by_role("button", name="All computed").wait_for(timeout=240_000)
-    page.wait_for_timeout(1500)
-    wide = page.evaluate(
-        "() => {const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth - m.clientWidth}"
-    )
-    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
-    context.close()
-    assert wide <= 1
-    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
+def test_dark_and_narrow_nothing_is_wider_than_the_page(dark, address):
+    dark.goto(f"{address}/landscape?model=digits-mlp&{QUICK}")
+    shows(dark, "Take it with you")
+    compute(dark)
+    dark.get_by_role("button", name="All computed").wait_for(timeout=240_000)
+    dark.wait_for_timeout(1500)
+    fits(dark)
+    is_dark(dark)

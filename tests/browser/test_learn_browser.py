@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from dashboard import shows, wait_for
+from dashboard import fits, is_dark, shows, wait_for
 
 
 @pytest.fixture
@@ -80,17 +80,10 @@ def test_a_step_leads_to_a_real_layer(page):
     assert "/importance" in page.url
 
 
-@pytest.mark.parametrize("width", [900, 1400])
-def test_nothing_is_wider_than_the_page(browser, address, width):
-    context = browser.new_context(color_scheme="dark", viewport={"width": width, "height": 1000})
-    page = context.new_page()
-    page.goto(f"{address}/learn")
-    page.get_by_text("Take it with you").wait_for(timeout=60_000)
-    page.locator(".js-plotly-plot .gtitle").nth(10).wait_for(timeout=60_000)
-    wide = page.evaluate(
-        "() => {const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth - m.clientWidth}"
-    )
-    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
-    context.close()
-    assert wide <= 1
-    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
+@pytest.mark.parametrize("dark", [900, 1400], indirect=True)
+def test_nothing_is_wider_than_the_page(dark, address):
+    dark.goto(f"{address}/learn")
+    dark.get_by_text("Take it with you").wait_for(timeout=60_000)
+    dark.locator(".js-plotly-plot .gtitle").nth(10).wait_for(timeout=60_000)
+    fits(dark)
+    is_dark(dark)

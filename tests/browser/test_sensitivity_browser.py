@@ -1,7 +1,5 @@
-import re
-
 import pytest
-from dashboard import no_exception, shows, wait_for
+from dashboard import fits, is_dark, no_exception, shows, wait_for
 
 LONG = "model=digits-resnet&study_limit=500&" + "&".join(f"study_sparsities={p}" for p in range(5, 100, 5))
 
@@ -90,21 +88,13 @@ def test_two_readers_study_two_networks_at_once(browser, address):
         reader.close()
 
 
-@pytest.mark.parametrize("width", [900, 1400])
-def test_nothing_is_wider_than_the_page(browser, address, width):
-    context = browser.new_context(color_scheme="dark", viewport={"width": width, "height": 1000})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(f"{address}/sensitivity?model=digits-mlp")
-    shows(page, "16 of 16 points on 597 images: done")
-    shows(page, "Take it with you")
+@pytest.mark.parametrize("dark", [900, 1400], indirect=True)
+def test_nothing_is_wider_than_the_page(dark, address):
+    dark.goto(f"{address}/sensitivity?model=digits-mlp")
+    shows(dark, "16 of 16 points on 597 images: done")
+    shows(dark, "Take it with you")
     for name in ("How it runs", "Transport knobs", "The numbers"):
-        page.get_by_text(name, exact=True).click()
-    page.wait_for_timeout(1000)
-    wide = page.evaluate(
-        "() => {const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth - m.clientWidth}"
-    )
-    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
-    context.close()
-    assert wide <= 1
-    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
+        dark.get_by_text(name, exact=True).click()
+    dark.wait_for_timeout(1000)
+    fits(dark)
+    is_dark(dark)

@@ -1,9 +1,13 @@
-"""Opens a page of the dashboard without a browser, and reads its words."""
+"""Opens a page of the dashboard without a browser, presses its buttons, and reads its words."""
 
+import time
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
+from intrafusion.jobs import Jobs
+
+PATIENCE = 240  # seconds, on a busy machine
 APP = str(Path(__file__).parents[2] / "app.py")
 
 
@@ -14,6 +18,23 @@ def open_page(page: str, **query: str) -> AppTest:
     app.run()
     if page != "overview":
         app.switch_page(f"pages/{page}.py").run()
+    return app
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(button for button in app.main.button if button.label == label).click().run()
+    assert not app.exception
+    return app
+
+
+def finished(app: AppTest, jobs: Jobs) -> AppTest:
+    """The page once all jobs have ended."""
+    deadline = time.monotonic() + PATIENCE
+    while jobs.queue():
+        assert time.monotonic() < deadline, [job.title for job in jobs.queue()]
+        time.sleep(0.2)
+    app.run()
+    assert not app.exception
     return app
 
 

@@ -4,12 +4,11 @@ import io
 import json
 import re
 import shlex
-import time
 import zipfile
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from opening import open_page, text
+from opening import finished, open_page, press, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
@@ -20,7 +19,6 @@ from pages.common import export_parts
 
 pytestmark = pytest.mark.usefixtures("jobs")
 QUICK = {"model": "digits-mlp", "export_limit": "500"}
-PATIENCE = 240
 
 
 def open_export(**query) -> AppTest:
@@ -29,15 +27,8 @@ def open_export(**query) -> AppTest:
     return app
 
 
-def press(app: AppTest, label: str, jobs: Jobs) -> AppTest:
-    next(button for button in app.main.button if button.label == label).click().run()
-    deadline = time.monotonic() + PATIENCE
-    while jobs.queue():
-        assert time.monotonic() < deadline, [job.title for job in jobs.queue()]
-        time.sleep(0.2)
-    app.run()
-    assert not app.exception
-    return app
+def made(app: AppTest, jobs: Jobs) -> AppTest:
+    return finished(press(app, "Make the network"), jobs)
 
 
 def rows(app: AppTest, which: int) -> dict[str, list[str]]:
@@ -53,7 +44,7 @@ def test_nothing_is_computed_before_it_is_asked(jobs):
 
 
 def test_the_network_is_that_of_the_controls(jobs):
-    app = press(open_export(sparsity="50", round_to="8", export_merge="drop"), "Make the network", jobs)
+    app = made(open_export(sparsity="50", round_to="8", export_merge="drop"), jobs)
     model = itf.load_model("digits-mlp")
     small = itf.prune(model, model.card.example(), 0.5, merge="drop", round_to=8)
     shown = rows(app, 0)
@@ -64,7 +55,7 @@ def test_the_network_is_that_of_the_controls(jobs):
 
 
 def test_files_are_verified_and_offered_and_speed_is_told(jobs, capsys):
-    app = press(press(open_export(), "Make the network", jobs), "Compute the rest", jobs)
+    app = finished(press(made(open_export(), jobs), "Compute the rest"), jobs)
     shown = rows(app, 2)
     assert list(shown) == list(FORMATS)
     assert all(float(cells[2]) <= 1e-4 for cells in shown.values())
@@ -105,7 +96,7 @@ def _making():
 
 
 def test_a_network_can_be_kept(jobs):
-    app = press(open_export(), "Make the network", jobs)
+    app = made(open_export(), jobs)
     next(field for field in app.text_input if field.label.startswith("Keep")).set_value("slim")
     next(button for button in app.button if button.label == "Keep").click().run()
     assert "kept/slim" in app.success[0].value
@@ -114,7 +105,7 @@ def test_a_network_can_be_kept(jobs):
 
 def test_the_command_line_makes_the_same(jobs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    app = press(open_export(sparsity="40"), "Make the network", jobs)
+    app = made(open_export(sparsity="40"), jobs)
     line = next(code.value for code in app.code if code.value.startswith("python -m intrafusion prune"))
     assert cli.main([*shlex.split(line)[3:], "--formats", "safetensors", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -157,5 +148,5 @@ def test_without_images_the_network_can_be_made(jobs):
     app = open_page("export", model="cifar10-resnet20", weights="random", export_merge="drop")
     assert not app.exception
     assert "its accuracy is not measured" in text(app)
-    app = press(app, "Make the network", jobs)
+    app = made(app, jobs)
     assert "accuracy" not in rows(app, 0)

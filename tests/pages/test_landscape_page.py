@@ -7,12 +7,11 @@ import time
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from opening import open_page, text
+from opening import PATIENCE, finished, open_page, press, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
 from intrafusion import cli
-from intrafusion.jobs import Jobs
 from intrafusion.solutions import MERGED
 
 pytestmark = pytest.mark.usefixtures("jobs")
@@ -24,27 +23,10 @@ QUICK = {
     "path_training": "1000",
     "path_epochs": "1",
 }
-PATIENCE = 120
 
 
 def open_landscape(**query) -> AppTest:
     app = open_page("landscape", **(QUICK | query))
-    assert not app.exception
-    return app
-
-
-def press(app: AppTest, label: str) -> AppTest:
-    next(button for button in app.main.button if button.label == label).click().run()
-    assert not app.exception
-    return app
-
-
-def finished(app: AppTest, jobs: Jobs) -> AppTest:
-    deadline = time.monotonic() + PATIENCE
-    while jobs.queue():
-        assert time.monotonic() < deadline, [job.title for job in jobs.queue()]
-        time.sleep(0.2)
-    app.run()
     assert not app.exception
     return app
 
