@@ -72,8 +72,27 @@ def _verified(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Gro
     prunable = [group for group in groups if group.reason is None]
     if _failure(model, inputs, before, prunable) is None:
         return groups
-    found = {group.name: _failure(model, inputs, before, [group]) for group in prunable}
+    found = _failures(*_in_double(model, inputs, before), prunable)
     return [replace(group, reason=group.reason or found.get(group.name)) for group in groups]
+
+
+def _in_double(model: nn.Module, inputs: Tensor, before: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    """The same in float64, as float32's errors can pass for another answer; as it is where its code is for float32."""
+    try:
+        twin, exact = copy.deepcopy(model).double(), inputs.double()
+        with torch.inference_mode():
+            return twin, exact, twin(exact)
+    except Exception:  # a user's forward can fail in any way
+        return model, inputs, before
+
+
+def _failures(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Group]) -> dict[str, str]:
+    """Group -> why it is wrong, for those that are: halves of the groups, and halves of halves that fail."""
+    reason = _failure(model, inputs, before, groups)
+    if reason is None or len(groups) < 2:
+        return {group.name: reason for group in groups if reason}
+    half = len(groups) // 2
+    return _failures(model, inputs, before, groups[:half]) | _failures(model, inputs, before, groups[half:])
 
 
 def _failure(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Group]) -> str | None:

@@ -20,6 +20,8 @@ from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, PRODUCER, Group, La
 from intrafusion.errors import one_line
 from intrafusion.networks import PadShortcut
 
+_POSITIONS = 1 << 18  # of a layer's channels on the flattened axis of another
+
 
 class Graph:
     """Torch-Pruning's graph of one network, with its groups joined where channels are tied and it does not say so."""
@@ -46,7 +48,7 @@ class Graph:
         self.name_of = {module: name for name, module in model.named_modules()}
         self.calls = self._count_calls(example)
         self.graph = tp.DependencyGraph()
-        _follow_shuffles()
+        _tame_reshapes()
         self.graph.build_dependency(model, example, customized_pruners={PadShortcut: PadPruner()}, verbose=False)
 
     def _count_calls(self, example: Tensor) -> dict[str, int]:
@@ -215,20 +217,26 @@ class _Part:
 
 
 @cache
-def _follow_shuffles() -> None:
-    """Keep Torch-Pruning from failing where a reshape splits channels of a network's first layers, as channel shuffles do.
+def _tame_reshapes() -> None:
+    """Keep Torch-Pruning from failing, or going round for ever, where a reshape splits channels, as channel shuffles do.
 
     It then takes the channels to go through in order; where they do not, the group fails the test that all are put to.
     """
     from torch_pruning.dependency import index_mapping
 
-    rule = index_mapping.update_reshape_index_mapping
+    rule, spread = index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__
 
     def tolerant(graph: Any, node: Any) -> None:
         with suppress(ZeroDivisionError):
             rule(graph, node)
 
+    def bounded(self: Any, positions: list) -> list:
+        if not self.reverse and len(positions) * self._stride > _POSITIONS:
+            raise IndexError("reshapes that lead to one another")
+        return spread(self, positions)
+
     index_mapping.update_reshape_index_mapping = tolerant
+    index_mapping._FlattenIndexMapping.__call__ = bounded
 
 
 def _width(module: nn.Module, side: str) -> int:

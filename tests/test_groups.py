@@ -336,6 +336,32 @@ def test_a_shuffle_far_from_the_logits_is_never_prunable(layers):
     assert stem.reason is not None
 
 
+class _Loud(nn.Module):
+    """Values so large that float32 rounds away, in one order or another, some of what tells two images apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(F.relu(self.two(F.relu(self.one(x)))).mean((2, 3)) + 1e5)
+
+
+def test_rounding_is_not_taken_for_mixing(random_weights):
+    groups = itf.find_groups(random_weights(_Loud()), torch.zeros(1, 3, 8, 8))
+    assert [group.reason for group in groups[:2]] == [None, None]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_one_wrong_group_is_told_from_the_right_ones(random_weights, place):
+    layers = [
+        [nn.Conv2d(3 if i == 0 else 6, 6, 1), nn.ReLU(), _Shuffle() if i == place else nn.Identity()] for i in range(5)
+    ]
+    model = nn.Sequential(*(layer for three in layers for layer in three), nn.Flatten(), nn.Linear(6 * 64, 5))
+    groups = itf.find_groups(random_weights(model), torch.zeros(1, 3, 8, 8))
+    assert [group.reason is None for group in groups[:5]] == [i != place for i in range(5)]
+
+
 class _Bad(nn.Module):
     def __init__(self, forward):
         super().__init__()
