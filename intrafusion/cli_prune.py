@@ -58,10 +58,13 @@ def _bench(spec: PruneSpec, args: argparse.Namespace) -> Any:
     from intrafusion.data import load_data
 
     bench = open_model(spec.model, spec.weights, args.device)
-    size = bench.card.input_size[-1]
     try:
         bench.data = load_data(
-            spec.dataset, path=spec.data_path, device=args.device, input_size=size, download=args.download
+            spec.dataset,
+            path=spec.data_path,
+            device=args.device,
+            download=args.download,
+            input_size=bench.card.input_size,
         )
     except IntrafusionError as error:
         if args.data_path or args.dataset or args.download:

@@ -56,8 +56,9 @@ chosen = () if len(formats) == len(FORMATS) else formats
 report = Report(made, written.files, complete, chosen) if made and written else None
 export_parts.show_files(report, written)
 
-with top:
-    working.board((network, speed, files) if made and formats else (network,))
+if made and formats:
+    with top:
+        working.board((network, speed, files))
 export_parts.keeping(made)
 timed = complete is not None
 parts.take_away(

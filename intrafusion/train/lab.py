@@ -119,7 +119,7 @@ def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
     """The training images of a spec. Raises IntrafusionError where only a test split is here."""
     dataset = dataset_of(spec.model)
     check_architecture(spec.model)
-    size = ARCHITECTURES[architecture_of(spec.model)].card.input_size[-1]
+    size = ARCHITECTURES[architecture_of(spec.model)].card.input_size
     data = load_calibration(dataset, spec.data_path, device, spec.training, 0, size)
     if data.split != "train":
         raise IntrafusionError(
@@ -148,7 +148,7 @@ def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabR
     model = model.eval().requires_grad_(False)
     card = replace(task.card, source="trained in the lab", details={"run": spec.to_dict()})
     _with_card(model, card)
-    test = load_data(task.card.dataset, path=spec.data_path, device=device, input_size=task.card.input_size[-1])
+    test = load_data(task.card.dataset, path=spec.data_path, device=device, input_size=task.card.input_size)
     result = evaluate(model, test, None)
     small = without_zeroed(model, task.example)
     dense, ours = (size(one, task.example) for one in (task.network(), small))
