@@ -103,19 +103,14 @@ def _failure(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Grou
         return bool((a - b).abs().max() <= tolerance)
 
     with torch.inference_mode():
-        for turn in (None, 1):
-            permuted = copy.deepcopy(model)
-            for group in groups:
-                _permute(permuted, group, turn)
-            if not same(before, permuted(inputs)):
-                return _MIXED
+        if not all(same(before, _permuted(model, groups, turn)(inputs)) for turn in (None, 1)):
+            return _MIXED
         kept = {group: _half(group) for group in groups}
-        zeroed, cut = copy.deepcopy(model), copy.deepcopy(model)
-        for group, stays in kept.items():
-            _zero(zeroed, group, stays)
+        zeroed = _zeroed(model, kept)(inputs)
         try:
+            cut = copy.deepcopy(model)
             shrink(cut, kept)
-            return None if same(zeroed(inputs), cut(inputs)) else _CHANGED
+            return None if same(zeroed, cut(inputs)) else _CHANGED
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             return f"the network fails once channels are cut away, as where a shape is written out: {one_line(error)}"
 
@@ -124,18 +119,21 @@ def _blocks(group: Group) -> list[Tensor]:
     return [(group.block == block).nonzero()[:, 0] for block in group.block.unique()]
 
 
-def _permute(model: nn.Module, group: Group, turn: int | None) -> None:
-    """Permute the group's channels within their blocks: by chance, or by a turn of so many places."""
-    generator = torch.Generator().manual_seed(0)
-    order = torch.arange(group.size)
-    for members in _blocks(group):
-        order[members] = (
-            members[torch.randperm(len(members), generator=generator)] if turn is None else members.roll(turn)
-        )
-    for layer in group.layers:
-        held = layer.present()
-        for view in layer.views(model).values():
-            view[layer.positions[held].flatten()] = view[layer.positions[order][held].flatten()].clone()
+def _permuted(model: nn.Module, groups: list[Group], turn: int | None) -> nn.Module:
+    """A copy with each group's channels permuted within their blocks: by chance, or by a turn of so many places."""
+    model = copy.deepcopy(model)
+    for group in groups:
+        generator = torch.Generator().manual_seed(0)
+        order = torch.arange(group.size)
+        for members in _blocks(group):
+            order[members] = (
+                members[torch.randperm(len(members), generator=generator)] if turn is None else members.roll(turn)
+            )
+        for layer in group.layers:
+            held = layer.present()
+            for view in layer.views(model).values():
+                view[layer.positions[held].flatten()] = view[layer.positions[order][held].flatten()].clone()
+    return model
 
 
 def _half(group: Group) -> Tensor:
@@ -143,10 +141,14 @@ def _half(group: Group) -> Tensor:
     return torch.cat([members[::2] for members in _blocks(group)]).sort().values
 
 
-def _zero(model: nn.Module, group: Group, stays: Tensor) -> None:
-    gone = torch.ones(group.size, dtype=torch.bool)
-    gone[stays] = False
-    for layer in group.layers:
-        for name, view in layer.views(model).items():
-            if not name.startswith("running"):
-                view[layer.positions[gone & layer.present()].flatten()] = 0
+def _zeroed(model: nn.Module, kept: dict[Group, Tensor]) -> nn.Module:
+    """A copy in which the channels that do not stay are zero."""
+    model = copy.deepcopy(model)
+    for group, stays in kept.items():
+        gone = torch.ones(group.size, dtype=torch.bool)
+        gone[stays] = False
+        for layer in group.layers:
+            for name, view in layer.views(model).items():
+                if not name.startswith("running"):
+                    view[layer.positions[gone & layer.present()].flatten()] = 0
+    return model
