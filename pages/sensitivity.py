@@ -4,7 +4,7 @@ import streamlit as st
 
 from intrafusion import IntrafusionError, PruneSpec, registry
 from intrafusion.figures.curves import curves
-from intrafusion.figures.sensitivity import fragility_bars
+from intrafusion.figures.fragility import fragility_bars
 from intrafusion.importance import needs_images
 from intrafusion.quote import study_snippet, sweep_line
 from intrafusion.sensitivity import alone, fragility, table

@@ -8,15 +8,14 @@ from made_results import DENSE, made_result
 
 from intrafusion.budget import Suggestion
 from intrafusion.evaluate import Size
+from intrafusion.figures.fragility import fragility_bars, suggestion_bars
 from intrafusion.figures.sensitivity import (
     compare_studies,
     difference_heatmap,
-    fragility_bars,
     gain,
     headline,
     sensitivity_heatmap,
     sensitivity_panels,
-    suggestion_bars,
 )
 from intrafusion.figures.theme import DARK, LIGHT, Palette
 from intrafusion.run import Result

@@ -1,7 +1,7 @@
-"""What each group bears: accuracy over groups and sparsities, what fusion gains, which groups are fragile, what to take."""
+"""What each group bears: accuracy over groups and sparsities, and what fusion gains."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,18 +10,15 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from intrafusion.figures.importance import label_width
-from intrafusion.figures.theme import Palette, figure, palette, styled, tint
+from intrafusion.figures.rows import HEAD, SOLID, height, name_rows, points, subtitle
+from intrafusion.figures.theme import Palette, palette, styled, tint
 
 if TYPE_CHECKING:
-    from intrafusion.budget import Suggestion
-    from intrafusion.sensitivity import Cell, Difference, Fragility, Gap, Grid, Matrix
+    from intrafusion.sensitivity import Cell, Difference, Gap, Grid, Matrix
 
 Place = tuple[str, float]  # a group and a sparsity
-_HEAD = 84  # pixels above the cells: the title and two lines of what is in the picture
 _TEXT = 150  # cells up to which each has its number
 _BAR = {"thickness": 10, "len": 0.45}
-_SOLID = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
 _FAINT = "bold where the paired 95 % interval excludes 0, else faint"
 
 
@@ -32,7 +29,7 @@ def sensitivity_heatmap(matrix: "Matrix", selected: Place | None = None, dark: b
     and sparsity, as is `selected`.
     """
     colours = palette(dark)
-    fig = styled(make_subplots(1, 1), headline(matrix), _height(len(matrix.groups)), colours)
+    fig = styled(make_subplots(1, 1), headline(matrix), height(len(matrix.groups)), colours)
     _accuracies(fig, matrix, _top(matrix), 1, colours)
     return _finished(fig, [matrix], "top-1 accuracy, %", selected, colours)
 
@@ -45,7 +42,7 @@ def difference_heatmap(
 ) -> go.Figure:
     """What the first of two keeps more than the second, in each cell on the same images; undecided cells are faint."""
     colours = palette(dark)
-    fig = styled(make_subplots(1, 1), gain(difference, names), _height(len(difference.groups)), colours)
+    fig = styled(make_subplots(1, 1), gain(difference, names), height(len(difference.groups)), colours)
     _differences(fig, difference, names, 1, colours)
     return _finished(fig, [difference], f"{names[0]} − {names[1]}, points", selected, colours, _FAINT)
 
@@ -74,14 +71,14 @@ def sensitivity_panels(
     titles = [names[1], names[0], f"{names[0]} − {names[1]}"]
     fig = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=titles)
     fig.update_annotations(font={"size": 14, "color": colours.dense})
-    styled(fig, gain(difference, names), _height(len(difference.groups)) + 20, colours)
+    styled(fig, gain(difference, names), height(len(difference.groups)) + 20, colours)
     for column, matrix in enumerate(both, 1):
         _accuracies(fig, matrix, max(map(_top, both)), column, colours)
     _differences(fig, difference, names, 3, colours)
     for column in (1, 3):  # three titles would run into each other in a narrow window
         fig.update_xaxes(title="", row=1, col=column)
     words = "top-1 accuracy, %, and its difference, points"
-    return _finished(fig, [*both, difference], words, selected, colours, _FAINT).update_layout(margin_t=_HEAD + 20)
+    return _finished(fig, [*both, difference], words, selected, colours, _FAINT).update_layout(margin_t=HEAD + 20)
 
 
 def headline(matrix: "Matrix") -> str:
@@ -108,87 +105,12 @@ def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) 
     if not sure:
         return f"{first} and {second} cannot be told apart for sure on these images"
     best, worst = max(sure, key=sure.__getitem__), min(sure, key=sure.__getitem__)
-    won = f"{first} gains most in {_where(best)}: {_points(sure[best])} points"
+    won = f"{first} gains most in {_where(best)}: {points(sure[best])} points"
     won = won if sure[best] > 0 else f"{first} gains nowhere for sure"
     if sure[worst] < 0:
-        return f"{won}; it loses most in {_where(worst)}: {_points(sure[worst])}"
+        return f"{won}; it loses most in {_where(worst)}: {points(sure[worst])}"
     least = min(gap.difference for gap in found.values())
     return f"{won}; it loses nowhere" + (f" by more than {math.ceil(-100 * least - 1e-9)}" if least < 0 else "")
-
-
-def fragility_bars(ranked: Mapping[str, Sequence["Fragility"]], dark: bool = False) -> go.Figure:
-    """Mean accuracy that each group loses when it is pruned alone, the most fragile on top. A bar's customdata is its group.
-
-    ranked: what `fragility` gives, by merge, at least one; the first merge orders the rows.
-    """
-    colours, first = palette(dark), next(iter(ranked.values()))
-    groups = [found.group for found in first]
-    fig = figure(_most_fragile(ranked), _height(len(groups)), colours)
-    for merge, own in ranked.items():
-        _loss_bars(fig, merge, {groups.index(f.group): f for f in own if f.over and f.group in groups}, colours)
-    for row, found in enumerate(first):
-        if found.note:
-            ends = (100 * f.interval[1] for own in ranked.values() for f in own if f.group == found.group and f.over)
-            fig.add_annotation(
-                x=max(ends, default=0), y=row, text=found.note, showarrow=False, xanchor="left", xshift=4,
-                font={"color": colours.drop, "size": 12},
-            )  # fmt: skip
-    _subtitle(fig, " ".join(f'<span style="color:{colours.merge(m)}">■</span> {m}' for m in ranked), colours)
-    words = "accuracy lost, mean over the sparsities, points"
-    fig.update_xaxes(title=words, rangemode="tozero", gridcolor=colours.grid)
-    _rows(fig, groups)
-    return fig.update_layout(barmode="group", bargap=0.25)
-
-
-def _loss_bars(fig: go.Figure, merge: str, rows: Mapping[int, "Fragility"], colours: Palette) -> None:
-    """One merge's bars, each in its row, with their intervals."""
-    ends = np.array([(f.loss, *f.interval) for f in rows.values()]).reshape(-1, 3)
-    loss, low, high = 100 * ends.T
-    fig.add_bar(
-        x=loss, y=list(rows), orientation="h", name=merge, marker={"color": colours.merge(merge), "line": {"width": 0}},
-        error_x={"array": high - loss, "arrayminus": loss - low, "thickness": 1, "width": 0, "color": colours.dense},
-        customdata=[found.group for found in rows.values()],
-        hovertext=[_fragility_words(merge, found) for found in rows.values()], hovertemplate="%{hovertext}<extra></extra>",
-        **_SOLID,
-    )  # fmt: skip
-
-
-def suggestion_bars(suggestion: "Suggestion", dark: bool = False) -> go.Figure:
-    """The share of its channels that each group gives, from input to output. A bar's customdata is its group."""
-    colours, groups = palette(dark), list(suggestion.sparsities)
-    shares = [100 * share for share in suggestion.sparsities.values()]
-    fig = figure(_offer(suggestion), _height(len(groups)), colours)
-    fig.add_bar(
-        x=shares, y=list(range(len(groups))), orientation="h", customdata=groups, width=0.7, hoverinfo="skip",
-        marker={"color": colours.merge(suggestion.merge), "line": {"width": 0}}, textposition="outside", cliponaxis=False,
-        text=[
-            f"{share:.0f} %: {stay:,} of {n:,} stay" if share else f"all {n:,} stay"
-            for share, (stay, n) in zip(shares, suggestion.channels.values(), strict=True)
-        ],
-        textfont={"color": [colours.dense if share else colours.drop for share in shares], "size": 12}, **_SOLID,
-    )  # fmt: skip
-    _subtitle(fig, suggestion.note or "expected if the losses of the groups add up: prune to see", colours)
-    fig.update_xaxes(title="channels removed from the group, %", range=[0, 100])
-    _rows(fig, groups)
-    return fig.update_layout(margin_r=110)
-
-
-def _offer(suggestion: "Suggestion") -> str:
-    size, dense = suggestion.size, suggestion.dense
-    return (
-        f"{100 * suggestion.accuracy:.1f} % expected with {100 * size.params / dense.params:.0f} % of the parameters and "
-        f"{100 * size.macs / dense.macs:.0f} % of the MACs"
-    )
-
-
-def _most_fragile(ranked: Mapping[str, Sequence["Fragility"]]) -> str:
-    (merge, first), *others = ranked.items()
-    if not first or not first[0].over:
-        return "Nothing was pruned: no group can be called robust" if first else "Nothing is measured yet"
-    group, also = first[0].group, ""
-    for other, own in others:
-        also += "".join(f", {_plain(found.loss)} with {other}" for found in own if found.group == group and found.over)
-    return f"{group} is the most fragile: {_plain(first[0].loss)} points lost with {merge}{also}"
 
 
 def _accuracies(fig: go.Figure, matrix: "Matrix", top: float, column: int, colours: Palette) -> None:
@@ -207,7 +129,7 @@ def _differences(
     """Draw differences into a subplot: what is decided in full colour and bold, what is not faint."""
     shown = np.where(difference.prunes, 100 * difference.values("difference"), np.nan)
     decided, limit = difference.values("decided") == 1, max(5.0, float(np.nanmax(np.abs(shown), initial=0)))
-    words = _few(difference, [[_points(value / 100) for value in row] for row in shown])
+    words = _few(difference, [[points(value / 100) for value in row] for row in shown])
     faint = [[at, tint(str(colour), colours.paper, 0.3)] for at, colour in colours.difference()]
     bar = {"title": "points", "y": 0.25, **_BAR}
     for chosen, scale, own_bar, weight in (
@@ -276,7 +198,7 @@ def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: in
     for chosen, (right, up), marker in ((grid.unpruned, (0, 0), hollow), (_partial(grid), (0.38, 0.3), dot)):
         rows, columns = chosen.nonzero()
         fig.add_scatter(
-            x=columns + right, y=rows - up, mode="markers", hoverinfo="skip", marker=marker, row=1, col=column, **_SOLID
+            x=columns + right, y=rows - up, mode="markers", hoverinfo="skip", marker=marker, row=1, col=column, **SOLID
         )
     places = [(group, s) for group in grid.groups for s in grid.sparsities]
     rows, columns = np.indices((len(grid.groups), len(grid.sparsities))).reshape(2, -1)
@@ -314,39 +236,15 @@ def _finished(
         lines[1].append("⊡ nothing was pruned")
     if any(_partial(g).any() for g in grids):
         lines[1].append(f'<span style="color:{colours.second}">•</span> on fewer images so far')
-    _subtitle(fig, "<br>".join("   ".join(line) for line in lines if line), colours)
-    _rows(fig, grid.groups)
+    subtitle(fig, "<br>".join("   ".join(line) for line in lines if line), colours)
+    name_rows(fig, grid.groups)
     if selected is not None and selected[0] in grid.groups and selected[1] in grid.sparsities:
         row, column = grid.groups.index(selected[0]), grid.sparsities.index(selected[1])
         fig.add_shape(
             type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, row="all", col="all",
             line={"color": colours.second, "width": 2.5},
         )  # fmt: skip
-    return fig.update_layout(margin_t=_HEAD, hoverdistance=-1)  # wide cells are found from anywhere in them
-
-
-def _subtitle(fig: go.Figure, words: str, colours: Palette) -> None:
-    fig.update_layout(
-        title={
-            "subtitle": {"text": words, "font": {"size": 13, "color": colours.drop}},
-            "y": 1, "yanchor": "top", "pad": {"t": 12},
-        },
-        margin={"t": _HEAD},
-    )  # fmt: skip
-
-
-def _rows(fig: go.Figure, groups: Sequence[str]) -> None:
-    """One row a group, the first on top, with its name."""
-    fig.update_yaxes(
-        tickvals=list(range(len(groups))), ticktext=list(groups), range=[len(groups) - 0.5, -0.5], showgrid=False, ticks="",
-        ticklabelstandoff=5,
-    )  # fmt: skip
-    fig.update_layout(margin={"l": label_width(groups or [""])})
-
-
-def _height(rows: int) -> int:
-    """Pixels: generous rows for few groups, dense ones for many."""
-    return _HEAD + 72 + rows * (28 if rows <= 12 else 22 if rows <= 32 else 16)
+    return fig.update_layout(margin_t=HEAD, hoverdistance=-1)  # wide cells are found from anywhere in them
 
 
 def _top(matrix: "Matrix") -> float:
@@ -374,29 +272,11 @@ def _gap_words(gap: "Gap", names: tuple[str, str]) -> str:
     only = [sum(getattr(pair, side) for pair in gap.pairs) for side in ("only_first", "only_second")]
     seeds = f", from the lowest to the highest end of {len(gap.pairs)} seeds" if len(gap.pairs) > 1 else ", paired"
     return (
-        f"{names[0]} − {names[1]}: {_points(gap.difference, 1)} points<br>95 %: {_points(low, 1)} to {_points(high, 1)}{seeds}"
+        f"{names[0]} − {names[1]}: {points(gap.difference, 1)} points<br>95 %: {points(low, 1)} to {points(high, 1)}{seeds}"
         f"<br>{names[0]} alone right on {only[0]:,}, {names[1]} alone on {only[1]:,}, of {gap.count:,} images"
         + ("" if gap.decided else "<br>not decided: the interval includes 0")
     )
 
 
-def _fragility_words(merge: str, found: "Fragility") -> str:
-    (low, high), most = found.interval, f"{100 * found.tolerance:.3g}"
-    return (
-        f"<b>{found.group}</b>, {merge}<br>{_plain(found.loss)} points lost ({_plain(low)} to {_plain(high)}), mean from "
-        f"{100 * found.over[0]:.3g} % to {100 * found.over[-1]:.3g} %<br>"
-        + (f"loses at most {most} up to {100 * found.safe:.3g} %" if found.safe else f"loses more than {most} at once")
-    )
-
-
 def _where(place: Place) -> str:
     return f"{place[0]} at {100 * place[1]:.3g} %"
-
-
-def _points(share: float, digits: int = 0) -> str:
-    """A signed share in points: +21, −3."""
-    return _plain(share, digits) if round(100 * share, digits) <= 0 else "+" + _plain(share, digits)
-
-
-def _plain(share: float, digits: int = 1) -> str:
-    return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")

@@ -1,15 +1,15 @@
 """From the nodes of an exported graph to a module: weights find their layers again, checks and dropout go."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.networks import PadShortcut
 from intrafusion.program.archive import Written
+from intrafusion.program.assemble import assembled, put
 from intrafusion.program.network import Program, Step, Value, Weight
 from intrafusion.program.operators import CHECKS, VIEWS, look_up, plain, split_target
 
@@ -56,11 +56,7 @@ class _Lift:
         answer = self.values.get(self.answer)
         if not isinstance(answer, Value):
             raise IntrafusionError("it gives back something that none of its steps makes")
-        program = Program(_freed(self.steps, answer.name), self.given, answer.name)
-        for name, layer in self.layers.items():
-            _put(program, name, layer)
-        for path in {weight.path for step in self.steps for weight in _weights([step.args, step.kwargs])}:
-            _put_tensor(program, path, self.tensors[path], path in self.learned)
+        program = assembled(self.steps, self.given, answer.name, self.layers, self.tensors, self.learned)
         return program.eval().requires_grad_(False), self._sizes(self.given)
 
     def _inputs(self, specs: list[Mapping[str, Any]]) -> str:
@@ -299,7 +295,7 @@ class _Lift:
             for name, where in told.items():
                 if self.tensors[where].shape != getattr(layer, name).shape:
                     raise IntrafusionError(f"its layer {path} has a {name} of shape {tuple(self.tensors[where].shape)}")
-                _set(layer, name, self.tensors[where], isinstance(getattr(layer, name), nn.Parameter))
+                put(layer, name, self.tensors[where], isinstance(getattr(layer, name), nn.Parameter))
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.num_batches_tracked = torch.tensor(0)
             self.layers[path] = layer
@@ -357,72 +353,3 @@ def _pair(value: Any) -> tuple[int, int]:
     if len(both) != 2 or not all(type(one) is int and 0 <= one < 1 << 16 for one in both):
         raise IntrafusionError(f"it has a convolution with {str(value)[:40]} where one or two whole numbers are needed")
     return both
-
-
-def _values(given: Any) -> Iterator[str]:
-    if isinstance(given, Value):
-        yield given.name
-    elif isinstance(given, list | tuple | dict):
-        for one in given.values() if isinstance(given, dict) else given:
-            yield from _values(one)
-
-
-def _weights(given: Any) -> Iterator[Weight]:
-    if isinstance(given, Weight):
-        yield given
-    elif isinstance(given, list | tuple | dict):
-        for one in given.values() if isinstance(given, dict) else given:
-            yield from _weights(one)
-
-
-def _freed(steps: list[Step], answer: str) -> list[Step]:
-    """The steps that the answer needs, each of which lets go of what is read for the last time."""
-    needed, kept = Counter([answer]), []
-    for step in reversed(steps):
-        gives = [step.gives] if isinstance(step.gives, str) else [one for one in step.gives if one]
-        if not any(name in needed for name in gives):
-            continue
-        read = set(_values([step.args, step.kwargs]))
-        last = tuple(sorted(name for name in read | {*gives} if name not in needed))
-        needed.update(read)
-        kept.append(Step(step.run, step.args, step.kwargs, step.gives, last))
-    return kept[::-1]
-
-
-def _holder(program: nn.Module, path: str) -> nn.Module:
-    """The module of this dotted name, made of empty ones where there is none."""
-    module = program
-    for part in filter(None, path.split(".")):
-        if part not in module._modules:
-            _check_free(module, part, path)
-            module.add_module(part, nn.Module())
-        module = module._modules[part]  # type: ignore[assignment]
-    return module
-
-
-def _put(program: nn.Module, path: str, layer: nn.Module) -> None:
-    holder, _, name = path.rpartition(".")
-    inside = _holder(program, holder)
-    _check_free(inside, name, path)
-    inside.add_module(name, layer)
-
-
-def _put_tensor(program: nn.Module, path: str, tensor: Tensor, learns: bool) -> None:
-    holder, _, name = path.rpartition(".")
-    inside = _holder(program, holder)
-    if name in inside._parameters or name in inside._buffers:  # of a layer that another call uses in its own way
-        return
-    _check_free(inside, name, path)
-    _set(inside, name, tensor, learns and tensor.is_floating_point())
-
-
-def _set(module: nn.Module, name: str, tensor: Tensor, learns: bool) -> None:
-    if learns:
-        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-    else:
-        module.register_buffer(name, tensor)
-
-
-def _check_free(module: nn.Module, name: str, path: str) -> None:
-    if hasattr(module, name):
-        raise IntrafusionError(f"it has weights named {path}, where modules have something else")

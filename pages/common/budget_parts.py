@@ -7,7 +7,7 @@ import streamlit as st
 from intrafusion import PruneSpec
 from intrafusion.bench import Bench
 from intrafusion.budget import Shapes, Suggestion, shapes, suggest
-from intrafusion.figures.sensitivity import suggestion_bars
+from intrafusion.figures.fragility import suggestion_bars
 from intrafusion.importance import needs_images
 from intrafusion.jobs import Job
 from intrafusion.quote import curve_line
