@@ -217,4 +217,6 @@ def _train(args: argparse.Namespace) -> None:
         card = make(
             args.model, train_data, test_data, command, args.out, lambda e: print(e, file=sys.stderr), **changes
         )
-    show([card.to_dict()], args.json, f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}")
+    told = {"accuracy": card.accuracy, **{key: card.details[key] for key in ("parameters", "test_images", "seed")}}
+    title = f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}"
+    show([card.to_dict() if args.json else told], args.json, title)

@@ -330,6 +330,13 @@ class TestImagenet:
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("path", sorted(ASSETS.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_embedded_weights_are_small_and_say_how_they_were_made(path):
+    assert path.stat().st_size < 2_000_000
+    card = itf.load_model(path.stem).card
+    assert card.details["command"].startswith(f"python -m intrafusion train {path.stem}")
+
+
 class TestReference:
     @pytest.mark.parametrize("depth", [20, 32, 56])
     def test_published_resnets_load_with_the_normalisation_of_their_card(self, reference, depth):
@@ -342,6 +349,13 @@ class TestReference:
         model = itf.load_model("cifar10-resnet20", reference("weights/cifar10_resnet20.th"))
         images = itf.load_data("cifar10", path=reference("data/cifar10_test.npz"))
         assert itf.evaluate(model, images, limit=100).accuracy > 0.8
+
+    def test_the_embedded_vgg_has_its_cards_accuracy(self, reference):
+        model = itf.load_model("cifar10-vgg-slim")
+        low, high = model.card.details["interval"]
+        assert low > 0.9
+        images = itf.load_data("cifar10", path=reference("data/cifar10_test.npz"))
+        assert low - 0.02 < itf.evaluate(model, images, limit=2000).accuracy < high + 0.02
 
     @pytest.mark.slow
     def test_resnet20_has_its_published_accuracy(self, reference):

@@ -8,6 +8,7 @@ pruned. Where comparing all channels would take longer than half a minute or so,
 are fused: "fused" says how many.
 """
 
+import copy
 import csv
 import json
 import subprocess
@@ -21,6 +22,7 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion.channels import Group
+from intrafusion.prune import prune_groups
 from intrafusion.zoo import imagenet
 
 TABLE = Path(__file__).parents[2] / "assets" / "architectures.csv"
@@ -47,7 +49,7 @@ def row(name: str) -> dict[str, object]:
     return {
         "name": name, "params": total, "groups": len(groups), "prunable": len(usable),
         "share": round(held(model, usable) / total, 3),
-        "drop": runs(model, "drop", usable), "fusion": runs(model, "fusion", fused),
+        "drop": runs(model, "drop", usable, groups), "fusion": runs(model, "fusion", fused, groups),
         "fused": len(fused), "why not": "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(2)),
     }  # fmt: skip
 
@@ -76,8 +78,6 @@ class _Marked:
         self.model, self.marks = model, marks
 
     def get_submodule(self, name: str) -> nn.Module:
-        import copy
-
         module = copy.copy(self.model.get_submodule(name))
         module._parameters = {
             kind: None if value is None else nn.Parameter(self.marks[f"{name}.{kind}"], requires_grad=False)
@@ -102,11 +102,12 @@ def affordable(model: nn.Module, groups: list[Group]) -> list[Group]:
     return chosen
 
 
-def runs(model: nn.Module, merge: str, groups: list[Group]) -> str:
-    if not groups:
+def runs(model: nn.Module, merge: str, chosen: list[Group], groups: list[Group]) -> str:
+    """Whether the network without 30 % of the channels of the chosen groups gives logits, or what it gives."""
+    if not chosen:
         return "nothing to prune"
     try:
-        small = itf.prune(model, model.card.example(), 0.3, merge=merge, groups=[group.name for group in groups])
+        small = prune_groups(model, groups, 0.3, "l1", merge, [group.name for group in chosen])
         logits = small(model.card.example())
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:200]
