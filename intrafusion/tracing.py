@@ -21,6 +21,7 @@ from intrafusion.errors import one_line
 from intrafusion.networks import PadShortcut
 
 _POSITIONS = 1 << 18  # of a layer's channels on the flattened axis of another
+_STEPS = 4000  # from layer to layer, in the walk over one group
 
 
 class Graph:
@@ -222,21 +223,32 @@ def _tame_reshapes() -> None:
 
     It then takes the channels to go through in order; where they do not, the group fails the test that all are put to.
     """
+    from torch_pruning.dependency import Group as Walk
     from torch_pruning.dependency import index_mapping
 
-    rule, spread = index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__
+    spread, add = index_mapping._FlattenIndexMapping.__call__, Walk.add_dep
 
-    def tolerant(graph: Any, node: Any) -> None:
-        with suppress(ZeroDivisionError):
-            rule(graph, node)
+    def tolerant(rule: Callable) -> Callable:
+        def follow(graph: Any, node: Any) -> None:
+            with suppress(ZeroDivisionError, TypeError):  # sizes that it could not infer
+                rule(graph, node)
+
+        return follow
 
     def bounded(self: Any, positions: list) -> list:
         if not self.reverse and len(positions) * self._stride > _POSITIONS:
             raise IndexError("reshapes that lead to one another")
         return spread(self, positions)
 
-    index_mapping.update_reshape_index_mapping = tolerant
+    def counted(self: Any, dep: Any, idxs: list) -> None:
+        if len(self) >= _STEPS:
+            raise IndexError("reshapes that lead to one another")
+        add(self, dep, idxs)
+
+    index_mapping.update_reshape_index_mapping = tolerant(index_mapping.update_reshape_index_mapping)
+    index_mapping.update_concat_index_mapping = tolerant(index_mapping.update_concat_index_mapping)
     index_mapping._FlattenIndexMapping.__call__ = bounded
+    Walk.add_dep = counted
 
 
 def _width(module: nn.Module, side: str) -> int:
