@@ -290,10 +290,12 @@ class _Driver:
         """Leave no task behind."""
         if not self.out:
             return
-        for stream in self.out:
-            self.ray.cancel(stream)
-        ends = {stream.completed(): stream for stream in self.out}
-        _, still = self.ray.wait(list(ends), num_returns=len(ends), timeout=_LEAVE)
+        ends, deadline = {stream.completed(): stream for stream in self.out}, time.monotonic() + _LEAVE
+        still = list(ends)
+        while still and time.monotonic() < deadline:  # a task that is about to begin may miss being asked once
+            for end in still:
+                self.ray.cancel(ends[end])
+            _, still = self.ray.wait(still, num_returns=len(still), timeout=min(_AGAIN, _LEAVE))
         for end in still:
             self.ray.cancel(ends[end], force=True)
         self.out.clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.groups import _permute
+from intrafusion.groups import _permuted
 
 CRITERIA = itf.registry("criterion")
 SEEING = [name for name, entry in CRITERIA.items() if entry.needs != "nothing"]
@@ -76,8 +76,7 @@ def test_scores_follow_their_channels(criterion, networks, name):
         order = torch.arange(group.size)
         for block in group.block.unique():
             order[group.block == block] = order[group.block == block].roll(1)
-        permuted = copy.deepcopy(network.model)
-        _permute(permuted, group, 1)
+        permuted = _permuted(network.model, [group], 1)
         scores, moved = (itf.score(model, group, criterion, network.data) for model in (network.model, permuted))
         torch.testing.assert_close(moved, scores[order], rtol=1e-3, atol=1e-5 * float(scores.max()))
 
