@@ -125,7 +125,7 @@ def trace(model: nn.Module) -> Cuts | None:
     """The cuts of a network in eval mode, None where torch.fx cannot follow it (as through data-dependent branches)."""
     try:
         return Cuts(model)
-    except Exception:
+    except Exception:  # a user's forward can fail in any way; the whole network is run then
         return None
 
 

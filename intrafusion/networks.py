@@ -68,6 +68,8 @@ class PadShortcut(nn.Module):
 
     def __init__(self, channels: int, before: int, after: int, stride: int = 2):
         super().__init__()
+        if stride < 1:
+            raise ValueError(f"a stride of {stride}")
         self.channels, self.before, self.after, self.stride = channels, before, after, stride
 
     def forward(self, x: Tensor) -> Tensor:

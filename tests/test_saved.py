@@ -163,6 +163,7 @@ def test_only_what_differs_is_described():
         {"conv1": {"kind": "Linear", "in_features": 1 << 40, "out_features": 2}},
         {"conv1": {"kind": "Linear", "in_features": -1, "out_features": 2}}, {"conv1": [[[[{"kind": "Identity"}]]]]},
         {"conv1": {"kind": "Identity", "__class__": 1}}, {"conv1": {"kind": ["Identity"]}},
+        {"conv1": {"kind": "PadShortcut", "channels": 1, "before": 0, "after": 0, "stride": 0}},
     ],
 )  # fmt: skip
 def test_a_card_that_makes_no_sense_is_one_line(layers):

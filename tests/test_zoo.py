@@ -303,6 +303,22 @@ class TestImagenet:
             assert card.input_size == (3, size, size)
             assert 0.5 < card.accuracy < 1
 
+    @pytest.mark.slow
+    def test_a_vision_transformer_is_for_images_of_its_weights_size(self, tmp_path):
+        from torchvision.models import vit_b_32
+
+        side = 96
+        torch.save(vit_b_32(image_size=side).state_dict(), tmp_path / "w.pth")
+        model = itf.load_model("imagenet/vit_b_32", tmp_path / "w.pth")
+        assert model.card.input_size == (3, side, side)
+        assert model(model.card.example()).shape == (1, 1000)
+
+    def test_a_drawn_vision_transformer_is_for_images_of_the_default_weights_size(self):
+        with torch.device("meta"):
+            model, card = imagenet.blank("imagenet/vit_h_14", {})
+        assert card.input_size == (3, 518, 518)
+        assert model.image_size == 518
+
     def test_list_has_them(self):
         names = zoo.model_names()
         assert {"imagenet/resnet18", "imagenet/squeezenet1_1", "imagenet/googlenet"} <= set(names)
@@ -329,7 +345,6 @@ class TestImagenet:
         assert model.train()(torch.zeros(2, 3, side, side)).shape == (2, 1000)
 
 
-@pytest.mark.reference
 @pytest.mark.parametrize("path", sorted(ASSETS.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_embedded_weights_are_small_and_say_how_they_were_made(path):
     assert path.stat().st_size < 2_000_000
@@ -337,6 +352,7 @@ def test_embedded_weights_are_small_and_say_how_they_were_made(path):
     assert card.details["command"].startswith(f"python -m intrafusion train {path.stem}")
 
 
+@pytest.mark.reference
 class TestReference:
     @pytest.mark.parametrize("depth", [20, 32, 56])
     def test_published_resnets_load_with_the_normalisation_of_their_card(self, reference, depth):

@@ -1,5 +1,6 @@
 """torchvision's ImageNet classifiers, as "imagenet/NAME"."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,15 +31,24 @@ def dataset(name: str) -> str:
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The architecture with weights drawn at random; without the heads that only training uses."""
+    """The architecture with weights drawn at random; without the heads that only training uses.
+
+    A vision transformer is for images of one size: that of these weights, or of torchvision's default ones.
+    """
     from torchvision import models
 
-    short = _short(name)
-    options = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
+    short, found = _short(name), card(name, member(name, None))
+    options: dict[str, Any] = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
+    if short.startswith("vit_"):
+        places = state.get("encoder.pos_embedding")
+        if places is not None and places.ndim == 3:
+            side = int(short.rpartition("_")[2]) * math.isqrt(max(1, places.shape[1] - 1))
+            found = replace(found, input_size=(3, side, side))
+        options["image_size"] = found.input_size[-1]
     model = models.get_model(short, weights=None, **options)
     if hasattr(model, "aux_logits"):
         model.aux_logits, model.aux1, model.aux2, model.AuxLogits = False, None, None, None
-    return model, replace(card(name, member(name, None)), source="random initialisation", accuracy=None)
+    return model, replace(found, source="random initialisation", accuracy=None)
 
 
 def published(name: str, weights: str | Path | None = None) -> tuple[str, Path, str]:
@@ -52,13 +62,11 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
     """The model and its card; weights: None for torchvision's default, a member of the model's enum, or a file."""
     from torchvision import models
 
-    model, found = blank(name, {})
-    if weights is None or str(weights) in models.get_model_weights(_short(name)).__members__:
-        found, path = card(name, member(name, weights)), fetch(*published(name, weights), progress)
-    else:
-        path = Path(os.path.expanduser(weights))
-        found = replace(found, source=str(path))
+    known = weights is None or str(weights) in models.get_model_weights(_short(name)).__members__
+    path = fetch(*published(name, weights), progress) if known else Path(os.path.expanduser(str(weights)))
     state = {key: value for key, value in read_state(path).items() if not key.startswith(_AUXILIARY)}
+    model, drawn = blank(name, state)
+    found = card(name, member(name, weights)) if known else replace(drawn, source=str(path))
     return filled(model, found, state, path)
 
 

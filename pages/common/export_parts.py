@@ -42,8 +42,8 @@ def controls(here: Here) -> PruneSpec:
         "Prune", ["all groups", "this group"], default="all groups", required=True, key="export_scope", bind=BIND
     )
     round_to = grid.selectbox(
-        "Multiples of channels", [1, 4, 8, 16, 32], key="round_to", bind=BIND,
-        help="Kept channels are rounded to multiples of this. Widths that are no multiple of what a processor works on at once can be slower than wider ones.",
+        "Channels in multiples of", [1, 4, 8, 16, 32], key="round_to", bind=BIND,
+        help="Widths that are no multiple of what a processor works on at once can be slower than wider ones.",
     )  # fmt: skip
     limit = grid.selectbox("Test images", ["500", "2000", "10000", "all"], index=1, key="export_limit", bind=BIND)
     own = grid.text_input(
