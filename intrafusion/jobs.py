@@ -19,6 +19,7 @@ import torch
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.eta import Arrivals
+from intrafusion.held import held_bytes
 from intrafusion.pace import Cancelled, stoppable
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Job(Generic[T]):
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
     asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed.
+    held: bytes of its results, once it has ended.
     See `Jobs.start` for the rest.
     """
 
@@ -46,6 +48,7 @@ class Job(Generic[T]):
         self.key, self.total, self.title = key, total, title
         self.asked, self.started = time.time(), None  # type: float, float | None
         self.error: str | None = None
+        self.held = 0
         self._work: Callable[[], Iterator[T]] | None = work
         self._part = part
         self._parts: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()
@@ -131,6 +134,7 @@ class Job(Generic[T]):
             self._halt()
             self._outcome = outcome
             try:
+                self.held = held_bytes(self.results)
                 give_back_memory()  # before the next turn: nobody's timings shall hold it
             finally:
                 self._line.leave(self)
@@ -221,17 +225,23 @@ class Line:
 
 
 class Jobs:
-    """The process's jobs by key, the oldest finished ones forgotten beyond `limit`. turn: as `Line` has it."""
+    """The process's jobs by key. turn: as `Line` has it.
 
-    def __init__(self, limit: int = 64, turn: float = 1.0):
+    When a job starts, those that have ended and that nobody has asked for longest are forgotten, until there are at most
+    `limit` jobs, and those that have ended hold at most `memory` bytes.
+    """
+
+    def __init__(self, limit: int = 64, turn: float = 1.0, memory: int = 1 << 29):
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
-        self._limit = limit
+        self._limit, self._memory = limit, memory
         self._lock = threading.Lock()
         self._line = Line(turn)
         atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
 
     def get(self, key: Hashable) -> Job | None:
         with self._lock:
+            if key in self._jobs:
+                self._jobs.move_to_end(key)
             return self._jobs.get(key)
 
     def start(
@@ -256,9 +266,16 @@ class Jobs:
             if job is None or not job.active:
                 job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None)
                 self._jobs.move_to_end(key)
-                for old in [k for k, j in self._jobs.items() if not j.active][: max(0, len(self._jobs) - self._limit)]:
-                    del self._jobs[old]
+                self._forget()
             return job
+
+    def _forget(self) -> None:
+        ended = [key for key, job in self._jobs.items() if not job.active]
+        held = sum(self._jobs[key].held for key in ended)
+        for key in ended:
+            if len(self._jobs) <= self._limit and held <= self._memory:
+                return
+            held -= self._jobs.pop(key).held
 
     def queue(self) -> list[Job]:
         """The active jobs: those that need no turn, then the line, the first of which computes."""
