@@ -1,11 +1,12 @@
 """A class at once: real browser sessions that walk all pages and move controls, on one server.
 
-python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 6] [--switches 200]
+python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 6] [--switches 200] [--no-memory]
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
 another's is counted as mixed. A move is timed from the key to the page's last line. Visitors think for a while between
 moves, on average `think` seconds; two of them run studies. Memory is the server's resident set: before, when a first few
 visitors have warmed its caches; after, once all have left and their sessions are forgotten. Then one session switches pages.
+Exits with 1 when a page showed an error or another visitor's values, or did not answer.
 """
 
 import argparse
@@ -40,9 +41,10 @@ _ALERTS = '[data-testid="stException"], [data-testid="stAlertContentError"]'
 
 @dataclass
 class Tally:
-    """What all visitors met. moves, switches: seconds."""
+    """What all visitors met. moves, busy, switches: seconds; busy: moves while a study ran."""
 
     moves: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
     switches: list[float] = field(default_factory=list)
     wrong: Counter[str] = field(default_factory=Counter)
 
@@ -50,6 +52,7 @@ class Tally:
         return "\n".join(
             [
                 f"slider moves: {spread(self.moves)}",
+                f"while a study ran: {spread(self.busy)}",
                 f"page switches: {spread(self.switches)}",
                 f"exceptions, mixed values, time-outs: {dict(self.wrong) or 'none'}",
             ]
@@ -114,6 +117,7 @@ class Visitor:
         value, most = (int(float(await slider.get_attribute(f"aria-value{end}") or 0)) for end in ("now", "max"))
         key = "ArrowLeft" if value >= most or (self.random.random() < 0.5 and value > most / 3) else "ArrowRight"
         await slider.focus()
+        busy = await self.page.get_by_text("Computing now").count()
         began = time.monotonic()
         await slider.press(key)
 
@@ -124,6 +128,7 @@ class Visitor:
         if not await self._link_where(is_moved, name):
             return
         self.tally.moves.append(time.monotonic() - began)
+        self.tally.busy += self.tally.moves[-1:] if busy else []
         after = settings(await self.page.evaluate(_LINK))
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         if name != "learn" and len(changed - {"channel"}) != 1:  # the default channel follows the sparsity
@@ -155,7 +160,6 @@ class Visitor:
                 return True
             await asyncio.sleep(0.03)
         self.tally.wrong[f"time-out of {PATIENCE} s: {doing} of {self.model}, {self.group}"] += 1
-        await self.page.screenshot(path=f"/tmp/timeout-{doing}-{time.time():.0f}.png")
         await self.page.reload()
         return False
 
@@ -228,31 +232,46 @@ async def settled(browser: Any, address: str) -> float:
     return resident()
 
 
-async def main(visitors: int, seconds: float, think: float, switches: int) -> None:
+async def main(visitors: int, seconds: float, think: float, switches: int, memory: bool) -> int:
     from playwright.async_api import async_playwright
 
     with serving() as address:
         async with async_playwright() as play:
             browser = await play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            met = []
             if visitors:
-                await visit(browser, address, range(2 * len(GROUPS)), min(60.0, seconds), think / 3)
-                before, began, spent = await settled(browser, address), time.monotonic(), computed()
-                print(f"server before: {before:,.0f} MB", flush=True)
-                tally = await visit(browser, address, range(visitors), seconds, think)
-                peak, share = resident(), (computed() - spent) / (time.monotonic() - began)
-                after = await settled(browser, address)
-                print(f"{visitors} visitors, {seconds:.0f} s, thinking {think} s\n{tally.told()}")
-                print(f"server: {peak:,.0f} MB while they are there, {after:,.0f} MB after ({after / before - 1:+.1%})")
-                print(f"processor time of the server: {share:.2f} of a core", flush=True)
+                met.append(await together(browser, address, visitors, seconds, think, memory))
             if switches:
                 tally, before, after = await switch(browser, address, switches)
                 print(f"{switches} page switches in one session\n{tally.told()}")
                 print(f"server: {before:,.0f} MB before, {after:,.0f} MB after ({after / before - 1:+.1%})")
+                met.append(tally)
             await browser.close()
+    return int(any(tally.wrong for tally in met))
+
+
+async def together(browser: Any, address: str, visitors: int, seconds: float, think: float, memory: bool) -> Tally:
+    """A few visitors to warm the server, then all at once; prints what they met and what the server held."""
+    before = after = 0.0
+    if memory:
+        await visit(browser, address, range(2 * len(GROUPS)), min(60.0, seconds), think / 3)
+        before = await settled(browser, address)
+    began, spent = time.monotonic(), computed()
+    tally = await visit(browser, address, range(visitors), seconds, think)
+    peak, share = resident(), (computed() - spent) / (time.monotonic() - began)
+    print(f"{visitors} visitors, {seconds:.0f} s, thinking {think} s\n{tally.told()}")
+    print(f"processor time of the server: {share:.2f} of a core", flush=True)
+    if memory:
+        after = await settled(browser, address)
+        print(
+            f"server: {before:,.0f} MB before, {peak:,.0f} with them, {after:,.0f} MB after ({after / before - 1:+.1%})"
+        )
+    return tally
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for name, default in (("visitors", 20), ("seconds", 300.0), ("think", 6.0), ("switches", 200)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    asyncio.run(main(**vars(parser.parse_args())))
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    sys.exit(asyncio.run(main(**vars(parser.parse_args()))))
