@@ -3,8 +3,8 @@
 python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 6] [--switches 200] [--no-memory]
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
-another's is counted as mixed. A move is timed from the key to the page's last line. Visitors think for a while between
-moves, on average `think` seconds; two of them run studies. Memory is the server's resident set: before, when a first few
+another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first tenth of
+the time, and think for a while between moves, on average `think` seconds; two of them run studies. Memory is the server's resident set: before, when a first few
 visitors have warmed its caches; after, once all have left and their sessions are forgotten. Then one session switches pages.
 Exits with 1 when a page showed an error or another visitor's values, or did not answer.
 """
@@ -82,14 +82,16 @@ class Visitor:
         await self.page.goto(f"{self.address}/transport?model={self.model}&group={self.group}&sparsity={sparsity}")
         await self._link_where(lambda link: self._is_mine(link))
 
-    async def walk(self, until: float, moves: int = MOVES) -> None:
+    async def walk(self, seconds: float) -> None:
         """Page after page, in an order of its own, until the time is over."""
+        until = time.monotonic() + seconds
+        await asyncio.sleep(self.random.uniform(0, seconds / 10))
         await self.open()
         names = await self.page.locator('[data-testid="stSidebarNavLink"]').count()
         while time.monotonic() < until:
             for place in self.random.sample(range(names), names):
                 await self.turn_to(place)
-                for _ in range(moves):
+                for _ in range(MOVES):
                     if time.monotonic() >= until:
                         return
                     await self.move()
@@ -179,8 +181,7 @@ async def visit(browser: Any, address: str, numbers: range, seconds: float, thin
         Visitor(number, await context.new_page(), address, think, tally)
         for number, context in zip(numbers, contexts, strict=True)
     ]
-    until = time.monotonic() + seconds
-    await asyncio.gather(*(visitor.walk(until) for visitor in visitors))
+    await asyncio.gather(*(visitor.walk(seconds) for visitor in visitors))
     for context in contexts:
         await context.close()
     return tally
