@@ -4,8 +4,9 @@ python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 6
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
 another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first tenth of
-the time, and think for a while between moves, on average `think` seconds; two of them run studies. Memory is the server's resident set: before, when a first few
-visitors have warmed its caches; after, once all have left and their sessions are forgotten. Then one session switches pages.
+the time, and think for a while between moves, on average `think` seconds; two of them run studies. Memory is the server's
+resident set: before, when a first few visitors have warmed its caches; after, once all have left and their sessions are
+forgotten. Then one session switches pages.
 Exits with 1 when a page showed an error or another visitor's values, or did not answer.
 """
 
