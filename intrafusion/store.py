@@ -25,7 +25,7 @@ from intrafusion.places import home
 from intrafusion.processes import birth, host, runs
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
-from intrafusion.store_file import open_store, plain_errors, transaction
+from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
 _MEASURED = tuple(field.name for field in fields(Result) if field.name not in ("spec", "interval"))  # a column each
@@ -157,18 +157,18 @@ class Store:
     def claim(self, spec: PruneSpec, origin: Origin, owner: str | None = None) -> bool:
         """Ask to measure a point, so that no other process does: False where another is at it, or has completed it.
 
-        A claim is void when its process is dead or gave no `beat` for 60 s. owner: tells apart several that share this
-        store object; what one holds already, it may claim again.
+        A claim is void when its process is dead or gave no `beat` for 60 s, by a clock that nobody sets. owner: tells apart
+        several that share this store object; what one holds already, it may claim again.
         """
-        key, now = point_key(spec, origin), time.time()
+        key = point_key(spec, origin)
         with self._write() as db:
             row = db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
             ours = row is not None and (row["token"], row["owner"]) == (self._token, owner)
-            if not ours and (_is_complete(db, key) or (row is not None and _is_held(row, now))):
+            if not ours and (_is_complete(db, key) or (row is not None and _is_held(row))):
                 return False
             pid = os.getpid()
-            mine = key, self._token, owner, host(), pid, birth(pid), now
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)", mine)
+            mine = key, self._token, owner, host(), pid, birth(pid), time.time(), time.monotonic()
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", mine)
             self._held.add(key)
         return True
 
@@ -176,7 +176,8 @@ class Store:
         """Renew all our claims: call it at least every half minute."""
         if self._held:
             with self._write() as db:
-                db.execute("UPDATE claims SET beat = ? WHERE token = ?", (time.time(), self._token))
+                now = time.time(), time.monotonic()
+                db.execute("UPDATE claims SET beat = ?, steady = ? WHERE token = ?", (*now, self._token))
 
     def release(self, spec: PruneSpec, origin: Origin) -> None:
         """Give up our claim of a point, if there is one."""
@@ -245,6 +246,10 @@ class Store:
         with self._read() as db, transaction(db, "IMMEDIATE"):
             if not self.path.exists():  # SQLite would go on writing into the removed file
                 raise IntrafusionError(f"{self.path} was removed while it was open: start again")
+            if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+                raise IntrafusionError(
+                    f"{self.path} was brought to a newer format while it was open: start again, with the newer intrafusion"
+                )
             yield db
 
 
@@ -280,11 +285,13 @@ def _is_complete(db: sqlite3.Connection, key: str) -> bool:
     return db.execute("SELECT 1 FROM points WHERE key = ? AND count = total", (key,)).fetchone() is not None
 
 
-def _is_held(claim: sqlite3.Row, now: float) -> bool:
+def _is_held(claim: sqlite3.Row) -> bool:
     """Whether the process of a claim may still be at it."""
-    if abs(now - claim["beat"]) > VOID_AFTER:  # either way: the clock may have been set back
-        return False
-    return claim["host"] != host() or runs(claim["pid"], claim["born"])
+    if (
+        claim["host"] != host()
+    ):  # its steady clock began at another moment; the wall clock may have been set, either way
+        return abs(time.time() - claim["beat"]) <= VOID_AFTER
+    return abs(time.monotonic() - claim["steady"]) <= VOID_AFTER and runs(claim["pid"], claim["born"])
 
 
 def _now() -> str:

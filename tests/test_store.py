@@ -21,6 +21,7 @@ import intrafusion as itf
 from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.run import Result
 from intrafusion.store import Origin, Store, default_path, point_key
+from intrafusion.store_file import FORMAT
 
 CPU = Origin("ab12", "cd34", "cpu")
 PATIENCE = 60  # seconds that no test waits for, unless it fails
@@ -461,9 +462,15 @@ class TestClaims:
         assert store.claim(PruneSpec(), CPU)
 
     @pytest.mark.parametrize(("seconds", "free"), [(-50, False), (-70, True), (50, False), (70, True)])
-    def test_end_without_a_heartbeat(self, store: Store, other: Store, path: Path, seconds: float, free: bool):
+    @pytest.mark.parametrize("place", ["here", "elsewhere"])
+    def test_end_without_a_heartbeat(
+        self, store: Store, other: Store, path: Path, place: str, seconds: float, free: bool
+    ):
+        """By the steady clock on the host of both, by the wall clock on another; the other clock does not count there."""
         assert other.claim(PruneSpec(), CPU)
-        raw(path, "UPDATE claims SET beat = beat + ?", seconds)
+        wrong, told = ("beat", "steady") if place == "here" else ("steady", "beat")
+        raw(path, "UPDATE claims SET host = ?" if place == "elsewhere" else "SELECT ?", place)
+        raw(path, f"UPDATE claims SET {wrong} = {wrong} - 5000, {told} = {told} + ?", seconds)
         assert store.claim(PruneSpec(), CPU) is free
 
     def test_beat_keeps_all_of_ours(self, store: Store, other: Store, path: Path):
@@ -471,7 +478,7 @@ class TestClaims:
         assert other.claim(first, CPU)
         assert other.claim(second, CPU)
         assert store.claim(third, CPU)
-        raw(path, "UPDATE claims SET beat = beat - 70")
+        raw(path, "UPDATE claims SET steady = steady - 70")
         other.beat()
         assert not store.claim(first, CPU)
         assert not store.claim(second, CPU)
@@ -554,8 +561,14 @@ class TestFiles:
         before = files(path.parent)
         text = complaint(lambda: Store(path), path)
         assert "format 7" in text
-        assert "format 1" in text
+        assert f"format {FORMAT}" in text
         assert files(path.parent) == before
+
+    def test_a_newer_format_while_open(self, store: Store, path: Path):
+        store.put(result(PruneSpec()), CPU)
+        raw(path, "PRAGMA user_version = 7")
+        assert "newer format" in complaint(lambda: store.put(result(PruneSpec(seed=1)), CPU), path)
+        assert raw(path, "SELECT count(*) FROM points") == [(1,)]
 
     def test_a_folder(self, tmp_path: Path):
         assert "is a folder" in complaint(lambda: Store(tmp_path), tmp_path)
