@@ -30,8 +30,8 @@ class Job(Generic[T]):
     """An iterator drained in a thread, whenever the job has its turn.
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
-    asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed.
-    See `Jobs.start` for the rest.
+    asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
+    failed. See `Jobs.start` for the rest.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Job(Generic[T]):
         line: "Line | None" = None,
     ):
         self.key, self.total, self.title = key, total, title
-        self.asked, self.started = time.time(), None  # type: float, float | None
+        self.asked, self.started = time.monotonic(), None  # type: float, float | None
         self.error: str | None = None
         self._work: Callable[[], Iterator[T]] | None = work
         self._part = part
@@ -158,7 +158,7 @@ class Job(Generic[T]):
         self._line.wait(self, self._stop)
         if self._stop.is_set():
             raise Cancelled
-        self.started = self.started or time.time()
+        self.started = self.started or time.monotonic()
         self._computed = self._computed[0], time.perf_counter()
 
     def _halt(self) -> None:
