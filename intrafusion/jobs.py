@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, reason
 from intrafusion.eta import Arrivals
 from intrafusion.pace import Cancelled, stoppable
 
@@ -122,11 +122,10 @@ class Job(Generic[T]):
         except Cancelled:
             complete = self._part is None and 0 < self.total <= len(self._parts)
             outcome = "done" if complete else "cancelled"
-        except IntrafusionError as error:
-            self.error = str(error)
         except BaseException as error:  # the page must hear of any failure; the log has the rest
-            _log.exception("a background job failed")
-            self.error = f"{type(error).__name__}: {one_line(error)}"
+            if not isinstance(error, IntrafusionError):
+                _log.exception("a background job failed")
+            self.error = reason(error)
         finally:
             self._halt()
             self._outcome = outcome
