@@ -136,8 +136,7 @@ class _Driver:
                     yield from self._receive(stream)
                 checkpoint()
         finally:
-            if self.store:
-                self.store.release_all()
+            self._release(self.specs)  # ours alone: other studies may share the store
             self._cancel()
 
     def _prepare(self) -> None:

@@ -90,14 +90,25 @@ class Store:
         self._token = secrets.token_hex(8)
         self._held: set[str] = set()
         self.measured: dict[PruneSpec, int] = {}  # images of each point whose result was stored through this object
-        with plain_errors(self.path, wait):
-            self._db = open_store(self.path, wait)
+        self._open()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self) -> None:
+        with plain_errors(self.path, self.wait):
+            self._db = open_store(self.path, self.wait)
+            self._file = os.stat(self.path)
+
+    def is_there(self) -> bool:
+        """Whether the file is still the one that was opened: it may have been removed, or another put in its place."""
+        try:
+            return os.path.samestat(os.stat(self.path), self._file)
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Release all claims and close the file; a second time does nothing."""
@@ -244,7 +255,7 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._read() as db, transaction(db, "IMMEDIATE"):
-            if not self.path.exists():  # SQLite would go on writing into the removed file
+            if not self.is_there():  # SQLite would go on writing into the removed file
                 raise IntrafusionError(f"{self.path} was removed while it was open: start again")
             if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
                 raise IntrafusionError(

@@ -119,20 +119,16 @@ class _Sweep:
             stored = self.store.get((spec, origin(spec, self.bench)) for spec in self.specs)
             self.reached |= stored
             yield from stored.values()
-        try:
-            yield from self._unmeasurable()
-            looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
-            for look in range(looks):
-                for spec in self.specs:
-                    yield from self._advance(spec, look)
-            while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
-                for spec in left:
-                    yield from self._advance(spec, looks)
-                checkpoint()
-                time.sleep(_RETRY)
-        finally:
-            if self.store:
-                self.store.release_all()
+        yield from self._unmeasurable()
+        looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
+        for look in range(looks):
+            for spec in self.specs:
+                yield from self._advance(spec, look)
+        while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
+            for spec in left:
+                yield from self._advance(spec, looks)
+            checkpoint()
+            time.sleep(_RETRY)
 
     def _unmeasurable(self) -> Iterator[Failure]:
         """Fail the points whose images are too much for this machine, before it is asked how many each look takes in."""
