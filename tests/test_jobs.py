@@ -454,7 +454,7 @@ class TestTime:
                 time.sleep(seconds)
                 yield number
 
-        before, start = time.time(), time.perf_counter()
+        before, start = time.monotonic(), time.perf_counter()
         slow, quick = (jobs.start(s, 6, lambda s=s: work(s)) for s in (5 * sleep, sleep))
         until(lambda: not quick.active)
         wall = time.perf_counter() - start
@@ -462,7 +462,7 @@ class TestTime:
         finished(slow)
         assert 30 * sleep <= slow.elapsed
         assert slow.elapsed + quick.elapsed < time.perf_counter() - start
-        assert before <= quick.asked <= quick.started <= time.time()
+        assert before <= quick.asked <= quick.started <= time.monotonic()
         assert quick.elapsed == quick.elapsed  # it does not go on
 
     def test_is_left_as_much_as_the_results_took_and_nothing_at_the_end(self):
