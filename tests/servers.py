@@ -6,15 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.exceptions import WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120  # seconds that nobody waits for, unless something is wrong
@@ -43,13 +42,6 @@ def served(store: Path, command: tuple[str, ...] = (sys.executable,)) -> Iterato
         process.wait()
 
 
-def answers(port: int) -> bool:
-    """Whether a server answers there."""
-    with suppress(OSError):
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).status == 200
-    return False
-
-
 class Tab:
     """A page as its reader's browser has it: texts that came, drawn anew whenever `look` is called.
 
@@ -58,10 +50,11 @@ class Tab:
 
     def __init__(self, port: int, page: str):
         self._page, _, self._query = page.partition("?")
-        self._socket: ClientConnection = connect(f"ws://127.0.0.1:{port}/_stcore/stream", max_size=None)
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(f"ws://127.0.0.1:{port}/_stcore/stream", max_size=None))
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
 
     def look(self) -> str:
         """Run the page, as a reload does; all that it sends until it has ended, as text."""
