@@ -28,6 +28,7 @@ from intrafusion.spec import PruneSpec
 from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
+BEAT = 15.0  # seconds between two of them
 _MEASURED = tuple(field.name for field in fields(Result) if field.name not in ("spec", "interval"))  # a column each
 _BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
 
@@ -89,6 +90,8 @@ class Store:
         self._lock = threading.RLock()
         self._token = secrets.token_hex(8)
         self._held: set[str] = set()
+        self._heart: threading.Thread | None = None
+        self._closed = threading.Event()
         self.measured: dict[PruneSpec, int] = {}  # images of each point whose result was stored through this object
         self._open()
 
@@ -112,6 +115,7 @@ class Store:
 
     def close(self) -> None:
         """Release all claims and close the file; a second time does nothing."""
+        self._closed.set()
         with self._lock:
             with suppress(IntrafusionError):  # a claim that cannot be released ends with the process
                 self.release_all()
@@ -168,8 +172,9 @@ class Store:
     def claim(self, spec: PruneSpec, origin: Origin, owner: str | None = None) -> bool:
         """Ask to measure a point, so that no other process does: False where another is at it, or has completed it.
 
-        A claim is void when its process is dead or gave no `beat` for 60 s, by a clock that nobody sets. owner: tells apart
-        several that share this store object; what one holds already, it may claim again.
+        It lasts until it is released, or its process is dead or stands still: a thread of its own gives a sign of life every
+        15 s, and a claim without one for 60 s is void, by a clock that nobody sets. owner: tells apart several that share
+        this store object; what one holds already, it may claim again.
         """
         key = point_key(spec, origin)
         with self._write() as db:
@@ -181,10 +186,18 @@ class Store:
             mine = key, self._token, owner, host(), pid, birth(pid), time.time(), time.monotonic()
             db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", mine)
             self._held.add(key)
+            if self._heart is None:
+                self._heart = threading.Thread(target=self._beat_on, daemon=True)
+                self._heart.start()
         return True
 
+    def _beat_on(self) -> None:
+        while not self._closed.wait(BEAT):
+            with suppress(IntrafusionError):  # who writes results hears of it
+                self.beat()
+
     def beat(self) -> None:
-        """Renew all our claims: call it at least every half minute."""
+        """Renew all our claims."""
         if self._held:
             with self._write() as db:
                 now = time.time(), time.monotonic()

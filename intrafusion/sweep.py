@@ -180,7 +180,6 @@ class _Sweep:
             return self._fails(spec, error)
         if self.store:
             self.store.put(result, origin(spec, self.bench))
-            self.store.beat()
         self.reached[spec] = result
         if result.complete:
             self._let_go(spec)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_studies_survive import POINTS, ROOT, STUDY, check_sound, finished, plain, read
+from test_studies_survive import ROOT, STUDY, check_sound, finished, plain, read
 
 import intrafusion as itf
 from intrafusion.places import home
 
+FEWER, POINTS = ("--sparsity", "0.1:0.7:0.2"), 4 * 2 * 2
 SEEN = 300  # images: more than are decoded without a file
 
 
@@ -56,7 +57,7 @@ def cut_short(source: Path) -> None:
 def test_in_the_midst_of_a_study(tmp_path, request, kind, harm):
     """It goes on from what it holds; a map that is cut short ends it like a kill does, and the next one makes the map anew."""
     source, path = request.getfixturevalue(kind), tmp_path / "s.sqlite"
-    about = ["--data", "own", "--data-path", str(source)]
+    about = ["--data", "own", "--data-path", str(source), *FEWER]
     undisturbed, _ = finished(tmp_path / "undisturbed.sqlite", *about)
     words = [sys.executable, "-m", "intrafusion", *STUDY, "--store", str(path), *about]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "pipesize": 4096}

@@ -23,7 +23,7 @@ def bound(room):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
 """
-# a group of 4,000 channels, whose distances are 128 MB, in front of one of 16
+# a group of 3,000 channels, whose distances are 72 MB and made of twice that, in front of one of 16
 WIDE = f"""
 import os
 import ot, scipy.optimize, sklearn.cluster, torch, torch_pruning  # a library that is not there yet needs room, too
@@ -31,7 +31,7 @@ import ot, scipy.optimize, sklearn.cluster, torch, torch_pruning  # a library th
 CARD = {{"mean": [0.5], "std": [0.3], "input_size": [1, 8, 8], "classes": 10, "dataset": "digits"}}
 def make():
     torch.manual_seed(0)
-    layers = torch.nn.Linear(64, 4000), torch.nn.ReLU(), torch.nn.Linear(4000, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
+    layers = torch.nn.Linear(64, 3000), torch.nn.ReLU(), torch.nn.Linear(3000, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
     if "ROOM" in os.environ and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         bound(int(os.environ["ROOM"]))
     return torch.nn.Sequential(torch.nn.Flatten(), *layers)

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 import intrafusion as itf
 from intrafusion import IntrafusionError, PruneSpec
+from intrafusion import store as stores
 from intrafusion.run import Result
 from intrafusion.store import Origin, Store, default_path, point_key
 from intrafusion.store_file import FORMAT
@@ -302,6 +304,13 @@ def claim_and_wait(pipe: Connection, path: Path) -> None:
         pipe.recv()
 
 
+def claim_for_long(pipe: Connection, path: Path) -> None:
+    stores.BEAT = 0.05
+    with Store(path) as store:
+        pipe.send(store.claim(PruneSpec(), CPU))
+        pipe.recv()
+
+
 def lock_and_wait(pipe: Connection, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
@@ -347,6 +356,24 @@ class TestProcesses:
             assert not store.claim(PruneSpec(), CPU)
             child.kill()
             child.join(PATIENCE)
+            assert store.claim(PruneSpec(), CPU)
+
+    def test_a_claim_lasts_as_long_as_its_point_takes_unless_the_process_stands_still(self, path: Path, store: Store):
+        def age() -> float:
+            return time.monotonic() - raw(path, "SELECT steady FROM claims")[0][0]
+
+        with process(claim_for_long, path) as (child, pipe):
+            assert heard(pipe) is True
+            raw(path, "UPDATE claims SET steady = steady - 70")
+            patience = time.monotonic() + PATIENCE
+            while age() > 60:
+                assert time.monotonic() < patience
+            assert not store.claim(PruneSpec(), CPU)
+            with closing(sqlite3.connect(path, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")  # so that it does not stand still while it writes
+                os.kill(child.pid, signal.SIGSTOP)
+                db.execute("UPDATE claims SET steady = steady - 70")
+                db.execute("COMMIT")
             assert store.claim(PruneSpec(), CPU)
 
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells that a process has ended so")
