@@ -17,7 +17,7 @@ from intrafusion.cli_own import add_own
 from intrafusion.cli_prune import add_prune
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
 from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
 from intrafusion.precision import PRECISIONS
@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 2
     return 0
 
 

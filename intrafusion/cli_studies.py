@@ -142,7 +142,7 @@ def _measured(
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(_failed(result.spec, result.reason))
+                bar.console.print(_failed(result.spec, result.reason), soft_wrap=True, markup=False, highlight=False)
                 continue
             last[result.spec] = result
             if args.json and result.complete:

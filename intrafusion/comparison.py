@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from intrafusion.activations import normalised, private
 from intrafusion.bench import Bench, merged, pruned, recovery
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
 from intrafusion.evaluate import stratified
 from intrafusion.meter import Meter
 from intrafusion.recover import Facts, similarity
@@ -54,12 +54,10 @@ def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None
         if RECOVERIES[spec.recovery].needs == "labels":
             try:
                 yield from _watched(spec, bench)
-            except IntrafusionError as error:
-                yield Failure(spec, str(error))
-                continue
             except Exception as error:
-                _log.exception("a recovery failed: %s", spec.key())
-                yield Failure(spec, f"{type(error).__name__}: {one_line(error)}")
+                if not (isinstance(error, IntrafusionError) or is_out_of_memory(error)):
+                    _log.exception("a recovery failed: %s", spec.key())
+                yield Failure(spec, reason(error))
                 continue
         yield from sweep([spec], bench, store, meters=meters)
 

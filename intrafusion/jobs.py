@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, reason
 from intrafusion.eta import Arrivals
 from intrafusion.held import held_bytes
 from intrafusion.pace import Cancelled, stoppable
@@ -31,9 +31,8 @@ class Job(Generic[T]):
     """An iterator drained in a thread, whenever the job has its turn.
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
-    asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed.
-    held: bytes of its results, once it has ended.
-    See `Jobs.start` for the rest.
+    asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
+    failed. held: bytes of its results, once it has ended. See `Jobs.start` for the rest.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Job(Generic[T]):
         line: "Line | None" = None,
     ):
         self.key, self.total, self.title = key, total, title
-        self.asked, self.started = time.time(), None  # type: float, float | None
+        self.asked, self.started = time.monotonic(), None  # type: float, float | None
         self.error: str | None = None
         self.held = 0
         self._work: Callable[[], Iterator[T]] | None = work
@@ -125,11 +124,10 @@ class Job(Generic[T]):
         except Cancelled:
             complete = self._part is None and 0 < self.total <= len(self._parts)
             outcome = "done" if complete else "cancelled"
-        except IntrafusionError as error:
-            self.error = str(error)
         except BaseException as error:  # the page must hear of any failure; the log has the rest
-            _log.exception("a background job failed")
-            self.error = f"{type(error).__name__}: {one_line(error)}"
+            if not isinstance(error, IntrafusionError):
+                _log.exception("a background job failed")
+            self.error = reason(error)
         finally:
             self._halt()
             self._outcome = outcome
@@ -162,7 +160,7 @@ class Job(Generic[T]):
         self._line.wait(self, self._stop)
         if self._stop.is_set():
             raise Cancelled
-        self.started = self.started or time.time()
+        self.started = self.started or time.monotonic()
         self._computed = self._computed[0], time.perf_counter()
 
     def _halt(self) -> None:

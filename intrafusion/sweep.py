@@ -4,6 +4,7 @@ Every point is first looked at on a small stratified sample, then on all images.
 computed once; results go to a store as they come, and what it holds already is not computed again.
 """
 
+import gc
 import itertools
 import logging
 import time
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from intrafusion.bench import Bench, pruned
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
 from intrafusion.importance import needs_images
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.pace import checkpoint
@@ -118,19 +119,28 @@ class _Sweep:
             stored = self.store.get((spec, origin(spec, self.bench)) for spec in self.specs)
             self.reached |= stored
             yield from stored.values()
-        try:
-            looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
-            for look in range(looks):
-                for spec in self.specs:
-                    yield from self._advance(spec, look)
-            while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
-                for spec in left:
-                    yield from self._advance(spec, looks)
-                checkpoint()
-                time.sleep(_RETRY)
-        finally:
-            if self.store:
-                self.store.release_all()
+        yield from self._unmeasurable()
+        looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
+        for look in range(looks):
+            for spec in self.specs:
+                yield from self._advance(spec, look)
+        while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
+            for spec in left:
+                yield from self._advance(spec, looks)
+            checkpoint()
+            time.sleep(_RETRY)
+
+    def _unmeasurable(self) -> Iterator[Failure]:
+        """Fail the points whose images are too much for this machine, before it is asked how many each look takes in."""
+        for spec in self.specs:
+            if spec in self.reached and self.reached[spec].complete:
+                continue
+            try:
+                self._meter(spec)
+            except IntrafusionError:
+                raise
+            except Exception as error:
+                yield self._fails(spec, error)
 
     def _advance(self, spec: PruneSpec, look: int) -> Iterator[Result | Failure]:
         """Bring one point as far as this look goes, unless another process is at it."""
@@ -170,7 +180,6 @@ class _Sweep:
             return self._fails(spec, error)
         if self.store:
             self.store.put(result, origin(spec, self.bench))
-            self.store.beat()
         self.reached[spec] = result
         if result.complete:
             self._let_go(spec)
@@ -181,14 +190,15 @@ class _Sweep:
             meter.forget()
         self.networks.clear()
         self.held = 0
-        ours = isinstance(error, IntrafusionError)
-        reason = str(error) if ours else f"{type(error).__name__}: {one_line(error)}"
-        if not ours:
+        if is_out_of_memory(error):
+            gc.collect()  # pruned networks sit in reference cycles, and the next point needs their room
+        elif not isinstance(error, IntrafusionError):
             _log.exception("a point failed: %s", spec.key())
+        failure = Failure(spec, reason(error))
         self.failed.add(spec)
         if self.store:
-            self.store.fail(spec, origin(spec, self.bench), reason)
-        return Failure(spec, reason)
+            self.store.fail(spec, origin(spec, self.bench), failure.reason)
+        return failure
 
     def _is_done(self, spec: PruneSpec) -> bool:
         if spec in self.failed or (spec in self.reached and self.reached[spec].complete):

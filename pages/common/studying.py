@@ -11,6 +11,7 @@ from intrafusion.eta import in_words
 from intrafusion.jobs import Job
 from intrafusion.run import Result
 from intrafusion.store import Store, StudyRow, default_path
+from intrafusion.store_memory import StoreOrMemory
 from intrafusion.study import Study
 from intrafusion.sweep import Failure, origin, sweep
 from pages.common import queue, shell
@@ -21,20 +22,20 @@ Found = dict[PruneSpec, Result]
 
 
 def store() -> Store | None:
-    """The results of this server; None, with the reason on the page, where its file cannot be used."""
-    path = default_path().absolute()
-    if not path.exists():
-        _store.clear()  # an open store of a file that is gone would go on without it
+    """The results of this server; the reason on the page where its file cannot be used, and None where it never could."""
     try:
-        return _store(str(path))
+        kept = _store(str(default_path().absolute()))
     except IntrafusionError as error:
         st.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
         return None
+    if kept.problem:
+        st.warning(f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:")
+    return kept
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _store(path: str) -> Store:
-    return Store(path)
+def _store(path: str) -> StoreOrMemory:
+    return StoreOrMemory(path)
 
 
 def stored(kept: Store | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
