@@ -1,0 +1,175 @@
+"""The server around the pages: health, limits on uploads, a log, and what becomes of errors that nobody expected.
+
+Nothing here imports torch, or the library that does, before the server listens: a thread does so, and loads the default model.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_began = time.monotonic()
+_health: dict[str, Any] = {"status": "starting"}
+APP = Path(__file__).parents[2] / "app.py"
+
+
+def options() -> dict[str, Any]:
+    """What `st.App` is to be made with."""
+    return {
+        "routes": [Route("/health", _tell_health)],
+        "middleware": [Middleware(_Uploads)],
+        "lifespan": _lifespan,
+        "on_script_error": sorry,
+    }
+
+
+@asynccontextmanager
+async def _lifespan(app: st.App) -> AsyncIterator[None]:
+    # `streamlit run` binds where its configuration says; what another ASGI server binds is not known here
+    address = st.get_option("server.address") if Path(sys.argv[0]).absolute() == APP.absolute() else None
+    if not is_loopback(address):
+        os.environ["INTRAFUSION_PUBLIC"] = "1"
+    threading.Thread(target=_warm_up, daemon=True).start()
+    if not st.get_option("server.headless") and address:
+        _open_browser(address)
+    yield
+
+
+def is_loopback(address: str | None) -> bool:
+    """Whether only this machine reaches a server that is bound here; no address means all of them."""
+    if address == "localhost":
+        return True
+    try:
+        return ip_address(address or "").is_loopback
+    except ValueError:  # another name may mean anything
+        return False
+
+
+def _open_browser(address: str) -> None:
+    """As `streamlit run` does for a script without a server of its own."""
+    from streamlit import cli_util
+    from streamlit.web.server import server_util
+
+    cli_util.open_browser(server_util.get_url(server_util.get_display_address(address)))
+
+
+def _warm_up() -> None:
+    """Import the library, and let the default model answer one image; the health route says how that went."""
+    from intrafusion import access, log
+
+    try:
+        log.start("json")
+        hear(logging.root)
+        log.event("server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib())
+        _answer()
+    except Exception as error:
+        _health.update(status="failed", id=log.unexpected(error, "start"))
+        return
+    seconds = round(time.monotonic() - _began, 2)
+    _health.update(status="ready", seconds=seconds)
+    log.event("server ready", seconds=seconds)
+
+
+def _answer() -> None:
+    from intrafusion import PruneSpec, evaluate, load_data, load_model
+    from intrafusion.zoo import dataset_of
+
+    found = evaluate(load_model(PruneSpec.model), load_data(dataset_of(PruneSpec.model)), limit=1)
+    if found.count != 1:
+        raise RuntimeError(f"{PruneSpec.model} answered {found.count} images of one")
+
+
+def hear(root: logging.Logger) -> None:
+    """Let the server's loggers, those to come as well, write by the root's handler: Streamlit gives each one of its own."""
+    from streamlit import logger as of_streamlit
+
+    def give_to_root(logger: logging.Logger) -> None:
+        logger.handlers.clear()
+        logger.propagate = True
+
+    of_streamlit.setup_formatter = give_to_root
+    for name in [*of_streamlit._loggers, "uvicorn"]:
+        give_to_root(logging.getLogger(name))
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # else each reader who comes is a line
+    for name in ("uvicorn.access", "streamlit.error_util"):  # addresses may hold paths; `sorry` logs errors
+        logging.getLogger(name).disabled = True
+
+
+async def _tell_health(request: Request) -> JSONResponse:
+    status = 200 if _health["status"] == "ready" else 503
+    return JSONResponse(dict(_health), status, {"Cache-Control": "no-store"})
+
+
+def sorry(error: Exception) -> bool:
+    """Show one line with the id under which the log has the error; Streamlit shows nothing of its own then.
+
+    Of a fragment or a callback it comes here first, and may be one that says itself what to do.
+    """
+    from intrafusion import IntrafusionError, log
+    from pages.common import telling
+
+    if isinstance(error, IntrafusionError):
+        telling.error(error)
+        return True
+    number = log.unexpected(error, "page")
+    st.error(
+        f"Something went wrong (id {number}). The details are in the server's log under this id.",
+        icon=":material/error:",
+    )
+    return True
+
+
+class _Uploads:
+    """Bounds on what strangers upload: the size of a file, and how much an address sends in a minute."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self.rate: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self.app
+        if scope["type"] == "http" and scope["method"] == "PUT" and "/_stcore/upload_file/" in scope["path"]:
+            answer = self._refusal(Request(scope)) or self.app
+        await answer(scope, receive, send)
+
+    def _refusal(self, request: Request) -> PlainTextResponse | None:
+        if _health["status"] == "starting":
+            return PlainTextResponse("The server is starting: try again in a few seconds.", 503, {"Retry-After": "5"})
+        from intrafusion import access
+
+        if not access.is_public():
+            return None
+        most = access.upload_mib() * access.MIB
+        self.rate = self.rate or access.Rate(access.UPLOADS, 4 * most)
+        size = request.headers.get("content-length", "")
+        if not size.isdecimal():
+            return _refused(411, "Say how large the file is.")
+        if int(size) > most + access.MIB:  # what frames the file counts
+            return _refused(413, f"A file may have at most {access.upload_mib()} MiB.")
+        wait = self.rate.wait(request.client.host if request.client else "", int(size))
+        if wait:
+            seconds = str(int(wait) + 1)
+            return self._refused(
+                log, 429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds}
+            )
+        return None
+
+
+def _refused(status: int, words: str, headers: dict[str, str] | None = None) -> PlainTextResponse:
+    from intrafusion import log
+
+    log.event("upload refused", logging.WARNING, status=status, reason=words)
+    return PlainTextResponse(words, status, headers)
