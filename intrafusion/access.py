@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict, deque
-from ipaddress import ip_address
 from pathlib import Path
 
 from intrafusion.errors import IntrafusionError
@@ -57,8 +56,10 @@ def check_path(what: str, text: str | None) -> None:
     except (OSError, RuntimeError, ValueError):  # a loop of links, a name of zeros
         allowed = False
     if not allowed:
-        where = "the folders that it was started with" if roots() else "none"
-        raise IntrafusionError(f"{what} {text[:200]!r} is refused: of its own files this server opens {where}")
+        where = "only in the folders that it was started with" if roots() else "none"
+        raise IntrafusionError(
+            f"{what} {text[:200]!r} cannot be opened: of the files of this server a reader may name {where}"
+        )
 
 
 def check_room() -> None:
@@ -68,7 +69,9 @@ def check_room() -> None:
     most, folders = _number("INTRAFUSION_KEPT_MB", 2048), (home() / "models", home() / "images")
     held = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     if held >= most * MIB:
-        raise IntrafusionError(f"this server keeps at most {most:,} MiB, and has them: whoever runs it must remove some")
+        raise IntrafusionError(
+            f"this server keeps at most {most:,} MiB, and has them: whoever runs it must remove some"
+        )
     there = next(folder for folder in (home(), *home().absolute().parents) if folder.exists())
     if shutil.disk_usage(there).free < _FREE:
         raise IntrafusionError("the disk of this server is almost full: whoever runs it must free some space")

@@ -1,6 +1,5 @@
 """Recoveries side by side: the same pruned networks, each method watched while it trains, and what came of it."""
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from intrafusion.activations import normalised, private
 from intrafusion.bench import Bench, merged, pruned, recovery
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.evaluate import stratified
+from intrafusion.log import unexpected
 from intrafusion.meter import Meter
 from intrafusion.recover import Facts, similarity
 from intrafusion.recover.kept import read
@@ -23,10 +23,8 @@ from intrafusion.registry import RECOVERIES
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Store
-from intrafusion.sweep import Failure, checked, sweep
+from intrafusion.sweep import Failure, checked, digest, sweep
 from intrafusion.train.loop import Moment
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None
                 yield Failure(spec, str(error))
                 continue
             except Exception as error:
-                _log.exception("a recovery failed: %s", spec.key())
-                yield Failure(spec, f"{type(error).__name__}: {one_line(error)}")
+                number = unexpected(error, "recovery", key=digest(spec))
+                yield Failure(spec, f"{type(error).__name__}: {one_line(error)}", number)
                 continue
         yield from sweep([spec], bench, store, meters=meters)
 

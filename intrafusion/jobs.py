@@ -8,7 +8,6 @@ end of a long one. Jobs belong to the process, not to a browser session: a reloa
 import atexit
 import ctypes
 import gc
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -19,19 +18,19 @@ import torch
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.eta import Arrivals
+from intrafusion.log import event, unexpected
 from intrafusion.pace import Cancelled, stoppable
 
 T = TypeVar("T")
 Part = Callable[[Any], tuple[Hashable, float]]
-_log = logging.getLogger(__name__)
 
 
 class Job(Generic[T]):
     """An iterator drained in a thread, whenever the job has its turn.
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
-    asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed.
-    See `Jobs.start` for the rest.
+    asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed;
+    error_id: where the log has it, when nobody expected it. See `Jobs.start` for the rest.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class Job(Generic[T]):
         self.key, self.total, self.title = key, total, title
         self.asked, self.started = time.time(), None  # type: float, float | None
         self.error: str | None = None
+        self.error_id: str | None = None
         self._work: Callable[[], Iterator[T]] | None = work
         self._part = part
         self._parts: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()
@@ -125,11 +125,14 @@ class Job(Generic[T]):
         except IntrafusionError as error:
             self.error = str(error)
         except BaseException as error:  # the page must hear of any failure; the log has the rest
-            _log.exception("a background job failed")
+            self.error_id = unexpected(error, "job", title=self.title)
             self.error = f"{type(error).__name__}: {one_line(error)}"
         finally:
             self._halt()
             self._outcome = outcome
+            event(
+                "job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts)
+            )
             try:
                 give_back_memory()  # before the next turn: nobody's timings shall hold it
             finally:
@@ -158,6 +161,8 @@ class Job(Generic[T]):
         self._line.wait(self, self._stop)
         if self._stop.is_set():
             raise Cancelled
+        if self.started is None:
+            event("job started", title=self.title, parts=self.total)
         self.started = self.started or time.time()
         self._computed = self._computed[0], time.perf_counter()
 

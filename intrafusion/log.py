@@ -60,11 +60,6 @@ def unexpected(error: BaseException, where: str, **fields: Any) -> str:
     return number
 
 
-def in_words(error: BaseException, number: str) -> str:
-    """One line for a person on an error that was logged under this id: its kind, and where to look. Its text may hold paths."""
-    return f"{type(error).__name__} (id {number}): the log has the details under this id"
-
-
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(_row(record), default=str)

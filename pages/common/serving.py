@@ -13,8 +13,10 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import streamlit as st
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -30,7 +32,7 @@ def options() -> dict[str, Any]:
     """What `st.App` is to be made with."""
     return {
         "routes": [Route("/health", _tell_health)],
-        "middleware": [Middleware(_Uploads)],
+        "middleware": [Middleware(_Hosts), Middleware(_Uploads)],
         "lifespan": _lifespan,
         "on_script_error": sorry,
     }
@@ -42,6 +44,7 @@ async def _lifespan(app: st.App) -> AsyncIterator[None]:
     address = st.get_option("server.address") if Path(sys.argv[0]).absolute() == APP.absolute() else None
     if not is_loopback(address):
         os.environ["INTRAFUSION_PUBLIC"] = "1"
+    _tell_less()
     threading.Thread(target=_warm_up, daemon=True).start()
     if not st.get_option("server.headless") and address:
         _open_browser(address)
@@ -73,7 +76,9 @@ def _warm_up() -> None:
     try:
         log.start("json")
         hear(logging.root)
-        log.event("server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib())
+        log.event(
+            "server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib()
+        )
         _answer()
     except Exception as error:
         _health.update(status="failed", id=log.unexpected(error, "start"))
@@ -108,6 +113,21 @@ def hear(root: logging.Logger) -> None:
         logging.getLogger(name).disabled = True
 
 
+def _tell_less() -> None:
+    """Streamlit tells every browser where the app lies and which of its files were changed. Ours need neither."""
+    from streamlit.runtime.app_session import AppSession
+
+    made = AppSession._create_new_session_message
+
+    def without_path(*args: Any, **options: Any) -> Any:
+        message = made(*args, **options)
+        message.new_session.main_script_path = APP.name
+        return message
+
+    AppSession._create_new_session_message = without_path
+    AppSession._handle_git_information_request = lambda session: None
+
+
 async def _tell_health(request: Request) -> JSONResponse:
     status = 200 if _health["status"] == "ready" else 503
     return JSONResponse(dict(_health), status, {"Cache-Control": "no-store"})
@@ -130,6 +150,27 @@ def sorry(error: Exception) -> bool:
         icon=":material/error:",
     )
     return True
+
+
+class _Hosts:
+    """Refuses what names another host than this machine, unless the server is public.
+
+    So neither a web page elsewhere, by a name of its own that it lets mean this machine, nor a proxy that nobody spoke of
+    opens what only the person here may.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self.app
+        if scope["type"] in ("http", "websocket") and os.environ.get("INTRAFUSION_PUBLIC", "0") in ("", "0"):
+            host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
+            if host and not is_loopback(host):
+                answer = PlainTextResponse(
+                    "This server is for its own machine. Set INTRAFUSION_PUBLIC=1 for others.", 403
+                )
+        await answer(scope, receive, send)
 
 
 class _Uploads:
@@ -162,9 +203,7 @@ class _Uploads:
         wait = self.rate.wait(request.client.host if request.client else "", int(size))
         if wait:
             seconds = str(int(wait) + 1)
-            return self._refused(
-                log, 429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds}
-            )
+            return self._refused(429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds})
         return None
 
 
