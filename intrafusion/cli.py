@@ -4,13 +4,13 @@ Results go to stdout, as tables or `--json` lines, progress and messages to stde
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from intrafusion import log
 from intrafusion.cli_lab import add_lab
 from intrafusion.cli_landscape import add_landscape
 from intrafusion.cli_own import add_own
@@ -42,8 +42,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
+        log.start()
         args = _parser().parse_args(argv)
         args.command(args)
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.errors import check_choice
 
 KINDS = ("json", "text", "off")
 _log = logging.getLogger("intrafusion")
@@ -31,16 +31,13 @@ def start(default: str | None = None) -> None:
     Raises IntrafusionError where the variable says none of KINDS.
     """
     kind = os.environ.get("INTRAFUSION_LOG") or default
-    if kind is None:
-        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=_TEXT)
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(_Text(_TEXT))
+    if kind is None or kind not in KINDS:
+        plain = logging.StreamHandler(sys.stderr)
+        plain.setFormatter(_Text(_TEXT))
+        logging.basicConfig(level=logging.WARNING, handlers=[plain])
+        if kind is not None:
+            check_choice("INTRAFUSION_LOG", kind, KINDS)
         return
-    try:
-        check_choice("INTRAFUSION_LOG", kind, KINDS)
-    except IntrafusionError:
-        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=_TEXT)
-        raise
     handler = logging.NullHandler() if kind == "off" else _Lines(sys.stderr)
     handler.setFormatter(_Json() if kind == "json" else _Text(_TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -48,12 +45,12 @@ def start(default: str | None = None) -> None:
     _log.setLevel(logging.INFO)
 
 
-def event(name: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
+def event(name: str, /, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
     """Log that something happened. error: whose traceback belongs to it. fields: JSON-able, and no secrets."""
     _log.log(level, name, exc_info=error, extra={"fields": fields})
 
 
-def unexpected(error: BaseException, where: str, **fields: Any) -> str:
+def unexpected(error: BaseException, where: str, /, **fields: Any) -> str:
     """Log an error that nobody expected; the id under which the log has it, which a page may show."""
     number = secrets.token_hex(4)
     event("error", logging.ERROR, error, id=number, where=where, type=type(error).__name__, **fields)

@@ -107,14 +107,28 @@ class Visitor:
         self.connection.send(asked.SerializeToString())
         return self.until_ended()
 
+    def again(self, fragment: str) -> list[ForwardMsg]:
+        """Run one fragment of the page again."""
+        asked = BackMsg()
+        asked.rerun_script.fragment_id = fragment
+        self.connection.send(asked.SerializeToString())
+        return self.until_ended()
+
     def until_ended(self) -> list[ForwardMsg]:
-        came = []
-        while not came or came[-1].WhichOneof("type") != "script_finished":
+        came: list[ForwardMsg] = []
+        while not came or not _is_end(came[-1]):
             message = ForwardMsg()
             message.ParseFromString(self.connection.recv(timeout=PATIENCE))
             came.append(message)
         self.messages += came
         return came
+
+
+def _is_end(message: ForwardMsg) -> bool:
+    return message.WhichOneof("type") == "script_finished" and message.script_finished in (
+        message.FINISHED_SUCCESSFULLY,
+        message.FINISHED_FRAGMENT_RUN_SUCCESSFULLY,
+    )
 
 
 @contextlib.contextmanager

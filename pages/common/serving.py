@@ -41,13 +41,14 @@ def options() -> dict[str, Any]:
 @asynccontextmanager
 async def _lifespan(app: st.App) -> AsyncIterator[None]:
     # `streamlit run` binds where its configuration says; what another ASGI server binds is not known here
-    address = st.get_option("server.address") if Path(sys.argv[0]).absolute() == APP.absolute() else None
+    by_streamlit = Path(sys.argv[0]).absolute() == APP.absolute()
+    address = st.get_option("server.address") if by_streamlit else None
     if not is_loopback(address):
         os.environ["INTRAFUSION_PUBLIC"] = "1"
     _tell_less()
     threading.Thread(target=_warm_up, daemon=True).start()
-    if not st.get_option("server.headless") and address:
-        _open_browser(address)
+    if by_streamlit:
+        _say_where(address or "0.0.0.0")
     yield
 
 
@@ -61,12 +62,15 @@ def is_loopback(address: str | None) -> bool:
         return False
 
 
-def _open_browser(address: str) -> None:
-    """As `streamlit run` does for a script without a server of its own."""
+def _say_where(address: str) -> None:
+    """Print the address and open it, as `streamlit run` does for a script alone; it also asks the internet for its own."""
     from streamlit import cli_util
     from streamlit.web.server import server_util
 
-    cli_util.open_browser(server_util.get_url(server_util.get_display_address(address)))
+    url = server_util.get_url(server_util.get_display_address(address))
+    print(f"\n  The dashboard is at\n\n  URL: {url}\n", flush=True)
+    if not st.get_option("server.headless"):
+        cli_util.open_browser(url)
 
 
 def _warm_up() -> None:
@@ -203,7 +207,7 @@ class _Uploads:
         wait = self.rate.wait(request.client.host if request.client else "", int(size))
         if wait:
             seconds = str(int(wait) + 1)
-            return self._refused(429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds})
+            return _refused(429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds})
         return None
 
 
