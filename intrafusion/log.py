@@ -45,6 +45,14 @@ def start(default: str | None = None) -> None:
     _log.setLevel(logging.INFO)
 
 
+def say(text: object) -> None:
+    """Tell the person at a command line something, on stderr; where the log there is JSON, as an event."""
+    if any(isinstance(handler.formatter, _Json) for handler in logging.getLogger().handlers):
+        event("message", message=str(text))
+    else:
+        print(text, file=sys.stderr)
+
+
 def event(name: str, /, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
     """Log that something happened. error: whose traceback belongs to it. fields: JSON-able, and no secrets."""
     _log.log(level, name, exc_info=error, extra={"fields": fields})
