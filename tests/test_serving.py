@@ -109,6 +109,9 @@ class TestBoundToThisMachine:
     def test_a_request_for_another_host_is_refused(self, broken):
         assert broken.get("/", Host="evil.example")[0] == 403
         assert broken.get("/", Host=f"localhost:{broken.port}")[0] == 200
+        stream = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        stream["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+        assert broken.get("/_stcore/stream", Host="evil.example", Origin="http://evil.example", **stream)[0] == 403
 
     def test_a_path_may_be_anywhere(self, broken, tmp_path):
         with visitor(broken) as reader:
@@ -141,8 +144,15 @@ class TestBoundWider:
                 rb".{0,60}((?<!:material)/(root|home|tmp|usr|opt)\b|site-packages|Traceback).{0,60}", sent
             )
             assert found is None, (page, found)
-        for path in ("/", "/health", "/_stcore/host-config"):
-            assert not re.search(r"(?<!:material)/(root|home|tmp|usr)/|site-packages", wide.get(path)[1])
+        for path in (
+            "/",
+            "/health",
+            "/nothing",
+            "/_stcore/host-config",
+            "/_stcore/metrics",
+            "/_stcore/agent/openapi.json",
+        ):
+            assert not re.search(r"(?<!:material)/(root|home|tmp|usr)/|site-packages", wide.get(path)[1]), path
 
     @pytest.mark.parametrize("query", ["weights={}", "data_path={}", "model=digits-mlp&weights={}"])
     def test_a_link_to_a_file_elsewhere_is_refused_alike_whether_it_is_there_or_not(self, wide, query, tmp_path):

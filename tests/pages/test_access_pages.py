@@ -126,6 +126,19 @@ class TestErrors:
             f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
         )
 
+    def test_the_log_tells_what_was_kept_and_what_was_refused(self, tmp_path, caplog):
+        caplog.set_level("INFO", "intrafusion")
+        app = open_page("your_own", model="digits-mlp")
+        for name, state in (("good", files.mlp_state()), ("bad", {})):
+            path = files.save_state(tmp_path / f"{name}.safetensors", state)
+            app.file_uploader(key="own_weights").set_value((path.name, path.read_bytes(), "")).run()
+            app.button(key="own_weights_take").click().run()
+        told = [(r.message, r.fields) for r in caplog.records if r.message.startswith("upload")]
+        (kept, about), (refused, why) = told
+        assert (kept, about) == ("upload kept", {"what": "weights", "name": "kept/good"})
+        assert (refused, why["what"]) == ("upload refused", "weights")
+        assert why["reason"].startswith("bad.safetensors")
+
     @staticmethod
     def _fail(*_):
         raise RuntimeError(f"no file at {SECRET}")
