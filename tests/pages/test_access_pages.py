@@ -56,7 +56,7 @@ class TestOthers:
 
     def test_where_their_files_came_from_is_not_told(self, tmp_path):
         app = open_page("overview", model="kept/theirs")
-        assert "**Weights**: " in text(app)
+        assert "**Weights**: weights w.safetensors" in text(app)
         assert str(tmp_path) not in text(app)
 
     def test_what_they_compute_is_not_cancelled(self, jobs, monkeypatch):
