@@ -66,6 +66,16 @@ class TestStore:
         assert "broken  store" in out
         assert out.endswith("Something that is needed does not work.\n")
 
+    def test_damage_that_nothing_has_stumbled_on_yet_is_found(self):
+        with Store() as store:
+            store.save_study("s", "x" * 50_000, [])
+            store.delete("s")
+        raw = bytearray(default_path().read_bytes())
+        raw[36:40] = (99).to_bytes(4)  # how many pages are free
+        default_path().write_bytes(raw)
+        store = found()["store"]
+        assert (store.state, "is damaged: " in store.said) == (BROKEN, True)
+
     def test_one_of_another_program_is_told_and_left_alone(self):
         with closing(sqlite3.connect(default_path())) as db:
             db.execute("CREATE TABLE theirs (x)")
