@@ -23,7 +23,7 @@ from intrafusion.ray_worker import Parts, measure
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Store
-from intrafusion.sweep import Failure, checked, cut_of, origin
+from intrafusion.sweep import Failure, checked, cut_of, origin, tell
 
 _log = logging.getLogger(__name__)
 RETRIES = 3  # how often what a lost worker had left goes out again
@@ -255,6 +255,8 @@ class _Driver:
                 self.store.fail(item.spec, place, item.reason)
         else:
             self.reached[item.spec] = item
+            if item.complete:
+                tell(item)
             if self.store:
                 self.store.put(item, place)
         return item

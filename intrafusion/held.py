@@ -12,7 +12,9 @@ def held_bytes(thing: object) -> int:
 
     What lies in one place is counted once.
     """
-    ahead, seen, places = [thing], {}, {}  # type: list[Any], dict[int, Any], dict[int, int]
+    ahead: list[object] = [thing]
+    seen: dict[int, object] = {}
+    places: dict[int, int] = {}
     while ahead:
         one = ahead.pop()
         if id(one) in seen:

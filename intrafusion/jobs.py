@@ -8,7 +8,6 @@ end of a long one. Jobs belong to the process, not to a browser session: a reloa
 import atexit
 import ctypes
 import gc
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -17,14 +16,13 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from intrafusion.errors import IntrafusionError, reason
 from intrafusion.eta import Arrivals
 from intrafusion.held import held_bytes
+from intrafusion.log import event, explain
 from intrafusion.pace import Cancelled, stoppable
 
 T = TypeVar("T")
 Part = Callable[[Any], tuple[Hashable, float]]
-_log = logging.getLogger(__name__)
 
 
 class Job(Generic[T]):
@@ -32,7 +30,8 @@ class Job(Generic[T]):
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
     asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
-    failed. held: bytes of its results, once it has ended. See `Jobs.start` for the rest.
+    failed; error_id: where the log has it, when nobody expected it. held: bytes of its results, once it has ended.
+    See `Jobs.start` for the rest.
     """
 
     def __init__(
@@ -47,6 +46,7 @@ class Job(Generic[T]):
         self.key, self.total, self.title = key, total, title
         self.asked, self.started = time.monotonic(), None  # type: float, float | None
         self.error: str | None = None
+        self.error_id: str | None = None
         self.held = 0
         self._work: Callable[[], Iterator[T]] | None = work
         self._part = part
@@ -125,12 +125,13 @@ class Job(Generic[T]):
             complete = self._part is None and 0 < self.total <= len(self._parts)
             outcome = "done" if complete else "cancelled"
         except BaseException as error:  # the page must hear of any failure; the log has the rest
-            if not isinstance(error, IntrafusionError):
-                _log.exception("a background job failed")
-            self.error = reason(error)
+            self.error, self.error_id = explain(error, "job", title=self.title)
         finally:
             self._halt()
             self._outcome = outcome
+            event(
+                "job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts)
+            )
             try:
                 self.held = held_bytes(self.results)
                 give_back_memory()  # before the next turn: nobody's timings shall hold it
@@ -160,6 +161,8 @@ class Job(Generic[T]):
         self._line.wait(self, self._stop)
         if self._stop.is_set():
             raise Cancelled
+        if self.started is None:
+            event("job started", title=self.title, parts=self.total)
         self.started = self.started or time.monotonic()
         self._computed = self._computed[0], time.perf_counter()
 

@@ -5,11 +5,11 @@ computed once; results go to a store as they come, and what it holds already is 
 """
 
 import gc
+import hashlib
 import itertools
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from intrafusion.bench import Bench, pruned
-from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
+from intrafusion.errors import IntrafusionError, is_out_of_memory
 from intrafusion.importance import needs_images
+from intrafusion.log import event, explain
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.pace import checkpoint
 from intrafusion.pairs import paired
@@ -27,7 +28,6 @@ from intrafusion.run import Result, check, measure
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Origin, Store
 
-_log = logging.getLogger(__name__)
 FIRST = 100  # images of the first look at a point
 _PATIENCE = 1.0  # seconds after which a point shows how far it is
 _NETWORKS = 1 << 28  # bytes of pruned networks kept from the first look to the next
@@ -36,10 +36,11 @@ _RETRY = 0.2  # seconds between two looks at points that another process has cla
 
 @dataclass(frozen=True)
 class Failure:
-    """A point that could not be measured, and why, in one line."""
+    """A point that could not be measured, and why, in one line. id: where the log has it, when nobody expected it."""
 
     spec: PruneSpec
     reason: str
+    id: str | None = field(default=None, compare=False)
 
 
 def grid(base: PruneSpec, **choices: Sequence[Any]) -> list[PruneSpec]:
@@ -109,6 +110,7 @@ class _Sweep:
             self.families.setdefault(spec.but(merge=""), []).append(spec)
         self.reached = dict(known)
         self.failed: set[PruneSpec] = set()
+        self.measured: set[PruneSpec] = set()
         self.meters: dict[tuple, Meter] = {} if meters is None else meters
         self.networks: dict[PruneSpec, nn.Module] = {}  # oldest first
         self.held = 0  # their bytes
@@ -129,6 +131,9 @@ class _Sweep:
                 yield from self._advance(spec, looks)
             checkpoint()
             time.sleep(_RETRY)
+        for spec in self.specs:
+            if spec in self.measured and not self.reached[spec].complete:
+                tell(self.reached[spec])
 
     def _unmeasurable(self) -> Iterator[Failure]:
         """Fail the points whose images are too much for this machine, before it is asked how many each look takes in."""
@@ -181,8 +186,10 @@ class _Sweep:
         if self.store:
             self.store.put(result, origin(spec, self.bench))
         self.reached[spec] = result
+        self.measured.add(spec)
         if result.complete:
             self._let_go(spec)
+            tell(result)
         return result
 
     def _fails(self, spec: PruneSpec, error: Exception) -> Failure:
@@ -192,9 +199,7 @@ class _Sweep:
         self.held = 0
         if is_out_of_memory(error):
             gc.collect()  # pruned networks sit in reference cycles, and the next point needs their room
-        elif not isinstance(error, IntrafusionError):
-            _log.exception("a point failed: %s", spec.key())
-        failure = Failure(spec, reason(error))
+        failure = Failure(spec, *explain(error, "point", key=digest(spec)))
         self.failed.add(spec)
         if self.store:
             self.store.fail(spec, origin(spec, self.bench), failure.reason)
@@ -247,6 +252,20 @@ class _Sweep:
     def _let_go(self, spec: PruneSpec) -> None:
         if spec in self.networks:
             self.held -= _bytes(self.networks.pop(spec))
+
+
+def tell(result: Result) -> None:
+    """Log a point that was measured."""
+    spec = result.spec
+    event(
+        "point", key=digest(spec), model=spec.model, criterion=spec.criterion, merge=spec.merge, sparsity=spec.sparsity,
+        accuracy=result.accuracy, count=result.count, seconds=round(result.seconds, 3),
+    )  # fmt: skip
+
+
+def digest(spec: PruneSpec) -> str:
+    """A short name of a spec, without the paths in it."""
+    return hashlib.sha256(spec.key().encode()).hexdigest()[:12]
 
 
 def _images(spec: PruneSpec) -> tuple:
