@@ -18,13 +18,13 @@ HOUR = 3600
 
 @pytest.fixture
 def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the wall clock of all processes that are started from now on, by seconds, at once and while they run."""
+    """Sets the wall clock of all processes that are started from now on, by seconds, within a second of it."""
     found = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if found is None:
         pytest.skip("needs libfaketime: apt-get install faketime")
     file = tmp_path / "clock"
     for name, value in {
-        "LD_PRELOAD": found, "FAKETIME_TIMESTAMP_FILE": file, "FAKETIME_NO_CACHE": 1, "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+        "LD_PRELOAD": found, "FAKETIME_TIMESTAMP_FILE": file, "FAKETIME_CACHE_DURATION": 1, "FAKETIME_DONT_FAKE_MONOTONIC": 1,
         "DONT_FAKE_MONOTONIC": 1, "FAKETIME_DONT_RESET": 1,
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))
@@ -71,9 +71,10 @@ def test_a_claim_survives_a_clock_that_is_set(tmp_path, set_clock):
             assert theirs()[0]
             for seconds in (0, -HOUR, HOUR):
                 set_clock(seconds)
-                got, now = ours()
+                now = 0.0
+                while abs(now - time.time() - seconds) > HOUR / 2:  # it was not yet set for them
+                    got, now = ours()
                 assert not got
-                assert abs(now - time.time() - seconds) < HOUR / 2  # it was really set
         assert ours()[0]  # their process has ended
 
 
@@ -87,7 +88,7 @@ def test_a_study_of_two_processes_whose_clock_is_set(tmp_path, set_clock):
         while not all(output.done() for output in outputs):
             hour -= 1
             set_clock(hour * HOUR if hour % 3 else -hour * HOUR)
-            time.sleep(0.3)
+            time.sleep(1)
         ended = [output.result() for output in outputs]
     assert [first.returncode, second.returncode] == [0, 0], ended
     rows = stored(path)
