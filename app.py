@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from pages.common import links, literal
 from pages.common.greeting import greet
 from pages.common.navigation import navigate, run
 
@@ -12,6 +13,7 @@ st.set_page_config(page_title="intrafusion", page_icon=LOGO, layout="wide")
 st.logo(LOGO, size="large")
 page = navigate()
 st.title(page.title)
+notice = st.container()
 if page.title == "Overview":
     greet()
 
@@ -22,8 +24,9 @@ from pages.common import queue, shell  # noqa: E402
 controls = st.sidebar.container()
 queue.show()  # below the controls, and before the page, which may stop early
 try:
-    st.session_state.here = shell.choose(controls)
-    run(page)
+    with links.noticed(page.title, notice):
+        st.session_state.here = shell.choose(controls)
+        run(page)
     shell.warm()
 except IntrafusionError as error:
-    st.error(str(error), icon=":material/error:")
+    st.error(literal.sentence(error), icon=":material/error:")

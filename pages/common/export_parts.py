@@ -18,7 +18,7 @@ from intrafusion.export.report import before_and_after, file_rows, speed_rows, s
 from intrafusion.figures import speed as figures
 from intrafusion.speed import Comparison
 from intrafusion.zoo import keep
-from pages.common import parts, shell
+from pages.common import links, parts, shell
 from pages.common.shell import BIND, Here
 
 KEYS = (
@@ -87,7 +87,7 @@ def query(spec: PruneSpec) -> dict[str, Any]:
         "criterion": spec.criterion, "export_merge": spec.merge,
         "sparsities": " ".join(f"{group}={share:g}" for group, share in shares),
     }  # fmt: skip
-    sidebar = {key: st.session_state.get(key) for key in parts.SIDEBAR}
+    sidebar = {key: st.session_state.get(key) for key in links.SIDEBAR}
     return {key: str(value) for key, value in (sidebar | told).items() if value not in (None, "")}
 
 

@@ -63,8 +63,7 @@ def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
         label_visibility="collapsed",
     )  # fmt: skip
     size = row.selectbox(
-        "Grid", [9, 17, 33], index=1, key="landscape_size", bind=BIND, format_func=lambda n: f"{n} × {n} points",
-        label_visibility="collapsed", width=160,
+        "Points on a side", [9, 17, 33], index=1, key="landscape_size", bind=BIND, width=160,
     )  # fmt: skip
     return what, int(size)
 
@@ -141,9 +140,9 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
         st.session_state.pop("changed", None)
     kind = st.segmented_control(
         "Images whose prediction changes", list(changed), default=next(iter(changed)), required=True, key="changed",
-        bind=BIND, format_func=lambda one: f"{one}: {len(changed[one]):,}", wrap=True,
-        help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
+        bind=BIND, wrap=True, help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
     )  # fmt: skip
+    st.caption("; ".join(f"{name}: {len(rows):,}" for name, rows in changed.items()))
     rows, data = changed[kind][:_SHOWN].tolist(), made.images
     total = sum(map(len, changed.values()))
     title = f"{len(changed[kind]):,} of {total:,} changed: {_KINDS[kind]}"

@@ -16,7 +16,7 @@ from intrafusion.own import remove, safe_name, take_data, take_program, take_wei
 from intrafusion.own.images import PICTURES, SIDE, splits
 from intrafusion.own.place import IMAGES, NETWORKS
 from intrafusion.zoo import describe, kept_names, model_names
-from pages.common import parts
+from pages.common import literal, parts
 from pages.common.shell import Here
 
 _BOUND = f"At most {FILE // MIB} MiB."
@@ -146,7 +146,7 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
             with st.spinner("Checking"), _on_disk(files) as paths:
                 said[what] = take(paths)
         except IntrafusionError as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(literal.sentence(error), icon=":material/error:")
     name = said.get(what)
     if name is None or name not in (kept_names() if opens == "model" else kept_data()):
         return

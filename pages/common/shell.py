@@ -18,6 +18,7 @@ from intrafusion.importance import needs_images
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
 from intrafusion.zoo import dataset_of, describe, is_local, model_names, runs_code, stream_weights
+from pages.common import literal
 
 BIND = "query-params"
 _TORCHVISION = "ImageNet (torchvision)"
@@ -257,7 +258,7 @@ def offer_images(here: Here, error: IntrafusionError) -> None:
         st.page_link("pages/your_own.py", label="Upload images", icon=":material/upload_file:")
         return
     if here.spec.data_path is not None or dataset not in ("cifar10", "cifar100"):
-        st.warning(str(error), icon=":material/image_search:")
+        st.warning(literal.sentence(error), icon=":material/image_search:")
         return
     from intrafusion.data import stream_cifar
 
