@@ -39,6 +39,8 @@ class Study:
             raise IntrafusionError(
                 f"the study's name {self.name!r} has characters that cannot be shown: choose another"
             )
+        if math.prod(map(len, self.axes.values())) > _MOST:
+            raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
         for field, values in self.axes.items():
             if field not in KINDS or field in FIXED:
                 raise IntrafusionError(
@@ -51,8 +53,6 @@ class Study:
                     self.base.but(**{field: value})
                 elif not isinstance(value, str):
                     raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {shown(value)}")
-        if math.prod(map(len, self.axes.values())) > _MOST:
-            raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
 
     def specs(self, groups: Sequence[Group]) -> list[PruneSpec]:
         """All points, on a network with these groups."""

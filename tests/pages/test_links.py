@@ -4,10 +4,11 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from opening import APP, text
 from streamlit.testing.v1 import AppTest
@@ -27,10 +28,12 @@ FREE = {
     "sparsities",
     "lesson_changes",
 }  # any text, perhaps refused later
-EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "6"))  # of each page; more find more
+EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "4"))  # of each page; more find more
 ODD = (
-    "", " ", "nan", "-0", "1e999", "-inf", "0x10", "1_0", "9" * 400, "-3", "12.5", "true", "None", "null", "[]", "\x00", "a\x00b",
-    "\u202e", "١٢", "<script>alert(1)</script>", "$\\frac12$", ":smile:", "![](http://x/y.png)", "`", "``` ```", "../../etc", "a" * 9000,
+    "", " ", "nan", "-0", "1e999", "-inf", "0x10", "1_0", "9" * 400, "-3", "12.5", "true", "None", "null", "[]", "\x00",
+    "a\x00b",
+    "\u202e", "١٢", "<script>alert(1)</script>", "$\\frac12$", ":smile:", "![](http://x/y.png)", "`", "``` ```",
+    "../../etc", "a" * 9000,
     "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"), "\n\n# x", "%00", "l1,l2", "L1", "📉",
 )  # fmt: skip
 
@@ -75,7 +78,7 @@ def choices(page: str) -> dict[str, list[str]]:
     app = follow(page, {})
     named = set(link_of(app)) - FREE - set(SIDEBAR)
     found = {w.key: list(w.options) for kind in (app.selectbox, app.segmented_control, app.multiselect) for w in kind}
-    found |= {w.key: [str(w.min), str(w.max)] for w in app.slider if not isinstance(w.value, tuple)}
+    found |= {w.key: [f"{w.min:g}", f"{w.max:g}"] for w in app.slider if not isinstance(w.value, tuple)}
     found |= {w.key: [str(w.value)] for w in app.number_input if w.value is not None}
     found |= {w.key: ["true", "false"] for kind in (app.toggle, app.checkbox) for w in kind}
     return {key: values[:3] for key, values in found.items() if key in named}
@@ -94,55 +97,105 @@ def test_a_permalink_of_the_app_is_understood(page):
     assert link_of(again) == link_of(app)
 
 
+FORM = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("page", PAGES)
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-)
+@FORM
 @given(data=st.data())
 def test_any_link_opens(page, data):
-    """No traceback, at most one notice whatever the link says, and none too few or too many where it is known which is due."""
+    """No traceback, settings that a link spells well kept, and one notice where something in it means nothing here."""
     known = choices(page)
-    bad = data.draw(
-        st.dictionaries(st.sampled_from([*known, "model", "device", "group"]), st.just("☃\x00"), max_size=3), "bad"
-    )
+    bad: dict[str, Any] = dict.fromkeys(data.draw(st.sets(st.sampled_from([*known, "group"]), max_size=3)), "☃\x00")
     bad |= data.draw(
-        st.dictionaries(st.text("abcXYZ_é \x00<", min_size=1, max_size=9), st.sampled_from(ODD), max_size=3), "odd"
+        st.dictionaries(st.text("abcXYZ_é \x00<", min_size=1, max_size=9), st.sampled_from(ODD), max_size=2)
     )
-    good = {
-        key: data.draw(st.sampled_from(known[key]), key)
-        for key in data.draw(st.sets(st.sampled_from([*known, "group"])), "good")
-        if key in known and key not in bad
-    }
-    good = {key: value for key, value in good.items() if key not in ("criterion", "compare", "criteria")}
+    light = sorted(
+        set(known) - set(bad) - {"criterion", "compare", "criteria"}
+    )  # some criteria look at images for long
+    good = {key: data.draw(st.sampled_from(known[key])) for key in light if data.draw(st.booleans())}
     app = follow(page, good | bad)
     said = notices(app)
-    assert len(said) == bool(bad)
+    if "lesson_hidden" in good:  # decides what other neurons there are to choose
+        assert len(said) <= 1
+        return
+    assert len(said) == bool(bad), said
     if said:
-        named = len(re.findall(r"` .*? `", said[0]))
-        assert named + int((re.search(r"and ([\d,]+) more", said[0]) or [0, 0])[1]) == len(bad)
-    for key in bad:
-        assert key not in app.query_params or key not in known
-    assert "Traceback" not in text(app)
-    if "group" not in bad and "model" not in bad:
-        for key, value in good.items():
-            if key in app.session_state:
-                assert value in str(app.session_state[key]).lower() or value in str(app.session_state[key])
+        more = re.search(r"and ([\d,]+) more", said[0])
+        assert len(re.findall("`+ .+? `+", said[0])) + (int(more[1]) if more else 0) == len(bad)
+    for key, value in good.items():
+        if key in app.session_state:
+            assert value in (
+                str(app.session_state[key]),
+                str(app.session_state[key]).lower(),
+                *_items(app.session_state[key]),
+            )
+
+
+def _items(value: Any) -> Sequence[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
 
 
 @pytest.mark.parametrize("page", PAGES)
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-)
+@FORM
 @given(data=st.data())
 def test_any_value_of_any_setting_opens(page, data):
     names = st.sampled_from(
         [*choices(page), *SIDEBAR, *FREE, "criterion", "embed", "rank", "lab_rounds", "lesson_seed"]
     )
     value = st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
-    query = data.draw(
-        st.dictionaries(names, st.one_of(value, st.lists(value, min_size=1, max_size=3)), max_size=6), "link"
-    )
+    query = data.draw(st.dictionaries(names, st.one_of(value, st.lists(value, min_size=1, max_size=3)), max_size=6))
     app = follow(page, query)
     assert len(notices(app)) <= 1
-    assert all("\n" not in one.value for one in app.error)
-    assert all(len(one.value) < 700 for one in app.error)
+    assert all("\n" not in one.value and len(one.value) < 700 for one in app.error)
+    assert "Traceback" not in text(app)
+
+
+def test_a_notice_goes_when_the_reader_goes_on_and_does_not_come_back():
+    app = follow("transport", {"sparsity": "900", "foo": "1"})
+    assert notices(app) == [f"{SAID}, and left aside: ` sparsity=900 `, ` foo=1 `."]
+    assert notices(app.run()) == notices(app)  # pages that draw themselves again keep it
+    app.slider(key="sparsity").set_value(50).run()
+    assert notices(app) == []
+    assert notices(app.switch_page("pages/curves.py").run()) == []
+    assert notices(app.switch_page("pages/transport.py").run()) == []
+
+
+def test_settings_of_another_page_are_no_settings_here_but_stay_in_the_app_on_the_way():
+    assert "rank=8" in notices(follow("transport", {"rank": "8"}))[0]
+    app = follow("recovery", {"rank": "9", "recovery_merge": "drop"})
+    assert notices(app) == []
+    assert notices(app.switch_page("pages/transport.py").run()) == []
+
+
+def test_infinity_is_no_whole_number():
+    """Streamlit's own widget ends in an OverflowError for it."""
+    app = follow("transport", {"channel": "1e999", "sparsity": "40"})
+    assert notices(app) == [f"{SAID}, and left aside: ` channel=1e999 `."]
+    assert app.slider(key="sparsity").value == 40
+
+
+def test_what_a_page_comes_to_later_is_judged_later():
+    app = follow("curves", {"merges": "", "sparsities": "7"})
+    assert "Choose at least one" in app.info[0].value
+    app = follow("transport", {"reg": "abc"})
+    assert notices(app) == []  # the exact solver has no such knob
+    assert "reg=abc" in notices(app.selectbox(key="solver").set_value("sinkhorn").run())[0]
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    ("<b>$x$ :smile: ![](http://x/y.png)", "` <b>$x$ :smile: ![](http://x/y.png) `"),
+    ("a``b`c", "``` a``b`c ```"), ("a\x00\n\u202eb", "` a\\x00\\n\\u202eb `"), ("x" * 99, f"` {'x' * 39}… `"), ("", "`  `"),
+])  # fmt: skip
+def test_values_are_shown_as_text(value, shown):
+    assert literal.code(value) == shown
+
+
+def test_an_error_that_quotes_a_link_makes_no_picture_of_it():
+    app = follow("overview", {"weights": "![x](http://example.org/y.png) $a$ <b> **c**"})
+    assert app.error[0].value.startswith(
+        r"no weights file at !\[x](http:/example.org/y.png) \$a\$ \<b> \*\*c\*\*: check"
+    )
