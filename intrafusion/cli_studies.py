@@ -134,6 +134,8 @@ def _measured(
     """Measure the specs, printing each result when it is final; all of them, in the order of the specs."""
     from intrafusion.sweep import Failure, origin
 
+    if args.memory < 0:
+        raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []
@@ -142,7 +144,7 @@ def _measured(
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(_failed(result.spec, result.reason))
+                bar.console.print(_failed(result.spec, result.reason), markup=False)
                 continue
             last[result.spec] = result
             if args.json and result.complete:

@@ -8,7 +8,7 @@ _WORD, _LINE = 200, 480  # characters of a word and of a message that are shown
 class IntrafusionError(ValueError):
     """Something the caller can put right: says what was wrong, with which value, and what to do.
 
-    Whatever the values are that it quotes, it is one line of a length that a person reads: of longer ones the middle is left out.
+    Whatever the values that it quotes, it is one line that a person can read: the middle of a longer one is left out.
     """
 
     def __init__(self, message: str = ""):

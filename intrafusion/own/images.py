@@ -160,7 +160,7 @@ def _sorted(file: Path, infos: Sequence[zipfile.ZipInfo]) -> list[tuple[str, str
             raise IntrafusionError(
                 f"{file} holds {name!r}, which lies in no class folder: CLASS/picture, or train/CLASS/picture"
             )
-        if len(rest[0]) > 100 or not rest[0].isprintable():
+        if len(rest[0].encode()) > 200 or not rest[0].isprintable():  # a file system takes 255 bytes
             raise IntrafusionError(f"{file} has a class folder of an odd name: {rest[0][:80]!r}")
         if PurePosixPath(info.filename).suffix.lower() not in _SUFFIXES:
             raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(_SUFFIXES)} are taken")

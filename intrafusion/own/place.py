@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name
 
@@ -37,7 +37,7 @@ def workshop(*files: Path) -> Iterator[Path]:
             message = message.replace(str(file), file.name)
         raise IntrafusionError(message) from error
     except OSError as error:
-        raise IntrafusionError(f"it could not be kept in {home()}: {one_line(error)}") from error
+        raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
