@@ -53,7 +53,7 @@ def controls(here: Here) -> PruneSpec:
     )  # fmt: skip
     spec = here.spec.but(
         criterion=criterion, merge=merge, recovery=recovery, sparsity=percent / 100, round_to=int(round_to),
-        groups="all" if scope == "all groups" else here.spec.groups, limit=None if limit == "all" else int(limit),
+        groups="all" if (scope or "all groups") == "all groups" else here.spec.groups, limit=None if limit == "all" else int(limit),
     )  # fmt: skip
     shares = shares_of(own)
     unknown = set(shares) - {group.name for group in here.bench.groups if group.reason is None}
