@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -41,7 +42,7 @@ _MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
 _CLASSES = 100_000
 _DAMAGED = (  # how numpy and zipfile fail on what is no .npz
     OSError, ValueError, BadZipFile, EOFError, zlib.error, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError,
+    SyntaxError, TokenError,
 )  # fmt: skip
 
 
@@ -288,7 +289,7 @@ def _npz(name: str, split: str, path: Path) -> ImageData:
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise IntrafusionError(f"{path}: labels must be integers ({len(images)},), not {labels.dtype} {labels.shape}")
-    if not len(images):
+    if not images.size:
         raise IntrafusionError(f"{path} holds no images")
     if labels.max() >= _CLASSES:
         raise IntrafusionError(f"{path}: labels run to {labels.max()}, and at most {_CLASSES:,} classes are taken")

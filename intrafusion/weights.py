@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             raw: Any = load_file(path)
         else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles that are refused below
+                raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise IntrafusionError(
             f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 
 import numpy as np
 
@@ -99,7 +100,12 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int,
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(member)
+        try:
+            shape, _, kind = read(member)
+        except (SyntaxError, TokenError, MemoryError) as error:  # numpy reads the header as Python's literals
+            raise ValueError(f"{info.filename} has no header of an array") from error
+        if any(size < 0 for size in shape):
+            raise ValueError(f"{info.filename} says it has {shape} numbers")
         count = 1
         for size in shape:
             count *= size

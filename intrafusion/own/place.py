@@ -33,8 +33,8 @@ def workshop(*files: Path) -> Iterator[Path]:
         yield folder
     except IntrafusionError as error:
         message = str(error)
-        for file in files:
-            message = message.replace(str(file), file.name)
+        for folder_of in {place for file in files for place in (file.resolve().parent, file.parent) if place.name}:
+            message = message.replace(f"{folder_of}/", "")
         raise IntrafusionError(message) from error
     except OSError as error:
         raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error

@@ -179,9 +179,10 @@ def test_infinity_is_no_whole_number():
 
 
 @pytest.mark.parametrize(("page", "name"), [
-    ("recovery", "against"), ("recovery", "seeds"), ("recovery", "recovery_scope"), ("export", "export_scope"), ("landscape", "shown"),
-    ("landscape", "landscape_scope"), ("sensitivity", "cell"), ("sensitivity", "executor"), ("importance", "image"), ("transport", "look"),
-    ("importance", "attribution"), ("learn", "lesson_neuron"), ("learn", "lesson_p"), ("curves", "scope"),
+    ("recovery", "against"), ("recovery", "seeds"), ("recovery", "recovery_scope"), ("export", "export_scope"),
+    ("landscape", "shown"),    ("landscape", "landscape_scope"), ("sensitivity", "cell"), ("sensitivity", "executor"),
+    ("importance", "image"),    ("transport", "look"),    ("importance", "attribution"), ("learn", "lesson_neuron"),
+    ("learn", "lesson_p"), ("curves", "scope"),
 ])  # fmt: skip
 def test_an_empty_choice_is_the_default(page, name):
     """Streamlit lets a link empty even a control that must have a choice."""
