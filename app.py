@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.common import serving
+from pages.common import links, serving
 from pages.common.greeting import greet
 from pages.common.navigation import navigate, run
 
@@ -17,6 +17,7 @@ def look() -> None:
     st.logo(LOGO, size="large")
     page = navigate()
     st.title(page.title)
+    notice = st.container()
     if page.title == "Overview":
         greet()
 
@@ -27,8 +28,9 @@ def look() -> None:
     controls = st.sidebar.container()
     queue.show()  # below the controls, and before the page, which may stop early
     try:
-        st.session_state.here = shell.choose(controls)
-        run(page)
+        with links.noticed(page.title, notice):
+            st.session_state.here = shell.choose(controls)
+            run(page)
         shell.warm()
     except IntrafusionError as error:
         telling.error(error)

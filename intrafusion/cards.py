@@ -1,6 +1,7 @@
 """Model cards: what a person must know to use weights, as JSON beside the weights file."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, one_line, shown
 
 if TYPE_CHECKING:
     from intrafusion.data import ImageData
+
+
+_MOST, _NUMBERS = 1 << 20, 1 << 26  # of any size on a card; numbers of one input
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,21 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
         card = replace(default, **known)
         check_card(card)
         return card
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
 
 
 def check_card(card: ModelCard) -> None:
-    """Raise ValueError or TypeError where the numbers of a card make no sense."""
+    """Raise ValueError or TypeError where the fields of a card make no sense."""
+    texts = card.name, card.dataset, card.source, card.licence
+    if not all(isinstance(text, str) for text in texts) or not isinstance(card.details, dict):
+        raise TypeError("dataset, source and licence are texts, details an object")
+    sizes = *card.input_size, card.classes
+    if not all(type(size) is int and 1 <= size <= _MOST for size in sizes) or math.prod(card.input_size) > _NUMBERS:
+        raise ValueError("input_size and classes must be positive whole numbers of sizes that networks have")
     if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
         raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
-    if not (min(card.std) > 0 and min(*card.input_size, card.classes) >= 1 and max(map(abs, card.mean)) < float("inf")):
-        raise ValueError("std, input_size and classes must be positive, mean finite")
+    if not all(abs(mean) <= 1e9 and 1e-9 <= std <= 1e9 for mean, std in zip(card.mean, card.std, strict=True)):
+        raise ValueError("mean must be finite and std positive, on pixels from 0 to 1")
     if card.accuracy is not None and not 0 <= card.accuracy <= 1:
-        raise ValueError(f"accuracy is a fraction in [0, 1], not {card.accuracy}")
+        raise ValueError(f"accuracy is a fraction in [0, 1], not {shown(card.accuracy)}")

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     try:
         start()
+        if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
+            raise IntrafusionError("a word of the command holds a NUL character, which no name has")
         args = _parser().parse_args(argv)
         status = args.command(args)
         sys.stdout.flush()

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.log import say
 from intrafusion.pace import interruptible
 from intrafusion.registry import TRAINERS
@@ -88,9 +88,10 @@ def _spec(args: argparse.Namespace) -> TrainSpec:
         if given:
             raise IntrafusionError(f"--spec says it all: leave out --{next(iter(given)).replace('_', '-')}")
         try:
-            return TrainSpec.from_dict(json.loads(args.spec))
-        except ValueError as error:
-            raise IntrafusionError(f"--spec is no JSON: {error}") from error
+            raw = json.loads(args.spec)
+        except (ValueError, RecursionError) as error:
+            raise IntrafusionError(f"--spec is no JSON: {one_line(error)}") from error
+        return TrainSpec.from_dict(raw)
     spec = TrainSpec(**given)
     for name, value in given.items():
         if getattr(spec, name) != (tuple(value) if name == "part" else value):

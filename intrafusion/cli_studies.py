@@ -134,6 +134,8 @@ def _measured(
     """Measure the specs, printing each result when it is final; all of them, in the order of the specs."""
     from intrafusion.sweep import Failure, origin
 
+    if args.memory < 0:
+        raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []

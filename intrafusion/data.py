@@ -7,9 +7,11 @@ class folders; your own from an .npz, class folders, or what `own.take_data` kee
 import hashlib
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -37,6 +39,11 @@ Size = int | tuple[int, int, int]
 _PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
 _CUDA_PIXELS = 1 << 22
 _MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
+_CLASSES = 100_000
+_DAMAGED = (  # how numpy and zipfile fail on what is no .npz
+    OSError, ValueError, BadZipFile, EOFError, zlib.error, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
+    SyntaxError, TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,8 @@ def _from_path(
         path = path / f"{name}_{split}.npz"
     if path.is_file():
         return _npz(name, split, path)
+    if not path.is_dir():
+        raise IntrafusionError(f"{path} is neither a file nor a folder: give an .npz file or a folder of class folders")
     cifar = name in ("cifar10", "cifar100")
     if cifar and any(path.glob("cifar-10*")):
         return _torchvision_cifar(name, split, path, download=False)
@@ -268,7 +277,7 @@ def _npz(name: str, split: str, path: Path) -> ImageData:
             if not all(isinstance(array, np.ndarray) for array in (images, labels)):
                 raise ValueError("images and labels are no arrays")
             classes = tuple(str(c) for c in file["classes"]) if "classes" in file.files else ()
-    except (OSError, ValueError, BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         if isinstance(error, IntrafusionError):
             raise
         raise IntrafusionError(f"{path} is not a readable .npz file: {one_line(error)}") from error
@@ -280,8 +289,10 @@ def _npz(name: str, split: str, path: Path) -> ImageData:
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise IntrafusionError(f"{path}: labels must be integers ({len(images)},), not {labels.dtype} {labels.shape}")
-    if not len(images):
+    if not images.size:
         raise IntrafusionError(f"{path} holds no images")
+    if labels.max() >= _CLASSES:
+        raise IntrafusionError(f"{path}: labels run to {labels.max()}, and at most {_CLASSES:,} classes are taken")
     classes = classes or _class_names(name, int(labels.max()) + 1)
     if labels.min() < 0 or labels.max() >= len(classes):
         raise IntrafusionError(

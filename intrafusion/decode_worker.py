@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 CROPS = ("none", "always", "other")  # other: pictures of the wanted size are taken as they are
 _PIXELS = 1 << 27
@@ -30,10 +30,21 @@ def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarr
             with Image.open(file, formats=_FORMATS) as picture:
                 if picture.size[0] * picture.size[1] > _PIXELS:
                     raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels, more than {_PIXELS:,}")
-                pixels = np.asarray(_cut(picture.convert(mode), shape, crop))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+                pixels = np.asarray(_cut(_eight_bits(picture).convert(mode), shape, crop))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pictures fail in many ways, in as many decoders
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
     return pixels.reshape(*shape, -1)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture where 8 bits a channel are all that is there; Pillow cuts off what is more. Of an animation, the first."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels are of 32 bits: save it with 8 or 16 bits a channel")
+    return picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
 
 
 def _cut(picture: Image.Image, shape: tuple[int, int], crop: str) -> Image.Image:

@@ -3,10 +3,27 @@
 import re
 
 _NO_MEMORY = re.compile(r"out of memory|(not enough|can(no|')t allocate) memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
+_WORD, _LINE = 200, 480  # characters of a word and of a message that are shown
 
 
 class IntrafusionError(ValueError):
-    """Something the caller can put right: says what was wrong, with which value, and what to do."""
+    """Something the caller can put right: says what was wrong, with which value, and what to do.
+
+    Whatever the values that it quotes, it is one line that a person can read: the middle of a longer one is left out.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(
+            _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), _line(message)), _LINE)
+        )
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it, be it the largest of numbers."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # a number of more than 4,300 digits, somewhere in it
+        return f"a {type(value).__name__} too large to show"
 
 
 def one_line(error: BaseException) -> str:
@@ -33,4 +50,16 @@ def reason(error: BaseException) -> str:
 def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise IntrafusionError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise IntrafusionError(f"unknown {what} {value!r}: choose one of {', '.join(allowed)}")
+        raise IntrafusionError(f"unknown {what} {shown(value)}: choose one of {', '.join(allowed)}")
+
+
+def _line(text: str) -> str:
+    """What does not print, line ends among it, as its number."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1]}…{text[-end:]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.places import ASSETS
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -103,8 +103,8 @@ def _imagenet_names(categories: Sequence[str]) -> dict[str, int]:
 def _labels_json(path: Path, categories: Sequence[str]) -> dict[str, int]:
     try:
         known = json.loads(path.read_text())
-    except ValueError as error:
-        raise IntrafusionError(f"{path} is not JSON: {error}") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise IntrafusionError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(known, dict) or not all(type(v) is int and -1 <= v < len(categories) for v in known.values()):
         raise IntrafusionError(f"{path} must map each folder to a label below {len(categories)}")
     return known
@@ -136,16 +136,19 @@ def _listed(name: str, root: Path) -> Listing:
 def _labels_text(path: Path, categories: Sequence[str]) -> dict[str, int]:
     """A file name, and a label from 0 or a WordNet id, on each line; more words may follow."""
     names, known = _imagenet_names(categories), {}
-    with path.open(newline="") as opened:
-        lines = csv.reader(opened) if path.suffix == ".csv" else (line.split() for line in opened)
-        for number, words in enumerate(lines, 1):
-            if not words or words[0] == "ImageId":
-                continue
-            said = words[1].split()[0] if len(words) > 1 and words[1].split() else ""
-            label = int(said) if re.fullmatch(r"\d{1,4}", said) else names.get(said, -1)
-            if not 0 <= label < len(categories):
-                raise IntrafusionError(
-                    f"{path}, line {number}: {said[:40]!r} is no label from 0 to {len(categories) - 1} and no WordNet id"
-                )
-            known[words[0]] = label
+    try:
+        with path.open(newline="") as opened:
+            lines = list(csv.reader(opened) if path.suffix == ".csv" else (line.split() for line in opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise IntrafusionError(f"{path} is no list of labels: {one_line(error)}") from error
+    for number, words in enumerate(lines, 1):
+        if not words or words[0] == "ImageId":
+            continue
+        said = words[1].split()[0] if len(words) > 1 and words[1].split() else ""
+        label = int(said) if re.fullmatch(r"\d{1,4}", said) else names.get(said, -1)
+        if not 0 <= label < len(categories):
+            raise IntrafusionError(
+                f"{path}, line {number}: {said[:40]!r} is no label from 0 to {len(categories) - 1} and no WordNet id"
+            )
+        known[words[0]] = label
     return known

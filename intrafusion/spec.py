@@ -5,11 +5,12 @@ field here.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, shown
 
 
 @dataclass(frozen=True)
@@ -86,44 +87,49 @@ class PruneSpec:
         if self.groups != "all" and not (
             isinstance(self.groups, tuple) and self.groups and all(isinstance(g, str) for g in self.groups)
         ):
-            raise IntrafusionError(f'groups must be "all" or a list of group names, not {self.groups!r}')
+            raise IntrafusionError(f'groups must be "all" or a list of group names, not {shown(self.groups)}')
+        if not isinstance(self.groups, str) and self.sparsities is None:
+            object.__setattr__(self, "groups", tuple(dict.fromkeys(self.groups)))  # one key for the same groups
         if not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
-            raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {self.sparsity!r}")
+            raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {shown(self.sparsity)}")
         if self.sparsities is not None:
             self._check_sparsities()
-        if not _is_number(self.p) or not 1 <= self.p < float("inf"):
-            raise IntrafusionError(f"p must be a number of at least 1, not {self.p!r}")
+        if not _is_number(self.p) or not 1 <= self.p <= _MOST:
+            raise IntrafusionError(f"p must be a number of at least 1, not {shown(self.p)}")
         for name in ("reg", "reg_m"):
-            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < float("inf"):
-                raise IntrafusionError(f"{name} must be a positive number, not {getattr(self, name)!r}")
+            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) <= _MOST:
+                raise IntrafusionError(f"{name} must be a positive number, not {shown(getattr(self, name))}")
         if not _is_number(self.mass) or not 0 < self.mass <= 1:
-            raise IntrafusionError(f"mass must be a share above 0 and at most 1, not {self.mass!r}")
+            raise IntrafusionError(f"mass must be a share above 0 and at most 1, not {shown(self.mass)}")
         for name in ("epochs", "ratio", "gamma", "rate", "patience", "rank"):
             value = getattr(self, name)
             if value is None and name in ("rate", "patience"):
                 continue
-            if not _is_number(value) or not 0 <= value < float("inf"):
-                raise IntrafusionError(f"{name} must be a number from 0, not {value!r}")
-            object.__setattr__(self, name, value if KINDS[name] is int else float(value) + 0.0)
+            whole = KINDS[name] is int
+            if not _is_number(value) or not 0 <= value <= _MOST or (whole and type(value) is not int):
+                raise IntrafusionError(f"{name} must be a {'whole ' * whole}number from 0, not {shown(value)}")
+            object.__setattr__(self, name, value if whole else float(value) + 0.0)
         for name in ("sparsity", "p", "reg", "reg_m", "mass"):  # equal specs, one key: 0, 0.0 and -0.0
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         _expect("bias", self.bias, bool, "true or false")
         if type(self.round_to) is not int or not 1 <= self.round_to <= MOST_ROUNDED:
-            raise IntrafusionError(f"round_to must be a whole number from 1 to {MOST_ROUNDED}, not {self.round_to!r}")
+            raise IntrafusionError(
+                f"round_to must be a whole number from 1 to {MOST_ROUNDED}, not {shown(self.round_to)}"
+            )
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
-            raise IntrafusionError(f"seed must be a whole number from 0, not {self.seed!r}")
+            raise IntrafusionError(f"seed must be a whole number from 0, not {shown(self.seed)}")
         for name in COUNTS:
             count = getattr(self, name)
-            if count is not None and (type(count) is not int or count < 1):
-                raise IntrafusionError(f"{name} must be at least 1 image, or null for all, not {count!r}")
+            if count is not None and (type(count) is not int or not 1 <= count < 2**63):
+                raise IntrafusionError(f"{name} must be at least 1 image, or null for all, not {shown(count)}")
 
     def _check_sparsities(self) -> None:
         if not isinstance(self.sparsities, tuple) or not all(_is_number(s) and 0 <= s < 1 for s in self.sparsities):
             raise IntrafusionError(
-                f"sparsities must be a list of numbers, each at least 0 and less than 1, not {self.sparsities!r}"
+                f"sparsities must be a list of numbers, each at least 0 and less than 1, not {shown(self.sparsities)}"
             )
-        if isinstance(self.groups, str) or len(self.groups) != len(self.sparsities):
-            raise IntrafusionError("sparsities needs as many numbers as groups has names: name the groups")
+        if isinstance(self.groups, str) or not len({*self.groups}) == len(self.groups) == len(self.sparsities):
+            raise IntrafusionError("sparsities needs as many numbers as groups has names: name each group once")
         object.__setattr__(self, "sparsities", tuple(float(s) + 0.0 for s in self.sparsities))
         object.__setattr__(self, "sparsity", 0.0)
 
@@ -166,6 +172,7 @@ class PruneSpec:
 
 
 MOST_ROUNDED = 4096
+_MOST = sys.float_info.max  # whole numbers above it are no floats
 LATER: dict[str, Any] = {"round_to": 1}  # fields that are younger than stored results; the value that changes nothing
 COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
 KINDS = (
@@ -179,7 +186,7 @@ PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)
 
 def _expect(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
     if not isinstance(value, kind):
-        raise IntrafusionError(f"{name} must be {what}, not {value!r}")
+        raise IntrafusionError(f"{name} must be {what}, not {shown(value)}")
 
 
 def _is_number(value: object) -> bool:

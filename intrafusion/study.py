@@ -10,7 +10,7 @@ from typing import Any
 from unicodedata import category
 
 from intrafusion.channels import Group
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, one_line, shown
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.sweep import grid
 
@@ -39,6 +39,8 @@ class Study:
             raise IntrafusionError(
                 f"the study's name {self.name!r} has characters that cannot be shown: choose another"
             )
+        if math.prod(map(len, self.axes.values())) > _MOST:
+            raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
         for field, values in self.axes.items():
             if field not in KINDS or field in FIXED:
                 raise IntrafusionError(
@@ -50,9 +52,7 @@ class Study:
                 if field != "groups":
                     self.base.but(**{field: value})
                 elif not isinstance(value, str):
-                    raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {value!r}")
-        if math.prod(map(len, self.axes.values())) > _MOST:
-            raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
+                    raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {shown(value)}")
 
     def specs(self, groups: Sequence[Group]) -> list[PruneSpec]:
         """All points, on a network with these groups."""
@@ -76,7 +76,7 @@ class Study:
         """The study of such a text. Raises IntrafusionError where it is no TOML, or says what no study says."""
         try:
             raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number too long, tables too deep
             raise IntrafusionError(f"the study is not TOML: {one_line(error)}") from error
         unknown = set(raw) - {"name", "decide", "base", "axes"}
         if unknown:
@@ -120,7 +120,7 @@ def _expand(field: str, value: object) -> list[Any]:
         start, stop, step = ends if len(ends) == 3 else (*ends, 1)
         count = math.floor((stop - start) / step + 1e-9) + 1
     except (ValueError, ArithmeticError) as error:
-        raise IntrafusionError(f"{field} takes numbers or a range start:stop:step, not {value!r}") from error
+        raise IntrafusionError(f"{field} takes numbers or a range start:stop:step, not {shown(value)}") from error
     if not 0 < count <= _MOST:
         raise IntrafusionError(f"the range {value} of {field} is empty or too long")
     return [kind(round(start + i * step, 10)) for i in range(count)]

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from intrafusion.pace import interruptible
 from intrafusion.quote import flag
@@ -120,12 +121,17 @@ def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
         for row in rows:
             print(json.dumps(row))
         return
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE)
+    table = Table(title=_text(title), title_justify="left", header_style="bold", box=SIMPLE)
     for column in rows[0]:
         table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(_text("" if value is None else str(value)) for value in row.values()))
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width that could cut words
         console = Console(width=200)
     console.print(table)
+
+
+def _text(text: str) -> Text:
+    """What somebody named, without markup, in letters that a terminal can be sent."""
+    return Text(text.encode("utf-8", "backslashreplace").decode())

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError, one_line
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a weights file, without running any code in it; unwrapped and stripped of "module." prefixes.
+
+    Floats of 16 and 64 bits come as float32.
 
     Raises IntrafusionError for a missing, damaged or non-finite file, or one that holds no state dict.
     """
@@ -31,7 +35,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             raw: Any = load_file(path)
         else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles that are refused below
+                raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise IntrafusionError(
             f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
@@ -51,6 +57,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise IntrafusionError(
             f"{path} holds {odd[0]} as no plain tensor of numbers on the CPU: save it as a plain state dict"
         )
+    odd = [k for k, v in state.items() if v.is_complex() or (v.is_floating_point() and v.dtype not in _FLOATS)]
+    if odd:
+        kind = str(state[odd[0]].dtype).removeprefix("torch.")
+        raise IntrafusionError(f"{path} holds {odd[0]} as {kind}: save it as float32, float16, bfloat16 or float64")
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise IntrafusionError(
@@ -88,5 +99,11 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path, name: str
         )  # fmt: skip
         raise IntrafusionError(
             f"{path} does not fit {name}: it {first} ({len(missing)} missing, {len(extra)} extra, {len(shapes)} misshapen)"
+        )
+    whole = [k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()]
+    if whole:
+        kind = str(state[whole[0]].dtype).removeprefix("torch.")
+        raise IntrafusionError(
+            f"{path} holds {whole[0]} as {kind}, whole numbers that no scale belongs to: save floats"
         )
     model.load_state_dict(state, strict=False)

@@ -46,6 +46,7 @@ if studying.run_row(label, recovery_parts.forecast(specs), settled, stored, spec
 
 answer = rows(list(known.values()), runs)
 by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=shell.BIND)
+by = by or "steps"  # an empty parameter of a link empties even what is required
 parts.chart(training_curves(runs, answer, by, shell.is_dark()), "recovery")
 if not known and job is None:
     st.caption("Nothing is computed before you ask. Press *Recover*.")

@@ -69,14 +69,15 @@ looks = ["map", "sparsity player", "two settings", "learned map"]
 look = st.segmented_control(
     "Another look", looks, default="map", key="look", bind=shell.BIND, label_visibility="collapsed"
 )
-keys: tuple[str, ...] = ("criterion", "sparsity", *knobs.KEYS, "view", "arrange", "channel", "look")
+look = look or "map"
+others = ("plane", "reader", *(f"b_{key}" for key in knobs.KEYS))  # of the looks, each of which draws some
+keys = ("criterion", "sparsity", *knobs.KEYS, "view", "arrange", "channel", "look", *others)
 
 if look == "map":
     method = st.segmented_control(
         "Plane", ["pca", "tsne"], default="pca", key="plane", bind=shell.BIND,
         help="pca: the plane on which the channels differ most. tsne: near channels stay near, far ones may lie anywhere.",
     ) or "pca"  # fmt: skip
-    keys += ("plane",)
     places, words = plan_parts.places(here, spec, method)
     parts.chart(channel_map(plan, places.numpy(), words, channel, shell.is_dark()), "map", on_channel=True)
     st.caption("Solid channels stay, hollow ones go; an arrow points where weight moves, dark where it is more than half. Click a channel.")  # fmt: skip
@@ -92,7 +93,6 @@ elif look == "sparsity player":
 elif look == "two settings":
     st.markdown("**A** is the setting above. **B** differs in what you change here; sparsity and criterion stay.")
     other: PruneSpec = spec.but(**knobs.transport_knobs("b_", cost="activations"))
-    keys += tuple(f"b_{key}" for key in knobs.KEYS)
     if shell.can_see(here, other):
         try:
             _, second = parts.scored_plan(here, other)
@@ -106,7 +106,6 @@ elif look == "learned map":
         "$T$ comes from the weights alone. The **calibrated** merge learns its own map $M$ on unlabelled images instead: which "
         "mixture of the kept channels comes closest to what each channel carried. What reads them is multiplied by it."
     )
-    keys += ("reader",)
     plan_parts.learned_map(here, spec, plan, scores, channel, order)
 
 with numbers:

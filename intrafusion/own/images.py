@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 
 import numpy as np
 
@@ -99,7 +100,12 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int,
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(member)
+        try:
+            shape, _, kind = read(member)
+        except (SyntaxError, TokenError, MemoryError) as error:  # numpy reads the header as Python's literals
+            raise ValueError(f"{info.filename} has no header of an array") from error
+        if any(size < 0 for size in shape):
+            raise ValueError(f"{info.filename} says it has {shape} numbers")
         count = 1
         for size in shape:
             count *= size
@@ -160,7 +166,7 @@ def _sorted(file: Path, infos: Sequence[zipfile.ZipInfo]) -> list[tuple[str, str
             raise IntrafusionError(
                 f"{file} holds {name!r}, which lies in no class folder: CLASS/picture, or train/CLASS/picture"
             )
-        if len(rest[0]) > 100 or not rest[0].isprintable():
+        if len(rest[0].encode()) > 200 or not rest[0].isprintable():  # a file system takes 255 bytes
             raise IntrafusionError(f"{file} has a class folder of an odd name: {rest[0][:80]!r}")
         if PurePosixPath(info.filename).suffix.lower() not in _SUFFIXES:
             raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(_SUFFIXES)} are taken")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name
 
@@ -33,11 +33,11 @@ def workshop(*files: Path) -> Iterator[Path]:
         yield folder
     except IntrafusionError as error:
         message = str(error)
-        for file in files:
-            message = message.replace(str(file), file.name)
+        for folder_of in {place for file in files for place in (file.resolve().parent, file.parent) if place.name}:
+            message = message.replace(f"{folder_of}/", "")
         raise IntrafusionError(message) from error
     except OSError as error:
-        raise IntrafusionError(f"it could not be kept in {home()}: {one_line(error)}") from error
+        raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

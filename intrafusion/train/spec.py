@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.errors import IntrafusionError, check_choice, shown
 from intrafusion.registry import CRITERIA, MERGES, TRAINERS
 from intrafusion.train.smooth import PENALTIES
 from intrafusion.train.subnetwork import WEIGHTS
@@ -61,7 +61,12 @@ class TrainSpec:
     part: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        entry = TRAINERS[self.method] if isinstance(self.method, str) else TRAINERS[str(self.method)]
+        for name in ("model", "method", "criterion", "merge"):
+            if not isinstance(getattr(self, name), str):
+                raise IntrafusionError(f"{name} must be a name, not {shown(getattr(self, name))}")
+        if not isinstance(self.data_path, str | None):
+            raise IntrafusionError(f"data_path must be a path or null, not {shown(self.data_path)}")
+        entry = TRAINERS[self.method]
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if value is None and name in _OPEN:
@@ -70,7 +75,7 @@ class TrainSpec:
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < most:
                 whole = "whole " if name in _WHOLE else ""
                 raise IntrafusionError(
-                    f"{name} must be a {whole}number from {least:g} to below {most:g}, not {value!r}"
+                    f"{name} must be a {whole}number from {least:g} to below {most:g}, not {shown(value)}"
                 )
             object.__setattr__(self, name, value if name in _WHOLE else float(value))
         if self.epochs == 0 or self.lr == 0 or self.mu == 0 or self.energy == 0:
@@ -79,9 +84,11 @@ class TrainSpec:
             if getattr(self, name) is not None or name not in _OPEN:
                 check_choice(name, getattr(self, name), choices)
         _ = CRITERIA[self.criterion], MERGES[self.merge]
+        if not isinstance(self.part, list | tuple) or not all(
+            type(n) is int and 0 <= n < self.folds for n in self.part
+        ):
+            raise IntrafusionError(f"part must be folds from 0 to below {self.folds}, not {shown(self.part)}")
         object.__setattr__(self, "part", tuple(self.part))
-        if not all(isinstance(fold, int) and 0 <= fold < self.folds for fold in self.part):
-            raise IntrafusionError(f"part must be folds from 0 to below {self.folds}, not {self.part!r}")
         for field in fields(self):  # what the method does not read is no part of the run
             if field.name not in (*_COMMON, *entry.knobs):
                 object.__setattr__(self, field.name, field.default)

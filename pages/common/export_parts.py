@@ -17,7 +17,7 @@ from intrafusion.export import FORMATS, TOLERANCE, Made, Report, Writing, archiv
 from intrafusion.export.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.figures import speed as figures
 from intrafusion.speed import Comparison
-from pages.common import parts, shell, telling
+from pages.common import links, parts, shell, telling
 from pages.common.shell import BIND, Here
 
 KEYS = (
@@ -52,7 +52,7 @@ def controls(here: Here) -> PruneSpec:
     )  # fmt: skip
     spec = here.spec.but(
         criterion=criterion, merge=merge, recovery=recovery, sparsity=percent / 100, round_to=int(round_to),
-        groups="all" if scope == "all groups" else here.spec.groups, limit=None if limit == "all" else int(limit),
+        groups="all" if (scope or "all groups") == "all groups" else here.spec.groups, limit=None if limit == "all" else int(limit),
     )  # fmt: skip
     shares = shares_of(own)
     unknown = set(shares) - {group.name for group in here.bench.groups if group.reason is None}
@@ -86,7 +86,7 @@ def query(spec: PruneSpec) -> dict[str, Any]:
         "criterion": spec.criterion, "export_merge": spec.merge,
         "sparsities": " ".join(f"{group}={share:g}" for group, share in shares),
     }  # fmt: skip
-    sidebar = {key: st.session_state.get(key) for key in parts.SIDEBAR}
+    sidebar = {key: st.session_state.get(key) for key in links.SIDEBAR}
     return {key: str(value) for key, value in (sidebar | told).items() if value not in (None, "")}
 
 

@@ -50,7 +50,7 @@ def controls(here: Here) -> PruneSpec:
         "Test images", ["100", "500", "2000", "all"], index=1, key="landscape_limit", bind=BIND,
         help="Every point of the plane and of the path is measured on all of them.",
     )  # fmt: skip
-    groups: Any = "all" if scope == "all groups" else here.spec.groups
+    groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
     return here.spec.but(
         criterion=criterion, sparsity=percent / 100, groups=groups, limit=None if limit == "all" else int(limit)
     )
@@ -63,10 +63,9 @@ def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
         label_visibility="collapsed",
     )  # fmt: skip
     size = row.selectbox(
-        "Grid", [9, 17, 33], index=1, key="landscape_size", bind=BIND, format_func=lambda n: f"{n} × {n} points",
-        label_visibility="collapsed", width=160,
+        "Points on a side", [9, 17, 33], index=1, key="landscape_size", bind=BIND, width=160,
     )  # fmt: skip
-    return what, int(size)
+    return what or "accuracy", int(size)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -141,9 +140,10 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
         st.session_state.pop("changed", None)
     kind = st.segmented_control(
         "Images whose prediction changes", list(changed), default=next(iter(changed)), required=True, key="changed",
-        bind=BIND, format_func=lambda one: f"{one}: {len(changed[one]):,}", wrap=True,
-        help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
+        bind=BIND, wrap=True, help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
     )  # fmt: skip
+    st.caption("; ".join(f"{name}: {len(rows):,}" for name, rows in changed.items()))
+    kind = kind or next(iter(changed))
     rows, data = changed[kind][:_SHOWN].tolist(), made.images
     total = sum(map(len, changed.values()))
     title = f"{len(changed[kind]):,} of {total:,} changed: {_KINDS[kind]}"

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,9 +16,8 @@ from intrafusion.importance import needs_images
 from intrafusion.quote import curve_line
 from intrafusion.story import story
 from intrafusion.vectors import channel_vectors
+from pages.common import links
 from pages.common.shell import BIND, Here, is_dark
-
-SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
 
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
@@ -124,7 +122,7 @@ def take_away(
     left, right = st.columns(2)
     with left:
         st.markdown("**Permalink**: this page, with these settings")
-        st.code(permalink(page, keys), language=None, wrap_lines=True)
+        st.code(links.permalink(page, keys), language=None, wrap_lines=True)
         with st.container(horizontal=True):
             st.download_button(
                 "Data as CSV", table.to_csv(index=False), f"intrafusion-{page or 'overview'}.csv", "text/csv",
@@ -137,19 +135,3 @@ def take_away(
         st.code(command, language="bash", wrap_lines=True)
         st.markdown("**Python**")
         st.code(snippet, language="python", wrap_lines=True)
-
-
-def permalink(page: str, keys: tuple[str, ...]) -> str:
-    """The page's address with every setting spelled out, defaults too, so that it means the same next year."""
-    url = (st.context.url or "http://localhost:8501/").split("?")[0]
-    base = url if page == "" or url.rstrip("/").endswith(f"/{page}") else url.rstrip("/") + f"/{page}"
-    query: list[tuple[str, object]] = []
-    for key in (*SIDEBAR, *keys):
-        value = st.session_state.get(key)
-        if isinstance(value, bool):
-            value = str(value).lower()
-        if isinstance(value, list | tuple):
-            query += [(key, item) for item in value]
-        elif value not in (None, ""):
-            query.append((key, value))
-    return f"{base}?{urlencode(query)}"

@@ -65,7 +65,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
         help="Over-parameterized networks and teachers cost more a step. This runs them again with as many "
         "multiply-accumulates as plain fine-tuning takes.",
     )  # fmt: skip
-    groups: Any = "all" if scope == "all groups" else here.spec.groups
+    groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
     spec = here.spec.but(
         merge=merge,
         criterion=criterion,
@@ -73,7 +73,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
         groups=groups,
         limit=None if limit == "all" else int(limit),
     )
-    return spec, int(seeds), methods, equal
+    return spec, int(seeds or 1), methods, equal
 
 
 def training_controls() -> dict[str, Any]:

@@ -70,12 +70,12 @@ def image_control(count: int) -> tuple[int, str]:
     number = row.segmented_control(
         "Image to explain", list(range(1, count + 1)), default=1, required=True, key="image", bind=shell.BIND,
         help="1 drives the channel most. Or click one.",
-    )  # fmt: skip
+    ) or 1  # fmt: skip
     method = row.segmented_control(
         "Captum's method", list(METHODS), default="integrated-gradients", required=True, key="attribution",
         bind=shell.BIND, wrap=True,
         help="  \n".join(f"**{name}**: {method.summary} ({method.paper})." for name, method in METHODS.items()),
-    )  # fmt: skip
+    ) or "integrated-gradients"  # fmt: skip
     return number, method
 
 

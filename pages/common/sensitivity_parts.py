@@ -52,7 +52,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
         "Precision", PRECISIONS, default="exact", required=True, key="precision", bind=BIND, disabled=not fast,
         help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 points.",
     )  # fmt: skip
-    precision = precision if fast else "exact"
+    precision = precision if fast and precision else "exact"
     if not fast:
         middle.caption("Fast needs a device with bfloat16.")
     decide = middle.toggle(
@@ -150,7 +150,7 @@ def cell_control(percents: Sequence[int]) -> float:
     percent = st.segmented_control(
         "Channels removed, %", sorted(percents), default=max(percents), required=True, key="cell", bind=BIND
     )
-    return percent / 100
+    return (percent or max(percents)) / 100
 
 
 def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:

@@ -5,18 +5,19 @@ import streamlit as st
 from intrafusion.access import public
 from intrafusion.jobs import Job
 from intrafusion.sweep import Failure
+from pages.common import literal
 
 
 def error(said: object, icon: str = ":material/error:") -> None:
-    st.error(public(str(said)), icon=icon)
+    st.error(literal.sentence(public(str(said))), icon=icon)
 
 
 def warning(said: object, icon: str = ":material/warning:") -> None:
-    st.warning(public(str(said)), icon=icon)
+    st.warning(literal.sentence(public(str(said))), icon=icon)
 
 
 def info(said: object, icon: str = ":material/info:") -> None:
-    st.info(public(str(said)), icon=icon)
+    st.info(literal.sentence(public(str(said))), icon=icon)
 
 
 def reason(failed: Job | Failure) -> str:

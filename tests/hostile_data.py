@@ -1,0 +1,201 @@
+"""Images that are refused, and images of odd kinds that are taken: (make, expected), make(folder, sentinel) -> file."""
+
+import io
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_files as files
+from own_files import Touch
+from PIL import Image, PngImagePlugin
+
+Make = Callable[[Path, Path], Path]
+BEFORE = files.LABELS  # of six images
+
+
+def arrays(**changes: Any) -> Make:
+    return lambda folder, sentinel: files.npz(
+        folder / "d.npz", **{k: v(sentinel) if callable(v) else v for k, v in changes.items()}
+    )
+
+
+def pack(contents: dict[str, bytes]) -> Make:
+    return lambda folder, sentinel: files.pictures(folder / "d.zip", contents)
+
+
+def picture(kind: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8), options.pop("color", 0)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def of_array(pixels: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def member(kind: int) -> Make:
+    """A zip that says one of its files is a device, a pipe or a socket."""
+
+    def make(folder: Path, sentinel: Path) -> Path:
+        with zipfile.ZipFile(folder / "d.zip", "w") as archive:
+            info = zipfile.ZipInfo("cat/x.png")
+            info.external_attr = (kind | 0o644) << 16
+            archive.writestr(info, files.picture())
+        return folder / "d.zip"
+
+    return make
+
+
+def array_file(header: bytes, name: str = "images.npy") -> Make:
+    """An .npz whose array has a header of one's own."""
+
+    def make(folder: Path, sentinel: Path) -> Path:
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+        return files.rewritten(
+            files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.update({name: content})
+        )
+
+    return make
+
+
+def _text_bomb() -> bytes:
+    """A picture with a comment that unpacks to 200 MB."""
+    info = PngImagePlugin.PngInfo()
+    info.add(b"zTXt", b"x\0\0" + zlib.compress(bytes(200 << 20)))
+    return picture(pnginfo=info)
+
+
+def _lying(folder: Path, sentinel: Path) -> Path:
+    """A zip whose list says a picture is smaller than it is."""
+    path = files.pictures(folder / "d.zip")
+    content = bytearray(path.read_bytes())
+    place = content.find(b"PK\x01\x02")
+    content[place + 24 : place + 28] = struct.pack("<I", 5)
+    path.write_bytes(content)
+    return path
+
+
+def _tar(folder: Path, sentinel: Path) -> Path:
+    (folder / "x.png").write_bytes(files.picture())
+    with tarfile.open(folder / "d.zip", "w") as archive:
+        archive.add(folder / "x.png", "../../x.png")
+    return folder / "d.zip"
+
+
+def _nested(folder: Path, sentinel: Path) -> Path:
+    inner = files.bomb(folder / "inner.zip").read_bytes()
+    return files.pictures(folder / "d.zip", {"cat/inner.zip": inner})
+
+
+def _without(folder: Path, sentinel: Path) -> Path:
+    return files.rewritten(
+        files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.update({"labels.npy": b""})
+    )
+
+
+def _fifo(folder: Path, sentinel: Path) -> Path:
+    os.mkfifo(folder / "d.npz")
+    return folder / "d.npz"
+
+
+def _folder(folder: Path, sentinel: Path) -> Path:
+    (folder / "d.zip").mkdir()
+    return folder / "d.zip"
+
+
+_HEAD = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
+_UNREAD, _ODD = "not a readable picture", "has a class folder of an odd name"
+MORE_DATA: dict[str, tuple[Make, str]] = {
+    "labels of fractions": (arrays(labels=BEFORE / 2), "labels must be integers"),
+    "labels of true and false": (arrays(labels=BEFORE > 0), "labels must be integers"),
+    "labels in two columns": (arrays(labels=np.stack([BEFORE, BEFORE], 1)), "labels must be integers"),
+    "one label for all": (arrays(labels=np.int64(0)), "labels must be integers"),
+    "labels of text": (arrays(labels=BEFORE.astype(str)), "labels must be integers"),
+    "labels of millions of classes": (arrays(labels=BEFORE * 10**12), "at most 100,000 classes"),
+    "labels past int64": (arrays(labels=BEFORE.astype(np.uint64) + np.uint64(2**63)), "at most 100,000 classes"),
+    "fewer labels than images": (arrays(labels=BEFORE[:4]), "labels must be integers"),
+    "images of 16 bits in an array": (arrays(images=files.PIXELS.astype(np.uint16)), "images must be uint8"),
+    "images of signed bytes": (arrays(images=files.PIXELS.astype(np.int8)), "images must be uint8"),
+    "films": (arrays(images=files.PIXELS[..., None]), "images must be uint8"),
+    "images of no pixels": (arrays(images=files.PIXELS[:, :0]), ""),
+    "images of no channels": (arrays(images=files.PIXELS[..., :0]), "images must be uint8"),
+    "images of 99 channels": (arrays(images=np.repeat(files.PIXELS, 99, 3)), "images must be uint8"),
+    "classes with code": (arrays(classes=lambda s: np.array([Touch(s)] * 3, dtype=object)), "a pickle"),
+    "images with code": (arrays(images=lambda s: np.array([Touch(s)] * 6, dtype=object)), "a pickle"),
+    "one class name for all": (arrays(classes=np.array("cat")), "classes must be"),
+    "classes in a table": (arrays(classes=np.array([["a", "b", "c"]])), "classes must be"),
+    "a header that is code": (array_file(b"__import__('os').getcwd()"), "not a readable archive"),
+    "a header that is deep": (array_file(b"(" * 9000), "not a readable archive"),
+    "a header of a negative shape": (array_file(_HEAD % b"(-1, 8, 8, 1)"), ""),
+    "a header of a shape that overflows": (array_file(_HEAD % (b"(%d,)" % 10**30)), "its size is another"),
+    "a header of another type": (array_file(_HEAD.replace(b"|u1", b"|V9") % b"(6, 8, 8, 1)"), ""),
+    "a header of objects": (array_file(_HEAD.replace(b"|u1", b"|O") % b"(6, 8, 8, 1)"), "a pickle"),
+    "an array of nothing": (_without, "not a readable archive"),
+    "pixels of 32 bits": (pack({"cat/x.tif": of_array(np.full((8, 8), 70_000, np.int32), "TIFF")}), "of 32 bits"),
+    "pixels of floats": (pack({"cat/x.tif": of_array(np.full((8, 8), 0.5, np.float32), "TIFF")}), "of 32 bits"),
+    "a comment that is a bomb": (pack({"cat/x.png": _text_bomb()}), _UNREAD),
+    "half a JPEG": (pack({"cat/x.jpg": picture("JPEG")[:300]}), _UNREAD),
+    "half a GIF": (pack({"cat/x.gif": picture("GIF", "P")[:20]}), _UNREAD),
+    "half a TIFF": (pack({"cat/x.tif": picture("TIFF")[:60]}), _UNREAD),
+    "a picture of nothing": (pack({"cat/x.png": b""}), _UNREAD),
+    "text called a picture": (pack({"cat/x.png": b"<svg onload=alert(1)>"}), _UNREAD),
+    "a drawing": (pack({"cat/x.svg": b"<svg/>"}), "which is no picture"),
+    "a zip in a zip": (_nested, "which is no picture"),
+    "a tar called zip": (_tar, "not a readable archive"),
+    "a pipe in a zip": (member(stat.S_IFIFO), "a link or device"),
+    "a disk in a zip": (member(stat.S_IFBLK), "a link or device"),
+    "a socket in a zip": (member(stat.S_IFSOCK), "a link or device"),
+    "a size that lies": (_lying, "not a readable archive"),
+    "dots in the middle": (pack({"cat/../../x.png": files.picture()}), "outside its folder"),
+    "a name of two lines": (pack({"c\nat/x.png": files.picture()}), "outside its folder"),
+    "a class that turns the text around": (pack({"c\u202eat/x.png": files.picture()}), _ODD),
+    "a class of a long name": (pack({"猫" * 90 + "/x.png": files.picture()}), _ODD),
+    "a class of the longest name": (pack({"c" * 400 + "/x.png": files.picture()}), _ODD),
+    "a folder called zip": (_folder, "no file at d.zip"),
+    "a pipe called npz": (_fifo, "no file at d.npz"),
+}  # fmt: skip
+
+
+def _palette() -> bytes:
+    buffer = io.BytesIO()
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 200, 200] + [0] * 750)
+    image.save(buffer, "PNG", transparency=bytes([0, 128]))
+    return buffer.getvalue()
+
+
+def _animated() -> bytes:
+    buffer, frames = io.BytesIO(), [Image.new("L", (8, 8), shade) for shade in (200, 50)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def _turned() -> bytes:
+    """A photo that says it lies on its side."""
+    image, exif = Image.new("L", (8, 8), 200), Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+TAKEN: dict[str, bytes] = {  # pictures of one shade, about 200 of 255, of odd kinds
+    "grey of 16 bits": of_array(np.full((8, 8), 200 * 257, np.uint16), "PNG"),
+    "grey of 16 bits in a TIFF": of_array(np.full((8, 8), 200 * 257, np.uint16), "TIFF"),
+    "grey": picture(mode="L", color=200),
+    "CMYK": picture("JPEG", "CMYK", color=(0, 0, 0, 55)),
+    "a palette that lets light through": _palette(),
+    "alpha": picture(mode="RGBA", color=(200, 200, 200, 9)),
+    "an animation": _animated(),
+    "a photo on its side": _turned(),
+    "another size": of_array(np.full((31, 17), 200, np.uint8), "PNG"),
+}  # fmt: skip

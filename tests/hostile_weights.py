@@ -1,0 +1,237 @@
+"""Weights files that are refused, each with what is said of it: (make, expected), make(folder, sentinel) -> file."""
+
+import builtins
+import json
+import os
+import pickle
+import tarfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_files as files
+import torch
+from own_files import Touch
+
+from intrafusion.places import ASSETS
+
+Make = Callable[[Path, Path], Path]
+
+
+class Call:
+    """A pickle that calls something when somebody unpickles it."""
+
+    def __init__(self, function: Any, *args: Any):
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+class Restored:
+    """A pickle whose class makes a file as its state is set."""
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"sentinel": self.sentinel}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        os.mkdir(state["sentinel"])
+
+
+def state(change: Callable[[dict[str, Any], str], None], suffix: str = ".safetensors") -> Make:
+    """A good state dict, but for what `change` does to it and its first weight."""
+
+    def make(folder: Path, sentinel: Path) -> Path:
+        whole: dict[str, Any] = files.mlp_state()
+        change(whole, next(name for name in whole if name.endswith("weight")))
+        return files.save_state(folder / f"w{suffix}", whole)
+
+    return make
+
+
+def cast(kind: torch.dtype, suffix: str = ".safetensors") -> Make:
+    return state(lambda whole, first: whole.update({first: whole[first].to(kind)}), suffix)
+
+
+def whole(name: str, content: bytes) -> Make:
+    def make(folder: Path, sentinel: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def cut(suffix: str, at: int) -> Make:
+    """The first so many bytes of a good file, or all but so many of its last."""
+
+    def make(folder: Path, sentinel: Path) -> Path:
+        path = files.save_state(folder / f"w{suffix}", files.mlp_state())
+        path.write_bytes(path.read_bytes()[:at])
+        return path
+
+    return make
+
+
+def header(*tensors: tuple[str, Any, list[int], list[int]], raw: bytes | None = None, data: int = 64) -> Make:
+    """A .safetensors file of a header of one's own: (name, type, shape, offsets)."""
+    about = {name: {"dtype": kind, "shape": shape, "data_offsets": place} for name, kind, shape, place in tensors}
+    text = json.dumps(about).encode() if raw is None else raw
+    return whole("w.safetensors", len(text).to_bytes(8, "little") + text + bytes(data))
+
+
+def gadget(make: Callable[[Path, Path], Any], **options: Any) -> Make:
+    """A file of torch.save whose pickle runs code."""
+
+    def write(folder: Path, sentinel: Path) -> Path:
+        torch.save({"0.weight": make(folder, sentinel)}, folder / "w.pt", **options)
+        return folder / "w.pt"
+
+    return write
+
+
+def raw(protocol: int) -> Make:
+    def make(folder: Path, sentinel: Path) -> Path:
+        (folder / "w.pth").write_bytes(pickle.dumps({"0.weight": Touch(sentinel)}, protocol))
+        return folder / "w.pth"
+
+    return make
+
+
+def _restored(folder: Path, sentinel: Path) -> Restored:
+    made = Restored()
+    made.sentinel = str(sentinel)
+    return made
+
+
+def _opcodes(folder: Path, sentinel: Path) -> Path:
+    (folder / "w.th").write_bytes(f"cos\nmkdir\n(S'{sentinel}'\ntR.".encode())
+    return folder / "w.th"
+
+
+def _hub(folder: Path, sentinel: Path) -> Call:
+    (folder / "hubconf.py").write_text(f"import os\nos.mkdir({str(sentinel)!r})\n")
+    return Call(torch.hub._load_local, str(folder), "x")
+
+
+def _load(folder: Path, sentinel: Path) -> Call:
+    (folder / "other.pt").write_bytes(pickle.dumps(Touch(sentinel)))
+    return Call(torch.load, str(folder / "other.pt"))
+
+
+def _tar(folder: Path, sentinel: Path) -> Path:
+    """PyTorch's format before 0.1.10."""
+    for name in ("sys_info", "pickle", "storages", "tensors"):
+        (folder / name).write_bytes(pickle.dumps(Touch(sentinel)))
+    with tarfile.open(folder / "w.pt", "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            archive.add(folder / name, name)
+            (folder / name).unlink()
+    return folder / "w.pt"
+
+
+def _zipped(folder: Path, sentinel: Path) -> Path:
+    inner = files.pickled(folder / "inner.pt", sentinel).read_bytes()
+    return files.pictures(folder / "w.pt", {"w.pt": inner})
+
+
+def _data_pkl(folder: Path, sentinel: Path) -> Path:
+    """PyTorch's zip by hand."""
+    content = pickle.dumps({"0.weight": Touch(sentinel)}, 2)
+    return files.pictures(folder / "w.pt", {"archive/data.pkl": content, "archive/version": b"3\n"})
+
+
+def _outside(folder: Path, sentinel: Path) -> Call:
+    storage = torch.zeros(4).untyped_storage()
+    typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+    return Call(torch._utils._rebuild_tensor_v2, typed, 10**6, (10**6,), (1,), False, OrderedDict())
+
+
+def _script(folder: Path, sentinel: Path) -> Path:
+    torch.jit.script(files.network()).save(folder / "w.pt")
+    return folder / "w.pt"
+
+
+def _renamed(source: str, name: str) -> Make:
+    def make(folder: Path, sentinel: Path) -> Path:
+        return files.save_state(folder / f"s{source}", files.mlp_state()).rename(folder / name)
+
+    return make
+
+
+def _other(folder: Path, sentinel: Path) -> Path:
+    return files.save_state(folder / "w.safetensors", files.read_state(ASSETS / "digits-vgg.safetensors"))
+
+
+def _link(folder: Path, sentinel: Path) -> Path:
+    (folder / "w.pt").symlink_to(files.pickled(folder / "behind.pt", sentinel))
+    return folder / "w.pt"
+
+
+def _fifo(folder: Path, sentinel: Path) -> Path:
+    os.mkfifo(folder / "w.pt")
+    return folder / "w.pt"
+
+
+def _folder(folder: Path, sentinel: Path) -> Path:
+    (folder / "w.pt").mkdir()
+    return folder / "w.pt"
+
+
+_UNSAFE, _UNREAD = "cannot be loaded safely", "cannot be read as weights"
+MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
+    "another architecture": (_other, "does not fit"),
+    "no tensors at all": (lambda f, s: files.save_state(f / "w.pt", {}), "holds no state dict"),
+    "eight-bit weights": (cast(torch.int8), "holds 1.weight as int8"),
+    "whole numbers": (cast(torch.int64), "holds 1.weight as int64"),
+    "true and false": (cast(torch.bool), "holds 1.weight as bool"),
+    "complex weights": (cast(torch.complex64, ".pt"), "holds 1.weight as complex64"),
+    "floats of eight bits": (cast(torch.float8_e4m3fn), "holds 1.weight as float8_e4m3fn"),
+    "larger than float32": (state(lambda w, first: w.update({first: w[first].double() * 1e300})), "NaN or infinite"),
+    "NaN in half precision": (state(lambda w, first: w.update({first: w[first].half() * float("nan")})), "NaN or infinite"),
+    "NaN biases": (state(lambda w, first: w.update({"1.bias": torch.full((128,), float("nan"))})), "NaN or infinite"),
+    "numpy arrays": (state(lambda w, first: w.update({first: np.ones(3)}), ".pt"), _UNSAFE),
+    **{f"cut at {at}": (cut(".safetensors", at), _UNREAD) for at in (1, 7, 8, 60, 5000, -1)},
+    **{f"a zip cut at {at}": (cut(".pt", at), "") for at in (1, 30, 5000, -1, -30)},
+    "a shape of 10^18 numbers": (header(("0.weight", "F32", [10**9, 10**9], [0, 64])), _UNREAD),
+    "a shape that overflows": (header(("0.weight", "F32", [2**40, 2**40], [0, 64])), _UNREAD),
+    "a negative shape": (header(("0.weight", "F32", [-1, 4], [0, 16])), _UNREAD),
+    "overlapping offsets": (header(("0.weight", "F32", [8], [0, 32]), ("0.bias", "F32", [8], [16, 48])), _UNREAD),
+    "offsets past the end": (header(("0.weight", "F32", [16], [10**12, 10**12 + 64])), _UNREAD),
+    "offsets backwards": (header(("0.weight", "F32", [16], [64, 0])), _UNREAD),
+    "bytes of nobody": (header(("0.weight", "F32", [8], [0, 32])), _UNREAD),
+    "an unknown type": (header(("0.weight", "Q7", [16], [0, 64])), _UNREAD),
+    "a header that is no JSON": (header(raw=b"{" * 40), _UNREAD),
+    "a deep header": (header(raw=b"[" * 10**6), _UNREAD),
+    "a header of no text": (header(raw=b"\xff\xfe{}"), _UNREAD),
+    "a header of nothing": (header(raw=b"{}", data=0), "holds no state dict"),
+    "os.system": (gadget(lambda f, s: Call(os.system, f"mkdir {s}")), _UNSAFE),
+    "eval": (gadget(lambda f, s: Call(builtins.eval, f"__import__('os').mkdir({str(s)!r})")), _UNSAFE),
+    "exec": (gadget(lambda f, s: Call(builtins.exec, f"import os; os.mkdir({str(s)!r})")), _UNSAFE),
+    "torch.hub": (gadget(_hub), _UNSAFE),
+    "torch.load within": (gadget(_load), _UNSAFE),
+    "a state that is set": (gadget(_restored), _UNSAFE),
+    "an array of objects": (gadget(lambda f, s: np.array([Touch(s)], dtype=object)), _UNSAFE),
+    "the older format": (gadget(lambda f, s: Touch(s), _use_new_zipfile_serialization=False), _UNSAFE),
+    "the oldest format, a tar": (_tar, ""),
+    "another protocol of torch.save": (gadget(lambda f, s: Touch(s), pickle_protocol=4), _UNSAFE),
+    **{f"a pickle of protocol {p}": (raw(p), _UNSAFE) for p in range(6)},
+    "opcodes by hand": (_opcodes, _UNSAFE),
+    "a zip by hand": (_data_pkl, _UNSAFE),
+    "a pickle in a zip": (_zipped, ""),
+    "a tensor past its storage": (gadget(_outside), ""),
+    "a scripted module as weights": (_script, ""),
+    "a pickle called safetensors": (_renamed(".pt", "w.safetensors"), _UNREAD),
+    "safetensors called a pickle": (_renamed(".safetensors", "w.pt"), ""),
+    "another suffix of weights": (_renamed(".pt", "w.bin"), "is no weights file"),
+    "zeros": (whole("w.pt", bytes(9999)), ""),
+    "a link to a pickle": (_link, _UNSAFE),
+    "a pipe": (_fifo, "no file at w.pt"),
+    "a folder": (_folder, "no file at w.pt"),
+    "a file that is not there": (lambda f, s: f / "w.pt", "no file at w.pt"),
+    "a name of two lines": (whole("a\nb.pt", b"x"), ""),
+    "a name that is no text": (whole("\udcff.pt", b"x"), ""),
+    "a name as long as can be": (whole("w" * 252 + ".pt", b"x"), ""),
+    "a name of markup": (whole("<b>$x$.pt", b"x"), ""),
+}  # fmt: skip
