@@ -28,7 +28,7 @@ FREE = {
     "sparsities",
     "lesson_changes",
 }  # any text, perhaps refused later
-EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "4"))  # of each page; more find more
+EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "3"))  # of each page; more find more
 ODD = (
     "", " ", "nan", "-0", "1e999", "-inf", "0x10", "1_0", "9" * 400, "-3", "12.5", "true", "None", "null", "[]", "\x00",
     "a\x00b",
