@@ -91,6 +91,6 @@ def check_card(card: ModelCard) -> None:
     if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
         raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
     if not all(abs(mean) <= 1e9 and 1e-9 <= std <= 1e9 for mean, std in zip(card.mean, card.std, strict=True)):
-        raise ValueError("mean must be finite and std positive, on pixels from 0 to 1")
+        raise ValueError("mean must be finite, and std must be positive, on pixels from 0 to 1")
     if card.accuracy is not None and not 0 <= card.accuracy <= 1:
         raise ValueError(f"accuracy is a fraction in [0, 1], not {shown(card.accuracy)}")

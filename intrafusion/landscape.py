@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 
 from intrafusion.activations import normalised
 from intrafusion.data import ImageData
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, shown
 from intrafusion.pace import checkpoint
 
 _MEMORY = 1 << 28  # bytes of weights of networks that are run in one pass
@@ -99,10 +99,12 @@ def grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
     """A grid around the plane's three networks, nothing of it measured yet.
 
     size: points on a side. margin: how far it goes beyond the networks on every side, as a share of their larger extent.
-    Raises IntrafusionError for fewer than 2 points or a negative margin.
+    Raises IntrafusionError for fewer than 2 points or more than 1,001, and for a margin below 0 or above 100.
     """
-    if size < 2 or not 0 <= margin < math.inf:
-        raise IntrafusionError(f"a grid needs 2 points a side and a margin from 0, not {size} and {margin}")
+    if not 2 <= size <= 1001 or not 0 <= margin <= 100:
+        raise IntrafusionError(
+            f"a grid needs 2 to 1,001 points a side and a margin from 0 to 100, not {shown(size)} and {margin}"
+        )
     low, high = plane.at.min(0).values, plane.at.max(0).values
     room = margin * float((high - low).max())
     x, y = (np.linspace(float(low[i]) - room, float(high[i]) + room, size) for i in (0, 1))

@@ -482,6 +482,12 @@ def _half_archive(folder: Path) -> None:
     folder.write_bytes(files.npz(folder.parent / "x.npz").read_bytes()[:-40])
 
 
+def _one_array(folder: Path) -> None:
+    folder.rmdir()
+    with folder.open("wb") as opened:
+        np.save(opened, files.PIXELS)
+
+
 def _one_name(folder: Path) -> None:
     folder.rmdir()
     files.npz(folder.parent / "x.npz", classes=np.array("a")).rename(folder)
@@ -496,7 +502,7 @@ PLACES: dict[str, tuple[Any, str]] = {  # what a path on this machine may hold, 
     "text": (lambda folder: (folder.rmdir(), folder.write_text("x")), "not a readable .npz"),
     "a picture": (lambda folder: (folder.rmdir(), folder.write_bytes(files.picture())), "not a readable .npz"),
     "a pickle": (lambda folder: (folder.rmdir(), files.pickled(folder, folder.parent / "sentinel")), "not a readable .npz"),
-    "one array": (lambda folder: (folder.rmdir(), np.save(folder.open("wb"), files.PIXELS)), "a single array"),
+    "one array": (_one_array, "a single array"),
     "a header of a million million images": (lambda folder: (folder.rmdir(), files.huge_header(folder)), "not a readable .npz"),
     "half an archive": (_half_archive, "not a readable"),
     "an array for its names": (_one_name, "not a readable"),

@@ -18,7 +18,7 @@ from intrafusion import cli, cli_studies, export, solutions
 from intrafusion.errors import IntrafusionError
 from intrafusion.train import lab, recipes
 
-EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "20"))  # of each command; more find more
+EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "12"))  # of each command; more find more
 TINY = ["--model", "digits-mlp", "--limit", "5", "--sparsity", "0.3", "--groups", "1"]
 COMMANDS: dict[str, list[str]] = {  # each with what makes it quick
     "models": [], "data": [], "data digits": [], "groups": ["--model", "digits-mlp"], "methods": [],
@@ -58,6 +58,7 @@ def options(command: str) -> dict[str, bool]:
     return {flag: takes for flag, takes in flags.items() if flag not in LEFT_OUT}
 
 
+EXPORT, SLICES = export.export, solutions.slices
 FLAGS = {command: options(command) for command in COMMANDS}
 
 
@@ -175,6 +176,23 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     assert check(["sweep", *TINY, "--store", str(tmp_path / "s"), "--name", "x"]) == 0
     for out in ("/nowhere/x.csv", ".", "x.txt", "/dev/null/x.toml", "a\x00.csv", "\udcff/x.parquet"):
         assert check(["studies", "export", "x", "--store", str(tmp_path / "s"), "--out", out]) == 2
+
+
+def test_a_network_goes_into_no_folder_that_cannot_be(monkeypatch):
+    monkeypatch.setattr(export, "export", EXPORT)
+    for out in ("/proc/x", "/dev/null/x", ".", "w.pt", "x" * 300, "\udcff/" + "y" * 300):
+        assert check(["prune", *TINY, "--out", out]) == 2
+
+
+def test_a_grid_has_bounds(monkeypatch):
+    monkeypatch.setattr(solutions, "slices", SLICES)
+    for flags in (
+        ["--size", "100000"],
+        ["--size", "3", "--margin", "1e308"],
+        ["--size", "9" * 99],
+        ["--margin", "nan"],
+    ):
+        assert check(["landscape", *TINY, *flags]) == 2
 
 
 def test_a_key_press_that_stops_is_no_error(monkeypatch):

@@ -121,9 +121,9 @@ def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]
 
 def _begin(folder: Path) -> Path:
     """A new folder beside the one asked for, to be renamed to it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         part.chmod(0o755)

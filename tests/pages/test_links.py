@@ -28,7 +28,7 @@ FREE = {
     "sparsities",
     "lesson_changes",
 }  # any text, perhaps refused later
-EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "4"))  # of each page; more find more
+EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "3"))  # of each page; more find more
 ODD = (
     "", " ", "nan", "-0", "1e999", "-inf", "0x10", "1_0", "9" * 400, "-3", "12.5", "true", "None", "null", "[]", "\x00",
     "a\x00b",
@@ -195,6 +195,7 @@ def test_an_empty_choice_is_the_default(page, name):
 def test_what_a_page_comes_to_later_is_judged_later():
     app = follow("curves", {"merges": "", "sparsities": "7"})
     assert "Choose at least one" in app.info[0].value
+    assert "sparsities=7" in notices(app)[0]  # of a page that stops early, too
     app = follow("transport", {"reg": "abc"})
     assert notices(app) == []  # the exact solver has no such knob
     assert "reg=abc" in notices(app.selectbox(key="solver").set_value("sinkhorn").run())[0]
