@@ -1,6 +1,6 @@
 """A class at once: real browser sessions that walk all pages and move controls, on one server.
 
-python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 6] [--switches 200] [--no-memory]
+python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 12] [--switches 200] [--no-memory]
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
 another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first tenth of
@@ -34,7 +34,7 @@ GROUPS = {
 }
 PATIENCE = 90  # seconds for a page or a move, before it counts as failed
 FORGOTTEN = 130  # seconds after which Streamlit forgets a session that has left, and a little
-MOVES = 4  # on a page
+MOVES = 2  # on a page
 _LINK = """() => { const found = [...document.querySelectorAll('[data-testid="stMain"] code')]
     .map(e => e.textContent).find(t => t.startsWith('http')); return found || '' }"""
 _ALERTS = '[data-testid="stException"], [data-testid="stAlertContentError"]'
@@ -111,13 +111,13 @@ class Visitor:
 
     async def move(self) -> None:
         await asyncio.sleep(self.random.uniform(0.5, 1.5) * self.think)
-        sliders = self.page.locator('[data-testid="stMain"] [role="slider"]')
+        sliders = self.page.get_by_test_id("stMain").get_by_role("slider")
         if not await sliders.count():
             return
         name = urlsplit(self.page.url).path.strip("/")
         slider = sliders.nth(1 if name == "learn" else 0)
         before = settings(await self.page.evaluate(_LINK))
-        value, most = (int(float(await slider.get_attribute(f"aria-value{end}") or 0)) for end in ("now", "max"))
+        value, most = (int(float(number)) for number in await slider.evaluate("e => [e.value, e.max]"))
         key = "ArrowLeft" if value >= most or (self.random.random() < 0.5 and value > most / 3) else "ArrowRight"
         await slider.focus()
         busy = await self.page.get_by_text("Computing now").count()
@@ -273,7 +273,7 @@ async def together(browser: Any, address: str, visitors: int, seconds: float, th
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name, default in (("visitors", 20), ("seconds", 300.0), ("think", 6.0), ("switches", 200)):
+    for name, default in (("visitors", 20), ("seconds", 300.0), ("think", 12.0), ("switches", 200)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     sys.exit(asyncio.run(main(**vars(parser.parse_args()))))
