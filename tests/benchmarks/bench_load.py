@@ -84,10 +84,10 @@ class Visitor:
         await self._link_where(lambda link: self._is_mine(link))
 
     async def walk(self, seconds: float) -> None:
-        """Page after page, in an order of its own, until the time is over."""
-        until = time.monotonic() + seconds
+        """Come, and go from page to page, in an order of one's own, for so long."""
         await asyncio.sleep(self.random.uniform(0, seconds / 10))
         await self.open()
+        until = time.monotonic() + seconds
         names = await self.page.locator('[data-testid="stSidebarNavLink"]').count()
         while time.monotonic() < until:
             for place in self.random.sample(range(names), names):
