@@ -3,12 +3,13 @@
 import streamlit as st
 
 from intrafusion import PruneSpec, registry
+from intrafusion.access import public
 from intrafusion.agreement import compare
 from intrafusion.attribution import reader, top_images
 from intrafusion.figures.agreement import agreement_matrix
 from intrafusion.figures.importance import importance_bars, label_width, side_by_side
 from intrafusion.quote import scores_line, scores_snippet
-from pages.common import importance_parts, parts, response_parts, shell, telling
+from pages.common import importance_parts, parts, response_parts, shell
 from pages.common.navigation import enter_app
 
 _MOST = 8  # images shown
@@ -45,7 +46,8 @@ scores, failed, waiting = importance_parts.scored(here, spec, criteria, bool(see
 if criterion not in scores:
     scores = scores or importance_parts.scored(here, spec, ["l1"], False)[0]
     main, why = next(iter(scores)), (failed | waiting)[criterion]
-    telling.info(f"There are no {criterion} scores: {why}. The pictures follow **{main}** instead.")
+    said = f"There are no {criterion} scores: {public(why)}. The pictures follow **{main}** instead."
+    st.info(said, icon=":material/info:")
     spec = spec.but(criterion=main)
 comparison = compare({name: found.values for name, found in scores.items()}, here.group, sparsity)
 with columns[2]:
