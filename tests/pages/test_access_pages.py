@@ -13,6 +13,7 @@ import intrafusion as itf
 from intrafusion import sweep as module
 from intrafusion import zoo
 from intrafusion.own import take_weights
+from intrafusion.store import default_path
 from pages.common import shell, telling
 
 SECRET = "/srv/secret/of/the/server"
@@ -101,6 +102,16 @@ def test_weights_by_name_are_those_that_are_here(tmp_path):
     assert zoo.names_weights(name, "IMAGENET1K_V1")
     assert not zoo.names_weights("digits-mlp", "IMAGENET1K_V1")
     assert not zoo.names_weights(name, str(path))
+
+
+@pytest.mark.usefixtures("jobs")
+def test_where_a_damaged_store_lies_is_for_the_person_here_alone(monkeypatch):
+    default_path().write_bytes(b"no store at all, and long enough to be read" * 100)
+    for is_public, there in (("0", True), ("1", False)):
+        monkeypatch.setenv("INTRAFUSION_PUBLIC", is_public)
+        (warning,) = open_page("curves", model="digits-mlp", limit="500", criteria="random").warning
+        said = warning.value.replace("\\", "")  # names are no markup
+        assert (str(default_path()) in said, "<store>/studies.sqlite" in said) == (there, not there)
 
 
 class TestErrors:
