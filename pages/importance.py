@@ -3,6 +3,7 @@
 import streamlit as st
 
 from intrafusion import PruneSpec, registry
+from intrafusion.access import public
 from intrafusion.agreement import compare
 from intrafusion.attribution import reader, top_images
 from intrafusion.figures.agreement import agreement_matrix
@@ -45,7 +46,8 @@ scores, failed, waiting = importance_parts.scored(here, spec, criteria, bool(see
 if criterion not in scores:
     scores = scores or importance_parts.scored(here, spec, ["l1"], False)[0]
     main, why = next(iter(scores)), (failed | waiting)[criterion]
-    st.info(f"There are no {criterion} scores: {why}. The pictures follow **{main}** instead.", icon=":material/info:")
+    said = f"There are no {criterion} scores: {public(why)}. The pictures follow **{main}** instead."
+    st.info(said, icon=":material/info:")
     spec = spec.but(criterion=main)
 comparison = compare({name: found.values for name, found in scores.items()}, here.group, sparsity)
 with columns[2]:

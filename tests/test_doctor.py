@@ -9,6 +9,7 @@ from intrafusion import doctor
 from intrafusion.cli import main
 from intrafusion.doctor import BROKEN, MISSING, OK, Finding, examine, is_well
 from intrafusion.store import Store, default_path
+from intrafusion.store_file import FORMAT
 
 
 def found(**options) -> dict[str, Finding]:
@@ -52,7 +53,7 @@ class TestStore:
     def test_a_sound_one_is_counted(self):
         with Store() as store:
             store.save_study("s", "", [])
-        assert found()["store"] == Finding("store", OK, f"{default_path()}: format 1, 1 studies, 0 points")
+        assert found()["store"] == Finding("store", OK, f"{default_path()}: format {FORMAT}, 1 studies, 0 points")
 
     def test_a_damaged_one_is_broken_and_the_exit_is_1(self, capsys):
         with Store() as store:

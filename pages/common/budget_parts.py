@@ -14,7 +14,7 @@ from intrafusion.quote import curve_line
 from intrafusion.run import Result
 from intrafusion.sensitivity import Matrix
 from intrafusion.store import Store
-from pages.common import export_parts, queue, shell, studying
+from pages.common import export_parts, queue, shell, studying, telling
 from pages.common.sensitivity_parts import clickable, with_interval
 from pages.common.shell import BIND, Here
 
@@ -42,7 +42,7 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
     merge = right.selectbox("Merge", list(made), index=len(made) - 1, key="suggest_merge", bind=BIND)
     found = suggest(made[merge], _shapes(here, here.key()), _TARGETS[target], value)
     if not found.met:
-        st.warning(found.note, icon=":material/warning:")
+        telling.warning(found.note)
     clickable(suggestion_bars(found, shell.is_dark()), "suggestion")
     if not all(cell.complete for cell in made[merge].cells.values()):
         st.caption("The study is not complete: some losses are those on a sample of the images.")

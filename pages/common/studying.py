@@ -29,7 +29,9 @@ def store() -> Store | None:
         telling.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
         return None
     if kept.problem:
-        st.warning(f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:")
+        telling.warning(
+            f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:"
+        )
     return kept
 
 

@@ -13,6 +13,7 @@ import intrafusion as itf
 from intrafusion import sweep as module
 from intrafusion import zoo
 from intrafusion.own import take_weights
+from intrafusion.store import default_path
 from pages.common import shell, telling
 
 SECRET = "/srv/secret/of/the/server"
@@ -103,6 +104,16 @@ def test_weights_by_name_are_those_that_are_here(tmp_path):
     assert not zoo.names_weights(name, str(path))
 
 
+@pytest.mark.usefixtures("jobs")
+def test_where_a_damaged_store_lies_is_for_the_person_here_alone(monkeypatch):
+    default_path().write_bytes(b"no store at all, and long enough to be read" * 100)
+    for is_public, there in (("0", True), ("1", False)):
+        monkeypatch.setenv("INTRAFUSION_PUBLIC", is_public)
+        (warning,) = open_page("curves", model="digits-mlp", limit="500", criteria="random").warning
+        said = warning.value.replace("\\", "")  # names are no markup
+        assert (str(default_path()) in said, "<store>/studies.sqlite" in said) == (there, not there)
+
+
 class TestErrors:
     def test_a_point_that_fails_as_nobody_expects_is_told_by_its_kind_and_id(self, jobs, monkeypatch, caplog):
         monkeypatch.setattr(module, "measure", self._fail)
@@ -151,5 +162,13 @@ def test_pages_tell_of_errors_by_one_module_alone():
         if file.name in ("telling.py", "serving.py"):
             continue
         for call in ast.walk(ast.parse(file.read_text())):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("st.error", "st.warning", "st.exception"):
-                assert "error" not in " ".join(map(ast.unparse, call.args)).lower(), (file, call.lineno)
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in (
+                "st.error",
+                "st.warning",
+                "st.info",
+                "st.toast",
+            ):
+                nodes = [node for argument in call.args for node in ast.walk(argument)]
+                said = {node.id if isinstance(node, ast.Name) else getattr(node, "attr", "") for node in nodes}
+                told = said & {"error", "problem", "reason", "why", "note"}
+                assert "public" in said or not told, (file, call.lineno)
