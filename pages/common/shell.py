@@ -19,6 +19,7 @@ from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
 from intrafusion.zoo import dataset_of, describe, is_local, model_names, runs_code, stream_weights
 from pages.common import literal
+from pages.common.navigation import Enough
 
 BIND = "query-params"
 _TORCHVISION = "ImageNet (torchvision)"
@@ -123,7 +124,7 @@ def choose(controls: DeltaGenerator) -> Here:
         controls.caption("No weights of it are published: these are drawn at random. Train it in the Training lab.")
     if not is_here:
         _offer_download(name)
-        st.stop()
+        raise Enough
     opened = bench(name, weights, device)
     group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
