@@ -85,11 +85,11 @@ def check_card(card: ModelCard) -> None:
     texts = card.name, card.dataset, card.source, card.licence
     if not all(isinstance(text, str) for text in texts) or not isinstance(card.details, dict):
         raise TypeError("dataset, source and licence are texts, details an object")
+    if len(card.input_size) != 3 or not len(card.mean) == len(card.std) == card.input_size[0]:
+        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
     sizes = *card.input_size, card.classes
     if not all(type(size) is int and 1 <= size <= _MOST for size in sizes) or math.prod(card.input_size) > _NUMBERS:
         raise ValueError("input_size and classes must be positive whole numbers of sizes that networks have")
-    if not len(card.mean) == len(card.std) == card.input_size[0] or len(card.input_size) != 3:
-        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
     if not all(abs(mean) <= 1e9 and 1e-9 <= std <= 1e9 for mean, std in zip(card.mean, card.std, strict=True)):
         raise ValueError("mean must be finite, and std must be positive, on pixels from 0 to 1")
     if card.accuracy is not None and not 0 <= card.accuracy <= 1:

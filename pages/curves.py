@@ -10,7 +10,7 @@ from intrafusion.jobs import Job
 from intrafusion.quote import curve_line, curve_snippet
 from intrafusion.sweep import grid
 from pages.common import knobs, parts, shell, studying
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
 
@@ -45,7 +45,7 @@ percents = columns[3].multiselect(
 )
 if not (merges and criteria and percents):
     st.info("Choose at least one merge, one criterion and one sparsity.")
-    st.stop()
+    raise Enough
 
 with st.expander("Transport knobs", icon=":material/tune:"):
     chosen = knobs.transport_knobs()
@@ -58,7 +58,7 @@ specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
 bench = shell.measuring(here, limit)
 looking = [spec for spec in specs if needs_images(spec)]
 if bench is None or (looking and not shell.can_see(here, looking[0])):
-    st.stop()
+    raise Enough
 store = studying.store()
 key = ("curve", here.key(), base, tuple(specs))
 job: Job | None = shell.jobs().get(key)

@@ -7,7 +7,7 @@ from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.export import FORMATS, Report, comparing, making
 from intrafusion.quote import prune_line, prune_snippet
 from pages.common import export_parts, knobs, parts, recovery_parts, shell, telling, working
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 enter_app()
 here: shell.Here = st.session_state.here
@@ -19,7 +19,7 @@ try:
     spec: PruneSpec = export_parts.controls(here)
 except IntrafusionError as error:
     telling.warning(error)
-    st.stop()
+    raise Enough from error
 if recovery_parts.trains(spec):
     with st.expander("Training", icon=":material/tune:"):
         spec = spec.but(**recovery_parts.training_controls())
@@ -28,7 +28,7 @@ with st.expander("Transport knobs", icon=":material/tune:"):
 measuring = shell.measuring(here, spec.limit)
 bench = here.bench if measuring is None else measuring
 if not shell.can_see(here, spec):
-    st.stop()
+    raise Enough
 if measuring is None:
     st.caption("Without images the network can be made, timed and written; its accuracy is not measured.")
 key = ("export", here.key(), spec, measuring is None)

@@ -7,7 +7,7 @@ from intrafusion.outputs import outputs
 from intrafusion.quote import landscape_line, landscape_snippet
 from intrafusion.solutions import between, sharpness, slices
 from pages.common import knobs, landscape_parts, parts, shell, working
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 enter_app()
 here: shell.Here = st.session_state.here
@@ -20,7 +20,7 @@ with st.expander("Transport knobs", icon=":material/tune:"):
     spec = spec.but(**knobs.transport_knobs())
 bench = shell.measuring(here, spec.limit)
 if bench is None or not shell.can_see(here, spec):
-    st.stop()
+    raise Enough
 made = landscape_parts.solutions(bench, (*here.key(), spec))
 key = ("landscape", here.key(), spec)
 top = st.container()

@@ -9,7 +9,7 @@ from intrafusion.figures.recovery import AXES, training_curves
 from intrafusion.quote import recovery_snippet, sweep_line
 from intrafusion.study import Study
 from pages.common import knobs, parts, recovery_parts, shell, studying, telling
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 enter_app()
 here: shell.Here = st.session_state.here
@@ -24,12 +24,12 @@ with st.expander("Transport knobs", icon=":material/conversion_path:"):
     base = base.but(**knobs.transport_knobs())
 if not methods:
     st.info("Choose at least one recovery.")
-    st.stop()
+    raise Enough
 
 specs = recovery_parts.specs(base, methods, seeds, equal)
 bench = shell.measuring(here, base.limit)
 if bench is None or not all(shell.can_see(here, spec) for spec in recovery_parts.lookers(specs)):
-    st.stop()
+    raise Enough
 store = studying.store()
 key = ("recovery", here.key(), tuple(specs))
 job = shell.jobs().get(key)

@@ -10,7 +10,7 @@ from intrafusion.quote import study_snippet, sweep_line
 from intrafusion.sensitivity import alone, fragility, table
 from intrafusion.study import Study
 from pages.common import budget_parts, knobs, parts, sensitivity_parts, shell, studying, telling
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 _CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: such studies run unasked
 
@@ -42,7 +42,7 @@ limit_name = row.selectbox(
 )  # fmt: skip
 if not (merges and percents):
     st.info("Choose at least one merge and one sparsity.")
-    st.stop()
+    raise Enough
 how = st.expander("How it runs", icon=":material/speed:")
 with st.expander("Transport knobs", icon=":material/tune:"):
     chosen = knobs.transport_knobs()
@@ -58,7 +58,7 @@ study = Study(way.name, base, {"groups": ("each",), "sparsity": sparsities, "mer
 specs = study.specs(here.bench.groups)
 bench = shell.measuring(here, limit)
 if bench is None or not shell.can_see(here, base):
-    st.stop()
+    raise Enough
 both = sensitivity_parts.pair(merges)
 
 store = studying.store()

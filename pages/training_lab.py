@@ -9,7 +9,7 @@ from intrafusion.quote import lab_line, lab_snippet
 from intrafusion.registry import TRAINERS
 from intrafusion.train.lab import check_architecture, known
 from pages.common import lab_parts, parts, shell, telling
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 enter_app()
 here: shell.Here = st.session_state.here
@@ -21,7 +21,7 @@ try:
     check_architecture(here.spec.model)
 except IntrafusionError as error:
     telling.info(error, icon=":material/science:")
-    st.stop()
+    raise Enough from error
 spec = lab_parts.controls(here)
 entry = TRAINERS[spec.method]
 st.caption(f"**{spec.method}**: {entry.summary}. {entry.paper}")
@@ -32,7 +32,7 @@ try:
     run = None if running else known(spec)
 except IntrafusionError as error:
     shell.offer_images(here, error)
-    st.stop()
+    raise Enough from error
 steps = lab_parts.steps(run, job)
 if lab_parts.run_row(run, job, running, bool(steps)):
     lab_parts.start(key, spec, here.device)

@@ -10,7 +10,7 @@ from intrafusion.quote import plan_line, plan_snippet
 from intrafusion.story import moves, story
 from intrafusion.transport import shared_mass
 from pages.common import knobs, parts, plan_parts, shell, telling
-from pages.common.navigation import enter_app
+from pages.common.navigation import Enough, enter_app
 
 enter_app()
 here: shell.Here = st.session_state.here
@@ -30,7 +30,7 @@ with st.expander("Transport knobs", icon=":material/tune:"):
     st.latex(knobs.FORMULAS)
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity, **chosen)
 if not shell.can_see(here, spec):
-    st.stop()
+    raise Enough
 scores, plan = parts.scored_plan(here, spec)
 with columns[2]:
     channel = parts.channel_control(here.group.size, int(scores.argmin()))

@@ -165,7 +165,8 @@ def test_a_study_that_cannot_be_is_one_line(text):
 @pytest.mark.parametrize("card", [
     {"mean": [float("nan")]}, {"std": [float("nan")]}, {"std": [0]}, {"std": [float("inf")]}, {"mean": [10**400]},
     {"mean": ["0.5"]},
-    {"input_size": [1, 10**6, 10**6]}, {"input_size": [1, 8.5, 8]}, {"input_size": 8}, {"classes": True}, {"classes": 0},
+    {"input_size": [1, 10**6, 10**6]}, {"input_size": [1, 8.5, 8]}, {"input_size": 8},
+    {"input_size": []}, {"classes": True}, {"classes": 0},
     {"classes": 10**12}, {"accuracy": "high"}, {"accuracy": 2}, {"dataset": {}}, {"licence": []}, {"details": []},
     {"source": None},
 ])  # fmt: skip

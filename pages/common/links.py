@@ -15,6 +15,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from pages.common import literal
+from pages.common.navigation import Enough
 
 SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
 _NAMED = 3  # parameters that a notice names
@@ -44,7 +45,7 @@ def permalink(page: str, keys: tuple[str, ...]) -> str:
 
 @contextmanager
 def noticed(page: str, place: DeltaGenerator) -> Iterator[None]:
-    """Draw a page within; say in `place` what it did not understand of the link that opened the session.
+    """Draw a page within, up to where it has Enough; say in `place` what it did not understand of the link that opened the session.
 
     The line stays until the reader changes a setting or leaves the page.
     """
@@ -56,6 +57,8 @@ def noticed(page: str, place: DeltaGenerator) -> Iterator[None]:
         link = st.session_state.link = _Link(page)
     try:
         yield
+    except Enough:
+        pass
     finally:
         _judge(link)
         if link.refused:

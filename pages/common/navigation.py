@@ -57,6 +57,10 @@ _PAGES = (
 )
 
 
+class Enough(Exception):
+    """Ends a page early. Streamlit's own st.stop would let the app say nothing more, of the page's link among it."""
+
+
 def navigate() -> StreamlitPage:
     """Declare the pages; the one that is open."""
     return st.navigation(

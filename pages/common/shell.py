@@ -30,6 +30,7 @@ from intrafusion.zoo import (
     stream_weights,
 )
 from pages.common import telling
+from pages.common.navigation import Enough
 
 BIND = "query-params"
 EACH, ALL = 4, 32  # computations on a public server, of one reader and of everybody, that are not done yet
@@ -143,7 +144,7 @@ def choose(controls: DeltaGenerator) -> Here:
         controls.caption("No weights of it are published: these are drawn at random. Train it in the Training lab.")
     if not is_here:
         _offer_download(name)
-        st.stop()
+        raise Enough
     opened = bench(name, weights, device)
     group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
