@@ -311,9 +311,7 @@ def _is_complete(db: sqlite3.Connection, key: str) -> bool:
 
 def _is_held(claim: sqlite3.Row) -> bool:
     """Whether the process of a claim may still be at it."""
-    if (
-        claim["host"] != host()
-    ):  # its steady clock began at another moment; the wall clock may have been set, either way
+    if claim["host"] != host():  # its steady clock began at another moment; the wall clock may be set, either way
         return abs(time.time() - claim["beat"]) <= VOID_AFTER
     return abs(time.monotonic() - claim["steady"]) <= VOID_AFTER and runs(claim["pid"], claim["born"])
 
