@@ -60,6 +60,7 @@ def test_in_the_midst_of_a_study(tmp_path, request, kind, harm):
     about = ["--data", "own", "--data-path", str(source), *FEWER]
     undisturbed, _ = finished(tmp_path / "undisturbed.sqlite", *about)
     words = [sys.executable, "-m", "intrafusion", *STUDY, "--store", str(path), *about]
+    words += ["--memory", "0"] if harm is cut_short else []  # so that it looks at the images again
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "pipesize": 4096}
     with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
         lines = [process.stdout.readline() for _ in range(5)]
@@ -75,7 +76,7 @@ def test_in_the_midst_of_a_study(tmp_path, request, kind, harm):
         assert process.returncode == 0, err
         assert len(err.splitlines()) == 1
     else:
-        assert process.returncode in (0, -signal.SIGBUS), err
+        assert process.returncode == -signal.SIGBUS, err
         rows, counts = finished(path, *about)
         assert counts[1] >= len(printed)
         assert printed.items() <= plain(rows).items()

@@ -65,9 +65,7 @@ def test_two_servers_share_a_study_and_one_of_them_is_killed(tmp_path):
     count_measurements(path)
     with served(path) as (first, one), served(path) as (_, other):
         for port in (one, other):
-            opened(
-                port, "overview?model=digits-mlp"
-            ).look()  # they import and open what they need, and then begin at once
+            opened(port, "overview?model=digits-mlp").look()  # imports what both need, so that they begin at once
         tab, theirs = opened(one), opened(other)
         with ThreadPoolExecutor(2) as readers:
             list(readers.map(Tab.look, (tab, theirs)))

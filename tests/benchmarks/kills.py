@@ -1,9 +1,10 @@
 """kill -9 at random moments of a study, again and again: is any point lost that was reported, or any there twice?
 
 python tests/benchmarks/kills.py [KILLS [SEED]]: so many kills of the command line's `sweep` and as many of a server whose
-Curves page measures (50 each). A kill comes at a moment drawn from the whole life of an undisturbed process, start-up to end;
-the next process goes on with what the file holds, and when a study is complete it is compared with one that nobody disturbed,
-and another begins. Reported is what the command line printed, and the number of points that the page said were done.
+Curves page measures (50 each). One kill in five comes at a moment drawn from the whole life of an undisturbed process, start-up
+and all; the others while it is at work, from its first claim of a point on. The next process goes on with what the file holds,
+and when a study is complete it is compared with one that nobody disturbed, and another begins. Reported is what the command
+line printed, and the number of points that the page said were done.
 """
 
 import dataclasses
@@ -26,21 +27,32 @@ from test_studies_survive import STUDY, read
 from intrafusion import PruneSpec
 
 ROOT = Path(__file__).parents[2]
-PAGE = "curves?model=digits-mlp&limit=all&criteria=l1&criteria=l2&merges=drop&merges=fusion&merges=fold&" + "&".join(
-    f"sparsities={percent}" for percent in range(5, 100, 5)
-)
+PAGE = "curves?model=digits-mlp&limit=all&" + "&".join(f"sparsities={percent}" for percent in range(5, 100, 5))
 _TIMES = ("seconds", "measured_at")  # columns that differ from run to run
 Rows = dict[str, dict]  # complete points by their spec, without times
-Life = Callable[[Path, float], "Death"]
+Life = Callable[[Path, "Moment"], "Death"]
+_STARTING = 0.2  # share of kills that count from the start of the process
 
 
 @dataclasses.dataclass
 class Death:
-    """How a process ended. rows: results that it reported; done: how many points it said were done."""
+    """How a process ended. rows: results that it reported; done: how many points it said were done.
+
+    worked: seconds since its first claim.
+    """
 
     killed: bool
     rows: list[dict]
     done: int
+    worked: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When to kill: so many seconds after the process has started, or after it has first claimed a point."""
+
+    seconds: float
+    at_work: bool
 
 
 @dataclasses.dataclass
@@ -48,7 +60,7 @@ class Tally:
     """What came of the kills. studies: how many became complete and equal to the undisturbed one."""
 
     kills: int = 0
-    before_any: int = 0  # kills before the first point
+    early: int = 0  # kills before the first point was complete
     reported: int = 0
     lost: int = 0
     doubled: int = 0
@@ -76,32 +88,62 @@ def doubled_in(path: Path) -> int:
         return db.execute("SELECT count(*) - count(DISTINCT spec) FROM points").fetchone()[0]
 
 
-def command_line(path: Path, after: float) -> Death:
-    """Run the study, and kill it after so many seconds."""
+def claims(path: Path, pid: int) -> bool:
+    """Whether this process is at any point now."""
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT 1 FROM claims WHERE pid = ?", (pid,)).fetchone() is not None
+    return False  # the file is being made
+
+
+class Killer(threading.Thread):
+    """Kills a process at its moment, unless it has ended before."""
+
+    def __init__(self, process: subprocess.Popen, path: Path, moment: Moment):
+        super().__init__()
+        self.process, self.path, self.moment = process, path, moment
+        self.began = 0.0  # when the process first claimed a point
+        self.start()
+
+    def run(self) -> None:
+        started = time.monotonic()
+        while not self.began and self.process.poll() is None and (self.moment.at_work or self._waits(started)):
+            time.sleep(0.01)
+            self.began = time.monotonic() if claims(self.path, self.process.pid) else 0.0
+        while self.process.poll() is None and self._waits(self.began if self.moment.at_work else started):
+            time.sleep(0.01)
+        self.process.kill()
+
+    def _waits(self, since: float) -> bool:
+        return time.monotonic() - since < self.moment.seconds
+
+
+def command_line(path: Path, moment: Moment) -> Death:
+    """Run the study, and kill it at its moment."""
     words = [sys.executable, "-m", "intrafusion", *STUDY, "--store", str(path)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        timer = threading.Timer(after, process.kill)
-        timer.start()
+        killer = Killer(process, path, moment)
         out = process.stdout.read()
         process.wait()
-        timer.cancel()
-    return Death(process.returncode == -9, read(out[: out.rfind("\n") + 1]), 0)
+        killer.join()
+    rows = read(out[: out.rfind("\n") + 1])
+    return Death(process.returncode == -9, rows, 0, time.monotonic() - killer.began)
 
 
-def server(path: Path, after: float) -> Death:
-    """Start a server, look at its page again and again until the study is done, and kill it after so many seconds."""
-    done, total, end = 0, -1, time.monotonic() + after
+def server(path: Path, moment: Moment) -> Death:
+    """Start a server, look at its page until the study is done, and kill it at its moment, if that comes first."""
+    done, total, tab = 0, -1, None
     with served(path) as (process, port):
-        timer = threading.Timer(after, process.kill)
-        timer.start()
-        tab = None
+        killer = Killer(process, path, moment)
         while done != total and process.poll() is None:
             with suppress(*GONE):
                 tab = tab or Tab(port, PAGE)
                 now, of, _ = tab.progress()
                 done, total = max(done, now), of or -1
-        timer.cancel()
-        return Death(process.poll() is not None and time.monotonic() >= end, [], done)
+            time.sleep(0.2)
+        death = Death(done != total, [], done, time.monotonic() - killer.began)
+        process.kill()
+        killer.join()
+    return death
 
 
 def lost(death: Death, stored: Rows) -> int:
@@ -118,16 +160,19 @@ def lost(death: Death, stored: Rows) -> int:
 
 def endure(life: Life, kills: int, moments: random.Random, folder: Path) -> Tally:
     """Kill it so many times. Raises AssertionError for a file that is not sound, or a study that ends differently."""
-    began = time.monotonic()
-    assert not life(folder / "undisturbed.sqlite", PATIENCE).killed
-    whole, undisturbed = time.monotonic() - began, rows_in(folder / "undisturbed.sqlite")
-    print(f"  undisturbed: {len(undisturbed)} points in {whole:.1f} s", flush=True)
+    began, path, never = time.monotonic(), folder / "undisturbed.sqlite", Moment(PATIENCE, False)
+    alone = life(path, never)
+    assert not alone.killed
+    whole, working, undisturbed = time.monotonic() - began, alone.worked, rows_in(path)
+    print(f"  undisturbed: {len(undisturbed)} points in {whole:.1f} s, {working:.1f} s of it at them", flush=True)
     tally, path, before = Tally(), folder / "0.sqlite", {}  # type: Tally, Path, Rows
     while tally.kills < kills or before or not tally.studies:
-        death = life(path, moments.uniform(0, whole) if tally.kills < kills else PATIENCE)
+        at_work = moments.random() >= _STARTING
+        moment = Moment(moments.uniform(0, working if at_work else whole), at_work)
+        death = life(path, moment if tally.kills < kills else never)
         stored = rows_in(path) if path.exists() else {}
         tally.kills += death.killed
-        tally.before_any += death.killed and not stored
+        tally.early += death.killed and not stored
         tally.reported += len(death.rows) + death.done
         tally.lost += lost(death, stored) + sum(stored.get(spec) != row for spec, row in before.items())
         tally.doubled += doubled_in(path) if path.exists() else 0
@@ -141,13 +186,13 @@ def endure(life: Life, kills: int, moments: random.Random, folder: Path) -> Tall
 
 
 def main(kills: int = 50, seed: int = 0) -> list[Tally]:
-    tallies = []
+    tallies: list[Tally] = []
     for name, life in (("command line", command_line), ("server", server)):
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             tally = endure(life, kills, random.Random(seed), Path(folder))
         print(
-            f"  {tally.kills} kills in {tally.seconds:.0f} s, {tally.before_any} of them before the first point; "
+            f"  {tally.kills} kills in {tally.seconds:.0f} s, {tally.early} of them before the first point was complete; "
             f"{tally.reported} points reported, {tally.lost} lost, {tally.doubled} doubled; "
             f"{tally.studies} studies became complete, equal to the undisturbed one",
             flush=True,
