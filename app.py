@@ -1,32 +1,42 @@
-"""The dashboard's entry: navigation, and the sidebar that picks model, data, device and group."""
+"""The dashboard's entry: navigation, and the sidebar that picks model, data, device and group; and the server around it."""
 
 from pathlib import Path
 
 import streamlit as st
 
-from pages.common import links, literal
+from pages.common import links, serving
 from pages.common.greeting import greet
 from pages.common.navigation import navigate, run
 
 LOGO = str(Path(__file__).parent / "assets" / "logo.svg")
-st.set_page_config(page_title="intrafusion", page_icon=LOGO, layout="wide")
-st.logo(LOGO, size="large")
-page = navigate()
-st.title(page.title)
-notice = st.container()
-if page.title == "Overview":
-    greet()
 
-# torch takes seconds to import, once a server: navigation and greeting do not wait for it
-from intrafusion import IntrafusionError  # noqa: E402
-from pages.common import queue, shell  # noqa: E402
 
-controls = st.sidebar.container()
-queue.show()  # below the controls, and before the page, which may stop early
-try:
-    with links.noticed(page.title, notice):
-        st.session_state.here = shell.choose(controls)
-        run(page)
-    shell.warm()
-except IntrafusionError as error:
-    st.error(literal.sentence(error), icon=":material/error:")
+def look() -> None:
+    """One look at the dashboard: what Streamlit draws for one reader."""
+    st.set_page_config(page_title="intrafusion", page_icon=LOGO, layout="wide")
+    st.logo(LOGO, size="large")
+    page = navigate()
+    st.title(page.title)
+    notice = st.container()
+    if page.title == "Overview":
+        greet()
+
+    # torch takes seconds to import, once a server: navigation and greeting do not wait for it
+    from intrafusion import IntrafusionError
+    from pages.common import queue, shell, telling
+
+    controls = st.sidebar.container()
+    queue.show()  # below the controls, and before the page, which may stop early
+    try:
+        with links.noticed(page.title, notice):
+            st.session_state.here = shell.choose(controls)
+            run(page)
+        shell.warm()
+    except IntrafusionError as error:
+        telling.error(error)
+
+
+if __name__ == "__main__":  # Streamlit runs this file at every look
+    look()
+else:  # and imports it once, to serve it
+    app = st.App(__file__, **serving.options())

@@ -34,6 +34,7 @@ from intrafusion.transport import TransportPlan, solve
 from intrafusion.zoo import load_model
 
 _DEFAULT = PruneSpec()
+_MEMORY = 1 << 28  # bytes of each kind of result that a bench keeps
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Bench:
     size: Size
     data: ImageData | None = None
     _known: Memo = field(default_factory=Memo)
-    _geometries: Memo = field(default_factory=lambda: Memo(8))  # tens of megabytes each in wide layers, as plans
-    _plans: Memo = field(default_factory=lambda: Memo(32))
-    _merged: Memo = field(default_factory=lambda: Memo(4))  # whole networks
+    _seen: Memo = field(default_factory=lambda: Memo(8, memory=_MEMORY))  # calibration images
+    _geometries: Memo = field(default_factory=lambda: Memo(8, memory=_MEMORY))  # 30 megabytes each in wide layers
+    _plans: Memo = field(default_factory=lambda: Memo(32, memory=_MEMORY))  # likewise
+    _merged: Memo = field(default_factory=lambda: Memo(4, memory=_MEMORY))  # whole networks
     _data_known: Memo = field(default_factory=Memo)
 
     @property
@@ -133,7 +135,7 @@ class Bench:
     def calibration(self, spec: PruneSpec) -> ImageData:
         """The images that the spec's criterion and cost may look at. Raises IntrafusionError where there are none."""
         size = self.card.input_size
-        return self._known.get(
+        return self._seen.get(
             sight(spec),
             lambda: load_calibration(
                 spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size

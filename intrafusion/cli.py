@@ -4,20 +4,21 @@ Results go to stdout, as tables or `--json` lines, progress and messages to stde
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from intrafusion.cli_doctor import add_doctor
 from intrafusion.cli_lab import add_lab
 from intrafusion.cli_landscape import add_landscape
 from intrafusion.cli_own import add_own
 from intrafusion.cli_prune import add_prune
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
+from intrafusion.log import say, start
 from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
 from intrafusion.precision import PRECISIONS
@@ -42,22 +43,28 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
+        start()
         if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
             raise IntrafusionError("a word of the command holds a NUL character, which no name has")
         args = _parser().parse_args(argv)
-        args.command(args)
+        status = args.command(args)
         sys.stdout.flush()
     except IntrafusionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     except (KeyboardInterrupt, Cancelled):
-        print("cancelled; the results printed so far are complete", file=sys.stderr)
+        say("cancelled; the results printed so far are complete")
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"error: {reason(error)}")
+        return 2
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     lab = add_lab(commands)
     own = add_own(commands, _Parser)
 
-    for command in (*own, models, data, methods, groups, scores, plan, train, lab, *measured):
+    for command in (add_doctor(commands), *own, models, data, methods, groups, scores, plan, train, lab, *measured):
         command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 
@@ -216,9 +223,7 @@ def _train(args: argparse.Namespace) -> None:
     command = f"python -m intrafusion train {args.model}{' --data-path DATA' if args.data_path else ''}{flags}"
     train_data, test_data = (load_data(dataset, split, args.data_path) for split in ("train", "test"))
     with interruptible():
-        card = make(
-            args.model, train_data, test_data, command, args.out, lambda e: print(e, file=sys.stderr), **changes
-        )
+        card = make(args.model, train_data, test_data, command, args.out, say, **changes)
     told = {"accuracy": card.accuracy, **{key: card.details[key] for key in ("parameters", "test_images", "seed")}}
     title = f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}"
     show([card.to_dict() if args.json else told], args.json, title)

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.log import say
 from intrafusion.pace import interruptible
 from intrafusion.registry import TRAINERS
 from intrafusion.terminal import show
@@ -67,18 +67,18 @@ def _lab(args: argparse.Namespace) -> None:
         if found or args.json:
             show([_row(one, args.json) for one in found], args.json, "Runs of the lab")
         else:
-            print("nothing was trained yet", file=sys.stderr)
+            say("nothing was trained yet")
         return
     with interruptible():
         for told in run(_spec(args), args.device):
             if isinstance(told, LabRun):
                 show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
                 if args.keep:
-                    print(f"kept as {keep(told.model, args.keep)}", file=sys.stderr)
+                    say(f"kept as {keep(told.model, args.keep)}")
             elif args.json:
                 print(json.dumps(told.to_dict()), flush=True)
             else:
-                print(f"{told.phase}: {told.moment}", file=sys.stderr)
+                say(f"{told.phase}: {told.moment}")
 
 
 def _spec(args: argparse.Namespace) -> TrainSpec:

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.log import say
 from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
@@ -69,7 +69,7 @@ def _bench(spec: PruneSpec, args: argparse.Namespace) -> Any:
     except IntrafusionError as error:
         if args.data_path or args.dataset or args.download:
             raise
-        print(f"accuracy is not measured: {error}", file=sys.stderr)
+        say(f"accuracy is not measured: {error}")
     return bench
 
 

@@ -3,13 +3,13 @@
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.log import say
 from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
@@ -144,7 +144,7 @@ def _measured(
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(_failed(result.spec, result.reason), markup=False)
+                bar.console.print(_failed(result.spec, result.reason), soft_wrap=True, markup=False, highlight=False)
                 continue
             last[result.spec] = result
             if args.json and result.complete:
@@ -162,10 +162,9 @@ def _measured(
         "decided early": sum(not found.complete for found in last.values()),
         "failed": len(failures),
     }
-    print(
+    say(
         f"{len(specs)} points: {reused} were in the store, {ours} measured now"
-        + "".join(f", {count} {what}" for what, count in counts.items() if count),
-        file=sys.stderr,
+        + "".join(f", {count} {what}" for what, count in counts.items() if count)
     )
     if failures and not last:
         raise IntrafusionError(f"no point could be measured: {failures[0].reason}")
@@ -217,14 +216,14 @@ def _studies(args: argparse.Namespace) -> None:
             if rows or args.json:
                 show(rows, args.json, f"Studies in {store.path}")
             else:
-                print(f"no studies in {store.path}: `sweep` makes one", file=sys.stderr)
+                say(f"no studies in {store.path}: `sweep` makes one")
             return
         if args.name is None:
             raise IntrafusionError(f"studies {args.action} needs the name of a study: `studies list` has them")
         row = store.study(args.name)
         if args.action == "delete":
             gone = store.delete(args.name)
-            print(f"deleted {args.name!r} and {gone} points that no other study holds", file=sys.stderr)
+            say(f"deleted {args.name!r} and {gone} points that no other study holds")
             return
         results = store.results(args.name)
         if args.action == "export":
@@ -232,9 +231,9 @@ def _studies(args: argparse.Namespace) -> None:
         elif args.json:
             show([result.to_row() for result in results], True, "")
         else:
-            print(row.text, file=sys.stderr)
+            say(row.text)
             for spec, reason in store.failures(args.name).items():
-                print(_failed(spec, reason), file=sys.stderr)
+                say(_failed(spec, reason))
             title = (
                 f"{args.name}: {row.done} of {row.points} points complete, {row.partial} partial, {row.failed} failed"
             )

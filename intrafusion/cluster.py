@@ -15,7 +15,7 @@ from typing import Any
 
 from intrafusion import __version__
 from intrafusion.bench import Bench
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, one_line, reason
 from intrafusion.meter import MEMORY
 from intrafusion.pace import checkpoint
 from intrafusion.ray_session import SESSION
@@ -23,7 +23,7 @@ from intrafusion.ray_worker import Parts, measure
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Store
-from intrafusion.sweep import Failure, checked, cut_of, origin
+from intrafusion.sweep import Failure, checked, cut_of, origin, tell
 
 _log = logging.getLogger(__name__)
 RETRIES = 3  # how often what a lost worker had left goes out again
@@ -136,8 +136,7 @@ class _Driver:
                     yield from self._receive(stream)
                 checkpoint()
         finally:
-            if self.store:
-                self.store.release_all()
+            self._release(self.specs)  # ours alone: other studies may share the store
             self._cancel()
 
     def _prepare(self) -> None:
@@ -237,7 +236,7 @@ class _Driver:
             self._release(self.out.pop(stream).specs)
         except errors.RayTaskError as error:
             self.out.pop(stream)
-            yield from self._give_up(chunk, _reason(error.cause or error))
+            yield from self._give_up(chunk, reason(error.cause or error))
         except errors.RayError as error:
             self.ray.cancel(stream)  # where it is only the result that was lost
             self.out.pop(stream)
@@ -256,6 +255,8 @@ class _Driver:
                 self.store.fail(item.spec, place, item.reason)
         else:
             self.reached[item.spec] = item
+            if item.complete:
+                tell(item)
             if self.store:
                 self.store.put(item, place)
         return item
@@ -316,7 +317,3 @@ def _split(families: list[Family], bench: Bench, slots: int) -> Iterator[_Chunk]
         pieces = math.ceil(sum(map(len, behind)) / most)
         size = math.ceil(len(behind) / pieces)
         yield from (_Chunk(behind[start : start + size]) for start in range(0, len(behind), size))
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, IntrafusionError) else f"{type(error).__name__}: {one_line(error)}"

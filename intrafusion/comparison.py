@@ -1,6 +1,5 @@
 """Recoveries side by side: the same pruned networks, each method watched while it trains, and what came of it."""
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 from intrafusion.activations import normalised, private
 from intrafusion.bench import Bench, merged, pruned, recovery
-from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.evaluate import stratified
+from intrafusion.log import explain
 from intrafusion.meter import Meter
 from intrafusion.recover import Facts, similarity
 from intrafusion.recover.kept import read
@@ -23,10 +22,8 @@ from intrafusion.registry import RECOVERIES
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Store
-from intrafusion.sweep import Failure, checked, sweep
+from intrafusion.sweep import Failure, checked, digest, sweep
 from intrafusion.train.loop import Moment
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,8 @@ def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None
         if RECOVERIES[spec.recovery].needs == "labels":
             try:
                 yield from _watched(spec, bench)
-            except IntrafusionError as error:
-                yield Failure(spec, str(error))
-                continue
             except Exception as error:
-                _log.exception("a recovery failed: %s", spec.key())
-                yield Failure(spec, f"{type(error).__name__}: {one_line(error)}")
+                yield Failure(spec, *explain(error, "recovery", key=digest(spec)))
                 continue
         yield from sweep([spec], bench, store, meters=meters)
 

@@ -1,7 +1,8 @@
 """Pictures become pixels: in this process, or in workers that run this file alone and so start without PyTorch.
 
 A worker reads JSON lines: first {"images": an .npy file, "mode": "RGB" or "L", "crop": one of CROPS}, then [row, file] for
-each picture. It writes the pixels to their rows of that file, and answers [row, null], or [row, what was wrong].
+each picture. It writes the pixels to their rows of that file, and answers [row, null], or [row, what was wrong]; where the
+file cannot be written, [-1, why], and ends.
 """
 
 import json
@@ -61,18 +62,43 @@ def _cut(picture: Image.Image, shape: tuple[int, int], crop: str) -> Image.Image
     return picture.crop((left, top, left + width, top + height))
 
 
+class Rows:
+    """An .npy file of images, written row by row: into a map of it, a full disk would end the process."""
+
+    def __init__(self, path: Path | str):
+        whole = np.load(path, mmap_mode="r")
+        self.shape, self._start, self._bytes = whole.shape[1:3], whole.offset, whole[0].nbytes
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, row: int, pixels: np.ndarray) -> None:
+        """Raises OSError where the disk is full."""
+        self._file.seek(self._start + row * self._bytes)
+        left = memoryview(pixels.tobytes())
+        while left:  # a disk that is about to be full takes a part
+            left = left[self._file.write(left) :]
+
+
 def main() -> None:
     """Decode what stdin asks for."""
     about = json.loads(sys.stdin.readline())
-    images = np.load(about["images"], mmap_mode="r+")
-    for line in sys.stdin:
-        row, file = json.loads(line)
-        try:
-            images[row] = decode(Path(file), images.shape[1:3], about["mode"], about["crop"])
-            answer = None
-        except ValueError as error:
-            answer = str(error)
-        print(json.dumps([row, answer]), flush=True)
+    with Rows(about["images"]) as images:
+        for line in sys.stdin:
+            row, file = json.loads(line)
+            try:
+                images.write(row, decode(Path(file), images.shape, about["mode"], about["crop"]))
+                answer = None
+            except ValueError as error:
+                answer = str(error)
+            except OSError as error:
+                print(json.dumps([-1, error.strerror]), flush=True)
+                return
+            print(json.dumps([row, answer]), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from intrafusion import decode_worker
-from intrafusion.decode_worker import decode
+from intrafusion.decode_worker import Rows, decode
 from intrafusion.errors import IntrafusionError
 from intrafusion.pace import checkpoint
 from intrafusion.places import home
@@ -76,26 +76,39 @@ def _folder(root: Path, files: Sequence[Path], wanted: Wanted) -> Path:
     """Where the pixels lie: under the hash of what they depend on."""
     key = hashlib.sha256(f"{root.resolve()} {wanted}".encode())
     for file in files:
-        told = file.stat()
+        try:
+            told = file.stat()
+        except OSError as error:
+            raise IntrafusionError(f"{file} went away while its folder was read: start again") from error
         key.update(f"\n{file.relative_to(root)} {told.st_size} {told.st_mtime_ns}".encode())
     return home() / "decoded" / key.hexdigest()[:24]
 
 
 def _make(folder: Path, count: int, wanted: Wanted) -> None:
-    """Make the empty files, both at once, unless they are there."""
-    if folder.is_dir():
+    """Make the empty files, both at once, unless they are there, and whole."""
+    if _is_whole(folder, count, wanted):
         return
+    shutil.rmtree(folder, ignore_errors=True)
     part = folder.with_name(f"{folder.name}.part{os.getpid()}-{threading.get_ident()}")
     try:
         part.mkdir(parents=True)
-        for name, shape, kind in (("images", (count, *wanted.pixels), np.uint8), ("done", (count,), np.bool_)):
-            np.lib.format.open_memmap(part / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+        np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *wanted.pixels))
+        np.save(part / "done.npy", np.zeros(count, np.bool_))  # no holes: a map of one on a full disk ends the process
         part.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was first
             raise IntrafusionError(f"could not write decoded images to {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_whole(folder: Path, count: int, wanted: Wanted) -> bool:
+    """Whether both files are there in their full length: somebody may have tidied up."""
+    try:
+        images, done = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "done"))
+    except (OSError, ValueError, EOFError):
+        return False
+    return images.shape == (count, *wanted.pixels) and done.shape == (count,)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -118,10 +131,13 @@ def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Want
     """Decode these rows into the file, in any order; each row once it is there."""
     count = min(os.cpu_count() or 1, _MOST_WORKERS, len(todo) // _SHARE)
     if count < 1:
-        pixels = np.load(images, mmap_mode="r+")
-        for row in todo:
-            pixels[row] = _decoded(files[row], wanted)
-            yield row
+        with Rows(images) as pixels:
+            for row in todo:
+                try:
+                    pixels.write(row, _decoded(files[row], wanted))
+                except OSError as error:
+                    raise IntrafusionError(f"{images} cannot be written: {error.strerror}") from error
+                yield row
         return
     answers: queue.Queue[tuple[int, str | None] | None] = queue.Queue()
     workers = [
@@ -141,7 +157,8 @@ def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Want
                 continue
             row, wrong = answer
             if wrong is not None:
-                raise IntrafusionError(f"{files[row]} is not a readable image: {wrong}")
+                unwritten = f"{images} cannot be written: {wrong}"
+                raise IntrafusionError(unwritten if row < 0 else f"{files[row]} is not a readable image: {wrong}")
             got += 1
             yield row
         if got < len(todo):

@@ -8,7 +8,6 @@ end of a long one. Jobs belong to the process, not to a browser session: a reloa
 import atexit
 import ctypes
 import gc
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -17,20 +16,21 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.eta import Arrivals
+from intrafusion.held import held_bytes
+from intrafusion.log import event, explain
 from intrafusion.pace import Cancelled, stoppable
 
 T = TypeVar("T")
 Part = Callable[[Any], tuple[Hashable, float]]
-_log = logging.getLogger(__name__)
 
 
 class Job(Generic[T]):
     """An iterator drained in a thread, whenever the job has its turn.
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
-    asked, started: time.time() when it was asked for, and of its first turn (None before). error: one line, when it failed.
+    asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
+    failed; error_id: where the log has it, when nobody expected it. held: bytes of its results, once it has ended.
     See `Jobs.start` for the rest.
     """
 
@@ -44,8 +44,10 @@ class Job(Generic[T]):
         line: "Line | None" = None,
     ):
         self.key, self.total, self.title = key, total, title
-        self.asked, self.started = time.time(), None  # type: float, float | None
+        self.asked, self.started = time.monotonic(), None  # type: float, float | None
         self.error: str | None = None
+        self.error_id: str | None = None
+        self.held = 0
         self._work: Callable[[], Iterator[T]] | None = work
         self._part = part
         self._parts: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()
@@ -122,15 +124,16 @@ class Job(Generic[T]):
         except Cancelled:
             complete = self._part is None and 0 < self.total <= len(self._parts)
             outcome = "done" if complete else "cancelled"
-        except IntrafusionError as error:
-            self.error = str(error)
         except BaseException as error:  # the page must hear of any failure; the log has the rest
-            _log.exception("a background job failed")
-            self.error = f"{type(error).__name__}: {one_line(error)}"
+            self.error, self.error_id = explain(error, "job", title=self.title)
         finally:
             self._halt()
             self._outcome = outcome
+            event(
+                "job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts)
+            )
             try:
+                self.held = held_bytes(self.results)
                 give_back_memory()  # before the next turn: nobody's timings shall hold it
             finally:
                 self._line.leave(self)
@@ -158,7 +161,9 @@ class Job(Generic[T]):
         self._line.wait(self, self._stop)
         if self._stop.is_set():
             raise Cancelled
-        self.started = self.started or time.time()
+        if self.started is None:
+            event("job started", title=self.title, parts=self.total)
+        self.started = self.started or time.monotonic()
         self._computed = self._computed[0], time.perf_counter()
 
     def _halt(self) -> None:
@@ -221,17 +226,23 @@ class Line:
 
 
 class Jobs:
-    """The process's jobs by key, the oldest finished ones forgotten beyond `limit`. turn: as `Line` has it."""
+    """The process's jobs by key. turn: as `Line` has it.
 
-    def __init__(self, limit: int = 64, turn: float = 1.0):
+    When a job starts, those that have ended and that nobody has asked for longest are forgotten, until there are at most
+    `limit` jobs, and those that have ended hold at most `memory` bytes.
+    """
+
+    def __init__(self, limit: int = 64, turn: float = 1.0, memory: int = 1 << 29):
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
-        self._limit = limit
+        self._limit, self._memory = limit, memory
         self._lock = threading.Lock()
         self._line = Line(turn)
         atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
 
     def get(self, key: Hashable) -> Job | None:
         with self._lock:
+            if key in self._jobs:
+                self._jobs.move_to_end(key)
             return self._jobs.get(key)
 
     def start(
@@ -256,9 +267,16 @@ class Jobs:
             if job is None or not job.active:
                 job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None)
                 self._jobs.move_to_end(key)
-                for old in [k for k, j in self._jobs.items() if not j.active][: max(0, len(self._jobs) - self._limit)]:
-                    del self._jobs[old]
+                self._forget()
             return job
+
+    def _forget(self) -> None:
+        ended = [key for key, job in self._jobs.items() if not job.active]
+        held = sum(self._jobs[key].held for key in ended)
+        for key in ended:
+            if len(self._jobs) <= self._limit and held <= self._memory:
+                return
+            held -= self._jobs.pop(key).held
 
     def queue(self) -> list[Job]:
         """The active jobs: those that need no turn, then the line, the first of which computes."""

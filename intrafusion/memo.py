@@ -5,14 +5,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from intrafusion.held import held_bytes
 from intrafusion.pace import checkpoint
 
 
 class Memo:
-    """At most `limit` results. Two threads that ask for one key compute it once; other keys do not wait for it."""
+    """At most `limit` results, of at most `memory` bytes in all, but for the last one, which is kept whatever it holds.
 
-    def __init__(self, limit: int = 256):
+    Two threads that ask for one key compute it once; other keys do not wait for it.
+    """
+
+    def __init__(self, limit: int = 256, memory: float = float("inf")):
         self._results: OrderedDict[Hashable, Any] = OrderedDict()
+        self._bytes: dict[Hashable, int] = {}
+        self._memory = memory
         self._turns: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
         self._limit = limit
@@ -27,10 +33,13 @@ class Memo:
             if (known := self.peek(key)) is not None:
                 return known
             result = compute()
+            size = held_bytes(result) if self._memory < float("inf") else 0
             with self._lock:
-                self._results[key] = result
-                while len(self._results) > self._limit:
-                    self._results.popitem(last=False)
+                self._results[key], self._bytes[key] = result, size
+                while len(self._results) > 1 and (
+                    len(self._results) > self._limit or sum(self._bytes.values()) > self._memory
+                ):
+                    del self._bytes[self._results.popitem(last=False)[0]]
             return result
         finally:
             turn.release()

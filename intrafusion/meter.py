@@ -6,6 +6,7 @@ front of the first changed layer is kept, within a bound, for all networks that 
 With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screen`.
 """
 
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.cuts import Part, trace
 from intrafusion.data import ImageData, normalise
+from intrafusion.errors import is_out_of_memory
 from intrafusion.evaluate import evaluate, stratified
 from intrafusion.pace import checkpoint
 from intrafusion.precision import check_accuracy, check_bf16, has_bf16, low
@@ -210,7 +212,9 @@ class Meter:
         """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
         began, most = time.perf_counter(), min(len(self), _LARGEST[self.labels.device.type])
         size = min(64, most)
-        seconds = self._seconds(network, size)
+        while math.isinf(seconds := self._seconds(network, size)):
+            size //= 2
+            most = max(1, size // 2)  # what just fits alone leaves no room for anything else
         while seconds > _PATIENCE and size > 1:
             size //= 2
             seconds /= 2
@@ -219,7 +223,7 @@ class Meter:
             size *= 2
             seconds = self._seconds(network, size)
             best = min(best, (seconds / size, size))
-        return best[1]
+        return min(best[1], most)
 
     def _screening_twin(self) -> nn.Module | None:
         """The dense network in bf16, where looking at everything in bf16 first saves time."""
@@ -231,16 +235,24 @@ class Meter:
         return cheap if pays else None
 
     def _seconds(self, network: nn.Module, count: int) -> float:
-        """How long this network takes for so many images: the faster of two runs, after one that warms up."""
-        images = self._input(0, count).to(next(network.parameters()).dtype)
+        """How long this network takes for so many images: the faster of two runs, after one that warms up.
+
+        For ever, where memory does not suffice for more than one.
+        """
         run = (self._cuts.tail(self._cuts.input) if self._cuts else None) or self._plain.tail
         times = []
-        with torch.inference_mode():
-            for _ in range(3):
-                checkpoint()
-                began = time.perf_counter()
-                run(network, images)[0].argmax(1).cpu()
-                times.append(time.perf_counter() - began)
+        try:
+            images = self._input(0, count).to(next(network.parameters()).dtype)
+            with torch.inference_mode():
+                for _ in range(3):
+                    checkpoint()
+                    began = time.perf_counter()
+                    run(network, images)[0].argmax(1).cpu()
+                    times.append(time.perf_counter() - began)
+        except (MemoryError, RuntimeError) as error:
+            if count == 1 or not is_out_of_memory(error):
+                raise
+            return math.inf
         return min(times[1:])
 
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 
 def host() -> str:
-    """Where a process number means the same process: a host, and on Linux the container in it."""
+    """Where a process number means the same process, and time.monotonic() the same moment.
+
+    That is a host, and on Linux the container in it, until it starts anew.
+    """
     try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')} {boot}"
     except OSError:
         return socket.gethostname()
 

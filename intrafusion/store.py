@@ -25,9 +25,10 @@ from intrafusion.places import home
 from intrafusion.processes import birth, host, runs
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
-from intrafusion.store_file import open_store, plain_errors, transaction
+from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
+BEAT = 15.0  # seconds between two of them
 _MEASURED = tuple(field.name for field in fields(Result) if field.name not in ("spec", "interval"))  # a column each
 _BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
 
@@ -89,9 +90,10 @@ class Store:
         self._lock = threading.RLock()
         self._token = secrets.token_hex(8)
         self._held: set[str] = set()
+        self._heart: threading.Thread | None = None
+        self._closed = threading.Event()
         self.measured: dict[PruneSpec, int] = {}  # images of each point whose result was stored through this object
-        with plain_errors(self.path, wait):
-            self._db = open_store(self.path, wait)
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -99,8 +101,21 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self) -> None:
+        with plain_errors(self.path, self.wait):
+            self._db = open_store(self.path, self.wait)
+            self._file = os.stat(self.path)
+
+    def is_there(self) -> bool:
+        """Whether the file is still the one that was opened: it may have been removed, or another put in its place."""
+        try:
+            return os.path.samestat(os.stat(self.path), self._file)
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Release all claims and close the file; a second time does nothing."""
+        self._closed.set()
         with self._lock:
             with suppress(IntrafusionError):  # a claim that cannot be released ends with the process
                 self.release_all()
@@ -157,26 +172,36 @@ class Store:
     def claim(self, spec: PruneSpec, origin: Origin, owner: str | None = None) -> bool:
         """Ask to measure a point, so that no other process does: False where another is at it, or has completed it.
 
-        A claim is void when its process is dead or gave no `beat` for 60 s. owner: tells apart several that share this
-        store object; what one holds already, it may claim again.
+        It lasts until it is released, or its process is dead or stands still: a thread of its own gives a sign of life every
+        15 s, and a claim without one for 60 s is void, by a clock that nobody sets. owner: tells apart several that share
+        this store object; what one holds already, it may claim again.
         """
-        key, now = point_key(spec, origin), time.time()
+        key = point_key(spec, origin)
         with self._write() as db:
             row = db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
             ours = row is not None and (row["token"], row["owner"]) == (self._token, owner)
-            if not ours and (_is_complete(db, key) or (row is not None and _is_held(row, now))):
+            if not ours and (_is_complete(db, key) or (row is not None and _is_held(row))):
                 return False
             pid = os.getpid()
-            mine = key, self._token, owner, host(), pid, birth(pid), now
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)", mine)
+            mine = key, self._token, owner, host(), pid, birth(pid), time.time(), time.monotonic()
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", mine)
             self._held.add(key)
+            if self._heart is None:
+                self._heart = threading.Thread(target=self._beat_on, daemon=True)
+                self._heart.start()
         return True
 
+    def _beat_on(self) -> None:
+        while not self._closed.wait(BEAT):
+            with suppress(IntrafusionError):  # who writes results hears of it
+                self.beat()
+
     def beat(self) -> None:
-        """Renew all our claims: call it at least every half minute."""
+        """Renew all our claims."""
         if self._held:
             with self._write() as db:
-                db.execute("UPDATE claims SET beat = ? WHERE token = ?", (time.time(), self._token))
+                now = time.time(), time.monotonic()
+                db.execute("UPDATE claims SET beat = ?, steady = ? WHERE token = ?", (*now, self._token))
 
     def release(self, spec: PruneSpec, origin: Origin) -> None:
         """Give up our claim of a point, if there is one."""
@@ -243,8 +268,12 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._read() as db, transaction(db, "IMMEDIATE"):
-            if not self.path.exists():  # SQLite would go on writing into the removed file
+            if not self.is_there():  # SQLite would go on writing into the removed file
                 raise IntrafusionError(f"{self.path} was removed while it was open: start again")
+            if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+                raise IntrafusionError(
+                    f"{self.path} was brought to a newer format while it was open: start again, with the newer intrafusion"
+                )
             yield db
 
 
@@ -280,11 +309,11 @@ def _is_complete(db: sqlite3.Connection, key: str) -> bool:
     return db.execute("SELECT 1 FROM points WHERE key = ? AND count = total", (key,)).fetchone() is not None
 
 
-def _is_held(claim: sqlite3.Row, now: float) -> bool:
+def _is_held(claim: sqlite3.Row) -> bool:
     """Whether the process of a claim may still be at it."""
-    if abs(now - claim["beat"]) > VOID_AFTER:  # either way: the clock may have been set back
-        return False
-    return claim["host"] != host() or runs(claim["pid"], claim["born"])
+    if claim["host"] != host():  # whose steady clock began at another moment; the wall clock may be set, either way
+        return abs(time.time() - claim["beat"]) <= VOID_AFTER
+    return abs(time.monotonic() - claim["steady"]) <= VOID_AFTER and runs(claim["pid"], claim["born"])
 
 
 def _now() -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from intrafusion.errors import IntrafusionError, one_line
 
-FORMAT = 1  # of the file, in PRAGMA user_version
 STAMP = int.from_bytes(b"itfs")  # in PRAGMA application_id: tells a store from the databases of other programs
 
-SCHEMA = (
+_FIRST = (
     """CREATE TABLE points (
         key TEXT PRIMARY KEY, spec TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, version TEXT NOT NULL,
         device TEXT NOT NULL, accuracy REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, count INTEGER NOT NULL,
@@ -29,12 +28,19 @@ SCHEMA = (
         spec TEXT NOT NULL, PRIMARY KEY (study, key))""",
     "CREATE INDEX members_of_point ON members (key)",
     f"PRAGMA application_id = {STAMP}",
-    f"PRAGMA user_version = {FORMAT}",
 )
+_STEADY_BEATS = (  # claims of the format before are judged by the wall clock, for as long as they last
+    "ALTER TABLE claims ADD COLUMN steady REAL NOT NULL DEFAULT 0",
+)
+STEPS = (_FIRST, _STEADY_BEATS)  # from an empty file to each format in turn; one that was released never changes
+FORMAT = len(STEPS)  # of the file, in PRAGMA user_version
 
 
 def open_store(path: Path, wait: float) -> sqlite3.Connection:
-    """Open the file, or make it. Raises IntrafusionError for a file that is no store of ours, which stays as it is."""
+    """Open the file, or make it; one of an older format is brought up to date, all or nothing.
+
+    Raises IntrafusionError for a file that is no store of ours, or of a newer format, which stays as it is.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,34 +51,35 @@ def open_store(path: Path, wait: float) -> sqlite3.Connection:
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = NORMAL")
         with transaction(db, "DEFERRED"):
-            new = _is_new(db, path)
+            found = _format(db, path)
         _use_wal(db, wait)
-        if new:
+        if found < FORMAT:
             with transaction(db, "IMMEDIATE"):
-                if _is_new(db, path):  # no other process came first
-                    for statement in SCHEMA:
+                for step in STEPS[_format(db, path) :]:  # asked again: another process may have come first
+                    for statement in step:
                         db.execute(statement)
+                db.execute(f"PRAGMA user_version = {FORMAT}")
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _is_new(db: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is empty. Raises IntrafusionError, before anything is written, for one that is no store of ours."""
+def _format(db: sqlite3.Connection, path: Path) -> int:
+    """The file's format, 0 where it is empty. Raises IntrafusionError, before anything is written, for no store of ours."""
     stamp, version, tables = (
         db.execute(query).fetchone()[0]
         for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
     )
     if (stamp, version, tables) == (0, 0, 0):
-        return True
+        return 0
     if stamp != STAMP:
         raise IntrafusionError(f"{path} is the database of another program: {_ELSEWHERE}")
     if version > FORMAT:
         raise IntrafusionError(
             f"{path} has format {version}, and this version of intrafusion reads format {FORMAT}: update intrafusion"
         )
-    return False
+    return version
 
 
 def _use_wal(db: sqlite3.Connection, wait: float) -> None:

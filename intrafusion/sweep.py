@@ -4,11 +4,12 @@ Every point is first looked at on a small stratified sample, then on all images.
 computed once; results go to a store as they come, and what it holds already is not computed again.
 """
 
+import gc
+import hashlib
 import itertools
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 from intrafusion.bench import Bench, pruned
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, is_out_of_memory
 from intrafusion.importance import needs_images
+from intrafusion.log import event, explain
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.pace import checkpoint
 from intrafusion.pairs import paired
@@ -26,7 +28,6 @@ from intrafusion.run import Result, check, measure
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Origin, Store
 
-_log = logging.getLogger(__name__)
 FIRST = 100  # images of the first look at a point
 _PATIENCE = 1.0  # seconds after which a point shows how far it is
 _NETWORKS = 1 << 28  # bytes of pruned networks kept from the first look to the next
@@ -35,10 +36,11 @@ _RETRY = 0.2  # seconds between two looks at points that another process has cla
 
 @dataclass(frozen=True)
 class Failure:
-    """A point that could not be measured, and why, in one line."""
+    """A point that could not be measured, and why, in one line. id: where the log has it, when nobody expected it."""
 
     spec: PruneSpec
     reason: str
+    id: str | None = field(default=None, compare=False)
 
 
 def grid(base: PruneSpec, **choices: Sequence[Any]) -> list[PruneSpec]:
@@ -108,6 +110,7 @@ class _Sweep:
             self.families.setdefault(spec.but(merge=""), []).append(spec)
         self.reached = dict(known)
         self.failed: set[PruneSpec] = set()
+        self.measured: set[PruneSpec] = set()
         self.meters: dict[tuple, Meter] = {} if meters is None else meters
         self.networks: dict[PruneSpec, nn.Module] = {}  # oldest first
         self.held = 0  # their bytes
@@ -118,19 +121,31 @@ class _Sweep:
             stored = self.store.get((spec, origin(spec, self.bench)) for spec in self.specs)
             self.reached |= stored
             yield from stored.values()
-        try:
-            looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
-            for look in range(looks):
-                for spec in self.specs:
-                    yield from self._advance(spec, look)
-            while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
-                for spec in left:
-                    yield from self._advance(spec, looks)
-                checkpoint()
-                time.sleep(_RETRY)
-        finally:
-            if self.store:
-                self.store.release_all()
+        yield from self._unmeasurable()
+        looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
+        for look in range(looks):
+            for spec in self.specs:
+                yield from self._advance(spec, look)
+        while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
+            for spec in left:
+                yield from self._advance(spec, looks)
+            checkpoint()
+            time.sleep(_RETRY)
+        for spec in self.specs:
+            if spec in self.measured and not self.reached[spec].complete:
+                tell(self.reached[spec])
+
+    def _unmeasurable(self) -> Iterator[Failure]:
+        """Fail the points whose images are too much for this machine, before it is asked how many each look takes in."""
+        for spec in self.specs:
+            if spec in self.reached and self.reached[spec].complete:
+                continue
+            try:
+                self._meter(spec)
+            except IntrafusionError:
+                raise
+            except Exception as error:
+                yield self._fails(spec, error)
 
     def _advance(self, spec: PruneSpec, look: int) -> Iterator[Result | Failure]:
         """Bring one point as far as this look goes, unless another process is at it."""
@@ -170,10 +185,11 @@ class _Sweep:
             return self._fails(spec, error)
         if self.store:
             self.store.put(result, origin(spec, self.bench))
-            self.store.beat()
         self.reached[spec] = result
+        self.measured.add(spec)
         if result.complete:
             self._let_go(spec)
+            tell(result)
         return result
 
     def _fails(self, spec: PruneSpec, error: Exception) -> Failure:
@@ -181,14 +197,13 @@ class _Sweep:
             meter.forget()
         self.networks.clear()
         self.held = 0
-        ours = isinstance(error, IntrafusionError)
-        reason = str(error) if ours else f"{type(error).__name__}: {one_line(error)}"
-        if not ours:
-            _log.exception("a point failed: %s", spec.key())
+        if is_out_of_memory(error):
+            gc.collect()  # pruned networks sit in reference cycles, and the next point needs their room
+        failure = Failure(spec, *explain(error, "point", key=digest(spec)))
         self.failed.add(spec)
         if self.store:
-            self.store.fail(spec, origin(spec, self.bench), reason)
-        return Failure(spec, reason)
+            self.store.fail(spec, origin(spec, self.bench), failure.reason)
+        return failure
 
     def _is_done(self, spec: PruneSpec) -> bool:
         if spec in self.failed or (spec in self.reached and self.reached[spec].complete):
@@ -237,6 +252,20 @@ class _Sweep:
     def _let_go(self, spec: PruneSpec) -> None:
         if spec in self.networks:
             self.held -= _bytes(self.networks.pop(spec))
+
+
+def tell(result: Result) -> None:
+    """Log a point that was measured."""
+    spec = result.spec
+    event(
+        "point", key=digest(spec), model=spec.model, criterion=spec.criterion, merge=spec.merge, sparsity=spec.sparsity,
+        accuracy=result.accuracy, count=result.count, seconds=round(result.seconds, 3),
+    )  # fmt: skip
+
+
+def digest(spec: PruneSpec) -> str:
+    """A short name of a spec, without the paths in it."""
+    return hashlib.sha256(spec.key().encode()).hexdigest()[:12]
 
 
 def _images(spec: PruneSpec) -> tuple:

@@ -4,6 +4,7 @@ Zero-padded shortcuts (option A) tie a stage's channels to a slice of the next s
 groups together; Torch-Pruning knows neither, so the channels that it finds are joined here by union-find.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
@@ -22,6 +23,8 @@ from intrafusion.networks import PadShortcut
 
 _POSITIONS = 1 << 18  # of a layer's channels on the flattened axis of another
 _STEPS = 4000  # from layer to layer, in the walk over one group
+_MAPPED = 1 << 22  # positions that reshapes may give in that walk
+_walk = threading.local()  # mapped: how many it has been so far
 
 
 class Graph:
@@ -93,6 +96,7 @@ class Graph:
                 yield _Part(name, {(name, "out"): {i: {i} for i in range(size)}}, reason)
                 continue
             try:
+                _walk.mapped = 0
                 items = self.graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
                 part = self._part(name, items)
             except (IndexError, ValueError, TypeError, AttributeError) as error:
@@ -236,7 +240,8 @@ def _tame_reshapes() -> None:
         return follow
 
     def bounded(self: Any, positions: list) -> list:
-        if not self.reverse and len(positions) * self._stride > _POSITIONS:
+        _walk.mapped += len(positions) * (1 if self.reverse else self._stride)
+        if _walk.mapped > _MAPPED or (not self.reverse and len(positions) * self._stride > _POSITIONS):
             raise IndexError("reshapes that lead to one another")
         return spread(self, positions)
 

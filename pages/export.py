@@ -6,7 +6,7 @@ import streamlit as st
 from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.export import FORMATS, Report, comparing, making
 from intrafusion.quote import prune_line, prune_snippet
-from pages.common import export_parts, knobs, literal, parts, recovery_parts, shell, working
+from pages.common import export_parts, knobs, parts, recovery_parts, shell, telling, working
 from pages.common.navigation import Enough, enter_app
 
 enter_app()
@@ -18,7 +18,7 @@ st.markdown(
 try:
     spec: PruneSpec = export_parts.controls(here)
 except IntrafusionError as error:
-    st.warning(literal.sentence(error), icon=":material/warning:")
+    telling.warning(error)
     raise Enough from error
 if recovery_parts.trains(spec):
     with st.expander("Training", icon=":material/tune:"):

@@ -5,6 +5,7 @@ import shlex
 import pandas as pd
 import streamlit as st
 
+from intrafusion.access import public
 from intrafusion.bench import Bench
 from intrafusion.channels import CONSUMER, PAD, coupling
 from intrafusion.evaluate import layer_sizes
@@ -69,7 +70,7 @@ with left:
         "Input": " × ".join(map(str, card.input_size)),
         "Classes": str(card.classes),
         "Normalisation": f"mean {', '.join(f'{m:g}' for m in card.mean)}; std {', '.join(f'{s:g}' for s in card.std)}",
-        "Weights": card.source,
+        "Weights": public(card.source),
         "Licence": card.licence or "unknown",
         "Made by": f"`{card.details['command']}`" if "command" in card.details else "not trained by this project",
     }

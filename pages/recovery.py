@@ -8,7 +8,7 @@ from intrafusion.comparison import rows
 from intrafusion.figures.recovery import AXES, training_curves
 from intrafusion.quote import recovery_snippet, sweep_line
 from intrafusion.study import Study
-from pages.common import knobs, parts, recovery_parts, shell, studying
+from pages.common import knobs, parts, recovery_parts, shell, studying, telling
 from pages.common.navigation import Enough, enter_app
 
 enter_app()
@@ -62,7 +62,7 @@ else:
     try:
         recovery_parts.similarities(bench, base, [spec for spec in specs if spec in known])
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/warning:")
+        telling.warning(error)
 
 table = pd.DataFrame([row.to_row() for row in answer])
 axes = {

@@ -9,7 +9,7 @@ from intrafusion.importance import needs_images
 from intrafusion.quote import study_snippet, sweep_line
 from intrafusion.sensitivity import alone, fragility, table
 from intrafusion.study import Study
-from pages.common import budget_parts, knobs, parts, sensitivity_parts, shell, studying
+from pages.common import budget_parts, knobs, parts, sensitivity_parts, shell, studying, telling
 from pages.common.navigation import Enough, enter_app
 
 _CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: such studies run unasked
@@ -111,7 +111,7 @@ else:
     try:
         budget_parts.suggestion(here, bench, base, {merge: made[merge] for merge in ranked}, store)
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/warning:")
+        telling.warning(error)
     st.subheader("Against another study")
     sensitivity_parts.comparison(study, made, place, store, rows)
     with st.expander("The numbers", icon=":material/table:"):

@@ -8,7 +8,7 @@ from intrafusion.figures.lab import learning, side_by_side, spread, zeros
 from intrafusion.quote import lab_line, lab_snippet
 from intrafusion.registry import TRAINERS
 from intrafusion.train.lab import check_architecture, known
-from pages.common import lab_parts, literal, parts, shell
+from pages.common import lab_parts, parts, shell, telling
 from pages.common.navigation import Enough, enter_app
 
 enter_app()
@@ -20,7 +20,7 @@ st.markdown(
 try:
     check_architecture(here.spec.model)
 except IntrafusionError as error:
-    st.info(literal.sentence(error), icon=":material/science:")
+    telling.info(error, icon=":material/science:")
     raise Enough from error
 spec = lab_parts.controls(here)
 entry = TRAINERS[spec.method]

@@ -9,7 +9,7 @@ from intrafusion.figures.transport import ORDERS, VIEWS, plan_heatmap, weight_ba
 from intrafusion.quote import plan_line, plan_snippet
 from intrafusion.story import moves, story
 from intrafusion.transport import shared_mass
-from pages.common import knobs, parts, plan_parts, shell
+from pages.common import knobs, parts, plan_parts, shell, telling
 from pages.common.navigation import Enough, enter_app
 
 enter_app()
@@ -100,7 +100,7 @@ elif look == "two settings":
             parts.chart(two_plans(plan, second, names, shared_mass(plan, second), shell.is_dark()), "two")
             st.dataframe(plan_parts.numbers_table({"A": plan, "B": second}), hide_index=True)
         except IntrafusionError as error:
-            st.warning(str(error), icon=":material/warning:")
+            telling.warning(error)
 elif look == "learned map":
     st.markdown(
         "$T$ comes from the weights alone. The **calibrated** merge learns its own map $M$ on unlabelled images instead: which "

@@ -1,7 +1,10 @@
 """Folders of pictures: decoded once, by other processes, gone on with after a stop, a few where a few are asked for."""
 
+import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_store import small_disk
 
 import intrafusion as itf
 from intrafusion import decoding
@@ -214,3 +218,54 @@ def test_the_thousand_images_are_the_same_from_the_file(reference):
     rows = [int((whole.labels == label).nonzero()[0]) for label in few.labels]
     assert torch.equal(whole.images[rows], few.images)
     assert torch.equal(itf.load_data("imagenet", path=root, limit=900).images, whole.images[:900])
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "done.npy"])
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda file: os.truncate(file, 0)])
+def test_a_damaged_file_is_made_anew(folder, monkeypatch, name, damage):
+    monkeypatch.setattr(decoding, "_FEW", 10)
+    files = files_of(folder)[:20]
+    decoded(folder, files, range(20), Wanted(SHAPE))
+    (file,) = home().glob(f"decoded/*/{name}")
+    damage(file)
+    assert np.array_equal(decoded(folder, files, range(20), Wanted(SHAPE)), one_by_one(files))
+
+
+def test_a_picture_that_goes_away_meanwhile_is_one_line(folder):
+    files = [*files_of(folder), folder / "gone.png"]
+    with pytest.raises(itf.IntrafusionError, match=r"gone\.png went away"):
+        decoded(folder, files, range(301), Wanted(SHAPE))
+
+
+def fill_the_disk(folder: Path) -> None:
+    """Another program fills the disk of `home()` after there was room: in this process, and in workers."""
+    os.environ["INTRAFUSION_HOME"] = str(folder)
+    decoding._check_room = lambda folder, needed: None
+    pictures = scattered(folder / "pictures", 300)
+    files, ballast = files_of(pictures), folder / "ballast"
+    decoding._FEW = 10
+    for number, rows in ((40, range(40)), (300, range(300))):  # which are few enough for one process, and which are not
+        wanted = Wanted((64, 64))
+        decoded(pictures, files[:number], [0, *range(2, 12)], wanted)
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(itf.IntrafusionError, match="cannot be written: No space left") as caught:
+            decoded(pictures, files[:number], rows, wanted)
+        assert "\n" not in str(caught.value)
+        ballast.unlink()
+        found = decoded(pictures, files[:number], rows, wanted)
+        assert np.array_equal(found, np.stack([decode(file, (64, 64), "RGB", "always") for file in files[:number]]))
+        del found
+        shutil.rmtree(folder / "decoded")
+
+
+def test_a_disk_that_is_full_meanwhile_is_one_line(tmp_path):
+    script = "import sys, test_decoding as t; t.fill_the_disk(t.Path(sys.argv[1]))"
+    command = [*small_disk(tmp_path), shlex.join([sys.executable, "-c", script, str(tmp_path)])]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import intrafusion as itf
 from intrafusion.jobs import Job, Jobs, Line
 from intrafusion.pace import checkpoint
 
-PATIENCE = 10  # seconds that no test waits for, unless it fails
+PATIENCE = 60  # seconds that no test waits for, unless it fails
 
 
 class Tap:
@@ -121,7 +121,7 @@ def test_cancelling_a_finished_job_changes_nothing():
 
 FAILURES = {
     "one of ours": (itf.IntrafusionError("no such thing: choose another"), "no such thing: choose another"),
-    "any other": (RuntimeError("out of memory\nTried to allocate\n  lots"), "RuntimeError: out of memory"),
+    "any other": (RuntimeError("no such shape\nTried it\n  twice"), "RuntimeError: no such shape"),
     "without words": (KeyError(), "KeyError"),
     "blank": (ValueError("\n"), "ValueError"),
 }
@@ -224,6 +224,16 @@ def test_oldest_finished_jobs_are_forgotten_beyond_the_limit():
     for number in range(6):
         finished(jobs.start(number, 1, lambda: iter([1])))
     assert [number for number in range(6) if jobs.get(number)] == [3, 4, 5]
+
+
+def test_finished_jobs_are_forgotten_when_their_results_hold_too_much():
+    jobs = Jobs(memory=1000)
+    for number in range(4):
+        finished(jobs.start(number, 1, lambda: iter([{"weights": torch.zeros(100)}])))  # 400 bytes
+    assert jobs.get(2).held == 400
+    jobs.get(1)  # a page that is open asks for it, so that 3 is the oldest
+    finished(jobs.start(4, 1, lambda: iter([b"x" * 200])))
+    assert [number for number in range(5) if jobs.get(number)] == [1, 2, 4]
 
 
 def test_running_jobs_are_never_forgotten(tap):
@@ -454,7 +464,7 @@ class TestTime:
                 time.sleep(seconds)
                 yield number
 
-        before, start = time.time(), time.perf_counter()
+        before, start = time.monotonic(), time.perf_counter()
         slow, quick = (jobs.start(s, 6, lambda s=s: work(s)) for s in (5 * sleep, sleep))
         until(lambda: not quick.active)
         wall = time.perf_counter() - start
@@ -462,7 +472,7 @@ class TestTime:
         finished(slow)
         assert 30 * sleep <= slow.elapsed
         assert slow.elapsed + quick.elapsed < time.perf_counter() - start
-        assert before <= quick.asked <= quick.started <= time.time()
+        assert before <= quick.asked <= quick.started <= time.monotonic()
         assert quick.elapsed == quick.elapsed  # it does not go on
 
     def test_is_left_as_much_as_the_results_took_and_nothing_at_the_end(self):

@@ -24,6 +24,17 @@ def test_the_least_recently_used_is_forgotten():
     assert [memo.peek(key) for key in "abc"] == [1, None, 3]
 
 
+def test_results_that_hold_much_are_forgotten_sooner_but_not_the_last():
+    memo = Memo(memory=1000)
+    memo.get("a", lambda: b"x" * 600)
+    memo.get("b", lambda: b"x" * 300)
+    assert memo.peek("a") is not None
+    memo.get("c", lambda: b"x" * 200)
+    assert [memo.peek(key) is not None for key in "abc"] == [True, False, True]
+    memo.get("d", lambda: b"x" * 2000)
+    assert [memo.peek(key) is not None for key in "acd"] == [False, False, True]
+
+
 def test_an_error_is_not_remembered():
     memo = Memo()
     with pytest.raises(ZeroDivisionError):

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import pytest
 
 import intrafusion as itf
 from intrafusion import IntrafusionError, PruneSpec
+from intrafusion import store as stores
 from intrafusion.run import Result
 from intrafusion.store import Origin, Store, default_path, point_key
+from intrafusion.store_file import FORMAT
 
 CPU = Origin("ab12", "cd34", "cpu")
 PATIENCE = 60  # seconds that no test waits for, unless it fails
@@ -301,6 +304,13 @@ def claim_and_wait(pipe: Connection, path: Path) -> None:
         pipe.recv()
 
 
+def claim_for_long(pipe: Connection, path: Path) -> None:
+    stores.BEAT = 0.05
+    with Store(path) as store:
+        pipe.send(store.claim(PruneSpec(), CPU))
+        pipe.recv()
+
+
 def lock_and_wait(pipe: Connection, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
@@ -346,6 +356,24 @@ class TestProcesses:
             assert not store.claim(PruneSpec(), CPU)
             child.kill()
             child.join(PATIENCE)
+            assert store.claim(PruneSpec(), CPU)
+
+    def test_a_claim_lasts_as_long_as_its_point_takes_unless_the_process_stands_still(self, path: Path, store: Store):
+        def age() -> float:
+            return time.monotonic() - raw(path, "SELECT steady FROM claims")[0][0]
+
+        with process(claim_for_long, path) as (child, pipe):
+            assert heard(pipe) is True
+            raw(path, "UPDATE claims SET steady = steady - 70")
+            patience = time.monotonic() + PATIENCE
+            while age() > 60:
+                assert time.monotonic() < patience
+            assert not store.claim(PruneSpec(), CPU)
+            with closing(sqlite3.connect(path, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")  # so that it does not stand still while it writes
+                os.kill(child.pid, signal.SIGSTOP)
+                db.execute("UPDATE claims SET steady = steady - 70")
+                db.execute("COMMIT")
             assert store.claim(PruneSpec(), CPU)
 
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells that a process has ended so")
@@ -461,9 +489,15 @@ class TestClaims:
         assert store.claim(PruneSpec(), CPU)
 
     @pytest.mark.parametrize(("seconds", "free"), [(-50, False), (-70, True), (50, False), (70, True)])
-    def test_end_without_a_heartbeat(self, store: Store, other: Store, path: Path, seconds: float, free: bool):
+    @pytest.mark.parametrize("place", ["here", "elsewhere"])
+    def test_end_without_a_heartbeat(
+        self, store: Store, other: Store, path: Path, place: str, seconds: float, free: bool
+    ):
+        """By the steady clock on the host of both, by the wall clock on another; the other clock does not count there."""
         assert other.claim(PruneSpec(), CPU)
-        raw(path, "UPDATE claims SET beat = beat + ?", seconds)
+        wrong, told = ("beat", "steady") if place == "here" else ("steady", "beat")
+        raw(path, "UPDATE claims SET host = ?" if place == "elsewhere" else "SELECT ?", place)
+        raw(path, f"UPDATE claims SET {wrong} = {wrong} - 5000, {told} = {told} + ?", seconds)
         assert store.claim(PruneSpec(), CPU) is free
 
     def test_beat_keeps_all_of_ours(self, store: Store, other: Store, path: Path):
@@ -471,7 +505,7 @@ class TestClaims:
         assert other.claim(first, CPU)
         assert other.claim(second, CPU)
         assert store.claim(third, CPU)
-        raw(path, "UPDATE claims SET beat = beat - 70")
+        raw(path, "UPDATE claims SET steady = steady - 70")
         other.beat()
         assert not store.claim(first, CPU)
         assert not store.claim(second, CPU)
@@ -554,8 +588,14 @@ class TestFiles:
         before = files(path.parent)
         text = complaint(lambda: Store(path), path)
         assert "format 7" in text
-        assert "format 1" in text
+        assert f"format {FORMAT}" in text
         assert files(path.parent) == before
+
+    def test_a_newer_format_while_open(self, store: Store, path: Path):
+        store.put(result(PruneSpec()), CPU)
+        raw(path, "PRAGMA user_version = 7")
+        assert "newer format" in complaint(lambda: store.put(result(PruneSpec(seed=1)), CPU), path)
+        assert raw(path, "SELECT count(*) FROM points") == [(1,)]
 
     def test_a_folder(self, tmp_path: Path):
         assert "is a folder" in complaint(lambda: Store(tmp_path), tmp_path)

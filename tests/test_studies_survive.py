@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from test_store import small_disk
+from test_store import heard, lock_and_wait, process, small_disk
 
 import intrafusion as itf
 from intrafusion.cli import main
@@ -125,7 +125,7 @@ def test_killed_again_and_again(path, undisturbed):
         with started(path) as process:
             moment(process)
             process.send_signal(signal.SIGKILL)
-            rest, _ = process.communicate(timeout=PATIENCE)
+            rest = process.stdout.read()  # communicate() would miss what readline() has read ahead
         assert process.returncode == -signal.SIGKILL
         printed |= plain(read("".join(lines) + rest))
         assert printed.items() <= stored(path).items()
@@ -157,7 +157,7 @@ def test_interrupted_from_the_keyboard(path, undisturbed):
     with started(path) as process:
         lines = [process.stdout.readline() for _ in range(20)]
         process.send_signal(signal.SIGINT)
-        rest, err = process.communicate(timeout=PATIENCE)
+        rest, err = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130
     assert err.splitlines() == ["cancelled; the results printed so far are complete"]
     printed, before = plain(read("".join(lines) + rest)), stored(path)
@@ -193,11 +193,48 @@ def full_disk(folder: Path) -> None:
     check_sound(path)
 
 
-def test_full_disk(tmp_path):
-    script = "import sys, test_studies_survive as t; t.full_disk(t.Path(sys.argv[1]))"
+def refused(path: Path) -> str:
+    """The one line that the study ends in at once, with nothing printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main([*STUDY, "--store", str(path)]) == 2
+    (line,) = err.getvalue().splitlines()
+    assert line.startswith("error: ")
+    assert str(path) in line
+    assert out.getvalue() == ""
+    return line
+
+
+def test_a_store_locked_by_another_process(path, monkeypatch):
+    monkeypatch.setattr(Store.__init__, "__defaults__", (None, 0.1))  # seconds of patience
+    with process(lock_and_wait, path) as (_, pipe):
+        assert heard(pipe) == "locked"
+        assert "locked by another program for more than 0.1 s: close that" in refused(path)
+
+
+def read_only_disk(folder: Path) -> None:
+    Store(folder / "s.sqlite").close()
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    for path in (folder / "s.sqlite", folder / "new.sqlite"):
+        assert "is read-only or cannot be opened: choose another file for the store" in refused(path)
+
+
+@pytest.mark.parametrize("scene", [full_disk, read_only_disk])
+def test_disks(tmp_path, scene):
+    script = f"import sys, test_studies_survive as t; t.{scene.__name__}(t.Path(sys.argv[1]))"
     command = [*small_disk(tmp_path), shlex.join([sys.executable, "-c", script, str(tmp_path)])]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=2 * PATIENCE)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_store_removed_meanwhile(path, undisturbed):
+    with started(path) as process:
+        lines = [process.stdout.readline() for _ in range(5)]
+        path.unlink()
+        rest, err = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 2
+    assert err == f"error: {path} was removed while it was open: start again\n"
+    assert plain(read("".join(lines) + rest)).items() <= undisturbed.items()
 
 
 def test_the_study_is_the_one_that_the_file_says(path, undisturbed):

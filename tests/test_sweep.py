@@ -224,7 +224,7 @@ class TestFailures:
     def broken(self, monkeypatch):
         def breaking(spec, *rest, measure=module.measure):
             if spec == self.specs[1]:
-                raise RuntimeError("out of memory\nlots of it")
+                raise RuntimeError("no such shape\nlots of it")
             return measure(spec, *rest)
 
         monkeypatch.setattr(module, "measure", breaking)
@@ -234,10 +234,10 @@ class TestFailures:
         store.save_study("s", "", [(spec, origin(spec, bench)) for spec in self.specs])
         found = list(sweep(self.specs, bench, store))
         assert [result for result in found if isinstance(result, Failure)] == [
-            Failure(self.specs[1], "RuntimeError: out of memory")
+            Failure(self.specs[1], "RuntimeError: no such shape")
         ]
         assert set(last(found)) == {self.specs[0], *self.specs[2:]}
-        assert store.failures("s") == {self.specs[1]: "RuntimeError: out of memory"}
+        assert store.failures("s") == {self.specs[1]: "RuntimeError: no such shape"}
 
     def test_a_failed_point_is_tried_again(self, bench, store, monkeypatch, request):
         with monkeypatch.context():

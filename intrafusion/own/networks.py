@@ -4,13 +4,15 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from intrafusion.archives import check_size, opened
-from intrafusion.cards import ModelCard, check_card
+from intrafusion.cards import ModelCard, card_of, check_card
 from intrafusion.data import DATASETS, KEPT, OWN, kept_data
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.groups import find_groups
@@ -38,7 +40,9 @@ def take_weights(file: Path, architecture: str, name: str) -> str:
         if zipfile.is_zipfile(file):
             with opened(file):
                 pass
-        model = load_model(architecture, file.resolve())
+        model: Any = load_model(architecture, file.resolve())
+        card = card_of(model)
+        model.card = replace(card, source=card.source.replace(str(file.resolve()), f"weights {file.name}"))
         return keep(model, name)
 
 

@@ -22,7 +22,7 @@ from intrafusion.zoo.sources import runs_code as runs_code
 
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_when", "load_model",
-    "model_names", "runs_code", "stream_weights",
+    "model_names", "names_weights", "runs_code", "stream_weights",
 ]  # fmt: skip
 
 
@@ -48,6 +48,17 @@ def dataset_of(name: str) -> str:
 def is_local(name: str, weights: str | None = None) -> bool:
     """Whether `load_model` would find everything on this machine, without a download."""
     return bool(weights) or sources.of(name).is_local(name)
+
+
+def names_weights(name: str, weights: str) -> bool:
+    """Whether these weights of a model are a name and no path: "random", or published ones that are here already."""
+    if weights == "random":
+        return True
+    return (
+        sources.of(name) is imagenet
+        and imagenet.is_member(name, weights)
+        and imagenet.published(name, weights)[1].exists()
+    )
 
 
 def stream_weights(name: str) -> Iterator[tuple[int, int]]:

@@ -60,9 +60,7 @@ def published(name: str, weights: str | Path | None = None) -> tuple[str, Path, 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     """The model and its card; weights: None for torchvision's default, a member of the model's enum, or a file."""
-    from torchvision import models
-
-    known = weights is None or str(weights) in models.get_model_weights(_short(name)).__members__
+    known = weights is None or is_member(name, str(weights))
     path = fetch(*published(name, weights), progress) if known else Path(os.path.expanduser(str(weights)))
     state = {key: value for key, value in read_state(path).items() if not key.startswith(_AUXILIARY)}
     model, drawn = blank(name, state)
@@ -85,6 +83,13 @@ def _short(name: str) -> str:
     if short not in models.list_models(module=models):
         raise IntrafusionError(f"torchvision has no classification model {short!r}: `models --imagenet` lists them all")
     return short
+
+
+def is_member(name: str, weights: str) -> bool:
+    """Whether the model's weights enum has this name."""
+    from torchvision import models
+
+    return weights in models.get_model_weights(_short(name)).__members__
 
 
 def member(name: str, weights: str | Path | None) -> Any:

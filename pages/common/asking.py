@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import streamlit as st
 
 from intrafusion.jobs import Job
-from pages.common import queue, shell
+from pages.common import queue, shell, telling
 
 CHEAP = 1e11  # multiply-accumulates that a laptop does in about three seconds: such work starts unasked
 
@@ -19,7 +19,7 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
     if job is not None and job.active:
         _watch(key, job, about, redraw)
         return
-    outcome = job and {"failed": job.error, "cancelled": "Cancelled; what is done stays"}.get(job.state)
+    outcome = job and {"failed": telling.reason(job), "cancelled": "Cancelled; what is done stays"}.get(job.state)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # the label may change under the pointer
             shell.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")

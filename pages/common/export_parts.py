@@ -17,8 +17,7 @@ from intrafusion.export import FORMATS, TOLERANCE, Made, Report, Writing, archiv
 from intrafusion.export.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.figures import speed as figures
 from intrafusion.speed import Comparison
-from intrafusion.zoo import keep
-from pages.common import links, parts, shell
+from pages.common import links, parts, shell, telling
 from pages.common.shell import BIND, Here
 
 KEYS = (
@@ -222,8 +221,8 @@ def keeping(made: Made | None) -> None:
         asked = st.form_submit_button("Keep", icon=":material/save:")
     if asked:
         try:
-            kept = keep(made.network, name.strip())
+            kept = shell.keep(made.network, name.strip())
         except IntrafusionError as error:
-            st.error(str(error), icon=":material/error:")
+            telling.error(error)
         else:
             st.success(f"Kept. Choose **{kept}** as the sidebar's model, on any page.", icon=":material/check:")

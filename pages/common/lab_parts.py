@@ -19,8 +19,8 @@ from intrafusion.train.smooth import PENALTIES
 from intrafusion.train.spec import ALIGNED, TrainSpec
 from intrafusion.train.subnetwork import WEIGHTS
 from intrafusion.train.task import Step
-from intrafusion.zoo import architecture_of, keep
-from pages.common import queue, shell
+from intrafusion.zoo import architecture_of
+from pages.common import queue, shell, telling
 from pages.common.shell import BIND, Here
 
 _KNOBS = (
@@ -173,7 +173,7 @@ def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -
         else:
             st.progress(0.0, "not trained yet", width="stretch")
     if job is not None and job.state == "failed":
-        st.error(job.error, icon=":material/error:")
+        telling.error(telling.reason(job))
     return asked
 
 
@@ -228,9 +228,9 @@ def keeping(found: LabRun) -> None:
             model = without_zeroed(model, card.example())
             model.card = card
         try:
-            kept = keep(model, name.strip())
+            kept = shell.keep(model, name.strip())
         except IntrafusionError as error:
-            st.error(str(error), icon=":material/error:")
+            telling.error(error)
         else:
             st.success(f"Kept. Choose **{kept}** as the sidebar's model, on any page.", icon=":material/check:")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from intrafusion import IntrafusionError, lesson, registry
 from intrafusion.story import Story
-from pages.common import literal
+from pages.common import telling
 from pages.common.shell import BIND
 
 KEYS = (
@@ -121,7 +121,7 @@ def _changes(hidden: int) -> str:
     try:
         return lesson.write_changes(lesson.parse_changes(text, hidden))
     except IntrafusionError as error:
-        st.error(literal.sentence(error), icon=":material/error:")
+        telling.error(error)
         return ""
 
 

@@ -13,6 +13,6 @@ def code(text: str) -> str:
     return f"{fence} {text} {fence}"
 
 
-def sentence(error: Exception) -> str:
-    """An error's line, whose values make no picture, link, formula or markup."""
-    return re.sub(r"([\\*\[<$])", r"\\\1", str(error))
+def sentence(text: str) -> str:
+    """A message, whose values make no picture, link, formula or markup."""
+    return re.sub(r"([\\*\[<$])", r"\\\1", text)

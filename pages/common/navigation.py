@@ -87,5 +87,5 @@ def enter_app() -> None:
     address runs without app.py, until pages are declared once.
     """
     if not st.session_state.get("inside_app"):
-        runpy.run_path(str(Path(__file__).parents[2] / "app.py"))
+        runpy.run_path(str(Path(__file__).parents[2] / "app.py"), run_name="__main__")
         st.stop()

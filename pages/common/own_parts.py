@@ -10,25 +10,38 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError
+from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.data import DATASETS, OWN, kept_data
+from intrafusion.log import event
 from intrafusion.own import remove, safe_name, take_data, take_program, take_weights
 from intrafusion.own.images import PICTURES, SIDE, splits
 from intrafusion.own.place import IMAGES, NETWORKS
 from intrafusion.zoo import describe, kept_names, model_names
-from pages.common import literal, parts
+from pages.common import parts, telling
 from pages.common.shell import Here
 
-_BOUND = f"At most {FILE // MIB} MiB."
+
+def _bound() -> str:
+    if is_public():
+        return f"At most {upload_mib()} MiB, and {UPLOADS} files a minute."
+    return f"At most {FILE // MIB} MiB."
+
+
+def _most() -> int | None:
+    """MiB that an uploader takes; None for what the server's configuration says."""
+    return upload_mib() if is_public() else None
 
 
 def program() -> None:
     """Upload a program of torch.export."""
     st.subheader("A program of torch.export")
-    st.caption(f"A `.pt2` file of `torch.export.save`, of a classifier of images, exported in eval mode. {_BOUND}")
+    st.caption(f"A `.pt2` file of `torch.export.save`, of a classifier of images, exported in eval mode. {_bound()}")
     with st.expander("How to make one", icon=":material/code:"):
         st.code(_EXPORT, language="python")
-    file = st.file_uploader("Program", type="pt2", key="own_program", label_visibility="collapsed")
+    file = st.file_uploader(
+        "Program", type="pt2", key="own_program", label_visibility="collapsed", max_upload_size=_most()
+    )
     row = st.columns(2)
     name = row[0].text_input("Name", _proposed(file), key=f"own_program_name {_proposed(file)}", placeholder="my-net")
     data = row[1].selectbox(
@@ -52,9 +65,13 @@ def program() -> None:
 def weights(here: Here) -> None:
     """Upload weights of an architecture that is known here."""
     st.subheader("Weights of a known architecture")
-    st.caption(f"A state dict in `.safetensors`, `.pt`, `.pth` or `.th`. {_BOUND}")
+    st.caption(f"A state dict in `.safetensors`, `.pt`, `.pth` or `.th`. {_bound()}")
     file = st.file_uploader(
-        "Weights", type=["safetensors", "pt", "pth", "th"], key="own_weights", label_visibility="collapsed"
+        "Weights",
+        type=["safetensors", "pt", "pth", "th"],
+        key="own_weights",
+        label_visibility="collapsed",
+        max_upload_size=_most(),
     )
     row = st.columns(2)
     name = row[0].text_input(
@@ -76,10 +93,15 @@ def images() -> None:
     st.caption(
         f"An `.npz` with `images` (uint8, N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
         "two of them, `x_train.npz` and `x_test.npz`; or a `.zip` with a folder of pictures a class, perhaps below `train` and "
-        f"`test` (at most {PICTURES:,} pictures). {_BOUND} Unpacked, at most {UNPACKED // MIB:,} MiB."
+        f"`test` (at most {PICTURES:,} pictures). {_bound()} Unpacked, at most {UNPACKED // MIB:,} MiB."
     )
     files = st.file_uploader(
-        "Images", type=["npz", "zip"], accept_multiple_files=True, key="own_images", label_visibility="collapsed"
+        "Images",
+        type=["npz", "zip"],
+        accept_multiple_files=True,
+        key="own_images",
+        label_visibility="collapsed",
+        max_upload_size=_most(),
     )
     proposed = _proposed(files[0] if files else None)
     name = st.text_input("Name", proposed, key=f"own_images_name {proposed}", placeholder="my-images")
@@ -100,7 +122,9 @@ def _tell(bar: Any, done: int, total: int) -> None:
 
 
 def from_code() -> None:
-    """How code, which no page runs, gets its network in."""
+    """How code, which no page runs, gets its network in: for the person at this machine."""
+    if is_public():
+        return
     st.subheader("A network made by code")
     st.caption("Code runs from a terminal alone, never from this page.")
     st.code(
@@ -143,10 +167,13 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
     ):
         said.pop(what, None)
         try:
+            check_room()
             with st.spinner("Checking"), _on_disk(files) as paths:
                 said[what] = take(paths)
+            event("upload kept", what=what, name=said[what])
         except IntrafusionError as error:
-            st.error(literal.sentence(error), icon=":material/error:")
+            event("upload refused", what=what, reason=str(error))
+            telling.error(error)
     name = said.get(what)
     if name is None or name not in (kept_names() if opens == "model" else kept_data()):
         return
@@ -179,6 +206,8 @@ def kept() -> None:
     for kind, name, about in found:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{about}]", width="stretch")
+            if is_public():
+                continue  # of others
             with st.popover("Remove", icon=":material/delete:"):
                 st.write(f"Remove {name} for good?")
                 if st.button("Remove it", key=f"own_remove {kind} {name}", type="primary"):
@@ -190,7 +219,7 @@ def _remove(kind: str, name: str) -> None:
     try:
         remove(kind, name)
     except IntrafusionError as error:  # somebody else did
-        st.toast(str(error))
+        st.toast(public(str(error)))
 
 
 def take_away() -> None:

@@ -10,7 +10,7 @@ from intrafusion.figures.plans import learned_beside
 from intrafusion.geometry import Geometry, embed
 from intrafusion.merge import ChannelMap
 from intrafusion.spec import PLAN_KNOBS
-from pages.common import asking
+from pages.common import asking, telling
 from pages.common.parts import chart
 from pages.common.shell import BIND, Here, can_see, is_dark
 
@@ -67,7 +67,7 @@ def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor
     try:
         found = {one.consumer: one for one in _maps(here.bench, spec.but(limit=None), here.device)}
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/warning:")
+        telling.warning(error)
         return
     if not found:
         st.caption("Nothing is pruned, so there is nothing to learn.")

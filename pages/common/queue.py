@@ -33,8 +33,12 @@ def _watch() -> None:
 
 
 def cancel_button(job: Job, key: str, **look: Any) -> None:
-    """A button that stops the job; inside a fragment, so that what it draws next shows that the job has stopped."""
-    st.button("Cancel", key=key, on_click=_cancel, args=(job,), disabled=job.state == "stopping", **look)
+    """A button that stops the job; inside a fragment, so that what it draws next shows that the job has stopped.
+
+    None for somebody who may not stop it.
+    """
+    if shell.may_cancel(job):
+        st.button("Cancel", key=key, on_click=_cancel, args=(job,), disabled=job.state == "stopping", **look)
 
 
 def _cancel(job: Job) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from intrafusion import ImageData, IntrafusionError
 from intrafusion.attribution import METHODS, STEPS, Attribution, activations, channel_attribution
 from intrafusion.figures.images import attribution_panels, gallery
-from pages.common import asking, parts, shell
+from pages.common import asking, parts, shell, telling
 from pages.common.importance_parts import image_count
 from pages.common.shell import Here
 
@@ -99,7 +99,7 @@ def show_attribution(here: Here, data: ImageData, channel: int, image: int, meth
     try:
         found = attribution(here, data, channel, image, method)
     except IntrafusionError as error:
-        st.info(str(error), icon=":material/info:")
+        telling.info(error)
         return
     if found is None:
         return

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError, PruneSpec
+from intrafusion.access import is_public
 from intrafusion.figures.sensitivity import Place, compare_studies, sensitivity_heatmap, sensitivity_panels
 from intrafusion.pairs import Paired, paired
 from intrafusion.precision import PRECISIONS, has_bf16
@@ -20,7 +21,7 @@ from intrafusion.spec import PLAN_KNOBS
 from intrafusion.store import Store, StudyRow
 from intrafusion.study import Study
 from intrafusion.sweep import sweep
-from pages.common import parts, shell
+from pages.common import parts, shell, telling
 from pages.common.shell import BIND, Here
 
 KEYS = (
@@ -46,7 +47,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
     """Draw the controls; what they say."""
     grid = st.grid(3, min_column_width=210)
     left, middle, right = (grid.container() for _ in range(3))
-    fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None
+    fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None and not is_public()
     precision = middle.segmented_control(
         "Precision", PRECISIONS, default="exact", required=True, key="precision", bind=BIND, disabled=not fast,
         help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 points.",
@@ -71,7 +72,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
     )  # fmt: skip
     run, flags = sweep, {}
     if not ray:
-        right.caption("A cluster needs the package ray.")
+        right.caption("No cluster on a public server." if is_public() else "A cluster needs the package ray.")
     elif executor == "Ray cluster":
         from intrafusion import cluster
 
@@ -214,7 +215,7 @@ def comparison(
         both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
         clickable(compare_studies(both, (study.name, other), place, shell.is_dark()), "compare")
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/warning:")
+        telling.warning(error)
 
 
 def _model(row: StudyRow) -> str | None:

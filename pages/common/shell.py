@@ -10,18 +10,30 @@ from typing import Any
 import streamlit as st
 import torch
 from streamlit.delta_generator import DeltaGenerator
+from torch import nn
 
-from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
+from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data, zoo
+from intrafusion.access import check_path, check_room, is_public, roots
 from intrafusion.bench import Bench, open_model
 from intrafusion.data import KEPT, OWN, kept_data
 from intrafusion.importance import needs_images
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
-from intrafusion.zoo import dataset_of, describe, is_local, model_names, runs_code, stream_weights
-from pages.common import literal
+from intrafusion.zoo import (
+    dataset_of,
+    describe,
+    is_local,
+    kept_names,
+    model_names,
+    names_weights,
+    runs_code,
+    stream_weights,
+)
+from pages.common import telling
 from pages.common.navigation import Enough
 
 BIND = "query-params"
+EACH, ALL = 4, 32  # computations on a public server, of one reader and of everybody, that are not done yet
 _TORCHVISION = "ImageNet (torchvision)"
 
 
@@ -71,10 +83,30 @@ def jobs() -> Jobs:
 
 
 def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, **options: Any) -> Job:
-    """`Jobs.start`, remembering that this reader asked for it and so may cancel it anywhere; rerun the page after it."""
+    """`Jobs.start`, remembering that this reader asked for it and so may cancel it anywhere; rerun the page after it.
+
+    Raises IntrafusionError where a public server has enough to do, of this reader or of all.
+    """
+    if is_public() and len(jobs().queue()) >= ALL:
+        raise IntrafusionError("this server has more to compute than it can: try again later")
+    if is_public() and sum(mine.active for mine in st.session_state.get("started", ())) >= EACH:
+        raise IntrafusionError(f"{EACH} computations that you asked for are not done yet: cancel one, or wait for it")
     job = jobs().start(key, total, work, title, **options)
     st.session_state.started = [mine for mine in (*st.session_state.get("started", ()), job) if mine.active]
     return job
+
+
+def may_cancel(job: Job) -> bool:
+    """Whether this reader may stop it: on a public server only who asked for it."""
+    return not is_public() or job in st.session_state.get("started", ())
+
+
+def keep(model: nn.Module, name: str) -> str:
+    """`zoo.keep`, which on a public server neither replaces what somebody keeps nor fills the disk."""
+    check_room()
+    if is_public() and f"{KEPT}{name}" in kept_names():
+        raise IntrafusionError(f"something is kept as kept/{name} already: choose another name")
+    return zoo.keep(model, name)
 
 
 @st.cache_resource
@@ -102,21 +134,9 @@ def choose(controls: DeltaGenerator) -> Here:
     with controls:
         name = _model_name()
         dataset = _dataset(name)
-        with st.expander("Local files", icon=":material/folder_open:"):
-            weights = st.text_input(
-                "Weights file",
-                key="weights",
-                bind=BIND,
-                placeholder="resnet20.th",
-                help="Leave empty for the model's own.",
-            )
-            data_path = st.text_input(
-                "Data", key="data_path", bind=BIND, placeholder="cifar10_test.npz or a folder",
-                help="An .npz with images and labels, torchvision's CIFAR folder, or a folder of class folders.",
-            )  # fmt: skip
+        weights, data_path = _files(name)
         devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         device = st.selectbox("Device", devices, index=min(1, len(devices) - 1), key="device", bind=BIND)
-    weights, data_path = weights.strip() or None, data_path.strip() or None
     try:
         is_here = is_local(name, weights)
     except IntrafusionError:  # nobody publishes weights of it
@@ -129,6 +149,30 @@ def choose(controls: DeltaGenerator) -> Here:
     group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
     return Here(opened, group, spec, device)
+
+
+def _files(model: str) -> tuple[str | None, str | None]:
+    """Weights and data that the reader names; on a public server they lie in a folder that it was set up with, or are refused."""
+    has_files = not is_public() or bool(roots())
+    with st.expander("Local files" if has_files else "Weights", icon=":material/folder_open:"):
+        weights = st.text_input(
+            "Weights file" if has_files else "Weights by name",
+            key="weights",
+            bind=BIND,
+            placeholder="resnet20.th" if has_files else "random",
+            help="Leave empty for the model's own.",
+        )
+        data_path = st.query_params.get("data_path", "")  # of a link to a server whose files stay closed
+        if has_files:
+            data_path = st.text_input(
+                "Data", key="data_path", bind=BIND, placeholder="cifar10_test.npz or a folder",
+                help="An .npz with images and labels, torchvision's CIFAR folder, or a folder of class folders.",
+            )  # fmt: skip
+    weights, data_path = weights.strip() or None, data_path.strip() or None
+    if weights and not names_weights(model, weights):
+        check_path("weights", weights)
+    check_path("data", data_path)
+    return weights, data_path
 
 
 def _model_name() -> str:
@@ -194,7 +238,10 @@ def _offer_download(name: str) -> None:
 
 
 def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]]]) -> None:
-    """A button that fetches in the background, its progress, and the reason when it fails."""
+    """A button that fetches in the background, its progress, and the reason when it fails; none for strangers."""
+    if is_public():
+        st.caption("Whoever runs this server can fetch it, from the command line of this machine.")
+        return
     job = jobs().get(key)
     if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
         start(
@@ -211,10 +258,10 @@ def _watch_download(job: Job) -> None:
         done, total = job.results[-1] if job.results else (0, 0)
         if job.active:
             st.progress(done / total if total else 0.0, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
-            if st.button("Cancel the download"):
+            if may_cancel(job) and st.button("Cancel the download"):
                 job.cancel()
         elif job.error:
-            st.error(job.error, icon=":material/error:")
+            telling.error(telling.reason(job))
         elif job.state == "done":
             st.rerun()
 
@@ -259,7 +306,7 @@ def offer_images(here: Here, error: IntrafusionError) -> None:
         st.page_link("pages/your_own.py", label="Upload images", icon=":material/upload_file:")
         return
     if here.spec.data_path is not None or dataset not in ("cifar10", "cifar100"):
-        st.warning(literal.sentence(error), icon=":material/image_search:")
+        telling.warning(error, icon=":material/image_search:")
         return
     from intrafusion.data import stream_cifar
 
@@ -270,4 +317,5 @@ def offer_images(here: Here, error: IntrafusionError) -> None:
         icon=":material/image_search:",
     )
     download(f"Fetch {title} (170 MB)", ("data", dataset), lambda: stream_cifar(dataset))
-    st.caption(f"Downloads lie in {home()}.")
+    if not is_public():
+        st.caption(f"Downloads lie in {home()}.")

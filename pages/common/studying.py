@@ -11,9 +11,10 @@ from intrafusion.eta import in_words
 from intrafusion.jobs import Job
 from intrafusion.run import Result
 from intrafusion.store import Store, StudyRow, default_path
+from intrafusion.store_memory import StoreOrMemory
 from intrafusion.study import Study
 from intrafusion.sweep import Failure, origin, sweep
-from pages.common import queue, shell
+from pages.common import queue, shell, telling
 
 _REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
 _WIDTH = 160  # pixels of the button, whatever it says
@@ -21,20 +22,20 @@ Found = dict[PruneSpec, Result]
 
 
 def store() -> Store | None:
-    """The results of this server; None, with the reason on the page, where its file cannot be used."""
-    path = default_path().absolute()
-    if not path.exists():
-        _store.clear()  # an open store of a file that is gone would go on without it
+    """The results of this server; the reason on the page where its file cannot be used, and None where it never could."""
     try:
-        return _store(str(path))
+        kept = _store(str(default_path().absolute()))
     except IntrafusionError as error:
-        st.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
+        telling.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
         return None
+    if kept.problem:
+        st.warning(f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:")
+    return kept
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _store(path: str) -> Store:
-    return Store(path)
+def _store(path: str) -> StoreOrMemory:
+    return StoreOrMemory(path)
 
 
 def stored(kept: Store | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
@@ -42,7 +43,7 @@ def stored(kept: Store | None, specs: Sequence[PruneSpec], bench: Bench) -> Foun
     try:
         return kept.get((spec, origin(spec, bench)) for spec in specs) if kept else {}
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/database_off:")
+        telling.warning(error, icon=":material/database_off:")
         return {}
 
 
@@ -60,7 +61,7 @@ def studies(kept: Store | None) -> dict[str, StudyRow]:
     try:
         return {row.name: row for row in kept.studies()} if kept else {}
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/database_off:")
+        telling.warning(error, icon=":material/database_off:")
         return {}
 
 
@@ -70,7 +71,7 @@ def keep(kept: Store | None, study: Study, specs: Sequence[PruneSpec], bench: Be
         if kept:
             kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, bench)) for spec in specs])
     except IntrafusionError as error:
-        st.warning(str(error), icon=":material/database_off:")
+        telling.warning(error, icon=":material/database_off:")
 
 
 def start(
@@ -169,16 +170,17 @@ def _state(job: Job | None, found: Found, total: int) -> str:
 def problems(job: Job) -> None:
     """What went wrong: the whole study, or some of its points, one line a reason."""
     if job.state == "failed":
-        st.error(job.error, icon=":material/error:")
-    by_reason: dict[str, list[PruneSpec]] = {}
-    for spec, reason in _failed(job).items():
-        by_reason.setdefault(reason, []).append(spec)
-    for reason, specs in by_reason.items():
-        st.warning(f"{_points(specs)} could not be measured: {reason}", icon=":material/warning:")
+        telling.error(telling.reason(job))
+    by_reason: dict[str, list[Failure]] = {}
+    for failure in _failed(job).values():
+        by_reason.setdefault(failure.reason, []).append(failure)
+    for alike in by_reason.values():
+        points = _points([failure.spec for failure in alike])
+        telling.warning(f"{points} could not be measured: {telling.reason(alike[0])}")
 
 
-def _failed(job: Job) -> dict[PruneSpec, str]:
-    return {result.spec: result.reason for result in job.results if isinstance(result, Failure)}
+def _failed(job: Job) -> dict[PruneSpec, Failure]:
+    return {result.spec: result for result in job.results if isinstance(result, Failure)}
 
 
 def _points(specs: Sequence[PruneSpec]) -> str:

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion.jobs import Job
-from pages.common import queue, shell
+from pages.common import queue, shell, telling
 
 _LOOK = 1.5  # seconds between two looks at what computes
 _REDRAW = 3.0  # seconds between two drawings of what gets better, at least
@@ -55,7 +55,7 @@ class Work:
             if job is None:
                 st.caption("Nothing is computed before you ask.")
         if job is not None and job.state == "failed":
-            st.warning(job.error, icon=":material/warning:")
+            telling.warning(telling.reason(job))
         return job.results[-1] if job is not None and job.results else None
 
 

@@ -1,0 +1,279 @@
+"""A class at once: real browser sessions that walk all pages and move controls, on one server.
+
+python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 12] [--switches 200] [--no-memory]
+
+Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
+another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first tenth of
+the time, and think for a while between moves, on average `think` seconds; two of them run studies. Memory is the server's
+resident set: before, when a first few visitors have warmed its caches; after, once all have left and their sessions are
+forgotten. Then one session switches pages.
+Exits with 1 when a page showed an error or another visitor's values, or did not answer.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
+from dashboard import CHROMIUM, FLAGS, serving
+
+GROUPS = {
+    "digits-resnet": ("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.1.conv1"),
+    "digits-vgg": ("features.0", "features.3", "features.7", "features.10"),
+    "digits-mlp": ("1", "3"),
+}
+PATIENCE = 90  # seconds for a page or a move, before it counts as failed
+FORGOTTEN = 130  # seconds after which Streamlit forgets a session that has left, and a little
+MOVES = 2  # on a page
+_LINK = """() => { const found = [...document.querySelectorAll('[data-testid="stMain"] code')]
+    .map(e => e.textContent).find(t => t.startsWith('http')); return found || '' }"""
+_ALERTS = '[data-testid="stException"], [data-testid="stAlertContentError"]'
+
+
+@dataclass
+class Tally:
+    """What all visitors met. moves, busy, switches: seconds; busy: moves while a study ran."""
+
+    moves: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    switches: list[float] = field(default_factory=list)
+    wrong: Counter[str] = field(default_factory=Counter)
+
+    def told(self) -> str:
+        return "\n".join(
+            [
+                f"slider moves: {spread(self.moves)}",
+                f"while a study ran: {spread(self.busy)}",
+                f"page switches: {spread(self.switches)}",
+                f"exceptions, mixed values, time-outs: {dict(self.wrong) or 'none'}",
+            ]
+        )
+
+
+def spread(seconds: list[float]) -> str:
+    if len(seconds) < 2:
+        return f"{len(seconds)}"
+    cuts = statistics.quantiles(seconds, n=20)
+    return f"{len(seconds):,}, median {cuts[9]:.2f} s, 95 % within {cuts[18]:.2f} s, longest {max(seconds):.2f} s"
+
+
+class Visitor:
+    """One browser session, with settings that no other visitor has."""
+
+    def __init__(self, number: int, page: Any, address: str, think: float, tally: Tally):
+        self.page, self.address, self.think, self.tally = page, address, think, tally
+        self.random = random.Random(number)
+        self.model = list(GROUPS)[number % len(GROUPS)]
+        self.group = self.random.choice(GROUPS[self.model])
+        self.studies = number < 2
+        page.set_default_timeout(PATIENCE * 1000)
+
+    async def open(self) -> None:
+        sparsity = self.random.randrange(20, 60)
+        await self.page.goto(f"{self.address}/transport?model={self.model}&group={self.group}&sparsity={sparsity}")
+        await self._link_where(lambda link: self._is_mine(link))
+
+    async def walk(self, seconds: float) -> None:
+        """Page after page, in an order of its own, until the time is over."""
+        until = time.monotonic() + seconds
+        await asyncio.sleep(self.random.uniform(0, seconds / 10))
+        await self.open()
+        names = await self.page.locator('[data-testid="stSidebarNavLink"]').count()
+        while time.monotonic() < until:
+            for place in self.random.sample(range(names), names):
+                await self.turn_to(place)
+                for _ in range(MOVES):
+                    if time.monotonic() >= until:
+                        return
+                    await self.move()
+
+    async def turn_to(self, place: int) -> None:
+        link = self.page.locator('[data-testid="stSidebarNavLink"]').nth(place)
+        name = urlsplit(await link.get_attribute("href") or "").path.strip("/")
+        began = time.monotonic()
+        await link.click()
+        if await self._link_where(lambda link: urlsplit(link).path.strip("/") == name and self._is_mine(link), name):
+            self.tally.switches.append(time.monotonic() - began)
+        if self.studies and name == "sensitivity":
+            button = self.page.get_by_role("button", name="Run the study")
+            if await button.count() and await button.is_enabled():
+                await button.click()
+
+    async def move(self) -> None:
+        await asyncio.sleep(self.random.uniform(0.5, 1.5) * self.think)
+        sliders = self.page.get_by_test_id("stMain").get_by_role("slider")
+        if not await sliders.count():
+            return
+        name = urlsplit(self.page.url).path.strip("/")
+        slider = sliders.nth(1 if name == "learn" else 0)
+        before = settings(await self.page.evaluate(_LINK))
+        value, most = (int(float(number)) for number in await slider.evaluate("e => [e.value, e.max]"))
+        key = "ArrowLeft" if value >= most or (self.random.random() < 0.5 and value > most / 3) else "ArrowRight"
+        await slider.focus()
+        busy = await self.page.get_by_text("Computing now").count()
+        began = time.monotonic()
+        await slider.press(key)
+
+        def is_moved(link: str) -> bool:
+            after = settings(link)
+            return after != before and self._is_mine(link)
+
+        if not await self._link_where(is_moved, name):
+            return
+        self.tally.moves.append(time.monotonic() - began)
+        self.tally.busy += self.tally.moves[-1:] if busy else []
+        after = settings(await self.page.evaluate(_LINK))
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        if name != "learn" and len(changed - {"channel"}) != 1:  # the default channel follows the sparsity
+            self.tally.wrong[f"mixed settings on {name}: {sorted(changed)}"] += 1
+        if name == "importance":
+            await self._check_title(int(after["sparsity"][0]))
+
+    async def _check_title(self, percent: int) -> None:
+        """The picture, too, is of this visitor's sparsity."""
+        title = await self.page.locator(".js-plotly-plot .gtitle").first.text_content() or ""
+        found = re.match(r"(\d+) of (\d+) channels stay", title)
+        if not found or abs(int(found[1]) - int(found[2]) * (100 - percent) / 100) > 1:
+            self.tally.wrong[f"mixed picture: {title!r} at {percent} %"] += 1
+
+    def _is_mine(self, link: str) -> bool:
+        found = settings(link)
+        return found.get("model") == [self.model] and found.get("group") == [self.group]
+
+    async def _link_where(self, holds: Any, doing: str = "opening") -> bool:
+        """Wait until the page's permalink is as wanted; False, and counted, where it never is."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            if await self.page.locator(_ALERTS).count():
+                words = await self.page.locator(_ALERTS).first.inner_text()
+                self.tally.wrong[f"error on {doing}: {words[:200]}"] += 1
+                await self.page.reload()
+                return False
+            if holds(await self.page.evaluate(_LINK)):
+                return True
+            await asyncio.sleep(0.03)
+        self.tally.wrong[f"time-out of {PATIENCE} s: {doing} of {self.model}, {self.group}"] += 1
+        await self.page.reload()
+        return False
+
+
+def settings(link: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, value in parse_qsl(urlsplit(link).query):
+        found.setdefault(key, []).append(value)
+    return found
+
+
+async def visit(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
+    """All these visitors at once; they leave at the end."""
+    tally = Tally()
+    contexts = [await browser.new_context(viewport={"width": 1400, "height": 1000}) for _ in numbers]
+    visitors = [
+        Visitor(number, await context.new_page(), address, think, tally)
+        for number, context in zip(numbers, contexts, strict=True)
+    ]
+    await asyncio.gather(*(visitor.walk(seconds) for visitor in visitors))
+    for context in contexts:
+        await context.close()
+    return tally
+
+
+async def switch(browser: Any, address: str, times: int) -> tuple[Tally, float, float]:
+    """One session that switches pages; the server's memory after one round of all pages, and at the end."""
+    tally, page = Tally(), await browser.new_page(viewport={"width": 1400, "height": 1000})
+    visitor = Visitor(0, page, address, 0.0, tally)
+    visitor.studies = False
+    await visitor.open()
+    count = await page.locator('[data-testid="stSidebarNavLink"]').count()
+    before = 0.0
+    for turn in range(times + count):
+        if turn == count:
+            before = resident()
+        await visitor.turn_to(turn % count)
+    after = resident()
+    await page.close()
+    return tally, before, after
+
+
+def server() -> int:
+    """The process of the dashboard, a child of this one."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if b"streamlit" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    raise SystemExit("no dashboard runs")
+
+
+def resident() -> float:
+    """The server's resident set, in MB."""
+    pages = int(Path(f"/proc/{server()}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def computed() -> float:
+    """Seconds of processor time that the server has taken."""
+    fields = Path(f"/proc/{server()}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def settled(browser: Any, address: str) -> float:
+    """The server's memory once the sessions that left are forgotten, which the next one's coming makes it do."""
+    await asyncio.sleep(FORGOTTEN)
+    await visit(browser, address, range(1), 1, 0.1)
+    await asyncio.sleep(5)
+    return resident()
+
+
+async def main(visitors: int, seconds: float, think: float, switches: int, memory: bool) -> int:
+    from playwright.async_api import async_playwright
+
+    with serving() as address:
+        async with async_playwright() as play:
+            browser = await play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            met = []
+            if visitors:
+                met.append(await together(browser, address, visitors, seconds, think, memory))
+            if switches:
+                tally, before, after = await switch(browser, address, switches)
+                print(f"{switches} page switches in one session\n{tally.told()}")
+                print(f"server: {before:,.0f} MB before, {after:,.0f} MB after ({after / before - 1:+.1%})")
+                met.append(tally)
+            await browser.close()
+    return int(any(tally.wrong for tally in met))
+
+
+async def together(browser: Any, address: str, visitors: int, seconds: float, think: float, memory: bool) -> Tally:
+    """A few visitors to warm the server, then all at once; prints what they met and what the server held."""
+    before = after = 0.0
+    if memory:
+        await visit(browser, address, range(2 * len(GROUPS)), min(60.0, seconds), think / 3)
+        before = await settled(browser, address)
+    began, spent = time.monotonic(), computed()
+    tally = await visit(browser, address, range(visitors), seconds, think)
+    peak, share = resident(), (computed() - spent) / (time.monotonic() - began)
+    print(f"{visitors} visitors, {seconds:.0f} s, thinking {think} s\n{tally.told()}")
+    print(f"processor time of the server: {share:.2f} of a core", flush=True)
+    if memory:
+        after = await settled(browser, address)
+        print(
+            f"server: {before:,.0f} MB before, {peak:,.0f} with them, {after:,.0f} MB after ({after / before - 1:+.1%})"
+        )
+    return tally
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for name, default in (("visitors", 20), ("seconds", 300.0), ("think", 12.0), ("switches", 200)):
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    sys.exit(asyncio.run(main(**vars(parser.parse_args()))))

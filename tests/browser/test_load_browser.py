@@ -1,0 +1,18 @@
+"""Several sessions on one server, by the benchmark that runs twenty of them for minutes."""
+
+import re
+import subprocess
+import sys
+
+from dashboard import ROOT
+
+
+def test_sessions_that_move_controls_at_once_see_their_own_values_and_no_error():
+    command = [sys.executable, "tests/benchmarks/bench_load.py", "--no-memory"]
+    done = subprocess.run(
+        [*command, "--visitors", "4", "--seconds", "15", "--think", "0.5", "--switches", "11"],
+        cwd=ROOT, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exceptions, mixed values, time-outs: none" in done.stdout
+    assert re.search(r"slider moves: \d+, median", done.stdout), done.stdout

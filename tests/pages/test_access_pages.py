@@ -1,0 +1,155 @@
+"""What the pages of a public server keep from strangers, and what any page says of an error that nobody expected."""
+
+import ast
+import re
+from pathlib import Path
+
+import own_files as files
+import pytest
+from opening import APP, finished, open_page, press, text
+from test_queue import Gate
+
+import intrafusion as itf
+from intrafusion import sweep as module
+from intrafusion import zoo
+from intrafusion.own import take_weights
+from pages.common import shell, telling
+
+SECRET = "/srv/secret/of/the/server"
+
+
+@pytest.fixture
+def public(monkeypatch):
+    monkeypatch.setenv("INTRAFUSION_PUBLIC", "1")
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A network that somebody keeps."""
+    path = files.save_state(tmp_path / "w.safetensors", files.mlp_state())
+    return take_weights(path, "digits-mlp", "theirs")
+
+
+def labels(app) -> list[str]:
+    return [button.label for button in app.button]
+
+
+@pytest.mark.usefixtures("jobs", "public", "kept")
+class TestOthers:
+    def test_what_they_keep_is_seen_and_not_removed(self, monkeypatch):
+        app = open_page("your_own")
+        assert "**kept/theirs**" in text(app)
+        assert "Remove it" not in labels(app)
+        monkeypatch.delenv("INTRAFUSION_PUBLIC")
+        assert "Remove it" in labels(app.run())
+
+    def test_what_they_keep_is_not_replaced(self, monkeypatch):
+        model = itf.load_model("digits-mlp")
+        with pytest.raises(itf.IntrafusionError, match="something is kept as kept/theirs already"):
+            shell.keep(model, "theirs")
+        assert shell.keep(model, "mine") == "kept/mine"
+        monkeypatch.setenv("INTRAFUSION_KEPT_MB", "0")
+        with pytest.raises(itf.IntrafusionError, match="keeps at most 0 MiB"):
+            shell.keep(model, "more")
+        monkeypatch.delenv("INTRAFUSION_PUBLIC")
+        assert shell.keep(model, "theirs") == "kept/theirs"
+
+    def test_where_their_files_came_from_is_not_told(self, tmp_path):
+        app = open_page("overview", model="kept/theirs")
+        assert "**Weights**: weights w.safetensors" in text(app)
+        assert str(tmp_path) not in text(app)
+
+    def test_what_they_compute_is_not_cancelled(self, jobs, monkeypatch):
+        jobs.start("theirs", 3, Gate(), "curve of digits-vgg")
+        app = open_page("overview")
+        assert "**Computing now**" in [words.value for words in app.sidebar.markdown]
+        assert "Cancel" not in labels(app)
+        assert not shell.may_cancel(jobs.get("theirs"))
+
+    def test_so_many_computations_and_no_more(self, jobs, monkeypatch):
+        monkeypatch.setattr(shell, "ALL", 1)
+        jobs.start("theirs", 3, Gate(), "curve of digits-vgg")
+        app = press(open_page("recovery"), "Recover")
+        assert [error.value for error in app.error] == ["this server has more to compute than it can: try again later"]
+
+    def test_nothing_is_fetched_for_them(self):
+        app = open_page("overview", model="cifar10-resnet56")
+        assert "These weights are not on this machine" in [title.value for title in app.title]
+        assert not [label for label in labels(app) if "Download" in label]
+        assert "Whoever runs this server can fetch it" in text(app)
+
+    def test_they_name_no_cluster(self):
+        app = open_page("sensitivity", executor="Ray cluster")
+        assert "No cluster on a public server." in text(app)
+        assert not [box for box in app.text_input if box.key == "address"]
+
+    def test_a_link_to_a_file_is_refused_in_one_line(self):
+        for query in ({"data_path": "/etc/passwd"}, {"weights": "/etc/passwd"}):
+            (error,) = open_page("curves", **query).error
+            assert error.value.endswith("cannot be opened: of the files of this server a reader may name none")
+        assert not open_page("overview", model="digits-mlp", weights="random").error
+
+
+@pytest.mark.usefixtures("public")
+def test_weights_by_name_are_those_that_are_here(tmp_path):
+    name = "imagenet/squeezenet1_0"
+    assert zoo.names_weights(name, "random")
+    assert not zoo.names_weights(name, "IMAGENET1K_V1")
+    path = zoo.imagenet.published(name, "IMAGENET1K_V1")[1]
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert zoo.names_weights(name, "IMAGENET1K_V1")
+    assert not zoo.names_weights("digits-mlp", "IMAGENET1K_V1")
+    assert not zoo.names_weights(name, str(path))
+
+
+class TestErrors:
+    def test_a_point_that_fails_as_nobody_expects_is_told_by_its_kind_and_id(self, jobs, monkeypatch, caplog):
+        monkeypatch.setattr(module, "measure", self._fail)
+        app = finished(open_page("curves", model="digits-mlp"), jobs)
+        said = next(warning.value for warning in app.warning)
+        assert SECRET not in text(app)
+        found = re.search(
+            r"RuntimeError \(id ([0-9a-f]{8})\)\. The details are in the server's log under this id\.$", said
+        )
+        (record,) = [r for r in caplog.records if getattr(r, "fields", {}).get("id") == found[1]]
+        assert SECRET in str(record.exc_info[1])
+
+    def test_a_job_as_well(self, jobs):
+        def work():
+            self._fail()
+            yield
+
+        job = jobs.start("key", 1, work)
+        job.wait(30)
+        assert telling.reason(job) == (
+            f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
+        )
+
+    def test_the_log_tells_what_was_kept_and_what_was_refused(self, tmp_path, caplog):
+        caplog.set_level("INFO", "intrafusion")
+        app = open_page("your_own", model="digits-mlp")
+        for name, state in (("good", files.mlp_state()), ("bad", {})):
+            path = files.save_state(tmp_path / f"{name}.safetensors", state)
+            app.file_uploader(key="own_weights").set_value((path.name, path.read_bytes(), "")).run()
+            app.button(key="own_weights_take").click().run()
+        told = [(r.message, r.fields) for r in caplog.records if r.message.startswith("upload")]
+        (kept, about), (refused, why) = told
+        assert (kept, about) == ("upload kept", {"what": "weights", "name": "kept/good"})
+        assert (refused, why["what"]) == ("upload refused", "weights")
+        assert why["reason"].startswith("bad.safetensors")
+
+    @staticmethod
+    def _fail(*_):
+        raise RuntimeError(f"no file at {SECRET}")
+
+
+def test_pages_tell_of_errors_by_one_module_alone():
+    """`telling` hides what strangers must not see: no page writes an exception's words by itself."""
+    folder = Path(APP).parent / "pages"
+    for file in folder.rglob("*.py"):
+        if file.name in ("telling.py", "serving.py"):
+            continue
+        for call in ast.walk(ast.parse(file.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("st.error", "st.warning", "st.exception"):
+                assert "error" not in " ".join(map(ast.unparse, call.args)).lower(), (file, call.lineno)

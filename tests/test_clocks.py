@@ -1,0 +1,99 @@
+"""The system's clock is set while studies run: real processes under libfaketime, which tells them another time."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_studies_survive import PATIENCE, check_sound, plain, read, started, stored, told, until
+
+TESTS = Path(__file__).parent
+HOUR = 3600
+
+
+@pytest.fixture
+def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the wall clock of all processes that are started from now on, by seconds, within a second of it."""
+    found = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if found is None:
+        pytest.skip("needs libfaketime: apt-get install faketime")
+    file = tmp_path / "clock"
+    for name, value in {
+        "LD_PRELOAD": found, "FAKETIME_TIMESTAMP_FILE": file, "FAKETIME_CACHE_DURATION": 1, "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+        "DONT_FAKE_MONOTONIC": 1, "FAKETIME_DONT_RESET": 1,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    # libfaketime does not know time.sleep's way, an absolute moment of the clock that it leaves alone
+    (tmp_path / "sitecustomize.py").write_text(
+        "import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds) and None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def set_to(seconds: int) -> None:
+        part = file.with_suffix(".part")
+        part.write_text(f"{seconds:+d}\n")
+        part.replace(file)
+
+    set_to(0)
+    return set_to
+
+
+@contextmanager
+def asking(path: Path) -> Iterator[Callable[[], tuple[bool, float]]]:
+    """A process with a store of its own, and a way to have it claim a point: whether it got it, and its time of day."""
+    script = (
+        "import sys, time, test_store as t\nstore = t.Store(sys.argv[1])\n"
+        "for _ in sys.stdin: print(int(store.claim(t.PruneSpec(), t.CPU)), time.time(), flush=True)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=TESTS, **pipes) as process:
+
+        def ask() -> tuple[bool, float]:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            got, now = process.stdout.readline().split()
+            return got == "1", float(now)
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+
+
+def test_a_claim_survives_a_clock_that_is_set(tmp_path, set_clock):
+    with asking(tmp_path / "s.sqlite") as ours:
+        with asking(tmp_path / "s.sqlite") as theirs:
+            assert theirs()[0]
+            for seconds in (0, -HOUR, HOUR):
+                set_clock(seconds)
+                now = 0.0
+                while abs(now - time.time() - seconds) > HOUR / 2:  # it was not yet set for them
+                    got, now = ours()
+                assert not got
+        assert ours()[0]  # their process has ended
+
+
+def test_a_study_of_two_processes_whose_clock_is_set(tmp_path, set_clock):
+    """Back an hour and forth again, while they share the work: nothing is measured twice, no time is negative."""
+    path, fewer, points = tmp_path / "s.sqlite", ("--sparsity", "0.1:0.7:0.1"), 7 * 2 * 2
+    with started(path, *fewer) as first, started(path, *fewer) as second, ThreadPoolExecutor(2) as readers:
+        outputs = [readers.submit(process.communicate, timeout=PATIENCE) for process in (first, second)]
+        until(path.exists)
+        hour = 0
+        while not all(output.done() for output in outputs):
+            hour -= 1
+            set_clock(hour * HOUR if hour % 3 else -hour * HOUR)
+            time.sleep(1)
+        ended = [output.result() for output in outputs]
+    assert [first.returncode, second.returncode] == [0, 0], ended
+    rows = stored(path)
+    assert [plain(read(out)) for out, _ in ended] == [rows, rows]
+    assert len(rows) == points
+    assert all(row["seconds"] > 0 for out, _ in ended for row in read(out))
+    assert points <= sum(told(err)[2] for _, err in ended) <= points + 2
+    check_sound(path)

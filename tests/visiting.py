@@ -1,0 +1,143 @@
+"""A dashboard on a port of its own, and a visitor without a browser, who reads every byte that the server sends."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets.sync.client import connect
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 120  # seconds, on a busy machine
+
+
+@dataclass
+class Server:
+    """A running dashboard: where it listens, and the file of its stderr."""
+
+    port: int
+    errors: Path
+    process: subprocess.Popen
+
+    def get(self, path: str, method: str = "GET", data: bytes | None = None, **headers: str) -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def until_health(self, status: str) -> dict[str, Any]:
+        """What the health route says once it says this; fails when it says another thing in the end."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            said = json.loads(self.get("/health")[1])
+            if said["status"] == status:
+                return said
+            assert said["status"] == "starting", said
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of the log so far, each of which is one JSON object."""
+        return [json.loads(line) for line in self.errors.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def dashboard(folder: Path, *flags: str, app: Path = ROOT, **environment: str) -> Iterator[Server]:
+    """Run `app` until the block ends. folder: for its log and what it keeps."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = folder / "kept here"
+    known = {"INTRAFUSION_HOME": str(home), "INTRAFUSION_STORE": str(home / "studies.sqlite")}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    errors = folder / f"stderr-{port}"
+    with errors.open("w") as log:
+        process = subprocess.Popen(
+            [*command, *flags], cwd=app, env=os.environ | known | environment, stdout=subprocess.DEVNULL, stderr=log
+        )
+    server = Server(port, errors, process)
+    try:
+        for _ in range(4 * PATIENCE):
+            with contextlib.suppress(OSError):
+                server.get("/_stcore/health")
+                break
+            assert process.poll() is None, errors.read_text()
+            time.sleep(0.25)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the app that a test may damage."""
+    for name in ("pages", "intrafusion", "assets", ".streamlit"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "app.py", folder)
+    return folder
+
+
+@dataclass
+class Visitor:
+    """Somebody at a page. messages: everything that the server has sent."""
+
+    connection: Any
+    messages: list[ForwardMsg] = field(default_factory=list)
+
+    def open(self, query: str = "", page: str = "") -> list[ForwardMsg]:
+        """Open a page by its address; what came until its script had ended."""
+        asked = BackMsg()
+        asked.rerun_script.query_string = query
+        asked.rerun_script.page_name = page
+        self.connection.send(asked.SerializeToString())
+        return self.until_ended()
+
+    def again(self, fragment: str) -> list[ForwardMsg]:
+        """Run one fragment of the page again."""
+        asked = BackMsg()
+        asked.rerun_script.fragment_id = fragment
+        self.connection.send(asked.SerializeToString())
+        return self.until_ended()
+
+    def until_ended(self) -> list[ForwardMsg]:
+        came: list[ForwardMsg] = []
+        while not came or not _is_end(came[-1]):
+            message = ForwardMsg()
+            message.ParseFromString(self.connection.recv(timeout=PATIENCE))
+            came.append(message)
+        self.messages += came
+        return came
+
+
+def _is_end(message: ForwardMsg) -> bool:
+    return message.WhichOneof("type") == "script_finished" and message.script_finished in (
+        message.FINISHED_SUCCESSFULLY,
+        message.FINISHED_FRAGMENT_RUN_SUCCESSFULLY,
+    )
+
+
+@contextlib.contextmanager
+def visitor(server: Server) -> Iterator[Visitor]:
+    address = f"ws://127.0.0.1:{server.port}/_stcore/stream"
+    with connect(address, subprotocols=["streamlit"], max_size=None) as connection:  # type: ignore[list-item]
+        yield Visitor(connection)
+
+
+def alerts(messages: list[ForwardMsg]) -> list[str]:
+    """The words in the boxes of errors, warnings and notes."""
+    return [m.delta.new_element.alert.body for m in messages if m.delta.new_element.WhichOneof("type") == "alert"]
