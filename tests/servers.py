@@ -51,7 +51,8 @@ class Tab:
     def __init__(self, port: int, page: str):
         self._page, _, self._query = page.partition("?")
         self._open = ExitStack()
-        self._socket = self._open.enter_context(connect(f"ws://127.0.0.1:{port}/_stcore/stream", max_size=None))
+        address = f"ws://127.0.0.1:{port}/_stcore/stream"
+        self._socket = self._open.enter_context(connect(address, max_size=None, ping_interval=None))
 
     def close(self) -> None:
         self._open.close()
