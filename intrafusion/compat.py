@@ -7,15 +7,25 @@ torchvision: a CPU-only torch next to PyPI's build must import it.
 torchvision's compiled operators do not load beside a torch of another build, and its import then fails with "operator
 torchvision::nms does not exist": it registers shape functions for two operators that nobody declared. Declaring their
 schemas is enough, as no detection operator is ever called here.
+
+torch.fx: a thread that traces a network, for itself or for torch.export, must leave the networks that others run alone.
+It puts functions of its own in the place of nn.Module's, for the whole process: layers that another thread runs meanwhile
+would be taken for parts of the traced network, and two that trace at once leave each other's functions behind.
 """
 
+import functools
 import os
+import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads OpenMP
 
 import torch
+from torch.fx import Tracer
+from torch.fx._symbolic_trace import _Patcher
 
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -40,3 +50,31 @@ if not compiled_operators_load():
     _library = torch.library.Library("torchvision", "FRAGMENT")  # the schemas live as long as this object
     for _schema in SCHEMAS:
         _library.define(_schema)
+
+
+def trace_alone() -> None:
+    """Let torch.fx trace in one thread at a time, and what it puts in the place of nn.Module's functions act in that alone."""
+    trace, patch, lock = Tracer.trace, _Patcher.patch_method, threading.RLock()
+
+    @functools.wraps(trace)
+    def one_at_a_time(self: Tracer, *args: Any, **options: Any) -> Any:
+        with lock:
+            return trace(self, *args, **options)
+
+    @functools.wraps(patch)
+    def patch_for_this_thread(
+        self: _Patcher, cls: type, name: str, new: Callable[..., Any], deduplicate: bool = True
+    ) -> None:
+        usual, tracing = getattr(cls, name), threading.get_ident()
+
+        @functools.wraps(new)
+        def either(*args: Any, **options: Any) -> Any:
+            return (new if threading.get_ident() == tracing else usual)(*args, **options)
+
+        patch(self, cls, name, either, deduplicate)
+
+    Tracer.trace = one_at_a_time  # type: ignore[method-assign]
+    _Patcher.patch_method = patch_for_this_thread  # type: ignore[method-assign, assignment]
+
+
+trace_alone()

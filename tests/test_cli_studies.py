@@ -177,7 +177,7 @@ class TestSweep:
             return measure(spec, *rest)
 
         monkeypatch.setattr(engine, "measure", breaking)
-        monkeypatch.setattr(engine, "unexpected", lambda *_, **__: None)
+        monkeypatch.setattr("intrafusion.log.unexpected", lambda *_, **__: "id")
         out, err = said(*FAST, "--merge", "drop", "--sparsity", "0.2", "--name", "half")
         assert "failed: 3, l1, 20%, drop: RuntimeError: no memory\n" in err
         assert err.splitlines()[-1] == "2 points: 0 were in the store, 1 measured now, 1 failed"

@@ -1,9 +1,12 @@
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+from torch import fx, nn
 
 from intrafusion import compat
 
@@ -61,3 +64,34 @@ def test_a_library_that_loads_is_enough(monkeypatch, tmp_path):
     library_of(monkeypatch, [str(tmp_path)])
     assert compat.compiled_operators_load()
     assert loaded == [str(tmp_path / "_C.so")]
+
+
+class Halting(nn.Module):
+    """Waits in the middle of its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.halfway, self.go_on = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        x = self.first(x)
+        self.halfway.set()
+        assert self.go_on.wait(60)
+        return self.last(x)
+
+
+def test_networks_run_and_are_traced_while_another_thread_traces():
+    network, other, images = Halting(), nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(2, 4)
+    expected, usual = other(images), (nn.Module.__call__, nn.Module.__getattr__)
+    with ThreadPoolExecutor(2) as threads:
+        traced = threads.submit(lambda: fx.Tracer().trace(network))
+        assert network.halfway.wait(60)
+        waits = threads.submit(lambda: fx.Tracer().trace(other))
+        assert other(images).equal(expected)
+        assert type(network.first(images)) is torch.Tensor  # of the traced network itself
+        assert type(network.last.weight) is nn.Parameter
+        network.go_on.set()
+        assert [node.name for node in traced.result(60).nodes] == ["x", "first", "last", "output"]
+        assert [node.name for node in waits.result(60).nodes] == ["input_1", "_0", "_1", "output"]
+    assert (nn.Module.__call__, nn.Module.__getattr__) == usual

@@ -1,6 +1,5 @@
 """Networks in which DeepLIFT sees every nonlinearity: each one a module of its own, with a rule that is right for it."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +39,7 @@ def separated(model: nn.Module) -> nn.Module:
     SUPPORTED_NON_LINEAR.update({_Elementwise: nonlinear, _MaxPool: _max_pool_rule})
     twin = private(model)
     try:
-        with _Tracer.lock:
-            traced = fx.GraphModule(twin, _Tracer().trace(twin))
+        traced = fx.GraphModule(twin, _Tracer().trace(twin))
     except Exception as error:  # a user's forward can fail in any way
         raise IntrafusionError(f"deep-lift needs a network that torch.fx can trace: {one_line(error)}") from error
     for number, node in enumerate(traced.graph.nodes):
@@ -55,21 +53,10 @@ def separated(model: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every layer whole, of a user's own class too, and other threads out: tracing patches the calls of all modules."""
-
-    lock = threading.Lock()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.get_ident()
+    """Keeps every layer whole, of a user's own class too."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _ConvNd | nn.Linear | _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
 
 
 class _Nonlinearity(nn.Module):

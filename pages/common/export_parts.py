@@ -21,7 +21,8 @@ from pages.common import links, parts, shell, telling
 from pages.common.shell import BIND, Here
 
 KEYS = (
-    "criterion", "sparsity", "export_merge", "export_recovery", "export_scope", "round_to", "export_limit", "sparsities",
+    "criterion", "sparsity", "export_merge", "export_recovery", "export_scope", "round_to", "export_limit",
+    "export_sparsities",
     "formats", "epochs", "training", "rate", "patience", "ratio", "gamma", "rank",
 )  # fmt: skip
 _TYPES = {".json": "application/json", ".md": "text/markdown", ".html": "text/html"}
@@ -46,7 +47,7 @@ def controls(here: Here) -> PruneSpec:
     )  # fmt: skip
     limit = grid.selectbox("Test images", ["500", "2000", "10000", "all"], index=1, key="export_limit", bind=BIND)
     own = grid.text_input(
-        "Sparsities of single groups", key="sparsities", bind=BIND, placeholder="one for all", max_chars=20_000,
+        "Sparsities of single groups", key="export_sparsities", bind=BIND, placeholder="one for all", max_chars=20_000,
         help="As conv1=0.1 layer2.0.conv1=0.5: these groups alone are pruned, in place of the sparsity above. The Sensitivity "
         "page suggests some under a budget.",
     )  # fmt: skip
@@ -84,7 +85,7 @@ def query(spec: PruneSpec) -> dict[str, Any]:
     shares = zip(spec.groups, spec.sparsities or (), strict=True)
     told = {
         "criterion": spec.criterion, "export_merge": spec.merge,
-        "sparsities": " ".join(f"{group}={share:g}" for group, share in shares),
+        "export_sparsities": " ".join(f"{group}={share:g}" for group, share in shares),
     }  # fmt: skip
     sidebar = {key: st.session_state.get(key) for key in links.SIDEBAR}
     return {key: str(value) for key, value in (sidebar | told).items() if value not in (None, "")}

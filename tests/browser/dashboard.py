@@ -125,7 +125,7 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
     "learn": ("learn", "Take it with you", 1400),
     "importance": ("importance", "Take it with you", 1400),
     "transport": ("transport?arrange=target", "Take it with you", 1400),
-    "recovery": ("recovery?merge=drop", "points on 597 images: done", 1500),
+    "recovery": ("recovery?recovery_merge=drop", "points on 597 images: done", 1500),
     "sensitivity": ("sensitivity?group=layer2.0.conv2&cell=50", "really", 1400),
     "training_lab": ("training_lab?model=digits-vgg&method=sdprun&lab_reach=1.7", "trained in", 1500),
     "landscape": ("landscape", "All computed", 1400),

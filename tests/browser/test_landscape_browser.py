@@ -21,7 +21,7 @@ def test_all_four_parts_come_and_a_reload_loses_nothing(page, address):
     page.reload()
     page.wait_for_function(CONTOUR)
     wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ changed: dense right, dropped wrong")
-    page.get_by_text("only fusion loses:").click()
+    page.get_by_test_id("stButtonGroup").get_by_text("only fusion loses", exact=True).click()
     page.wait_for_function("() => location.search.includes('changed=')")
     wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ changed: dense and dropped right, fused wrong")
     page.get_by_text("loss", exact=True).first.click()

@@ -31,7 +31,7 @@ def test_every_method_runs_end_to_end(page, address):
 
 
 def test_curves_grow_while_it_trains_a_reload_finds_them_and_it_stops(page, address):
-    page.goto(link(address, methods=["finetune"], epochs="150", merge="drop"))
+    page.goto(link(address, methods=["finetune"], epochs="150", recovery_merge="drop"))
     shows(page, "0 of 1 points")
     page.wait_for_timeout(1000)
     recover(page)

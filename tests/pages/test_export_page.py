@@ -122,13 +122,13 @@ def test_a_link_from_the_sensitivity_page_carries_sparsities():
     assert "--sparsities 0.25 0.5" in line
     link = next(code.value for code in app.code if code.value.startswith("http"))
     again = open_page("export", **dict(parse_qsl(urlsplit(link).query)))
-    assert again.text_input(key="sparsities").value == "1=0.25 3=0.5"
+    assert again.text_input(key="export_sparsities").value == "1=0.25 3=0.5"
 
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [("sparsities=1:0.5", "write conv1=0.1"), ("sparsities=1=2", "from 0 and below 1"), ("sparsities=nowhere=0.5", "'nowhere'"),
-     ("sparsities=1=nan", "from 0 and below 1")],
+    [("export_sparsities=1:0.5", "write conv1=0.1"), ("export_sparsities=1=2", "from 0 and below 1"),
+     ("export_sparsities=nowhere=0.5", "'nowhere'"), ("export_sparsities=1=nan", "from 0 and below 1")],
 )  # fmt: skip
 def test_sparsities_that_make_no_sense_are_one_line(query, words):
     name, _, value = query.partition("=")

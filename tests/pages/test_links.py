@@ -1,9 +1,11 @@
 """Links of any kind open every page: what a page understands it keeps, and of the rest one line speaks."""
 
+import ast
 import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,6 +20,7 @@ from pages.common import literal, shell
 from pages.common.links import SIDEBAR
 from pages.common.navigation import _PAGES
 
+ROOT = Path(__file__).parents[2]
 PAGES = [name for name, _, _ in _PAGES]
 SAID = "Not understood in this link"
 FREE = {
@@ -25,7 +28,7 @@ FREE = {
     "data_path",
     "study_name",
     "address",
-    "sparsities",
+    "export_sparsities",
     "lesson_changes",
 }  # any text, perhaps refused later
 EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "3"))  # of each page; more find more
@@ -214,3 +217,16 @@ def test_an_error_that_quotes_a_link_makes_no_picture_of_it():
     assert app.error[0].value.startswith(
         r"no weights file at !\[x](http:/example.org/y.png) \$a\$ \<b> \*\*c\*\*: check"
     )
+
+
+def test_widgets_of_one_name_are_of_one_kind():
+    """A session carries a setting from page to page, where a widget of another kind would fail on it."""
+    kinds: dict[str, set[str]] = {}
+    for path in (*ROOT.glob("pages/*.py"), *ROOT.glob("pages/common/*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                for word in call.keywords:
+                    if word.arg == "key" and isinstance(word.value, ast.Constant):
+                        kinds.setdefault(word.value.value, set()).add(call.func.attr)
+    assert len(kinds) > 60
+    assert {key: found for key, found in kinds.items() if len(found) > 1} == {}
