@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 12] [--switches 200] [--no-memory]
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
-another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first tenth of
+another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first fifth of
 the time, and think for a while between moves, on average `think` seconds; two of them run studies. Memory is the server's
 resident set: before, when a first few visitors have warmed its caches; after, once all have left and their sessions are
 forgotten. Then one session switches pages.
@@ -85,7 +85,7 @@ class Visitor:
 
     async def walk(self, seconds: float) -> None:
         """Come, and go from page to page, in an order of one's own, for so long."""
-        await asyncio.sleep(self.random.uniform(0, seconds / 10))
+        await asyncio.sleep(self.random.uniform(0, seconds / 5))
         await self.open()
         until = time.monotonic() + seconds
         names = await self.page.locator('[data-testid="stSidebarNavLink"]').count()
@@ -161,7 +161,7 @@ class Visitor:
                 return False
             if holds(await self.page.evaluate(_LINK)):
                 return True
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.1)
         self.tally.wrong[f"time-out of {PATIENCE} s: {doing} of {self.model}, {self.group}"] += 1
         await self.page.reload()
         return False
