@@ -177,7 +177,8 @@ def settings(link: str) -> dict[str, list[str]]:
 async def visit(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
     """All these visitors at once; they leave at the end."""
     tally = Tally()
-    contexts = [await browser.new_context(viewport={"width": 1400, "height": 1000}) for _ in numbers]
+    looks: dict[str, Any] = {"viewport": {"width": 1200, "height": 800}, "reduced_motion": "reduce"}
+    contexts = [await browser.new_context(**looks) for _ in numbers]
     visitors = [
         Visitor(number, await context.new_page(), address, think, tally)
         for number, context in zip(numbers, contexts, strict=True)
