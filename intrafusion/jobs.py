@@ -128,12 +128,14 @@ class Job(Generic[T]):
             self.error, self.error_id = explain(error, "job", title=self.title)
         finally:
             self._halt()
-            self._outcome = outcome
+            try:
+                self.held = held_bytes(self.results)
+            finally:
+                self._outcome = outcome
             event(
                 "job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts)
             )
             try:
-                self.held = held_bytes(self.results)
                 give_back_memory()  # before the next turn: nobody's timings shall hold it
             finally:
                 self._line.leave(self)
