@@ -134,7 +134,7 @@ _PICTURES = {  # file -> address, what the page shows when it is ready, height
 _ASKED = {
     "recovery": "Recover",
     "landscape": "Compute all",
-    "export": "Compute all",
+    "export": "Make the network",
     "training_lab": "Train",
 }  # pages that compute nothing unasked
 
