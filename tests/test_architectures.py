@@ -5,7 +5,7 @@ import csv
 import pytest
 from benchmarks.architectures import TABLE, row
 
-ROWS = {found["name"]: found for found in csv.DictReader(TABLE.open())}
+ROWS = {found["name"]: found for found in csv.DictReader(TABLE.read_text().splitlines())}
 
 
 @pytest.mark.parametrize("name", ["imagenet/shufflenet_v2_x0_5", "timm/mobilenetv3_small_050"])

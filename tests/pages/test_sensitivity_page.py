@@ -374,7 +374,7 @@ class TestOtherStudies:
         with Store() as store:
             store.save_study("broken", "this is no TOML", [])
             store.save_study("of another network", Study("x", itf.PruneSpec(), {"sparsity": (0.5,)}).to_toml(), [])
-        app = settled(open_sensitivity(**SMALL))
+        app = settled(open_sensitivity(**SMALL)).run()  # the study may have ended while the page was drawn
         assert not app.error
         assert "the two studies can then be compared here" in text(app)
 
