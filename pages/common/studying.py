@@ -157,11 +157,12 @@ def _progress(found: Found, specs: Sequence[PruneSpec], job: Job | None, images:
 
 
 def _state(job: Job | None, found: Found, total: int) -> str:
-    if len(found) == total and all(result.complete for result in found.values()):
+    active = job is not None and job.active
+    if not active and len(found) == total and all(result.complete for result in found.values()):
         return "done"
     if job is None:
         return "not complete yet" if found else "not computed yet"
-    if not job.active:
+    if not active:
         return {"cancelled": "cancelled; the points so far stay"}.get(job.state, job.state)
     if job.started is None or job.state == "stopping":
         return queue.words(job)

@@ -184,6 +184,22 @@ class TestStudy:
         free.set()
         settled(other)
 
+    def test_it_is_done_when_its_work_has_ended_not_when_the_last_point_is_in(self, monkeypatch):
+        free = Event()
+
+        def lingering(specs, bench, store, **options) -> Iterator[Result]:
+            yield from sweep(specs, bench, store, **options)
+            while not free.is_set():
+                checkpoint()
+                time.sleep(0.001)
+
+        monkeypatch.setattr(sensitivity_parts, "sweep", lingering)
+        app = until(open_sensitivity(**SMALL), lambda app: f"{POINTS} of {POINTS} points" in progress(app))
+        assert "computing" in progress(app)
+        assert "follow when this study is done or cancelled" in text(app)
+        free.set()
+        assert "Fragile groups" in headings(settled(app))
+
     def test_points_that_fail_are_told_by_their_reason_and_the_others_go_on(self):
         def brittle(model, group, plan) -> None:
             if group.name == "3":
@@ -192,7 +208,7 @@ class TestStudy:
 
         MERGES.register("brittle", "breaks on one group")(brittle)
         try:
-            app = settled(open_sensitivity(**SMALL, study_merges=["drop", "brittle"]), "2 failed")
+            app = settled(open_sensitivity(**SMALL, study_merges=["drop", "brittle"]), "done; 2 failed")
         finally:
             del MERGES["brittle"]
         (warning,) = app.warning
@@ -374,7 +390,7 @@ class TestOtherStudies:
         with Store() as store:
             store.save_study("broken", "this is no TOML", [])
             store.save_study("of another network", Study("x", itf.PruneSpec(), {"sparsity": (0.5,)}).to_toml(), [])
-        app = settled(open_sensitivity(**SMALL)).run()  # the study may have ended while the page was drawn
+        app = settled(open_sensitivity(**SMALL))
         assert not app.error
         assert "the two studies can then be compared here" in text(app)
 
