@@ -3,8 +3,9 @@
 python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 12] [--switches 200] [--no-memory]
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
-another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within the first fifth of
-the time, and think for a while between moves, on average `think` seconds; two of them run studies. Memory is the server's
+another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within a fifth of the time;
+when all are there, each walks for the whole of it, and thinks for a while before each move, on average `think` seconds; two
+of them run studies. Memory is the server's
 resident set: before, when a first few visitors have warmed its caches; after, once all have left and their sessions are
 forgotten. Then one session switches pages.
 Exits with 1 when a page showed an error or another visitor's values, or did not answer.
@@ -18,7 +19,7 @@ import re
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,28 +35,37 @@ GROUPS = {
 }
 PATIENCE = 90  # seconds for a page or a move, before it counts as failed
 FORGOTTEN = 130  # seconds after which Streamlit forgets a session that has left, and a little
-MOVES = 2  # on a page
-_LINK = """() => { const found = [...document.querySelectorAll('[data-testid="stMain"] code')]
-    .map(e => e.textContent).find(t => t.startsWith('http')); return found || '' }"""
 _ALERTS = '[data-testid="stException"], [data-testid="stAlertContentError"]'
+_LOOK = f"""() => {{
+    const wrong = document.querySelector('{_ALERTS}');
+    const link = [...document.querySelectorAll('[data-testid="stMain"] code')].find(e => e.textContent.startsWith('http'));
+    return [wrong ? wrong.innerText : '', link ? link.textContent : ''] }}"""  # what went wrong, and the page's permalink
 
 
 @dataclass
 class Tally:
-    """What all visitors met. moves, busy, switches: seconds; busy: moves while a study ran."""
+    """What all visitors met. opens, switches, moves, busy: seconds, of moves by page; busy: those while a study ran.
 
-    moves: list[float] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
+    cores: how many were taken, by kind of process.
+    """
+
+    opens: list[float] = field(default_factory=list)
     switches: list[float] = field(default_factory=list)
+    moves: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    busy: list[float] = field(default_factory=list)
     wrong: Counter[str] = field(default_factory=Counter)
+    cores: dict[str, float] = field(default_factory=dict)
 
     def told(self) -> str:
         return "\n".join(
             [
-                f"slider moves: {spread(self.moves)}",
-                f"while a study ran: {spread(self.busy)}",
+                f"slider moves: {spread([move for page in self.moves.values() for move in page])}",
+                *(f"    {page}: {spread(moves)}" for page, moves in sorted(self.moves.items())),
+                f"slider moves while a study ran: {spread(self.busy)}",
                 f"page switches: {spread(self.switches)}",
+                f"first pages: {spread(self.opens)}",
                 f"exceptions, mixed values, time-outs: {dict(self.wrong) or 'none'}",
+                f"cores taken: {', '.join(f'{kind} {cores:.2f}' for kind, cores in self.cores.items())}",
             ]
         )
 
@@ -63,7 +73,7 @@ class Tally:
 def spread(seconds: list[float]) -> str:
     if len(seconds) < 2:
         return f"{len(seconds)}"
-    cuts = statistics.quantiles(seconds, n=20)
+    cuts = statistics.quantiles(seconds, n=20, method="inclusive")
     return f"{len(seconds):,}, median {cuts[9]:.2f} s, 95 % within {cuts[18]:.2f} s, longest {max(seconds):.2f} s"
 
 
@@ -83,19 +93,26 @@ class Visitor:
         await self.page.goto(f"{self.address}/transport?model={self.model}&group={self.group}&sparsity={sparsity}")
         await self._link_where(lambda link: self._is_mine(link))
 
-    async def walk(self, seconds: float) -> None:
-        """Come, and go from page to page, in an order of one's own, for so long."""
-        await asyncio.sleep(self.random.uniform(0, seconds / 5))
+    async def come(self, within: float) -> None:
+        await asyncio.sleep(self.random.uniform(0, within))
+        began = time.monotonic()
         await self.open()
+        self.tally.opens.append(time.monotonic() - began)
+
+    async def walk(self, seconds: float) -> None:
+        """Go from page to page, in an order of one's own, for so long."""
         until = time.monotonic() + seconds
+        await self.pause()
         names = await self.page.locator('[data-testid="stSidebarNavLink"]').count()
         while time.monotonic() < until:
             for place in self.random.sample(range(names), names):
                 await self.turn_to(place)
-                for _ in range(MOVES):
-                    if time.monotonic() >= until:
-                        return
+                await self.pause()
+                if time.monotonic() < until:
                     await self.move()
+                    await self.pause()
+                if time.monotonic() >= until:
+                    return
 
     async def turn_to(self, place: int) -> None:
         link = self.page.locator('[data-testid="stSidebarNavLink"]').nth(place)
@@ -109,14 +126,16 @@ class Visitor:
             if await button.count() and await button.is_enabled():
                 await button.click()
 
-    async def move(self) -> None:
+    async def pause(self) -> None:
         await asyncio.sleep(self.random.uniform(0.5, 1.5) * self.think)
+
+    async def move(self) -> None:
         sliders = self.page.get_by_test_id("stMain").get_by_role("slider")
         if not await sliders.count():
             return
         name = urlsplit(self.page.url).path.strip("/")
         slider = sliders.nth(1 if name == "learn" else 0)
-        before = settings(await self.page.evaluate(_LINK))
+        before = settings((await self.page.evaluate(_LOOK))[1])
         value, most = (int(float(number)) for number in await slider.evaluate("e => [e.value, e.max]"))
         key = "ArrowLeft" if value >= most or (self.random.random() < 0.5 and value > most / 3) else "ArrowRight"
         await slider.focus()
@@ -130,9 +149,10 @@ class Visitor:
 
         if not await self._link_where(is_moved, name):
             return
-        self.tally.moves.append(time.monotonic() - began)
-        self.tally.busy += self.tally.moves[-1:] if busy else []
-        after = settings(await self.page.evaluate(_LINK))
+        took = time.monotonic() - began
+        self.tally.moves[name].append(took)
+        self.tally.busy += [took] if busy else []
+        after = settings((await self.page.evaluate(_LOOK))[1])
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         if name != "learn" and len(changed - {"channel"}) != 1:  # the default channel follows the sparsity
             self.tally.wrong[f"mixed settings on {name}: {sorted(changed)}"] += 1
@@ -154,12 +174,12 @@ class Visitor:
         """Wait until the page's permalink is as wanted; False, and counted, where it never is."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            if await self.page.locator(_ALERTS).count():
-                words = await self.page.locator(_ALERTS).first.inner_text()
-                self.tally.wrong[f"error on {doing}: {words[:200]}"] += 1
+            wrong, link = await self.page.evaluate(_LOOK)
+            if wrong:
+                self.tally.wrong[f"error on {doing}: {wrong[:200]}"] += 1
                 await self.page.reload()
                 return False
-            if holds(await self.page.evaluate(_LINK)):
+            if holds(link):
                 return True
             await asyncio.sleep(0.1)
         self.tally.wrong[f"time-out of {PATIENCE} s: {doing} of {self.model}, {self.group}"] += 1
@@ -175,7 +195,7 @@ def settings(link: str) -> dict[str, list[str]]:
 
 
 async def visit(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
-    """All these visitors at once; they leave at the end."""
+    """All these visitors at once: they come, each walks for so long, and they leave."""
     tally = Tally()
     looks: dict[str, Any] = {"viewport": {"width": 1200, "height": 800}, "reduced_motion": "reduce"}
     contexts = [await browser.new_context(**looks) for _ in numbers]
@@ -183,7 +203,11 @@ async def visit(browser: Any, address: str, numbers: range, seconds: float, thin
         Visitor(number, await context.new_page(), address, think, tally)
         for number, context in zip(numbers, contexts, strict=True)
     ]
+    await asyncio.gather(*(visitor.come(seconds / 5) for visitor in visitors))
+    began, before = time.monotonic(), computed()
     await asyncio.gather(*(visitor.walk(seconds) for visitor in visitors))
+    spent, seconds_gone = computed(), time.monotonic() - began
+    tally.cores = {kind: (spent[kind] - before[kind]) / seconds_gone for kind in sorted(spent)}
     for context in contexts:
         await context.close()
     return tally
@@ -221,10 +245,34 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def computed() -> float:
-    """Seconds of processor time that the server has taken."""
-    fields = Path(f"/proc/{server()}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def computed() -> Counter[str]:
+    """Seconds of processor time that each kind of process has taken: the server, the tabs, the rest of Chromium, and us."""
+    spent: Counter[str] = Counter()
+    for process in descendants(os.getpid()):
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if b"streamlit" in command:
+            kind = "server"
+        elif b"--type=renderer" in command:
+            kind = "tabs"
+        else:
+            kind = "browser" if b"chromium" in command else "driver"
+        spent[kind] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
+def descendants(process: int) -> list[int]:
+    """This process and all that it has begotten."""
+    found = [process]
+    for tasks in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            found += [one for child in tasks.read_text().split() for one in descendants(int(child))]
+        except OSError:
+            continue
+    return found
 
 
 async def settled(browser: Any, address: str) -> float:
@@ -259,11 +307,9 @@ async def together(browser: Any, address: str, visitors: int, seconds: float, th
     if memory:
         await visit(browser, address, range(2 * len(GROUPS)), min(60.0, seconds), think / 3)
         before = await settled(browser, address)
-    began, spent = time.monotonic(), computed()
     tally = await visit(browser, address, range(visitors), seconds, think)
-    peak, share = resident(), (computed() - spent) / (time.monotonic() - began)
-    print(f"{visitors} visitors, {seconds:.0f} s, thinking {think} s\n{tally.told()}")
-    print(f"processor time of the server: {share:.2f} of a core", flush=True)
+    peak = resident()
+    print(f"{visitors} visitors, {seconds:.0f} s, thinking {think} s\n{tally.told()}", flush=True)
     if memory:
         after = await settled(browser, address)
         print(
