@@ -33,6 +33,6 @@ def numbers(values: Sequence) -> np.ndarray:
 def check_both_themes(draw: Callable[[bool], go.Figure]) -> None:
     light, dark = draw(False), draw(True)
     assert serialised(light) != serialised(dark)
-    assert light.layout.font.color == LIGHT.dense
-    assert dark.layout.font.color == DARK.dense
+    assert light.layout.template.layout.font.color == LIGHT.dense
+    assert dark.layout.template.layout.font.color == DARK.dense
     assert title(light) == title(dark)

@@ -1,6 +1,7 @@
 """Colours and layout shared by every picture; they mean the same on every page."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import plotly.graph_objects as go
 
@@ -63,24 +64,36 @@ def rgba(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
+@cache
+def template(colours: Palette) -> go.layout.Template:
+    """What all pictures have in common; without one plotly, or Streamlit, would put in a larger one of its own."""
+    grid, none = colours.grid, "rgba(0,0,0,0)"
+    return go.layout.Template(
+        layout={
+            "title": {"x": 0, "xanchor": "left", "font": {"size": 17, "color": colours.dense}},
+            "margin": {"l": 60, "r": 20, "t": 56, "b": 52},
+            "paper_bgcolor": none,
+            "plot_bgcolor": none,
+            "font": {"color": colours.dense, "family": '"Source Sans", "Source Sans Pro", sans-serif', "size": 14},
+            "showlegend": False,
+            "hoverlabel": {"align": "left"},
+            "xaxis": {"showgrid": False, "zeroline": False, "linecolor": grid, "ticks": "outside", "tickcolor": grid},
+            "yaxis": {"gridcolor": grid, "zeroline": False},
+        },
+        data_scatter=[{"marker": {"line": {"width": 0}}}],
+    )
+
+
 def figure(title: str, height: int, colours: Palette) -> go.Figure:
     """An empty figure with our layout."""
-    return styled(go.Figure(), title, height, colours)
+    return go.Figure(layout=_layout(title, height, colours))
 
 
 def styled(fig: go.Figure, title: str, height: int, colours: Palette) -> go.Figure:
-    """Give a figure, of subplots too, our layout: the title states what is seen, nothing jumps when data change."""
-    fig.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 17, "color": colours.dense}},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 56, "b": 52},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": colours.dense, "family": '"Source Sans", "Source Sans Pro", sans-serif', "size": 14},
-        showlegend=False,
-        uirevision="keep",
-        hoverlabel={"align": "left"},
-    )
-    fig.update_xaxes(showgrid=False, zeroline=False, linecolor=colours.grid, ticks="outside", tickcolor=colours.grid)
-    fig.update_yaxes(gridcolor=colours.grid, zeroline=False)
-    return fig
+    """Give a figure, of subplots too, our layout."""
+    return fig.update_layout(_layout(title, height, colours))
+
+
+def _layout(title: str, height: int, colours: Palette) -> dict[str, object]:
+    """The title states what is seen, and nothing jumps when data change."""
+    return {"template": template(colours), "title": {"text": title}, "height": height, "uirevision": "keep"}
