@@ -10,7 +10,7 @@ from intrafusion.bench import Bench
 from intrafusion.eta import in_words
 from intrafusion.jobs import Job
 from intrafusion.run import Result
-from intrafusion.store import Store, StudyRow, default_path
+from intrafusion.store import StudyRow, default_path
 from intrafusion.store_memory import StoreOrMemory
 from intrafusion.study import Study
 from intrafusion.sweep import Failure, origin, sweep
@@ -21,7 +21,7 @@ _WIDTH = 160  # pixels of the button, whatever it says
 Found = dict[PruneSpec, Result]
 
 
-def store() -> Store | None:
+def store() -> StoreOrMemory | None:
     """The results of this server; the reason on the page where its file cannot be used, and None where it never could."""
     try:
         kept = _store(str(default_path().absolute()))
@@ -40,7 +40,7 @@ def _store(path: str) -> StoreOrMemory:
     return StoreOrMemory(path)
 
 
-def stored(kept: Store | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
+def stored(kept: StoreOrMemory | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
     """What the store knows of these points."""
     try:
         return kept.get((spec, origin(spec, bench)) for spec in specs) if kept else {}
@@ -58,26 +58,26 @@ def points(known: Found, specs: Sequence[PruneSpec], job: Job | None) -> Found:
     return {spec: found[spec] for spec in specs if spec in found}
 
 
-def studies(kept: Store | None) -> dict[str, StudyRow]:
-    """The stored studies by name, newest first."""
+def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
+    """The stored studies by name, newest first; none while results wait for the file, as `store` says."""
     try:
-        return {row.name: row for row in kept.studies()} if kept else {}
+        return {row.name: row for row in kept.studies()} if kept and not kept.problem else {}
     except IntrafusionError as error:
         telling.warning(error, icon=":material/database_off:")
         return {}
 
 
-def keep(kept: Store | None, study: Study, specs: Sequence[PruneSpec], bench: Bench) -> None:
-    """Keep a study under its name, in place of what had it before."""
+def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], bench: Bench) -> None:
+    """Keep a study under its name, in place of what had it before; later, while results wait for the file."""
     try:
-        if kept:
+        if kept and not kept.problem:
             kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, bench)) for spec in specs])
     except IntrafusionError as error:
         telling.warning(error, icon=":material/database_off:")
 
 
 def start(
-    key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: Store | None, title: str,
+    key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: StoreOrMemory | None, title: str,
     run: Callable[..., Iterator[Result | Failure]] = sweep, decide: bool = False,
 ) -> Job:  # fmt: skip
     """Measure the specs in the background; rerun the page after it."""

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from threading import Event
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
@@ -12,9 +13,10 @@ import pytest
 from made_results import made_result
 from opening import open_page, text
 from streamlit.testing.v1 import AppTest
+from test_store import heard, lock_and_wait, process
 
 import intrafusion as itf
-from intrafusion import cluster
+from intrafusion import cluster, store_memory
 from intrafusion.bench import Bench, open_bench
 from intrafusion.merge import drop, fusion
 from intrafusion.pace import checkpoint
@@ -22,9 +24,10 @@ from intrafusion.registry import MERGES
 from intrafusion.run import Result, run
 from intrafusion.sensitivity import difference, matrix
 from intrafusion.store import Store
+from intrafusion.store_memory import StoreOrMemory
 from intrafusion.study import Study
 from intrafusion.sweep import origin, sweep
-from pages.common import sensitivity_parts
+from pages.common import sensitivity_parts, studying
 from pages.common.budget_parts import in_words
 
 pytestmark = pytest.mark.usefixtures("jobs")
@@ -256,6 +259,24 @@ class TestStudy:
         assert warning.value.startswith("Results last only until the server stops: ")
         assert "\n" not in warning.value
         assert len(app.dataframe[0].value) == POINTS
+
+    def test_while_another_program_locks_the_store_results_wait_and_the_page_says_so(self, monkeypatch, tmp_path):
+        path = tmp_path / "store"
+        monkeypatch.setenv("INTRAFUSION_STORE", str(path))
+        monkeypatch.setattr(studying, "StoreOrMemory", partial(StoreOrMemory, wait=0.05))
+        monkeypatch.setattr(store_memory, "_AGAIN", 0.5)
+        open_sensitivity(**LOOKS)
+        with process(lock_and_wait, path) as (_, pipe):
+            assert heard(pipe) == "locked"
+            app = settled(press(open_sensitivity(**LOOKS), "Run the study"))
+            (warning,) = [warning.value for warning in app.warning]
+            assert warning.startswith("Results wait in memory, and the work goes on: ")
+            assert "locked by another program" in warning
+            assert len(app.dataframe[0].value) == POINTS
+        until(app, lambda app: not app.warning)
+        with Store(path) as store:
+            (row,) = store.studies()
+            assert len(store.results(row.name)) == POINTS
 
 
 def figures_text(app: AppTest) -> str:
