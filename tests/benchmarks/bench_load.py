@@ -1,13 +1,13 @@
 """A class at once: real browser sessions that walk all pages and move controls, on one server.
 
-python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 12] [--switches 200] [--no-memory]
+python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 13] [--beside 3] [--switches 200] [--no-memory]
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
 another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within a fifth of the time;
-when all are there, each walks for the whole of it, and thinks for a while before each move, on average `think` seconds; two
-of them run studies. Memory is the server's
-resident set: before, when a first few visitors have warmed its caches; after, once all have left and their sessions are
-forgotten. Then one session switches pages.
+when all are there, each walks for the whole of it and does something every `think` seconds on average: opens the next page, or
+moves its slider; two of them run studies. Memory is the server's resident set: before, when a first few visitors have warmed
+its caches; after, once all have left and their sessions are forgotten. Then a few visit while a long study computes, for a
+third of the time and twice as busily, and at last one session switches pages.
 Exits with 1 when a page showed an error or another visitor's values, or did not answer.
 """
 
@@ -23,10 +23,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from dashboard import CHROMIUM, FLAGS, serving
+
+from intrafusion import registry
 
 GROUPS = {
     "digits-resnet": ("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.1.conv1"),
@@ -44,15 +46,11 @@ _LOOK = f"""() => {{
 
 @dataclass
 class Tally:
-    """What all visitors met. opens, switches, moves, busy: seconds, of moves by page; busy: those while a study ran.
-
-    cores: how many were taken, by kind of process.
-    """
+    """What all visitors met. opens, switches, moves: seconds, of moves by page; cores: how many were taken, by whom."""
 
     opens: list[float] = field(default_factory=list)
     switches: list[float] = field(default_factory=list)
     moves: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    busy: list[float] = field(default_factory=list)
     wrong: Counter[str] = field(default_factory=Counter)
     cores: dict[str, float] = field(default_factory=dict)
 
@@ -61,7 +59,6 @@ class Tally:
             [
                 f"slider moves: {spread([move for page in self.moves.values() for move in page])}",
                 *(f"    {page}: {spread(moves)}" for page, moves in sorted(self.moves.items())),
-                f"slider moves while a study ran: {spread(self.busy)}",
                 f"page switches: {spread(self.switches)}",
                 f"first pages: {spread(self.opens)}",
                 f"exceptions, mixed values, time-outs: {dict(self.wrong) or 'none'}",
@@ -139,7 +136,6 @@ class Visitor:
         value, most = (int(float(number)) for number in await slider.evaluate("e => [e.value, e.max]"))
         key = "ArrowLeft" if value >= most or (self.random.random() < 0.5 and value > most / 3) else "ArrowRight"
         await slider.focus()
-        busy = await self.page.get_by_text("Computing now").count()
         began = time.monotonic()
         await slider.press(key)
 
@@ -149,9 +145,7 @@ class Visitor:
 
         if not await self._link_where(is_moved, name):
             return
-        took = time.monotonic() - began
-        self.tally.moves[name].append(took)
-        self.tally.busy += [took] if busy else []
+        self.tally.moves[name].append(time.monotonic() - began)
         after = settings((await self.page.evaluate(_LOOK))[1])
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         if name != "learn" and len(changed - {"channel"}) != 1:  # the default channel follows the sparsity
@@ -210,6 +204,23 @@ async def visit(browser: Any, address: str, numbers: range, seconds: float, thin
     tally.cores = {kind: (spent[kind] - before[kind]) / seconds_gone for kind in sorted(spent)}
     for context in contexts:
         await context.close()
+    return tally
+
+
+async def visit_beside_study(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
+    """These visitors at once while a study of thousands of points computes, which none of them asked for."""
+    page = await browser.new_page()
+    many = [("study_merges", merge) for merge in registry("merge")] + [
+        ("study_sparsities", n) for n in range(5, 100, 5)
+    ]
+    await page.goto(f"{address}/sensitivity?{urlencode(many)}")
+    await page.get_by_role("button", name="Run the study").click()
+    stop = page.get_by_role("button", name="Cancel").first
+    await stop.wait_for()
+    tally = await visit(browser, address, numbers, seconds, think)
+    if not await stop.count():
+        tally.wrong["the study ended before the visitors left"] += 1
+    await page.close()
     return tally
 
 
@@ -283,7 +294,7 @@ async def settled(browser: Any, address: str) -> float:
     return resident()
 
 
-async def main(visitors: int, seconds: float, think: float, switches: int, memory: bool) -> int:
+async def main(visitors: int, seconds: float, think: float, beside: int, switches: int, memory: bool) -> int:
     from playwright.async_api import async_playwright
 
     with serving() as address:
@@ -292,6 +303,9 @@ async def main(visitors: int, seconds: float, think: float, switches: int, memor
             met = []
             if visitors:
                 met.append(await together(browser, address, visitors, seconds, think, memory))
+            if beside:
+                met.append(await visit_beside_study(browser, address, range(2, 2 + beside), seconds / 3, think / 2))
+                print(f"{beside} visitors beside a study\n{met[-1].told()}", flush=True)
             if switches:
                 tally, before, after = await switch(browser, address, switches)
                 print(f"{switches} page switches in one session\n{tally.told()}")
@@ -320,7 +334,7 @@ async def together(browser: Any, address: str, visitors: int, seconds: float, th
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name, default in (("visitors", 20), ("seconds", 300.0), ("think", 12.0), ("switches", 200)):
+    for name, default in (("visitors", 20), ("seconds", 300.0), ("think", 13.0), ("beside", 3), ("switches", 200)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     sys.exit(asyncio.run(main(**vars(parser.parse_args()))))
