@@ -4,6 +4,7 @@ A server that others reach is public. What it may do then is read from the envir
 INTRAFUSION_PUBLIC  1 for a public server; one that is bound wider than this machine sets it by itself
 INTRAFUSION_ROOTS   folders whose files its pages may open, separated as in PATH; none when not set
 INTRAFUSION_UPLOAD_MB, INTRAFUSION_KEPT_MB  MiB of one uploaded file, and of all that is kept; 50 and 2048 when not set
+INTRAFUSION_MODEL_MB  MiB of the weights of a model that its pages open; 512 when not set
 """
 
 import os
@@ -59,6 +60,15 @@ def check_path(what: str, text: str | None) -> None:
         where = "only in the folders that it was started with" if roots() else "none"
         raise IntrafusionError(
             f"{what} {text[:200]!r} cannot be opened: of the files of this server a reader may name {where}"
+        )
+
+
+def check_size(model: str, weights: int) -> None:
+    """Raise IntrafusionError for a model with so many bytes of weights that a page of this server may not open it."""
+    most = _number("INTRAFUSION_MODEL_MB", 512)
+    if is_public() and weights > most * MIB:
+        raise IntrafusionError(
+            f"{model} has {weights / MIB:,.0f} MiB of weights, and this server opens at most {most:,}: choose a smaller model"
         )
 
 

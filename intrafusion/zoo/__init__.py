@@ -23,6 +23,7 @@ from intrafusion.zoo.sources import runs_code as runs_code
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_when", "load_model",
     "model_names", "names_weights", "runs_code", "stream_weights",
+    "weight_bytes",
 ]  # fmt: skip
 
 
@@ -69,6 +70,11 @@ def stream_weights(name: str) -> Iterator[tuple[int, int]]:
 def describe(name: str) -> dict[str, Any]:
     """One row of the list of models: what it is, where its weights come from, and its published or measured accuracy."""
     return {"name": name} | sources.of(name).describe(name)
+
+
+def weight_bytes(name: str) -> int:
+    """Bytes of a torchvision classifier's weights, as published; 0 for others, which are small or bounded by their files."""
+    return 4 * imagenet.member(name, None).meta["num_params"] if sources.of(name) is imagenet else 0
 
 
 def load_model(

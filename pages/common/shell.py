@@ -13,7 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data, zoo
-from intrafusion.access import check_path, check_room, is_public, roots
+from intrafusion.access import check_path, check_room, check_size, is_public, roots
 from intrafusion.bench import Bench, open_model
 from intrafusion.data import KEPT, OWN, kept_data
 from intrafusion.importance import needs_images
@@ -28,6 +28,7 @@ from intrafusion.zoo import (
     names_weights,
     runs_code,
     stream_weights,
+    weight_bytes,
 )
 from pages.common import telling
 from pages.common.navigation import Enough
@@ -145,6 +146,7 @@ def choose(controls: DeltaGenerator) -> Here:
     if not is_here:
         _offer_download(name)
         raise Enough
+    check_size(name, weight_bytes(name))
     opened = bench(name, weights, device)
     group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))

@@ -90,6 +90,17 @@ class TestOthers:
             assert error.value.endswith("cannot be opened: of the files of this server a reader may name none")
         assert not open_page("overview", model="digits-mlp", weights="random").error
 
+    def test_a_network_too_large_for_this_server_is_not_opened(self, monkeypatch):
+        large = {"model": "ImageNet (torchvision)", "imagenet": "vit_h_14", "weights": "random"}
+        (error,) = open_page("overview", **large).error
+        assert error.value == (
+            "imagenet/vit_h_14 has 2,416 MiB of weights, and this server opens at most 512: choose a smaller model"
+        )
+        monkeypatch.setenv("INTRAFUSION_MODEL_MB", "4")
+        assert "at most 4" in open_page("overview", **large | {"imagenet": "squeezenet1_0"}).error[0].value
+        monkeypatch.setenv("INTRAFUSION_MODEL_MB", "5")
+        assert not open_page("overview", **large | {"imagenet": "squeezenet1_0"}).error
+
 
 @pytest.mark.usefixtures("public")
 def test_weights_by_name_are_those_that_are_here(tmp_path):
