@@ -16,6 +16,7 @@ from intrafusion.store import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds a process's address space")
 SAID = "out of memory: look at fewer images (limit, calibration), keep fewer values (--memory) or leave out wide groups"
+ALONE = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # a thread's arena takes 128 MB of the addresses
 BOUND = """
 import resource
 def bound(room):
@@ -23,7 +24,7 @@ def bound(room):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
 """
-# a group of 3,000 channels, whose distances are 72 MB and made of twice that, in front of one of 16
+# a group of 5,000 channels, whose distances are 200 MB and made of twice that, in front of one of 16
 WIDE = f"""
 import os
 import ot, scipy.optimize, sklearn.cluster, torch, torch_pruning  # a library that is not there yet needs room, too
@@ -31,7 +32,7 @@ import ot, scipy.optimize, sklearn.cluster, torch, torch_pruning  # a library th
 CARD = {{"mean": [0.5], "std": [0.3], "input_size": [1, 8, 8], "classes": 10, "dataset": "digits"}}
 def make():
     torch.manual_seed(0)
-    layers = torch.nn.Linear(64, 3000), torch.nn.ReLU(), torch.nn.Linear(3000, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
+    layers = torch.nn.Linear(64, 5000), torch.nn.ReLU(), torch.nn.Linear(5000, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
     if "ROOM" in os.environ and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         bound(int(os.environ["ROOM"]))
     return torch.nn.Sequential(torch.nn.Flatten(), *layers)
@@ -43,7 +44,7 @@ def test_a_point_without_room_fails_alone_and_is_tried_again(tmp_path, monkeypat
     words = ["sweep", "--model", "wide_network:make", "--data", "digits", "--limit", "all", "--sparsity", "0.05",
              "--name", "s", "--store", str(tmp_path / "s.sqlite"), "--json"]  # fmt: skip
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ROOM": "100000000"}
+    env = {**os.environ, **ALONE, "PYTHONPATH": path, "ROOM": "190000000"}
     small = subprocess.run(
         [sys.executable, "-m", "intrafusion", *words],
         cwd=ROOT,
@@ -88,7 +89,7 @@ assert torch.equal(meter.dense(80), expected)
 
 
 def test_a_network_that_64_images_are_too_much_for_sees_fewer_at_once():
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **ALONE}
     done = subprocess.run(
         [sys.executable, "-c", ONE_BY_ONE], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
     )
