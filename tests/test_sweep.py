@@ -239,6 +239,22 @@ class TestFailures:
         assert set(last(found)) == {self.specs[0], *self.specs[2:]}
         assert store.failures("s") == {self.specs[1]: "RuntimeError: no such shape"}
 
+    def test_images_that_are_too_much_fail_the_points_that_look_at_them(self, monkeypatch):
+        bench = open_bench(self.specs[0])
+        make = bench.meter
+
+        def meter(spec, memory):
+            if spec.limit is None:
+                raise MemoryError
+            return make(spec, memory)
+
+        monkeypatch.setattr(bench, "meter", meter)
+        found = list(sweep([self.specs[0].but(limit=None), *self.specs[1:]], bench))
+        (failure,) = [result for result in found if isinstance(result, Failure)]
+        assert failure.spec == self.specs[0].but(limit=None)
+        assert failure.reason.startswith("out of memory: look at fewer images")
+        assert set(last(found)) == set(self.specs[1:])
+
     def test_a_failed_point_is_tried_again(self, bench, store, monkeypatch, request):
         with monkeypatch.context():
             request.getfixturevalue("broken")
