@@ -26,7 +26,7 @@ key = ("landscape", here.key(), spec)
 top = st.container()
 
 st.subheader("The plane through three networks")
-row = st.container(horizontal=True, vertical_alignment="center")
+row = st.container(horizontal=True, vertical_alignment="bottom")
 what, size = landscape_parts.plane_controls(row)
 plane = working.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
 found_plane = plane.section(row)
