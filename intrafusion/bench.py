@@ -15,7 +15,7 @@ from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
-from intrafusion.evaluate import Evaluation, Size, evaluate, logits, size
+from intrafusion.evaluate import Evaluation, Size, evaluate, layer_sizes, logits, size
 from intrafusion.fingerprint import code_version, of_images, of_model, of_text
 from intrafusion.fold import fold_groups
 from intrafusion.geometry import Geometry, measure
@@ -75,6 +75,11 @@ class Bench:
     def example(self) -> torch.Tensor:
         """A zero input on the model's device, float (1, C, H, W)."""
         return self.card.example().to(self.device)
+
+    @property
+    def layers(self) -> dict[str, Size]:
+        """The size of each layer that multiplies, by name; counted on a twin, as others may copy the model meanwhile."""
+        return self._known.get("layers", lambda: layer_sizes(private(self.model), self.example))
 
     def images(self) -> ImageData:
         """The evaluation images. Raises IntrafusionError when none were loaded."""

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.channels import CONSUMER, PAD, Group
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.evaluate import Size, layer_sizes, size
+from intrafusion.evaluate import Size, layer_sizes
 from intrafusion.fold import fold_groups
 from intrafusion.sensitivity import Matrix
 from intrafusion.transport import group_counts
@@ -94,7 +94,8 @@ def shapes(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Shapes
             if layer.role != PAD and layer.name in number and holds:
                 cuts[int(layer.role == CONSUMER), number[layer.name], b] += layer.positions.shape[1]
     fixed = sum(p.numel() for p in folded.parameters()) - int((rows * (columns * weights + biases)).sum())
-    return Shapes(prunable, size(model, example), spans, rows, columns, cuts[0], cuts[1], weights, biases, each, fixed)
+    dense = Size(sum(p.numel() for p in model.parameters()), sum(macs.values()))
+    return Shapes(prunable, dense, spans, rows, columns, cuts[0], cuts[1], weights, biases, each, fixed)
 
 
 def _describe(module: nn.Module, macs: int) -> tuple[int, int, int, int, int]:

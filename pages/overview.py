@@ -8,7 +8,6 @@ import streamlit as st
 from intrafusion.access import public
 from intrafusion.bench import Bench
 from intrafusion.channels import CONSUMER, PAD, coupling
-from intrafusion.evaluate import layer_sizes
 from pages.common import parts, shell
 from pages.common.navigation import enter_app
 
@@ -21,7 +20,7 @@ prunable = [group for group in bench.groups if group.reason is None]
 
 def group_table(bench: Bench) -> pd.DataFrame:
     """One row a group: what it holds, what it costs, why its layers belong together."""
-    sizes = layer_sizes(bench.model, bench.example)
+    sizes = bench.layers
     rows = []
     for group in bench.groups:
         writers = [
