@@ -28,7 +28,7 @@ def test_a_method_of_each_kind_trains_to_its_end(page, address):
 
 
 def test_curves_grow_a_reload_finds_them_it_stops_and_goes_on(page, address):
-    page.goto(link(address, method="sgd", model="digits-vgg", lab_epochs="900"))
+    page.goto(link(address, method="sgd", model="digits-vgg", lab_epochs="400"))
     shows(page, "not trained yet")
     train(page)
     page.wait_for_function("(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
