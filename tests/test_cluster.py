@@ -229,7 +229,7 @@ class TestStopping:
     def test_leaves_no_task_and_no_claim(self, bench, store, tmp_path, tamper, monkeypatch, cancelled):
         asked, cancel = [], ray.cancel
         monkeypatch.setattr(ray, "cancel", lambda task, force=False: asked.append(force) or cancel(task, force=force))
-        monkeypatch.setattr(cluster, "_LEAVE", 20.0)  # a busy machine is slow
+        monkeypatch.setattr(cluster, "_LEAVE", 10.0)  # a busy machine is slow
         tamper(lambda spec: any(time.sleep(0.05) for _ in itertools.repeat(0, 0 if spec.sparsity == 0.2 else 10**6)))
         stop = threading.Event()
         looks = cluster.sweep(SPECS, bench, store)
