@@ -39,6 +39,7 @@ GROUPS = {
 PATIENCE = 90  # seconds for a page or a move, before it counts as failed
 FORGOTTEN = 130  # seconds after which Streamlit forgets a session that has left, and a little
 _ALERTS = '[data-testid="stException"], [data-testid="stAlertContentError"]'
+_IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 _LOOK = f"""() => {{
     const wrong = document.querySelector('{_ALERTS}');
     const link = [...document.querySelectorAll('[data-testid="stMain"] code')].find(e => e.textContent.startsWith('http'));
@@ -123,7 +124,9 @@ class Visitor:
                 await button.click()
 
     async def pause(self) -> None:
+        """Think, and let the page end what it does: a key that falls between an old slider and its new one is lost."""
         await asyncio.sleep(self.random.uniform(0.5, 1.5) * self.think)
+        await self.page.locator(_IDLE).wait_for()
 
     async def move(self) -> None:
         sliders = self.page.get_by_test_id("stMain").get_by_role("slider")
