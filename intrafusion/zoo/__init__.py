@@ -22,8 +22,7 @@ from intrafusion.zoo.sources import runs_code as runs_code
 
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_when", "load_model",
-    "model_names", "names_weights", "runs_code", "stream_weights",
-    "weight_bytes",
+    "model_names", "names_weights", "runs_code", "stream_weights", "weight_bytes",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 1
 
 Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
 another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within a fifth of the time;
-when all are there, each walks for the whole of it and does something every `think` seconds on average: opens the next page, or
+when all are there, each walks for the whole of it and thinks, `think` seconds on average, before it opens the next page or
 moves its slider; two of them run studies. Memory is the server's resident set: before, when a first few visitors have warmed
 its caches; after, once all have left and their sessions are forgotten. Then a few visit while a long study computes, for half
 the time and four times as busily, and at last one session switches pages.
