@@ -35,11 +35,11 @@ class Cuts:
         self.input = tuple(node.name for node in self._graph.nodes if node.op == "placeholder")
         self._parts: dict[tuple, Part | None] = {}
 
-    def layers(self) -> list[str]:
-        """The convolutions and linear layers that run once, in their order."""
+    def layers(self, *kinds: type[nn.Module]) -> list[str]:
+        """The layers of these kinds that run once, in their order; convolutions and linear layers where none is named."""
         names = [str(node.target) for node in self._graph.nodes if node.op == "call_module"]
-        runs = Counter(names)
-        return [n for n in names if runs[n] == 1 and isinstance(self._model.get_submodule(n), _ConvNd | nn.Linear)]
+        runs, kinds = Counter(names), kinds or (_ConvNd, nn.Linear)
+        return [n for n in names if runs[n] == 1 and isinstance(self._model.get_submodule(n), kinds)]
 
     def around(self, layer: str) -> tuple[str, str, tuple[str, str] | None]:
         """The values that a layer reads and writes; the sum that alone reads the latter, and what it is added to there."""
