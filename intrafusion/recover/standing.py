@@ -1,0 +1,29 @@
+"""Layers whose places others can take while a network is trained."""
+
+from collections import Counter
+
+from torch import nn
+
+
+def lone_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+    """The layers of some kinds that hold a weight, which no other module holds as well, by dotted name."""
+    held = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds)
+        and layer._parameters.get("weight") is not None
+        and all(held[id(p)] == 1 for p in layer.parameters(recurse=False))
+    }
+
+
+def put(model: nn.Module, layer: nn.Module, other: nn.Module) -> nn.Module:
+    """The model with another layer in the place of this one, under every name that it has, in place.
+
+    Returns the other one where the layer is the model itself.
+    """
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():  # unlike named_children, every name
+            if child is layer:
+                parent._modules[name] = other
+    return other if model is layer else model
