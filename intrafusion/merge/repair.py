@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.fold import norm_of
 from intrafusion.merge.fitting import Fit
+from intrafusion.norms import norm_of
 
 
 def reset_norms(fit: Fit) -> None:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.fold import affine
 from intrafusion.merge.product import no_products, rows_of, scale_outputs, set_weight, weight_of
 from intrafusion.merge.regression import Moments
-from intrafusion.recover.standing import lone_layers, put
+from intrafusion.norms import affine
+from intrafusion.recover.standing import lone_layers
 from intrafusion.recover.teach import watching
+from intrafusion.twins import put
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the axes of an image
 
@@ -44,8 +45,7 @@ def insert_norms(model: nn.Module, layers: Iterable[str], batches: Sequence[Tens
                 seen[name].add(rows_of(model.get_submodule(name), output))
     for name, moments in seen.items():
         if moments.count:
-            layer = model.get_submodule(name)
-            put(model, layer, _normed(layer, moments))
+            put(model, {name: _normed(model.get_submodule(name), moments)})
 
 
 def balance(model: nn.Module, size: float = 2**0.5) -> None:
@@ -66,10 +66,10 @@ def balance(model: nn.Module, size: float = 2**0.5) -> None:
 
 def absorb_norms(model: nn.Module) -> None:
     """Fold every norm that `insert_norms` put into a network back into its layer, in place."""
-    for both in list(model.modules()):
+    for name, both in list(model.named_modules()):
         if isinstance(both, Normed):
             scale_outputs(both[0], *affine(both[1]))  # type: ignore[arg-type]
-            put(model, both, both[0])
+            put(model, {name: both[0]})
 
 
 def _normed(layer: Any, moments: Moments) -> Normed:

@@ -15,15 +15,3 @@ def lone_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Modul
         and layer._parameters.get("weight") is not None
         and all(held[id(p)] == 1 for p in layer.parameters(recurse=False))
     }
-
-
-def put(model: nn.Module, layer: nn.Module, other: nn.Module) -> nn.Module:
-    """The model with another layer in the place of this one, under every name that it has, in place.
-
-    Returns the other one where the layer is the model itself.
-    """
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # unlike named_children, every name
-            if child is layer:
-                parent._modules[name] = other
-    return other if model is layer else model

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.recover.standing import lone_layers, put
+from intrafusion.recover.standing import lone_layers
+from intrafusion.twins import put
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # subclasses do other things with their weights
 
@@ -43,19 +44,27 @@ def expand(model: nn.Module, ratio: float = 2.0, seed: int = 0) -> nn.Module:
     if not 1 <= ratio < float("inf"):
         raise IntrafusionError(f"ratio must be a number of at least 1, not {ratio!r}")
     wide, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    for layer in lone_layers(wide, *_KINDS).values():
+    for name, layer in lone_layers(wide, *_KINDS).items():
         if type(layer) in _KINDS:
-            wide = put(wide, layer, _widened(layer, ratio, generator))
+            wide = _put(wide, name, _widened(layer, ratio, generator))
     return wide
 
 
 def contract(model: nn.Module) -> nn.Module:
     """A copy of `model` in which what `expand` made is one layer again, of the shape it had: W = C B A, in float64."""
     small = copy.deepcopy(model)
-    for layer in list(small.modules()):
+    for name, layer in list(small.named_modules()):
         if isinstance(layer, Widened):
-            small = put(small, layer, _contracted(layer))
+            small = _put(small, name, _contracted(layer))
     return small
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """The model with this layer at this place, which may be the model itself."""
+    if not name:
+        return layer
+    put(model, {name: layer})
+    return model
 
 
 def _widened(layer: Any, ratio: float, generator: torch.Generator) -> Widened:
