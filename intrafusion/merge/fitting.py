@@ -15,13 +15,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from intrafusion.activations import maps_of, normalised
 from intrafusion.channels import CHANNELWISE, CONSUMER, PRODUCER, Group, Layer
+from intrafusion.cuts import not_once
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.merge.base import averaging
 from intrafusion.merge.instep import InStep
 from intrafusion.merge.product import (
     add_bias,
-    channel_axis,
     coverage,
     inputs_of,
     no_products,
@@ -91,9 +91,7 @@ class Fit:
         """
         found = [name for name in self.walk.cuts.layers(*kinds) if name in names]
         if missing := sorted(set(names) - set(found)):
-            raise IntrafusionError(
-                f"{missing[0]} does not run exactly once in a forward pass, so it cannot be fitted: choose drop or fusion"
-            )
+            raise not_once(missing[0])
         return found
 
     def calibrate(self, name: str) -> None:
@@ -134,18 +132,19 @@ class Fit:
         """
         self._check(name)
         source, output, added = self.walk.cuts.around(name)
-        layer, others, regression = self.small.get_submodule(name), (added[1],) if added else (), Regression()
+        layer: Any = self.small.get_submodule(name)
+        others, regression = (added[1],) if added else (), Regression()
         rows = self.rows(name)
         for dense, small in self.walk.at(name, (output, *others), others):
             wanted = _times(rows_of(layer, dense[output]), rows)
             for other in others:
-                wanted = wanted + _gap(layer, rows, dense[output].shape, dense[other], small[other])
+                wanted = wanted + _times(rows_of(layer, dense[other]), rows) - rows_of(layer, small[other])
             regression.add(product(layer, small[source]).seen.squeeze(1), wanted)  # type: ignore[union-attr]
         weight = weight_of(layer).flatten(1)
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.data
-        found, intercept = regression.solve(torch.cat([weight, bias[:, None]], 1).double().T)  # type: ignore[list-item]
+        found, intercept = regression.solve(torch.cat([weight, bias[:, None]], 1).double().T)
         set_weight(layer, found.T.unflatten(1, weight_of(layer).shape[1:]))
-        add_bias(layer, intercept - bias)  # type: ignore[operator]
+        add_bias(layer, intercept - bias)
 
     def restate(self, name: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
         """Scale and shift a layer's outputs, channel by channel, so that on the images they have the statistics wanted.
@@ -238,15 +237,3 @@ def _times(values: Tensor, rows: Tensor) -> Tensor:
     """(N, o) values of the dense network as the small one has them: (N, o'), in float32 at least."""
     kind = torch.promote_types(values.dtype, torch.float32)
     return values.to(kind) @ rows.T.to(kind)
-
-
-def _gap(layer: nn.Module, rows: Tensor, shape: torch.Size, dense: Tensor, small: Tensor) -> Tensor | int:
-    """By how much what a layer's output is added to is less than in the dense network, channels last: (N, o').
-
-    shape: of the layer's output there. Zero where the sum is of another shape: the layer cannot make up for it then.
-    """
-    if torch.broadcast_shapes(shape, dense.shape) != shape:
-        return 0
-    narrow = list(shape)
-    narrow[channel_axis(layer)] = len(rows)
-    return _times(rows_of(layer, dense.expand(shape)), rows) - rows_of(layer, small.expand(narrow))

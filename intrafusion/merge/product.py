@@ -75,7 +75,7 @@ def inputs_of(model: nn.Module, kinds: tuple[type[nn.Module], ...], images: Tens
     ]
     try:
         with torch.inference_mode():
-            model(images)
+            model(images.clone())  # which the forward may change
     finally:
         for hook in hooks:
             hook.remove()
@@ -103,14 +103,9 @@ def coverage(layer: nn.Module, like: Tensor) -> Tensor:
     return (ones.seen - zeros.seen).mean((0, 1)).unflatten(0, weight_of(layer).shape[1:])
 
 
-def channel_axis(layer: nn.Module) -> int:
-    """Where a layer's outputs have their channels: (B, C, ...) of a convolution or norm, (..., C) of a linear layer."""
-    return -1 if isinstance(layer, nn.Linear) else 1
-
-
 def rows_of(layer: nn.Module, values: Tensor) -> Tensor:
-    """A layer's outputs, or what has their shape, channels last: (N, C)."""
-    return values.movedim(channel_axis(layer), -1).flatten(0, -2)
+    """What a layer writes, channels last: (B, C, ...) of a convolution or norm, or (..., C) of a linear layer -> (N, C)."""
+    return (values if isinstance(layer, nn.Linear) else values.movedim(1, -1)).flatten(0, -2)
 
 
 def width_of(layer: Any) -> int:
