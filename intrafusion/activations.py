@@ -31,11 +31,11 @@ def private(model: nn.Module) -> nn.Module:
 
 
 def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """`data` as the model wants it: float (B, C, H, W) and labels (B,), at most `most` at once, on the model's device."""
+    """`data` as the model wants it: (B, C, H, W) in its precision, labels (B,), at most `most` at once, on its device."""
     card = card_for(model, data)
-    device = next(model.parameters()).device
+    first = next(model.parameters())
     for images, labels in data.batches(most):
-        yield normalise(images.to(device), card.mean, card.std), labels.to(device)
+        yield normalise(images.to(first.device), card.mean, card.std).to(first.dtype), labels.to(first.device)
 
 
 def consumers(group: Group) -> list[Layer]:

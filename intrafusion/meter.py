@@ -19,6 +19,8 @@ from intrafusion.cuts import Part, trace
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import is_out_of_memory
 from intrafusion.evaluate import evaluate, stratified
+from intrafusion.graphs import alike
+from intrafusion.log import event
 from intrafusion.pace import checkpoint
 from intrafusion.precision import check_accuracy, check_bf16, has_bf16, low
 from intrafusion.remix import remixed
@@ -59,7 +61,7 @@ class Meter:
         self.card, self.precision, self.memory = card, precision, memory
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
         self.labels = data.labels[self.order]
-        self._cuts = trace(model)
+        self._cuts = trace(model, self._input(0, 3))
         self._plain = _Front((), lambda network, images: (network(images),), True)  # where nothing can be cut
         self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
@@ -135,11 +137,12 @@ class Meter:
         images = self._input(0, 2)
         with torch.inference_mode():
             try:
-                expected, found = network(images), front.tail(mixed, *self._head(front, images))[0]
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                return False
-        scale = 1e-3 if images.dtype == torch.float32 else 0.1
-        return bool((found - expected).abs().max() <= scale * expected.abs().max())
+                agrees = alike(front.tail(mixed, *self._head(front, images))[0], network(images))
+            except Exception:  # a user's forward can fail in any way
+                agrees = False
+            if not agrees and self._cuts:
+                event("uncut", reason=self._cuts.misfit(network, images))
+        return agrees
 
     def _correct(
         self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float
@@ -180,7 +183,7 @@ class Meter:
         dtype = dtype or self._dtype
         if (at, dtype) not in front.kept:
             values = self._computed(front, at) if dtype == self._dtype else self._values(front, at, slice(None))
-            values = tuple(value.to(dtype) for value in values)
+            values = tuple(value.to(dtype) if value.dtype == self._dtype else value for value in values)
             size = sum(value.nbytes for value in values)
             if self._bytes + size > self.memory:
                 return tuple(value[part] for value in values)

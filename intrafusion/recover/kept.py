@@ -50,8 +50,20 @@ def recovering(
     """Recover a pruned network in place, telling what it costs and how it goes; nothing of methods that do not train.
 
     keep: a file for the result of training; what it holds is not trained again. A run that is stopped leaves its state
-    beside it, and goes on from there.
+    beside it, and goes on from there. The network is in eval mode meanwhile, and in its own mode afterwards.
     """
+    modes = {module: module.training for module in pruned.small.modules()}
+    pruned.small.eval()
+    try:
+        yield from _recovering(pruned, name, data, how, keep)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _recovering(
+    pruned: Pruned, name: str, data: ImageData | None, how: How, keep: Path | None
+) -> Iterator[Facts | Moment]:
     found = None if keep is None else read(keep)
     if found is not None:
         yield found.facts
