@@ -25,13 +25,6 @@ def of_text(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def code_version() -> str:
-    """The package's version: results of another one are never reused."""
-    from intrafusion import __version__  # when called: the package imports this module
-
-    return __version__
-
-
 def of_images(*choices: ImageData) -> str:
     """SHA-256 (hex) of all pixels and labels, in their order."""
     digest = hashlib.sha256()
