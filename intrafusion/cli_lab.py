@@ -111,9 +111,10 @@ def _row(found: "LabRun", whole: bool) -> dict[str, Any]:
         "method": found.spec.method,
         **outcome,
         "seconds": round(sum(seconds.values()), 1),
+        "code": "another version" if found.older else "this version",
     }
     if not whole:
-        short = ("model", "method", "accuracy", "count", "zero", "params", "macs", "seconds")
+        short = ("model", "method", "accuracy", "count", "zero", "params", "macs", "seconds", "code")
         return {key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in short}
     path = found.path.with_suffix(".safetensors")
     return row | {"phases": seconds, "spec": found.spec.to_dict(), "weights": str(path)}

@@ -83,6 +83,16 @@ class TestRuns:
         assert plain(list(run(QUICK))[:-1]) == plain(first[:-1])
         assert open_run(QUICK).outcome == first[-1].outcome == runs()[0].outcome
 
+    def test_a_run_of_other_code_is_listed_and_trained_again(self, monkeypatch):
+        *_, first = run(QUICK)
+        assert not first.older
+        monkeypatch.setattr("intrafusion.train.lab.lab_version", lambda: "another")
+        assert known(QUICK) is None
+        assert [one.older for one in runs()] == [True]
+        *_, again = run(QUICK)
+        assert again.path != first.path
+        assert [one.older for one in runs()] == [False, True]
+
     def test_the_outcome_is_what_evaluate_says(self):
         *_, whole = run(quick("sdprun", model="digits-vgg", epochs=4))
         measured = itf.evaluate(whole.model, itf.load_data("digits"), None)
