@@ -137,6 +137,20 @@ class TestSplitData:
         half = open_run(TrainSpec.from_dict(QUICK.to_dict() | {"part": [0]}))
         assert half.outcome.count == 597
 
+    @pytest.mark.parametrize("method", ["fap", "paf"])
+    @pytest.mark.parametrize("by", ["weights", "activations"])
+    def test_networks_are_fused_on_images_whatever_aligns_them(self, monkeypatch, caplog, method, by):
+        """Without images their statistics would be averages, of which a warning tells."""
+
+        def together(task, specs):
+            yield from ()
+            return [task.network() for _ in specs]
+
+        monkeypatch.setattr("intrafusion.train.split_data.together", together)
+        phases = [step.phase for step in list(run(quick(method, by=by, tune=0.0)))[:-1]]
+        assert "fused" in phases
+        assert "averages" not in caplog.text
+
     def test_what_is_fused_gets_its_statistics_back_before_it_is_fine_tuned(self):
         spec = quick("iterative", model="digits-vgg", training=None, epochs=3, sparsity=0.7, tune=0.0)
         *told, whole = run(spec)
