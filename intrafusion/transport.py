@@ -18,6 +18,7 @@ from intrafusion.solvers import Problem
 
 MARGINALS = ("uniform", "importance", "softmax")
 NORMALISATIONS = ("source", "target", "none")
+_LEAST = 1e-290  # of a mass: smaller numbers lose digits, and quotients of them are noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +232,18 @@ def group_counts(group: Group, sparsity: float, round_to: int = 1) -> list[int]:
 
 
 def marginal(scores: Tensor, kind: str) -> Tensor:
-    """A probability vector (n,) from importance scores (n,): "uniform", "importance" (share) or "softmax"."""
+    """A probability vector (n,) from importance scores (n,): "uniform", "importance" (share) or "softmax".
+
+    No mass but that of importance zero vanishes, however far apart the scores are.
+    """
     if kind == "softmax":
-        return scores.softmax(0)
+        return scores.softmax(0).clamp(min=_LEAST)
     if kind == "importance" and (scores < 0).any():
         raise IntrafusionError("importance marginals need scores that are not negative: choose softmax or uniform")
     if kind == "uniform" or not scores.any():
         return torch.full_like(scores, 1 / len(scores))
-    return scores / scores.sum()
+    share = scores / scores.max()  # first: the sum may be no number any more, or subnormal
+    return (share / share.sum()).clamp(min=_LEAST).where(scores > 0, 0.0)
 
 
 def nearest_mean(vectors: Tensor, points: Tensor, scores: Tensor, places: Tensor) -> Tensor:
