@@ -17,13 +17,13 @@ from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, Size, evaluate, layer_sizes, logits, size
 from intrafusion.fingerprint import code_version, of_images, of_model, of_text
-from intrafusion.fold import fold_groups
 from intrafusion.geometry import Geometry, measure
 from intrafusion.groups import find_groups
 from intrafusion.importance import needs_images, score
 from intrafusion.memo import Memo
 from intrafusion.merge import ChannelMap, calibrate
 from intrafusion.meter import MEMORY, Meter
+from intrafusion.norms import fold_groups
 from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import Facts, How, recovering

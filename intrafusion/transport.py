@@ -15,6 +15,7 @@ from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.geometry import ANCHORS, Geometry, between, choose_anchors, measure, most_important
 from intrafusion.registry import SOLVERS
 from intrafusion.solvers import Problem
+from intrafusion.twins import check_finite, plain
 
 MARGINALS = ("uniform", "importance", "softmax")
 NORMALISATIONS = ("source", "target", "none")
@@ -110,10 +111,12 @@ def plan(
     registered one; reg, reg_m: strength of its entropy ("sinkhorn") and of its marginals ("unbalanced") in units of the
     mean cost; mass: the share that "partial" moves. normalise: the coupling divided by the source's marginal ("source",
     the paper's), by the target's ("target"), or as it is ("none"). Raises IntrafusionError for a group that cannot be
-    pruned, scores of another length, an unknown choice, or choices that mean nothing together.
+    pruned, scores of another length, an unknown choice, choices that mean nothing together, and NaN or infinite weights.
     """
     if group.reason:
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
+    model = plain(model)
+    check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     geometry = measure(
         model, group, cost=cost, distance=distance, p=p, bias=bias, data=data, calibration=calibration, seed=seed
     )

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.fold import fold, norm_of
+from intrafusion.fold import fold
 from intrafusion.merge.folding import _gain, clusters
+from intrafusion.norms import norm_of
 
 FOLDS = ("fold", "fold-naive")
 KINDS = {

@@ -8,9 +8,9 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
-from intrafusion.fold import Norm, norm_of
 from intrafusion.merge.base import apply
 from intrafusion.merge.repair import reset_norms
+from intrafusion.norms import Norm, norm_of
 from intrafusion.registry import MERGES
 from intrafusion.transport import TransportPlan
 

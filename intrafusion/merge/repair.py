@@ -6,8 +6,8 @@ Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Rep
 """
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.fold import norm_of
 from intrafusion.merge.fitting import Fit
+from intrafusion.norms import norm_of
 
 
 def reset_norms(fit: Fit) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.fold import affine
 from intrafusion.merge.regression import Moments
+from intrafusion.norms import affine
 from intrafusion.recover.teach import watching
 
 

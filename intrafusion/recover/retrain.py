@@ -20,8 +20,8 @@ from intrafusion.cards import ModelCard, card_of
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import size
-from intrafusion.fold import norm_of
 from intrafusion.merge import reset_norms
+from intrafusion.norms import norm_of
 from intrafusion.recover.case import Case, Facts
 from intrafusion.recover.norms import absorb_norms, insert_norms
 from intrafusion.recover.teach import distillation_loss, similarity_loss, stages, watching

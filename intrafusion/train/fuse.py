@@ -17,8 +17,8 @@ from intrafusion.cards import card_of
 from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.fold import folded_tensors
 from intrafusion.groups import find_groups
+from intrafusion.norms import folded_tensors
 
 SAMPLES = 200  # images whose activations tell channels apart
 _PLACES = 4096  # of the values of a channel, at most so many are compared in each layer that reads it
