@@ -1,4 +1,7 @@
-"""The commands that measure: `curve` and `sweep`, and `studies`, which looks after what they stored."""
+"""The commands that measure: `curve` and `sweep`, and `studies`, which looks after what they stored.
+
+Both measuring commands end with exit status 1 where a point failed.
+"""
 
 import argparse
 import hashlib
@@ -66,7 +69,7 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
     return [curve, sweep, studies]
 
 
-def _curve(args: argparse.Namespace) -> None:
+def _curve(args: argparse.Namespace) -> int:
     from intrafusion.bench import open_bench
     from intrafusion.store import Store
     from intrafusion.sweep import grid
@@ -75,14 +78,15 @@ def _curve(args: argparse.Namespace) -> None:
     with reading() as tell:
         bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
     with Store(args.store) as store:
-        found = _measured(specs, bench, store, args)
+        found, failed = _measured(specs, bench, store, args)
     if found and not args.json:
         first = found[0]
         title = f"{args.model} on {first.count:,} {first.spec.dataset} images: dense {first.dense_accuracy:.1%}"
         show(_readable(found), False, title)
+    return int(failed > 0)
 
 
-def _sweep(args: argparse.Namespace) -> None:
+def _sweep(args: argparse.Namespace) -> int:
     from intrafusion.bench import open_bench
     from intrafusion.store import Store
     from intrafusion.sweep import checked, origin
@@ -97,9 +101,10 @@ def _sweep(args: argparse.Namespace) -> None:
         if not args.resume:
             store.forget(points)
         store.save_study(study.name, study.to_toml(), points)
-        found = _measured(specs, bench, store, args, study.decide)
+        found, failed = _measured(specs, bench, store, args, study.decide)
         if not args.json:
             show(_readable(found), False, f"study {study.name!r} in {store.path}")
+    return int(failed > 0)
 
 
 def _study_of(args: argparse.Namespace) -> "Study":
@@ -130,8 +135,8 @@ def _study_of(args: argparse.Namespace) -> "Study":
 
 def _measured(
     specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool = False
-) -> list["Result"]:
-    """Measure the specs, printing each result when it is final; all of them, in the order of the specs."""
+) -> tuple[list["Result"], int]:
+    """Measure the specs, printing each result when it is final; all of them, in the order of the specs, and how many failed."""
     from intrafusion.sweep import Failure, origin
 
     if args.memory < 0:
@@ -166,9 +171,7 @@ def _measured(
         f"{len(specs)} points: {reused} were in the store, {ours} measured now"
         + "".join(f", {count} {what}" for what, count in counts.items() if count)
     )
-    if failures and not last:
-        raise IntrafusionError(f"no point could be measured: {failures[0].reason}")
-    return [last[spec] for spec in specs if spec in last]
+    return [last[spec] for spec in specs if spec in last], len(failures)
 
 
 def _executed(

@@ -46,7 +46,7 @@ def prune(
     seed: int = 0,
     calibration: int | None = 512,
 ) -> nn.Module:
-    """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay, rounded to `round_to`.
+    """A smaller copy of `model`, BN folded: in each chosen group `kept_count` channels stay, rounded to `round_to`.
 
     example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
     groups: "all" (every prunable one) or names from `find_groups`. data: images
