@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.log import say
-from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import HELP, add_spec_flags, progress, reading, show, spec_of
@@ -144,7 +143,7 @@ def _measured(
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task(bench.card.name, total=len(specs))
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
