@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from intrafusion.cards import ModelCard, check_card
 from intrafusion.download import Progress
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.weights import read_state
-from intrafusion.zoo.files import filled
+from intrafusion.weights import located
+from intrafusion.zoo.files import open_file
 
 MARK = ":"
 _USUAL = (
@@ -59,8 +59,8 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
     model, card = blank(name, {})
     if weights is None:
         return model, card
-    path = Path(os.path.expanduser(weights))
-    return filled(model, replace(card, source=str(path)), read_state(path), path)
+    path, key = located(weights)
+    return open_file(path, lambda state: (model, replace(card, source=str(path))), key)
 
 
 def is_local(name: str) -> bool:
