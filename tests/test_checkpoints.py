@@ -24,6 +24,7 @@ from intrafusion.data import load_data
 from intrafusion.evaluate import evaluate
 from intrafusion.own import take_weights
 from intrafusion.weights import located
+from intrafusion.zoo.nearest import nearest
 
 MODEL = "digits-resnet"  # convolutions, norms, a head
 State = dict[str, Any]
@@ -316,6 +317,30 @@ class TestHeads:
         torch.save(change(dense), tmp_path / "w.pt")
         with pytest.raises(itf.IntrafusionError, match=r"0 missing, 0 extra, [12345] misshapen"):
             itf.load_model(MODEL, tmp_path / "w.pt")
+
+
+class TestNearest:
+    @pytest.mark.parametrize("name", ["digits-vgg", "cifar10-resnet56", "cifar100-resnet20", "cifar10-conv2"])
+    def test_an_architecture_of_ours_is_named(self, tmp_path, name):
+        torch.save({"model": begun("module.", itf.load_model(name, "random").state_dict())}, tmp_path / "w.pt")
+        with pytest.raises(itf.IntrafusionError, match=f"its keys are those of {name}$"):
+            itf.load_model("digits-mlp", tmp_path / "w.pt")
+
+    @pytest.mark.parametrize("classes", [1000, 10])
+    def test_one_of_torchvision_is(self, classes):
+        from torchvision.models import squeezenet1_0
+
+        with torch.device("meta"):
+            state = begun("module.", squeezenet1_0(num_classes=classes).state_dict())
+        assert nearest(state, "digits-mlp") == "; its keys are those of imagenet/squeezenet1_0"
+
+    def test_one_that_is_near_is_named_as_near(self, dense):
+        near = {k: v for k, v in dense.items() if not k.startswith("bn1.")} | {"stem.weight": torch.zeros(3)}
+        assert nearest(near, "digits-mlp") == f"; its keys come nearest to those of {MODEL}"
+        assert nearest(near, MODEL) == ""
+
+    def test_a_stranger_is_not(self):
+        assert nearest({"encoder.weight": torch.zeros(3), "encoder.bias": torch.zeros(3)}, "digits-mlp") == ""
 
 
 class Meter:

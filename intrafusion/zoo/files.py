@@ -14,6 +14,7 @@ from intrafusion.checkpoints import Beside, read, state_dicts
 from intrafusion.errors import IntrafusionError
 from intrafusion.saved import set_layers
 from intrafusion.weights import Fit, Misfit, Spelling, bare, fit, is_averaged, plain, put
+from intrafusion.zoo.nearest import nearest
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
 _SHOWN = 3  # names of a list
@@ -49,7 +50,7 @@ def open_file(
             _log.warning("%s: %s", path, line)
         return model, replace(card, details={**card.details, "told": told}) if told else card
     assert first is not None
-    raise first
+    raise IntrafusionError(f"{first}{nearest(next(iter(tables.values())), first.name)}") from first
 
 
 def _filled(
