@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from hostile_weights import Call
-from own_files import save_state
+from own_files import mlp_state, save_state
 from torch import Tensor, nn
 
 import intrafusion as itf
 from intrafusion import zoo
 from intrafusion.cards import card_of
+from intrafusion.cli import main
 from intrafusion.data import load_data
 from intrafusion.evaluate import evaluate
 from intrafusion.own import take_weights
@@ -255,6 +256,37 @@ class TestKey:
         assert located(path) == (path, None)
         assert located(f"{path}#ema") == (path, "ema")
         assert same(itf.load_model(MODEL, f"{path}#ema"), other(dense))
+
+    @pytest.mark.parametrize("command", ["groups", "curve", "sweep", "own"])
+    def test_commands_take_it(self, tmp_path, capsys, command):
+        path = save_state(tmp_path / "w.ckpt", {"model": {"x": torch.ones(2)}, "ema": mlp_state()})
+        words = {
+            "groups": ["groups"],
+            "curve": ["curve", "--sparsity", "0.5", "--merge", "drop", "--limit", "20"],
+            "sweep": [
+                "sweep",
+                "--sparsity",
+                "0.5",
+                "--merge",
+                "drop",
+                "--limit",
+                "20",
+                "--groups",
+                "all",
+                "--name",
+                "s",
+            ],
+            "own": ["own", "weights", str(path), "--name", "mine"],
+        }[command]
+        given = [] if command == "own" else ["--weights", str(path)]
+        words += ["--model", "digits-mlp", *given, "--weights-key"]
+        assert main([*words, "emo"]) == 2
+        assert "choose one of model, ema" in capsys.readouterr().err
+        assert main([*words, "ema"]) == 0
+
+    def test_a_key_without_a_file_is_one_line(self, capsys):
+        assert main(["groups", "--weights-key", "ema"]) == 2
+        assert "chooses within a file" in capsys.readouterr().err
 
 
 def headed(state: State, classes: int) -> State:
