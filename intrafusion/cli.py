@@ -25,7 +25,7 @@ from intrafusion.places import ASSETS
 from intrafusion.precision import PRECISIONS
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, reading, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, join_key, reading, show, spec_of
 from intrafusion.zoo import ARCHITECTURES, describe, model_names
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
                 raise IntrafusionError("a word of the command holds a NUL character, which no name has")
             args = _parser().parse_args(argv)
+            join_key(args)
             status = args.command(args)
             sys.stdout.flush()
     except IntrafusionError as error:
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = commands.add_parser("groups", help="list a model's channel groups")
     groups.add_argument("--model", default=PruneSpec.model, help=HELP["model"])
     groups.add_argument("--weights", help=HELP["weights"])
+    add_weights_key(groups)
     groups.set_defaults(command=_groups)
 
     methods = commands.add_parser("methods", help="list the criteria, merges, solvers, recoveries and trainers")

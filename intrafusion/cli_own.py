@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from intrafusion.checkpoints import SUFFIXES
 from intrafusion.errors import IntrafusionError
-from intrafusion.terminal import progress, show
+from intrafusion.terminal import add_weights_key, progress, show
 
 
 def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
@@ -14,9 +15,10 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
     kinds = own.add_subparsers(required=True, metavar="WHAT", parser_class=parser_class)
 
     weights = kinds.add_parser("weights", help="a weights file of a known architecture")
-    weights.add_argument("file", type=Path, help=".safetensors, .pt, .pth or .th: a state dict")
+    weights.add_argument("file", type=Path, help=f"a state dict, perhaps wrapped, in {', '.join(SUFFIXES)}")
     weights.add_argument("--model", required=True, help="its architecture: a name from `models`")
     weights.add_argument("--name", required=True, help="to keep it under: kept/NAME opens it")
+    add_weights_key(weights, dest="key")
     weights.set_defaults(command=_weights)
 
     program = kinds.add_parser("program", help="a program of torch.export.save")
@@ -52,7 +54,7 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
 def _weights(args: argparse.Namespace) -> None:
     from intrafusion.own import take_weights
 
-    _show_network(take_weights(args.file, args.model, args.name), args)
+    _show_network(take_weights(args.file, args.model, args.name, args.key), args)
 
 
 def _program(args: argparse.Namespace) -> None:

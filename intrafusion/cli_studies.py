@@ -15,7 +15,7 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.log import say
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, progress, reading, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
 from intrafusion.zoo import dataset_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
             sweep.add_argument(
                 flag(field.name), dest=field.name, nargs="+", default=argparse.SUPPRESS, help=HELP.get(field.name)
             )
+    add_weights_key(sweep)
     sweep.add_argument("--file", help="a study file (TOML); other flags go before what it says")
     sweep.add_argument("--name", default=argparse.SUPPRESS, help="of the study in the store")
     sweep.add_argument(

@@ -59,7 +59,8 @@ def prune(
     small = prune_groups(
         model, find_groups(model, example), sparsity, criterion, merge, groups, data,
         round_to=round_to, cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver,
-        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, fold_norms=fold_norms, seed=seed, calibration=calibration,
+        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, fold_norms=fold_norms, seed=seed,
+        calibration=calibration,
     )  # fmt: skip
     set_modes(small, model)
     return small

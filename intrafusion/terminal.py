@@ -16,12 +16,14 @@ from rich.text import Text
 from intrafusion.quote import flag
 from intrafusion.registry import registry
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
+from intrafusion.weights import keyed
 from intrafusion.zoo import dataset_of
 
 HELP = {
     "model": "a name from `models`, or package.module:factory of your own code",
     "dataset": "a name from `data`; kept/NAME for kept images",
     "weights": "weights file, 'random', or a torchvision enum name",
+    "weights_key": "which weights of the file, where it has several, as model_ema or model.state_dict",
     "data_path": ".npz file or image folder",
     "groups": "'all', or names from `groups`",
     "sparsity": "shares of each group's channels to remove, each in [0, 1)",
@@ -76,7 +78,22 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         if options["help"] is None and field.name in ("criterion", "merge", "solver", "recovery"):
             options["help"] = ", ".join(registry(field.name))
         parser.add_argument(flag(field.name), **options)
+    add_weights_key(parser)
     parser.set_defaults(dataset=None)  # the one the model was trained on
+
+
+def add_weights_key(parser: argparse.ArgumentParser, dest: str = "weights_key") -> None:
+    parser.add_argument("--weights-key", dest=dest, metavar="KEY", help=HELP["weights_key"])
+
+
+def join_key(args: argparse.Namespace) -> None:
+    """Put --weights and --weights-key together, in place: a spec, and so a permalink and a study, has one text for both."""
+    key, weights = getattr(args, "weights_key", None), getattr(args, "weights", None)
+    if key is not None:
+        if isinstance(weights, list):  # the words of a sweep's flag
+            args.weights = [keyed(one, key) for one in weights]
+        else:
+            args.weights = keyed(weights, key)
 
 
 def _limit(text: str) -> int | None:

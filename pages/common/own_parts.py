@@ -12,12 +12,13 @@ import streamlit as st
 from intrafusion import IntrafusionError
 from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
+from intrafusion.checkpoints import SUFFIXES
 from intrafusion.data import DATASETS, OWN, kept_data
 from intrafusion.log import event
 from intrafusion.own import remove, safe_name, take_data, take_program, take_weights
 from intrafusion.own.images import PICTURES, SIDE, splits
 from intrafusion.own.place import IMAGES, NETWORKS
-from intrafusion.zoo import describe, kept_names, model_names
+from intrafusion.zoo import describe, kept_names, kept_told, model_names
 from pages.common import parts, telling
 from pages.common.shell import Here
 
@@ -65,15 +66,15 @@ def program() -> None:
 def weights(here: Here) -> None:
     """Upload weights of an architecture that is known here."""
     st.subheader("Weights of a known architecture")
-    st.caption(f"A state dict in `.safetensors`, `.pt`, `.pth` or `.th`. {_bound()}")
+    st.caption(f"A state dict, perhaps wrapped, in {', '.join(f'`{end}`' for end in SUFFIXES)}. {_bound()}")
     file = st.file_uploader(
         "Weights",
-        type=["safetensors", "pt", "pth", "th"],
+        type=[end[1:] for end in SUFFIXES],
         key="own_weights",
         label_visibility="collapsed",
         max_upload_size=_most(),
     )
-    row = st.columns(2)
+    row = st.columns(3)
     name = row[0].text_input(
         "Name", _proposed(file), key=f"own_weights_name {_proposed(file)}", placeholder="my-weights"
     )
@@ -84,7 +85,15 @@ def weights(here: Here) -> None:
         index=known.index(here.spec.model) if here.spec.model in known else 0,
         key="own_weights_model",
     )
-    _button("weights", [file] if file else [], lambda paths: take_weights(paths[0], model, name.strip()), "model")
+    which = row[2].text_input(
+        "Weights key", key="own_weights_key", placeholder="the plain ones",
+        help="Which weights of the file, where it has several, as `model_ema` or `model.state_dict`.",
+    )  # fmt: skip
+
+    def take(paths: Sequence[Path]) -> str:
+        return take_weights(paths[0], model, name.strip(), which.strip() or None)
+
+    _button("weights", [file] if file else [], take, "model")
 
 
 def images() -> None:
@@ -178,6 +187,8 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
     if name is None or name not in (kept_names() if opens == "model" else kept_data()):
         return
     st.success(f"Kept as **{name}**.", icon=":material/check:")
+    for line in kept_told(name) if opens == "model" else ():
+        telling.info(line)
     if st.session_state.get(opens) != name:
         label = "Open it" if opens == "model" else "Use these images"
         st.button(label, key=f"own_{what}_open", icon=":material/arrow_back:", on_click=_choose, args=(opens, name))

@@ -60,6 +60,17 @@ class TestOthers:
         assert "**Weights**: weights w.safetensors" in text(app)
         assert str(tmp_path) not in text(app)
 
+    def test_a_key_of_weights_opens_no_other_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "open").mkdir()
+        secret = files.save_state(tmp_path / "secret.pt", {"ema": files.mlp_state()})
+        (tmp_path / "open" / "link.pt").symlink_to(secret)
+        secret.with_name("open").joinpath("w.pt").write_bytes(secret.read_bytes())
+        monkeypatch.setenv("INTRAFUSION_ROOTS", str(tmp_path / "open"))
+        refused = open_page("overview", model="digits-mlp", weights=f"{tmp_path / 'open' / 'link.pt'}#ema")
+        assert "cannot be opened" in refused.error[0].value
+        opened = open_page("overview", model="digits-mlp", weights=f"{tmp_path / 'open' / 'w.pt'}#ema")
+        assert not opened.error
+
     def test_what_they_compute_is_not_cancelled(self, jobs, monkeypatch):
         jobs.start("theirs", 3, Gate(), "curve of digits-vgg")
         app = open_page("overview")
