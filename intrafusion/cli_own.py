@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from intrafusion.arrays import LAYOUTS, Reading
 from intrafusion.checkpoints import SUFFIXES
 from intrafusion.errors import IntrafusionError
 from intrafusion.terminal import add_weights_key, progress, show
@@ -40,6 +41,16 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
         help="one .npz, x_train.npz and x_test.npz, or a .zip of class folders",
     )
     data.add_argument("--name", required=True, help="to keep them under: --data kept/NAME opens them")
+    data.add_argument(
+        "--layout", choices=LAYOUTS, help="of arrays: channels last (nhwc) or first, where the shape leaves it open"
+    )
+    data.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="of arrays: the values of black and of white, as 0 16",
+    )
     data.set_defaults(command=_data)
 
     listed = kinds.add_parser("list", help="what is kept on this machine")
@@ -78,9 +89,12 @@ def _show_network(name: str, args: argparse.Namespace) -> None:
 def _data(args: argparse.Namespace) -> None:
     from intrafusion.own import take_data
 
+    reading = Reading(args.layout, args.range and tuple(args.range))
     with progress() as bar:
         task = bar.add_task("reading pictures", total=None)
-        name = take_data(args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total))
+        name = take_data(
+            args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total), reading
+        )
     rows = _described(name)
     show(rows, args.json, f"Kept as {name}: use them with --data {name}")
 

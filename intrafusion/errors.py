@@ -13,9 +13,12 @@ class IntrafusionError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(
-            _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), _line(message)), _LINE)
-        )
+        super().__init__(as_line(message))
+
+
+def as_line(message: str) -> str:
+    """A message as one line that a person can read, whatever it quotes: the middle of a longer one is left out."""
+    return _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), _line(message)), _LINE)
 
 
 def shown(value: object) -> str:

@@ -12,6 +12,7 @@ import streamlit as st
 from intrafusion import IntrafusionError
 from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
+from intrafusion.arrays import LAYOUTS, Reading
 from intrafusion.checkpoints import SUFFIXES
 from intrafusion.data import DATASETS, OWN, kept_data
 from intrafusion.log import event
@@ -100,7 +101,7 @@ def images() -> None:
     """Upload labelled images."""
     st.subheader("Labelled images")
     st.caption(
-        f"An `.npz` with `images` (uint8, N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
+        f"An `.npz` with `images` (N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
         "two of them, `x_train.npz` and `x_test.npz`; or a `.zip` with a folder of pictures a class, perhaps below `train` and "
         f"`test` (at most {PICTURES:,} pictures). {_bound()} Unpacked, at most {UNPACKED // MIB:,} MiB."
     )
@@ -115,14 +116,36 @@ def images() -> None:
     proposed = _proposed(files[0] if files else None)
     name = st.text_input("Name", proposed, key=f"own_images_name {proposed}", placeholder="my-images")
 
+    with st.expander("Arrays that may be read in several ways", icon=":material/tune:"):
+        row = st.columns(2)
+        layout = row[0].selectbox(
+            "Layout", LAYOUTS, index=None, key="own_images_layout", placeholder="as the shape says",
+            help="Channels last (nhwc) or first (nchw), where the shape leaves it open.",
+        )  # fmt: skip
+        span = row[1].text_input(
+            "Range", key="own_images_range", placeholder="as the numbers say",
+            help="The values of black and of white, as 0, 16, where the numbers leave it open.",
+        )  # fmt: skip
+
     def take(paths: Sequence[Path]) -> str:
-        bar = st.progress(0.0, "Reading")
+        bar, notes = st.progress(0.0, "Reading"), []
         try:
-            return take_data(paths, name.strip(), lambda done, total: _tell(bar, done, total))
+            kept = take_data(
+                paths, name.strip(), lambda done, total: _tell(bar, done, total), _reading(layout, span), notes.append
+            )
+            st.session_state.own_notes = notes
+            return kept
         finally:
             bar.empty()
 
     _button("images", files, take, "data")
+
+
+def _reading(layout: str | None, span: str) -> Reading:
+    values = _numbers("range", span)
+    if values is not None and len(values) != 2:
+        raise IntrafusionError(f"a range is two numbers, the values of black and of white, not {span[:60]!r}")
+    return Reading(layout, None if values is None else (values[0], values[1]))
 
 
 def _tell(bar: Any, done: int, total: int) -> None:
@@ -187,7 +210,8 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
     if name is None or name not in (kept_names() if opens == "model" else kept_data()):
         return
     st.success(f"Kept as **{name}**.", icon=":material/check:")
-    for line in kept_told(name) if opens == "model" else ():
+    told = kept_told(name) if opens == "model" else st.session_state.get("own_notes", ()) if what == "images" else ()
+    for line in told:
         telling.info(line)
     if st.session_state.get(opens) != name:
         label = "Open it" if opens == "model" else "Use these images"

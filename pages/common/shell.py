@@ -279,10 +279,13 @@ def measuring(here: Here, limit: int | None) -> Bench | None:
     """The model with its images; where they are missing, says how to get them and returns None."""
     dataset, path = here.spec.dataset, here.spec.data_path
     try:
-        return measuring_bench(here, (*here.key(), dataset), path, limit)
+        opened = measuring_bench(here, (*here.key(), dataset), path, limit)
     except IntrafusionError as error:
         offer_images(here, error)
         return None
+    for note in opened.images().notes:
+        telling.info(note)
+    return opened
 
 
 def can_see(here: Here, spec: PruneSpec) -> bool:
