@@ -4,7 +4,6 @@ A channel is seen where the next layers read it, after the nonlinearity, whateve
 exists for every prunable group of every network.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
+from intrafusion.twins import twin
 
 
 class _Enough(Exception):
@@ -23,19 +23,19 @@ class _Enough(Exception):
 
 def private(model: nn.Module) -> nn.Module:
     """A copy that hooks and gradients may touch while others run the model; its activations are not done in place."""
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in twin.modules():
-        if hasattr(module, "inplace"):
+    made = twin(model).requires_grad_(False)
+    for module in made.modules():
+        if getattr(module, "inplace", False):  # scripted modules refuse to be given what they have
             module.inplace = False  # type: ignore[assignment]
-    return twin
+    return made
 
 
 def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """`data` as the model wants it: float (B, C, H, W) and labels (B,), at most `most` at once, on the model's device."""
+    """`data` as the model wants it: (B, C, H, W) in its precision, labels (B,), at most `most` at once, on its device."""
     card = card_for(model, data)
-    device = next(model.parameters()).device
+    first = next(model.parameters())
     for images, labels in data.batches(most):
-        yield normalise(images.to(device), card.mean, card.std), labels.to(device)
+        yield normalise(images.to(first.device), card.mean, card.std).to(first.dtype), labels.to(first.device)
 
 
 def consumers(group: Group) -> list[Layer]:

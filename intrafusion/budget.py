@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from intrafusion.channels import CONSUMER, PAD, Group
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.evaluate import Size, layer_sizes
-from intrafusion.fold import fold_groups
+from intrafusion.norms import fold_groups
 from intrafusion.sensitivity import Matrix
 from intrafusion.transport import group_counts
 

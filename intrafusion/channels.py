@@ -14,7 +14,7 @@ class Layer:
     """One layer's part in a group.
 
     role: "producer" (its output channels), "consumer" (its input channels), "channelwise" (depthwise and grouped
-    convolutions, norms) or "pad" (a zero-padded shortcut's output).
+    convolutions, norms, PReLU) or "pad" (a zero-padded shortcut's output).
     positions: int64 (n, m), where channel j lies on that axis; m > 1 after a flatten or in a grouped convolution; a row
     of -1 where the layer does not hold the channel. norm: the BatchNorm that folds into this layer, if any.
     """
@@ -34,6 +34,8 @@ class Layer:
         if isinstance(module, _BatchNorm):
             names = ("weight", "bias", "running_mean", "running_var")
             return {n: t.data for n in names if (t := getattr(module, n)) is not None}
+        if isinstance(module, nn.PReLU):
+            return {"weight": module.weight.data}
         if not isinstance(module, _ConvNd | nn.Linear):
             return {}
         if self.role == CONSUMER:

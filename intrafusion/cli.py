@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from intrafusion import ending
 from intrafusion.cli_doctor import add_doctor
 from intrafusion.cli_lab import add_lab
 from intrafusion.cli_landscape import add_landscape
@@ -44,18 +45,18 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     try:
-        start()
-        if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
-            raise IntrafusionError("a word of the command holds a NUL character, which no name has")
-        args = _parser().parse_args(argv)
-        status = args.command(args)
-        sys.stdout.flush()
+        with interruptible():
+            start()
+            if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
+                raise IntrafusionError("a word of the command holds a NUL character, which no name has")
+            args = _parser().parse_args(argv)
+            status = args.command(args)
+            sys.stdout.flush()
     except IntrafusionError as error:
         say(f"error: {error}")
         return 2
     except (KeyboardInterrupt, Cancelled):
-        say("cancelled; the results printed so far are complete")
-        return 130
+        return ending.cancelled()
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -222,8 +223,7 @@ def _train(args: argparse.Namespace) -> None:
     flags = "".join(f" --{key} {value}" for key, value in changes.items())
     command = f"python -m intrafusion train {args.model}{' --data-path DATA' if args.data_path else ''}{flags}"
     train_data, test_data = (load_data(dataset, split, args.data_path) for split in ("train", "test"))
-    with interruptible():
-        card = make(args.model, train_data, test_data, command, args.out, say, **changes)
+    card = make(args.model, train_data, test_data, command, args.out, say, **changes)
     told = {"accuracy": card.accuracy, **{key: card.details[key] for key in ("parameters", "test_images", "seed")}}
     title = f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}"
     show([card.to_dict() if args.json else told], args.json, title)

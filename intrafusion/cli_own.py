@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.pace import interruptible
 from intrafusion.terminal import progress, show
 
 
@@ -77,7 +76,7 @@ def _show_network(name: str, args: argparse.Namespace) -> None:
 def _data(args: argparse.Namespace) -> None:
     from intrafusion.own import take_data
 
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task("reading pictures", total=None)
         name = take_data(args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total))
     rows = _described(name)

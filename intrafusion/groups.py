@@ -1,13 +1,15 @@
-"""The channel groups of any network: traced, then put to a test that a right group cannot fail.
+"""The channel groups of any network: traced, then put to tests that right ones cannot fail.
 
-Every prunable group must leave the logits unchanged when its channels are permuted, and the network with half of them cut
-away must compute what it computes with those channels zeroed. Both are tried on a copy with live random weights, where a
-wrong coupling shows.
+All tests run on a copy with live random weights, where a mistake shows. Every prunable group must leave the logits unchanged
+when its channels are permuted, and the network with half of them cut away must compute what it computes with those channels
+zeroed: all groups together, and some without the others. Every BatchNorm that is to be folded must leave the logits as they
+are; one that does not stays, and is a layer of one weight a channel.
 """
 
 import copy
 import math
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,37 +18,61 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion.channels import Group
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.norms import fold_norms, norms_of_groups
 from intrafusion.shrink import shrink
 from intrafusion.tracing import Graph
+from intrafusion.twins import twin
 
-_MIXED = "permuting its channels changes the logits: the layers between mix channels in a way that cannot be traced"
+_MIXED = (
+    "permuting its channels changes the logits: an operation in between mixes them, or tells them apart by their place, as a"
+    " shuffle, a norm over channels or a buffer with a number for each"
+)
 _CHANGED = "the network computes something else once channels are cut away: an operation in between depends on them all"
+_SCALES = (1.0, 100.0)  # of the inputs: some operations, as LocalResponseNorm, mix channels of large activations alone
+_FEW = 3  # channels, of a group two of whose permutations are easily the same
+_FOLDED = 5e-5  # of the largest logit: what folding a norm may change
+_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # of a network whose shapes do not fit
 
 
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     """All channel groups of `model`, from input to output; those that cannot be pruned carry their reason.
 
     example: one input, float (1, C, H, W); only its shape matters. The model is not touched.
-    Raises IntrafusionError when the network cannot be traced at all.
+    Raises IntrafusionError when the network cannot be copied or traced at all.
     """
-    traced = copy.deepcopy(model).eval().requires_grad_(True)
+    traced = twin(model).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     kind = next((p.dtype for p in traced.parameters()), torch.float32)
     noise = torch.randn(2, *example.shape[1:], generator=generator).to(example.device, kind)
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            groups = Graph(traced, noise[:1]).groups()
+            groups = Graph(traced, noise[:1].clone()).groups()
         with torch.inference_mode():
-            _enliven(traced, generator)
-            before = traced(noise)
+            logits = traced(noise.clone())
+            again = traced(noise.clone())
     except Exception as error:  # a user's forward can fail in any way
         raise IntrafusionError(
             f"the network cannot be traced on an input of shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
-    if not isinstance(before, Tensor) or before.ndim != 2:
-        raise IntrafusionError("the network must return one tensor of logits, (images, classes)")
-    return _verified(traced.requires_grad_(False), noise, before, groups)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise IntrafusionError(f"the network must return one tensor of logits, (images, classes), {_instead(logits)}")
+    if not torch.equal(logits, again) and not bool(logits.isnan().any()):
+        raise IntrafusionError(
+            "the network answers the same images differently each time in eval mode, as F.dropout does without"
+            " training=self.training: nothing can be compared"
+        )
+    traced.requires_grad_(False)
+    with torch.inference_mode():
+        groups = _foldable(traced, noise[:1], groups)  # as it is, with its own statistics
+        _enliven(traced, generator)
+        return _verified(traced, noise, _foldable(traced, noise[:1], groups))
+
+
+def _instead(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"not one of shape {tuple(output.shape)}"
+    return f"not a {type(output).__name__}: wrap it in a module that returns the logits alone"
 
 
 def _enliven(model: nn.Module, generator: torch.Generator) -> None:
@@ -67,63 +93,148 @@ def _enliven(model: nn.Module, generator: torch.Generator) -> None:
             fill(module.running_var, torch.rand(module.num_features, generator=generator) + 0.5)
 
 
-def _verified(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Group]) -> list[Group]:
+def _foldable(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Group]:
+    """The groups, without the norms that cannot be folded: those that change the logits when they are."""
+    norms = norms_of_groups(groups)
+    if not norms:
+        return groups
+    if not bool(torch.isfinite(model(inputs.clone())).all()):  # such a network is refused where it is pruned
+        return groups
+
+    def wrong(layers: Sequence[str]) -> bool:
+        folded = copy.deepcopy(model)
+        fold_norms(folded, {layer: norms[layer] for layer in layers})
+        return not (
+            _within(_FOLDED / 5, folded(inputs.clone()), model(inputs.clone()))  # in its own precision, which is faster
+            or _within(_FOLDED, _exact(folded, inputs), _exact(model, inputs))
+        )
+
+    bad = set(_failing(list(norms), wrong))
+    if not bad:
+        return groups
+    if bad < norms.keys() and wrong([layer for layer in norms if layer not in bad]):  # right one by one, wrong together
+        bad = set(norms)
+    return [
+        replace(
+            group,
+            layers=tuple(replace(one, norm=None) if one.name in bad else one for one in group.layers),
+        )
+        for group in groups
+    ]
+
+
+def _within(share: float, found: Tensor, expected: Tensor) -> bool:
+    """Whether all logits are those expected, to a share of the largest."""
+    return bool((found - expected).abs().max() <= share * expected.abs().max())
+
+
+def _failing(names: list[str], wrong: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Those of these that are wrong, alone or with others: found by halves, and halves of halves that are."""
+    if not names or not wrong(names):
+        return []
+    if len(names) == 1:
+        return names
+    half = len(names) // 2
+    return _failing(names[:half], wrong) + _failing(names[half:], wrong)
+
+
+def _exact(model: nn.Module, inputs: Tensor) -> Tensor:
+    """A network's logits, computed in float64 where its code allows that; float64."""
+    try:
+        return copy.deepcopy(model).double()(inputs.double()).double()
+    except Exception:  # a user's forward can fail in any way
+        return model(inputs.clone()).double()  # a network may work on its input in place
+
+
+def _verified(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Group]:
     """The groups, with a reason added to each one that fails its test; all are tried together first."""
     prunable = [group for group in groups if group.reason is None]
-    if _failure(model, inputs, before, prunable) is None:
+    if _Trial(model, inputs).failure(prunable) is None:
         return groups
-    found = _failures(*_in_double(model, inputs, before), prunable)
+    trial = _Trial(*_in_double(model, inputs))
+    found = _failures(trial, prunable)
+    passed: list[Group] = []
+    right = [group for group in prunable if group.name not in found]
+    if right and trial.failure(right):  # each is right alone, or in its half: they are added one by one
+        for group in right:
+            if reason := trial.failure([*passed, group]):
+                found[group.name] = reason
+            else:
+                passed.append(group)
     return [replace(group, reason=group.reason or found.get(group.name)) for group in groups]
 
 
-def _in_double(model: nn.Module, inputs: Tensor, before: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
     """The same in float64, as float32's errors can pass for another answer; as it is where its code is for float32."""
     try:
-        twin, exact = copy.deepcopy(model).double(), inputs.double()
-        with torch.inference_mode():
-            return twin, exact, twin(exact)
+        exact = copy.deepcopy(model).double()
+        exact(inputs.double())
+        return exact, inputs.double()
     except Exception:  # a user's forward can fail in any way
-        return model, inputs, before
+        return model, inputs
 
 
-def _failures(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Group]) -> dict[str, str]:
+def _failures(trial: "_Trial", groups: list[Group]) -> dict[str, str]:
     """Group -> why it is wrong, for those that are: halves of the groups, and halves of halves that fail."""
-    reason = _failure(model, inputs, before, groups)
+    reason = trial.failure(groups)
     if reason is None or len(groups) < 2:
         return {group.name: reason for group in groups if reason}
     half = len(groups) // 2
-    return _failures(model, inputs, before, groups[:half]) | _failures(model, inputs, before, groups[half:])
+    return _failures(trial, groups[:half]) | _failures(trial, groups[half:])
 
 
-def _failure(model: nn.Module, inputs: Tensor, before: Tensor, groups: list[Group]) -> str | None:
-    """Why these groups are wrong together, or None; `model` is left as it was."""
-    tolerance = 1e-3 * float((before[0] - before[1]).abs().max())
+class _Trial:
+    """A live network, and what it makes of inputs at each scale; groups are tried on copies of it."""
 
-    def same(a: Tensor, b: Tensor) -> bool:
-        return bool((a - b).abs().max() <= tolerance)
+    def __init__(self, model: nn.Module, inputs: Tensor):
+        self.model = model
+        tried = [(inputs * scale, model(inputs * scale)) for scale in _SCALES]  # each its own: some work in place
+        self.pairs = tried[:1] + [pair for pair in tried[1:] if bool(torch.isfinite(pair[1]).all())]
 
-    with torch.inference_mode():
-        if not all(same(before, _permuted(model, groups, turn)(inputs)) for turn in (None, 1)):
+    def failure(self, groups: list[Group]) -> str | None:
+        """Why these groups are wrong, together or some without the others; None where nothing is."""
+        if not groups:
+            return None
+        small = [group for group in groups if group.size <= _FEW]  # whose permutations may be alike by chance
+        turned = (_permuted(self.model, some, 1) for some in (groups, *_selections(small)))
+        if not all(self._same(*self.pairs[0], model) for model in turned):
+            return _MIXED
+        mixed = _permuted(self.model, groups)
+        if not all(self._same(*pair, mixed) for pair in self.pairs):
             return _MIXED
         kept = {group: _half(group) for group in groups}
-        zeroed = _zeroed(model, kept)(inputs)
+        zeroed, (inputs, _) = _zeroed(self.model, kept), self.pairs[0]
+        expected = zeroed(inputs.clone())
         try:
-            cut = copy.deepcopy(model)
-            shrink(cut, kept)
-            return None if same(zeroed, cut(inputs)) else _CHANGED
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            for some in (groups, *_selections(groups)):
+                cut = copy.deepcopy(zeroed)
+                shrink(cut, {group: kept[group] for group in some})
+                if not self._same(inputs, expected, cut):
+                    return _CHANGED
+        except _ERRORS as error:
             return f"the network fails once channels are cut away, as where a shape is written out: {one_line(error)}"
+        return None
+
+    def _same(self, inputs: Tensor, expected: Tensor, model: nn.Module) -> bool:
+        """Whether a network's logits are those expected, to a thousandth of what the live network's two answers differ in."""
+        before = next(logits for images, logits in self.pairs if images is inputs)
+        return bool((model(inputs.clone()) - expected).abs().max() <= 1e-3 * (before[0] - before[1]).abs().max())
+
+
+def _selections(groups: list[Group]) -> Iterator[list[Group]]:
+    """Some of the groups at a time, so that of any two one is there without the other."""
+    for bit in range((len(groups) - 1).bit_length()):
+        yield [group for place, group in enumerate(groups) if place >> bit & 1]
 
 
 def _blocks(group: Group) -> list[Tensor]:
     return [(group.block == block).nonzero()[:, 0] for block in group.block.unique()]
 
 
-def _permuted(model: nn.Module, groups: list[Group], turn: int | None) -> nn.Module:
+def _permuted(model: nn.Module, groups: list[Group], turn: int | None = None) -> nn.Module:
     """A copy with each group's channels permuted within their blocks: by chance, or by a turn of so many places."""
-    model = copy.deepcopy(model)
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for group in groups:
-        generator = torch.Generator().manual_seed(0)
         order = torch.arange(group.size)
         for members in _blocks(group):
             order[members] = (

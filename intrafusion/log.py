@@ -3,7 +3,6 @@
 An event has a name and fields. What nobody expected is logged with its traceback under an id, and the id alone is shown.
 """
 
-import atexit
 import json
 import logging
 import os
@@ -104,7 +103,6 @@ class _Lines(logging.Handler):
         self._stream = stream
         self._lines: queue.Queue[str] = queue.Queue(_WAITING)
         threading.Thread(target=self._write, daemon=True).start()
-        atexit.register(self._finish)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -122,8 +120,8 @@ class _Lines(logging.Handler):
                 self._stream.flush()
             self._lines.task_done()
 
-    def _finish(self) -> None:
-        """Give the last lines a second to be written."""
+    def flush(self) -> None:
+        """Give the last lines a second to be written; `logging` calls this at the end."""
         deadline = time.monotonic() + 1
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -1,7 +1,8 @@
 """Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.fold import fold_groups
 from intrafusion.groups import find_groups
 from intrafusion.importance import score
 from intrafusion.merge import MERGES, Fit, Merged
+from intrafusion.norms import fold_groups
 from intrafusion.pace import checkpoint
 from intrafusion.shrink import shrink
 from intrafusion.transport import TransportPlan, group_counts, kept_count, plan, stay
-from intrafusion.twins import leaves, twin
+from intrafusion.twins import check_finite, leaves, set_modes, twin
 
 
 def prune(
@@ -41,21 +42,27 @@ def prune(
     mass: float = 0.9,
     normalise: str = "source",
     bias: bool = False,
+    fold_norms: str = "none",
     seed: int = 0,
     calibration: int | None = 512,
 ) -> nn.Module:
-    """A smaller copy of `model`, BN folded: in each chosen group int(n (1 - sparsity)) channels stay, rounded to `round_to`.
+    """A smaller copy of `model`, BN folded: in each chosen group `kept_count` channels stay, rounded to `round_to`.
 
     example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
     groups: "all" (every prunable one) or names from `find_groups`. data: images
-    for criteria, costs and merges that look at some. The other keywords are `plan`'s. The input model is not touched.
-    Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, or nothing to prune.
+    for criteria, costs and merges that look at some. fold_norms: how folding sees BatchNorm, "none" or "columns". The other
+    keywords are `plan`'s. The input model is not touched; the copy is in its mode, train or eval, but was made in eval mode.
+    Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or
+    infinite weights.
     """
-    return prune_groups(
+    check_finite(model.named_modules())
+    small = prune_groups(
         model, find_groups(model, example), sparsity, criterion, merge, groups, data,
         round_to=round_to, cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver,
-        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, seed=seed, calibration=calibration,
+        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, fold_norms=fold_norms, seed=seed, calibration=calibration,
     )  # fmt: skip
+    set_modes(small, model)
+    return small
 
 
 def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Group]:
@@ -67,17 +74,32 @@ def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Gr
         chosen = [group for group in found if group.reason is None]
     else:
         wanted = [names] if isinstance(names, str) else list(names)
-        by_name = {group.name: group for group in found}
-        for name in wanted:
-            if name not in by_name:
-                usable = ", ".join(group.name for group in found if group.reason is None)
-                raise IntrafusionError(f"no group {name!r} in this network: choose all, or from {usable}")
-            if by_name[name].reason:
-                raise IntrafusionError(f"group {name} cannot be pruned: {by_name[name].reason}")
+        check_names(found, wanted)
         chosen = [group for group in found if group.name in wanted]
     if not chosen:
         raise IntrafusionError("no group to prune: the network has no prunable group, or none was named")
     return chosen
+
+
+def check_names(found: Sequence[Group], names: Iterable[str]) -> None:
+    """Raise IntrafusionError for a name of no group, with the closest ones, or of one that cannot be pruned."""
+    by_name = {group.name: group for group in found}
+    for name in names:
+        if name not in by_name:
+            usable = [group.name for group in found if group.reason is None]
+            near = get_close_matches(str(name), usable, 3, 0.4) or usable
+            raise IntrafusionError(f"no group {name!r} in this network: choose all, or {' or '.join(near)}")
+        if by_name[name].reason:
+            raise IntrafusionError(f"group {name} cannot be pruned: {by_name[name].reason}")
+
+
+def _check_mapping(sparsity: Mapping[str, float], found: Sequence[Group], chosen: Sequence[Group]) -> None:
+    """Raise IntrafusionError where a sparsity by name would be ignored."""
+    known, pruned = ({group.name for group in groups} for groups in (found, chosen))
+    asked = [name for name, share in sparsity.items() if share != 0 or name not in known]
+    check_names(found, asked)
+    if outside := [name for name in asked if name not in pruned]:
+        raise IntrafusionError(f"sparsity names group {outside[0]}, which groups leaves out: name it there, too")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +116,7 @@ class Pruned:
 
     def dense(self) -> nn.Module:
         """A copy of the original, BN folded."""
-        dense = twin(self.original, {})
+        dense = twin(self.original)
         fold_groups(dense, self.found)
         return dense
 
@@ -118,6 +140,7 @@ def cut(
     data: ImageData | None = None,
     *,
     round_to: int = 1,
+    fold_norms: str = "none",
     seed: int = 0,
     calibration: int | None = 512,
     first: Callable[[Group], TransportPlan] | None = None,
@@ -133,7 +156,11 @@ def cut(
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
         raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
-    shares = {group: sparsity_of(group, sparsity) for group in choose_groups(found, groups)}
+    own = {name: value for name, value in {"fold_norms": fold_norms}.items() if name in merging.knobs}
+    chosen = [] if sparsity == 0 and groups == "all" else choose_groups(found, groups)
+    if isinstance(sparsity, Mapping):
+        _check_mapping(sparsity, found, chosen)
+    shares = {group: sparsity_of(group, sparsity) for group in chosen}
     losing = [group for group, share in shares.items() if sum(group_counts(group, share, round_to)) < group.size]
     share = share and merging.fit is None  # which may change any layer
     touched = {layer.name for group in losing for layer in group.layers} if share else None
@@ -152,7 +179,7 @@ def cut(
                     small, group, scores, shares[group], round_to=round_to, data=data, seed=seed, calibration=calibration,
                     **knobs,
                 )  # fmt: skip
-            matrix = merging(small, group, group_plan)
+            matrix = merging(small, group, group_plan, **own)
             merged.append(Merged(group, matrix, group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})
         pruned = Pruned(small, tuple(merged), model, found)

@@ -74,6 +74,10 @@ def _shrink_axis(module: nn.Module, side: str, gone: Tensor) -> None:
         for name in ("weight", "bias", "running_mean", "running_var"):
             _cut(module, name, stays, 0)
         module.num_features = len(stays)
+    elif isinstance(module, nn.PReLU):
+        stays = _complement(module.num_parameters, gone)
+        _cut(module, "weight", stays, 0)
+        module.num_parameters = len(stays)
     elif isinstance(module, _ConvNd):
         if side == "in":
             stays = _complement(module.in_channels, gone)

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.registry import registry
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
@@ -40,6 +39,7 @@ HELP = {
     "calibration": "images that criteria and costs may look at, or 'all'",
     "normalise": "what sums to one in the applied matrix",
     "bias": "biases are part of the channel vectors",
+    "fold_norms": "how folding's k-means sees BatchNorm: none, or columns (its scale and its inverse deviation)",
     "precision": "exact (fp32) or fast (bf16)",
     "training": "images that recoveries learn from, or 'all'",
     "epochs": "passes of a recovery over its images",
@@ -104,7 +104,7 @@ def progress() -> Iterator[Progress]:
 @contextmanager
 def reading() -> Iterator[Callable[[int, int], None]]:
     """Tells on stderr, as a bar, how many pictures are decoded: a function of (done, in all). A stop by signal loses none."""
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         tasks: list[TaskID] = []
 
         def tell(done: int, total: int) -> None:
@@ -119,7 +119,7 @@ def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
     rows = list(rows)
     if as_json:
         for row in rows:
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)  # a line that is out is whole, however the command ends
         return
     table = Table(title=_text(title), title_justify="left", header_style="bold", box=SIMPLE)
     for column in rows[0]:

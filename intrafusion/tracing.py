@@ -18,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, PRODUCER, Group, Layer
-from intrafusion.errors import one_line
 from intrafusion.networks import PadShortcut
 
 _POSITIONS = 1 << 18  # of a layer's channels on the flattened axis of another
 _STEPS = 4000  # from layer to layer, in the walk over one group
 _MAPPED = 1 << 22  # positions that reshapes may give in that walk
+_CUT = (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU, PadShortcut)  # layers that can be made smaller
 _walk = threading.local()  # mapped: how many it has been so far
 
 
@@ -50,6 +50,7 @@ class Graph:
 
         self.model = model
         self.name_of = {module: name for name, module in model.named_modules()}
+        self.owner_of = {id(p): name for name, p in model.named_parameters()}
         self.calls = self._count_calls(example)
         self.graph = tp.DependencyGraph()
         _tame_reshapes()
@@ -101,8 +102,7 @@ class Graph:
                 part = self._part(name, items)
             except (IndexError, ValueError, TypeError, AttributeError) as error:
                 axes = {(name, "out"): {i: {i} for i in range(size)}}
-                told = "a reshape reorders them" if isinstance(error, IndexError) else one_line(error)
-                part = _Part(name, axes, f"its coupling cannot be traced ({told})")
+                part = _Part(name, axes, _untraced(error))
             covered |= {axis for axis, side in part.axes if side == "out"}
             yield part
 
@@ -131,17 +131,31 @@ class Graph:
         if is_out and not node.outputs:
             return "these channels are the network's outputs"
         if isinstance(module, nn.Parameter):
-            return "its channels meet a bare parameter, which no rule here prunes"
+            if module.numel() == 1:  # the same for all channels
+                return None
+            return f"its channels meet a bare parameter, {self.owner_of.get(id(module))}, which no rule here prunes"
         if not name:
             return None
         if isinstance(module, _ConvTransposeNd):
             return f"{name} is a transposed convolution"
         if isinstance(module, _BatchNorm) and module.running_var is None:
             return f"{name} normalises by each batch's own statistics"
-        if isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
-            return f"{name} is used more than once in a forward pass" if self.calls[name] > 1 else None
+        if _is_scalar(module):
+            return None
+        if isinstance(module, _CUT):
+            if self.calls[name] > 1:
+                return f"{name} is used more than once in a forward pass"
+            return self._shared(name, module)
         if any(True for _ in module.parameters(recurse=True)):
             return f"its channels pass through {type(module).__name__} ({name})"
+        return None
+
+    def _shared(self, name: str, module: nn.Module) -> str | None:
+        """Why a layer cannot be cut, where another one that runs has the same parameter."""
+        mine = {id(p) for p in module.parameters(recurse=False)}
+        for other in self.calls:
+            if other != name and any(id(p) in mine for p in self.model.get_submodule(other).parameters(recurse=False)):
+                return f"{name} and {other} share their weights"
         return None
 
     def _part(self, root: str, items: list) -> "_Part":
@@ -150,12 +164,15 @@ class Graph:
         for item in items:
             module, is_out = item.dep.target.module, self.graph.is_out_channel_pruning_fn(item.dep.handler)
             reason = reason or self._reason(item.dep.target, is_out)
-            if module in self.name_of and isinstance(module, _ConvNd | nn.Linear | _BatchNorm | PadShortcut):
-                channelwise = isinstance(module, _BatchNorm) or _is_depthwise(module)
+            if module in self.name_of and isinstance(module, _CUT) and not _is_scalar(module):
+                channelwise = isinstance(module, _BatchNorm | nn.PReLU) or _is_depthwise(module)
                 side = "both" if channelwise else "out" if is_out else "in"
                 width = _width(module, side)
                 if item.idxs and max(item.idxs) >= width:
-                    raise ValueError(f"it would reach {self.name_of[module]}, whose {width} channels are fewer")
+                    raise _Untraced(
+                        f"its coupling cannot be traced: {self.name_of[module]} reads a part of them, behind a split"
+                        " or a reshape"
+                    )
                 for position, channel in zip(item.idxs, item.root_idxs, strict=True):
                     axes[self.name_of[module], side][position].add(channel)
         return _Part(root, {axis: dict(rows) for axis, rows in axes.items()}, reason)
@@ -167,7 +184,8 @@ class Graph:
             if not isinstance(module, _BatchNorm) or len(node.inputs) != 1 or module.running_var is None:
                 continue
             before = node.inputs[0]
-            if isinstance(before.module, _ConvNd | nn.Linear) and len(before.outputs) == 1:
+            folds = isinstance(before.module, _ConvNd | nn.Linear) and not isinstance(before.module, _ConvTransposeNd)
+            if folds and len(before.outputs) == 1:
                 fits = before.module.weight.shape[0] == module.num_features
                 if fits and self.calls[self.name_of[before.module]] == self.calls[self.name_of[module]] == 1:
                     norms[self.name_of[before.module]] = self.name_of[module]
@@ -189,7 +207,10 @@ class Graph:
             rows = [sorted(channel.get((name, side), [])) for channel in channels]
             widths = {len(row) for row in rows} - {0}
             if len(widths) > 1:
-                reasons = [*reasons, f"{name} holds {min(widths)} to {max(widths)} positions a channel"]
+                reasons = [
+                    *reasons,
+                    f"a reshape in between gives some of its channels more inputs of {name} than others",
+                ]
                 continue
             positions = torch.tensor([row or [-1] * max(widths) for row in rows])
             role = self._role(name, side)
@@ -219,6 +240,18 @@ class _Part:
     root: str
     axes: dict[tuple[str, str], dict[int, set[int]]]
     reason: str | None
+
+
+class _Untraced(ValueError):
+    """Says, in words, why channels cannot be followed."""
+
+
+def _untraced(error: Exception) -> str:
+    if isinstance(error, _Untraced):
+        return str(error)
+    if isinstance(error, IndexError):
+        return "its coupling cannot be traced: a reshape in between reorders its channels"
+    return "its coupling cannot be traced: an operation in between moves its channels in a way that is not known here"
 
 
 @cache
@@ -264,7 +297,12 @@ def _width(module: nn.Module, side: str) -> int:
         return module.in_features if side == "in" else module.out_features
     if isinstance(module, _ConvNd):
         return module.in_channels if side == "in" else module.out_channels
-    return module.num_features  # type: ignore[return-value]
+    return module.num_parameters if isinstance(module, nn.PReLU) else module.num_features  # type: ignore[return-value]
+
+
+def _is_scalar(module: nn.Module) -> bool:
+    """Whether a layer has one number for all channels, as PReLU by default."""
+    return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
 
 def _is_depthwise(module: nn.Module) -> bool:

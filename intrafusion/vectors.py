@@ -2,21 +2,21 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.channels import CONSUMER, PAD, Group, Layer
-from intrafusion.fold import folded_tensors
+from intrafusion.channels import CONSUMER, Group, Layer
+from intrafusion.norms import folded_tensors
 
 
 def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]]:
     """For each weight layer of the group: float64 (n, d), row j the weights that write or read channel j, flattened.
 
-    Norms are left out (they fold, or only scale); a row is zero where the layer does not hold the channel.
+    Norms and PReLU are left out (they fold, or only scale); a row is zero where the layer does not hold the channel.
     """
     pairs = []
     for layer in group.layers:
         module = model.get_submodule(layer.name)
-        if layer.role == PAD or isinstance(module, _BatchNorm) or not hasattr(module, "weight"):
+        if not isinstance(module, _ConvNd | nn.Linear):
             continue
         weight, _ = folded_tensors(model, layer.name, layer.norm)
         axis_first = weight.transpose(0, 1) if layer.role == CONSUMER else weight
@@ -29,7 +29,7 @@ def bias_vectors(model: nn.Module, group: Group) -> list[Tensor]:
     vectors = []
     for layer in group.layers:
         module = model.get_submodule(layer.name)
-        if layer.role in (CONSUMER, PAD) or isinstance(module, _BatchNorm) or not hasattr(module, "weight"):
+        if layer.role == CONSUMER or not isinstance(module, _ConvNd | nn.Linear):
             continue
         _, bias = folded_tensors(model, layer.name, layer.norm)
         if bias is not None:

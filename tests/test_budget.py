@@ -9,7 +9,7 @@ from made_results import DENSE, made_result
 import intrafusion as itf
 from intrafusion.budget import Shapes, shapes, suggest
 from intrafusion.evaluate import Size, size
-from intrafusion.fold import fold_groups
+from intrafusion.norms import fold_groups
 from intrafusion.sensitivity import Matrix, matrix
 from intrafusion.shrink import shrink
 from intrafusion.transport import group_counts

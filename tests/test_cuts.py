@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.activations import private
 from intrafusion.cuts import Cuts, trace
-from intrafusion.fold import fold_groups
+from intrafusion.norms import fold_groups
 from intrafusion.prune import prune_groups
 from intrafusion.twins import differing
 

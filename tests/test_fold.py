@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -90,6 +91,117 @@ def test_pruning_the_folded_network_is_pruning_the_network(networks, same_logits
     folded = itf.fold(network.model, network.example)
     small, small_folded = (itf.prune(model, network.example, 0.5, merge="drop") for model in (network.model, folded))
     same_logits(small_folded(network.images), small(network.images))
+
+
+class _OwnForward(nn.Conv2d):
+    """Weights standardised at each pass: what folding multiplies does not come out multiplied."""
+
+    def forward(self, x):
+        weight = self.weight / self.weight.flatten(1).std(1).view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class _Read(nn.Module):
+    """A convolution whose output is read by its norm, and once more in a way that no gradient shows."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)
+        self.read = read
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.head((self.norm(y) * self.read(y)).mean((2, 3)))
+
+
+class _Tokens(nn.Module):
+    """A linear layer on six tokens of six numbers, and a norm over the tokens, not over the numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear, self.norm, self.head = (
+            nn.Conv2d(3, 6, 3),
+            nn.Linear(36, 6),
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 5),
+        )
+
+    def forward(self, x):
+        return self.head(self.norm(self.linear(self.conv(x).flatten(2))).mean(1))
+
+
+class _Hooked(_Read):
+    """A convolution whose output a hook keeps and the forward reads again."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.conv.register_forward_hook(self.keep)
+
+    @staticmethod
+    def keep(module, inputs, output):
+        module.seen = output.detach()
+
+    def forward(self, x):
+        return self.head((self.norm(self.conv(x)) * self.conv.seen.tanh()).mean((2, 3)))
+
+
+class _Names(nn.Module):
+    """The same layers under two names: the first is where they are found, the second is how they run."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.whole, self.stem, self.rest = whole, whole[:2], whole[2:]
+
+    def forward(self, x):
+        return self.rest(self.stem(x))
+
+
+def _transposed(groups):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=groups, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+# network -> how many norms must stay as they are
+HIDDEN = {
+    "a transposed convolution": (lambda: _transposed(1), 1),
+    "a transposed convolution in groups": (lambda: _transposed(4), 1),
+    "a layer with a forward of its own": (
+        lambda: nn.Sequential(_OwnForward(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(384, 5)), 1,
+    ),
+    "a detached reader": (lambda: _Read(lambda y: y.detach().sigmoid()), 1),
+    "a comparison": (lambda: _Read(lambda y: (y > 0.1).float()), 1),
+    "a hook": (_Hooked, 1),
+    "a norm over tokens": (_Tokens, 1),
+    "two names": (
+        lambda: _Names(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))), 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_no_fold_changes_the_logits_unseen(random_weights, same_logits, case):
+    torch.manual_seed(0)
+    make, left = HIDDEN[case]
+    model, images = random_weights(make()), torch.randn(4, 3, 8, 8)
+    expected = copy.deepcopy(model).double()(images.double())
+    for made in (itf.fold(model, images[:1]), itf.prune(model, images[:1], 0.0)):
+        assert len(norms(made)) == left
+        same_logits(made.double()(images.double()), expected, tolerance=1e-5)
+
+
+def test_a_fold_that_loses_its_numbers_to_rounding_is_not_made(same_logits):
+    """A mean 10^6 deviations from zero: a bias of that size has no room for the channel's own numbers in float32."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, 5)).eval()
+    model[0].bias.data += 1e6
+    model[1].running_mean.fill_(1e6)
+    images = torch.randn(4, 3, 8, 8)
+    same_logits(
+        itf.fold(model, images[:1]).double()(images.double()), copy.deepcopy(model).double()(images.double()), 1e-4
+    )
 
 
 def test_folding_touches_nothing(networks):

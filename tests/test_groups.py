@@ -261,11 +261,10 @@ REASONS = {
     "a bare parameter": (lambda: _BareParameter((6, 1, 1)), "stem", "bare parameter"),
     "layer norm": (lambda: _Between(nn.LayerNorm([6, 8, 8])), "stem", "LayerNorm"),
     "group norm": (lambda: _Between(nn.GroupNorm(2, 6)), "stem", "GroupNorm"),
-    "PReLU": (lambda: _Between(nn.PReLU(6)), "stem", "PReLU"),
     "a transposed convolution": (lambda: _Between(nn.ConvTranspose2d(6, 6, 1)), "stem", "transposed"),
-    "tied weights": (_TiedLayers, "stem", "mix channels"),
-    "channels flattened last": (lambda: _Between(_ChannelsLast(), nn.Linear(384, 5)), "stem", "mix channels"),
-    "a channel shuffle": (lambda: _Between(_Shuffle()), "stem", "mix channels"),
+    "tied weights": (_TiedLayers, "stem", "share their weights"),
+    "channels flattened last": (lambda: _Between(_ChannelsLast(), nn.Linear(384, 5)), "stem", "mixes them"),
+    "a channel shuffle": (lambda: _Between(_Shuffle()), "stem", "mixes them"),
     "the network's outputs": (_SharedLayer, "head", "outputs"),
     "a single channel": (
         lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)),
@@ -282,6 +281,65 @@ def test_what_cannot_be_pruned_says_why(random_weights, case):
     groups = {group.name: group for group in itf.find_groups(random_weights(make()), torch.zeros(1, 3, 8, 8))}
     assert groups[root].reason is not None
     assert words in groups[root].reason
+
+
+class _Gated(nn.Module):
+    """A branch multiplied by another one through detach, which no gradient shows; both go on on their own."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, width, 1), nn.Conv2d(3, width, 1)
+        self.first, self.second, self.head = nn.Conv2d(width, 6, 1), nn.Conv2d(width, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        one, other = self.one(x), self.other(x)
+        return self.head(F.relu(self.first(one * other.detach()) * self.second(other)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("width", [2, 3, 8])
+def test_groups_of_one_size_that_depend_on_each_other_are_not_taken_for_independent(random_weights, width):
+    torch.manual_seed(0)
+    found = itf.find_groups(random_weights(_Gated(width)), torch.zeros(1, 3, 4, 4))
+    assert {group.name for group in found if group.reason is None} == {"first"}
+
+
+@pytest.mark.parametrize("parameters", [1, 6])
+def test_prelu_is_one_slope_for_all_or_a_weight_of_each_channel(random_weights, same_logits, parameters):
+    torch.manual_seed(0)
+    model, images = random_weights(_Between(nn.PReLU(parameters))), torch.randn(4, 3, 8, 8)
+    nn.init.uniform_(model.between.weight, -1, 1)
+    group = itf.find_groups(model, images[:1])[0]
+    assert group.reason is None
+    assert [layer.name for layer in group.role(CHANNELWISE)] == (["between"] if parameters > 1 else [])
+    scores = itf.score(model, group)
+    small = itf.prune(model, images[:1], 0.5, merge="drop", groups=[group.name])
+    masked = copy.deepcopy(model)
+    gone = scores.argsort()[:3]
+    masked.stem.weight.data[gone] = 0
+    masked.stem.bias.data[gone] = 0
+    assert small.between.weight.shape == (parameters // 2 or 1,)
+    same_logits(small(images), masked(images))
+
+
+def test_local_response_norm_is_tried_on_large_activations(random_weights):
+    torch.manual_seed(0)
+    model = random_weights(_Between(nn.LocalResponseNorm(5, alpha=1e-4, k=2)))  # AlexNet's: nothing happens below 10
+    assert itf.find_groups(model, torch.zeros(1, 3, 8, 8))[0].reason is not None
+
+
+def test_a_network_that_answers_by_chance_is_refused():
+    model = _Between(nn.Identity())
+    model.between.forward = lambda x: F.dropout(x, 0.5)
+    with pytest.raises(itf.IntrafusionError, match="differently each time"):
+        itf.find_groups(model, torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("output", "words"), [(lambda y: {"logits": y}, "dict"), (lambda y: (y, y), "tuple")])
+def test_an_output_that_is_no_tensor_is_named(output, words):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    model.register_forward_hook(lambda module, inputs, result: output(result))
+    with pytest.raises(itf.IntrafusionError, match=f"not a {words}: wrap it"):
+        itf.find_groups(model, torch.zeros(1, 3, 8, 8))
 
 
 TREACHEROUS = {

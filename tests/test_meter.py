@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.activations import private
 from intrafusion.evaluate import stratified
-from intrafusion.fold import fold_groups
 from intrafusion.meter import Meter
+from intrafusion.norms import fold_groups
 from intrafusion.pace import Cancelled, stoppable
 from intrafusion.prune import prune_groups
 from intrafusion.twins import differing

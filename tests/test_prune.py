@@ -80,7 +80,7 @@ def test_every_layer_keeps_its_share_of_channels(networks, name, sparsity):
         if len(group.block.unique()) == 1:  # blocks share the channels out, by a rule tested with the plan
             for layer in group.layers:
                 axis = layer.name, int(layer.role == CONSUMER)
-                k = max(1, int(group.size * (1 - sparsity)))
+                k = kept_count(group.size, sparsity)
                 widths[axis] = widths.get(axis, 0) + k * layer.positions.shape[1]
     for (layer_name, axis), width in widths.items():
         module = small.get_submodule(layer_name)
@@ -293,6 +293,12 @@ ERRORS = {
     "unknown group by name": ({"groups": "layer9"}, "layer9"),
     "group with a reason": ({"groups": ["linear"]}, "outputs"),
     "no groups": ({"groups": []}, "no group"),
+    "unknown group of a mapping": ({"sparsity": {"layer1.0.conv9": 0.5}}, "layer1.0.conv1"),
+    "group with a reason, of a mapping": ({"sparsity": {"linear": 0.5}}, "outputs"),
+    "group of a mapping that is not chosen": (
+        {"sparsity": {"conv1": 0.5, "layer1.0.conv1": 0.5}, "groups": ["conv1"]},
+        "layer1.0.conv1",
+    ),
     "unknown merge": ({"merge": "melt"}, "melt"),
     "unknown criterion": ({"criterion": "vibes"}, "vibes"),
     "unknown solver": ({"solver": "oracle"}, "oracle"),
@@ -314,6 +320,77 @@ def test_bad_arguments_are_one_clear_line(networks, case):
         itf.prune(network.model, network.example, **options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = {
+    "a weight": ("layer1.0.conv1.weight", "layer1.0.conv1 holds NaN or infinite numbers in its weight"),
+    "a bias": ("linear.bias", "linear holds NaN or infinite numbers in its bias"),
+    "statistics": ("layer1.0.bn1.running_var", "layer1.0.bn1 holds NaN or infinite numbers in its running_var"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_nan_and_infinite_weights_are_refused_with_their_layers_name(networks, case, number):
+    network = networks("resnet-projection")
+    name, words = NUMBERS[case]
+    model = copy.deepcopy(network.model)
+    model.state_dict()[name].view(-1)[0] = number
+    calls = [lambda: itf.fold(model, network.example), lambda: itf.prune(model, network.example, merge="drop")]
+    if not name.startswith("linear"):
+        group = network.group("layer1.0.conv1")
+        calls += [lambda: itf.score(model, group), lambda: itf.plan(model, group, torch.ones(group.size))]
+    for call in calls:
+        with pytest.raises(itf.IntrafusionError, match=words):
+            call()
+
+
+class TestModes:
+    """A network that is in training is pruned as in eval mode, and comes back in the mode that it came in."""
+
+    @pytest.mark.parametrize("merge", ["drop", "fusion", "fold", "calibrated", "refit", "refit-all", "fold-r"])
+    @pytest.mark.parametrize("name", ["resnet-projection", "densenet"])
+    def test_the_mode_changes_nothing(self, networks, name, merge):
+        network = networks(name)
+        data = itf.ImageData(
+            "noise", "train", torch.randint(0, 256, (16, *network.example.shape[1:]), dtype=torch.uint8),
+            torch.arange(16) % 5, tuple("abcde"),
+        )  # fmt: skip
+        answers = []
+        for train in (False, True):
+            model = copy.deepcopy(network.model).train(train)
+            model.card = itf.ModelCard("x", (0.5,) * 3, (0.25,) * 3, tuple(network.example.shape[1:]), 5, "noise")
+            next(iter(model.children())).eval()
+            modes = {part: module.training for part, module in model.named_modules()}
+            state = copy.deepcopy(model.state_dict())
+            small = itf.prune(model, network.example, 0.5, merge=merge, data=data)
+            assert {part: module.training for part, module in model.named_modules()} == modes
+            assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+            assert all(module.training == modes.get(part, train) for part, module in small.named_modules())
+            answers.append(small.eval()(network.images))
+        torch.testing.assert_close(*answers, rtol=0, atol=0)
+
+    def test_a_fold_comes_back_in_the_mode_that_the_model_is_in(self, networks):
+        network = networks("resnet-projection")
+        folded = itf.fold(copy.deepcopy(network.model).train(), network.example)
+        assert all(module.training for module in folded.modules())
+
+
+def test_a_loaded_and_a_pruned_network_can_be_trained_as_they_are():
+    model = itf.load_model("digits-resnet")
+    small = itf.prune(model, model.card.example(), 0.3)
+    for network in (model, small):
+        network.train()(torch.randn(4, 1, 8, 8)).square().sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+
+
+def test_what_is_frozen_stays_frozen(networks):
+    network = networks("resnet-projection")
+    model = copy.deepcopy(network.model).requires_grad_(True)
+    model.layer1[0].conv1.weight.requires_grad_(False)
+    small = itf.prune(model, network.example, 0.5)
+    assert not small.layer1[0].conv1.weight.requires_grad
+    assert small.layer1[0].conv2.weight.requires_grad
 
 
 def test_a_network_without_hidden_channels_has_nothing_to_prune():

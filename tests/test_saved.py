@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.fold import fold_groups
+from intrafusion.norms import fold_groups
 from intrafusion.saved import layers_of, set_layers
 from intrafusion.shrink import shrink
 from intrafusion.train.smooth import truncate

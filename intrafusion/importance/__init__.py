@@ -12,6 +12,7 @@ from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES
 from intrafusion.spec import PruneSpec
+from intrafusion.twins import check_finite, plain
 
 # isort: off
 from intrafusion.importance import weights, gradients, maps, attributions  # noqa: F401  (they register, in lists' order)
@@ -29,17 +30,25 @@ def score(
     """Importance of each channel of `group`: float64 (n,) on the CPU, seen with BN folded.
 
     data: for criteria that need images or labels; at most `calibration` of them are looked at, the same ones for the same
-    seed. Raises IntrafusionError for an unknown criterion, a group that cannot be pruned, or missing data.
+    seed. Raises IntrafusionError for an unknown criterion, a group that cannot be pruned, missing data, and weights or scores
+    that are NaN or infinite.
     """
     entry = CRITERIA[criterion]
     if group.reason:
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
     if entry.needs != "nothing" and data is None:
         raise IntrafusionError(f"criterion {criterion} needs {entry.needs}: pass data=")
+    model = plain(model)
+    check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     seen = None if data is None else data.subset(calibration, seed)
     with torch.no_grad():
-        scores = entry(model, group, seen, torch.Generator().manual_seed(seed))
-    return scores.detach().double().cpu()
+        scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().double().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        check_finite(model.named_modules())  # the layer to blame
+        raise IntrafusionError(
+            f"criterion {criterion} gives NaN or infinite scores of {group.name}: choose another one"
+        )
+    return scores
 
 
 def needs_images(spec: PruneSpec) -> bool:

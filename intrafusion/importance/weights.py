@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion.channels import CONSUMER, PRODUCER, Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.fold import folded_tensors
 from intrafusion.importance.averages import mean_over_layers, spread
+from intrafusion.norms import folded_tensors
 from intrafusion.registry import CRITERIA
 from intrafusion.vectors import channel_vectors
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, Group, Layer
-from intrafusion.fold import affine
+from intrafusion.norms import affine
 from intrafusion.registry import MERGES
 from intrafusion.transport import TransportPlan, selection
 

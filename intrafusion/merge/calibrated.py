@@ -23,19 +23,22 @@ def refit(fit: Fit) -> None:
 
 
 def refit_all(fit: Fit) -> None:
-    """Every layer from the first one that lost channels on, those that write pruned channels and the last one too."""
+    """Every layer from the first one that lost channels on, those that write pruned channels and the last one too.
+
+    Convolutions of several groups, and layers that cannot be fitted, stay as the merge left them.
+    """
     reading, layers = _consumers(fit), fit.walk.cuts.layers()
     touched = {layer.name for merged in fit.merged for layer in merged.group.layers}
     for name in layers[min(i for i, name in enumerate(layers) if name in touched) :]:
         if name in reading:
             fit.calibrate(name)
-        if getattr(fit.small.get_submodule(name), "groups", 1) == 1:
+        if getattr(fit.small.get_submodule(name), "groups", 1) == 1 and name not in fit.odd:
             fit.refit(name)
 
 
 def _consumers(fit: Fit) -> list[str]:
-    reading = {layer.name for merged in fit.merged for layer in merged.group.role(CONSUMER)}
-    return [name for name in fit.walk.cuts.layers() if name in reading]
+    """The layers that read pruned channels, in their order. Raises IntrafusionError where one does not run exactly once."""
+    return fit.once({layer.name for merged in fit.merged for layer in merged.group.role(CONSUMER)})
 
 
 _WAYS = {

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from intrafusion.cuts import Cuts, trace
+from intrafusion.cuts import FITTED, Cuts, trace
 from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
 from intrafusion.log import event
 from intrafusion.merge.calls import Calls
 from intrafusion.pace import checkpoint
 
+_MET = (*FITTED, _NormBase)  # the layers that a walk stops at
 _MEMORY = 1 << 30  # bytes of values kept; what finds no room is computed from the images again
 Values = dict[str, Tensor]
 Pairs = Iterator[tuple[Values, Values]]
@@ -87,7 +89,7 @@ def _chosen(dense: nn.Module, small: nn.Module, images: Tensor) -> Cuts | Calls:
     calls, cuts = Calls(dense, images), trace(dense, images)
     if cuts is None:
         return calls
-    hidden = [name for name in calls.layers() if name not in cuts.layers()]
+    hidden = [name for name in calls.layers(*_MET) if name not in cuts.layers(*_MET)]
     told = f"{hidden[0]}: it runs within another layer" if hidden else cuts.misfit(small, images[:2])
     if told:
         event("uncut", reason=told)

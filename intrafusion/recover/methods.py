@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.merge import repair, reset_norms
@@ -147,7 +148,7 @@ def _norms(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _head(network: nn.Module) -> list[nn.Parameter]:
-    *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    *_, last = (layer for layer in network.modules() if isinstance(layer, _ConvNd | nn.Linear))
     return list(last.parameters())
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from intrafusion.download import Progress, stream
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.twins import check_finite
 from intrafusion.zoo import imagenet, kept, ours, sources, timm
 from intrafusion.zoo.architectures import ARCHITECTURES as ARCHITECTURES
 from intrafusion.zoo.kept import keep as keep
@@ -98,7 +99,8 @@ def load_model(
     else:
         model, card = source.open_model(name, weights, progress)
     model.card = replace(card, name=name)
-    return model.eval().requires_grad_(False).to(_device(device))
+    check_finite(model.named_modules())
+    return model.eval().requires_grad_(True).to(_device(device))
 
 
 def _device(name: str | torch.device) -> torch.device:

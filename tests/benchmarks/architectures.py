@@ -56,8 +56,8 @@ def row(name: str) -> dict[str, object]:
 
 def reason_of(group: Group) -> str:
     """A group's reason without the names of layers."""
-    reason = str(group.reason).replace("these channels are ", "").partition(" (")[0]
-    return reason.replace("its channels ", "").replace("its coupling ", "")
+    reason = str(group.reason).replace("these channels are ", "").partition(" (")[0].partition(": ")[0]
+    return reason.replace("its channels ", "").replace("its coupling ", "").partition(", ")[0]
 
 
 def held(model: nn.Module, groups: list[Group]) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.fold import fold_groups
+from intrafusion.norms import fold_groups
 from intrafusion.shrink import shrink
 from intrafusion.speed import Comparison, Speed, compare
 from intrafusion.transport import group_counts

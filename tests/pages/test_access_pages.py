@@ -148,6 +148,25 @@ class TestErrors:
             f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
         )
 
+    @pytest.mark.parametrize(
+        ("page", "place"),
+        [
+            ("importance", "intrafusion.bench.Bench.scores"), ("overview", "pages.common.queue.show"),
+            ("transport", "pages.common.shell.choose"), ("curves", "pages.common.studying.points"),
+        ],
+    )  # fmt: skip
+    def test_wherever_on_a_page_it_is_one_line_with_the_id(self, jobs, monkeypatch, unexpected, page, place):
+        monkeypatch.setattr(place, self._fail)
+        app = open_page(page, model="digits-mlp")
+        assert not app.exception
+        found = re.fullmatch(
+            r"Something went wrong \(id ([0-9a-f]{8})\)\. The details are in the server's log under this id\.",
+            app.error[-1].value,
+        )
+        assert found[1] == unexpected()[-1].fields["id"]
+        assert SECRET in str(unexpected()[-1].exc_info[1])
+        assert SECRET not in text(app)
+
     def test_the_log_tells_what_was_kept_and_what_was_refused(self, tmp_path, caplog):
         caplog.set_level("INFO", "intrafusion")
         app = open_page("your_own", model="digits-mlp")
