@@ -25,7 +25,7 @@ def private(model: nn.Module) -> nn.Module:
     """A copy that hooks and gradients may touch while others run the model; its activations are not done in place."""
     made = twin(model).requires_grad_(False)
     for module in made.modules():
-        if hasattr(module, "inplace"):
+        if getattr(module, "inplace", False):  # scripted modules refuse to be given what they have
             module.inplace = False  # type: ignore[assignment]
     return made
 
