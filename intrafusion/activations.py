@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
+from intrafusion.pace import checkpoint
 
 
 class _Enough(Exception):
@@ -35,6 +36,7 @@ def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> It
     card = card_for(model, data)
     device = next(model.parameters()).device
     for images, labels in data.batches(most):
+        checkpoint()
         yield normalise(images.to(device), card.mean, card.std), labels.to(device)
 
 
