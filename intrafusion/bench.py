@@ -70,7 +70,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     @property
     def example(self) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The command line: `python -m intrafusion --help` lists the commands, each `COMMAND --help` its flags.
 
-Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line.
+Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line, work
+that failed with 1: also an error that nobody expected, in one line that says where its traceback is.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from intrafusion.cli_own import add_own
 from intrafusion.cli_prune import add_prune
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
-from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
-from intrafusion.log import say, start
+from intrafusion.errors import IntrafusionError, is_of_network
+from intrafusion.log import explain, say, start, where
 from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
 from intrafusion.precision import PRECISIONS
@@ -49,23 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             start()
             if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
                 raise IntrafusionError("a word of the command holds a NUL character, which no name has")
-            args = _parser().parse_args(argv)
+            args = _parser().parse_args(argv)  # which ends the program after --help
             join_key(args)
-            status = args.command(args)
+            try:
+                status = args.command(args)
+            except SystemExit as error:
+                raise IntrafusionError(f"the code of the model ended the program (status {error.code})") from error
             sys.stdout.flush()
-    except IntrafusionError as error:
-        say(f"error: {error}")
-        return 2
     except (KeyboardInterrupt, Cancelled):
         return ending.cancelled()
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        say(f"error: {reason(error)}")
-        return 2
+    except SystemExit:
+        raise
+    except BaseException as error:  # libraries that are written in Rust raise no Exception when they panic
+        said, number = explain(error, "command")
+        if number is None:
+            say(f"error: {said}")
+            return 2
+        say(f"error: {'' if is_of_network(error) else 'internal error, '}{said} (id {number}; its traceback {where()})")
+        return 1
     return status or 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.log import say
+from intrafusion.log import say, where
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
@@ -149,7 +149,10 @@ def _measured(
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(_failed(result.spec, result.reason), soft_wrap=True, markup=False, highlight=False)
+                why = (
+                    result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
+                )
+                bar.console.print(_failed(result.spec, why), soft_wrap=True, markup=False, highlight=False)
                 continue
             last[result.spec] = result
             if args.json and result.complete:

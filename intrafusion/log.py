@@ -1,10 +1,12 @@
 """What happened, a line each on stderr: JSON for programs or text for people, as $INTRAFUSION_LOG says (json, text or off).
 
-An event has a name and fields. What nobody expected is logged with its traceback under an id, and the id alone is shown.
+An event has a name and fields. What nobody expected is logged with its traceback under an id, and the id alone is shown. Where
+the variable says nothing, the command line writes tracebacks to a file, `tracebacks.log` among the downloads.
 """
 
 import json
 import logging
+import logging.handlers
 import os
 import queue
 import secrets
@@ -17,23 +19,27 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from intrafusion.errors import IntrafusionError, check_choice, is_out_of_memory, reason
+from intrafusion.places import home
 
 KINDS = ("json", "text", "off")
 _log = logging.getLogger("intrafusion")
 _WAITING = 10_000  # lines that may wait for a reader of stderr; what comes on top of them is lost, and holds nobody up
 _TEXT = "%(levelname)s:%(name)s:%(message)s"
+_FILE = 1 << 20  # bytes of tracebacks in the file, and once more in the one before it
 
 
 def start(default: str | None = None) -> None:
-    """Log as $INTRAFUSION_LOG says, else as `default`; None for the usual of a command line: warnings and errors as text.
+    """Log as $INTRAFUSION_LOG says, else as `default`; None for the usual of a command line.
 
+    That is warnings as text; tracebacks go to a file, as whoever logs an error tells the person of it.
     Raises IntrafusionError where the variable says none of KINDS.
     """
     kind = os.environ.get("INTRAFUSION_LOG") or default
     if kind is None or kind not in KINDS:
         plain = logging.StreamHandler(sys.stderr)
         plain.setFormatter(_Text(_TEXT))
-        logging.basicConfig(level=logging.WARNING, handlers=[plain])
+        plain.addFilter(lambda record: not record.exc_info)
+        logging.basicConfig(level=logging.WARNING, handlers=[plain, _Tracebacks()])
         if kind is not None:
             check_choice("INTRAFUSION_LOG", kind, KINDS)
         return
@@ -62,6 +68,16 @@ def unexpected(error: BaseException, where: str, /, **fields: Any) -> str:
     number = secrets.token_hex(4)
     event("error", logging.ERROR, error, id=number, where=where, type=type(error).__name__, **fields)
     return number
+
+
+def where() -> str:
+    """Where the traceback is of what was logged last, in words."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Tracebacks):
+            return "could not be written" if handler.failed else f"is in {handler.baseFilename}"
+        if isinstance(handler, logging.NullHandler):
+            return "is logged where INTRAFUSION_LOG is text or json"
+    return "is in the log"
 
 
 def explain(error: BaseException, where: str, /, **fields: Any) -> tuple[str, str | None]:
@@ -93,6 +109,24 @@ def _row(record: logging.LogRecord) -> dict[str, Any]:
     if record.exc_info and record.exc_info[1] is not None:
         said["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
     return said
+
+
+class _Tracebacks(logging.handlers.RotatingFileHandler):
+    """The tracebacks of a command line, in a file that is made with the first of them. failed: whether it cannot be written."""
+
+    def __init__(self) -> None:
+        super().__init__(home() / "tracebacks.log", maxBytes=_FILE, backupCount=1, encoding="utf-8", delay=True)
+        self.failed = False
+        self.setFormatter(_Text(f"%(asctime)s {_TEXT}"))
+        self.addFilter(lambda record: bool(record.exc_info))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # which the file then has, too
+            home().mkdir(parents=True, exist_ok=True)
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.failed = True
 
 
 class _Lines(logging.Handler):

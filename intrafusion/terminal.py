@@ -138,6 +138,9 @@ def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
         for row in rows:
             print(json.dumps(row), flush=True)  # a line that is out is whole, however the command ends
         return
+    if not rows:
+        print(title)
+        return
     table = Table(title=_text(title), title_justify="left", header_style="bold", box=SIMPLE)
     for column in rows[0]:
         table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
