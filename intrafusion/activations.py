@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
+from intrafusion.pace import checkpoint
 from intrafusion.twins import twin
 
 
@@ -35,6 +36,7 @@ def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> It
     card = card_for(model, data)
     first = next(model.parameters())
     for images, labels in data.batches(most):
+        checkpoint()
         yield normalise(images.to(first.device), card.mean, card.std).to(first.dtype), labels.to(first.device)
 
 
