@@ -58,13 +58,13 @@ class Cuts:
         """
         tail = self.tail(self.input)
         with torch.inference_mode():
-            expected = network(images)
+            expected = network(images.clone())  # which some networks normalise in place
             with suppress(Exception):  # it can fail in any way; the place is found below
                 if tail is not None and alike(tail(network, images)[0], expected):
                     return None
             replay = Replay(network, self._graph)
             try:
-                replay.reads = _reads(copy.deepcopy(network), images)
+                replay.reads = _reads(copy.deepcopy(network), images.clone())
                 replay.run(images)
             except Exception as error:
                 return f"{replay.place}: {one_line(error)}"

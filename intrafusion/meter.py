@@ -62,7 +62,7 @@ class Meter:
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
         self.labels = data.labels[self.order]
         self._cuts = trace(model, self._input(0, 3))
-        self._plain = _Front((), lambda network, images: (network(images),), True)  # where nothing can be cut
+        self._plain = _Front((), lambda network, images: (network(images.clone()),), True)  # where nothing can be cut
         self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
         self._dense = torch.zeros(0, dtype=torch.bool)
@@ -137,7 +137,7 @@ class Meter:
         images = self._input(0, 2)
         with torch.inference_mode():
             try:
-                agrees = alike(front.tail(mixed, *self._head(front, images))[0], network(images))
+                agrees = alike(front.tail(mixed, *self._head(front, images))[0], network(images.clone()))
             except Exception:  # a user's forward can fail in any way
                 agrees = False
             if not agrees and self._cuts:

@@ -321,6 +321,20 @@ class Named(Twofold):
         return self.head(input=x.mean((2, 3)))
 
 
+class Normalising(Twofold):
+    """It works on its input in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.1).mul_(1.5))
+
+
+class NormalisingWhole(Twofold):
+    """And torch.fx cannot follow it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.1).mul_(1.5) if len(x) else x)
+
+
 class Encoder(nn.Module):
     """Its layers are hidden in one of torch's."""
 
@@ -344,7 +358,7 @@ class Windows(Twofold):
         return self.head(x.mean((2, 3)).reshape(count, 4, -1).mean(1))
 
 
-FORMS = (Twofold, Reused, OneByOne, Explaining, Packed, Named, Encoder, Windows)
+FORMS = (Twofold, Reused, OneByOne, Explaining, Packed, Named, Normalising, NormalisingWhole, Encoder, Windows)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -26,7 +26,7 @@ class InStep:
 
     cuts: the layers in their order, and the values around each. Where torch.fx cannot follow the network, or its trace does
     not fit both, they are found by hooks: both networks then run from the images up to each layer, which takes longer, and
-    the sums that layers write into are not known. (torch.export follows fewer of these networks than hooks do: all.)
+    the sums that layers write into are not known. Hooks work with any code, so torch.export is not needed for the rest.
     """
 
     def __init__(self, dense: nn.Module, small: nn.Module, batches: Sequence[Tensor]):
@@ -43,7 +43,7 @@ class InStep:
         self._kept: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
     def at(self, layer: str, dense: Sequence[str] = (), small: Sequence[str] = ()) -> Pairs:
-        """For each batch what the two networks know just before this layer runs, by the names of values: what it reads first.
+        """For each batch what the two networks know just before this layer runs, by their names: at least what it reads.
 
         dense, small: further values that each is to compute from there. Raises IntrafusionError, with the layer's name,
         where it does not run once, or reads or writes what is no tensor.
