@@ -18,7 +18,6 @@ from torch import nn
 
 from intrafusion.bench import Bench, pruned
 from intrafusion.errors import IntrafusionError, is_out_of_memory
-from intrafusion.importance import needs_images
 from intrafusion.log import event, explain
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.pace import checkpoint
@@ -75,8 +74,8 @@ def checked(specs: Iterable[PruneSpec], bench: Bench) -> list[PruneSpec]:
     specs = list(dict.fromkeys(specs))
     for spec in specs:
         check(spec, bench)
-        if needs_images(spec):
-            bench.calibration(spec)
+        for one in bench.learned_from(spec):
+            bench.calibration(one)
     return sorted(specs, key=lambda spec: cut_of(spec, bench))
 
 
