@@ -19,7 +19,7 @@ from intrafusion.evaluate import Evaluation, Size, evaluate, layer_sizes, logits
 from intrafusion.fingerprint import of_images, of_model, of_text
 from intrafusion.geometry import Geometry, measure
 from intrafusion.groups import find_groups
-from intrafusion.importance import needs_images, score
+from intrafusion.importance import score
 from intrafusion.memo import Memo
 from intrafusion.merge import ChannelMap, calibrate
 from intrafusion.meter import MEMORY, Meter
@@ -28,6 +28,7 @@ from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import Facts, How, recovering
 from intrafusion.registry import CRITERIA, RECOVERIES
+from intrafusion.relevant import calibrates, relevant, trains
 from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
 from intrafusion.train.loop import Moment
 from intrafusion.transport import TransportPlan, solve
@@ -112,7 +113,7 @@ class Bench:
         )
 
     def kept_path(self, spec: PruneSpec) -> Path:
-        """The file of the spec's recovered network, named after all that this depends on."""
+        """The file of the spec's recovered network, named after all that this depends on, the kind of device among it."""
         return self._recovered(spec, code_version(), ".pt")
 
     def stopped_path(self, spec: PruneSpec) -> Path:
@@ -120,18 +121,19 @@ class Bench:
         return self._recovered(spec, recovery_version(), ".run")
 
     def _recovered(self, spec: PruneSpec, version: str, suffix: str) -> Path:
-        plain = spec.but(limit=None, precision="", weights=None, data_path=None).key()
+        plain = relevant(spec).but(limit=None, precision="", weights=None, data_path=None).key()
         seen = self._known.get(
             ("seen", *self.learned_from(spec)), lambda: of_images(*map(self.calibration, self.learned_from(spec)))
         )
-        return home() / "recovered" / f"{of_text(plain, self.fingerprints(spec)[0], seen, version)}{suffix}"
+        name = of_text(plain, self.fingerprints(spec)[0], seen, self.device.type, version)
+        return home() / "recovered" / f"{name}{suffix}"
 
     @staticmethod
     def learned_from(spec: PruneSpec) -> tuple[PruneSpec, ...]:
         """Specs whose calibration images are those that pruning, merging and recovering as `spec` says looks at."""
         plain = PruneSpec(dataset=spec.dataset, data_path=spec.data_path, calibration=spec.calibration, seed=spec.seed)
-        trains = RECOVERIES[spec.recovery].needs == "labels"
-        return ((plain,) if needs_images(spec) else ()) + ((plain.but(calibration=spec.training),) if trains else ())
+        learned = (plain.but(calibration=spec.training),) if trains(spec) else ()
+        return ((plain,) if calibrates(relevant(spec)) else ()) + learned
 
     def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
         """Measures networks pruned from this one on the spec's evaluation images. It keeps much: let go of it when done."""
@@ -260,7 +262,7 @@ def _cut(spec: PruneSpec, bench: Bench, share: bool) -> Pruned:
         spec.criterion,
         spec.merge,
         spec.groups,
-        bench.calibration(spec) if needs_images(spec) else None,
+        bench.calibration(spec) if calibrates(relevant(spec)) else None,
         first=lambda group: bench.plan(spec, group),
         share=share,
         **spec.only((*PLAN_KNOBS, *MERGE_KNOBS)),

@@ -110,9 +110,9 @@ class PruneSpec:
             whole = KINDS[name] is int
             if not _is_number(value) or not 0 <= value <= _MOST or (whole and type(value) is not int):
                 raise IntrafusionError(f"{name} must be a {'whole ' * whole}number from 0, not {shown(value)}")
-            object.__setattr__(self, name, value if whole else float(value) + 0.0)
-        for name in ("sparsity", "p", "reg", "reg_m", "mass"):  # equal specs, one key: 0, 0.0 and -0.0
-            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+            object.__setattr__(self, name, value if whole else _tidy(value))
+        for name in ("sparsity", "p", "reg", "reg_m", "mass"):
+            object.__setattr__(self, name, _tidy(getattr(self, name)))
         _expect("bias", self.bias, bool, "true or false")
         if type(self.round_to) is not int or not 1 <= self.round_to <= MOST_ROUNDED:
             raise IntrafusionError(
@@ -132,7 +132,7 @@ class PruneSpec:
             )
         if isinstance(self.groups, str) or not len({*self.groups}) == len(self.groups) == len(self.sparsities):
             raise IntrafusionError("sparsities needs as many numbers as groups has names: name each group once")
-        object.__setattr__(self, "sparsities", tuple(float(s) + 0.0 for s in self.sparsities))
+        object.__setattr__(self, "sparsities", tuple(map(_tidy, self.sparsities)))
         object.__setattr__(self, "sparsity", 0.0)
 
     def sparsity_of(self, group: str) -> float:
@@ -166,19 +166,11 @@ class PruneSpec:
 
     def key(self) -> str:
         """A canonical text of the spec, equal exactly for equal specs."""
-        return json.dumps(self.known_by(), sort_keys=True)
-
-    def known_by(self) -> dict[str, Any]:
-        """The fields that results are stored under: not those of LATER that change nothing, which older results lack."""
-        return {k: v for k, v in self.to_dict().items() if k not in LATER or v != LATER[k]}
+        return json.dumps(self.to_dict(), sort_keys=True)
 
 
 MOST_ROUNDED = 4096
 _MOST = sys.float_info.max  # whole numbers above it are no floats
-LATER: dict[str, Any] = {
-    "round_to": 1,
-    "fold_norms": "none",
-}  # fields that are younger than stored results; the value that changes nothing
 COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
 KINDS = (
     {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
@@ -193,6 +185,12 @@ PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)
 def _expect(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
     if not isinstance(value, kind):
         raise IntrafusionError(f"{name} must be {what}, not {shown(value)}")
+
+
+def _tidy(value: float) -> float:
+    """One float for what is meant to be one number: for 0, 0.0 and -0.0, and for 0.3 and 0.1 + 0.2. Never up to one."""
+    rounded = float(f"{value:.14g}") + 0.0
+    return float(value) if value < 1 <= rounded else rounded
 
 
 def _is_number(value: object) -> bool:

@@ -281,6 +281,11 @@ class TestStopping:
 
 
 class TestShares:
+    @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda")])
+    def test_what_is_trained_there_is_of_the_kind_of_device_that_tasks_ask_for(self, bench, gpus, kind):
+        place = cluster._Share(1, gpus).origin(SPECS[0], bench)
+        assert (place.kind, place.model, place.data) == (kind, *bench.fingerprints(SPECS[0]))
+
     @pytest.mark.parametrize(
         ("cpus", "gpus", "count"),
         [(1, 0, 8), (3, 0, 2), (0.5, 0, 16), (0, 1, 2), (1, 1, 2), (1, 0.25, 8), (8, 1, 1), (9, 0, 0), (1, 3, 0)],

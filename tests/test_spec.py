@@ -65,6 +65,13 @@ EQUAL = {
     "a rate as a float": ({"rate": 1}, {"rate": 1.0}),
     "sparsity as a float": ({"sparsity": 0}, {"sparsity": 0.0}),
     "negative zero": ({"sparsity": 0.0}, {"sparsity": -0.0}),
+    "a sum of floats": ({"sparsity": 0.3}, {"sparsity": 0.1 + 0.2}),
+    "a sum of many floats": ({"sparsity": 0.8}, {"sparsity": sum([0.1] * 8)}),
+    "sums for each group": (
+        {"groups": ["a", "b"], "sparsities": [0.3, 0.7]},
+        {"groups": ["a", "b"], "sparsities": [0.1 + 0.2, 1 - 0.3]},
+    ),
+    "a rate that was computed": ({"rate": 0.3}, {"rate": 0.1 * 3}),
 }
 
 
@@ -74,6 +81,14 @@ def test_equal_specs_have_one_hash_and_one_key(case):
     assert first == second
     assert hash(first) == hash(second)
     assert first.key() == second.key()
+
+
+@pytest.mark.parametrize("value", [0.3, 1 / 3, 1e-9, 0.123456789012, 1 - 1e-12, 1 - 2**-53, 5e-324])
+def test_floats_are_kept_to_14_digits_and_below_one(value):
+    spec = PruneSpec(sparsity=value)
+    assert spec.sparsity == pytest.approx(value, rel=1e-14, abs=0)
+    assert spec.sparsity < 1
+    assert PruneSpec(sparsity=spec.sparsity).sparsity == spec.sparsity
 
 
 CHANGES = {

@@ -19,6 +19,7 @@ Telling = Iterator[Facts | Moment]
 _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
 COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
+_TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all that train
 _DISTIL = 0.5  # share of the teacher's answers in the loss
 
 
@@ -49,41 +50,51 @@ def repaired(case: Case) -> None:
         repair(case.pruned.fit(case.images()))
 
 
-@RECOVERIES.register("perp-bias", "biases alone are trained, BatchNorm's shifts among them", _PERP, "labels")
+@RECOVERIES.register(
+    "perp-bias", "biases alone are trained, BatchNorm's shifts among them", _PERP, "labels", knobs=_TRAINING
+)
 def perp_bias(case: Case) -> Telling:
     return retrain(case, Method(choose=_biases))
 
 
-@RECOVERIES.register("perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels")
+@RECOVERIES.register("perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING)
 def perp_norm(case: Case) -> Telling:
     return retrain(case, Method(choose=_norms))
 
 
-@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels")
+@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING)
 def perp_head(case: Case) -> Telling:
     return retrain(case, Method(choose=_head))
 
 
 @RECOVERIES.register(
-    "perp", "biases, BatchNorm and the last layer are trained; all other weights stay", _PERP, "labels"
+    "perp", "biases, BatchNorm and the last layer are trained; all other weights stay", _PERP, "labels", knobs=_TRAINING
 )
 def perp(case: Case) -> Telling:
     return retrain(case, Method(choose=_few))
 
 
 @RECOVERIES.register(
-    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels"
+    "perp-lora",
+    "as perp, and all other weights learn low-rank changes, merged into them at the end",
+    _PERP,
+    "labels",
+    knobs=(*_TRAINING, "rank"),
 )
 def perp_lora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=False))
 
 
-@RECOVERIES.register("perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels")
+@RECOVERIES.register(
+    "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels", knobs=(*_TRAINING, "rank")
+)
 def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
 
 
-@RECOVERIES.register("finetune", "all weights are trained: the baseline of every method here", "", "labels")
+@RECOVERIES.register(
+    "finetune", "all weights are trained: the baseline of every method here", "", "labels", knobs=_TRAINING
+)
 def finetune(case: Case) -> Telling:
     return retrain(case)
 
@@ -93,6 +104,7 @@ def finetune(case: Case) -> Telling:
     "fine-tuned on the labels and on the dense network's answers in equal parts",
     "Hinton et al., 2015",
     "labels",
+    knobs=_TRAINING,
 )
 def distill(case: Case) -> Telling:
     return retrain(case, Method(distil=_DISTIL))
@@ -100,7 +112,7 @@ def distill(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "similarity", "fine-tuned, and images must look alike to it where they do to the dense network",
-    "Tung & Mori, ICCV 2019", "labels",
+    "Tung & Mori, ICCV 2019", "labels", knobs=(*_TRAINING, "gamma"),
 )  # fmt: skip
 def similarity(case: Case) -> Telling:
     return retrain(case, Method(similar=case.how.gamma))
@@ -108,7 +120,7 @@ def similarity(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "overparam", "fine-tuned with each layer a product of three, then one again (ratio, start, schedule reconstructed)",
-    _OVER, "labels",
+    _OVER, "labels", knobs=(*_TRAINING, "ratio"),
 )  # fmt: skip
 def overparam(case: Case) -> Telling:
     return retrain(case, _wide(case))
@@ -117,7 +129,7 @@ def overparam(case: Case) -> Telling:
 @RECOVERIES.register(
     "overparam-sp",
     "over-parameterized, and images must look alike to it where they do to the dense network (reconstructed)",
-    _OVER, "labels",
+    _OVER, "labels", knobs=(*_TRAINING, "ratio", "gamma"),
 )  # fmt: skip
 def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))

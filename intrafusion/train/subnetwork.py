@@ -187,6 +187,7 @@ def what_learns(masked: nn.Module, lr: float = 50.0, scale_lr: float = 1e-3) -> 
 def finalise(masked: nn.Module) -> nn.Module:
     """A plain copy of a masked network: each weight times what its mask decided, of the shape that it always had.
 
+    Its parameters are in the order that they had before they were masked, so that an optimizer's state still fits.
     Raises IntrafusionError for a network without masks.
     """
     masks(masked)
@@ -199,7 +200,9 @@ def finalise(masked: nn.Module) -> nn.Module:
 
 def _make_plain(layer: Any) -> None:
     """Put the masked weight in the place of its parts. torch's own way would change the class of every copy."""
-    weight = layer.weight.detach().clone()
+    weight, others = layer.weight.detach().clone(), dict(layer._parameters)
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
+    layer._parameters.clear()
     layer.weight = nn.Parameter(weight)
+    layer._parameters.update(others)

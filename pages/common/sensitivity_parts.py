@@ -57,7 +57,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
         middle.caption("Fast needs a device with bfloat16.")
     decide = middle.toggle(
         "Stop at what is decided", key="decide", bind=BIND, disabled=not several,
-        help="Looks no further at a cell once the merges differ for sure on the same images (McNemar's 95 % interval, corrected for the number of looks).",
+        help="Looks no further at a cell once the merges differ for sure on the same images (the 95 % interval of paired proportions by Agresti and Min, corrected for the number of looks).",
     )  # fmt: skip
     if not several:
         middle.caption("One merge alone leaves nothing to decide.")
