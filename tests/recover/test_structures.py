@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import intrafusion as itf
+from intrafusion.channels import CHANNELWISE
 from intrafusion.fold import norm_of
 from intrafusion.merge.product import rows_of
 from intrafusion.prune import Pruned, cut
@@ -389,3 +390,35 @@ def test_a_network_in_training_mode_comes_back_in_that_mode(made):
     assert not pruned.small.training
     for ours, theirs in zip(pruned.small.parameters(), again.small.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+REAL = {  # a merge and a recovery on each
+    "mobilenet_v2": ("refit", "finetune"),
+    "efficientnet_b0": ("fold-r", "repair"),
+    "regnet_y_400mf": ("refit", "bn-reset"),
+    "resnext50_32x4d": ("refit", "repair"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_networks(name):
+    """Random weights, images of 64 pixels, the three smallest groups with a depthwise or grouped convolution."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(models, name)(num_classes=4).eval()
+    model.card = itf.ModelCard(name, (0.5,) * 3, (0.3,) * 3, (3, 64, 64), 4, "noise")
+    images = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = itf.ImageData("noise", "train", images, torch.arange(20) % 4, tuple("abcd"))
+    found = itf.find_groups(model, torch.zeros(1, 3, 64, 64))
+    mixing = [group for group in found if group.reason is None and group.role(CHANNELWISE)]
+    chosen = [group.name for group in sorted(mixing, key=lambda group: group.size)[:3]]
+    assert len(chosen) == 3
+    merge, recovery = REAL[name]
+    pruned = cut(model, found, 0.5, merge=merge, groups=chosen, data=data)
+    before = pruned.small((images.float() / 255 - 0.5) / 0.3)
+    recover(pruned, recovery, data, HOW)
+    after = pruned.small((images.float() / 255 - 0.5) / 0.3)
+    assert after.isfinite().all()
+    assert not torch.equal(after, before)
