@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
+from intrafusion.pace import checkpoint
 from intrafusion.twins import twin
 
 
@@ -25,7 +26,7 @@ def private(model: nn.Module) -> nn.Module:
     """A copy that hooks and gradients may touch while others run the model; its activations are not done in place."""
     made = twin(model).requires_grad_(False)
     for module in made.modules():
-        if hasattr(module, "inplace"):
+        if getattr(module, "inplace", False):  # scripted modules refuse to be given what they have
             module.inplace = False  # type: ignore[assignment]
     return made
 
@@ -35,6 +36,7 @@ def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> It
     card = card_for(model, data)
     first = next(model.parameters())
     for images, labels in data.batches(most):
+        checkpoint()
         yield normalise(images.to(first.device), card.mean, card.std).to(first.dtype), labels.to(first.device)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.log import say
-from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import add_spec_flags, progress, show, spec_of
@@ -40,7 +39,7 @@ def _prune(args: argparse.Namespace) -> None:
     spec = spec_of(args).but(**chosen)
     bench = _bench(spec, args)
     exported: Exported | None = None
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task("prune", total=1.0)
         for told in export(spec, bench, args.out, args.formats, args.speed, args.batch):
             bar.update(task, completed=told.share, description=told.doing)

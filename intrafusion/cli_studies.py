@@ -1,4 +1,7 @@
-"""The commands that measure: `curve` and `sweep`, and `studies`, which looks after what they stored."""
+"""The commands that measure: `curve` and `sweep`, and `studies`, which looks after what they stored.
+
+Both measuring commands end with exit status 1 where a point failed.
+"""
 
 import argparse
 import hashlib
@@ -9,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.log import say
-from intrafusion.pace import interruptible
+from intrafusion.log import say, where
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, progress, reading, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
 from intrafusion.zoo import dataset_of
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
             sweep.add_argument(
                 flag(field.name), dest=field.name, nargs="+", default=argparse.SUPPRESS, help=HELP.get(field.name)
             )
+    add_weights_key(sweep)
     sweep.add_argument("--file", help="a study file (TOML); other flags go before what it says")
     sweep.add_argument("--name", default=argparse.SUPPRESS, help="of the study in the store")
     sweep.add_argument(
@@ -66,7 +69,7 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
     return [curve, sweep, studies]
 
 
-def _curve(args: argparse.Namespace) -> None:
+def _curve(args: argparse.Namespace) -> int:
     from intrafusion.bench import open_bench
     from intrafusion.store import Store
     from intrafusion.sweep import grid
@@ -75,14 +78,15 @@ def _curve(args: argparse.Namespace) -> None:
     with reading() as tell:
         bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
     with Store(args.store) as store:
-        found = _measured(specs, bench, store, args)
+        found, failed = _measured(specs, bench, store, args)
     if found and not args.json:
         first = found[0]
         title = f"{args.model} on {first.count:,} {first.spec.dataset} images: dense {first.dense_accuracy:.1%}"
         show(_readable(found), False, title)
+    return int(failed > 0)
 
 
-def _sweep(args: argparse.Namespace) -> None:
+def _sweep(args: argparse.Namespace) -> int:
     from intrafusion.bench import open_bench
     from intrafusion.store import Store
     from intrafusion.sweep import checked, origin
@@ -97,9 +101,10 @@ def _sweep(args: argparse.Namespace) -> None:
         if not args.resume:
             store.forget(points)
         store.save_study(study.name, study.to_toml(), points)
-        found = _measured(specs, bench, store, args, study.decide)
+        found, failed = _measured(specs, bench, store, args, study.decide)
         if not args.json:
             show(_readable(found), False, f"study {study.name!r} in {store.path}")
+    return int(failed > 0)
 
 
 def _study_of(args: argparse.Namespace) -> "Study":
@@ -130,8 +135,8 @@ def _study_of(args: argparse.Namespace) -> "Study":
 
 def _measured(
     specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool = False
-) -> list["Result"]:
-    """Measure the specs, printing each result when it is final; all of them, in the order of the specs."""
+) -> tuple[list["Result"], int]:
+    """Measure the specs, printing each result when it is final; all of them, in the order of the specs, and how many failed."""
     from intrafusion.sweep import Failure, origin
 
     if args.memory < 0:
@@ -139,12 +144,15 @@ def _measured(
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task(bench.card.name, total=len(specs))
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(_failed(result.spec, result.reason), soft_wrap=True, markup=False, highlight=False)
+                why = (
+                    result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
+                )
+                bar.console.print(_failed(result.spec, why), soft_wrap=True, markup=False, highlight=False)
                 continue
             last[result.spec] = result
             if args.json and result.complete:
@@ -166,9 +174,7 @@ def _measured(
         f"{len(specs)} points: {reused} were in the store, {ours} measured now"
         + "".join(f", {count} {what}" for what, count in counts.items() if count)
     )
-    if failures and not last:
-        raise IntrafusionError(f"no point could be measured: {failures[0].reason}")
-    return [last[spec] for spec in specs if spec in last]
+    return [last[spec] for spec in specs if spec in last], len(failures)
 
 
 def _executed(

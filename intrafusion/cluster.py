@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from intrafusion import __version__
 from intrafusion.bench import Bench
 from intrafusion.errors import IntrafusionError, one_line, reason
 from intrafusion.meter import MEMORY
@@ -24,6 +23,7 @@ from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store import Store
 from intrafusion.sweep import Failure, checked, cut_of, origin, tell
+from intrafusion.versions import code_version
 
 _log = logging.getLogger(__name__)
 RETRIES = 3  # how often what a lost worker had left goes out again
@@ -179,7 +179,7 @@ class _Driver:
                 known = {spec: self.reached[spec] for spec in specs if spec in self.reached}
                 threads, device = max(1, int(self.share.cpus)), "cuda" if self.share.gpus else "cpu"
                 stream = self.task.remote(
-                    [self.parts], specs, known, self.decide, self.memory, threads, device, __version__
+                    [self.parts], specs, known, self.decide, self.memory, threads, device, code_version()
                 )
                 self.out[stream] = chunk
 

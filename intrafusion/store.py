@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Self
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.fingerprint import code_version
 from intrafusion.places import home
 from intrafusion.processes import birth, host, runs
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
+from intrafusion.versions import code_version
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
 BEAT = 15.0  # seconds between two of them

@@ -178,14 +178,30 @@ class TestSweep:
 
         monkeypatch.setattr(engine, "measure", breaking)
         monkeypatch.setattr("intrafusion.log.unexpected", lambda *_, **__: "id")
-        out, err = said(*FAST, "--merge", "drop", "--sparsity", "0.2", "--name", "half")
+        words = [*FAST, "--merge", "drop", "--sparsity", "0.2"]
+        assert main([*words, "--name", "half"]) == 1
+        out, err = capsys.readouterr()
         assert "failed: 3, l1, 20%, drop: RuntimeError: no memory\n" in err
         assert err.splitlines()[-1] == "2 points: 0 were in the store, 1 measured now, 1 failed"
         assert "96/128" not in out
         assert "1 of 2 points complete, 0 partial, 1 failed" in said("studies", "show", "half")[0]
         assert "failed: 3, l1, 20%, drop: RuntimeError: no memory" in said("studies", "show", "half")[1]
-        assert main([*FAST, "--merge", "drop", "--sparsity", "0.2", "--groups", "3"]) == 2
-        assert "error: no point could be measured: RuntimeError: no memory" in capsys.readouterr().err.splitlines()
+        assert main([*words, "--groups", "3"]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == "1 points: 0 were in the store, 0 measured now, 1 failed"
+
+    def test_a_curve_with_a_failed_point_says_how_many_and_ends_with_1(self, capsys, monkeypatch):
+        def breaking(spec, *rest, measure=engine.measure):
+            if spec.merge == "fusion":
+                raise RuntimeError("no plan")
+            return measure(spec, *rest)
+
+        monkeypatch.setattr(engine, "measure", breaking)
+        monkeypatch.setattr("intrafusion.log.unexpected", lambda *_, **__: "id")
+        words = ["curve", "--model", "digits-mlp", "--limit", "20", "--merge", "drop", "fusion", "--json"]
+        assert main([*words, "--sparsity", "0.2", "0.4"]) == 1
+        out, err = capsys.readouterr()
+        assert [json.loads(line)["merge"] for line in out.splitlines()] == ["drop", "drop"]
+        assert err.splitlines()[-1] == "4 points: 0 were in the store, 2 measured now, 2 failed"
 
 
 class TestStored:

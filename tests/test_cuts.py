@@ -169,6 +169,27 @@ class TestInPlace:
             assert torch.equal(tail(small, *values)[0], logits)
         assert all(map(torch.equal, values, before))
 
+    class Act(nn.Module):
+        """Works in place, and is kept whole."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x, inplace=True)
+
+    @pytest.mark.parametrize("again", [False, True], ids=["read once", "read again"])
+    def test_a_module_that_works_in_place_is_cut_where_it_reads_alone(self, again, same_logits, random_weights):
+        torch.manual_seed(0)
+        step = (lambda net, y, z: net.act(y) + z + y) if again else (lambda net, y, z: y + net.act(z))
+        net = self.Net(step)
+        net.act = self.Act()
+        dense, images = random_weights(net), torch.randn(4, 3, 6, 6)
+        small = private(dense)
+        small.b.weight.data += 0.1
+        cuts = trace(dense, images)
+        assert (cuts is None) == again
+        if cuts is not None:
+            _, logits = cut_run(cuts, dense, small, images)
+            same_logits(logits, small(images))
+
     UNKNOWN: dict[str, Callable] = {  # noqa: RUF012
         "out": lambda net, y, z: torch.add(y, z, out=y),
         "copy_": lambda net, y, z: y.copy_(z),

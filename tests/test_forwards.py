@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.activations import private
 from intrafusion.cuts import Cuts, trace
-from intrafusion.fold import fold_groups
 from intrafusion.groups import find_groups
 from intrafusion.merge.calls import Calls
 from intrafusion.meter import Meter
+from intrafusion.norms import fold_groups
 from intrafusion.prune import prune_groups
 from intrafusion.remix import remixed
 from intrafusion.twins import differing

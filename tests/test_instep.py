@@ -129,8 +129,14 @@ def test_where_the_trace_does_not_fit_the_layer_is_named():
     small.first = nn.Linear(6, 6)
     small.second, small.width = nn.Linear(6, 5), 3
     assert cuts.misfit(small, images).startswith("second: it reads ")
-    other = copy.deepcopy(dense)
-    other.second.bias.data += 1
-    assert cuts.misfit(other, images) is None
-    other.first.register_forward_hook(lambda layer, args, result: result * 2)
     assert isinstance(InStep(dense, small, [images]).cuts, Calls)
+
+
+def test_a_network_that_fails_is_one_line():
+    dense, images = Written().eval(), torch.randn(4, 6)
+    small = copy.deepcopy(dense)
+    small.first = nn.Linear(6, 7)
+    with pytest.raises(
+        itf.IntrafusionError, match=r"^the network cannot be fitted, as it fails on these images: shape '"
+    ):
+        InStep(dense, small, [images])

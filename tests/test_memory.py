@@ -53,7 +53,7 @@ def test_a_point_without_room_fails_alone_and_is_tried_again(tmp_path, monkeypat
         text=True,
         timeout=PATIENCE,
     )
-    assert small.returncode == 0, small.stderr
+    assert small.returncode == 1, small.stderr
     assert [json.loads(line)["groups"] for line in small.stdout.splitlines()] == [["3"], ["3"]]
     *failed, summary = small.stderr.splitlines()
     assert failed == [f"failed: 1, l1, 5%, {merge}: {SAID}" for merge in ("drop", "fusion")]

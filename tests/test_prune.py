@@ -80,7 +80,7 @@ def test_every_layer_keeps_its_share_of_channels(networks, name, sparsity):
         if len(group.block.unique()) == 1:  # blocks share the channels out, by a rule tested with the plan
             for layer in group.layers:
                 axis = layer.name, int(layer.role == CONSUMER)
-                k = max(1, int(group.size * (1 - sparsity)))
+                k = kept_count(group.size, sparsity)
                 widths[axis] = widths.get(axis, 0) + k * layer.positions.shape[1]
     for (layer_name, axis), width in widths.items():
         module = small.get_submodule(layer_name)

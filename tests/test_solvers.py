@@ -8,6 +8,7 @@ import numpy as np
 import ot
 import pytest
 import torch
+from scipy.optimize import linprog
 
 import intrafusion as itf
 from intrafusion.geometry import ANCHORS, COSTS, between, measure, unit_vectors
@@ -194,3 +195,134 @@ def test_whole_networks_are_pruned_with_every_solver(networks, name, solver, kno
     assert logits.shape == network.logits.shape
     assert torch.isfinite(logits).all()
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.model.parameters())
+
+
+def spread_problem(seed):
+    """Masses that are dozens of powers of ten apart, some of them zero; the targets' independent, or the kept channels'."""
+    rng = np.random.default_rng(seed)
+    n, low = int(rng.integers(3, 12)), float(rng.choice([-6, -15, -20, -60, -250]))
+    k = int(rng.integers(1, n))
+    a = 10 ** rng.uniform(low, 0, n) * (rng.random(n) > 0.1)
+    a[0] = 1
+    a /= a.sum()
+    points, kept = rng.normal(size=(n, 3)), np.arange(k)
+    b = a[:k] if seed % 2 else 10 ** rng.uniform(low, 0, k)
+    M = np.linalg.norm(points[:, None] - points[kept], axis=2)
+    return Problem(a, b / b.sum(), M, kept, metric=seed % 3 > 0)
+
+
+def least_cost(problem):
+    """By linear programming; None where it fails on such numbers."""
+    n, k = problem.M.shape
+    sums = np.concatenate([np.kron(np.eye(n), np.ones(k)), np.kron(np.ones(n), np.eye(k))])[:-1]
+    precise = {"primal_feasibility_tolerance": 1e-10}
+    return linprog(problem.M.ravel(), A_eq=sums, b_eq=np.concatenate([problem.a, problem.b])[:-1], options=precise).fun
+
+
+def shares(G, masses):
+    """Rows of G as shares of the masses, where there are any."""
+    return G[masses > 0] / masses[masses > 0, None]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_exact_meets_marginals_of_any_size_at_the_least_cost(seed):
+    problem = spread_problem(seed)
+    G = SOLVERS["exact"](problem)
+    np.testing.assert_allclose(G.sum(1), problem.a, rtol=1e-12)
+    np.testing.assert_allclose(G.sum(0), problem.b, atol=1e-12)
+    best = least_cost(problem)
+    assert best is None or (G * problem.M).sum() == pytest.approx(best, abs=1e-8)
+
+
+def test_linear_programming_has_a_word_on_most_of_them():
+    assert sum(least_cost(spread_problem(seed)) is not None for seed in range(60)) > 40
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_solver_makes_much_of_a_tiny_mass(seed):
+    problem = spread_problem(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = {solver: SOLVERS[solver](problem) for solver in SOLVERS}
+    for solver, G in made.items():
+        assert np.isfinite(G).all(), solver
+        assert (G >= 0).all(), solver
+        assert shares(G, problem.a).sum(1).max() < 2, solver
+        assert shares(G.T, problem.b).sum(1).max() < 2, solver
+    np.testing.assert_allclose(made["sinkhorn"].sum(1), problem.a, rtol=1e-9)
+    np.testing.assert_allclose(made["sinkhorn"].sum(0), problem.b, atol=1e-12)
+    assert made["partial"].sum() == pytest.approx(0.9)
+    assert (made["partial"].sum(1) <= problem.a * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("solver", ["exact", "partial"])
+@pytest.mark.parametrize("own", [True, False], ids=["kept marginal", "another"])
+@pytest.mark.parametrize("seed", range(4))
+def test_where_tiny_masses_go_does_not_depend_on_how_tiny_they_are(solver, own, seed):
+    rng = np.random.default_rng(seed)
+    n, k = 12, 5
+    points, kept, goes, another = rng.normal(size=(n, 3)), np.arange(k), rng.random(n - k) + 0.1, rng.random(k)
+    M = np.linalg.norm(points[:, None] - points[kept], axis=2)
+    found = []
+    for tiny in (1e-6, 1e-31, 1e-250):
+        a = np.concatenate([np.arange(1.0, k + 1), tiny * goes])
+        a /= a.sum()
+        b = a[:k] if own else another
+        found.append(shares(SOLVERS[solver](Problem(a, b / b.sum(), M, kept)), a)[k:])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_unbalanced_gives_up_the_same_share_of_masses_however_tiny(seed):
+    rng = np.random.default_rng(seed)
+    n, k = 12, 5
+    points, goes, b = rng.normal(size=(n, 3)), rng.random(n - k) + 0.1, rng.random(k) + 0.1
+    M = np.linalg.norm(points[:, None] - points[:k], axis=2)
+    found = []
+    for tiny in (1e-5, 1e-40):
+        G = SOLVERS["unbalanced"](Problem(np.concatenate([b, tiny * goes]), b, M))
+        found.append(G[k:].sum(1) / (tiny * goes))
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("masses", [
+    [1, 0, 0, 0], [1, 5e-324, 1e-310, 0], [0, 0, 5e-324, 1], [5e-324, 5e-324, 1, 1e-320],
+], ids=str)  # fmt: skip
+def test_masses_that_are_zero_or_subnormal_are_no_problem(solver, masses):
+    a, M = np.array(masses), np.abs(np.arange(4.0)[:, None] - np.arange(2))
+    for b in (np.array([0.5, 0.5]), np.array([1, 5e-324]), np.array([0.0, 1])):
+        G = SOLVERS[solver](Problem(a, b, M, np.arange(2)))
+        assert np.isfinite(G).all()
+        if solver in ("exact", "sinkhorn"):
+            np.testing.assert_allclose(G.sum(1), a, atol=1e-12)
+            np.testing.assert_allclose(G.sum(0), b, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 3))
+def test_partial_costs_what_pots_does(seed):
+    problem = replace(random_problem(seed), mass=0.7)
+    theirs = ot.partial.partial_wasserstein(problem.a, problem.b / problem.b.sum(), problem.M, m=0.7)
+    assert (SOLVERS["partial"](problem) * problem.M).sum() == pytest.approx((theirs * problem.M).sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("apart", [50, 700, 1e5])
+def test_softmax_of_scores_far_apart_leaves_every_kept_channel_in_its_place(networks, solver, normalise, apart):
+    network = networks("mlp")
+    group = network.prunable[0]
+    scores = torch.linspace(0, apart, group.size).double()
+    for source, target in itertools.product(MARGINALS, MARGINALS):
+        plan = solve(
+            measure(network.model, group), scores, 0.5, source=source, target=target, solver=solver, normalise=normalise
+        )
+        assert torch.isfinite(plan.matrix).all()
+        assert plan.matrix.max() < 2 * group.size
+        if solver == "exact" and source == target == "softmax" and normalise != "none":
+            torch.testing.assert_close(plan.stays, plan.source[plan.kept], rtol=1e-9, atol=0)
+            torch.testing.assert_close(
+                plan.matrix.sum(0 if normalise == "source" else 1),
+                torch.ones(plan.matrix.shape[1 if normalise == "source" else 0]).double(),
+            )

@@ -115,7 +115,7 @@ class TestPoints:
         store.put(result(spec), CPU)
         columns = "key, model, data, version, device, accuracy, low, high, count, total, macs, channels_before, seconds"
         assert raw(path, f"SELECT {columns} FROM points") == [
-            (point_key(spec, CPU), "ab12", "cd34", itf.__version__, "cpu", 0.5, 0.4, 0.625, 100, 100, 33, 6, 1.5)
+            (point_key(spec, CPU), "ab12", "cd34", stores.code_version(), "cpu", 0.5, 0.4, 0.625, 100, 100, 33, 6, 1.5)
         ]
         assert raw(path, "SELECT spec FROM points") == [(spec.key(),)]
         assert raw(path, "PRAGMA journal_mode") == [("wal",)]
@@ -143,7 +143,7 @@ class TestPoints:
     def test_another_version_is_listed_but_not_reused(self, store: Store, monkeypatch: pytest.MonkeyPatch):
         store.save_study("a", "", points(1))
         store.put(result(PruneSpec()), CPU)
-        monkeypatch.setattr(itf, "__version__", "999")
+        monkeypatch.setattr(stores, "code_version", lambda: "999")
         assert not store.get(points(1))
         assert store.results("a") == [result(PruneSpec())]
 

@@ -400,3 +400,15 @@ def test_a_multiple_is_at_least_one():
 )
 def test_kept_count_rounds_down_and_never_to_nothing(size, sparsity, expected):
     assert kept_count(size, sparsity) == expected
+
+
+@pytest.mark.parametrize("size", [*range(1, 130), 160, 320, 576, 960, 1280, 2048])
+def test_kept_count_is_that_of_exact_arithmetic(size):
+    for thousandths in range(0, 1000, 5):
+        right = max(1, size * (1000 - thousandths) // 1000)
+        assert kept_count(size, thousandths / 1000) == right, thousandths
+
+
+def test_a_sparsity_that_is_a_sum_of_floats_keeps_as_many_channels():
+    assert kept_count(10, 0.1 + 0.2) == kept_count(10, 0.3) == 7
+    assert kept_count(20, 0.1 * 3) == 14

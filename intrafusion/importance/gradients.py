@@ -3,6 +3,8 @@
 Folding a norm multiplies weights by s and divides their gradients by it: the product stays, so nothing is folded here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -15,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from intrafusion.activations import normalised, private
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
 from intrafusion.importance.averages import mean_over_layers, sum_of_weights
 from intrafusion.registry import CRITERIA
 
@@ -83,6 +85,19 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
     )
 
 
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Raises IntrafusionError where the network's gradients cannot be taken, as where it changes in place what they need."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise IntrafusionError(
+            f"choose a criterion without gradients, as l1: this network's cannot be taken: {one_line(error)}"
+        ) from error
+
+
 def _weighted(model: nn.Module, group: Group) -> list[Layer]:
     """The group's layers with weights of their own; norms only scale."""
     return [layer for layer in group.layers if isinstance(model.get_submodule(layer.name), _ConvNd | nn.Linear)]
@@ -93,7 +108,7 @@ def _first_order(model: nn.Module, group: Group, data: ImageData) -> list[tuple[
     twin, data = private(model), labelled(data)
     layers = _weighted(twin, group)
     weights = [twin.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers]
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiating():
         for images, labels in normalised(model, data):
             (F.cross_entropy(twin(images), labels, reduction="sum") / len(data)).backward()
     return [(layer, weight.detach() * cast(Tensor, weight.grad)) for layer, weight in zip(layers, weights, strict=True)]

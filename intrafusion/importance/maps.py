@@ -10,6 +10,7 @@ from intrafusion.activations import consumers, feature_maps, maps_of, normalised
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
+from intrafusion.pace import checkpoint
 from intrafusion.registry import CRITERIA
 from intrafusion.vectors import channel_vectors
 
@@ -53,6 +54,7 @@ def nuclear_losses(maps: Tensor) -> Tensor:
     whole = _nuclear_norm(grams)
     losses = torch.zeros_like(rows[:, :, 0])  # and zero where a channel is dead
     for pairs in rows.any(2).nonzero().split(max(1, _GRAMS // grams[0].numel())):
+        checkpoint()
         image, channel = pairs.unbind(1)
         without, each = grams[image], torch.arange(len(pairs), device=rows.device)
         if channels <= pixels:
@@ -131,6 +133,7 @@ def _order(residuals: list[Tensor], weights: list[Tensor]) -> Tensor:
     scores = torch.zeros(len(residuals[0]), dtype=torch.float64, device=residuals[0].device)
     floors = [1e-4 * E.diagonal().clone() for E in residuals]  # a channel of which less is left counts as explained
     for rank in range(len(scores), 0, -1):
+        checkpoint()
         gain = torch.zeros_like(scores)
         for E, W, floor in zip(residuals, weights, floors, strict=True):
             own = E.diagonal()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from intrafusion.cuts import FITTED, Cuts, trace
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
 from intrafusion.log import event
 from intrafusion.merge.calls import Calls
 from intrafusion.pace import checkpoint
@@ -31,14 +31,14 @@ class InStep:
 
     def __init__(self, dense: nn.Module, small: nn.Module, batches: Sequence[Tensor]):
         self.dense, self.small, self._batches = dense, small, batches
-        self.cuts: Cuts | Calls = Calls(dense, batches[0])
-        if cuts := trace(dense, batches[0]):
-            hidden = [name for name in self.cuts.layers(*_MET) if name not in cuts.layers(*_MET)]
-            told = f"{hidden[0]}: it runs within another layer" if hidden else cuts.misfit(small, batches[0][:2])
-            if told:
-                event("uncut", reason=told)
-            else:
-                self.cuts = cuts
+        try:
+            self.cuts = _chosen(dense, small, batches[0])
+        except Exception as error:  # a user's forward can fail in any way
+            if is_out_of_memory(error):
+                raise
+            raise IntrafusionError(
+                f"the network cannot be fitted, as it fails on these images: {one_line(error)}"
+            ) from error
         self._names: tuple[str, ...] = ()
         self._kept: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
@@ -82,6 +82,18 @@ class InStep:
                 known = _known(cuts, self.dense, names, whole, dense), _known(cuts, self.small, names, cut, small)
             yield known
         self._names = names
+
+
+def _chosen(dense: nn.Module, small: nn.Module, images: Tensor) -> Cuts | Calls:
+    """What tells the layers of both networks: the trace, or hooks where it does not do."""
+    calls, cuts = Calls(dense, images), trace(dense, images)
+    if cuts is None:
+        return calls
+    hidden = [name for name in calls.layers(*_MET) if name not in cuts.layers(*_MET)]
+    told = f"{hidden[0]}: it runs within another layer" if hidden else cuts.misfit(small, images[:2])
+    if told:
+        event("uncut", reason=told)
+    return calls if told else cuts
 
 
 def _known(

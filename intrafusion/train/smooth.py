@@ -69,7 +69,7 @@ def truncate(model: nn.Module, share: float | None = None, energy: float | None 
     for name, layer in _layers(model).items():
         U, S, V = torch.linalg.svd(_matrix(layer).detach().double(), full_matrices=False)
         if share is not None:
-            rank = max(1, int(share * pays_below(layer)))
+            rank = max(1, int(share * pays_below(layer) + 1e-9))
         else:
             kept = S.square().cumsum(0) / S.square().sum().clamp(min=1e-300)
             rank = min(int((kept < value - 1e-12).sum()) + 1, len(S))

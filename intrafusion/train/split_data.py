@@ -12,7 +12,7 @@ from intrafusion.prune import cut
 from intrafusion.recover.norms import absorb_norms, balance, insert_norms
 from intrafusion.registry import MERGES, TRAINERS
 from intrafusion.train.averages import norms_of
-from intrafusion.train.fuse import SAMPLES, fuse_models
+from intrafusion.train.fuse import fuse_models
 from intrafusion.train.members import parts_of, together
 from intrafusion.train.spec import TrainSpec
 from intrafusion.train.task import MEASURED, Step, Task, filters, layers_of
@@ -66,9 +66,9 @@ def _trained(task: Task, spec: TrainSpec) -> Telling:
 
 
 def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
-    """The networks as one, fine-tuned on all images."""
-    data = task.learned.subset(SAMPLES, task.spec.seed) if task.spec.by == "activations" else None
-    model = fuse_models(members, task.example, data)
+    """The networks as one, its statistics measured on all parts' images, fine-tuned on all images."""
+    seen = task.learned.subset(MEASURED, task.spec.seed)
+    model = fuse_models(members, task.example, seen, task.spec.by)
     yield task.untaught("fused", model)
     yield from _tuned(task, "fused, fine-tuned", model)
     return model

@@ -237,9 +237,16 @@ def keeping(found: LabRun) -> None:
 
 def chosen(model: str) -> tuple[list[LabRun], list[str]]:
     """The runs to compare, and a name for each that says what sets it apart."""
-    found = {one.spec: one for one in runs() if one.spec.model == model and not one.spec.part}
-    names = names_of(list(found))
-    by_name = dict(zip(names, found.values(), strict=True))
+    newest: dict[tuple[TrainSpec, bool], LabRun] = {}
+    for one in runs():
+        if one.spec.model == model and not one.spec.part:
+            newest.setdefault((one.spec, one.older), one)
+    found = list(newest.values())
+    names = [
+        f"{name}, by another version of the code" if one.older else name
+        for name, one in zip(names_of([one.spec for one in found]), found, strict=True)
+    ]
+    by_name = dict(zip(names, found, strict=True))
     if not by_name:
         return [], []
     picked = st.multiselect("Runs", list(by_name), default=list(by_name)[:_MOST_COMPARED])

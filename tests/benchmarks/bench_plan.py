@@ -14,7 +14,7 @@ import torch
 import intrafusion as itf
 from intrafusion.geometry import Geometry, pairwise, unit_vectors
 from intrafusion.solvers import Problem
-from intrafusion.transport import solve
+from intrafusion.transport import kept_count, solve
 
 
 def seconds(call, runs=5):
@@ -31,7 +31,7 @@ def seconds(call, runs=5):
 def test_reduced_against_full(n, sparsity):
     generator = torch.Generator().manual_seed(0)
     vectors = unit_vectors(torch.randn(n, 64, generator=generator, dtype=torch.float64))
-    k = int(n * (1 - sparsity))
+    k = kept_count(n, sparsity)
     kept = np.sort(torch.randperm(n, generator=generator)[:k].numpy())
     M = pairwise(vectors)[:, kept].numpy()
     small = Problem(np.full(n, 1 / n), np.full(k, 1 / k), M, kept)

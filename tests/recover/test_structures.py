@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 import intrafusion as itf
 from intrafusion.channels import CHANNELWISE
-from intrafusion.fold import norm_of
 from intrafusion.merge.product import rows_of
+from intrafusion.norms import norm_of
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import How, recover
 from intrafusion.recover.teach import watching
