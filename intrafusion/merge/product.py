@@ -140,8 +140,9 @@ def scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
 
 def add_bias(layer: Any, more: Tensor) -> None:
     """Add to a layer's bias, which it is given where it has none. more: (o,)."""
+    learns = (layer.weight if layer.bias is None else layer.bias).requires_grad
     now = layer.weight.data.new_zeros(width_of(layer)) if layer.bias is None else layer.bias.data
-    layer.bias = nn.Parameter((now.double() + more).to(now.dtype), requires_grad=layer.weight.requires_grad)
+    layer.bias = nn.Parameter((now.double() + more).to(now.dtype), requires_grad=learns)
 
 
 class _Recorder(TorchFunctionMode):
@@ -222,5 +223,5 @@ def _spread(values: Tensor, stride: Sequence[int]) -> Tensor:
     """Zeros between the values, `stride` apart: what a transposed convolution's kernel walks over."""
     sizes = [(size - 1) * step + 1 for size, step in zip(values.shape[2:], stride, strict=True)]
     spread = values.new_zeros(*values.shape[:2], *sizes)
-    spread[(..., *(slice(None, None, step) for step in stride))] = values
+    spread[(..., *[slice(None, None, step) for step in stride])] = values  # type: ignore[index]
     return spread

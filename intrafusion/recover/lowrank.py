@@ -52,6 +52,7 @@ def add_low_rank(model: nn.Module, rank: int, seed: int = 0, masked: bool = Fals
 
 def merge_low_rank(model: nn.Module) -> nn.Module:
     """Make the low-rank changes part of the weights, in place; returns the model."""
+    layer: Any
     for layer in model.modules():
         if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations["weight"][0], LowRank):
             parametrize.remove_parametrizations(layer, "weight")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import intrafusion as itf
+from intrafusion.channels import CHANNELWISE
 from intrafusion.merge.product import rows_of
 from intrafusion.norms import norm_of
 from intrafusion.prune import Pruned, cut
@@ -83,6 +84,45 @@ class Reading(nn.Module):
         return F.linear(x.movedim(1, -1), self.mix.weight, self.mix.bias).movedim(-1, 1)
 
 
+class SamePadded(nn.Conv2d):
+    """Pads what it reads by itself, as many EfficientNets do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = [(taps - 1) // 2 for taps in reversed(self.kernel_size) for _ in (0, 1)]
+        return F.conv2d(F.pad(x, more), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Standardised(nn.Conv2d):
+    """Divides its weight by its deviation (Qiao et al. 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Halved(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+class Awkward(nn.Module):
+    """A constant, one slope for all channels, a layer that runs twice, and a branch that depends on the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.slope, self.back, self.twice = (
+            nn.Conv2d(6, 8, 1),
+            nn.PReLU(),
+            nn.Conv2d(8, 6, 1),
+            nn.Conv2d(6, 6, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.back(self.slope(self.wide(x))) * torch.tensor(0.5)
+        if x.shape[-1] > 3:
+            y = self.twice(F.relu(self.twice(y)))
+        return y
+
+
 def _stem(kernel: int = 3) -> list[nn.Module]:
     return [nn.Conv2d(3, 6, kernel, bias=False), Batch(6), nn.ReLU()]
 
@@ -116,6 +156,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "read by itself": lambda: Head(*_stem(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), Reading()),
     "shared": _shared,
+    "pads by itself": lambda: Head(*_stem(), SamePadded(6, 8, 3), Batch(8), nn.ReLU(), SamePadded(8, 6, 3)),
+    "awkward": lambda: Head(*_stem(), Awkward()),
 }
 
 
@@ -176,6 +218,22 @@ def test_every_recovery(recovery, made):
     assert {name: value.shape for name, value in pruned.small.state_dict().items()} == shapes
     assert not torch.equal(pruned.small(made.images), before)
     fit_for_use(pruned.small, made)
+
+
+@pytest.mark.parametrize("way", ["refit-all", "repair", "finetune", "overparam"])
+def test_what_is_frozen_stays_so(way, made):
+    name = next(name for name, p in made.model.named_parameters() if name.endswith("weight") and p.ndim > 1)
+    weight = made.model.get_parameter(name)
+    weight.requires_grad_(False)
+    try:
+        pruned = made.pruned(way if way in MERGES else "drop")
+        if way in RECOVERIES:
+            recover(pruned, way, made.data, HOW)
+    finally:
+        weight.requires_grad_(True)
+    frozen = [name for name, p in pruned.small.named_parameters() if not p.requires_grad]
+    assert frozen[0] == name
+    assert len(frozen) <= 2  # the bias that it is given by folding, too
 
 
 @pytest.mark.parametrize("merge", ["refit", "refit-all"])
@@ -239,6 +297,71 @@ def test_repair_gives_every_layer_its_statistics(made):
         torch.testing.assert_close(small.std(0)[alive], (rows @ dense.std(0))[alive], rtol=1e-3, atol=1e-3)
 
 
+class TestALayerThatCannotBeFitted:
+    @pytest.fixture(params=[Standardised, Halved])
+    def odd(self, request, random_weights, monkeypatch) -> Made:
+        layers = [nn.Conv2d(6, 8, 1), nn.ReLU(), request.param(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)]
+        monkeypatch.setitem(NETWORKS, "odd", lambda: Head(*_stem(), *layers))
+        return Made("odd", random_weights)
+
+    @pytest.mark.parametrize("merge", ["calibrated", "refit", "refit-all"])
+    def test_is_named_where_it_reads_what_went(self, merge, odd):
+        if isinstance(odd.model.body[5], Standardised):
+            assert next(group for group in odd.groups if group.name == "body.3").reason  # so it never reads fewer
+            return
+        with pytest.raises(itf.IntrafusionError, match=r"^layer body\.5 \(Halved\) does not simply multiply"):
+            odd.pruned(merge)
+
+    def test_is_left_alone_where_nothing_went(self, odd):
+        small = cut(odd.model, odd.groups, 0.5, merge="refit-all", groups=["body.0"], data=odd.data).small
+        assert torch.equal(small.body[5].weight, odd.model.body[5].weight)
+        assert not torch.equal(small.head.weight, odd.model.head.weight)
+
+    @pytest.mark.parametrize("recovery", [name for name in RECOVERIES if name != "none"])
+    def test_recoveries_leave_it_as_it_is_or_train_it(self, recovery, odd):
+        pruned = odd.pruned("drop")
+        before = pruned.small.body[5].weight.clone()
+        recover(pruned, recovery, odd.data, HOW)
+        whole = recovery in ("finetune", "distill", "similarity", "perp-lora", "perp-masklora") or "over" in recovery
+        assert torch.equal(pruned.small.body[5].weight, before) != whole
+        fit_for_use(pruned.small, odd)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+class TestPrecision:
+    """Networks in another precision, which they keep."""
+
+    @pytest.fixture
+    def other(self, kind, random_weights) -> Made:
+        made = Made("depthwise", random_weights)
+        made.model.to(kind)
+        made.images = made.images.to(kind)
+        made.groups = itf.find_groups(made.model, made.images[:1])
+        made.logits = made.model(made.images).detach()
+        return made
+
+    @pytest.mark.parametrize("merge", MERGES)
+    def test_merges(self, merge, other, kind):
+        small = other.pruned(merge).small
+        assert {value.dtype for value in small.state_dict().values()} - {torch.int64} == {kind}
+        assert small(other.images).isfinite().all()
+
+    @pytest.mark.parametrize("merge", ["calibrated", "refit"])
+    def test_fits_are_nearer_than_dropping(self, merge, other, kind):
+        with torch.no_grad():
+            answers = [other.pruned(name).small(other.images) for name in ("drop", merge)]
+        errors = [float((logits - other.logits).double().square().mean()) for logits in answers]
+        assert errors[1] < 0.5 * errors[0]
+
+    @pytest.mark.parametrize("recovery", ["bn-reset", "repair", "perp-lora", "overparam", "distill"])
+    def test_recoveries(self, recovery, other, kind):
+        pruned = other.pruned("drop")
+        before = pruned.small(other.images)
+        recover(pruned, recovery, other.data, HOW)
+        assert {value.dtype for value in pruned.small.state_dict().values()} - {torch.int64} == {kind}
+        assert not torch.equal(pruned.small(other.images), before)
+
+
 class Twice(nn.Module):
     """A norm that reads two different maps."""
 
@@ -267,3 +390,35 @@ def test_a_network_in_training_mode_comes_back_in_that_mode(made):
     assert not pruned.small.training
     for ours, theirs in zip(pruned.small.parameters(), again.small.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+REAL = {  # a merge and a recovery on each
+    "mobilenet_v2": ("refit", "finetune"),
+    "efficientnet_b0": ("fold-r", "repair"),
+    "regnet_y_400mf": ("refit", "bn-reset"),
+    "resnext50_32x4d": ("refit", "repair"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_networks(name):
+    """Random weights, images of 64 pixels, the three smallest groups with a depthwise or grouped convolution."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(models, name)(num_classes=4).eval()
+    model.card = itf.ModelCard(name, (0.5,) * 3, (0.3,) * 3, (3, 64, 64), 4, "noise")
+    images = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = itf.ImageData("noise", "train", images, torch.arange(20) % 4, tuple("abcd"))
+    found = itf.find_groups(model, torch.zeros(1, 3, 64, 64))
+    mixing = [group for group in found if group.reason is None and group.role(CHANNELWISE)]
+    chosen = [group.name for group in sorted(mixing, key=lambda group: group.size)[:3]]
+    assert len(chosen) == 3
+    merge, recovery = REAL[name]
+    pruned = cut(model, found, 0.5, merge=merge, groups=chosen, data=data)
+    before = pruned.small((images.float() / 255 - 0.5) / 0.3)
+    recover(pruned, recovery, data, HOW)
+    after = pruned.small((images.float() / 255 - 0.5) / 0.3)
+    assert after.isfinite().all()
+    assert not torch.equal(after, before)
