@@ -91,7 +91,7 @@ def _of_folders(
         names = [folder.name for of_split in _splits(layout, tree) for folder in of_split.holding]
     labels, classes = folder_labels(name, where, names, known)
     files = [(file, labels[folder.name]) for folder in tree.holding for file in folder.walk()]
-    return _listing(files, classes, _gaps(classes) if name == OWN else []), lists
+    return _listing(files, classes, _odd(classes) if name == OWN else []), lists
 
 
 def _splits(layout: Layout[Entry], tree: Tree[Entry]) -> list[Tree[Entry]]:
@@ -157,8 +157,10 @@ def _numbers(folders: Sequence[str]) -> dict[str, int] | None:
     return {folder: int(folder) for folder in folders} if all(map(_NUMBER.fullmatch, folders)) else None
 
 
-def _gaps(classes: Sequence[str]) -> list[str]:
-    """What to tell of own classes whose numbers are not their labels."""
+def _odd(classes: Sequence[str]) -> list[str]:
+    """What to tell of own classes: where there is one alone, and where their numbers are not their labels."""
+    if len(classes) == 1:
+        return [f"all pictures are of one class, {classes[0]}"]
     numbers = _numbers(classes)
     if numbers is None or [*numbers.values()] == [*range(len(classes))]:
         return []
@@ -235,7 +237,7 @@ def _of_list(
     lacking = [file for file in files if file not in labels]
     if lacking:
         raise IntrafusionError(f"{told} says nothing of {len(lacking):,} of {len(files):,} images, as {lacking[0]}")
-    notes = _gaps(classes) if name == OWN else []
+    notes = _odd(classes) if name == OWN else []
     return _listing([(entry, labels[file]) for file, entry in files.items()], classes, notes), [found[1]]
 
 

@@ -20,7 +20,13 @@ SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "va
 LISTS = ("labels.json", "val.txt", "labels.txt", "LOC_val_solution.csv", "val_annotations.txt", "labels.csv")
 _RANK = {word: (split, rank) for split, words in SPLITS.items() for rank, word in enumerate(words)}
 _JUNK = ("__macosx", "@eadir", "#recycle", "$recycle.bin")  # of systems that keep thumbnails or remains of pictures
-_BARE = ("images", "imgs", "img", "pictures")  # a folder of this name, when it is the only one, is no class
+_BARE = (
+    "images",
+    "imgs",
+    "img",
+    "pictures",
+    "jpegimages",
+)  # a folder of this name, when it is the only one, is no class
 _DEPTH = 64
 
 Entry = TypeVar("Entry")
@@ -233,10 +239,16 @@ def _is_exact(folder: Tree[Entry]) -> bool:
 def _split_folders(top: Tree[Entry]) -> list[Tree[Entry]]:
     """Folders of `top` that are splits: a class may be called train, too, beside others."""
     exact = all(map(_is_exact, top.holding))
-    named = [folder for folder in top.holding if _split_word(folder.name) and (exact or not folder.pictures)]
-    if len({_claim(folder)[0] for folder in named}) < len(SPLITS):  # alone, only what is surely one
+    named = [folder for folder in top.holding if _split_word(folder.name)]
+    if not exact and (len(named) < len(top.holding) or not _are_both(named)):
+        named = [folder for folder in named if not folder.pictures]
+    if not _are_both(named):  # alone, only what is surely one
         named = [folder for folder in named if _is_exact(folder) and (exact or bare(folder) is None)]
     return named
+
+
+def _are_both(folders: Sequence[Tree[Entry]]) -> bool:
+    return len({_claim(folder)[0] for folder in folders}) == len(SPLITS)
 
 
 def _claim(folder: Tree[Entry]) -> tuple[str, int, bool]:

@@ -179,6 +179,8 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "images without classes": ({"images/0.png": 1}, "lies in no class folder"),
     "training images alone": ({"train/cat/0.png": 1, "train/dog/0.png": 1}, "training images and no test images"),
     "two splits of one name": (SPLITS | {"Train/cat/0.png": 1}, "both Train and train|both train and Train"),
+    "splits without classes": ({"train/cat.0.png": 1, "train/dog.0.png": 2, "test1/3.png": 3}, "lies in no class folder"),
+    "images beside boxes": ({"JPEGImages/0.png": 1, "Annotations/0.xml": b"x"}, "lies in no class folder"),
     "a list of other classes": (
         {"train/cat/0.png": 1, "val/0.png": 2, "val/labels.csv": b"0.png,wolf\n"}, "'wolf' is none of the class folders",
     ),
@@ -227,6 +229,7 @@ class TestTold:
     @pytest.mark.parametrize(("tree", "match"), [
         ({f"{n}/0.png": n for n in (1, 2, 10)}, "classes are numbered 1 to 10; their labels are 0 to 2, in this order"),
         (SPLITS | {"val/cat/0.png": 9, "extra/a/0.png": 9}, r"passed over 2 folders beside the splits \(extra, val\)"),
+        ({"cat/0.png": 1}, "all pictures are of one class, cat"),
         (PLAIN | {f"cat/{n}.txt": b"x" for n in range(5)}, r"5 files that are no pictures \(0.txt, 1.txt, 2.txt, …\)"),
         (PLAIN | {"cat/a\nb.txt": b"x"}, r"1 file that is no picture \(a\\nb.txt\)"),
     ])  # fmt: skip

@@ -159,3 +159,27 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
     (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
     upload(open_own(), "weights", path)
     assert not (tmp_path / "mark").exists()
+
+
+def test_what_is_converted_is_told_and_what_is_ambiguous_is_settled_by_the_fields(tmp_path):
+    given = files.npz(tmp_path / "d.npz", images=files.PIXELS[:, :3, :3].repeat(3, 3), labels=files.LABELS[:, None])
+    app = upload(open_own(), "images", given)
+    assert "may have its channels first or last" in app.error[0].value
+    app.selectbox(key="own_images_layout").set_value("nchw").run()
+    app.text_input(key="own_images_range").set_value("0").run()
+    app.button(key="own_images_take").click().run()
+    assert "a range is two numbers" in app.error[0].value
+    app.text_input(key="own_images_range").set_value("0, 255").run()
+    app.button(key="own_images_take").click().run()
+    assert not app.exception
+    assert next(note.value for note in app.info if "d.npz" in note.value).endswith("labels (6, 1) are read as (6,)")
+    data = itf.load_data("kept/d")
+    assert np.array_equal(data.images.numpy(), files.PIXELS[:, :3, :3].repeat(3, 3))
+
+
+def test_what_was_passed_over_of_a_path_is_told_on_the_page(tmp_path):
+    path = files.npz(tmp_path / "x.npz", labels=files.LABELS[:, None])
+    take_program(files.export(files.network(), tmp_path / "net.pt2"), "net")
+    app = open_page("curves", model="kept/net", data_path=str(path))
+    assert not app.exception
+    assert any("labels (6, 1) are read as (6,)" in note.value for note in app.info), text(app)
