@@ -193,6 +193,11 @@ def _refused(path: Path, error: Exception) -> IntrafusionError:
             f"{path} cannot be loaded safely: it wants to run {found[1]}, and nothing in a file is run; "
             "save model.state_dict() alone"
         )
+    if "Unsupported operand" in str(error):
+        return IntrafusionError(
+            f"{path} cannot be loaded safely: it is damaged, of another program, or written with a pickle_protocol that is not "
+            "torch.save's own; save it as a plain state dict"
+        )
     return IntrafusionError(
         f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
     )
@@ -204,7 +209,10 @@ def _advice(path: Path) -> str:
         return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            names = archive.namelist()
+            if not any(name.endswith("/data.pkl") for name in names):
+                return "it is a zip archive that torch.save did not write: unpack it first"
+            if any(name.endswith("/constants.pkl") for name in names):
                 return "it is a scripted network; torch.save(torch.jit.load(FILE).state_dict(), ...) writes its weights alone"
     return ""
 

@@ -43,8 +43,8 @@ def keyed(weights: str | Path | None, key: str | None) -> str | Path | None:
     """FILE#KEY. Raises IntrafusionError for a key without a file."""
     if key is None:
         return weights
-    if weights is None:
-        raise IntrafusionError("weights_key (--weights-key) chooses within a file: give weights (--weights), too")
+    if weights in (None, "random"):
+        raise IntrafusionError("weights_key (--weights-key) chooses within a file: name one as weights (--weights)")
     return f"{weights}{_MARK}{key}"
 
 
@@ -131,13 +131,17 @@ def cifar(key: str) -> str:
 
 @dataclass(frozen=True)
 class Fit:
-    """A state dict under the names of a network, and where the two differ. aside: names of counters, and of an average."""
+    """A state dict under the names of a network, and where the two differ.
+
+    aside: names of counters, and of an average. computed: names of weights that a file holds in parts.
+    """
 
     state: dict[str, Tensor]
     missing: list[str]
     extra: list[str]
     misshapen: list[str]
     aside: list[str]
+    computed: list[str]
 
     def is_whole(self) -> bool:
         return not (self.missing or self.extra or self.misshapen)
@@ -146,6 +150,7 @@ class Fit:
 def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plain) -> Fit:
     """Match a state dict with a network: by the same names, else by names that differ in what wrappers add."""
     own = model.state_dict()
+    state, computed = _computed(own, state, spelling)
     named = _named(own, state, spelling)
     aside = [
         key for key, value in named.items()
@@ -158,6 +163,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plai
         [key for key in kept if key not in own],
         [key for key in own if key in kept and own[key].shape != kept[key].shape],
         aside,
+        computed,
     )
 
 
@@ -173,6 +179,45 @@ def is_averaged(key: str) -> bool:
 
 def _may_lack(key: str) -> bool:
     return key.endswith("num_batches_tracked")
+
+
+def _computed(
+    own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Weights in place of the two parts that a mask or weight_norm computes each from, where the network has no such parts."""
+    names, made, parts = {spelling(name) for name in own}, dict[str, Tensor](), set[str]()
+    for name, first in state.items():
+        for (end, other), between, compute in _PARTS:
+            partner = f"{name.removesuffix(end)}{other}"
+            if not name.endswith(end) or partner not in state or spelling(name) in names:
+                continue
+            if (weight := compute(first, state[partner])) is not None:
+                made[name.removesuffix(end).replace(between, "")] = weight
+                parts |= {name, partner}
+    return ({name: value for name, value in state.items() if name not in parts} | made if made else state), [*made]
+
+
+def _masked(weight: Tensor, mask: Tensor) -> Tensor | None:
+    return weight * mask.to(weight.dtype) if weight.shape == mask.shape and not mask.is_complex() else None
+
+
+def _normed(direction: Tensor, length: Tensor) -> Tensor | None:
+    """v g / |v| (Salimans & Kingma 2016), the norm over the dimensions in which g has one number."""
+    ones = length.shape if length.ndim else (1,) * direction.ndim
+    if len(ones) != direction.ndim or any(n not in (1, m) for n, m in zip(ones, direction.shape, strict=True)):
+        return None
+    over = [place for place, n in enumerate(ones) if n == 1]
+    if not over or not direction.is_floating_point() or not length.is_floating_point():
+        return None
+    direction = direction.float()
+    return direction * (length.float() / torch.linalg.vector_norm(direction, dim=over, keepdim=True))
+
+
+_PARTS = (
+    (("_orig", "_mask"), "", _masked),
+    (("_v", "_g"), "", _normed),
+    ((".original1", ".original0"), "parametrizations.", _normed),
+)
 
 
 def _named(own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:

@@ -158,6 +158,8 @@ def _left_out(found: Fit, table: Mapping[str, Any]) -> list[str]:
     names = [name for name in found.aside if name not in averaged]
     names += [name for name, value in table.items() if not isinstance(value, Tensor)]
     told = [f"left out, as they are no weights: {_listed(names)}"] if names else []
+    if found.computed:
+        told.append(f"computed from two parts each, as masks and weight_norm do: {_listed(found.computed)}")
     if averaged:
         key = averaged[0].partition(".")[0]
         told.append(
