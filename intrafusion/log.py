@@ -43,7 +43,7 @@ def start(default: str | None = None) -> None:
         if kind is not None:
             check_choice("INTRAFUSION_LOG", kind, KINDS)
         return
-    handler = logging.NullHandler() if kind == "off" else _Lines(sys.stderr)
+    handler = _Off() if kind == "off" else _Lines(sys.stderr)
     handler.setFormatter(_Json() if kind == "json" else _Text(_TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -75,7 +75,7 @@ def where() -> str:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Tracebacks):
             return "could not be written" if handler.failed else f"is in {handler.baseFilename}"
-        if isinstance(handler, logging.NullHandler):
+        if isinstance(handler, _Off):
             return "is logged where INTRAFUSION_LOG is text or json"
     return "is in the log"
 
@@ -109,6 +109,10 @@ def _row(record: logging.LogRecord) -> dict[str, Any]:
     if record.exc_info and record.exc_info[1] is not None:
         said["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
     return said
+
+
+class _Off(logging.NullHandler):
+    """No log was wanted."""
 
 
 class _Tracebacks(logging.handlers.RotatingFileHandler):

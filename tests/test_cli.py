@@ -304,7 +304,10 @@ def nothing():
     [
         (["groups", "--model", "odd:leaves"], "the code of the model ended the program (status 7)"),
         (["curve", "--model", "odd:nothing"], "no group to prune"),
-        (["scores", "--model", "odd:InPlace", "--criterion", "taylor"], "choose a criterion without gradients, as l1"),
+        (
+            ["scores", "--model", "odd:InPlace", "--criterion", "taylor"],
+            "gradients cannot be taken: choose what needs none, as the criterion l1",
+        ),
     ],
 )
 def test_odd_networks_are_one_line(capsys, tmp_path, monkeypatch, words, match):

@@ -182,7 +182,7 @@ class TestSweep:
         words = [*FAST, "--merge", "drop", "--sparsity", "0.2"]
         assert main([*words, "--name", "half"]) == 1
         out, err = capsys.readouterr()
-        assert "failed: 3, l1, 20%, drop: RuntimeError: no memory\n" in err
+        assert "failed: 3, l1, 20%, drop: RuntimeError: no memory (id id; its traceback is in the log)\n" in err
         assert err.splitlines()[-1] == "2 points: 0 were in the store, 1 measured now, 1 failed"
         assert "96/128" not in out
         assert "1 of 2 points complete, 0 partial, 1 failed" in said("studies", "show", "half")[0]

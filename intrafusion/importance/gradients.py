@@ -94,7 +94,7 @@ def differentiating() -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise IntrafusionError(
-            f"choose a criterion without gradients, as l1: this network's cannot be taken: {one_line(error)}"
+            f"this network's gradients cannot be taken: choose what needs none, as the criterion l1 ({one_line(error)})"
         ) from error
 
 
