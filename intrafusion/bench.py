@@ -28,7 +28,7 @@ from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import Facts, How, recovering
 from intrafusion.registry import CRITERIA, RECOVERIES
-from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
 from intrafusion.train.loop import Moment
 from intrafusion.transport import TransportPlan, solve
 from intrafusion.zoo import load_model
@@ -255,7 +255,7 @@ def _cut(spec: PruneSpec, bench: Bench, share: bool) -> Pruned:
         bench.calibration(spec) if needs_images(spec) else None,
         first=lambda group: bench.plan(spec, group),
         share=share,
-        **spec.only(PLAN_KNOBS),
+        **spec.only((*PLAN_KNOBS, *MERGE_KNOBS)),
     )
 
 

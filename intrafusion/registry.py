@@ -21,7 +21,9 @@ class Entry:
     needs: str  # "nothing", "images" or "labels"
     fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
     transports: bool = True  # of a merge: whether it asks where channels move, not only which stay
-    knobs: tuple[str, ...] = ()  # of a trainer: the fields of its spec that it reads, beyond those that all read
+    knobs: tuple[
+        str, ...
+    ] = ()  # of a trainer or a merge: the fields of its spec that it reads, beyond those that all read
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -12,6 +12,7 @@ from intrafusion.bench import Bench, pruned
 from intrafusion.errors import check_choice
 from intrafusion.evaluate import size, wilson
 from intrafusion.geometry import ANCHORS, check_measure
+from intrafusion.merge.folding import FOLD_NORMS
 from intrafusion.meter import Meter
 from intrafusion.precision import PRECISIONS, check_bf16
 from intrafusion.prune import choose_groups
@@ -84,6 +85,7 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     check_choice("target marginal", spec.target, MARGINALS)
     check_choice("anchors", spec.anchors, ANCHORS)
     check_choice("normalise", spec.normalise, NORMALISATIONS)
+    check_choice("fold_norms", spec.fold_norms, FOLD_NORMS)
 
 
 def run(spec: PruneSpec, bench: Bench) -> Result:

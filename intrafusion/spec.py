@@ -19,10 +19,10 @@ class PruneSpec:
 
     weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
     each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
-    is then 0. round_to, cost to normalise: keywords of `plan`. calibration: images that criteria and costs may look at,
-    limit: images of the evaluation; None for all. training: images that recoveries learn from; epochs to rank: see
-    `recover.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has the wrong type or
-    range; names are checked where they are looked up.
+    is then 0. round_to, cost to bias: keywords of `plan`; fold_norms: how folding sees BatchNorm. calibration: images that
+    criteria and costs may look at, limit: images of the evaluation; None for all. training: images that recoveries learn
+    from; epochs to rank: see `recover.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field
+    has the wrong type or range; names are checked where they are looked up.
     """
 
     model: str = "digits-resnet"
@@ -47,6 +47,7 @@ class PruneSpec:
     mass: float = 0.9
     normalise: str = "source"
     bias: bool = False
+    fold_norms: str = "none"
     recovery: str = "none"
     training: int | None = 5000
     epochs: float = 5.0
@@ -77,6 +78,7 @@ class PruneSpec:
             "anchors",
             "solver",
             "normalise",
+            "fold_norms",
             "recovery",
             "budget",
             "precision",
@@ -173,7 +175,10 @@ class PruneSpec:
 
 MOST_ROUNDED = 4096
 _MOST = sys.float_info.max  # whole numbers above it are no floats
-LATER: dict[str, Any] = {"round_to": 1}  # fields that are younger than stored results; the value that changes nothing
+LATER: dict[str, Any] = {
+    "round_to": 1,
+    "fold_norms": "none",
+}  # younger than stored results; what changes nothing
 COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
 KINDS = (
     {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
@@ -181,6 +186,7 @@ KINDS = (
 SOLVE_KNOBS = ("round_to", "source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
 MEASURE_KNOBS = ("cost", "distance", "p", "bias", "calibration", "seed")
 RECOVERY_KNOBS = ("epochs", "budget", "rate", "patience", "ratio", "gamma", "rank", "seed")
+MERGE_KNOBS = ("fold_norms",)
 PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)
 
 

@@ -40,6 +40,7 @@ HELP = {
     "calibration": "images that criteria and costs may look at, or 'all'",
     "normalise": "what sums to one in the applied matrix",
     "bias": "biases are part of the channel vectors",
+    "fold_norms": "how folding's k-means sees BatchNorm: none, or columns (its scale and its inverse deviation)",
     "precision": "exact (fp32) or fast (bf16)",
     "training": "images that recoveries learn from, or 'all'",
     "epochs": "passes of a recovery over its images",

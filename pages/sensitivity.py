@@ -45,7 +45,7 @@ if not (merges and percents):
     raise Enough
 how = st.expander("How it runs", icon=":material/speed:")
 with st.expander("Transport knobs", icon=":material/tune:"):
-    chosen = knobs.transport_knobs()
+    chosen = knobs.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
 sparsities = tuple(percent / 100 for percent in sorted(percents))

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 import intrafusion as itf
 from intrafusion import PruneSpec
-from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
+from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
 
 NAMES = (
     "model", "dataset", "criterion", "merge", "cost", "distance", "source", "target", "anchors", "solver", "normalise",
-    "recovery", "precision", "budget",
+    "recovery", "precision", "budget", "fold_norms",
 )  # fmt: skip
 specs = st.builds(
     PruneSpec,
@@ -220,7 +220,7 @@ def test_its_knobs_are_the_keywords_of_plan_and_prune(networks):
     itf.plan(network.model, group, itf.score(network.model, group), **knobs)
     itf.prune(network.model, network.example, **knobs)
     assert set(PLAN_KNOBS) == {*MEASURE_KNOBS, *SOLVE_KNOBS}
-    for function in (itf.plan, itf.prune):
+    for function, names in ((itf.plan, PLAN_KNOBS), (itf.prune, (*PLAN_KNOBS, *MERGE_KNOBS))):
         keywords = {k for k, v in inspect.signature(function).parameters.items() if v.kind is v.KEYWORD_ONLY}
-        assert keywords - {"data"} == set(PLAN_KNOBS)
-        assert all(inspect.signature(function).parameters[k].default == getattr(PruneSpec(), k) for k in PLAN_KNOBS)
+        assert keywords - {"data"} == set(names)
+        assert all(inspect.signature(function).parameters[k].default == getattr(PruneSpec(), k) for k in names)

@@ -17,7 +17,7 @@ from intrafusion.pairs import Paired, paired
 from intrafusion.precision import PRECISIONS, has_bf16
 from intrafusion.run import Result
 from intrafusion.sensitivity import Matrix, difference, matrix
-from intrafusion.spec import PLAN_KNOBS
+from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS
 from intrafusion.store import Store, StudyRow
 from intrafusion.study import Study
 from intrafusion.sweep import sweep
@@ -87,7 +87,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
 def automatic_name(base: PruneSpec) -> str:
     """A study's name after what its points share: model, weights, criterion, and what else is not as usual."""
     model = f"{base.model} ({Path(base.weights).stem})" if base.weights else base.model
-    unusual = [n for n in (*PLAN_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
+    unusual = [n for n in (*PLAN_KNOBS, *MERGE_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
     return ", ".join([f"{model} {base.criterion}", *(f"{n} {getattr(base, n)}" for n in unusual)])
 
 
