@@ -24,6 +24,13 @@ class Entry:
     knobs: tuple[
         str, ...
     ] = ()  # of a trainer or a merge: the fields of its spec that it reads, beyond those that all read
+    reconstructed: str = ""  # from what, or in what, where its source does not say: "from the abstract"
+    differs: str = ""  # where it is not as in its source, in words
+
+    @property
+    def told(self) -> str:
+        """The summary, with what of it is reconstructed."""
+        return f"{self.summary} (reconstructed {self.reconstructed})" if self.reconstructed else self.summary
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -45,14 +52,20 @@ class Registry(dict[str, Entry]):
         fit: Callable[..., None] | None = None,
         transports: bool = True,
         knobs: tuple[str, ...] = (),
+        reconstructed: str = "",
+        differs: str = "",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a function under `name`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self[name] = Entry(name, function, summary, paper, needs, fit, transports, knobs)
+            self[name] = Entry(name, function, summary, paper, needs, fit, transports, knobs, reconstructed, differs)
             return function
 
         return add
+
+    def listed(self) -> str:
+        """The names, in one line, and which of them are reconstructed."""
+        return ", ".join(f"{name} (reconstructed)" if entry.reconstructed else name for name, entry in self.items())
 
     def __missing__(self, name: str) -> Entry:
         raise IntrafusionError(f"unknown {self.kind} {name!r}: choose one of {', '.join(self) or '(none yet)'}")
