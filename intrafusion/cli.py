@@ -167,7 +167,7 @@ def _groups(args: argparse.Namespace) -> None:
 def _methods(args: argparse.Namespace) -> None:
     kinds = [args.kind] if args.kind else KINDS
     rows = [
-        {"kind": kind, "name": e.name, "needs": e.needs, "summary": e.summary, "paper": e.paper}
+        {"kind": kind, "name": e.name, "needs": e.needs, "summary": e.told, "paper": e.paper, "differs": e.differs}
         for kind in kinds
         for e in registry(kind).values()
     ]

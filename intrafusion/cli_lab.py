@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _HELP = {
     "model": "architecture to train, as digits-vgg",
-    "method": "a trainer: `methods trainer` lists them",
+    "method": f"{TRAINERS.listed()}; `methods trainer` says what each does",
     "data_path": "images, as cifar10_test.npz with cifar10_train.npz beside it",
     "training": "training images (all)",
     "epochs": "passes over them",

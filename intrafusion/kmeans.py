@@ -36,7 +36,8 @@ def kmeans(products: Tensor, count: int, starts: int = 10, seed: int = 0, most: 
     The best of so many starts, of at most so many iterations each. Clusters are numbered from 0, none of them empty; fewer
     than `count` where there are fewer different vectors.
     """
-    random, found = np.random.RandomState(seed), []
+    random = np.random.RandomState(seed)
+    found: list[tuple[float, int, Tensor]] = []
     for _ in range(starts):
         labels = _first(products, count, random)
         for _ in range(most):

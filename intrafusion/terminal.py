@@ -76,7 +76,7 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         elif kind is not type(None):
             options["type"] = kind
         if options["help"] is None and field.name in ("criterion", "merge", "solver", "recovery"):
-            options["help"] = ", ".join(registry(field.name))
+            options["help"] = registry(field.name).listed()
         parser.add_argument(flag(field.name), **options)
     add_weights_key(parser)
     parser.set_defaults(dataset=None)  # the one the model was trained on

@@ -149,7 +149,8 @@ class TestPlanSnippet:
 class TestCurveSnippet:
     @pytest.mark.parametrize("changes", [
         {}, {"groups": ("3",), "seed": 4}, {"p": 2, "bias": True, "source": "softmax"}, {"limit": None},
-        {"cost": "activations", "calibration": 30}, {"merge": "fold", "fold_norms": "columns", "model": "digits-vgg", "groups": ("features.3",)},
+        {"cost": "activations", "calibration": 30},
+        {"merge": "fold", "fold_norms": "columns", "model": "digits-vgg", "groups": ("features.3",)},
     ], ids=str)  # fmt: skip
     @pytest.mark.parametrize("criteria", [["l1"], ["l2", "random"]])
     def test_prints_what_run_measures(self, capsys, changes, criteria):

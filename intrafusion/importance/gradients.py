@@ -39,6 +39,7 @@ def labelled(data: ImageData) -> ImageData:
     "first-order change of the loss, each weight for itself: sum of |w dL/dw|",
     "Molchanov et al., CVPR 2019",
     "labels",
+    differs="gradients are summed over the calibration images (the code of Intra-Fusion: over five training batches)",
 )
 def taylor(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     return mean_over_layers(sum_of_weights(layer, change.abs()) for layer, change in _first_order(model, group, data))

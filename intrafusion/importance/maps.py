@@ -35,9 +35,12 @@ def hrank(model: nn.Module, group: Group, data: ImageData, generator: torch.Gene
 
 @CRITERIA.register(
     "relative",
-    "share of the channel in what the next neurons add up (reconstructed from the abstract)",
+    "share of the channel in what the next neurons add up",
     "Hussien et al., arXiv 2410.16151",
     "images",
+    reconstructed="from the abstract",
+    differs="the share of a neuron's sum alone, over a channel's weights; the paper's blind range of activations and its "
+    "regulariser of training are left out",
 )
 def relative(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     return mean_over_images(group, _contributions(model, group, data), lambda shares: shares.sum((2, 3)))
@@ -106,8 +109,9 @@ def _shares(magnitude: nn.Module, inputs: Tensor) -> Tensor:
 @CRITERIA.register(
     "greedy",
     "chosen one at a time: the channel that explains most of what the next layers make of those not chosen yet",
-    "ours",
+    "after Luo et al. (ThiNet), ICCV 2017; Chee et al., NeurIPS 2022",
     "images",
+    differs="forward column selection; ours: all layers that read a channel count, each in units of what it reads",
 )
 def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     sums: dict[Layer, Tensor] = {}

@@ -4,6 +4,9 @@ Wang et al., "Forget the Data and Fine-Tuning! Just Fold the Network to Compress
 deviations enter k-means is a choice: the paper's formula has them as a diagonal, which keeps important channels apart
 whatever they compute, the authors' code as one column each. Left out by default: on CIFAR-10 ResNet-20 and ResNet-56
 every kind of folding keeps most so.
+
+The authors' code differs in more: it clusters by Hartigan's k-means after PCA (scaled robustly for fold-AR), takes the
+cosines of producers and of consumers, and measures fold-R's statistics on all training images, augmented.
 """
 
 import torch
@@ -20,11 +23,16 @@ from intrafusion.transport import TransportPlan
 
 FOLD_NORMS = ("none", "columns")  # how k-means sees the norms; the first is the default
 _PAPER = "Wang et al., ICLR 2025"
+_CLUSTERS = (
+    "k-means is Lloyd's, of all weights, with BatchNorm or without (`fold_norms`); the authors' code has Hartigan's, after PCA "
+    "and with BatchNorm"
+)
 
 
 @MERGES.register(
     "fold", "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)", _PAPER,
     transports=False, knobs=("fold_norms",),
+    differs=f"{_CLUSTERS}; cosines are of what producers write (authors: of what consumers read, too)",
 )  # fmt: skip
 def fold_ar(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:
     return _fold(model, group, plan, fold_norms, repair=True)
@@ -32,7 +40,7 @@ def fold_ar(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str
 
 @MERGES.register(
     "fold-naive", "k-means clusters become one channel; scales and statistics are averaged", _PAPER, transports=False,
-    knobs=("fold_norms",),
+    knobs=("fold_norms",), differs=_CLUSTERS,
 )  # fmt: skip
 def fold_naive(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:
     return _fold(model, group, plan, fold_norms, repair=False)
@@ -41,6 +49,7 @@ def fold_naive(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: 
 MERGES.register(
     "fold-r", "folded naively; then every BatchNorm's statistics are measured again on images (fold-R)", _PAPER, "images",
     fit=reset_norms, transports=False, knobs=("fold_norms",),
+    differs=f"{_CLUSTERS}; statistics of the calibration images (authors: of all training images, augmented)",
 )(fold_naive)  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Low-rank changes of weights that learn in the weights' place, and are merged into them afterwards.
 
-Zimmer et al., "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs", arXiv 2312.15230.
+Zimmer et al., "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs", arXiv 2312.15230. Their
+public code is for language models: rank 16, changes scaled by 2, AdamW; here rank 8, no scale, SGD. ScaleLoRA and the
+layer-wise reconstruction are missing. A mask keeps zeros, of which a network that lost whole channels has none.
 """
 
 from typing import Any

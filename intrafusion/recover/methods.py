@@ -20,6 +20,9 @@ _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
 COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
 _TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all that train
+_SGD = "by SGD, at a rate that a test finds (authors' public code, which is for language models: by AdamW)"
+_RANKS = "of rank 8 and not scaled (authors' code: 16, scaled by 2)"
+_WIDE = "every layer is widened, the first and the last too, with weight decay on each factor and no norm between them"
 _DISTIL = 0.5  # share of the teacher's answers in the loss
 
 
@@ -51,43 +54,53 @@ def repaired(case: Case) -> None:
 
 
 @RECOVERIES.register(
-    "perp-bias", "biases alone are trained, BatchNorm's shifts among them", _PERP, "labels", knobs=_TRAINING
+    "perp-bias",
+    "biases alone are trained, BatchNorm's shifts among them",
+    _PERP,
+    "labels",
+    knobs=_TRAINING,
+    differs=_SGD,
 )
 def perp_bias(case: Case) -> Telling:
     return retrain(case, Method(choose=_biases))
 
 
-@RECOVERIES.register("perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING)
+@RECOVERIES.register(
+    "perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD
+)
 def perp_norm(case: Case) -> Telling:
     return retrain(case, Method(choose=_norms))
 
 
-@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING)
+@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
 def perp_head(case: Case) -> Telling:
     return retrain(case, Method(choose=_head))
 
 
 @RECOVERIES.register(
-    "perp", "biases, BatchNorm and the last layer are trained; all other weights stay", _PERP, "labels", knobs=_TRAINING
+    "perp",
+    "biases, BatchNorm and the last layer are trained; all other weights stay",
+    _PERP,
+    "labels",
+    knobs=_TRAINING,
+    differs=_SGD,
 )
 def perp(case: Case) -> Telling:
     return retrain(case, Method(choose=_few))
 
 
 @RECOVERIES.register(
-    "perp-lora",
-    "as perp, and all other weights learn low-rank changes, merged into them at the end",
-    _PERP,
-    "labels",
-    knobs=(*_TRAINING, "rank"),
-)
+    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels",
+    knobs=(*_TRAINING, "rank"), differs=f"{_RANKS}, {_SGD}",
+)  # fmt: skip
 def perp_lora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=False))
 
 
 @RECOVERIES.register(
-    "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels", knobs=(*_TRAINING, "rank")
-)
+    "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels",
+    knobs=(*_TRAINING, "rank"), differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
+)  # fmt: skip
 def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
 
@@ -119,8 +132,8 @@ def similarity(case: Case) -> Telling:
 
 
 @RECOVERIES.register(
-    "overparam", "fine-tuned with each layer a product of three, then one again (ratio, start, schedule reconstructed)",
-    _OVER, "labels", knobs=(*_TRAINING, "ratio"),
+    "overparam", "fine-tuned with each layer a product of three, then one again",
+    _OVER, "labels", reconstructed="in ratio, start and schedule", knobs=(*_TRAINING, "ratio"), differs=_WIDE,
 )  # fmt: skip
 def overparam(case: Case) -> Telling:
     return retrain(case, _wide(case))
@@ -128,8 +141,9 @@ def overparam(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "overparam-sp",
-    "over-parameterized, and images must look alike to it where they do to the dense network (reconstructed)",
-    _OVER, "labels", knobs=(*_TRAINING, "ratio", "gamma"),
+    "over-parameterized, and images must look alike to it where they do to the dense network",
+    _OVER, "labels", reconstructed="in ratio, start and schedule",
+    knobs=(*_TRAINING, "ratio", "gamma"), differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
 )  # fmt: skip
 def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))

@@ -2,6 +2,13 @@
 
 ASLP: Dupont et al., "Extracting Effective Subnetworks with Gumbel-Softmax", ICIP 2022. Supermask: Zhou et al., NeurIPS
 2019. Edge-popup: Ramanujan et al., CVPR 2020. All are unstructured: they make no network faster.
+
+Differences from ASLP's authors' code: biases are zero (theirs are drawn uniformly, and frozen); "signed" weights are those of
+all layers (theirs of convolutions alone: linear layers draw theirs anew afterwards); the scale always learns (theirs is off
+by default); Supermask is decided by a threshold, and rescaled (theirs is judged by the mean of ten drawn masks); edge-popup
+is scaled for what goes (theirs is not); a norm's scale and shift, which their networks lack, stay as they are. The lab
+trains at a one-cycle rate for a fixed time and takes the last masks (theirs: a constant rate until held-out images stop
+improving, and the best masks by these).
 """
 
 import copy

@@ -20,7 +20,7 @@ from intrafusion.train.spec import ALIGNED, TrainSpec
 from intrafusion.train.subnetwork import WEIGHTS
 from intrafusion.train.task import Step
 from intrafusion.zoo import architecture_of
-from pages.common import queue, shell, telling
+from pages.common import parts, queue, shell, telling
 from pages.common.shell import BIND, Here
 
 _KNOBS = (
@@ -39,7 +39,7 @@ def controls(here: Here) -> TrainSpec:
     row = st.container(horizontal=True, vertical_alignment="bottom")
     method = row.selectbox(
         "Method", list(TRAINERS), index=list(TRAINERS).index("sdprun"), key="method", bind=BIND, width=260,
-        help="\n".join(f"- **{entry.name}**: {entry.summary}" for entry in TRAINERS.values()),
+        help=parts.methods_help("trainer"),
     )  # fmt: skip
     given: dict[str, Any] = {"epochs": _number(row, "epochs", "Epochs", 20.0, 0.1, 1000.0, 5.0, width=130)}
     given["seed"] = _number(row, "seed", "Seed", 0, 0, 9999, 1, width=110)
