@@ -124,7 +124,7 @@ class _Description:
 
 def _numbers(tensor: Tensor) -> str:
     values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy()).hexdigest()}"
+    return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy().data).hexdigest()}"
 
 
 def _names(code: CodeType) -> set[str]:

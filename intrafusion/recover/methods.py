@@ -99,7 +99,8 @@ def perp_lora(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels",
-    knobs=(*_TRAINING, "rank"), differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
+    knobs=(*_TRAINING, "rank"),
+    differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
 )  # fmt: skip
 def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
@@ -143,7 +144,8 @@ def overparam(case: Case) -> Telling:
     "overparam-sp",
     "over-parameterized, and images must look alike to it where they do to the dense network",
     _OVER, "labels", reconstructed="in ratio, start and schedule",
-    knobs=(*_TRAINING, "ratio", "gamma"), differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
+    knobs=(*_TRAINING, "ratio", "gamma"),
+    differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
 )  # fmt: skip
 def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))
