@@ -124,7 +124,8 @@ class _Description:
 
 def _numbers(tensor: Tensor) -> str:
     values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy().data).hexdigest()}"
+    digest = hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return f"{values.dtype} {tuple(values.shape)} {digest}"
 
 
 def _names(code: CodeType) -> set[str]:
