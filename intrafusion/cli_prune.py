@@ -52,19 +52,22 @@ def _prune(args: argparse.Namespace) -> None:
 
 
 def _bench(spec: PruneSpec, args: argparse.Namespace) -> Any:
-    """The model with its images; without them where nothing was said of any and none are here."""
+    """The model with its images; without them where nothing was said of any and none of its classes are here."""
     from intrafusion.bench import open_model
+    from intrafusion.cards import card_for
     from intrafusion.data import load_data
 
     bench = open_model(spec.model, spec.weights, args.device)
     try:
-        bench.data = load_data(
+        data = load_data(
             spec.dataset,
             path=spec.data_path,
             device=args.device,
             download=args.download,
             input_size=bench.card.input_size,
         )
+        card_for(bench.model, data)
+        bench.data = data
     except IntrafusionError as error:
         if args.data_path or args.dataset or args.download:
             raise

@@ -337,6 +337,24 @@ class TestHeads:
         card = card_of(itf.load_model(MODEL, tmp_path / "w.pt"))
         assert (card.classes, card.dataset, card.accuracy) == (7, "own", 0.5)
 
+    def test_it_is_pruned_without_images_of_its_classes(self, tmp_path, dense, capsys):
+        torch.save(headed(dense, 7), tmp_path / "w.pt")
+        words = [
+            "--model",
+            MODEL,
+            "--weights",
+            str(tmp_path / "w.pt"),
+            "--out",
+            str(tmp_path / "out"),
+            "--sparsity",
+            "0.5",
+        ]
+        assert main(["prune", *words, "--data", "digits"]) == 2
+        assert main(["prune", *words, "--formats", "safetensors"]) == 0
+        assert "accuracy is not measured: digits-resnet takes 7 classes" in capsys.readouterr().err
+        small = itf.load_model(MODEL, tmp_path / "out" / "model.safetensors")
+        assert small(card_of(small).example()).shape == (1, 7)
+
     def test_it_can_be_kept_and_pruned(self, tmp_path, dense):
         torch.save(headed(dense, 7), tmp_path / "w.pt")
         model = itf.load_model(take_weights(tmp_path / "w.pt", MODEL, "seven"))
