@@ -28,7 +28,7 @@ from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import Facts, How, recovering
 from intrafusion.registry import CRITERIA, RECOVERIES
-from intrafusion.relevant import calibrates, relevant, trains
+from intrafusion.relevant import calibrates, own_code, relevant, trains
 from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
 from intrafusion.train.loop import Moment
 from intrafusion.transport import TransportPlan, solve
@@ -121,11 +121,12 @@ class Bench:
         return self._recovered(spec, recovery_version(), ".run")
 
     def _recovered(self, spec: PruneSpec, version: str, suffix: str) -> Path:
-        plain = relevant(spec).but(limit=None, precision="", weights=None, data_path=None).key()
+        plain = relevant(spec).but(limit=None, precision="", weights=None, data_path=None)
         seen = self._known.get(
             ("seen", *self.learned_from(spec)), lambda: of_images(*map(self.calibration, self.learned_from(spec)))
         )
-        name = of_text(plain, self.fingerprints(spec)[0], seen, self.device.type, version)
+        what = plain.key(), *own_code(plain)
+        name = of_text(*what, self.fingerprints(spec)[0], seen, self.device.type, version)
         return home() / "recovered" / f"{name}{suffix}"
 
     @staticmethod

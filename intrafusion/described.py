@@ -74,9 +74,9 @@ class _Description:
         if isinstance(value, CodeType):
             return self._all((value.co_code, value.co_names, value.co_varnames, value.co_freevars, value.co_consts))
         if isinstance(value, type):
-            return _name(value) if all(map(_is_library, value.__mro__)) else self._class(value)
+            return _name(value) if all(map(is_library, value.__mro__)) else self._class(value)
         if isinstance(value, FunctionType):
-            return _name(value) if _is_library(value) else self._function(value)
+            return _name(value) if is_library(value) else self._function(value)
         if isinstance(value, MethodType):
             return self._all((value.__func__, value.__self__))
         if isinstance(value, functools.partial):
@@ -95,7 +95,7 @@ class _Description:
     def _object(self, value: Any) -> str:
         """Of a library's object nothing but its name, where it has one: what is in it may change from call to call."""
         kind = type(value)
-        is_told = is_dataclass(value) or kind.__module__.startswith("torch.nn.utils") or not _is_library(kind)
+        is_told = is_dataclass(value) or kind.__module__.startswith("torch.nn.utils") or not is_library(kind)
         if isinstance(value, BuiltinFunctionType) or not hasattr(value, "__dict__") or not is_told:
             return _name(value)
         return self._all((kind, vars(value)))
@@ -117,15 +117,15 @@ class _Description:
         names = sorted(_names(function.__code__))
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         used = {name: function.__globals__[name] for name in names if name in function.__globals__}
-        for module in [one for one in used.values() if isinstance(one, ModuleType) and not _is_library(one)]:
+        for module in [one for one in used.values() if isinstance(one, ModuleType) and not is_library(one)]:
             used |= {f"{module.__name__}.{name}": vars(module)[name] for name in names if name in vars(module)}
         return self._all((function.__code__, function.__defaults__, function.__kwdefaults__, cells, used))
 
 
 def _numbers(tensor: Tensor) -> str:
     values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    digest = hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-    return f"{values.dtype} {tuple(values.shape)} {digest}"
+    raw = values.reshape(-1).view(torch.uint8).numpy().data
+    return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(raw).hexdigest()}"
 
 
 def _names(code: CodeType) -> set[str]:
@@ -140,7 +140,7 @@ def _name(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value.__name__)}"
 
 
-def _is_library(value: Any) -> bool:
+def is_library(value: Any) -> bool:
     """Whether a class, function or module is of Python, of this package or of a library whose version is known."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or "builtins"
     top = name.partition(".")[0]

@@ -1,11 +1,13 @@
 """What of a spec its result depends on, by what criteria, merges, solvers and recoveries declare that they read."""
 
+from functools import lru_cache
 from typing import Any
 
+from intrafusion.described import described, is_library
 from intrafusion.importance import CRITERIA
 from intrafusion.merge import MERGES
 from intrafusion.recover import RECOVERIES
-from intrafusion.registry import Registry
+from intrafusion.registry import Entry, Registry
 from intrafusion.solvers import SOLVERS
 from intrafusion.spec import PruneSpec
 
@@ -33,6 +35,18 @@ def relevant(spec: PruneSpec) -> PruneSpec:
     idle = declared - {knob for registry, name in chosen for knob in registry[name].knobs}
     spec = spec.but(**_DEFAULT.only(tuple(idle)), **_in_order(spec))
     return spec if calibrates(spec) else spec.but(calibration=_DEFAULT.calibration)
+
+
+def own_code(spec: PruneSpec) -> list[str]:
+    """The code of the spec's methods, as far as it is no part of this package: for what others register has no version."""
+    named = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
+    return [code for registry, name in named if name in registry and (code := _code(registry[name]))]
+
+
+@lru_cache
+def _code(entry: Entry) -> str:
+    functions = [one for one in (entry.function, entry.fit) if one and not is_library(one)]
+    return described(functions) if functions else ""
 
 
 def calibrates(spec: PruneSpec) -> bool:

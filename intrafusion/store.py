@@ -23,7 +23,7 @@ from typing import Self
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.processes import birth, host, runs
-from intrafusion.relevant import relevant, trains
+from intrafusion.relevant import own_code, relevant, trains
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
@@ -83,9 +83,10 @@ def point_key(spec: PruneSpec, origin: Origin) -> str:
     trains: elsewhere a device changes no answer. Paths and numbers of images are left out, as the fingerprints say what the
     files hold and which images are looked at: a moved file is still known, and a limit above all images is none.
     """
-    known = {name: value for name, value in relevant(spec).to_dict().items() if name not in _TOLD}
+    spec = relevant(spec)
+    known = {name: value for name, value in spec.to_dict().items() if name not in _TOLD}
     device = origin.kind if trains(spec) else None
-    text = json.dumps([known, origin.model, origin.data, device, code_version()], sort_keys=True)
+    text = json.dumps([known, origin.model, origin.data, device, code_version(), own_code(spec)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

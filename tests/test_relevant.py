@@ -15,10 +15,11 @@ from intrafusion.cards import ModelCard
 from intrafusion.recover import How
 from intrafusion.recover.case import Case
 from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
-from intrafusion.relevant import calibrates, relevant, trains
+from intrafusion.relevant import calibrates, own_code, relevant, trains
 from intrafusion.solvers import Problem
+from intrafusion.store import Origin, point_key
 
-SPEC = PruneSpec()
+SPEC, CPU = PruneSpec(), Origin("m", "d", "cpu")
 MOVING = {"distance": "cosine", "p": 2.0, "source": "softmax", "target": "softmax", "solver": "sinkhorn", "reg": 0.05,
           "reg_m": 1.0, "mass": 0.5, "normalise": "target"}  # fmt: skip
 COMPARING = {"cost": "activations", "bias": True}
@@ -95,6 +96,20 @@ def test_what_may_differ_counts(name):
 def test_an_unknown_name_is_left_to_who_measures(name):
     spec = SPEC.but(**{name: "own"}, epochs=3)
     assert relevant(spec) == spec
+
+
+def test_the_code_of_methods_that_others_register_counts():
+    key = {}
+    for times in (1, 2):
+        CRITERIA.register("own", "one's own")(
+            lambda model, group, data, generator, times=times: times * torch.ones(group.size)
+        )
+        try:
+            key[times] = point_key(SPEC.but(criterion="own"), CPU)
+        finally:
+            del CRITERIA["own"]
+    assert key[1] != key[2]
+    assert own_code(SPEC) == own_code(SPEC.but(merge="refit", criterion="taylor", recovery="finetune")) == []
 
 
 def test_what_is_declared_is_a_field():

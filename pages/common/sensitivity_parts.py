@@ -1,6 +1,6 @@
 """Pieces of the Sensitivity page: how a study runs, its heatmaps, the chosen cell, and what to compare it with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
@@ -210,12 +210,23 @@ def comparison(
         return
     merge = right.selectbox("Merge", list(made), key="compared_merge", bind=BIND, index=len(made) - 1)
     try:
-        theirs = [result for result in kept.results(other) if result.spec.merge == merge]
+        theirs = newest(result for result in kept.results(other) if result.spec.merge == merge)
         ours = made[merge]
         both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
+        if any(result.older_code for result in theirs):
+            st.caption(f"Results of “{other}” are of another version of the code: run it again to compare alike.")
         clickable(compare_studies(both, (study.name, other), place, shell.is_dark()), "compare")
     except IntrafusionError as error:
         telling.warning(error)
+
+
+def newest(results: Iterable[Result]) -> list[Result]:
+    """One result of each point: this code's, where there is one."""
+    found: dict[PruneSpec, Result] = {}
+    for result in results:
+        if result.spec not in found or found[result.spec].older_code:
+            found[result.spec] = result
+    return list(found.values())
 
 
 def _model(row: StudyRow) -> str | None:
