@@ -296,7 +296,8 @@ ERRORS = {
     "unknown group of a mapping": ({"sparsity": {"layer1.0.conv9": 0.5}}, "layer1.0.conv1"),
     "group with a reason, of a mapping": ({"sparsity": {"linear": 0.5}}, "outputs"),
     "group of a mapping that is not chosen": (
-        {"sparsity": {"conv1": 0.5, "layer1.0.conv1": 0.5}, "groups": ["conv1"]}, "layer1.0.conv1",
+        {"sparsity": {"conv1": 0.5, "layer1.0.conv1": 0.5}, "groups": ["conv1"]},
+        "layer1.0.conv1",
     ),
     "unknown merge": ({"merge": "melt"}, "melt"),
     "unknown criterion": ({"criterion": "vibes"}, "vibes"),
