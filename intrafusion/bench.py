@@ -80,8 +80,8 @@ class Bench:
 
     @property
     def layers(self) -> dict[str, Size]:
-        """The size of each layer that multiplies, by name; counted on a twin, as others may copy the model meanwhile."""
-        return self._known.get("layers", lambda: layer_sizes(private(self.model), self.example))
+        """The size of each layer that multiplies, by name."""
+        return self._known.get("layers", lambda: layer_sizes(self.model, self.example))
 
     def images(self) -> ImageData:
         """The evaluation images. Raises IntrafusionError when none were loaded."""

@@ -7,18 +7,20 @@ assumption: only pruning them together shows what they lose together. The sizes 
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.channels import CONSUMER, PAD, Group
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.evaluate import Size, layer_sizes
+from intrafusion.evaluate import Size, layer_sizes, size
 from intrafusion.norms import fold_groups
 from intrafusion.sensitivity import Matrix
+from intrafusion.shrink import shrink
 from intrafusion.transport import group_counts
 
 TARGETS = {
@@ -28,6 +30,9 @@ TARGETS = {
 }
 
 
+_TRIES = 3  # to use the room that the multiply-accumulates outside of the layers leave once groups are pruned
+
+
 @dataclass(frozen=True, eq=False)
 class Shapes:
     """The shapes of a network's layers as its groups shrink; `shapes` makes it.
@@ -35,7 +40,8 @@ class Shapes:
     groups: the prunable ones; dense: the size of the network as it is. Of each of the L layers: rows (L,) it writes and
     columns (L,) it reads; cut_rows, cut_columns (L, B): how many of them go with each channel of each block of each group;
     weights and macs (L,) of one row and column, biases (L,) of one row. fixed: parameters that no group touches. spans:
-    where each group's blocks lie among the B.
+    where each group's blocks lie among the B. rest: multiply-accumulates that are no product of a layer's rows and columns,
+    as those of attention; network: the folded one, where they change with the groups and have to be counted anew.
     """
 
     groups: tuple[Group, ...]
@@ -49,6 +55,9 @@ class Shapes:
     biases: np.ndarray
     macs: np.ndarray
     fixed: int
+    rest: int
+    network: nn.Module | None
+    example: Tensor
 
     def removed(self, sparsities: Mapping[str, float]) -> np.ndarray:
         """Channels that go from each block of each group: int64 (B,). Groups that are not named stay whole."""
@@ -68,19 +77,39 @@ class Shapes:
         known = [group.name for group in self.groups]
         if unknown := [name for name in sparsities if name not in known]:
             raise IntrafusionError(f"no prunable group {unknown[0]!r} in this network: choose from {', '.join(known)}")
+        params, macs = self._of_layers(sparsities)
+        return Size(params, macs + self.rest_of(sparsities), self.dense.left_out)
+
+    def rest_of(self, sparsities: Mapping[str, float]) -> int:
+        """What `rest` is once these groups are pruned."""
+        if self.network is None:
+            return self.rest
+        small = copy.deepcopy(self.network)
+        shrink(small, {g: _some(g, sparsities[g.name]) for g in self.groups if sparsities.get(g.name)})
+        return size(small, self.example).macs - self._of_layers(sparsities)[1]
+
+    def _of_layers(self, sparsities: Mapping[str, float]) -> tuple[int, int]:
+        """All parameters, and the multiply-accumulates that grow with rows and columns."""
         gone = self.removed(sparsities)
         rows, columns = self.rows - self.cut_rows @ gone, self.columns - self.cut_columns @ gone
         params = self.fixed + int((rows * (columns * self.weights + self.biases)).sum())
-        return Size(params, int((rows * columns * self.macs).sum()))
+        return params, int((rows * columns * self.macs).sum())
+
+
+def _some(group: Group, sparsity: float) -> Tensor:
+    """As many channels of each block as stay: int64 (k,), sorted."""
+    counts = group_counts(group, sparsity)
+    return torch.cat([(group.block == block).nonzero()[:count, 0] for block, count in enumerate(counts)]).sort().values
 
 
 def shapes(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Shapes:
     """Read off the layers of `model`; groups: all that `find_groups` found. example: one input, float (1, C, H, W)."""
     folded = copy.deepcopy(model)
     fold_groups(folded, groups)
-    macs = {name: layer.macs for name, layer in layer_sizes(folded, example).items()}
+    sizes = layer_sizes(folded, example)
     layers = [(n, m) for n, m in folded.named_modules() if isinstance(m, _ConvNd | nn.Linear | _BatchNorm)]
-    described = np.array([_describe(m, macs.get(name, 0)) for name, m in layers], np.int64).reshape(-1, 5)
+    counted = [_describe(m, sizes[name].macs if name in sizes else 0) for name, m in layers]
+    described = np.array(counted, np.int64).reshape(-1, 5)
     rows, columns, weights, biases, each = described.T
     number = {name: i for i, (name, _) in enumerate(layers)}
     prunable = tuple(group for group in groups if group.reason is None)
@@ -94,8 +123,12 @@ def shapes(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Shapes
             if layer.role != PAD and layer.name in number and holds:
                 cuts[int(layer.role == CONSUMER), number[layer.name], b] += layer.positions.shape[1]
     fixed = sum(p.numel() for p in folded.parameters()) - int((rows * (columns * weights + biases)).sum())
-    dense = Size(sum(p.numel() for p in model.parameters()), sum(macs.values()))
-    return Shapes(prunable, dense, spans, rows, columns, cuts[0], cuts[1], weights, biases, each, fixed)
+    whole = Shapes(
+        prunable, size(model, example), spans, rows, columns, cuts[0], cuts[1], weights, biases, each, fixed, 0, folded, example
+    )  # fmt: skip
+    made = replace(whole, rest=whole.rest_of({}))
+    changes = made.rest_of({group.name: 0.5 for group in prunable}) != made.rest
+    return made if changes else replace(made, network=None)
 
 
 def _describe(module: nn.Module, macs: int) -> tuple[int, int, int, int, int]:
@@ -146,6 +179,15 @@ def suggest(matrix: Matrix, shapes: Shapes, target: str, value: float, smaller: 
     allowed = matrix.dense - value + 1e-12 if target == "accuracy" else np.inf
     search = _Search(matrix, shapes, unit, most, allowed)
     search.run()
+    for _ in range(_TRIES):
+        rest = shapes.rest_of(search.sparsities())
+        if rest == search.shapes.rest:
+            break
+        again = _Search(matrix, replace(shapes, rest=rest), unit, most, allowed)
+        again.run()
+        if shapes.rest_of(again.sparsities()) > rest:  # it is larger than it was taken to be
+            break
+        search = again
     sparsities = search.sparsities()
     after, expected = shapes.size(sparsities), max(0.0, matrix.dense - search.loss())
     return Suggestion(
@@ -189,7 +231,7 @@ class _Search:
         self.rows, self.columns = (gone @ cut.T.astype(float) for cut in (shapes.cut_rows, shapes.cut_columns))
         self.weight = (shapes.weights if unit == "params" else shapes.macs).astype(float)
         self.bias = shapes.biases * float(unit == "params")
-        self.fixed = shapes.fixed if unit == "params" else 0
+        self.fixed = shapes.fixed if unit == "params" else shapes.rest
         self.at = self._all_at(0.0)
 
     def run(self) -> None:

@@ -161,7 +161,10 @@ def _groups(args: argparse.Namespace) -> None:
         for g in bench.groups
     ]
     prunable = sum(group.reason is None for group in bench.groups)
-    show(rows, args.json, f"{args.model}: {prunable} of {len(rows)} groups can be pruned")
+    sizes = f"{bench.size.params:,} parameters, {bench.size.macs / 1e6:,.1f} million MACs"
+    show(rows, args.json, f"{args.model}: {prunable} of {len(rows)} groups can be pruned; {sizes}")
+    if bench.size.note:
+        say(bench.size.note)
 
 
 def _methods(args: argparse.Namespace) -> None:

@@ -81,7 +81,8 @@ def _show_network(name: str, args: argparse.Namespace) -> None:
     prunable = sum(group.reason is None for group in bench.groups)
     row = {
         "kept": name, "data": bench.card.dataset, "input": list(bench.card.input_size), "classes": bench.card.classes,
-        "params": bench.size.params, "macs": bench.size.macs, "groups": len(bench.groups), "prunable": prunable,
+        "params": bench.size.params, "macs": bench.size.macs, "macs_left_out": list(bench.size.left_out),
+        "groups": len(bench.groups), "prunable": prunable,
     }  # fmt: skip
     show([row], args.json, f"Kept as {name}: open it with --model {name}")
 

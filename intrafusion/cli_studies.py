@@ -142,6 +142,8 @@ def _measured(
 
     if args.memory < 0:
         raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
+    if bench.size.note:
+        say(bench.size.note)
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []

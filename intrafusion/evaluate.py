@@ -1,8 +1,8 @@
 """Accuracy with its confidence interval, and the size of a network."""
 
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError
+from intrafusion.macs import count
+from intrafusion.precision import inputs_for
+from intrafusion.twins import plain
 
 
 @dataclass(frozen=True)
@@ -35,47 +38,42 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class Size:
-    """params: number of parameters; macs: multiply-accumulates of one forward pass on one image."""
+    """params: number of parameters; macs: multiply-accumulates of one forward pass on one image.
+
+    left_out: operators that the multiply-accumulates do not count, as "mkldnn_rnn_layer in LSTM".
+    """
 
     params: int
     macs: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What the multiply-accumulates leave out, in words; "" where that is nothing."""
+        return f"MACs leave out {', '.join(self.left_out)}" if self.left_out else ""
 
 
 def size(model: nn.Module, example: Tensor) -> Size:
-    """Parameters and multiply-accumulates (convolutions and matrix products) of `model` on `example` (1, C, H, W)."""
-    return Size(sum(p.numel() for p in model.parameters()), sum(s.macs for s in layer_sizes(model, example).values()))
+    """Parameters and multiply-accumulates of `model`, as torch's own counter has them: half its floating-point operations.
+
+    example: inputs, float (B, C, H, W), the first of which is run in eval mode and the network's number type, on a copy.
+    Convolutions and matrix products count wherever they are, in layers, attention or functions.
+    """
+    counted = count(model, example)
+    return Size(sum(p.numel() for p in model.parameters()), sum(counted.layers.values()), tuple(counted.left_out))
 
 
 def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
-    """The size of each layer that multiplies (convolutions and linear layers), by dotted name.
+    """The size of each layer that multiplies, by dotted name; their sum is that of the network. example: as for `size`.
 
-    example: one input, float (1, C, H, W); a layer's MACs are its outputs times the weights that each output reads.
+    What a module's own forward multiplies outside of the layers that it holds, as attention does, is the module's. Weights
+    that are computed at each pass are written out first.
     """
-    sizes: dict[str, Size] = {}
-
-    ours = threading.get_ident()
-
-    def count(name: str, module: nn.Module, output: Tensor) -> None:
-        if threading.get_ident() != ours:  # somebody else runs the same model meanwhile
-            return
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        macs = output.numel() // output.shape[0] * (weight.numel() // weight.shape[0])
-        before = sizes[name].macs if name in sizes else 0
-        sizes[name] = Size(sum(p.numel() for p in module.parameters()), before + macs)
-
-    hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sizes
+    counted = count(plain(model), example)
+    return {
+        name: Size(sum(p.numel() for p in counted.network.get_submodule(name).parameters(recurse=False)), macs)
+        for name, macs in counted.layers.items()
+    }
 
 
 def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: int = 0) -> Evaluation:
@@ -119,11 +117,19 @@ def _run(
     model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float], keep: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """`keep` of the logits of every image, in batches, in eval mode; the model's own mode comes back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    with in_eval(model), torch.inference_mode():
+        batches = (inputs_for(model, normalise(images, mean, std)) for images, _ in data.batches())
+        return torch.cat([keep(model(inputs)) for inputs in batches])
+
+
+@contextmanager
+def in_eval(*models: nn.Module) -> Iterator[None]:
+    """Within it these networks are in eval mode; each of their modules is in its own mode afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
     try:
-        with torch.inference_mode():
-            return torch.cat([keep(model(normalise(images, mean, std))) for images, _ in data.batches()])
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -1,16 +1,32 @@
-"""In which numbers a network is evaluated: fp32, or bf16 where the hardware multiplies it faster."""
+"""In which numbers a network is evaluated: its own, or bf16 where the hardware multiplies it faster."""
 
 import copy
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.twins import leaves, replaced
 
 PRECISIONS = ("exact", "fast")
 TOLERANCE = 0.002  # how far bf16 may move the dense accuracy
+
+
+def kind_of(model: nn.Module) -> torch.dtype:
+    """The number type of a network's weights, float32 where it has none. Raises IntrafusionError where there are several."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(kinds) > 1:
+        names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise IntrafusionError(
+            f"the network's weights are of {names}: convert all of them to one, as model.float() does"
+        )
+    return kinds.pop() if kinds else torch.float32
+
+
+def inputs_for(model: nn.Module, images: Tensor) -> Tensor:
+    """Normalised images in the number type of a network's weights. Raises IntrafusionError where they have several."""
+    return images.to(kind_of(model))
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.evaluate import size
+from intrafusion.evaluate import in_eval, size
 from intrafusion.pace import checkpoint
+from intrafusion.precision import inputs_for, kind_of
 
 RUNS = 30  # turns at each batch size
 _FEWEST = 6  # of which even the extremes bound the median with 95 %
@@ -83,12 +84,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks side by side, as far as they are measured. device: in words. share: how much of the work is done."""
+    """Two networks side by side, as far as they are measured. device: in words. share: how much of the work is done.
+
+    kind: the number types of the networks, in words.
+    """
 
     before: Speed
     after: Speed
     device: str
     share: float
+    kind: str = "float32"
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:
@@ -175,13 +180,14 @@ def compare(
 ) -> Iterator[Comparison]:
     """Time two networks in turns, telling what is known after each; the last one is complete.
 
-    example: one input, float (1, C, H, W), on the device of both, in fp32 and torch's usual memory format. batch: of the
+    example: one input, float (1, C, H, W), on the device of both, in torch's usual memory format. batch: of the
     large batch, None for `large_batch`. runs: turns at each batch size, at least 6; only so many are made where they take
     longer than 20 s. Raises IntrafusionError where there are too few, or the batch is no number from 2.
     """
     device = device_words(example.device)
+    kinds = dict.fromkeys(str(kind_of(network)).removeprefix("torch.") for network in (before, after))
     for (first, second), share in _timed((before, after), example, batch, runs):
-        yield Comparison(first, second, device, share)
+        yield Comparison(first, second, device, share, " and ".join(kinds))
 
 
 def _timed(
@@ -193,15 +199,16 @@ def _timed(
         raise IntrafusionError(f"the large batch must be of at least 2 images, not {batch!r}")
     if type(runs) is not int or runs < _FEWEST:
         raise IntrafusionError(f"a comparison needs at least {_FEWEST} runs, not {runs!r}")
-    speeds = [_sized(network.eval(), example, batch) for network in networks]
-    for place, images in enumerate((1, batch)):
-        for times in _turns(networks, _noise(example, images), runs):
-            speeds = [
-                replace(speed, latencies=(*speed.latencies[:place], Latency(images, tuple(mine))))
-                for speed, mine in zip(speeds, times, strict=True)
-            ]
-            yield speeds, min((place + len(times[0]) / runs) / 2, 0.99)
-    yield speeds, 1.0
+    with in_eval(*networks):
+        speeds = [_sized(network, example, batch) for network in networks]
+        for place, images in enumerate((1, batch)):
+            for times in _turns(networks, _noise(example, images), runs):
+                speeds = [
+                    replace(speed, latencies=(*speed.latencies[:place], Latency(images, tuple(mine))))
+                    for speed, mine in zip(speeds, times, strict=True)
+                ]
+                yield speeds, min((place + len(times[0]) / runs) / 2, 0.99)
+        yield speeds, 1.0
 
 
 def large_batch(example: Tensor) -> int:
@@ -243,7 +250,8 @@ def _turns(networks: Sequence[nn.Module], images: Tensor, runs: int) -> Iterator
 
 
 def _run(network: nn.Module, images: Tensor, passes: int) -> float:
-    """Seconds a forward pass, the mean of so many."""
+    """Seconds a forward pass, the mean of so many, in the network's own number type."""
+    images = inputs_for(network, images)
     with torch.inference_mode():
         _wait(images.device)
         start = time.perf_counter()
@@ -260,6 +268,7 @@ def _wait(device: torch.device) -> None:
 
 def peak_memory(model: nn.Module, images: Tensor) -> int:
     """Bytes that one pass holds at its peak beyond weights and images; see `Speed`."""
+    images = inputs_for(model, images)
     with torch.inference_mode():
         if images.device.type == "cuda":
             torch.cuda.synchronize(images.device)

@@ -39,11 +39,12 @@ def group_table(bench: Bench) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+left_out = "".join(f", without {operator}" for operator in bench.size.left_out)
 st.page_link("pages/learn.py", label="New to this? Learn the method on six neurons", icon=":material/school:")
 st.subheader("Channel groups, from input to output")
 st.markdown(
     f"**{card.name}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
-    f"an image. {len(prunable)} of its {len(bench.groups)} groups can be pruned."
+    f"an image{left_out}. {len(prunable)} of its {len(bench.groups)} groups can be pruned."
 )
 st.caption(
     "Layers in one row share their channels: one cannot lose a channel without the others. Sizes are of the layers that write them."

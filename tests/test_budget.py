@@ -1,10 +1,14 @@
 import copy
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import Network
 from made_results import DENSE, made_result
+from torch import Tensor, nn
 
 import intrafusion as itf
 from intrafusion.budget import Shapes, shapes, suggest
@@ -64,6 +68,49 @@ def random_losses(names: list[str], levels: tuple[float, ...], generator: np.ran
     return found
 
 
+class Attending(nn.Module):
+    """Attention over 16 tokens, whose width cannot be pruned, and an MLP, whose hidden width can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, 2, 2), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.patches(x).flatten(2).transpose(1, 2))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head((x + self.down(F.relu(self.up(x)))).mean(1))
+
+
+class Mixing(nn.Module):
+    """Rows of pixels are mixed by a product with a matrix, once for each channel: it shrinks with the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+        self.register_buffer("rows", torch.rand(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x)) @ self.rows
+        return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+
+OUTSIDE: dict[str, tuple[type[nn.Module], bool]] = {"attention": (Attending, False), "functions": (Mixing, True)}
+
+
+@functools.cache
+def outside(name: str) -> Network:
+    """A network that multiplies outside of its layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = OUTSIDE[name][0]().eval().requires_grad_(False), torch.randn(4, 3, 8, 8)
+    groups = tuple(itf.find_groups(model, images[:1]))
+    data = itf.ImageData("noise", "train", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("a",))
+    return Network(name, model, torch.zeros(1, 3, 8, 8), images, model(images), groups, data)
+
+
 class TestSizes:
     @pytest.mark.parametrize("seed", range(4))
     def test_are_those_of_really_pruned_networks(self, network, seed):
@@ -75,6 +122,18 @@ class TestSizes:
         small = itf.prune(network.model, network.example, 0.4, merge="drop")
         sparsities = {group.name: 0.4 for group in network.prunable}
         assert shapes_of(network).size(sparsities) == size(small, network.example)
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    @pytest.mark.parametrize("seed", range(3))
+    def test_of_what_no_layer_multiplies_are_exact_too(self, name, seed):
+        network = outside(name)
+        generator = np.random.default_rng(seed)
+        sparsities = {group.name: float(generator.choice([0, 0.25, 0.5, 0.75])) for group in network.prunable}
+        assert shapes_of(network).size(sparsities) == size(cut_down(network, sparsities), network.example)
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_are_counted_anew_only_where_they_change(self, name):
+        assert (shapes_of(outside(name)).network is not None) == OUTSIDE[name][1]
 
     def test_of_nothing_pruned_are_the_folded_network_s(self, network):
         folded = itf.fold(network.model, network.example)
@@ -134,6 +193,21 @@ class TestSuggest:
                 assert found.size.macs <= after.macs
             elif target != "accuracy" and getattr(after, target) <= value * getattr(made.dense, target):
                 assert DENSE - found.accuracy <= lost + 1e-9
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    @pytest.mark.parametrize("value", [0.95, 0.8, 0.6])
+    def test_a_budget_holds_for_what_no_layer_multiplies(self, name, value):
+        network = outside(name)
+        names, made = [group.name for group in network.prunable], shapes_of(network)
+        choices = [dict(zip(names, c, strict=True)) for c in itertools.product((0, *SPARSITIES), repeat=len(names))]
+        study = measured(random_losses(names, SPARSITIES, np.random.default_rng(5)))
+        found = suggest(study, made, "macs", value)
+        real = size(cut_down(network, found.sparsities), network.example)
+        fits = [choice for choice in choices if made.size(choice).macs <= value * made.dense.macs]
+        assert found.size == real
+        assert found.met == bool(fits) == (real.macs <= value * made.dense.macs)
+        if fits:
+            assert loss_of(study, found.sparsities) <= min(loss_of(study, choice) for choice in fits) + 0.01
 
     @pytest.mark.parametrize(("target", "value"), TARGETS)
     def test_tells_what_it_suggests(self, networks, target, value):

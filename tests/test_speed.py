@@ -1,5 +1,6 @@
 """Two networks timed in turns: what is said follows from the paired ratios, never from how fast this machine is."""
 
+import copy
 import math
 import threading
 
@@ -11,6 +12,7 @@ from torch import nn
 import intrafusion as itf
 from intrafusion import speed as module
 from intrafusion.evaluate import size
+from intrafusion.export.report import speed_words
 from intrafusion.figures.speed import headline, latencies, widths
 from intrafusion.pace import Cancelled, stoppable
 from intrafusion.speed import (
@@ -76,6 +78,28 @@ def test_a_single_network_is_measured_alone():
     assert [len(one.seconds) for one in found.latencies] == [6, 6]
     low, high = found.latencies[0].quartiles
     assert low <= found.latencies[0].median <= high
+
+
+@pytest.mark.parametrize(
+    "measured", [lambda a, b: measure(a, EXAMPLE, 2, 6), lambda a, b: list(compare(a, b, EXAMPLE, 2, 6))]
+)
+def test_the_networks_are_left_in_the_modes_that_they_came_in(measured):
+    first, second = (
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 5)) for _ in range(2)
+    )
+    first[1].eval()
+    modes = [module.training for network in (first, second) for module in network.modules()]
+    state = copy.deepcopy(first.state_dict())
+    measured(first, second)
+    assert [module.training for network in (first, second) for module in network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
+
+
+def test_each_network_is_timed_in_its_own_numbers():
+    found = list(compare(net(4).double(), net(2).bfloat16(), EXAMPLE, batch=2, runs=6))[-1]
+    assert found.kind == "float64 and bfloat16"
+    assert found.before.bytes > 3 * found.after.bytes
+    assert "Both networks in float64 and bfloat16 on " in speed_words(found)
 
 
 def test_long_measurements_end_after_the_fewest_turns(monkeypatch, steps):

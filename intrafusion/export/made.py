@@ -86,7 +86,7 @@ def making(spec: PruneSpec, bench: Bench) -> Iterator[Making]:
         meter = bench.meter(spec)
         result = measure(spec, bench, meter, small, len(meter))
     network = _alone(small, _card(spec, bench, result))
-    folded = Size(sum(p.numel() for p in bench.folded.parameters()), bench.size.macs)
+    folded = replace(bench.size, params=sum(p.numel() for p in bench.folded.parameters()))
     after, widths, real = size(network, network.card.example()), _widths(spec, bench), _real(bench)  # type: ignore[union-attr,operator]
     yield Making("done", 1.0, Made(spec, network, bench.folded, folded, after, widths, result, real))
 

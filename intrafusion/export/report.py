@@ -151,9 +151,10 @@ def before_and_after(made: Made) -> list[tuple[str, ...]]:
         )
         rows.append(("accuracy", dense, pruned, ""))
     channels = sum(w.before for w in made.widths), sum(w.after for w in made.widths)
+    left_out = "".join(f", without {operator}" for operator in made.before.left_out)
     numbers = {
         "parameters": (made.before.params, made.after.params),
-        "MACs": (made.before.macs, made.after.macs),
+        f"MACs{left_out}": (made.before.macs, made.after.macs),
         "prunable channels": channels,
     }
     return rows + [
@@ -165,7 +166,7 @@ def speed_words(found: Comparison) -> str:
     """The finding, and how it was measured."""
     turns = min((one.turns for one in found.ratios), default=0)
     return (
-        f"{found.sentence()}. Both networks in fp32 on {found.device}, timed in turns, at least {turns} of them; "
+        f"{found.sentence()}. Both networks in {found.kind} on {found.device}, timed in turns, at least {turns} of them; "
         "the ratio is the median within the turns, with its 95 % interval."
     )
 

@@ -44,6 +44,8 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
     if not found.met:
         telling.warning(found.note)
     clickable(suggestion_bars(found, shell.is_dark()), "suggestion")
+    if found.dense.note:
+        st.caption(f"{found.dense.note}.")
     if not all(cell.complete for cell in made[merge].cells.values()):
         st.caption("The study is not complete: some losses are those on a sample of the images.")
     losing = {group: share for group, share in found.sparsities.items() if share > 0}
