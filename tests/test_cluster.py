@@ -435,7 +435,7 @@ class TestConnecting:
 def test_a_worker_has_the_images_that_recoveries_learn_from(bench):
     from intrafusion.ray_worker import Parts
 
-    spec = BASE.but(recovery="perp-head", merge="drop", training=100)
+    spec = BASE.but(recovery="perp-head", merge="calibrated", training=100)
     sent = Parts.of(bench, [spec]).bench("cpu")
     for ours, theirs in (
         (sent.training(spec), bench.training(spec)),
