@@ -108,7 +108,9 @@ def load_model(
         model, card = source.open_model(name, weights, progress)
     model.card = replace(card, name=name)
     check_finite(model.named_modules())
-    return model.eval().requires_grad_(True).to(_device(device))
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model.eval().to(_device(device))
 
 
 def _device(name: str | torch.device) -> torch.device:
