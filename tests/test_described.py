@@ -111,6 +111,8 @@ DIFFERENT = {
     "a dtype": (Own(k=torch.float32), Own(k=torch.float64)),
     "an attribute's name": (Own(k=1), Own(j=1)),
     "a tensor that is no buffer": (Own(k=torch.ones(2)), Own(k=torch.zeros(2))),
+    "a sparse tensor": (Own(k=torch.eye(2).to_sparse()), Own(k=torch.ones(2, 2).to_sparse())),
+    "complex numbers": (Own(k=torch.ones(2) * 1j), Own(k=(torch.ones(2) * 1j).conj())),
     "a function of a library": (Own(k=F.relu), Own(k=F.gelu)),
     "a partial function": (Own(k=functools.partial(F.elu, alpha=1.0)), Own(k=functools.partial(F.elu, alpha=2.0))),
     "a function of one's own": (Own(k=lambda x: x + 1), Own(k=lambda x: x + 2)),
