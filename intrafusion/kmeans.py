@@ -19,13 +19,14 @@ _NOTHING = 1e-12  # squared distances below this share of all are rounding
 
 
 def gram(parts: Iterable[Tensor]) -> Tensor:
-    """The inner products (n, n), float64, of vectors that lie in parts: (n, m) each, of any m."""
+    """The inner products (n, n), float64 on the CPU, of vectors that lie in parts: (n, m) each, of any m."""
     products: Tensor | None = None
     for part in parts:
-        products = part.new_zeros(len(part), len(part)) if products is None else products
+        products = torch.zeros(len(part), len(part), dtype=torch.float64) if products is None else products
         for columns in part.split(max(1, _STEP // len(part) ** 2), 1):
             checkpoint()
-            products += columns @ columns.T
+            exact = columns.double().cpu()
+            products += exact @ exact.T
     assert products is not None
     return products
 
@@ -79,24 +80,28 @@ def _from(products: Tensor, rows: list[int]) -> Tensor:
 def _nearest(products: Tensor, labels: Tensor) -> Tensor:
     """The cluster whose mean is nearest to each vector; clusters left empty take the vectors farthest from theirs."""
     means = _means(products, labels)
-    own = means.gather(1, labels[:, None])[:, 0]
-    square = torch.zeros(means.shape[1], dtype=means.dtype).index_add_(0, labels, own) / labels.bincount()
-    away = square - 2 * means
-    labels = away.argmin(1)
-    left = products.diagonal() + away.gather(1, labels[:, None])[:, 0]
-    for empty in (labels.bincount(minlength=means.shape[1]) == 0).nonzero()[:, 0].tolist():
-        alone = labels.bincount(minlength=means.shape[1])[labels] == 1
+    square = torch.zeros(len(means), dtype=means.dtype).index_add_(0, labels, _of_own(means, labels))
+    away = torch.sub((square / labels.bincount())[:, None], means, alpha=2)
+    left, labels = away.min(0)
+    left += products.diagonal()
+    for empty in (labels.bincount(minlength=len(means)) == 0).nonzero()[:, 0].tolist():
+        alone = labels.bincount(minlength=len(means))[labels] == 1
         far = int(left.masked_fill(alone, -math.inf).argmax())
         labels[far], left[far] = empty, 0
     return labels
 
 
 def _means(products: Tensor, labels: Tensor) -> Tensor:
-    """Inner products of the vectors with the clusters' means: (n, clusters)."""
+    """Inner products of the clusters' means with the vectors: (clusters, n)."""
     counts = labels.bincount()
-    return products.new_zeros(len(products), len(counts)).index_add_(1, labels, products) / counts
+    return products.new_zeros(len(counts), len(products)).index_add_(0, labels, products) / counts[:, None]
+
+
+def _of_own(means: Tensor, labels: Tensor) -> Tensor:
+    """Inner product of each vector with its cluster's mean: (n,)."""
+    return means.gather(0, labels[None])[0]
 
 
 def _inertia(products: Tensor, labels: Tensor) -> float:
     """The sum of the squared distances of all vectors from the means of their clusters."""
-    return float(products.diagonal().sum() - _means(products, labels).gather(1, labels[:, None]).sum())
+    return float((products.diagonal() - _of_own(_means(products, labels), labels)).sum())
