@@ -70,6 +70,8 @@ def _bench(spec: PruneSpec, args: argparse.Namespace) -> Any:
         if args.data_path or args.dataset or args.download:
             raise
         say(f"accuracy is not measured: {error}")
+    if bench.data is not None and bench.data.note:
+        say(bench.data.note)
     return bench
 
 

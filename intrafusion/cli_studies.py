@@ -141,8 +141,9 @@ def _measured(
 
     if args.memory < 0:
         raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
-    if bench.size.note:
-        say(bench.size.note)
+    for note in (bench.size.note, bench.data.note if bench.data else ""):
+        if note:
+            say(note)
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []

@@ -42,7 +42,8 @@ class Macs(FlopCounterMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(display=False)
-        self.network, self.mod_tracker = network, _Running(network)  # type: ignore[assignment]
+        self.network, self.running = network, _Running(network)
+        self.mod_tracker = self.running  # type: ignore[assignment]
         self.left_out: dict[str, None] = {}
 
     @property
@@ -51,7 +52,7 @@ class Macs(FlopCounterMode):
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
         if func_packet not in self.flop_registry and _multiplies(str(func_packet)):
-            self.left_out[f"{str(func_packet).removeprefix('aten.')} in {self.mod_tracker.kind}"] = None
+            self.left_out[f"{str(func_packet).removeprefix('aten.')} in {self.running.kind}"] = None
         return super()._count_flops(func_packet, out, args, kwargs)
 
 

@@ -45,16 +45,16 @@ class Meter:
     """Measures networks that were pruned from one dense network, on one set of images.
 
     model: the dense network, BN folded, in eval mode, nothing done in place; it is not touched. data: uint8 images on the
-    model's device. precision: "exact" or "fast" (bf16). batch: images at once; found by a short probe when None.
-    memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the model, or when
-    precision "fast" is not to be had.
+    model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images at once; found by a
+    short probe when None. memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the
+    model, or when precision "fast" is not to be had.
     """
 
     def __init__(
         self, model: nn.Module, data: ImageData, precision: str = "exact", seed: int = 0, memory: int = MEMORY,
         batch: int | None = None,
     ):  # fmt: skip
-        card = card_for(model, data)
+        card, data = card_for(model, data), data.labelled()
         self.model = self._exact = model
         self.card, self.precision, self.memory = card, precision, memory
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)

@@ -37,7 +37,8 @@ class Made:
 
     network: on the CPU, in eval mode, BN folded, with a card of its own. dense: the unpruned one, BN folded too, on the
     bench's device, which nobody may change. before, after: their sizes. result: its accuracy; None where no images were
-    loaded. real: some normalised test images, float (b, C, H, W), or None.
+    loaded. real: some normalised test images, float (b, C, H, W), or None. note: how many of the images have labels, in
+    words, where not all have.
     """
 
     spec: PruneSpec
@@ -48,6 +49,7 @@ class Made:
     widths: tuple[Width, ...]
     result: Result | None
     real: Tensor | None
+    note: str = ""
 
     @property
     def card(self) -> ModelCard:
@@ -87,8 +89,9 @@ def making(spec: PruneSpec, bench: Bench) -> Iterator[Making]:
         result = measure(spec, bench, meter, small, len(meter))
     network = _alone(small, _card(spec, bench, result))
     folded = replace(bench.size, params=sum(p.numel() for p in bench.folded.parameters()))
+    note = bench.data.note if bench.data is not None else ""
     after, widths, real = size(network, network.card.example()), _widths(spec, bench), _real(bench)  # type: ignore[union-attr,operator]
-    yield Making("done", 1.0, Made(spec, network, bench.folded, folded, after, widths, result, real))
+    yield Making("done", 1.0, Made(spec, network, bench.folded, folded, after, widths, result, real, note))
 
 
 def _alone(small: nn.Module, card: ModelCard) -> nn.Module:

@@ -13,7 +13,6 @@ from intrafusion.activations import consumers, maps_of, normalised, private
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
-from intrafusion.importance.gradients import labelled
 from intrafusion.importance.separation import read_alone, separated
 from intrafusion.registry import CRITERIA
 
@@ -68,7 +67,7 @@ def _mean_attribution(
         twin.get_submodule(layer.name).register_forward_pre_hook(read_alone)
 
     def batches() -> Iterator[list[tuple[Layer, Tensor]]]:
-        for images, labels in normalised(model, labelled(data), _MOST):
+        for images, labels in normalised(model, data.labelled(), _MOST):
             asked = {"target": labels, "attribute_to_layer_input": True, **options(images)}
             images.requires_grad_()  # DeepLIFT hooks a gradient at every nonlinearity, before the layer too
             yield [

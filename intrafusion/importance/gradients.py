@@ -3,7 +3,6 @@
 Folding a norm multiplies weights by s and divides their gradients by it: the product stays, so nothing is folded here.
 """
 
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -20,16 +19,6 @@ from intrafusion.importance.averages import mean_over_layers, sum_of_weights
 from intrafusion.registry import CRITERIA
 
 _PER_SAMPLE = 1 << 26  # gradient values held at once
-
-
-def labelled(data: ImageData) -> ImageData:
-    """The images whose label is known. Raises IntrafusionError when there are none."""
-    known = data.labels >= 0
-    if not known.any():
-        raise IntrafusionError(
-            f"no image of {data.name} has a label, and this criterion needs labels: choose another one"
-        )
-    return replace(data, images=data.images[known], labels=data.labels[known])
 
 
 @CRITERIA.register(
@@ -59,7 +48,7 @@ def taylor_sum(model: nn.Module, group: Group, data: ImageData, generator: torch
     "labels",
 )
 def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
-    twin, data = private(model), labelled(data)
+    twin, data = private(model), data.labelled()
     layers = [(layer, f"{layer.name}.weight") for layer in _weighted(twin, group)]
     weights = {name: twin.get_parameter(name).detach() for _, name in layers}
 
@@ -90,7 +79,7 @@ def _weighted(model: nn.Module, group: Group) -> list[Layer]:
 
 def _first_order(model: nn.Module, group: Group, data: ImageData) -> list[tuple[Layer, Tensor]]:
     """For each layer w * dL/dw in its weight's shape, L the mean cross-entropy over all the images."""
-    twin, data = private(model), labelled(data)
+    twin, data = private(model), data.labelled()
     layers = _weighted(twin, group)
     weights = [twin.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers]
     with torch.enable_grad():

@@ -274,10 +274,14 @@ def measuring(here: Here, limit: int | None) -> Bench | None:
     """The model with its images; where they are missing, says how to get them and returns None."""
     dataset, path = here.spec.dataset, here.spec.data_path
     try:
-        return measuring_bench(here, (*here.key(), dataset), path, limit)
+        bench = measuring_bench(here, (*here.key(), dataset), path, limit)
+        bench.images()  # some must have labels
     except IntrafusionError as error:
         offer_images(here, error)
         return None
+    if bench.data is not None and bench.data.note:
+        st.caption(f"{bench.data.note}.")
+    return bench
 
 
 def can_see(here: Here, spec: PruneSpec) -> bool:
