@@ -62,6 +62,8 @@ _PLAIN = Method()
 def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
     """Train the case's small network, in place: what it costs, then how it goes.
 
+    Whatever the network's number type, it is trained in float32.
+
     A run that diverges at the rate that the test found begins again at a smaller one: with its new costs, then how it goes.
 
     Raises IntrafusionError where images have no labels or are too few, and where no learning rate gives a loss that is a
@@ -93,7 +95,7 @@ class _Lesson:
         how, self.method = case.how, method
         self.card: ModelCard = card_of(case.pruned.original)
         self.learned, self.held = split(case.images(), how.seed)
-        self.teacher = private(case.pruned.dense())
+        self.teacher = private(case.pruned.dense()).float()
         self.start = _start(case, self.learned, self.teacher, self.card)
         self.example = self.card.example().to(case.images().labels.device)
         self.layers = stages(self.teacher, self.example) if method.similar else []
@@ -213,10 +215,10 @@ def _start(case: Case, data: ImageData, teacher: nn.Module, card: ModelCard) -> 
     It is the pruned network as it is, or with its norms' statistics measured again, whichever answers better.
     """
     seen = data.subset(_MEASURED, case.how.seed)
-    starts = [private(case.pruned.small)]
+    starts = [private(case.pruned.small).float()]
     normed: Sequence[str] = [name for name, layer in teacher.named_modules() if norm_of(layer) is not None]
     try:
-        reset = replace(case.pruned, small=private(case.pruned.small))
+        reset = replace(case.pruned, small=private(case.pruned.small).float())
         reset_norms(reset.fit(seen))
         starts.append(reset.small)
     except IntrafusionError:  # no norms, or none that can be reached
