@@ -13,6 +13,7 @@ LOGO = str(Path(__file__).parent / "assets" / "logo.svg")
 
 def look() -> None:
     """One look at the dashboard: what Streamlit draws for one reader."""
+    serving.answer_errors()
     st.set_page_config(page_title="intrafusion", page_icon=LOGO, layout="wide")
     st.logo(LOGO, size="large")
     page = navigate()

@@ -6,6 +6,7 @@ small = itf.prune(model, model.card.example(), sparsity=0.3, merge="fusion")
 itf.evaluate(small, itf.load_data("digits")).accuracy
 """
 
+import intrafusion.ending as _ending  # noqa: F401  (signals are heeded before torch is imported)
 from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
 from intrafusion import recover  # noqa: F401  (its methods register)
 from intrafusion.cards import ModelCard

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
+from intrafusion.pace import checkpoint
 from intrafusion.precision import inputs_for, kind_of
 from intrafusion.twins import twin
 
@@ -26,7 +27,7 @@ def private(model: nn.Module) -> nn.Module:
     """A copy that hooks and gradients may touch while others run the model; its activations are not done in place."""
     made = twin(model).requires_grad_(False)
     for module in made.modules():
-        if hasattr(module, "inplace"):
+        if getattr(module, "inplace", False):  # scripted modules refuse to be given what they have
             module.inplace = False  # type: ignore[assignment]
     return made
 
@@ -42,6 +43,7 @@ def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> It
     card = card_for(model, data)
     device = next(model.parameters()).device
     for images, labels in data.batches(most):
+        checkpoint()
         yield inputs_for(model, normalise(images.to(device), card.mean, card.std)), labels.to(device)
 
 

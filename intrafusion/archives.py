@@ -4,7 +4,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from intrafusion.errors import IntrafusionError, one_line
@@ -38,6 +38,8 @@ def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
+            for info in infos:
+                info.filename = _plain(info)
             _check(path, infos)
             yield archive, [info for info in infos if not info.is_dir()]
     except DAMAGED as error:
@@ -76,13 +78,16 @@ def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
         )
 
 
+def _plain(info: zipfile.ZipInfo) -> str:
+    """A member's name with slashes, where Windows wrote backslashes, and read as UTF-8, which macOS does not always declare."""
+    name = info.filename
+    if not info.flag_bits & 0x800 and not name.isascii():
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")
+
+
 def _is_inside(name: str) -> bool:
-    if (
-        not name
-        or name.startswith("/")
-        or "\\" in name
-        or re.search(r"[\x00-\x1f]", name)
-        or re.match(r"[A-Za-z]:", name)
-    ):
+    if not name or name.startswith("/") or re.search(r"[\x00-\x1f]", name) or re.match(r"[A-Za-z]:", name):
         return False
     return ".." not in PurePosixPath(name).parts

@@ -16,6 +16,7 @@ from intrafusion.cards import card_of
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.importance.gradients import differentiating
 from intrafusion.importance.separation import separated
 from intrafusion.precision import inputs_for
 
@@ -117,7 +118,7 @@ def channel_attribution(
     options = {}
     if chosen.explainer == "NeuronIntegratedGradients":
         options = {"n_steps": STEPS, "internal_batch_size": max(1, _PIXELS // pixels[0, 0].numel())}
-    with torch.enable_grad(), warnings.catch_warnings():
+    with torch.enable_grad(), differentiating(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that hooks are set, and removed afterwards
         attributed = getattr(captum.attr, chosen.explainer)(twin, twin.get_submodule(layer.name)).attribute(
             pixels.requires_grad_(), activation, attribute_to_neuron_input=True, **options

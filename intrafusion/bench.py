@@ -16,10 +16,10 @@ from intrafusion.channels import Group
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, Size, evaluate, layer_sizes, logits, size
-from intrafusion.fingerprint import code_version, of_images, of_model, of_text
+from intrafusion.fingerprint import of_images, of_model, of_text
 from intrafusion.geometry import Geometry, measure
 from intrafusion.groups import find_groups
-from intrafusion.importance import needs_images, score
+from intrafusion.importance import score
 from intrafusion.memo import Memo
 from intrafusion.merge import ChannelMap, calibrate
 from intrafusion.meter import MEMORY, Meter
@@ -28,9 +28,11 @@ from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import Facts, How, recovering
 from intrafusion.registry import CRITERIA, RECOVERIES
-from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.relevant import calibrates, own_code, relevant, trains
+from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
 from intrafusion.train.loop import Moment
 from intrafusion.transport import TransportPlan, solve
+from intrafusion.versions import code_version, recovery_version
 from intrafusion.zoo import load_model
 
 _DEFAULT = PruneSpec()
@@ -69,7 +71,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     @property
     def example(self) -> torch.Tensor:
@@ -111,19 +113,28 @@ class Bench:
         )
 
     def kept_path(self, spec: PruneSpec) -> Path:
-        """The file of the spec's recovered network, named after all that this depends on."""
-        plain = spec.but(limit=None, precision="", weights=None, data_path=None).key()
+        """The file of the spec's recovered network, named after all that this depends on, the kind of device among it."""
+        return self._recovered(spec, code_version(), ".pt")
+
+    def stopped_path(self, spec: PruneSpec) -> Path:
+        """The file of the state of a recovery that was stopped: it goes on while the code that trains is the same."""
+        return self._recovered(spec, recovery_version(), ".run")
+
+    def _recovered(self, spec: PruneSpec, version: str, suffix: str) -> Path:
+        plain = relevant(spec).but(limit=None, precision="", weights=None, data_path=None)
         seen = self._known.get(
             ("seen", *self.learned_from(spec)), lambda: of_images(*map(self.calibration, self.learned_from(spec)))
         )
-        return home() / "recovered" / f"{of_text(plain, self.fingerprints(spec)[0], seen, code_version())}.pt"
+        what = plain.key(), *own_code(plain)
+        name = of_text(*what, self.fingerprints(spec)[0], seen, self.device.type, version)
+        return home() / "recovered" / f"{name}{suffix}"
 
     @staticmethod
     def learned_from(spec: PruneSpec) -> tuple[PruneSpec, ...]:
         """Specs whose calibration images are those that pruning, merging and recovering as `spec` says looks at."""
         plain = PruneSpec(dataset=spec.dataset, data_path=spec.data_path, calibration=spec.calibration, seed=spec.seed)
-        trains = RECOVERIES[spec.recovery].needs == "labels"
-        return ((plain,) if needs_images(spec) else ()) + ((plain.but(calibration=spec.training),) if trains else ())
+        learned = (plain.but(calibration=spec.training),) if trains(spec) else ()
+        return ((plain,) if calibrates(relevant(spec)) else ()) + learned
 
     def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
         """Measures networks pruned from this one on the spec's evaluation images. It keeps much: let go of it when done."""
@@ -252,10 +263,10 @@ def _cut(spec: PruneSpec, bench: Bench, share: bool) -> Pruned:
         spec.criterion,
         spec.merge,
         spec.groups,
-        bench.calibration(spec) if needs_images(spec) else None,
+        bench.calibration(spec) if calibrates(relevant(spec)) else None,
         first=lambda group: bench.plan(spec, group),
         share=share,
-        **spec.only(PLAN_KNOBS),
+        **spec.only((*PLAN_KNOBS, *MERGE_KNOBS)),
     )
 
 
@@ -273,5 +284,5 @@ def recovery(spec: PruneSpec, bench: Bench, made: Pruned) -> Iterator[Facts | Mo
     """
     needs = RECOVERIES[spec.recovery].needs
     data = bench.training(spec) if needs == "labels" else bench.calibration(spec) if needs == "images" else None
-    keep = bench.kept_path(spec) if needs == "labels" else None
-    return recovering(made, spec.recovery, data, How(**spec.only(RECOVERY_KNOBS)), keep)
+    keep, stopped = (bench.kept_path(spec), bench.stopped_path(spec)) if needs == "labels" else (None, None)
+    return recovering(made, spec.recovery, data, How(**spec.only(RECOVERY_KNOBS)), keep, stopped)

@@ -53,12 +53,20 @@ def card_of(model: nn.Module) -> ModelCard:
 def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
     """The model's card. Raises IntrafusionError when it has none, or when `data` are no images that the model takes."""
     card = card_of(model)
-    if tuple(data.images.shape[1:]) != tuple(card.input_size) or len(data.classes) > card.classes:
+    other = len(data.classes) > card.classes or (
+        card.dataset == unnamed(card.classes) and len(data.classes) != card.classes  # fewer may be any of them
+    )
+    if other or tuple(data.images.shape[1:]) != tuple(card.input_size):
         raise IntrafusionError(
             f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
             f"of {tuple(data.images.shape[1:])}: choose the data the model was trained on ({card.dataset})"
         )
     return card
+
+
+def unnamed(classes: int) -> str:
+    """The dataset of a network of which nothing but the number of its classes is known."""
+    return f"{classes} classes"
 
 
 def read_card(path: Path, default: ModelCard) -> ModelCard:

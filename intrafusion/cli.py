@@ -1,6 +1,7 @@
 """The command line: `python -m intrafusion --help` lists the commands, each `COMMAND --help` its flags.
 
-Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line.
+Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line, work
+that failed with 1: also an error that nobody expected, in one line that says where its traceback is.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from intrafusion import ending
 from intrafusion.cli_doctor import add_doctor
 from intrafusion.cli_lab import add_lab
 from intrafusion.cli_landscape import add_landscape
@@ -17,14 +19,14 @@ from intrafusion.cli_own import add_own
 from intrafusion.cli_prune import add_prune
 from intrafusion.cli_studies import add_commands
 from intrafusion.data import DATASETS, load_data
-from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
-from intrafusion.log import say, start
+from intrafusion.errors import IntrafusionError, is_of_network
+from intrafusion.log import explain, say, start, where
 from intrafusion.pace import Cancelled, interruptible
 from intrafusion.places import ASSETS
 from intrafusion.precision import PRECISIONS
 from intrafusion.registry import registry
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, reading, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, join_key, reading, show, spec_of
 from intrafusion.zoo import ARCHITECTURES, describe, model_names
 
 if TYPE_CHECKING:
@@ -44,26 +46,31 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     try:
-        start()
-        if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
-            raise IntrafusionError("a word of the command holds a NUL character, which no name has")
-        args = _parser().parse_args(argv)
-        status = args.command(args)
-        sys.stdout.flush()
-    except IntrafusionError as error:
-        say(f"error: {error}")
-        return 2
+        with interruptible():
+            start()
+            if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
+                raise IntrafusionError("a word of the command holds a NUL character, which no name has")
+            args = _parser().parse_args(argv)  # which ends the program after --help
+            join_key(args)
+            try:
+                status = args.command(args)
+            except SystemExit as error:
+                raise IntrafusionError(f"the code of the model ended the program (status {error.code})") from error
+            sys.stdout.flush()
     except (KeyboardInterrupt, Cancelled):
-        say("cancelled; the results printed so far are complete")
-        return 130
+        return ending.cancelled()
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        say(f"error: {reason(error)}")
-        return 2
+    except SystemExit:
+        raise
+    except BaseException as error:  # libraries that are written in Rust raise no Exception when they panic
+        said, number = explain(error, "command")
+        if number is None:
+            say(f"error: {said}")
+            return 2
+        say(f"error: {'' if is_of_network(error) else 'internal error, '}{said} (id {number}; its traceback {where()})")
+        return 1
     return status or 0
 
 
@@ -85,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = commands.add_parser("groups", help="list a model's channel groups")
     groups.add_argument("--model", default=PruneSpec.model, help=HELP["model"])
     groups.add_argument("--weights", help=HELP["weights"])
+    add_weights_key(groups)
     groups.set_defaults(command=_groups)
 
     methods = commands.add_parser("methods", help="list the criteria, merges, solvers, recoveries and trainers")
@@ -163,7 +171,7 @@ def _groups(args: argparse.Namespace) -> None:
 def _methods(args: argparse.Namespace) -> None:
     kinds = [args.kind] if args.kind else KINDS
     rows = [
-        {"kind": kind, "name": e.name, "needs": e.needs, "summary": e.summary, "paper": e.paper}
+        {"kind": kind, "name": e.name, "needs": e.needs, "summary": e.told, "paper": e.paper, "differs": e.differs}
         for kind in kinds
         for e in registry(kind).values()
     ]
@@ -226,8 +234,7 @@ def _train(args: argparse.Namespace) -> None:
     flags = "".join(f" --{key} {value}" for key, value in changes.items())
     command = f"python -m intrafusion train {args.model}{' --data-path DATA' if args.data_path else ''}{flags}"
     train_data, test_data = (load_data(dataset, split, args.data_path) for split in ("train", "test"))
-    with interruptible():
-        card = make(args.model, train_data, test_data, command, args.out, say, **changes)
+    card = make(args.model, train_data, test_data, command, args.out, say, **changes)
     told = {"accuracy": card.accuracy, **{key: card.details[key] for key in ("parameters", "test_images", "seed")}}
     title = f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}"
     show([card.to_dict() if args.json else told], args.json, title)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.log import say
-from intrafusion.pace import interruptible
 from intrafusion.registry import TRAINERS
 from intrafusion.terminal import show
 from intrafusion.train.spec import TrainSpec
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 _HELP = {
     "model": "architecture to train, as digits-vgg",
-    "method": "a trainer: `methods trainer` lists them",
+    "method": f"{TRAINERS.listed()}; `methods trainer` says what each does",
     "data_path": "images, as cifar10_test.npz with cifar10_train.npz beside it",
     "training": "training images (all)",
     "epochs": "passes over them",
@@ -69,16 +68,15 @@ def _lab(args: argparse.Namespace) -> None:
         else:
             say("nothing was trained yet")
         return
-    with interruptible():
-        for told in run(_spec(args), args.device):
-            if isinstance(told, LabRun):
-                show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
-                if args.keep:
-                    say(f"kept as {keep(told.model, args.keep)}")
-            elif args.json:
-                print(json.dumps(told.to_dict()), flush=True)
-            else:
-                say(f"{told.phase}: {told.moment}")
+    for told in run(_spec(args), args.device):
+        if isinstance(told, LabRun):
+            show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
+            if args.keep:
+                say(f"kept as {keep(told.model, args.keep)}")
+        elif args.json:
+            print(json.dumps(told.to_dict()), flush=True)
+        else:
+            say(f"{told.phase}: {told.moment}")
 
 
 def _spec(args: argparse.Namespace) -> TrainSpec:
@@ -111,9 +109,10 @@ def _row(found: "LabRun", whole: bool) -> dict[str, Any]:
         "method": found.spec.method,
         **outcome,
         "seconds": round(sum(seconds.values()), 1),
+        "code": "another version" if found.older else "this version",
     }
     if not whole:
-        short = ("model", "method", "accuracy", "count", "zero", "params", "macs", "seconds")
+        short = ("model", "method", "accuracy", "count", "zero", "params", "macs", "seconds", "code")
         return {key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in short}
     path = found.path.with_suffix(".safetensors")
     return row | {"phases": seconds, "spec": found.spec.to_dict(), "weights": str(path)}

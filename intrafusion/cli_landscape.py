@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.terminal import add_spec_flags, progress, reading, show, spec_of
 
@@ -60,7 +59,7 @@ def _landscape(args: argparse.Namespace) -> None:
         "model": spec.model, "data": spec.dataset, "groups": spec.groups, **chosen, "count": len(solutions.images),
     }  # fmt: skip
     rows: dict[str, dict[str, Any]] = {}
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task(args.view, total=1.0)
         for found in views[args.view](solutions):
             bar.update(task, completed=found.share)

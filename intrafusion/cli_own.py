@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from intrafusion.arrays import LAYOUTS, Reading
+from intrafusion.checkpoints import SUFFIXES
 from intrafusion.errors import IntrafusionError
-from intrafusion.pace import interruptible
-from intrafusion.terminal import progress, show
+from intrafusion.terminal import add_weights_key, progress, show
 
 
 def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
@@ -15,9 +16,10 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
     kinds = own.add_subparsers(required=True, metavar="WHAT", parser_class=parser_class)
 
     weights = kinds.add_parser("weights", help="a weights file of a known architecture")
-    weights.add_argument("file", type=Path, help=".safetensors, .pt, .pth or .th: a state dict")
+    weights.add_argument("file", type=Path, help=f"a state dict, perhaps wrapped, in {', '.join(SUFFIXES)}")
     weights.add_argument("--model", required=True, help="its architecture: a name from `models`")
     weights.add_argument("--name", required=True, help="to keep it under: kept/NAME opens it")
+    add_weights_key(weights, dest="key")
     weights.set_defaults(command=_weights)
 
     program = kinds.add_parser("program", help="a program of torch.export.save")
@@ -39,6 +41,16 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
         help="one .npz, x_train.npz and x_test.npz, or a .zip of class folders",
     )
     data.add_argument("--name", required=True, help="to keep them under: --data kept/NAME opens them")
+    data.add_argument(
+        "--layout", choices=LAYOUTS, help="of arrays: channels last (nhwc) or first, where the shape leaves it open"
+    )
+    data.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="of arrays: the values of black and of white, as 0 16",
+    )
     data.set_defaults(command=_data)
 
     listed = kinds.add_parser("list", help="what is kept on this machine")
@@ -53,7 +65,7 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
 def _weights(args: argparse.Namespace) -> None:
     from intrafusion.own import take_weights
 
-    _show_network(take_weights(args.file, args.model, args.name), args)
+    _show_network(take_weights(args.file, args.model, args.name, args.key), args)
 
 
 def _program(args: argparse.Namespace) -> None:
@@ -78,9 +90,12 @@ def _show_network(name: str, args: argparse.Namespace) -> None:
 def _data(args: argparse.Namespace) -> None:
     from intrafusion.own import take_data
 
-    with interruptible(), progress() as bar:
+    reading = Reading(args.layout, args.range and tuple(args.range))
+    with progress() as bar:
         task = bar.add_task("reading pictures", total=None)
-        name = take_data(args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total))
+        name = take_data(
+            args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total), reading
+        )
     rows = _described(name)
     show(rows, args.json, f"Kept as {name}: use them with --data {name}")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.log import say
-from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import add_spec_flags, progress, show, spec_of
@@ -40,7 +39,7 @@ def _prune(args: argparse.Namespace) -> None:
     spec = spec_of(args).but(**chosen)
     bench = _bench(spec, args)
     exported: Exported | None = None
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task("prune", total=1.0)
         for told in export(spec, bench, args.out, args.formats, args.speed, args.batch):
             bar.update(task, completed=told.share, description=told.doing)
@@ -53,25 +52,26 @@ def _prune(args: argparse.Namespace) -> None:
 
 
 def _bench(spec: PruneSpec, args: argparse.Namespace) -> Any:
-    """The model with its images; without them where nothing was said of any and none are here."""
+    """The model with its images; without them where nothing was said of any and none of its classes are here."""
     from intrafusion.bench import open_model
+    from intrafusion.cards import card_for
     from intrafusion.data import load_data
 
     bench = open_model(spec.model, spec.weights, args.device)
     try:
-        bench.data = load_data(
+        data = load_data(
             spec.dataset,
             path=spec.data_path,
             device=args.device,
             download=args.download,
             input_size=bench.card.input_size,
         )
+        card_for(bench.model, data)
+        bench.data = data
     except IntrafusionError as error:
         if args.data_path or args.dataset or args.download:
             raise
         say(f"accuracy is not measured: {error}")
-    if bench.data is not None and bench.data.note:
-        say(bench.data.note)
     return bench
 
 

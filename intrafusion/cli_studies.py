@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.log import say
-from intrafusion.pace import interruptible
+from intrafusion.log import say, where
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
-from intrafusion.terminal import HELP, add_spec_flags, progress, reading, show, spec_of
+from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
 from intrafusion.zoo import dataset_of
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
             sweep.add_argument(
                 flag(field.name), dest=field.name, nargs="+", default=argparse.SUPPRESS, help=HELP.get(field.name)
             )
+    add_weights_key(sweep)
     sweep.add_argument("--file", help="a study file (TOML); other flags go before what it says")
     sweep.add_argument("--name", default=argparse.SUPPRESS, help="of the study in the store")
     sweep.add_argument(
@@ -137,22 +137,25 @@ def _measured(
     specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool = False
 ) -> tuple[list["Result"], int]:
     """Measure the specs, printing each result when it is final; all of them, in the order of the specs, and how many failed."""
+    from intrafusion.store import point_key
     from intrafusion.sweep import Failure, origin
 
     if args.memory < 0:
         raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
-    for note in (bench.size.note, bench.data.note if bench.data else ""):
-        if note:
-            say(note)
+    if bench.size.note:
+        say(bench.size.note)
     known = store.get((spec, origin(spec, bench)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         task = bar.add_task(bench.card.name, total=len(specs))
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                bar.console.print(_failed(result.spec, result.reason), soft_wrap=True, markup=False, highlight=False)
+                why = (
+                    result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
+                )
+                bar.console.print(_failed(result.spec, why), soft_wrap=True, markup=False, highlight=False)
                 continue
             last[result.spec] = result
             if args.json and result.complete:
@@ -164,7 +167,7 @@ def _measured(
             if not result.complete:
                 print(json.dumps(result.to_row()), flush=True)
     reused = sum(last[spec].count == found.count for spec, found in known.items() if spec in last)
-    ours = sum(store.measured.get(spec) == found.count for spec, found in last.items())
+    ours = sum(store.measured.get(point_key(spec, origin(spec, bench))) == found.count for spec, found in last.items())
     counts = {
         "by other processes": len(last) - reused - ours,
         "decided early": sum(not found.complete for found in last.values()),
@@ -191,11 +194,14 @@ def _executed(
 
 
 def _readable(results: Sequence["Result"]) -> list[dict[str, str]]:
-    """Results for people; fields beyond the usual ones have a column where they vary."""
+    """Results for people; fields beyond the usual ones have a column where they vary, and so has the code."""
     rows = [result.to_row() for result in results]
     usual = {"model", "dataset", "groups", "criterion", "sparsity", "merge"}
     varied = [f.name for f in fields(PruneSpec) if f.name not in usual and len({str(r.get(f.name)) for r in rows}) > 1]
-    return [{name: str(row[name]) for name in varied} | _told(row) for row in rows] or [{"points": "none yet"}]
+    codes = {True: "another version", False: "this version"}
+    marks = [{"code": codes[row["older_code"]]} if any(r["older_code"] for r in rows) else {} for row in rows]
+    told = [{n: str(row[n]) for n in varied} | _told(row) | mark for row, mark in zip(rows, marks, strict=True)]
+    return told or [{"points": "none yet"}]
 
 
 def _told(row: dict[str, Any]) -> dict[str, str]:
@@ -243,6 +249,11 @@ def _studies(args: argparse.Namespace) -> None:
             title = (
                 f"{args.name}: {row.done} of {row.points} points complete, {row.partial} partial, {row.failed} failed"
             )
+            if row.older:
+                title += f", {row.older} measured by another version of the code"
+                say(
+                    "results of another version of the code are listed, but not used: `sweep` measures their points again"
+                )
             show(_readable(results), False, title)
 
 
@@ -257,7 +268,7 @@ def _names(groups: str | Sequence[str]) -> str:
 def _study_row(row: Any) -> dict[str, Any]:
     return {
         "name": row.name, "created": row.created, "points": row.points, "done": row.done, "partial": row.partial,
-        "failed": row.failed, "seconds": round(row.seconds, 1), "devices": ", ".join(row.devices),
+        "failed": row.failed, "other_code": row.older, "seconds": round(row.seconds, 1), "devices": ", ".join(row.devices),
     }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from intrafusion import __version__
 from intrafusion.bench import Bench
 from intrafusion.errors import IntrafusionError, one_line, reason
 from intrafusion.meter import MEMORY
@@ -22,8 +21,9 @@ from intrafusion.ray_session import SESSION
 from intrafusion.ray_worker import Parts, measure
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
-from intrafusion.store import Store
+from intrafusion.store import Origin, Store
 from intrafusion.sweep import Failure, checked, cut_of, origin, tell
+from intrafusion.versions import code_version
 
 _log = logging.getLogger(__name__)
 RETRIES = 3  # how often what a lost worker had left goes out again
@@ -58,7 +58,7 @@ def sweep(
     """
     share = _Share(num_cpus, float(bench.device.type == "cuda") if num_gpus is None else num_gpus)
     specs = checked(specs, bench)
-    reached = store.get((spec, origin(spec, bench)) for spec in specs) if store else {}
+    reached = store.get((spec, share.origin(spec, bench)) for spec in specs) if store else {}
     yield from reached.values()
     if all(spec in reached and reached[spec].complete for spec in specs):
         return
@@ -85,6 +85,11 @@ class _Share:
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+
+    def origin(self, spec: PruneSpec, bench: Bench) -> Origin:
+        """What a spec is measured on by such a task: a GPU where it asks for one, wherever the bench is."""
+        here, gpu = origin(spec, bench), bool(self.gpus)
+        return here if gpu == (bench.device.type == "cuda") else replace(here, device="cuda" if gpu else "cpu")
 
     def fits(self, resources: Mapping[str, float]) -> int:
         """How many such tasks a machine with these resources runs at once."""
@@ -179,7 +184,7 @@ class _Driver:
                 known = {spec: self.reached[spec] for spec in specs if spec in self.reached}
                 threads, device = max(1, int(self.share.cpus)), "cuda" if self.share.gpus else "cpu"
                 stream = self.task.remote(
-                    [self.parts], specs, known, self.decide, self.memory, threads, device, __version__
+                    [self.parts], specs, known, self.decide, self.memory, threads, device, code_version()
                 )
                 self.out[stream] = chunk
 
@@ -205,17 +210,17 @@ class _Driver:
         if self.store is None:
             return []
         left = [spec for spec in family if not self._is_done(spec)]
-        return [spec for spec in left if not self.store.claim(spec, origin(spec, self.bench))]
+        return [spec for spec in left if not self.store.claim(spec, self.share.origin(spec, self.bench))]
 
     def _release(self, specs: Iterable[PruneSpec]) -> None:
         if self.store:
             for spec in specs:
-                self.store.release(spec, origin(spec, self.bench))
+                self.store.release(spec, self.share.origin(spec, self.bench))
 
     def _news(self, family: Family) -> Iterator[Result]:
         """What other processes have found of these points since we last looked."""
         if self.store:
-            left = [(spec, origin(spec, self.bench)) for spec in family if not self._is_done(spec)]
+            left = [(spec, self.share.origin(spec, self.bench)) for spec in family if not self._is_done(spec)]
             for spec, stored in self.store.get(left).items():
                 if spec not in self.reached or stored.count > self.reached[spec].count:
                     self.reached[spec] = stored
@@ -248,7 +253,7 @@ class _Driver:
                 yield self._keep(item, chunk.device)
 
     def _keep(self, item: Result | Failure, device: str) -> Result | Failure:
-        place = replace(origin(item.spec, self.bench), device=device)
+        place = replace(self.share.origin(item.spec, self.bench), device=device)
         if isinstance(item, Failure):
             self.failed.add(item.spec)
             if self.store:

@@ -2,31 +2,33 @@
 
 `digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from
 class folders; your own from an .npz, class folders, or what `own.take_data` keeps. Only digits needs no path and no network.
+What was passed over or converted is logged as a warning, once a process, and stands in `ImageData.notes`.
 """
 
 import hashlib
+import logging
 import math
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from intrafusion.arrays import Reading, keys_of, read_arrays, splits_of
 from intrafusion.decoding import Progress, Wanted, decoded
 from intrafusion.download import stream
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.folders import CIFAR10_CLASSES, imagenet_categories, list_images
+from intrafusion.folders import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.pace import checkpoint
 from intrafusion.places import home
 
-KEPT, OWN = "kept/", "own"
+_log = logging.getLogger(__name__)
+KEPT = "kept/"
 DATASETS = {
     "digits": "scikit-learn's 8x8 handwritten digits: 1,200 train, 597 test; embedded",
     "cifar10": "CIFAR-10, 10 classes of 32x32 colour images; a path or a download (170 MB)",
@@ -38,23 +40,23 @@ DATASETS = {
 Size = int | tuple[int, int, int]
 _PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
 _CUDA_PIXELS = 1 << 22
+_KEPT_AS = Reading("nhwc", (0, 255))  # arrays that are kept
 _MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
-_CLASSES = 100_000
-_DAMAGED = (  # how numpy and zipfile fail on what is no .npz
-    OSError, ValueError, BadZipFile, EOFError, zlib.error, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError, TokenError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A labelled split. images: uint8 (N, C, H, W), channels last in memory; labels: int64 (N,), -1 where not known."""
+    """A labelled split. images: uint8 (N, C, H, W), channels last in memory; labels: int64 (N,), -1 where not known.
+
+    notes: what was passed over or converted, a line each.
+    """
 
     name: str
     split: str
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,15 +118,14 @@ def load_data(
 ) -> ImageData:
     """A dataset by name; "kept/NAME" is one that was kept on this machine.
 
-    path: an .npz (images uint8 NHWC, labels), a folder of class folders, torchvision's CIFAR folder, or a folder holding
-    `{name}_{split}.npz`. limit: decode at most that many images of a folder, spread over the classes. input_size: side
-    in pixels of the central crop for ImageNet and own folders (the shorter side is resized to 8/7 of it first), or all of
-    (C, H, W). Folders of many pictures are decoded once and kept; progress(done, all) tells how far that is.
+    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see `layout`),
+    torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`. limit: decode at most that many
+    images of a folder, spread over the classes. input_size: side in pixels of the central crop for ImageNet and own folders
+    (the shorter side is resized to 8/7 of it first), or all of (C, H, W). Folders of many pictures are decoded once and kept;
+    progress(done, all) tells how far that is.
     Raises IntrafusionError for an unknown name or split, or a path that does not hold such a dataset.
     """
-    if name.startswith(KEPT):
-        return replace(load_data(OWN, split, _kept(name, path), device, False, limit, input_size, progress), name=name)
-    if name not in DATASETS:
+    if name not in DATASETS and not name.startswith(KEPT):
         raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
     if split not in ("train", "test"):
         raise IntrafusionError(f"unknown split {split!r}: choose train or test")
@@ -132,10 +133,13 @@ def load_data(
         if path is not None:
             raise IntrafusionError(f"digits is embedded and takes no path: leave {path} out, or name another dataset")
         data = _digits(split)
+    elif name.startswith(KEPT):
+        data = _from_path(OWN, split, _kept(name, path), limit, input_size, progress, _KEPT_AS)
+        data = replace(data, name=name)
     elif path is not None:
         data = _from_path(name, split, Path(os.path.expanduser(path)), limit, input_size, progress)
     elif name in ("cifar10", "cifar100"):
-        data = _torchvision_cifar(name, split, home() / "data", download)
+        data = _torchvision_cifar(name, split, home() / "data", download=download)
     elif name == OWN:
         raise IntrafusionError(
             "own images need a path= (--data-path), or the name under which they are kept, as kept/NAME"
@@ -144,7 +148,14 @@ def load_data(
         raise IntrafusionError(
             f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders"
         )
+    for note in data.notes:
+        _tell(note)
     return data.to(device)
+
+
+@lru_cache(maxsize=1024)  # each note once
+def _tell(note: str) -> None:
+    _log.warning("%s", note)
 
 
 def kept_data() -> list[str]:
@@ -177,16 +188,24 @@ def load_calibration(
     Raises IntrafusionError as `load_data` does.
     """
     if name.startswith(KEPT):
-        return replace(load_calibration(OWN, _kept(name, path), device, limit, seed, input_size), name=name)
-    split, where = "train", None if path is None else Path(os.path.expanduser(path))
-    if where is not None and where.is_file():
-        beside = where.with_name(where.name.replace("test", "train"))
-        split, where = ("train", beside) if beside.is_file() and beside != where else ("test", where)
-    elif where is not None and where.is_dir():
-        ours = (where / "train").is_dir() or (where / f"{name}_train.npz").exists() or any(where.glob("cifar-10*"))
-        split = "train" if ours else "test"
+        split, where = "train" if _has_train(OWN, _kept(name, path)) else "test", None
+    else:
+        split, where = _calibration_split(name, None if path is None else Path(os.path.expanduser(path)))
     data = load_data(name, split, where, limit=limit, input_size=input_size).subset(limit, seed)
     return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(device)  # lets go of all the others
+
+
+def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]:
+    """The split to calibrate on, and the path that has it."""
+    if where is not None and where.is_file() and "train" not in splits_of(keys_of(where)):
+        beside = where.with_name(where.name.replace("test", "train"))
+        return ("train", beside) if beside.is_file() and beside != where else ("test", where)
+    return "train" if where is None or not where.is_dir() or _has_train(name, where) else "test", where
+
+
+def _has_train(name: str, folder: Path) -> bool:
+    arrays = (folder / f"{name}_train.npz").exists(), (folder / f"{name}_test.npz").exists()
+    return arrays[0] or (not arrays[1] and (_cifar_place(name, folder) is not None or has_split(folder, "train")))
 
 
 def _digits(split: str) -> ImageData:
@@ -200,29 +219,43 @@ def _digits(split: str) -> ImageData:
     return _pack("digits", split, images, labels, tuple("0123456789"))
 
 
-def _pack(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageData:
+def _pack(
+    name: str,
+    split: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    notes: tuple[str, ...] = (),
+) -> ImageData:
     nchw = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    return ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes)
+    data = ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes, notes)
+    return replace(data, notes=(*notes, data.note)) if data.note else data
 
 
 def _from_path(
-    name: str, split: str, path: Path, limit: int | None, input_size: Size, progress: Progress | None
+    name: str,
+    split: str,
+    path: Path,
+    limit: int | None,
+    input_size: Size,
+    progress: Progress | None,
+    reading: Reading | None = None,
 ) -> ImageData:
     if not os.path.exists(path):
         raise IntrafusionError(f"no data at {path}: give an .npz file or a folder of class folders")
     if path.is_dir() and (path / f"{name}_{split}.npz").exists():
         path = path / f"{name}_{split}.npz"
     if path.is_file():
-        return _npz(name, split, path)
+        return _npz(name, split, path, reading)
     if not path.is_dir():
         raise IntrafusionError(f"{path} is neither a file nor a folder: give an .npz file or a folder of class folders")
+    if place := _cifar_place(name, path):
+        return _torchvision_cifar(name, split, *place)
     cifar = name in ("cifar10", "cifar100")
-    if cifar and any(path.glob("cifar-10*")):
-        return _torchvision_cifar(name, split, path, download=False)
     channels, height, width = (3, 32, 32) if cifar else _whole(input_size)
     crop = "none" if cifar else "other" if name == OWN else "always"
     wanted = Wanted((height, width), "L" if channels == 1 else "RGB", crop)
-    return _class_folders(name, split, _split_folder(path, split), limit, wanted, progress)
+    return _class_folders(name, split, path, limit, wanted, progress)
 
 
 def _whole(size: Size) -> tuple[int, int, int]:
@@ -232,7 +265,7 @@ def _whole(size: Size) -> tuple[int, int, int]:
 def _class_folders(
     name: str, split: str, root: Path, limit: int | None, wanted: Wanted, progress: Progress | None
 ) -> ImageData:
-    listing = list_images(name, root)
+    listing = list_images(name, root, split)
     rows = listing.rows(limit)
     in_memory = wanted.crop == "none" or len(rows) < len(listing.files)
     if in_memory and len(rows) * math.prod(wanted.pixels) > _MEMORY_LIMIT:
@@ -241,12 +274,7 @@ def _class_folders(
             f"{root}: {len(rows):,} images of {height}x{width} exceed the {_MEMORY_LIMIT >> 30} GiB held in memory: pass limit="
         )
     images = decoded(root, listing.files, rows, wanted, progress)
-    return _pack(name, split, images, listing.labels[rows], listing.classes)
-
-
-def _split_folder(path: Path, split: str) -> Path:
-    names = ("train",) if split == "train" else ("test", "val")
-    return next((path / name for name in names if (path / name).is_dir()), path)
+    return _pack(name, split, images, listing.labels[rows], listing.classes, listing.notes)
 
 
 def stream_cifar(name: str) -> Iterator[tuple[int, int]]:
@@ -261,16 +289,35 @@ def _cifar_class(name: str) -> Any:
     return datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
 
 
-def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> ImageData:
-    if download and not (root / _cifar_class(name).base_folder).exists():
+def _cifar_place(name: str, path: Path) -> tuple[Path, str | None] | None:
+    """The folder around torchvision's batches, in `path` or that itself, and their folder's name where it is not the usual."""
+    if name not in ("cifar10", "cifar100"):
+        return None
+    maker = _cifar_class(name)
+    if (path / maker.base_folder).is_dir() or (path / maker.filename).is_file():
+        return path, None
+    batches = path.resolve()
+    if all((batches / file).is_file() for file in (maker.meta["filename"], maker.test_list[0][0])):
+        return batches.parent, batches.name
+    return None
+
+
+def _torchvision_cifar(
+    name: str, split: str, root: Path, folder: str | None = None, download: bool = False
+) -> ImageData:
+    """torchvision's batches in `root`, or in a folder of it. They are pickles: it opens those of the published MD5 alone."""
+    maker = _cifar_class(name)
+    if download and not (root / maker.base_folder).exists():
         for _ in stream_cifar(name):
             pass
-    file = root / _cifar_class(name).filename
-    archive = file.exists()
-    if archive and hashlib.md5(file.read_bytes()).hexdigest() != _cifar_class(name).tgz_md5:
+    file = root / maker.filename
+    archive = folder is None and file.exists()
+    if archive and hashlib.md5(file.read_bytes()).hexdigest() != maker.tgz_md5:
         raise IntrafusionError(f"{file} is damaged: delete it, and download it again (--download)")
+    if folder is not None:
+        maker = type(maker.__name__, (maker,), {"base_folder": folder})
     try:  # torchvision checks the archive's MD5 and unpacks it
-        raw = _cifar_class(name)(str(root), train=split == "train", download=archive)
+        raw = maker(str(root), train=split == "train", download=archive)
     except (RuntimeError, OSError) as error:
         raise IntrafusionError(
             f"no usable {name} in {root} ({one_line(error)}): pass path= (--data-path) with an "
@@ -279,41 +326,25 @@ def _torchvision_cifar(name: str, split: str, root: Path, download: bool) -> Ima
     return _pack(name, split, raw.data, np.array(raw.targets), tuple(raw.classes))
 
 
-def _npz(name: str, split: str, path: Path) -> ImageData:
-    try:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            missing = {"images", "labels"} - set(file.files)
-            if missing:
-                raise IntrafusionError(f"{path} lacks {', '.join(sorted(missing))}: it needs arrays images and labels")
-            images, labels = file["images"], file["labels"]
-            if not all(isinstance(array, np.ndarray) for array in (images, labels)):
-                raise ValueError("images and labels are no arrays")
-            classes = tuple(str(c) for c in file["classes"]) if "classes" in file.files else ()
-    except _DAMAGED as error:
-        if isinstance(error, IntrafusionError):
-            raise
-        raise IntrafusionError(f"{path} is not a readable .npz file: {one_line(error)}") from error
-    channels = range(1, 17) if name == OWN else (1, 3)
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in channels:
-        many = "1 to 16" if name == OWN else "1 or 3"
+def read_kept(split: str, path: Path) -> ImageData:
+    """A split of an .npz that is kept: what was to be converted has been."""
+    return _npz(OWN, split, path, _KEPT_AS)
+
+
+def _npz(name: str, split: str, path: Path, reading: Reading | None) -> ImageData:
+    """A split of an .npz, whose labels are classes of the dataset."""
+    found = read_arrays(path, split, None if name == OWN else (1, 3), reading)
+    labels, last = found.labels, int(found.labels.max())
+    classes = found.classes or _class_names(name, max(last + 1, found.columns))
+    if labels.min() < 0 or last >= len(classes):
         raise IntrafusionError(
-            f"{path}: images must be uint8 (N, H, W, {many}), not {images.dtype} {tuple(images.shape)}"
+            f"{path}: labels run from {labels.min()} to {last}, but {name} has {len(classes)} classes"
         )
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise IntrafusionError(f"{path}: labels must be integers ({len(images)},), not {labels.dtype} {labels.shape}")
-    if not images.size:
-        raise IntrafusionError(f"{path} holds no images")
-    if labels.max() >= _CLASSES:
-        raise IntrafusionError(f"{path}: labels run to {labels.max()}, and at most {_CLASSES:,} classes are taken")
-    classes = classes or _class_names(name, int(labels.max()) + 1)
-    if labels.min() < 0 or labels.max() >= len(classes):
+    if found.columns and found.columns != len(classes):
         raise IntrafusionError(
-            f"{path}: labels run from {labels.min()} to {labels.max()}, but {name} has {len(classes)} classes"
+            f"{path}: one-hot labels have {found.columns} columns, but {name} has {len(classes)} classes"
         )
-    return _pack(name, split, images, labels, classes)
+    return _pack(name, split, found.images, labels, classes, found.notes)
 
 
 def _class_names(name: str, count: int) -> tuple[str, ...]:

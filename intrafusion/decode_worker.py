@@ -6,6 +6,7 @@ file cannot be written, [-1, why], and ends.
 """
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -102,4 +103,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the process that asked is gone
+        os._exit(1)

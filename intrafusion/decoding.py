@@ -175,8 +175,9 @@ class _Worker:
 
     def __init__(self, images: Path, share: Sequence[tuple[int, str]], wanted: Wanted, answers: queue.Queue):
         self._process = subprocess.Popen(
-            [sys.executable, "-P", decode_worker.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-P", decode_worker.__file__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,  # no Ctrl-C of a terminal
+        )  # fmt: skip
         about = {"images": str(images), "mode": wanted.mode, "crop": wanted.crop}
         self._lines = [json.dumps(line) + "\n" for line in (about, *share)]
         self._answers = answers

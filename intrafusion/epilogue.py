@@ -1,7 +1,7 @@
 """A convolution with what follows it, sum and ReLU, as one operation: fewer passes over memory, the same numbers."""
 
 import operator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,15 @@ def _is_private_conv(node: object, model: nn.Module) -> bool:
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
         return False
     layer = model.get_submodule(str(node.target))
-    return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+    return is_plain(layer) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+
+
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer is a convolution that its weight and bias define: no forward of its own, and no hooks."""
+    kind = type(layer)
+    own = getattr(kind, "forward", None), getattr(kind, "_conv_forward", None)
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return own == (nn.Conv2d.forward, nn.Conv2d._conv_forward) and not hooks
 
 
 def conv_relu(layer: nn.Conv2d, x: Tensor, other: Tensor | None = None) -> Tensor:

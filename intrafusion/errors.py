@@ -1,8 +1,11 @@
 """The one exception family: a sentence for a person, shown as one line by the command line and the pages."""
 
 import re
+import traceback
+from pathlib import Path
 
 _NO_MEMORY = re.compile(r"out of memory|(not enough|can(no|')t allocate) memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
+_PACKAGE = Path(__file__).parent
 _WORD, _LINE = 200, 480  # characters of a word and of a message that are shown
 
 
@@ -13,9 +16,12 @@ class IntrafusionError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(
-            _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), _line(message)), _LINE)
-        )
+        super().__init__(as_line(message))
+
+
+def as_line(message: str) -> str:
+    """A message as one line that a person can read, whatever it quotes: the middle of a longer one is left out."""
+    return _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), _line(message)), _LINE)
 
 
 def shown(value: object) -> str:
@@ -38,13 +44,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return words or isinstance(error, MemoryError)
 
 
+def is_of_network(error: BaseException) -> bool:
+    """Whether a network raised it: in its traceback, a module is called after the last line of this package."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [place for place, code in enumerate(frames) if Path(code.co_filename).is_relative_to(_PACKAGE)]
+    return bool(ours) and any(code.co_name == "_wrapped_call_impl" for code in frames[ours[-1] :])
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, in one line: the error's own sentence where it is one of ours."""
     if isinstance(error, IntrafusionError):
         return str(error)
     if is_out_of_memory(error):
         return "out of memory: look at fewer images (limit, calibration), keep fewer values (--memory) or leave out wide groups"
-    return f"{type(error).__name__}: {one_line(error)}"
+    said = f"{type(error).__name__}: {one_line(error)}"
+    return f"the network failed: {said}" if is_of_network(error) else said
 
 
 def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -6,30 +6,23 @@ from torch import nn
 
 from intrafusion.cards import card_of
 from intrafusion.data import ImageData
+from intrafusion.described import described
 
 _PART = 1024  # images at once, as a large data set lies in a mapped file
 
 
 def of_model(model: nn.Module) -> str:
-    """SHA-256 (hex) of a network's layers, their numbers, the normalisation of its input, and `model.code` where it has one."""
+    """SHA-256 (hex) of all that tells what a network computes, as `described` has it, and of its input's normalisation.
+
+    Raises IntrafusionError for a network without a card.
+    """
     card = card_of(model)
-    digest = hashlib.sha256(f"{model}{card.mean}{card.std}{getattr(model, 'code', '')}".encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return of_text(described(model), str(card.mean), str(card.std))
 
 
 def of_text(*parts: str) -> str:
     """SHA-256 (hex) of some texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def code_version() -> str:
-    """The package's version: results of another one are never reused."""
-    from intrafusion import __version__  # when called: the package imports this module
-
-    return __version__
 
 
 def of_images(*choices: ImageData) -> str:

@@ -134,6 +134,7 @@ def between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1)
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(points))
     for some, others in zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True):
+        checkpoint()
         total += _powers(some.contiguous(), others.contiguous(), power)
     return _finish(total, distance, p)
 
@@ -178,7 +179,13 @@ def _centroids(vectors: np.ndarray, k: int, kind: str, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicated channels leave fewer distinct clusters than k
         if kind == "kmeans":
-            return KMeans(k, n_init=10, random_state=seed).fit(vectors).cluster_centers_
+            state = np.random.RandomState(seed)  # what KMeans draws its ten starts from, were they one call
+            starts = []
+            for _ in range(10):
+                checkpoint()
+                starts.append(KMeans(k, n_init=1, random_state=state).fit(vectors))
+            return min(starts, key=lambda start: start.inertia_).cluster_centers_
+        checkpoint()
         return GaussianMixture(k, covariance_type="spherical", random_state=seed).fit(vectors).means_
 
 

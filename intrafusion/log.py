@@ -1,11 +1,12 @@
 """What happened, a line each on stderr: JSON for programs or text for people, as $INTRAFUSION_LOG says (json, text or off).
 
-An event has a name and fields. What nobody expected is logged with its traceback under an id, and the id alone is shown.
+An event has a name and fields. What nobody expected is logged with its traceback under an id, and the id alone is shown. Where
+the variable says nothing, the command line writes tracebacks to a file, `tracebacks.log` among the downloads.
 """
 
-import atexit
 import json
 import logging
+import logging.handlers
 import os
 import queue
 import secrets
@@ -18,27 +19,31 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from intrafusion.errors import IntrafusionError, check_choice, is_out_of_memory, reason
+from intrafusion.places import home
 
 KINDS = ("json", "text", "off")
 _log = logging.getLogger("intrafusion")
 _WAITING = 10_000  # lines that may wait for a reader of stderr; what comes on top of them is lost, and holds nobody up
 _TEXT = "%(levelname)s:%(name)s:%(message)s"
+_FILE = 1 << 20  # bytes of tracebacks in the file, and once more in the one before it
 
 
 def start(default: str | None = None) -> None:
-    """Log as $INTRAFUSION_LOG says, else as `default`; None for the usual of a command line: warnings and errors as text.
+    """Log as $INTRAFUSION_LOG says, else as `default`; None for the usual of a command line.
 
+    That is warnings as text; tracebacks go to a file, as whoever logs an error tells the person of it.
     Raises IntrafusionError where the variable says none of KINDS.
     """
     kind = os.environ.get("INTRAFUSION_LOG") or default
     if kind is None or kind not in KINDS:
         plain = logging.StreamHandler(sys.stderr)
         plain.setFormatter(_Text(_TEXT))
-        logging.basicConfig(level=logging.WARNING, handlers=[plain])
+        plain.addFilter(lambda record: not record.exc_info)
+        logging.basicConfig(level=logging.WARNING, handlers=[plain, _Tracebacks()])
         if kind is not None:
             check_choice("INTRAFUSION_LOG", kind, KINDS)
         return
-    handler = logging.NullHandler() if kind == "off" else _Lines(sys.stderr)
+    handler = _Off() if kind == "off" else _Lines(sys.stderr)
     handler.setFormatter(_Json() if kind == "json" else _Text(_TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -63,6 +68,16 @@ def unexpected(error: BaseException, where: str, /, **fields: Any) -> str:
     number = secrets.token_hex(4)
     event("error", logging.ERROR, error, id=number, where=where, type=type(error).__name__, **fields)
     return number
+
+
+def where() -> str:
+    """Where the traceback is of what was logged last, in words."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Tracebacks):
+            return "could not be written" if handler.failed else f"is in {handler.baseFilename}"
+        if isinstance(handler, _Off):
+            return "is logged where INTRAFUSION_LOG is text or json"
+    return "is in the log"
 
 
 def explain(error: BaseException, where: str, /, **fields: Any) -> tuple[str, str | None]:
@@ -96,6 +111,28 @@ def _row(record: logging.LogRecord) -> dict[str, Any]:
     return said
 
 
+class _Off(logging.NullHandler):
+    """No log was wanted."""
+
+
+class _Tracebacks(logging.handlers.RotatingFileHandler):
+    """The tracebacks of a command line, in a file that is made with the first of them. failed: whether it cannot be written."""
+
+    def __init__(self) -> None:
+        super().__init__(home() / "tracebacks.log", maxBytes=_FILE, backupCount=1, encoding="utf-8", delay=True)
+        self.failed = False
+        self.setFormatter(_Text(f"%(asctime)s {_TEXT}"))
+        self.addFilter(lambda record: bool(record.exc_info))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # which the file then has, too
+            home().mkdir(parents=True, exist_ok=True)
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.failed = True
+
+
 class _Lines(logging.Handler):
     """Writes from a thread of its own: work never waits for whoever reads stderr."""
 
@@ -104,7 +141,6 @@ class _Lines(logging.Handler):
         self._stream = stream
         self._lines: queue.Queue[str] = queue.Queue(_WAITING)
         threading.Thread(target=self._write, daemon=True).start()
-        atexit.register(self._finish)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -122,8 +158,8 @@ class _Lines(logging.Handler):
                 self._stream.flush()
             self._lines.task_done()
 
-    def _finish(self) -> None:
-        """Give the last lines a second to be written."""
+    def flush(self) -> None:
+        """Give the last lines a second to be written; `logging` calls this at the end."""
         deadline = time.monotonic() + 1
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -19,7 +19,8 @@ from intrafusion.cuts import Part, trace
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import is_out_of_memory, one_line
 from intrafusion.evaluate import evaluate, stratified
-from intrafusion.log import say
+from intrafusion.graphs import alike
+from intrafusion.log import event, say
 from intrafusion.pace import checkpoint
 from intrafusion.precision import check_accuracy, check_bf16, has_bf16, inputs_for, kind_of, low
 from intrafusion.remix import remixed
@@ -61,8 +62,8 @@ class Meter:
         self.card, self.precision, self.memory = card, precision, memory
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
         self.labels = data.labels[self.order]
-        self._cuts = trace(model)
-        self._plain = _Front((), lambda network, images: (network(images),), True)  # where nothing can be cut
+        self._cuts = trace(model, self._input(0, 3))
+        self._plain = _Front((), lambda network, images: (network(images.clone()),), True)  # where nothing can be cut
         self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
         self._dense = torch.zeros(0, dtype=torch.bool)
@@ -151,11 +152,12 @@ class Meter:
         images = self._input(0, 2)
         with torch.inference_mode():
             try:
-                expected, found = network(images), front.tail(mixed, *self._head(front, images))[0]
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                return False
-        scale = 1e-3 if images.dtype in (torch.float32, torch.float64) else 0.1
-        return bool((found - expected).abs().max() <= scale * expected.abs().max())
+                agrees = alike(front.tail(mixed, *self._head(front, images))[0], network(images.clone()))
+            except Exception:  # a user's forward can fail in any way
+                agrees = False
+            if not agrees and self._cuts:
+                event("uncut", reason=self._cuts.misfit(network, images))
+        return agrees
 
     def _correct(
         self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float

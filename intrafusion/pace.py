@@ -1,6 +1,7 @@
 """Stopping long work where it stands: computations call `checkpoint` between batches, and a job's stop reaches them there."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,13 @@ def stoppable(stop: threading.Event) -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """Within this block, of the main thread, Ctrl-C or a SIGTERM ends work at its next `checkpoint`; a second one, at once.
 
-    So that what a run leaves behind when it is stopped is never in the middle of a step.
+    So that what a run leaves behind when it is stopped is never in the middle of a step. Where a signal came and no
+    checkpoint after it, the block ends with Cancelled. After a signal, SIGURG raises it wherever the work stands: see `ending`.
+    In other threads, which hear of no signals, this does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
@@ -36,10 +42,19 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    def press(number: int, frame: object) -> None:
+        is_ending = isinstance(sys.exception(), Cancelled | KeyboardInterrupt | GeneratorExit)  # it tidies up
+        if stop.is_set() and not is_ending:
+            raise Cancelled
+
+    handlers = {signal.SIGINT: ask, signal.SIGTERM: ask}
+    if hasattr(signal, "SIGURG"):
+        handlers[signal.SIGURG] = press
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with stoppable(stop):
             yield
+            checkpoint()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

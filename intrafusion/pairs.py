@@ -14,7 +14,7 @@ from intrafusion.run import Result
 class Paired:
     """What two results make of the same `count` images.
 
-    difference: accuracy of the first minus that of the second, as a fraction; interval: of that difference.
+    difference: accuracy of the first minus that of the second, as a fraction; interval: of that difference, `matched_wald`.
     only_first, only_second: images that one of them alone has right.
     """
 
@@ -61,8 +61,8 @@ def paired(first: Result, second: Result, z: float = 1.959964) -> Paired:
 def matched_wald(only_first: int, only_second: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Interval of the difference of two proportions on matched pairs (95 % by default), each end in [-1, 1].
 
-    Wald's, with half a pair added to each of the four cells (Agresti and Min 2005, "Simple improved confidence intervals
-    for comparing matched proportions").
+    Wald's, with half a pair added to each of the four cells: Agresti and Min, "Simple improved confidence intervals for
+    comparing matched proportions", Statistics in Medicine 24, 2005. Not McNemar's test, which is `Paired.p`.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count < 1:
         raise IntrafusionError(f"no interval for {only_first} and {only_second} of {count} pairs")

@@ -42,6 +42,7 @@ def prune(
     mass: float = 0.9,
     normalise: str = "source",
     bias: bool = False,
+    fold_norms: str = "none",
     seed: int = 0,
     calibration: int | None = 512,
 ) -> nn.Module:
@@ -49,8 +50,8 @@ def prune(
 
     example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
     groups: "all" (every prunable one) or names from `find_groups`. data: images
-    for criteria, costs and merges that look at some. The other keywords are `plan`'s. The input model is not touched; the
-    copy is in its mode, train or eval, but was made in eval mode.
+    for criteria, costs and merges that look at some. fold_norms: how folding sees BatchNorm, "none" or "columns". The other
+    keywords are `plan`'s. The input model is not touched; the copy is in its mode, train or eval, but was made in eval mode.
     Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or
     infinite weights.
     """
@@ -58,7 +59,8 @@ def prune(
     small = prune_groups(
         model, find_groups(model, example), sparsity, criterion, merge, groups, data,
         round_to=round_to, cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver,
-        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, seed=seed, calibration=calibration,
+        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, fold_norms=fold_norms, seed=seed,
+        calibration=calibration,
     )  # fmt: skip
     set_modes(small, model)
     return small
@@ -139,6 +141,7 @@ def cut(
     data: ImageData | None = None,
     *,
     round_to: int = 1,
+    fold_norms: str = "none",
     seed: int = 0,
     calibration: int | None = 512,
     first: Callable[[Group], TransportPlan] | None = None,
@@ -154,6 +157,7 @@ def cut(
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
         raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
+    own = {name: value for name, value in {"fold_norms": fold_norms}.items() if name in merging.knobs}
     chosen = [] if sparsity == 0 and groups == "all" else choose_groups(found, groups)
     if isinstance(sparsity, Mapping):
         _check_mapping(sparsity, found, chosen)
@@ -176,7 +180,7 @@ def cut(
                     small, group, scores, shares[group], round_to=round_to, data=data, seed=seed, calibration=calibration,
                     **knobs,
                 )  # fmt: skip
-            matrix = merging(small, group, group_plan)
+            matrix = merging(small, group, group_plan, **own)
             merged.append(Merged(group, matrix, group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})
         pruned = Pruned(small, tuple(merged), model, found)

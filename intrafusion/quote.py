@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intrafusion.data import KEPT, OWN
 from intrafusion.importance import needs_images
-from intrafusion.spec import PLAN_KNOBS, PruneSpec
+from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS, PruneSpec
 
 if TYPE_CHECKING:
     from intrafusion.study import Study
@@ -135,7 +135,7 @@ def curve_snippet(
     path = f", path={base.data_path!r}" if base.data_path else ""
     size = f", input_size=model.card.input_size, limit={base.limit}" if _is_cropped(base) else ""
     sees = any(needs_images(base.but(criterion=criterion)) for criterion in criteria)
-    knobs = (", data=calibration" if sees else "") + _knobs(base, *PLAN_KNOBS)
+    knobs = (", data=calibration" if sees else "") + _knobs(base, *PLAN_KNOBS, *MERGE_KNOBS)
     groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups
     values = ", ".join(repr(s) for s in sparsities)
     return "\n".join(

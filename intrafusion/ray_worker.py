@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from intrafusion import __version__
 from intrafusion.bench import Bench, sight
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
@@ -19,6 +18,7 @@ from intrafusion.meter import MEMORY, Meter
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.sweep import Failure, device_name, sweep
+from intrafusion.versions import code_version
 
 _benches: dict[str, Bench] = {}
 
@@ -29,10 +29,13 @@ def measure(
 ) -> Iterator[str | Result | Failure]:  # fmt: skip
     """The local sweep over some points, as a task: first the device in words, then results.
 
-    parts: the reference of `Parts`, in a list so that Ray does not fetch them for each task.
+    parts: the reference of `Parts`, in a list so that Ray does not fetch them for each task. version: of the code that the
+    results are stored under.
     """
-    if version != __version__:
-        raise IntrafusionError(f"one has intrafusion {__version__}, not {version}")
+    if version != code_version():
+        raise IntrafusionError(
+            "one has other code of intrafusion, or other releases of its libraries, than this machine"
+        )
     torch.set_num_threads(threads)
     try:
         bench = _open(parts[0], device)

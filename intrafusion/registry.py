@@ -21,7 +21,14 @@ class Entry:
     needs: str  # "nothing", "images" or "labels"
     fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
     transports: bool = True  # of a merge: whether it asks where channels move, not only which stay
-    knobs: tuple[str, ...] = ()  # of a trainer: the fields of its spec that it reads, beyond those that all read
+    knobs: tuple[str, ...] = ()  # the fields of a spec that this one reads, and others of its kind do not
+    reconstructed: str = ""  # from what, or in what, where its source does not say: "from the abstract"
+    differs: str = ""  # where it is not as in its source, in words
+
+    @property
+    def told(self) -> str:
+        """The summary, with what of it is reconstructed."""
+        return f"{self.summary} (reconstructed {self.reconstructed})" if self.reconstructed else self.summary
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -43,14 +50,20 @@ class Registry(dict[str, Entry]):
         fit: Callable[..., None] | None = None,
         transports: bool = True,
         knobs: tuple[str, ...] = (),
+        reconstructed: str = "",
+        differs: str = "",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a function under `name`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
-            self[name] = Entry(name, function, summary, paper, needs, fit, transports, knobs)
+            self[name] = Entry(name, function, summary, paper, needs, fit, transports, knobs, reconstructed, differs)
             return function
 
         return add
+
+    def listed(self) -> str:
+        """The names, in one line, and which of them are reconstructed."""
+        return ", ".join(f"{name} (reconstructed)" if entry.reconstructed else name for name, entry in self.items())
 
     def __missing__(self, name: str) -> Entry:
         raise IntrafusionError(f"unknown {self.kind} {name!r}: choose one of {', '.join(self) or '(none yet)'}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from intrafusion.epilogue import is_plain
 from intrafusion.twins import replaced
 
 _PAYS = 4  # how many times the multiplications of the 1x1 convolution the layer's own must be
@@ -26,7 +27,7 @@ def remixed(dense: nn.Module, network: nn.Module, names: Iterable[str]) -> tuple
 
 def _mix(dense: nn.Module, layer: nn.Module) -> nn.Conv2d | None:
     """The 1x1 convolution that makes a layer's outputs of the dense layer's."""
-    if not isinstance(dense, nn.Conv2d) or not isinstance(layer, nn.Conv2d) or max(dense.groups, layer.groups) > 1:
+    if not is_plain(dense) or not is_plain(layer) or max(dense.groups, layer.groups) > 1:
         return None
     if dense.weight.shape[1:] != layer.weight.shape[1:] or dense.weight[0].numel() < _PAYS * dense.out_channels:
         return None

@@ -12,6 +12,7 @@ from intrafusion.bench import Bench, pruned
 from intrafusion.errors import check_choice
 from intrafusion.evaluate import size, wilson
 from intrafusion.geometry import ANCHORS, check_measure
+from intrafusion.merge.folding import FOLD_NORMS
 from intrafusion.meter import Meter
 from intrafusion.precision import PRECISIONS, check_bf16
 from intrafusion.prune import choose_groups
@@ -28,7 +29,8 @@ class Result:
 
     total: images that the spec asks for; where count is less, they are a stratified beginning of them. channels: how many
     of the chosen groups' channels stayed, of channels_before. macs: of one image. seconds: wall time. correct: which of
-    the `count` images were right, in the order of `evaluate.stratified`, as np.packbits packs them.
+    the `count` images were right, in the order of `evaluate.stratified`, as np.packbits packs them. older_code: whether it
+    was stored by another version of the code, and so is no answer to what is asked of this one.
     """
 
     spec: PruneSpec
@@ -45,6 +47,7 @@ class Result:
     channels_before: int
     seconds: float
     correct: bytes = field(repr=False)
+    older_code: bool = field(default=False, compare=False)
 
     @property
     def dense_interval(self) -> tuple[float, float]:
@@ -84,6 +87,7 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     check_choice("target marginal", spec.target, MARGINALS)
     check_choice("anchors", spec.anchors, ANCHORS)
     check_choice("normalise", spec.normalise, NORMALISATIONS)
+    check_choice("fold_norms", spec.fold_norms, FOLD_NORMS)
 
 
 def run(spec: PruneSpec, bench: Bench) -> Result:

@@ -93,8 +93,9 @@ def _room(stays: np.ndarray, b: np.ndarray, goes: float) -> np.ndarray:
 
 
 @SOLVERS.register(
-    "sinkhorn", "entropy-smoothed plan: every channel is spread, the more so the larger reg", "Cuturi, NeurIPS 2013"
-)
+    "sinkhorn", "entropy-smoothed plan: every channel is spread, the more so the larger reg", "Cuturi, NeurIPS 2013",
+    knobs=("reg",),
+)  # fmt: skip
 def sinkhorn(problem: Problem) -> np.ndarray:
     """argmin <G, M> - reg H(G) in the log domain, then rounded onto the marginals (Altschuler et al., NeurIPS 2017)."""
     import ot
@@ -112,7 +113,7 @@ def sinkhorn(problem: Problem) -> np.ndarray:
 
 @SOLVERS.register(
     "unbalanced", "marginals are only wished for: far-off channels give up mass, the more so the smaller reg_m",
-    "Chapel et al., NeurIPS 2021",
+    "Chapel et al., NeurIPS 2021", knobs=("reg_m",),
 )  # fmt: skip
 def unbalanced(problem: Problem) -> np.ndarray:
     """argmin <G, M> + reg_m (KL(G 1 | a) + KL(G^T 1 | b)), by majorisation-minimisation."""
@@ -135,7 +136,7 @@ def unbalanced(problem: Problem) -> np.ndarray:
 
 @SOLVERS.register(
     "partial", "only the share `mass` that is cheapest to move is moved: the farthest channels are dropped",
-    "Chapel et al., NeurIPS 2020",
+    "Chapel et al., NeurIPS 2020", knobs=("mass",),
 )  # fmt: skip
 def partial(problem: Problem) -> np.ndarray:
     """argmin <G, M> with G 1 <= a, G^T 1 <= b and sum(G) = mass sum(a), exactly.

@@ -19,10 +19,10 @@ class PruneSpec:
 
     weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
     each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
-    is then 0. round_to, cost to normalise: keywords of `plan`. calibration: images that criteria and costs may look at,
-    limit: images of the evaluation; None for all. training: images that recoveries learn from; epochs to rank: see
-    `recover.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has the wrong type or
-    range; names are checked where they are looked up.
+    is then 0. round_to, cost to bias: keywords of `plan`; fold_norms: how folding sees BatchNorm. calibration: images that
+    criteria and costs may look at, limit: images of the evaluation; None for all. training: images that recoveries learn
+    from; epochs to rank: see `recover.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field
+    has the wrong type or range; names are checked where they are looked up.
     """
 
     model: str = "digits-resnet"
@@ -47,6 +47,7 @@ class PruneSpec:
     mass: float = 0.9
     normalise: str = "source"
     bias: bool = False
+    fold_norms: str = "none"
     recovery: str = "none"
     training: int | None = 5000
     epochs: float = 5.0
@@ -77,6 +78,7 @@ class PruneSpec:
             "anchors",
             "solver",
             "normalise",
+            "fold_norms",
             "recovery",
             "budget",
             "precision",
@@ -108,9 +110,9 @@ class PruneSpec:
             whole = KINDS[name] is int
             if not _is_number(value) or not 0 <= value <= _MOST or (whole and type(value) is not int):
                 raise IntrafusionError(f"{name} must be a {'whole ' * whole}number from 0, not {shown(value)}")
-            object.__setattr__(self, name, value if whole else float(value) + 0.0)
-        for name in ("sparsity", "p", "reg", "reg_m", "mass"):  # equal specs, one key: 0, 0.0 and -0.0
-            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+            object.__setattr__(self, name, value if whole else _tidy(value))
+        for name in ("sparsity", "p", "reg", "reg_m", "mass"):
+            object.__setattr__(self, name, _tidy(getattr(self, name)))
         _expect("bias", self.bias, bool, "true or false")
         if type(self.round_to) is not int or not 1 <= self.round_to <= MOST_ROUNDED:
             raise IntrafusionError(
@@ -130,7 +132,7 @@ class PruneSpec:
             )
         if isinstance(self.groups, str) or not len({*self.groups}) == len(self.groups) == len(self.sparsities):
             raise IntrafusionError("sparsities needs as many numbers as groups has names: name each group once")
-        object.__setattr__(self, "sparsities", tuple(float(s) + 0.0 for s in self.sparsities))
+        object.__setattr__(self, "sparsities", tuple(map(_tidy, self.sparsities)))
         object.__setattr__(self, "sparsity", 0.0)
 
     def sparsity_of(self, group: str) -> float:
@@ -164,16 +166,11 @@ class PruneSpec:
 
     def key(self) -> str:
         """A canonical text of the spec, equal exactly for equal specs."""
-        return json.dumps(self.known_by(), sort_keys=True)
-
-    def known_by(self) -> dict[str, Any]:
-        """The fields that results are stored under: not those of LATER that change nothing, which older results lack."""
-        return {k: v for k, v in self.to_dict().items() if k not in LATER or v != LATER[k]}
+        return json.dumps(self.to_dict(), sort_keys=True)
 
 
 MOST_ROUNDED = 4096
 _MOST = sys.float_info.max  # whole numbers above it are no floats
-LATER: dict[str, Any] = {"round_to": 1}  # fields that are younger than stored results; the value that changes nothing
 COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
 KINDS = (
     {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
@@ -181,12 +178,19 @@ KINDS = (
 SOLVE_KNOBS = ("round_to", "source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
 MEASURE_KNOBS = ("cost", "distance", "p", "bias", "calibration", "seed")
 RECOVERY_KNOBS = ("epochs", "budget", "rate", "patience", "ratio", "gamma", "rank", "seed")
+MERGE_KNOBS = ("fold_norms",)
 PLAN_KNOBS = (*MEASURE_KNOBS[:-1], *SOLVE_KNOBS)
 
 
 def _expect(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
     if not isinstance(value, kind):
         raise IntrafusionError(f"{name} must be {what}, not {shown(value)}")
+
+
+def _tidy(value: float) -> float:
+    """One float for what is meant to be one number: for 0, 0.0 and -0.0, and for 0.3 and 0.1 + 0.2. Never up to one."""
+    rounded = float(f"{value:.14g}") + 0.0
+    return float(value) if value < 1 <= rounded else rounded
 
 
 def _is_number(value: object) -> bool:

@@ -1,8 +1,9 @@
 """Where results of studies are kept: one SQLite file, shared by every process that opens it.
 
-A result is stored once, under the key of its spec, its weights, its images and the code's version, so that it is never
-computed again. WAL with synchronous=NORMAL: a killed process loses nothing that `put` returned from; after a power cut
-the last results may be missing, and the file is sound. The file belongs on a local disk: WAL does not work over a network.
+A result is stored once, under the key of what it depends on: its spec as far as it matters, its network, its images and the
+code, so that it is never computed again. What other code has stored stays listed, but answers nothing. WAL with
+synchronous=NORMAL: a killed process loses nothing that `put` returned from; after a power cut the last results may be
+missing, and the file is sound. The file belongs on a local disk: WAL does not work over a network.
 """
 
 import hashlib
@@ -20,16 +21,18 @@ from pathlib import Path
 from typing import Self
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.fingerprint import code_version
 from intrafusion.places import home
 from intrafusion.processes import birth, host, runs
+from intrafusion.relevant import own_code, relevant, trains
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
 from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
+from intrafusion.versions import code_version
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
 BEAT = 15.0  # seconds between two of them
-_MEASURED = tuple(field.name for field in fields(Result) if field.name not in ("spec", "interval"))  # a column each
+_MEASURED = tuple(f.name for f in fields(Result) if f.name not in ("spec", "interval", "older_code"))  # a column each
+_TOLD = ("weights", "data_path", "limit", "calibration", "training")  # fields that the fingerprints stand for
 _BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
 
 
@@ -40,11 +43,16 @@ def default_path() -> Path:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a point was measured on. model, data: fingerprints (hex) of weights and images; device: in words, as "cpu"."""
+    """What a point was measured on. model, data: fingerprints (hex) of network and images; device: in words, as "cpu"."""
 
     model: str
     data: str
     device: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of device: "cpu", "cuda" for all that have another name."""
+        return self.device if self.device in ("cpu", "mps") else "cuda"
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ class StudyRow:
     """A stored study and how far it is. text: its TOML; created: ISO 8601, UTC; seconds: what its points took, summed.
 
     points: all of them, of which `done` are measured on all their images, `partial` on the first of them, and `failed`
-    have a failure recorded (a partial one may have failed, too). devices: where they were measured.
+    have a failure recorded (a partial one may have failed, too). devices: where they were measured. older: points that
+    another version of the code has measured.
     """
 
     name: str
@@ -64,16 +73,20 @@ class StudyRow:
     failed: int
     seconds: float
     devices: tuple[str, ...]
+    older: int = 0
 
 
 def point_key(spec: PruneSpec, origin: Origin) -> str:
-    """The name of a point in every store: SHA-256 (hex) of its spec, fingerprints and code version.
+    """The name of a point in every store: SHA-256 (hex) of what its result depends on.
 
-    Paths are left out, for the fingerprints say what the files hold: a moved file is still known. So is the device.
-    Rows of another version of the code stay listed, but are never reused.
+    That is what is relevant of its spec, the fingerprints, the code's version, and the kind of device where its recovery
+    trains: elsewhere a device changes no answer. Paths and numbers of images are left out, as the fingerprints say what the
+    files hold and which images are looked at: a moved file is still known, and a limit above all images is none.
     """
-    known = {name: value for name, value in spec.known_by().items() if name not in ("weights", "data_path")}
-    text = json.dumps([known, origin.model, origin.data, code_version()], sort_keys=True)
+    spec = relevant(spec)
+    known = {name: value for name, value in spec.to_dict().items() if name not in _TOLD}
+    device = origin.kind if trains(spec) else None
+    text = json.dumps([known, origin.model, origin.data, device, code_version(), own_code(spec)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -92,7 +105,7 @@ class Store:
         self._held: set[str] = set()
         self._heart: threading.Thread | None = None
         self._closed = threading.Event()
-        self.measured: dict[PruneSpec, int] = {}  # images of each point whose result was stored through this object
+        self.measured: dict[str, int] = {}  # images of each point whose result was stored through this object, by key
         self._open()
 
     def __enter__(self) -> Self:
@@ -145,7 +158,7 @@ class Store:
                 tuple(row.values()),
             )
             db.execute("DELETE FROM failures WHERE key = ?", (key,))
-        self.measured[result.spec] = result.count
+        self.measured[key] = result.count
 
     def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:
         """Record that a point could not be measured; a later run tries it again. A complete point does not fail."""
@@ -219,8 +232,13 @@ class Store:
                 self._held -= keys
 
     def save_study(self, name: str, text: str, points: Sequence[tuple[PruneSpec, Origin]]) -> None:
-        """Keep a study: its text and which points are its own, each once. A stored one of this name gives way to it."""
-        specs = {point_key(spec, origin): spec.key() for spec, origin in points}
+        """Keep a study: its text and which points are its own, each once. A stored one of this name gives way to it.
+
+        What another version of the code has measured of these points stays in the study, behind them.
+        """
+        members: dict[PruneSpec, tuple[str, str]] = {}
+        for spec, origin in points:
+            members.setdefault(_pathless(spec), (point_key(spec, origin), spec.key()))
         with self._write() as db:
             db.execute(
                 "INSERT INTO studies (name, text, created) VALUES (?, ?, ?)"
@@ -228,9 +246,10 @@ class Store:
                 (name, text, _now()),
             )
             study = _find(db, self.path, name)
+            older = [(key, members[spec][1]) for key, spec in _older(db, study) if spec in members]
             db.execute("DELETE FROM members WHERE study = ?", (study,))
-            members = [(study, position, key, spec) for position, (key, spec) in enumerate(specs.items())]
-            db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", members)
+            rows = [(study, position, *member) for position, member in enumerate([*members.values(), *older])]
+            db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", rows)
 
     def studies(self) -> list[StudyRow]:
         """All stored studies, newest first."""
@@ -244,7 +263,10 @@ class Store:
             return _study(db, db.execute(query, (_find(db, self.path, name),)).fetchone())
 
     def results(self, name: str) -> list[Result]:
-        """What is measured of a study, in study order, under the specs that the study was saved with."""
+        """What is measured of a study, in study order, under the specs that the study was saved with.
+
+        What another version of the code has measured is among it, and says so.
+        """
         query = "SELECT p.*, m.spec AS asked FROM members m JOIN points p USING (key) WHERE study = ? ORDER BY position"
         with self._read() as db:
             rows = db.execute(query, (_find(db, self.path, name),)).fetchall()
@@ -278,23 +300,46 @@ class Store:
 
 
 def _result(spec: PruneSpec, row: sqlite3.Row) -> Result:
-    return Result(spec, interval=(row["low"], row["high"]), **{name: row[name] for name in _MEASURED})
+    measured = {name: row[name] for name in _MEASURED}
+    return Result(spec, interval=(row["low"], row["high"]), older_code=row["version"] != code_version(), **measured)
 
 
 def _spec(text: str) -> PruneSpec:
     return PruneSpec.from_dict(json.loads(text))
 
 
+def _older(db: sqlite3.Connection, study: int) -> Iterator[tuple[str, PruneSpec]]:
+    """Keys and pathless specs of a study's points that other code has measured, as far as this code can read them."""
+    query = (
+        "SELECT key, m.spec FROM members m JOIN points p USING (key) WHERE study = ? AND version != ? ORDER BY position"
+    )
+    for row in db.execute(query, (study, code_version())).fetchall():
+        with suppress(IntrafusionError):
+            yield row["key"], _pathless(_spec(row["spec"]))
+
+
+def _pathless(spec: PruneSpec) -> PruneSpec:
+    """What is the same spec wherever the files lie."""
+    return spec.but(weights=None, data_path=None)
+
+
 def _study(db: sqlite3.Connection, row: sqlite3.Row) -> StudyRow:
+    kinds = {
+        "points": "TRUE", "done": "ours AND p.count = p.total", "partial": "ours AND p.count < p.total",
+        "failed": "f.key IS NOT NULL", "older": "NOT ours",
+    }  # fmt: skip
+    columns = ", ".join(f"count(DISTINCT CASE WHEN {kind} THEN m.spec END) AS {name}" for name, kind in kinds.items())
     counts = db.execute(
-        "SELECT count(*) AS points, count(p.count = p.total OR NULL) AS done, count(p.count < p.total OR NULL) AS partial,"
-        " count(f.key) AS failed, total(p.seconds) AS seconds"
-        " FROM members LEFT JOIN points p USING (key) LEFT JOIN failures f USING (key) WHERE study = ?",
-        (row["id"],),
+        f"SELECT {columns} FROM members m LEFT JOIN (SELECT *, version = ? AS ours FROM points) p USING (key)"
+        " LEFT JOIN failures f USING (key) WHERE study = ?",
+        (code_version(), row["id"]),
+    ).fetchone()
+    (seconds,) = db.execute(
+        "SELECT total(seconds) FROM points WHERE key IN (SELECT key FROM members WHERE study = ?)", (row["id"],)
     ).fetchone()
     query = "SELECT DISTINCT device FROM members JOIN points USING (key) WHERE study = ? ORDER BY device"
     devices = tuple(device for (device,) in db.execute(query, (row["id"],)))
-    return StudyRow(row["name"], row["text"], row["created"], **counts, devices=devices)
+    return StudyRow(row["name"], row["text"], row["created"], **counts, seconds=seconds, devices=devices)
 
 
 def _find(db: sqlite3.Connection, path: Path, name: str) -> int:

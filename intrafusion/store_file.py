@@ -32,7 +32,20 @@ _FIRST = (
 _STEADY_BEATS = (  # claims of the format before are judged by the wall clock, for as long as they last
     "ALTER TABLE claims ADD COLUMN steady REAL NOT NULL DEFAULT 0",
 )
-STEPS = (_FIRST, _STEADY_BEATS)  # from an empty file to each format in turn; one that was released never changes
+_SHARED_ROWS = (  # points whose results cannot differ share a row, and are all listed
+    "ALTER TABLE members RENAME TO members_by_key",
+    """CREATE TABLE members (
+        study INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE, position INTEGER NOT NULL, key TEXT NOT NULL,
+        spec TEXT NOT NULL, PRIMARY KEY (study, position))""",
+    "INSERT INTO members SELECT study, position, key, spec FROM members_by_key",
+    "DROP TABLE members_by_key",
+    "CREATE INDEX members_of_point ON members (key)",
+)
+STEPS = (
+    _FIRST,
+    _STEADY_BEATS,
+    _SHARED_ROWS,
+)  # from an empty file to each format in turn; one that was released never changes
 FORMAT = len(STEPS)  # of the file, in PRAGMA user_version
 
 

@@ -43,8 +43,8 @@ class StoreOrMemory(Store):
 
     def put(self, result: Result, origin: Origin) -> None:
         with self._lock:
-            self._results[point_key(result.spec, origin)] = result, origin
-        self.measured[result.spec] = result.count
+            self._results[key := point_key(result.spec, origin)] = result, origin
+        self.measured[key] = result.count
         self._catch_up()
 
     def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:

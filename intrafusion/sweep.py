@@ -18,7 +18,6 @@ from torch import nn
 
 from intrafusion.bench import Bench, pruned
 from intrafusion.errors import IntrafusionError, is_out_of_memory
-from intrafusion.importance import needs_images
 from intrafusion.log import event, explain
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.pace import checkpoint
@@ -62,10 +61,11 @@ def sweep(
 
     A spec's last result counts. store: what it holds is yielded first and not computed again, unless it is incomplete;
     what is new goes there, and points that another process is at are left to it. decide: stop at a point once the
-    difference between its merge and dropping, on the same images, is decided (McNemar's 95 % interval, corrected for the
-    number of looks, excludes zero). memory: bytes of activations kept. known: results to go on from; they are not yielded
-    again. meters: those of an earlier sweep on this bench, which this one uses and adds to. A point that fails is yielded as
-    a Failure, and the others go on. Raises IntrafusionError when any spec cannot run, or the store cannot be written.
+    difference between its merge and dropping, on the same images, is decided: the 95 % interval of paired proportions of
+    Agresti and Min (`pairs.matched_wald`), corrected for the number of looks, excludes zero. memory: bytes of activations
+    kept. known: results to go on from; they are not yielded again. meters: those of an earlier sweep on this bench, which
+    this one uses and adds to. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when
+    any spec cannot run, or the store cannot be written.
     """
     yield from _Sweep(checked(specs, bench), bench, store, decide, memory, known or {}, meters).steps()
 
@@ -75,8 +75,8 @@ def checked(specs: Iterable[PruneSpec], bench: Bench) -> list[PruneSpec]:
     specs = list(dict.fromkeys(specs))
     for spec in specs:
         check(spec, bench)
-        if needs_images(spec):
-            bench.calibration(spec)
+        for one in bench.learned_from(spec):
+            bench.calibration(one)
     return sorted(specs, key=lambda spec: cut_of(spec, bench))
 
 

@@ -13,16 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from intrafusion.pace import interruptible
 from intrafusion.quote import flag
 from intrafusion.registry import registry
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
+from intrafusion.weights import keyed
 from intrafusion.zoo import dataset_of
 
 HELP = {
     "model": "a name from `models`, or package.module:factory of your own code",
     "dataset": "a name from `data`; kept/NAME for kept images",
     "weights": "weights file, 'random', or a torchvision enum name",
+    "weights_key": "which weights of the file, where it has several, as model_ema or model.state_dict",
     "data_path": ".npz file or image folder",
     "groups": "'all', or names from `groups`",
     "sparsity": "shares of each group's channels to remove, each in [0, 1)",
@@ -40,6 +41,7 @@ HELP = {
     "calibration": "images that criteria and costs may look at, or 'all'",
     "normalise": "what sums to one in the applied matrix",
     "bias": "biases are part of the channel vectors",
+    "fold_norms": "how folding's k-means sees BatchNorm: none, or columns (its scale and its inverse deviation)",
     "precision": "exact (fp32) or fast (bf16)",
     "training": "images that recoveries learn from, or 'all'",
     "epochs": "passes of a recovery over its images",
@@ -74,9 +76,24 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         elif kind is not type(None):
             options["type"] = kind
         if options["help"] is None and field.name in ("criterion", "merge", "solver", "recovery"):
-            options["help"] = ", ".join(registry(field.name))
+            options["help"] = registry(field.name).listed()
         parser.add_argument(flag(field.name), **options)
+    add_weights_key(parser)
     parser.set_defaults(dataset=None)  # the one the model was trained on
+
+
+def add_weights_key(parser: argparse.ArgumentParser, dest: str = "weights_key") -> None:
+    parser.add_argument("--weights-key", dest=dest, metavar="KEY", help=HELP["weights_key"])
+
+
+def join_key(args: argparse.Namespace) -> None:
+    """Put --weights and --weights-key together, in place: a spec, and so a permalink and a study, has one text for both."""
+    key, weights = getattr(args, "weights_key", None), getattr(args, "weights", None)
+    if key is not None:
+        if isinstance(weights, list):  # the words of a sweep's flag
+            args.weights = [keyed(one, key) for one in weights]
+        else:
+            args.weights = keyed(weights, key)
 
 
 def _limit(text: str) -> int | None:
@@ -104,7 +121,7 @@ def progress() -> Iterator[Progress]:
 @contextmanager
 def reading() -> Iterator[Callable[[int, int], None]]:
     """Tells on stderr, as a bar, how many pictures are decoded: a function of (done, in all). A stop by signal loses none."""
-    with interruptible(), progress() as bar:
+    with progress() as bar:
         tasks: list[TaskID] = []
 
         def tell(done: int, total: int) -> None:
@@ -119,7 +136,10 @@ def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
     rows = list(rows)
     if as_json:
         for row in rows:
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)  # a line that is out is whole, however the command ends
+        return
+    if not rows:
+        print(title)
         return
     table = Table(title=_text(title), title_justify="left", header_style="bold", box=SIMPLE)
     for column in rows[0]:

@@ -48,7 +48,7 @@ if not (merges and criteria and percents):
     raise Enough
 
 with st.expander("Transport knobs", icon=":material/tune:"):
-    chosen = knobs.transport_knobs()
+    chosen = knobs.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
 sparsities = [percent / 100 for percent in sorted(percents)]

@@ -24,7 +24,7 @@ if recovery_parts.trains(spec):
     with st.expander("Training", icon=":material/tune:"):
         spec = spec.but(**recovery_parts.training_controls())
 with st.expander("Transport knobs", icon=":material/tune:"):
-    spec = spec.but(**knobs.transport_knobs())
+    spec = spec.but(**knobs.transport_knobs(merges=[spec.merge]))
 measuring = shell.measuring(here, spec.limit)
 bench = here.bench if measuring is None else measuring
 if not shell.can_see(here, spec):

@@ -21,7 +21,7 @@ base, seeds, methods, equal = recovery_parts.controls(here)
 with st.expander("Training", icon=":material/tune:"):
     base = base.but(**recovery_parts.training_controls())
 with st.expander("Transport knobs", icon=":material/conversion_path:"):
-    base = base.but(**knobs.transport_knobs())
+    base = base.but(**knobs.transport_knobs(merges=[base.merge]))
 if not methods:
     st.info("Choose at least one recovery.")
     raise Enough

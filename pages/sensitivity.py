@@ -45,7 +45,7 @@ if not (merges and percents):
     raise Enough
 how = st.expander("How it runs", icon=":material/speed:")
 with st.expander("Transport knobs", icon=":material/tune:"):
-    chosen = knobs.transport_knobs()
+    chosen = knobs.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
 sparsities = tuple(percent / 100 for percent in sorted(percents))
@@ -76,7 +76,7 @@ label = "Replace and run" if replaces else "Continue" if known and not settled e
 about = f"The store has a study “{study.name}” with other settings: this one takes its place." if replaces else None
 asked = studying.run_row(label, about, settled and not replaces, stored, specs, job, running, count)
 unasked = job is None and cheap and not settled
-if (not (same or replaces) and (settled or unasked)) or asked:
+if asked or (not replaces and (unasked or (settled and not same))):
     studying.keep(store, study, specs, bench)
 if asked or unasked:
     studying.start(key, specs, bench, store, f"sensitivity of {base.model}", way.run, way.decide)

@@ -24,7 +24,9 @@ except IntrafusionError as error:
     raise Enough from error
 spec = lab_parts.controls(here)
 entry = TRAINERS[spec.method]
-st.caption(f"**{spec.method}**: {entry.summary}. {entry.paper}")
+st.caption(f"**{spec.method}**: {entry.told}. {entry.paper}")
+if entry.differs:
+    st.caption(f"Not as in its source: {entry.differs}.")
 key = ("lab", spec, here.device)
 job = shell.jobs().get(key)
 running = job is not None and job.active

@@ -1,11 +1,13 @@
 """Weights files that are refused, each with what is said of it: (make, expected), make(folder, sentinel) -> file."""
 
+import argparse
 import builtins
+import functools
 import json
 import os
 import pickle
 import tarfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,16 @@ def state(change: Callable[[dict[str, Any], str], None], suffix: str = ".safeten
         return files.save_state(folder / f"w{suffix}", whole)
 
     return make
+
+
+def beside(make: Callable[[Path, Path], Any]) -> Make:
+    """Good weights in a wrapper, and beside them what `make` gives."""
+
+    def write(folder: Path, sentinel: Path) -> Path:
+        torch.save({"state_dict": files.mlp_state(), "args": make(folder, sentinel)}, folder / "w.pt")
+        return folder / "w.pt"
+
+    return write
 
 
 def cast(kind: torch.dtype, suffix: str = ".safetensors") -> Make:
@@ -97,6 +109,12 @@ def raw(protocol: int) -> Make:
         return folder / "w.pth"
 
     return make
+
+
+def _endless() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    made["model"] = made["state_dict"] = made
+    return made
 
 
 def _restored(folder: Path, sentinel: Path) -> Restored:
@@ -191,6 +209,27 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "larger than float32": (state(lambda w, first: w.update({first: w[first].double() * 1e300})), "NaN or infinite"),
     "NaN in half precision": (state(lambda w, first: w.update({first: w[first].half() * float("nan")})), "NaN or infinite"),
     "NaN biases": (state(lambda w, first: w.update({"1.bias": torch.full((128,), float("nan"))})), "NaN or infinite"),
+    "a namespace of code": (beside(lambda f, s: argparse.Namespace(x=Touch(s))), "wants to run posix.mkdir"),
+    "a namespace whose class is code": (
+        beside(lambda f, s: Call(getattr, argparse.Namespace, "__init__")), "wants to run getattr",
+    ),
+    "an array of code": (beside(lambda f, s: np.array([Touch(s)], dtype=object)), "wants to run posix.mkdir"),
+    "a table that makes code": (beside(lambda f, s: defaultdict(os.getcwd)), "wants to run posix.getcwd"),
+    "a table of code": (beside(lambda f, s: defaultdict(list, a=Touch(s))), "wants to run posix.mkdir"),
+    "a queue of code": (beside(lambda f, s: deque([Touch(s)])), "wants to run posix.mkdir"),
+    "part of a call": (beside(lambda f, s: functools.partial(os.mkdir, str(s))), "wants to run posix.mkdir"),
+    "eval beside them": (beside(lambda f, s: Call(eval, f"__import__('os').mkdir({str(s)!r})")), "wants to run eval"),
+    "NumPy's loader beside them": (
+        beside(lambda f, s: Call(np.load, str(files.pickled(f / "x.npy", s)), None, True)), "wants to run numpy.load",
+    ),
+    "a state that is set beside them": (beside(_restored), "wants to run hostile_weights.Restored"),
+    "a tensor that hides its size": (state(lambda w, first: vars(w[first]).update(numel=5), ".pt"), "hides numel"),
+    "a tensor that hides its kind": (state(lambda w, first: vars(w[first]).update(is_complex=5), ".pt"), "hides is_complex"),
+    "views of one storage": (
+        state(lambda w, first: w.update({f"{n}": w[first].half().flatten()[n:] for n in range(999)}), ".pt"), "",
+    ),
+    "100,000 dimensions": (header(("0.weight", "F32", [1] * 100_000, [0, 4]), data=4), "100,000 dimensions"),
+    "wrappers without an end": (lambda f, s: files.save_state(f / "w.pt", _endless()), "holds no state dict"),
     "numpy arrays": (state(lambda w, first: w.update({first: np.ones(3)}), ".pt"), _UNSAFE),
     **{f"cut at {at}": (cut(".safetensors", at), _UNREAD) for at in (1, 7, 8, 60, 5000, -1)},
     **{f"a zip cut at {at}": (cut(".pt", at), "") for at in (1, 30, 5000, -1, -30)},
@@ -224,7 +263,7 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "a scripted module as weights": (_script, ""),
     "a pickle called safetensors": (_renamed(".pt", "w.safetensors"), _UNREAD),
     "safetensors called a pickle": (_renamed(".safetensors", "w.pt"), ""),
-    "another suffix of weights": (_renamed(".pt", "w.bin"), "is no weights file"),
+    "another suffix of weights": (_renamed(".pt", "w.dat"), "is no weights file"),
     "zeros": (whole("w.pt", bytes(9999)), ""),
     "a link to a pickle": (_link, _UNSAFE),
     "a pipe": (_fifo, "no file at w.pt"),

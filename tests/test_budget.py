@@ -1,12 +1,12 @@
 import copy
 import functools
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Network
 from made_results import DENSE, made_result
 from torch import Tensor, nn
 
@@ -101,14 +101,14 @@ OUTSIDE: dict[str, tuple[type[nn.Module], bool]] = {"attention": (Attending, Fal
 
 
 @functools.cache
-def outside(name: str) -> Network:
-    """A network that multiplies outside of its layers."""
+def outside(name: str) -> SimpleNamespace:
+    """A network that multiplies outside of its layers, with what tests ask of the fixture's."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, images = OUTSIDE[name][0]().eval().requires_grad_(False), torch.randn(4, 3, 8, 8)
-    groups = tuple(itf.find_groups(model, images[:1]))
-    data = itf.ImageData("noise", "train", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("a",))
-    return Network(name, model, torch.zeros(1, 3, 8, 8), images, model(images), groups, data)
+        model, example = OUTSIDE[name][0]().eval().requires_grad_(False), torch.zeros(1, 3, 8, 8)
+    groups = tuple(itf.find_groups(model, example))
+    usable = [group for group in groups if group.reason is None]
+    return SimpleNamespace(name=name, model=model, example=example, groups=groups, prunable=usable)
 
 
 class TestSizes:

@@ -273,6 +273,63 @@ def test_bad_input_is_two_and_one_line(capsys, tmp_path, monkeypatch, words, mat
     assert "Traceback" not in captured.err
 
 
+ODD = """
+import sys
+import torch
+from torch import nn
+
+CARD = {"mean": [0.5], "std": [0.5], "input_size": [1, 8, 8], "classes": 10, "dataset": "digits"}
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)).relu_().mul_(2).sigmoid_().add_(1))
+
+
+def leaves():
+    sys.exit(7)
+
+
+def nothing():
+    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["groups", "--model", "odd:leaves"], "the code of the model ended the program (status 7)"),
+        (["curve", "--model", "odd:nothing"], "no group to prune"),
+        (
+            ["scores", "--model", "odd:InPlace", "--criterion", "taylor"],
+            "gradients cannot be taken: choose what needs none, as the criterion l1",
+        ),
+    ],
+)
+def test_odd_networks_are_one_line(capsys, tmp_path, monkeypatch, words, match):
+    (tmp_path / "odd.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == ""
+    assert line.startswith("error: ")
+    assert match in line
+
+
+def test_a_network_without_groups_has_an_empty_list_of_them(capsys, tmp_path, monkeypatch):
+    (tmp_path / "odd.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["groups", "--model", "odd:nothing"]) == 0
+    assert capsys.readouterr().out == "odd:nothing: 0 of 0 groups can be pruned\n"
+    assert main(["groups", "--model", "odd:nothing", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_program_exits_with_two_and_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "intrafusion", "curve", "--sparsity", "1.3"],

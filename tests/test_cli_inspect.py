@@ -31,6 +31,19 @@ def test_methods_lists_every_registry(rows):
         assert [r["name"] for r in listed if r["kind"] == kind] == list(itf.registry(kind))
         assert rows("methods", kind) == [r for r in listed if r["kind"] == kind]
     assert all(row["summary"] and row["needs"] in ("nothing", "images", "labels") for row in listed)
+    told = {row["name"]: row for row in rows("methods", "trainer")}
+    assert "(reconstructed " in told["sdprun"]["summary"]
+    assert "biases and BatchNorm are not shrunk" in told["grda"]["differs"]
+
+
+@pytest.mark.parametrize(
+    ("command", "names"), [("lab", ["sdprun", "smooth-svd"]), ("curve", ["interpolation", "relative", "overparam-sp"])]
+)
+def test_the_help_of_commands_says_what_is_reconstructed(capsys, command, names):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} (reconstructed)" in told for name in names)
 
 
 def test_scores_are_the_librarys(rows):

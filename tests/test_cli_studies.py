@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import intrafusion as itf
+from intrafusion import store as stores
 from intrafusion import sweep as engine
 from intrafusion.bench import open_bench
 from intrafusion.cli import main
@@ -181,7 +182,7 @@ class TestSweep:
         words = [*FAST, "--merge", "drop", "--sparsity", "0.2"]
         assert main([*words, "--name", "half"]) == 1
         out, err = capsys.readouterr()
-        assert "failed: 3, l1, 20%, drop: RuntimeError: no memory\n" in err
+        assert "failed: 3, l1, 20%, drop: RuntimeError: no memory (id id; its traceback is in the log)\n" in err
         assert err.splitlines()[-1] == "2 points: 0 were in the store, 1 measured now, 1 failed"
         assert "96/128" not in out
         assert "1 of 2 points complete, 0 partial, 1 failed" in said("studies", "show", "half")[0]
@@ -250,6 +251,28 @@ class TestStored:
         with Store(tmp_path / "here.sqlite") as store:
             assert len(store.results("here")) == 12
 
+    def test_points_that_cannot_differ_are_measured_once(self, said, rows, measured):
+        study = [
+            *FAST,
+            "--merge",
+            "drop",
+            "fusion",
+            "--groups",
+            "1",
+            "--sparsity",
+            "0.3",
+            "--p",
+            "1",
+            "2",
+            "--name",
+            "two",
+        ]
+        found, err = said(*study, "--json")
+        assert err.splitlines() == ["4 points: 0 were in the store, 4 measured now"]
+        assert sorted((spec.merge, spec.p) for spec in measured) == [("drop", 1), ("fusion", 1), ("fusion", 2)]
+        assert len(found.splitlines()) == len(rows("studies", "show", "two")) == 4
+        assert said(*study)[1].splitlines() == ["4 points: 4 were in the store, 0 measured now"]
+
     def test_memory_changes_no_answer(self, rows):
         found = [rows(*FAST, "--no-resume", "--memory", memory) for memory in ("0", "1", "1000")]
         without = [[{k: v for k, v in row.items() if k != "seconds"} for row in some] for some in found]
@@ -315,6 +338,27 @@ class TestStudies:
         said("studies", "export", "empty", "--out", "t.csv")
         assert Path("t.csv").exists()
         assert "points" in said("studies", "show", "empty")[0]
+
+    def test_results_of_other_code_are_listed_and_marked_and_measured_again(self, said, rows, measured, monkeypatch):
+        before = rows("studies", "show", "mine")
+        monkeypatch.setattr(stores, "code_version", lambda: "another")
+        older = [row | {"older_code": True} for row in before]
+        assert rows("studies", "show", "mine") == older
+        out, err = said("studies", "show", "mine")
+        assert out.count("another version") == 5  # of each row, and of the title
+        assert "`sweep` measures their points again" in err
+        (row,) = rows("studies", "list")
+        assert (row["points"], row["done"], row["other_code"]) == (4, 0, 4)
+        measured.clear()
+        assert said("sweep", "--file", "study.toml")[1].startswith("4 points: 0 were in the store, 4 measured now")
+        assert len(measured) == 4
+        again = rows("studies", "show", "mine")
+        assert [row["older_code"] for row in again] == [False] * 4 + [True] * 4
+        assert again[4:] == older
+        said("studies", "export", "mine", "--out", "t.csv")
+        assert list(pd.read_csv("t.csv")["older_code"]) == [False] * 4 + [True] * 4
+        (row,) = rows("studies", "list")
+        assert (row["points"], row["done"], row["other_code"]) == (4, 4, 4)
 
     def test_delete(self, said, rows, measured):
         said(*FAST, "--name", "other", "--groups", "1", "--sparsity", "0.2", "--merge", "fusion")  # a point of both

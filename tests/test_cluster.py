@@ -265,8 +265,8 @@ class TestStopping:
 
     @pytest.mark.usefixtures("workers")
     def test_workers_of_another_version_are_refused(self, bench, monkeypatch):
-        monkeypatch.setattr(cluster, "__version__", "0.0.1")
-        with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has intrafusion .*, not 0.0.1\)"):
+        monkeypatch.setattr(cluster, "code_version", lambda: "another")
+        with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has other code of intrafusion, or other"):
             list(cluster.sweep(SPECS, bench))
         assert idle()
 
@@ -281,6 +281,11 @@ class TestStopping:
 
 
 class TestShares:
+    @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda")])
+    def test_what_is_trained_there_is_of_the_kind_of_device_that_tasks_ask_for(self, bench, gpus, kind):
+        place = cluster._Share(1, gpus).origin(SPECS[0], bench)
+        assert (place.kind, place.model, place.data) == (kind, *bench.fingerprints(SPECS[0]))
+
     @pytest.mark.parametrize(
         ("cpus", "gpus", "count"),
         [(1, 0, 8), (3, 0, 2), (0.5, 0, 16), (0, 1, 2), (1, 1, 2), (1, 0.25, 8), (8, 1, 1), (9, 0, 0), (1, 3, 0)],
@@ -430,7 +435,7 @@ class TestConnecting:
 def test_a_worker_has_the_images_that_recoveries_learn_from(bench):
     from intrafusion.ray_worker import Parts
 
-    spec = BASE.but(recovery="perp-head", merge="drop", training=100)
+    spec = BASE.but(recovery="perp-head", merge="calibrated", training=100)
     sent = Parts.of(bench, [spec]).bench("cpu")
     for ours, theirs in (
         (sent.training(spec), bench.training(spec)),

@@ -52,7 +52,7 @@ class TestPrunedNetworks:
     @torch.inference_mode()
     def test_a_cut_network_answers_as_the_whole_one(self, network, same_logits):
         dense = folded(network.model, network.groups)
-        cuts = Cuts(dense)
+        cuts = Cuts(dense, network.images)
         for group in network.prunable:
             small = prune_groups(dense, network.groups, 0.5, groups=(group.name,))
             _, logits = cut_run(cuts, dense, small, network.images)
@@ -64,7 +64,7 @@ class TestPrunedNetworks:
     @torch.inference_mode()
     def test_values_in_front_are_what_the_first_changed_layers_read(self, network):
         dense = folded(network.model, network.groups)
-        cuts = Cuts(dense)
+        cuts = Cuts(dense, network.images)
         for group in network.prunable:
             small = prune_groups(dense, network.groups, 0.5, groups=(group.name,))
             changed = differing(dense, small)
@@ -78,7 +78,7 @@ class TestPrunedNetworks:
     def test_from_one_cut_to_the_next(self, network, same_logits):
         """Where the values of one cut suffice for another, they lead to the same ones."""
         dense = folded(network.model, network.groups)
-        cuts = Cuts(dense)
+        cuts = Cuts(dense, network.images)
         fronts = list(dict.fromkeys(cuts.in_front_of({layer.name for layer in g.layers}) for g in network.prunable))
         fronts = fronts[:: max(1, len(fronts) // 5)]
         for start in fronts:
@@ -94,7 +94,7 @@ class TestPrunedNetworks:
     def test_nothing_in_front_of_the_change_runs_the_pruned_network(self, networks):
         network = networks("cifar10-resnet20")
         dense = folded(network.model, network.groups)
-        cuts = Cuts(dense)
+        cuts = Cuts(dense, network.images)
         front = cuts.in_front_of({"layer2.1.conv1", "layer2.1.conv2"})
         small = private(dense)
         for name in ("conv1", "layer1", "layer2.0"):
@@ -107,7 +107,7 @@ class TestPrunedNetworks:
 
     def test_what_does_not_suffice_is_none(self, networks):
         network = networks("cifar10-resnet20")
-        cuts = Cuts(folded(network.model, network.groups))
+        cuts = Cuts(folded(network.model, network.groups), network.images)
         late, early = cuts.in_front_of({"layer3.1.conv1"}), cuts.in_front_of({"layer1.1.conv1"})
         assert cuts.head(early, late) is not None
         assert cuts.head(late, early) is None
@@ -158,15 +158,37 @@ class TestInPlace:
         small = private(dense)
         small.relu.inplace = small.relu6.inplace = True
         small.b.weight.data += 0.1
-        values, logits = cut_run(Cuts(dense), dense, small, images)
+        cuts = Cuts(dense, images)
+        values, logits = cut_run(cuts, dense, small, images)
         before = [value.clone() for value in values]
-        _, again = cut_run(Cuts(dense), dense, small, images)
+        _, again = cut_run(cuts, dense, small, images)
         assert torch.equal(logits, again)
         same_logits(logits, small(images))
-        tail = Cuts(dense).tail(Cuts(dense).in_front_of({"b"}))
+        tail = cuts.tail(cuts.in_front_of({"b"}))
         for _ in range(2):
             assert torch.equal(tail(small, *values)[0], logits)
         assert all(map(torch.equal, values, before))
+
+    class Act(nn.Module):
+        """Works in place, and is kept whole."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x, inplace=True)
+
+    @pytest.mark.parametrize("again", [False, True], ids=["read once", "read again"])
+    def test_a_module_that_works_in_place_is_cut_where_it_reads_alone(self, again, same_logits, random_weights):
+        torch.manual_seed(0)
+        step = (lambda net, y, z: net.act(y) + z + y) if again else (lambda net, y, z: y + net.act(z))
+        net = self.Net(step)
+        net.act = self.Act()
+        dense, images = random_weights(net), torch.randn(4, 3, 6, 6)
+        small = private(dense)
+        small.b.weight.data += 0.1
+        cuts = trace(dense, images)
+        assert (cuts is None) == again
+        if cuts is not None:
+            _, logits = cut_run(cuts, dense, small, images)
+            same_logits(logits, small(images))
 
     UNKNOWN: dict[str, Callable] = {  # noqa: RUF012
         "out": lambda net, y, z: torch.add(y, z, out=y),
@@ -177,7 +199,7 @@ class TestInPlace:
 
     @pytest.mark.parametrize("step", UNKNOWN.values(), ids=UNKNOWN)
     def test_what_has_no_pure_twin_is_not_cut(self, step):
-        assert trace(self.Net(step).eval()) is None
+        assert trace(self.Net(step).eval(), torch.randn(2, 3, 6, 6)) is None
 
     @pytest.mark.parametrize("make", ["resnet18", "mobilenet_v3_small"])
     def test_torchvisions_networks(self, make, same_logits, random_weights):
@@ -188,7 +210,7 @@ class TestInPlace:
         groups = itf.find_groups(dense, images[:1])
         fold_groups(dense, groups)  # what it does in place, it goes on doing there
         assert any(getattr(layer, "inplace", False) for layer in dense.modules())
-        cuts = Cuts(dense)
+        cuts = Cuts(dense, images)
         for group in [group.name for group in groups if group.reason is None][1::4]:
             small = prune_groups(dense, groups, 0.5, groups=(group,))
             with torch.inference_mode():
@@ -212,7 +234,7 @@ class Branching(nn.Module):
 
 
 def test_what_cannot_be_traced_is_none():
-    assert trace(Branching().eval()) is None
+    assert trace(Branching().eval(), torch.randn(2, 3, 6, 6)) is None
 
 
 class TestDiffering:

@@ -176,9 +176,9 @@ class TestNpz:
         "no labels": ({"images": IMAGES}, "lacks labels"),
         "no images": ({"labels": LABELS}, "lacks images"),
         "nothing": ({}, "lacks images, labels"),
-        "float images": ({"images": IMAGES / 255, "labels": LABELS}, "images must be uint8"),
+        "images from -1 to 1": ({"images": IMAGES / 127.5 - 1, "labels": LABELS}, "images must be uint8"),
         "flat images": ({"images": IMAGES.reshape(6, -1), "labels": LABELS}, "images must be uint8"),
-        "channels first": ({"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, "images must be uint8"),
+        "two channels": ({"images": IMAGES[..., :2], "labels": LABELS}, "images must be uint8"),
         "four channels": ({"images": np.zeros((6, 8, 8, 4), np.uint8), "labels": LABELS}, "images must be uint8"),
         "label too large": ({"images": IMAGES, "labels": LABELS + 1}, "10 classes"),
         "label negative": ({"images": IMAGES, "labels": LABELS - 1}, "10 classes"),
@@ -186,7 +186,7 @@ class TestNpz:
         "text labels": ({"images": IMAGES, "labels": LABELS.astype(str)}, "labels must be integers"),
         "truth labels": ({"images": IMAGES, "labels": LABELS > 2}, "labels must be integers"),
         "too few labels": ({"images": IMAGES, "labels": LABELS[:5]}, "labels must be integers"),
-        "one-hot labels": ({"images": IMAGES, "labels": np.eye(10, dtype=int)[LABELS]}, "labels must be integers"),
+        "soft labels": ({"images": IMAGES, "labels": np.eye(10)[LABELS] * 0.9 + 0.01}, "labels must be integers"),
         "no image": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "no images"),
         "object images": ({"images": np.array([None] * 6), "labels": LABELS}, "not a readable"),
         "object labels": ({"images": IMAGES, "labels": LABELS.astype(object)}, "not a readable"),
@@ -245,6 +245,44 @@ class TestClassFolders:
         images = itf.load_data("cifar10", path=folders(tmp_path, dict.fromkeys(names, 1)))
         assert images.labels.tolist() == list(range(10))
         assert images.classes == tuple(sorted(names))
+
+    NUMBERED = {  # noqa: RUF012  # dataset, folders; labels
+        "CIFAR-10": ("cifar10", range(10), range(10)),
+        "some of CIFAR-10": ("cifar10", (9, 2, 5), (2, 5, 9)),
+        "CIFAR-100": ("cifar100", range(100), range(100)),
+        "some of CIFAR-100, with zeros before": ("cifar100", ("07", "70", "007"), (7, 7, 70)),
+        "ImageNet-V2": ("imagenet", (0, 1, 10, 100, 999, 2), (0, 1, 2, 10, 100, 999)),
+        "Imagenette by its places in ImageNet": ("imagenette", (701, 0, 569), (0, 569, 701)),
+    }
+
+    @pytest.mark.parametrize("case", NUMBERED)
+    def test_numbers_are_labels_where_the_classes_are_known(self, tmp_path, case):
+        name, numbers, labels = self.NUMBERED[case]
+        for number in numbers:
+            (tmp_path / str(number)).mkdir()
+            Image.new("RGB", (32, 32), (int(number) % 256, 0, 0)).save(tmp_path / str(number) / "x.png")
+        data = itf.load_data(name, path=tmp_path, input_size=32)
+        assert sorted(data.labels.tolist()) == [*labels]
+        assert data.images[:, 0, 5, 5].tolist() == (data.labels % 256).tolist()
+
+    @pytest.mark.parametrize(("name", "numbers", "match"), [
+        ("cifar10", range(1, 11), "numbered 1 to 10, and labels of cifar10 run from 0 to 9"),
+        ("cifar100", (100,), "numbered 100 to 100"), ("imagenet", (1000,), "labels of imagenet run from 0 to 999"),
+        ("imagenette", range(10), "are no ImageNet class"),
+    ])  # fmt: skip
+    def test_numbers_that_are_no_labels_are_one_line(self, tmp_path, name, numbers, match):
+        refused(match, name=name, path=folders(tmp_path, {str(number): 1 for number in numbers}))
+
+    def test_a_wrapping_folder_and_splits_of_any_case(self, tmp_path):
+        folders(tmp_path / "imagenette2" / "Train", {"n01440764": 1})
+        folders(tmp_path / "imagenette2" / "VAL", {"n01440764": 2, "n03394916": 1})
+        (tmp_path / "imagenette2" / "noisy_imagenette.csv").write_text("path,label\n")
+        assert itf.load_data("imagenette", path=tmp_path, input_size=16).labels.tolist() == [0, 0, 566]
+        assert len(itf.load_data("imagenette", "train", tmp_path, input_size=16)) == 1
+
+    def test_labels_json_beside_is_not_told_as_passed_over(self, tmp_path):
+        (tmp_path / "labels.json").write_text(json.dumps({"my fish": 1}))
+        assert itf.load_data("imagenet", path=folders(tmp_path, {"my fish": 1}), input_size=16).notes == ()
 
     @pytest.mark.parametrize(("name", "split", "folder"), [
         ("cifar10", "train", "train"), ("cifar10", "test", "test"), ("imagenette", "test", "val"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_files import Touch
 
 import intrafusion as itf
 from intrafusion import data, zoo
@@ -307,6 +308,37 @@ class TestCifarArchive:
         (folder / "cifar-10-python.tar.gz").write_bytes(self.archive)
         assert len(itf.load_data("cifar10", "train", path=folder)) == 10
         assert server.asked == []
+
+    @pytest.fixture
+    def batches(self, tmp_path):
+        """The folder of the batches, unpacked."""
+        with tarfile.open(fileobj=io.BytesIO(self.archive)) as archive:
+            archive.extractall(tmp_path / "mine", filter="data")
+        return tmp_path / "mine" / "cifar-10-batches-py"
+
+    @pytest.mark.parametrize("place", ["itself", "around it", "renamed", "current directory"])
+    def test_the_folder_of_the_batches_is_a_path(self, batches, monkeypatch, place):
+        path = batches
+        if place == "around it":
+            path = batches.parent
+        if place == "renamed":
+            path = batches.rename(batches.with_name("my batches"))
+        if place == "current directory":
+            monkeypatch.chdir(batches)
+            path = Path()
+        images = itf.load_data("cifar10", path=path)
+        assert np.array_equal(images.images.numpy(), self.pixels[10:])
+        assert (images.labels.tolist(), images.classes) == ([5, 6], data.CIFAR10_CLASSES)
+        assert itf.load_calibration("cifar10", path, limit=None).labels.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+
+    @pytest.mark.parametrize("name", ["test_batch", "data_batch_3", "batches.meta"])
+    def test_batches_of_another_checksum_are_never_unpickled(self, batches, tmp_path, name):
+        (batches / name).write_bytes(pickle.dumps(Touch(tmp_path / "sentinel")))
+        for path in (batches, batches.parent):
+            with pytest.raises(itf.IntrafusionError, match="no usable cifar10") as caught:
+                itf.load_data("cifar10", path=path)
+            assert "\n" not in str(caught.value)
+        assert not (tmp_path / "sentinel").exists()
 
     def test_nothing_is_downloaded_unasked(self, server):
         with pytest.raises(itf.IntrafusionError, match="download=True") as caught:

@@ -167,7 +167,7 @@ def test_leaves_alone_padding_of_other_kinds(options):
 def test_what_a_head_must_hand_on_is_not_joined():
     """The sum in front of the changed layer is read by two: by the ReLU, and by the shortcut."""
     net, x = Net(_read_again).eval(), torch.randn(2, 3, 5, 5)
-    cuts = Cuts(net)
+    cuts = Cuts(net, x)
     (value,) = cuts.head(cuts.input, ("a",))(net, x)
     assert (value < 0).any()
     torch.testing.assert_close(cuts.tail(("a",))(net, value)[0], net(x))
@@ -178,5 +178,6 @@ def test_a_smaller_network_runs_with_its_own_numbers():
     """The layers are looked up by name, wherever the code was made."""
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Flatten()).eval()
     small = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.ReLU(), nn.Flatten()).eval()
-    cuts, x = Cuts(dense), torch.randn(2, 3, 7, 7)
+    x = torch.randn(2, 3, 7, 7)
+    cuts = Cuts(dense, x)
     torch.testing.assert_close(cuts.tail(cuts.input)(small, x)[0], small(x))

@@ -11,7 +11,7 @@ import intrafusion as itf
 from intrafusion.bench import open_bench
 from intrafusion.fold import fold
 from intrafusion.merge import calibrate
-from intrafusion.merge.fitting import Fit, Merged, _coverage, _unfolded
+from intrafusion.merge.fitting import Fit, Merged
 from intrafusion.merge.regression import Regression
 from intrafusion.prune import cut, prune_groups
 from intrafusion.registry import MERGES
@@ -76,6 +76,20 @@ def twice(model: nn.Sequential, first: int, reader: int) -> nn.Sequential:
     return model
 
 
+class Axes(nn.Module):
+    """The axes in another order."""
+
+    def __init__(self, *order: int):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.order)
+
+
+POOLED = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+
+
 @pytest.mark.parametrize("merge", FITTED)
 @pytest.mark.parametrize(
     "reader",
@@ -84,8 +98,32 @@ def twice(model: nn.Sequential, first: int, reader: int) -> nn.Sequential:
         [nn.Conv2d(8, 6, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)],
         [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, 5)],
         [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)],
+        [
+            nn.Flatten(2),
+            nn.Conv1d(8, 6, 5, 2, padding=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        ],
+        [nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"), nn.ReLU(), *POOLED],
+        [nn.Conv2d(8, 6, 4, padding="same"), nn.ReLU(), *POOLED],
+        [Axes(0, 2, 3, 1), nn.Linear(8, 6), nn.ReLU(), Axes(0, 3, 1, 2), *POOLED],  # maps of 6 pixels a side
+        [Axes(0, 2, 3, 1), nn.Linear(8, 7), nn.ReLU(), Axes(0, 3, 1, 2), nn.Conv2d(7, 6, 1), *POOLED],
+        [nn.Flatten(2), Axes(0, 2, 1), nn.Linear(8, 6), nn.ReLU(), Axes(0, 2, 1), nn.AdaptiveAvgPool1d(1), *POOLED[1:]],
     ],
-    ids=["padded", "strided", "flatten", "pooled"],
+    ids=[
+        "padded",
+        "strided",
+        "flatten",
+        "pooled",
+        "1-d",
+        "circular",
+        "same",
+        "channels last, as many as pixels",
+        "channels last",
+        "tokens",
+    ],
 )
 def test_what_the_kept_channels_determine_is_recovered(networks, random_weights, reader, merge):
     torch.manual_seed(0)
@@ -115,21 +153,6 @@ def test_an_intercept_is_right_at_the_border_on_average():
     assert small[0].out_channels == 3
     seen = (images.float() / 255 - 0.5) / 0.3
     torch.testing.assert_close(small[:3](seen).mean((0, 2, 3)), model[:3](seen).mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("padding", [0, 1, "same", (0, 2)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 2}, {"padding_mode": "reflect"}], ids=str)
-def test_what_an_output_sees(padding, options):
-    if padding == "same" and "stride" in options:
-        pytest.skip("torch has no such convolution")
-    layer = nn.Conv2d(3, 4, (3, 2), padding=padding, **options)
-    x = torch.randn(2, 3, 9, 8)
-    y = _unfolded(layer, x) @ layer.weight.flatten(1).T + layer.bias
-    torch.testing.assert_close(y, layer(x).permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-5)
-    ones = copy.deepcopy(layer)
-    ones.bias.data[:] = 0
-    expected = ones(torch.ones(1, 3, 9, 8)).mean((0, 2, 3))
-    torch.testing.assert_close(ones.weight.sum(1).flatten(1) @ _coverage(layer, (9, 8)), expected, rtol=1e-4, atol=1e-5)
 
 
 class TestRegression:

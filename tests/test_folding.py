@@ -8,7 +8,7 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion.fold import fold
-from intrafusion.merge.folding import _gain, clusters
+from intrafusion.merge.folding import FOLD_NORMS, _gain, clusters
 from intrafusion.norms import norm_of
 
 FOLDS = ("fold", "fold-naive")
@@ -47,9 +47,10 @@ def test_duplicates_fold_exactly(random_weights, same_logits, kind, merge):
     same_logits(small(images), model(images))
 
 
+@pytest.mark.parametrize("fold_norms", FOLD_NORMS)
 @pytest.mark.parametrize("merge", FOLDS)
-def test_every_kind_of_coupling(network, merge):
-    small = itf.prune(network.model, network.example, 0.5, merge=merge)
+def test_every_kind_of_coupling(network, merge, fold_norms):
+    small = itf.prune(network.model, network.example, 0.5, merge=merge, fold_norms=fold_norms)
     assert torch.isfinite(small(network.images)).all()
     whole = itf.prune(network.model, network.example, 0.0, merge=merge)
     torch.testing.assert_close(whole(network.images), network.logits, rtol=1e-3, atol=1e-3)
@@ -102,6 +103,29 @@ def test_is_the_papers_formulas(random_weights, same_logits, merge):
     small = itf.prune(model, EXAMPLE, 0.6, merge=merge, groups=["0"])
     images = torch.randn(6, 3, 8, 8)
     same_logits(small(images), written_out(model, members, merge == "fold")(images))
+
+
+def test_norms_enter_the_clusters_as_columns_or_not_at_all(random_weights):
+    """Filters in two pairs of likes, their scales in two others: (0, 1), (2, 3) by weights alone, (0, 2), (1, 3) by scales."""
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = random_weights(nn.Sequential(*layers))
+    for part in (model[0].weight.data, model[3].weight.data.transpose(0, 1)):
+        part[1], part[2], part[3] = part[0] + 1e-3, -part[0], -part[0] + 1e-3
+    model[1].running_var.fill_(1.0)
+    model[1].weight.data = torch.tensor([9.0, 90, 9, 90])
+    groups, dense = itf.find_groups(model, EXAMPLE), fold(model, EXAMPLE)
+    plan = itf.plan(dense, groups[0], itf.score(dense, groups[0]), 0.5)
+    found = {way: clusters(dense, groups[0], plan, way) for way in FOLD_NORMS}
+    together = {way: {tuple(row.nonzero()[:, 0].tolist()) for row in rows} for way, rows in found.items()}
+    assert together == {"none": {(0, 1), (2, 3)}, "columns": {(0, 2), (1, 3)}}
+    assert torch.equal(clusters(dense, groups[0], plan), found["none"])
+    for way in FOLD_NORMS:
+        small = itf.prune(model, EXAMPLE, 0.5, merge="fold-naive", groups=["0"], fold_norms=way)
+        merged = copy.deepcopy(dense)
+        itf.registry("merge")["fold-naive"](merged, groups[0], plan, fold_norms=way)
+        torch.testing.assert_close(small[0].weight, merged[0].weight[plan.kept])
+    with pytest.raises(itf.IntrafusionError, match="unknown fold_norms 'diag'"):
+        itf.prune(model, EXAMPLE, 0.5, merge="fold", groups=["0"], fold_norms="diag")
 
 
 def test_what_was_folded_in_is_remembered(random_weights):

@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -7,7 +8,17 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.geometry import Geometry, activation_vectors, between, embed, measure, pairwise, unit_vectors
+from intrafusion.geometry import (
+    Geometry,
+    _centroids,
+    activation_vectors,
+    between,
+    embed,
+    measure,
+    pairwise,
+    unit_vectors,
+)
+from intrafusion.pace import Cancelled, stoppable
 
 MEASURES = [("lp", 1, "cityblock"), ("lp", 2, "euclidean"), ("lp", 3, "minkowski"), ("cosine", 1, "cosine")]
 
@@ -171,3 +182,16 @@ def test_distances_on_the_gpu_are_the_cpus(networks, cost):
     expected = measure(network.model, group, cost=cost, data=network.data).distances
     distances = measure(there, group, cost=cost, data=network.data.to("cuda")).distances
     torch.testing.assert_close(distances, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(9, 4, 3), (40, 20, 11), (30, 2, 29)])
+def test_kmeans_is_that_of_scikit_learn_with_ten_starts_and_can_be_stopped_between_them(n, d, k):
+    from sklearn.cluster import KMeans
+
+    vectors = np.random.default_rng(n).normal(size=(n, d))
+    whole = KMeans(k, n_init=10, random_state=3).fit(vectors).cluster_centers_
+    assert np.array_equal(_centroids(vectors, k, "kmeans", 3), whole)
+    stop = threading.Event()
+    stop.set()
+    with stoppable(stop), pytest.raises(Cancelled):
+        _centroids(vectors, k, "kmeans", 3)

@@ -83,6 +83,16 @@ class TestRuns:
         assert plain(list(run(QUICK))[:-1]) == plain(first[:-1])
         assert open_run(QUICK).outcome == first[-1].outcome == runs()[0].outcome
 
+    def test_a_run_of_other_code_is_listed_and_trained_again(self, monkeypatch):
+        *_, first = run(QUICK)
+        assert not first.older
+        monkeypatch.setattr("intrafusion.train.lab.lab_version", lambda: "another")
+        assert known(QUICK) is None
+        assert [one.older for one in runs()] == [True]
+        *_, again = run(QUICK)
+        assert again.path != first.path
+        assert [one.older for one in runs()] == [False, True]
+
     def test_the_outcome_is_what_evaluate_says(self):
         *_, whole = run(quick("sdprun", model="digits-vgg", epochs=4))
         measured = itf.evaluate(whole.model, itf.load_data("digits"), None)
@@ -126,6 +136,20 @@ class TestSplitData:
         assert outcome.seconds["parts"] > 0
         half = open_run(TrainSpec.from_dict(QUICK.to_dict() | {"part": [0]}))
         assert half.outcome.count == 597
+
+    @pytest.mark.parametrize("method", ["fap", "paf"])
+    @pytest.mark.parametrize("by", ["weights", "activations"])
+    def test_networks_are_fused_on_images_whatever_aligns_them(self, monkeypatch, caplog, method, by):
+        """Without images their statistics would be averages, of which a warning tells."""
+
+        def together(task, specs):
+            yield from ()
+            return [task.network() for _ in specs]
+
+        monkeypatch.setattr("intrafusion.train.split_data.together", together)
+        phases = [step.phase for step in list(run(quick(method, by=by, tune=0.0)))[:-1]]
+        assert "fused" in phases
+        assert "averages" not in caplog.text
 
     def test_what_is_fused_gets_its_statistics_back_before_it_is_fine_tuned(self):
         spec = quick("iterative", model="digits-vgg", training=None, epochs=3, sparsity=0.7, tune=0.0)

@@ -77,7 +77,7 @@ def test_it_neither_blocks_nor_raises(monkeypatch):
         record.fields = {"number": number if number else Bad()}
         handler.handle(record)
     stuck.let.set()
-    handler._finish()
+    handler.flush()
     said = [json.loads(text) for text in stuck.written]
     assert 3 <= len(said) <= 4  # one was on its way; the rest is lost
     assert said[0]["message"] == "a line was lost: ValueError"

@@ -24,6 +24,22 @@ def make():
 """
 
 
+NET = """
+from collections import namedtuple
+from types import SimpleNamespace
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+    def forward(self, x):
+        y = self.head(x.flatten(1))
+        return {gives}
+make = Net
+"""
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """Writes a module into the current directory; its name."""
@@ -73,6 +89,13 @@ class TestFactory:
         path = files.save_state(tmp_path / "zero.safetensors", state)
         assert not itf.load_model(name, path)(torch.ones(1, 1, 28, 28)).any()
 
+    def test_nan_weights_are_refused_with_their_layers_name(self, module):
+        text = (
+            CODE + "def broken():\n    model = make()\n    model[2].weight.data[0] = float('nan')\n    return model\n"
+        )
+        with pytest.raises(itf.IntrafusionError, match="2 holds NaN or infinite numbers in its weight"):
+            itf.load_model(f"{module(text)}:broken")
+
     def test_changed_code_is_another_network(self, module):
         found = set()
         for comment in ("", "", "# another"):
@@ -96,6 +119,11 @@ class TestFactory:
         "an unknown field": (CODE + "CARD = {'size': 3}", ":make", "CARD of .* has 'size'"),
         "a size of words": (CODE + "CARD = {'input_size': 'big'}", ":make", "input_size of .* must be"),
         "a size of another network": (CODE + "CARD = {'input_size': (3, 8, 8)}", ":make", "no size that was tried"),
+        "a size of another network, on its card": (
+            CODE + "CARD = {'input_size': (3, 8, 8)}",
+            ":make",
+            "3x8x8.*its card says that size",
+        ),
         "one mean too many": (CODE + "CARD = {'mean': (0, 0)}", ":make", "makes no sense"),
     }
 
@@ -105,6 +133,50 @@ class TestFactory:
         with pytest.raises(itf.IntrafusionError, match=match) as caught:
             itf.load_model(whole)
         assert "\n" not in str(caught.value)
+
+    GIVES: dict[str, tuple[str, str]] = {  # noqa: RUF012 (what a forward makes of logits y, what to return)
+        "a table": ("{'loss': y.sum(), 'logits': y}", "a dict, .* returns out\\['logits'\\]$"),
+        "a table without the word": ("{'features': y.sum(), 'scores': y}", "returns out\\['scores'\\]$"),
+        "an output of auxiliary heads": ("(y, y)", r"a tuple, .* returns out\[0\]$"),
+        "a list": ("[y.sum(), y]", r"a list, .* returns out\[1\]$"),
+        "a named tuple": ("namedtuple('Outputs', 'logits aux')(y, None)", r"an? Outputs, .* returns out\.logits$"),
+        "an object": ("SimpleNamespace(hidden=y, logits=y)", r"returns out\.logits$"),
+        "nothing": ("None", "a NoneType, .* returns its logits$"),
+    }
+
+    @pytest.mark.parametrize("card", ["", "CARD = {'input_size': (1, 8, 8)}", "Net.card = BENCH.card"])
+    @pytest.mark.parametrize(("gives", "match"), GIVES.values(), ids=GIVES)
+    def test_outputs_that_are_no_tensor_say_what_to_return(self, module, gives, match, card):
+        code = NET.format(gives=gives) + card.replace("BENCH", "__import__('intrafusion').load_model('digits-mlp')")
+        with pytest.raises(itf.IntrafusionError, match=match) as caught:
+            itf.load_model(f"{module(code)}:make")
+        assert "input_size" not in str(caught.value)
+
+    def test_a_map_for_each_image_is_no_row_of_logits(self, module):
+        code = NET.format(gives="y[:, :, None, None]") + "CARD = {'input_size': (1, 8, 8)}"
+        with pytest.raises(itf.IntrafusionError, match=r"\(2, 10, 1, 1\), not logits"):
+            itf.load_model(f"{module(code)}:make")
+
+    @pytest.mark.parametrize("kind", ["half", "bfloat16", "double"])
+    def test_another_precision_is_converted_and_told(self, module, caplog, kind):
+        code = NET.format(gives="y") + "CARD = {'input_size': (1, 8, 8), 'mean': (0.0,), 'std': (1.0,)}\n"
+        name = f"{module(code + f'def other(): return make().{kind}()')}:other"
+        model = itf.load_model(name)
+        assert {part.dtype for part in model.parameters()} == {torch.float32}
+        assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+        kind = {"half": "float16", "double": "float64"}.get(kind, kind)
+        assert [record.getMessage() for record in caplog.records] == [f"{name} is in {kind}: converted to float32"]
+
+    def test_a_compiled_network_is_the_network(self, module):
+        code = NET.format(gives="y") + "def other(): return torch.compile(make())"
+        assert type(itf.load_model(f"{module(code)}:other")).__name__ == "Net"
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit")
+    @pytest.mark.parametrize("how", ["script(make())", "trace(make(), torch.zeros(1, 1, 8, 8))"])
+    def test_a_scripted_network_is_one_line(self, module, how):
+        code = NET.format(gives="y") + f"def other(): return torch.jit.{how}"
+        with pytest.raises(itf.IntrafusionError, match="gave a scripted network"):
+            itf.load_model(f"{module(code)}:other")
 
     def test_its_networks_are_not_kept_by_name(self, module):
         model = itf.load_model(f"{module(CODE)}:make")

@@ -103,12 +103,47 @@ def test_a_memo_stays_clean_and_whoever_waits_for_the_same_key_computes_it(stop)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_next_checkpoint_and_a_second_one_does_not(number):
-    before = signal.getsignal(number)
-    with interruptible():
+    @interruptible()
+    def work() -> None:
         os.kill(os.getpid(), number)
         with pytest.raises(Cancelled):
             checkpoint()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Cancelled):  # the block ends with it, too: a signal is not forgotten
+        work()
     assert signal.getsignal(number) == before
     checkpoint()
+
+
+def test_after_a_signal_and_not_before_sigurg_interrupts_work_where_it_stands():
+    seen = []
+
+    @interruptible()
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGURG)
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append("goes on")
+        try:
+            os.kill(os.getpid(), signal.SIGURG)
+            seen.append("not interrupted")
+        finally:
+            os.kill(os.getpid(), signal.SIGURG)  # what tidies up is left alone
+            seen.append("tidied up")
+
+    before = signal.getsignal(signal.SIGURG)
+    with pytest.raises(Cancelled):
+        work()
+    assert seen == ["goes on", "tidied up"]
+    assert signal.getsignal(signal.SIGURG) == before
+
+
+def test_other_threads_are_not_interruptible_and_go_on():
+    def run() -> str:
+        with interruptible():
+            checkpoint()
+        return "done"
+
+    assert in_a_thread(run) == ["done"]

@@ -96,6 +96,14 @@ class TestInterval:
         if (only_first + only_second) * count > 50:
             assert covered <= 0.97
 
+    @pytest.mark.parametrize(("b", "c", "count"), [(16, 4, 100), (0, 3, 40), (150, 86, 1600)])
+    def test_is_walds_of_the_table_with_half_a_pair_more_in_each_cell(self, b, c, count):
+        shares = (np.array([count - b - c - 7, b, c, 7]) + 0.5) / (count + 2)
+        contrast = np.array([0, 1, -1, 0])
+        variance = contrast @ (np.diag(shares) - np.outer(shares, shares)) @ contrast / (count + 2)
+        expected = contrast @ shares + np.array([-1, 1]) * 1.959964 * np.sqrt(variance)
+        assert matched_wald(b, c, count) == pytest.approx(expected)
+
     @pytest.mark.parametrize(
         ("b", "c", "count"), [(0, 0, 1), (1, 0, 1), (0, 3, 3), (5, 0, 5), (0, 0, 9), (2000, 0, 2000)]
     )

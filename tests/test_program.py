@@ -157,9 +157,10 @@ def test_a_kept_program_is_a_model_like_any_other(kept):
 
 
 def test_what_makes_studies_fast_works_on_programs(kept):
-    cuts = trace(itf.load_model(kept))
+    model, dense = itf.load_model(kept), itf.load_model("digits-resnet")
+    cuts = trace(model, model.card.example())
     assert cuts is not None
-    assert cuts.layers() == trace(itf.load_model("digits-resnet")).layers()
+    assert cuts.layers() == trace(dense, model.card.example()).layers()
 
 
 def test_another_graph_of_the_same_weights_is_another_network(tmp_path, kept):

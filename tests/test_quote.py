@@ -26,6 +26,7 @@ BASES = {
     "some images": {"limit": 7, "seed": 12345678901},
     "bias": {"bias": True},
     "widths": {"round_to": 8},
+    "norms in folding": {"fold_norms": "columns"},
     "other data": {"model": "cifar10-resnet20", "dataset": "cifar10", "weights": "random"},
     "squared cost": {"p": 2},
     "cost in between": {"p": 1.5},
@@ -149,11 +150,12 @@ class TestCurveSnippet:
     @pytest.mark.parametrize("changes", [
         {}, {"groups": ("3",), "seed": 4}, {"p": 2, "bias": True, "source": "softmax"}, {"limit": None},
         {"cost": "activations", "calibration": 30},
+        {"merge": "fold", "fold_norms": "columns", "model": "digits-vgg", "groups": ("features.3",)},
     ], ids=str)  # fmt: skip
     @pytest.mark.parametrize("criteria", [["l1"], ["l2", "random"]])
     def test_prints_what_run_measures(self, capsys, changes, criteria):
         base = itf.PruneSpec(**({"model": "digits-mlp", "limit": 40} | changes))
-        merges, sparsities = ["drop", "fusion"], [0.25, 0.5]
+        merges, sparsities = ["drop", base.merge], [0.25, 0.5]
         exec(curve_snippet(base, merges, sparsities, criteria), {})
         lines = capsys.readouterr().out.splitlines()
         bench = open_bench(base)

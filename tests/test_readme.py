@@ -23,7 +23,7 @@ def test_every_criterion_has_its_row(name):
     entry = itf.registry("criterion")[name]
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
     cells = [cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-    assert cells[:4] == [f"`{name}`", entry.summary, entry.needs, entry.paper]
+    assert cells[:4] == [f"`{name}`", entry.told, entry.needs, entry.paper]
     assert len(cells) == 6
 
 
@@ -31,20 +31,31 @@ def test_every_criterion_has_its_row(name):
 def test_every_merge_has_its_row(name):
     entry = itf.registry("merge")[name]
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"`{name}`", entry.summary, entry.needs, entry.paper]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"`{name}`", entry.told, entry.needs, entry.paper]
 
 
 @pytest.mark.parametrize("name", itf.registry("recovery"))
 def test_every_recovery_has_its_row(name):
     entry = itf.registry("recovery")[name]
-    assert f"| `{name}` | {entry.summary} | {entry.needs} | {entry.paper} |" in README
+    assert f"| `{name}` | {entry.told} | {entry.needs} | {entry.paper} |" in README
 
 
 @pytest.mark.parametrize("name", itf.registry("trainer"))
 def test_every_trainer_has_its_row(name):
     entry = itf.registry("trainer")[name]
     knobs = ", ".join(f"`{knob}`" for knob in entry.knobs)
-    assert f"| `{name}` | {entry.summary} | {entry.paper} | {knobs} |" in README
+    assert f"| `{name}` | {entry.told} | {entry.paper} | {knobs} |" in README
+
+
+KINDS = ("criterion", "merge", "recovery", "trainer")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in itf.registry(kind)])
+def test_where_a_method_differs_from_its_source_is_told(kind, name):
+    differs = itf.registry(kind)[name].differs
+    rows = README.partition("### Where methods differ")[2].partition("\n## ")[0].splitlines()
+    found = [row.split(" | ")[1].removesuffix(" |") for row in rows if f"`{name}`" in row.split(" | ")[0]]
+    assert found == ([differs] if differs else [])
 
 
 @pytest.mark.parametrize(

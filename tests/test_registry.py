@@ -26,6 +26,49 @@ def test_every_entry_tells_a_person_what_it_is(kind, name):
     assert "\n" not in entry.summary
 
 
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_nothing_is_called_ours_and_every_difference_is_one_line(kind, name):
+    entry = itf.registry(kind)[name]
+    assert "ours" not in (entry.paper, entry.summary)
+    assert "reconstructed" not in entry.summary  # which the field says
+    assert "\n" not in entry.differs
+    assert entry.differs == entry.differs.strip().rstrip(".")
+
+
+RECONSTRUCTED = {
+    "criterion": {"relative"},
+    "merge": {"interpolation"},
+    "recovery": {"overparam", "overparam-sp"},
+    "trainer": {"sdprun", "smooth-svd", "smooth-interpolation"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_reconstructed_says_so_wherever_it_is_told(kind):
+    table, expected = itf.registry(kind), RECONSTRUCTED.get(kind, set())
+    assert {name for name, entry in table.items() if entry.reconstructed} == expected
+    assert {name for name, entry in table.items() if "(reconstructed " in entry.told} == expected
+    assert {part.split()[0] for part in table.listed().split(", ") if part.endswith(" (reconstructed)")} == expected
+    assert [part.split()[0] for part in table.listed().split(", ")] == list(table)
+
+
+AFTER = {
+    ("merge", "calibrated"): "GRAIL",
+    ("merge", "calibrated-fusion"): "GRAIL",
+    ("merge", "refit"): "He et al.",
+    ("merge", "refit-all-fusion"): "ThiNet",
+    ("criterion", "greedy"): "Chee et al.",
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), AFTER)
+def test_what_comes_after_others_names_them_and_what_is_ours(kind, name):
+    entry = itf.registry(kind)[name]
+    assert entry.paper.startswith("after ")
+    assert AFTER[kind, name] in entry.paper
+    assert "ours: " in entry.differs
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_name_lists_the_known_ones(kind):
     table = itf.registry(kind)

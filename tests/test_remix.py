@@ -81,7 +81,7 @@ def test_a_tail_of_a_real_network(merge):
     dense = fold(model, model.card.example())
     name = next(group.name for group in groups if group.reason is None and "conv1" in group.name and "." in group.name)
     small = prune_groups(dense, groups, 0.5, merge=merge, groups=[name])
-    changed, cuts = differing(dense, small), trace(dense)
+    changed, cuts = differing(dense, small), trace(dense, model.card.example())
     mixed, again = remixed(dense, small, cuts.first_of(changed))
     assert again == {name}
     names = cuts.in_front_of(changed, again)

@@ -30,13 +30,17 @@ def wide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """A dashboard for this machine, two pages of which fail as nobody expects."""
+    """A dashboard for this machine, three pages of which fail as nobody expects: a script, a fragment, a callback."""
     app = copied(tmp_path_factory.mktemp("app"))
     (app / "pages" / "learn.py").write_text(f"raise RuntimeError('no file at {SECRET}')\n")
     (app / "pages" / "landscape.py").write_text(
         "import streamlit as st\nfrom intrafusion import IntrafusionError\n\n"
         "@st.fragment\ndef fails(error):\n    st.info('so far')\n    if 'again' in st.session_state:\n        raise error\n\n"
         f"fails(IntrafusionError('choose another'))\nfails(OSError('{SECRET}'))\nst.session_state.again = True\n"
+    )
+    (app / "pages" / "recovery.py").write_text(
+        f"import streamlit as st\n\ndef fails():\n    raise RuntimeError('{SECRET}')\n\n"
+        "st.button('Press', on_click=fails)\n"
     )
     with dashboard(tmp_path_factory.mktemp("broken"), app=app) as server:
         yield server
@@ -91,6 +95,13 @@ class TestErrors:
         assert ours == ["so far", "choose another"]
         assert unexpected[0] == "so far"
         assert unexpected[1].startswith("Something went wrong (id ")
+        self._tells_nothing(reader)
+
+    def test_of_a_callback_too(self, broken):
+        with visitor(broken) as reader:
+            assert alerts(reader.open(page="recovery")) == []
+            (said,) = alerts(reader.press("Press", "recovery"))
+        assert said.startswith("Something went wrong (id ")
         self._tells_nothing(reader)
 
     @staticmethod

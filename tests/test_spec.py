@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 import intrafusion as itf
 from intrafusion import PruneSpec
-from intrafusion.spec import MEASURE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
+from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
 
 NAMES = (
     "model", "dataset", "criterion", "merge", "cost", "distance", "source", "target", "anchors", "solver", "normalise",
-    "recovery", "precision", "budget",
+    "recovery", "precision", "budget", "fold_norms",
 )  # fmt: skip
 specs = st.builds(
     PruneSpec,
@@ -65,6 +65,13 @@ EQUAL = {
     "a rate as a float": ({"rate": 1}, {"rate": 1.0}),
     "sparsity as a float": ({"sparsity": 0}, {"sparsity": 0.0}),
     "negative zero": ({"sparsity": 0.0}, {"sparsity": -0.0}),
+    "a sum of floats": ({"sparsity": 0.3}, {"sparsity": 0.1 + 0.2}),
+    "a sum of many floats": ({"sparsity": 0.8}, {"sparsity": sum([0.1] * 8)}),
+    "sums for each group": (
+        {"groups": ["a", "b"], "sparsities": [0.3, 0.7]},
+        {"groups": ["a", "b"], "sparsities": [0.1 + 0.2, 1 - 0.3]},
+    ),
+    "a rate that was computed": ({"rate": 0.3}, {"rate": 0.1 * 3}),
 }
 
 
@@ -74,6 +81,14 @@ def test_equal_specs_have_one_hash_and_one_key(case):
     assert first == second
     assert hash(first) == hash(second)
     assert first.key() == second.key()
+
+
+@pytest.mark.parametrize("value", [0.3, 1 / 3, 1e-9, 0.123456789012, 1 - 1e-12, 1 - 2**-53, 5e-324])
+def test_floats_are_kept_to_14_digits_and_below_one(value):
+    spec = PruneSpec(sparsity=value)
+    assert spec.sparsity == pytest.approx(value, rel=1e-14, abs=0)
+    assert spec.sparsity < 1
+    assert PruneSpec(sparsity=spec.sparsity).sparsity == spec.sparsity
 
 
 CHANGES = {
@@ -220,7 +235,7 @@ def test_its_knobs_are_the_keywords_of_plan_and_prune(networks):
     itf.plan(network.model, group, itf.score(network.model, group), **knobs)
     itf.prune(network.model, network.example, **knobs)
     assert set(PLAN_KNOBS) == {*MEASURE_KNOBS, *SOLVE_KNOBS}
-    for function in (itf.plan, itf.prune):
+    for function, names in ((itf.plan, PLAN_KNOBS), (itf.prune, (*PLAN_KNOBS, *MERGE_KNOBS))):
         keywords = {k for k, v in inspect.signature(function).parameters.items() if v.kind is v.KEYWORD_ONLY}
-        assert keywords - {"data"} == set(PLAN_KNOBS)
-        assert all(inspect.signature(function).parameters[k].default == getattr(PruneSpec(), k) for k in PLAN_KNOBS)
+        assert keywords - {"data"} == set(names)
+        assert all(inspect.signature(function).parameters[k].default == getattr(PruneSpec(), k) for k in names)

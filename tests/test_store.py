@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-import intrafusion as itf
 from intrafusion import IntrafusionError, PruneSpec
 from intrafusion import store as stores
 from intrafusion.run import Result
@@ -115,7 +114,7 @@ class TestPoints:
         store.put(result(spec), CPU)
         columns = "key, model, data, version, device, accuracy, low, high, count, total, macs, channels_before, seconds"
         assert raw(path, f"SELECT {columns} FROM points") == [
-            (point_key(spec, CPU), "ab12", "cd34", itf.__version__, "cpu", 0.5, 0.4, 0.625, 100, 100, 33, 6, 1.5)
+            (point_key(spec, CPU), "ab12", "cd34", stores.code_version(), "cpu", 0.5, 0.4, 0.625, 100, 100, 33, 6, 1.5)
         ]
         assert raw(path, "SELECT spec FROM points") == [(spec.key(),)]
         assert raw(path, "PRAGMA journal_mode") == [("wal",)]
@@ -131,7 +130,7 @@ class TestPoints:
             (PruneSpec(), replace(CPU, model="ffff")),
             (PruneSpec(), replace(CPU, data="ffff")),
             (PruneSpec(seed=1), CPU),
-            (PruneSpec(limit=None), CPU),
+            (PruneSpec(precision="fast"), CPU),
             (PruneSpec(groups=("layer1",)), CPU),
         ],
     )
@@ -140,12 +139,19 @@ class TestPoints:
         assert store.get([(PruneSpec(), CPU)])
         assert not store.get([(spec, origin)])
 
-    def test_another_version_is_listed_but_not_reused(self, store: Store, monkeypatch: pytest.MonkeyPatch):
-        store.save_study("a", "", points(1))
-        store.put(result(PruneSpec()), CPU)
-        monkeypatch.setattr(itf, "__version__", "999")
-        assert not store.get(points(1))
-        assert store.results("a") == [result(PruneSpec())]
+    def test_points_that_cannot_differ_share_a_row(self, store: Store, path: Path):
+        alike = [PruneSpec(merge="drop"), PruneSpec(merge="drop", p=2), PruneSpec(merge="drop", limit=10**9)]
+        store.put(result(alike[0]), CPU)
+        assert store.get((spec, CPU) for spec in alike) == {spec: result(spec) for spec in alike}
+        assert not store.claim(alike[1], CPU)
+        assert raw(path, "SELECT count(*) FROM points") == [(1,)]
+
+    def test_what_is_trained_is_of_the_kind_of_device(self, store: Store):
+        trained, closed_form = PruneSpec(recovery="finetune"), PruneSpec(recovery="repair")
+        for spec in (trained, closed_form):
+            store.put(result(spec), replace(CPU, device="NVIDIA H200"))
+        assert list(store.get((spec, CPU) for spec in (trained, closed_form))) == [closed_form]
+        assert store.get([(trained, replace(CPU, device="another GPU"))])
 
     def test_more_images_win(self, store: Store):
         for seen, kept in [(40, 40), (30, 40), (40, 40), (100, 100), (60, 100)]:
@@ -172,6 +178,49 @@ class TestPoints:
         with Store() as store:
             assert store.path == tmp_path / "deep" / "er" / "my.sqlite"
             assert store.path.exists()
+
+
+class TestOtherCode:
+    """Results of another version of the code: "0.1.0" is what all had before it was a digest."""
+
+    @pytest.fixture
+    def older(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+        with monkeypatch.context() as before:
+            before.setattr(stores, "code_version", lambda: "0.1.0")
+            store.save_study("a", "[axes]", points(3))
+            for spec in specs(2):
+                store.put(result(spec, seconds=1.0), CPU)
+            store.put(result(PruneSpec(seed=2), 40, seconds=1.0), CPU)
+        return store
+
+    def test_it_is_listed_and_marked_but_answers_nothing(self, older: Store):
+        assert not older.get(points(3))
+        assert [(one.spec.seed, one.count, one.older_code) for one in older.results("a")] == [
+            (0, 100, True), (1, 100, True), (2, 40, True),
+        ]  # fmt: skip
+        row = older.study("a")
+        assert (row.points, row.done, row.partial, row.older, row.seconds) == (3, 0, 0, 3, 3.0)
+        assert older.claim(PruneSpec(), CPU)  # so it is measured again
+
+    def test_it_stays_beside_what_is_measured_again(self, older: Store):
+        older.save_study("a", "[axes]", points(3)[1:])
+        for spec in specs(2):
+            older.put(result(spec, seconds=5.0), CPU)
+        older.save_study("a", "[axes]", points(3)[1:])
+        assert [(one.spec.seed, one.older_code) for one in older.results("a")] == [(1, False), (1, True), (2, True)]
+        row = older.study("a")
+        assert (row.points, row.done, row.partial, row.older, row.seconds) == (2, 1, 0, 2, 7.0)
+        assert older.get(points(3)) == {spec: result(spec, seconds=5.0) for spec in specs(2)}
+
+    def test_it_goes_with_its_study(self, older: Store, path: Path):
+        older.save_study("a", "[axes]", points(3))
+        assert older.delete("a") == 3
+        assert raw(path, "SELECT count(*) FROM points") == [(0,)]
+
+    def test_a_moved_file_is_still_the_same_point(self, older: Store):
+        older.save_study("a", "[axes]", [(spec.but(weights="moved.pt"), CPU) for spec in specs(3)])
+        assert {one.spec.weights for one in older.results("a")} == {"moved.pt"}
+        assert older.study("a").points == 3
 
 
 class TestFailures:
@@ -226,6 +275,17 @@ class TestStudies:
         store.save_study("a", "", [(spec, CPU), (spec.but(weights="same.pt"), CPU)])
         store.put(result(spec), CPU)
         assert (store.study("a").points, store.study("a").done) == (1, 1)
+
+    def test_points_that_share_a_row_are_all_listed(self, store: Store):
+        alike = [PruneSpec(merge="drop", p=p) for p in (1, 2, 3)]
+        store.save_study("a", "", [(spec, CPU) for spec in [*alike, PruneSpec()]])
+        store.put(result(alike[1], seconds=2.0), CPU)
+        assert store.results("a") == [result(spec, seconds=2.0) for spec in alike]
+        row = store.study("a")
+        assert (row.points, row.done, row.older, row.seconds) == (4, 3, 0, 2.0)
+        store.fail(PruneSpec(p=1.0), CPU, "no memory")
+        assert store.failures("a") == {PruneSpec(): "no memory"}
+        assert store.delete("a") == 1
 
     def test_saved_again(self, store: Store):
         store.save_study("a", "one", points(2))
@@ -716,10 +776,3 @@ def test_small_disks(scene: Callable[[Path], None], tmp_path: Path):
     command = [*small_disk(tmp_path), shlex.join([sys.executable, "-c", script, str(tmp_path)])]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-
-
-def test_results_that_are_older_than_a_field_are_found_under_its_default(monkeypatch):
-    monkeypatch.setattr("intrafusion.store.code_version", lambda: "0")
-    before = "ca168ee3e3df7d2c844b9e101fa11cf559b6a7a666ba205a5f0afa33680fcc1f"  # of the code without round_to
-    assert point_key(itf.PruneSpec(), Origin("m", "d", "cpu")) == before
-    assert point_key(itf.PruneSpec(round_to=8), Origin("m", "d", "cpu")) != before

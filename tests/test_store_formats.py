@@ -62,6 +62,7 @@ def old(tmp_path: Path) -> Path:
 def _row(spec: PruneSpec) -> dict[str, Any]:
     fields = {field.name: getattr(result(spec), field.name) for field in dataclasses.fields(result(spec))}
     low, high = fields.pop("interval")
+    fields.pop("older_code")
     about = {"key": point_key(spec, CPU), "version": stores.code_version(), "measured_at": "2026-01-01T00:00:00+00:00"}
     return fields | dataclasses.asdict(CPU) | about | {"spec": spec.key(), "low": low, "high": high}
 

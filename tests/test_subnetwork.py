@@ -127,6 +127,18 @@ def test_unknown_choices_are_one_line(choice):
         mask(itf.load_model("digits-mlp"), **choice)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_finalised_it_has_its_parameters_in_the_order_of_the_plain_network(method):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False), nn.Flatten(),
+                            nn.Linear(64, 64), nn.Linear(64, 3))  # fmt: skip
+    plain = finalise(mask(network, method))
+    assert [(name, p.shape) for name, p in plain.named_parameters()] == [
+        (name, p.shape) for name, p in network.named_parameters()
+    ]
+    assert list(plain.state_dict()) == list(network.state_dict())
+    assert plain[2].bias is None
+
+
 def test_a_plain_network_has_nothing_to_finalise():
     with pytest.raises(itf.IntrafusionError, match="has no masks"):
         finalise(itf.load_model("digits-mlp"))

@@ -1,3 +1,4 @@
+import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from intrafusion.meter import Meter
 from intrafusion.pace import Cancelled, stoppable
 from intrafusion.pairs import paired
 from intrafusion.run import Result, run
-from intrafusion.store import Store
+from intrafusion.store import Store, point_key
 from intrafusion.sweep import Failure, grid, origin, sweep
 
 BASE = itf.PruneSpec(model="digits-mlp", limit=50)
@@ -228,6 +229,26 @@ class TestFailures:
             return measure(spec, *rest)
 
         monkeypatch.setattr(module, "measure", breaking)
+
+    def test_a_limit_above_all_images_is_none(self, bench):
+        keys = [point_key(spec, origin(spec, bench)) for spec in grid(BASE, limit=[None, 597, 10**9, 596])]
+        assert keys[0] == keys[1] == keys[2] != keys[3]
+
+    def test_points_that_share_a_row_are_measured_once(self, bench, store, runs):
+        specs = grid(BASE, merge=["drop", "fusion"], solver=["exact", "sinkhorn"], limit=[50, 10**6])
+        found = last(sweep(specs, bench, store))
+        assert {(spec.merge, spec.solver if spec.merge == "fusion" else "any", spec.limit) for spec in runs} == {
+            ("drop", "any", 50), ("drop", "any", 10**6), ("fusion", "exact", 50), ("fusion", "sinkhorn", 50),
+            ("fusion", "exact", 10**6), ("fusion", "sinkhorn", 10**6),
+        }  # fmt: skip
+        assert set(found) == set(specs)
+        for spec in specs:
+            assert found[spec].spec == spec
+            assert found[spec].complete
+        assert all(
+            found[a].correct == found[b].correct
+            for a, b in itertools.pairwise([spec for spec in specs if spec.merge == "drop" and spec.limit == 50])
+        )
 
     @pytest.mark.usefixtures("broken")
     def test_one_point_fails_in_one_line_and_the_others_go_on(self, bench, store):

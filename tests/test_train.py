@@ -199,6 +199,23 @@ class TestTrain:
                 next(begun)
         assert list(start()) == whole
 
+    @pytest.mark.parametrize("place", ["_advance", "_moment"])
+    def test_broken_off_in_the_middle_of_a_step_it_keeps_no_state_that_it_could_not_go_on_from(
+        self, few, tmp_path, monkeypatch, place
+    ):
+        keep, whole = tmp_path / "broken.run", getattr(loop._Run, place)
+        run = train(mlp((64, 16, 10)), few, Recipe(3, untouched, batch=16), CARD.mean, CARD.std, looks=12, keep=keep)
+        next(run)
+
+        def broken(run, *given):
+            whole(run, *given)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop._Run, place, broken)
+        with pytest.raises(KeyboardInterrupt):
+            next(run)
+        assert not keep.exists()
+
     def test_the_state_of_another_run_is_refused(self, few, tmp_path):
         keep = tmp_path / "state.run"
         recipe = Recipe(epochs=3, augment=untouched, batch=16)

@@ -114,6 +114,16 @@ class Visitor:
         self.connection.send(asked.SerializeToString())
         return self.until_ended()
 
+    def press(self, label: str, page: str) -> list[ForwardMsg]:
+        """Press a button of the page."""
+        elements = [m.delta.new_element for m in self.messages]
+        (button,) = {e.button.id for e in elements if e.WhichOneof("type") == "button" and e.button.label == label}
+        asked = BackMsg()
+        asked.rerun_script.page_name = page
+        asked.rerun_script.widget_states.widgets.add(id=button, trigger_value=True)
+        self.connection.send(asked.SerializeToString())
+        return self.until_ended()
+
     def until_ended(self) -> list[ForwardMsg]:
         came: list[ForwardMsg] = []
         while not came or not _is_end(came[-1]):

@@ -12,7 +12,6 @@ from intrafusion.bench import Bench, merged, recovery
 from intrafusion.cards import ModelCard, card_of
 from intrafusion.data import normalise
 from intrafusion.evaluate import Size, size
-from intrafusion.fingerprint import code_version
 from intrafusion.log import say
 from intrafusion.precision import kind_of
 from intrafusion.prune import choose_groups
@@ -20,6 +19,7 @@ from intrafusion.recover import Facts
 from intrafusion.run import Result, check, measure
 from intrafusion.spec import PruneSpec
 from intrafusion.transport import group_counts
+from intrafusion.versions import code_version
 from intrafusion.zoo import architecture_of
 
 _REAL = 16  # images of the data that exported networks are verified on
@@ -116,8 +116,12 @@ def _in_float32(network: nn.Module) -> nn.Module:
 
 
 def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:
+    from intrafusion import __version__  # when called: the package imports this module
+
     before = {key: value for key, value in bench.card.details.items() if key not in ("layers", "architecture")}
-    details: dict[str, Any] = {"made_from": before, "spec": spec.to_dict(), "intrafusion": code_version()}
+    details: dict[str, Any] = {
+        "made_from": before, "spec": spec.to_dict(), "intrafusion": __version__, "code": code_version(),
+    }  # fmt: skip
     if result is not None:
         details["measured"] = {
             "images": result.count, "accuracy": result.accuracy, "interval": list(result.interval),

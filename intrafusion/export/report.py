@@ -12,6 +12,7 @@ from intrafusion.export.files import TOLERANCE, Written
 from intrafusion.export.made import Made
 from intrafusion.figures import speed as figures
 from intrafusion.quote import prune_line, prune_snippet
+from intrafusion.registry import MERGES
 from intrafusion.speed import Comparison, Speed
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Report:
             parts.append("Its weights were drawn at random, anew each time.")
         if spec.round_to > 1:
             parts.append(f"Kept channels are multiples of {spec.round_to}.")
+        if spec.fold_norms != "none" and "fold_norms" in MERGES[spec.merge].knobs:
+            parts.append(f"Folding saw BatchNorm as {spec.fold_norms}.")
         if result is None:
             parts.append("Accuracy was not measured, as no images were loaded.")
         else:

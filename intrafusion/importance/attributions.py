@@ -13,7 +13,9 @@ from intrafusion.activations import consumers, examined, maps_of, normalised
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
+from intrafusion.importance.gradients import differentiating
 from intrafusion.importance.separation import read_alone, separated
+from intrafusion.pace import checkpoint
 from intrafusion.registry import CRITERIA
 
 _MOST = 64  # images at once: a method holds several copies of each
@@ -69,9 +71,11 @@ def _mean_attribution(
         for images, labels in normalised(twin, data.labelled(), _MOST):
             asked = {"target": labels, "attribute_to_layer_input": True, **options(images)}
             images.requires_grad_()  # DeepLIFT hooks a gradient at every nonlinearity, before the layer too
-            yield [
-                (layer, maps_of(twin, layer, explainer.attribute(images, **asked)))
-                for layer, explainer in explainers.items()
-            ]
+            found = []
+            for layer, explainer in explainers.items():
+                checkpoint()  # of a stream that many layers read, each takes as long as a batch
+                with differentiating():
+                    found.append((layer, maps_of(twin, layer, explainer.attribute(images, **asked))))
+            yield found
 
     return mean_over_images(group, batches(), lambda maps: maps.abs().mean((2, 3)))

@@ -3,6 +3,8 @@
 Folding a norm multiplies weights by s and divides their gradients by it: the product stays, so nothing is folded here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -14,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from intrafusion.activations import examined, normalised
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
 from intrafusion.importance.averages import mean_over_layers, sum_of_weights
 from intrafusion.registry import CRITERIA
 
@@ -26,6 +28,7 @@ _PER_SAMPLE = 1 << 26  # gradient values held at once
     "first-order change of the loss, each weight for itself: sum of |w dL/dw|",
     "Molchanov et al., CVPR 2019",
     "labels",
+    differs="gradients are summed over the calibration images (the code of Intra-Fusion: over five training batches)",
 )
 def taylor(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     return mean_over_layers(sum_of_weights(layer, change.abs()) for layer, change in _first_order(model, group, data))
@@ -72,6 +75,19 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
     )
 
 
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Raises IntrafusionError where the network's gradients cannot be taken, as where it changes in place what they need."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise IntrafusionError(
+            f"this network's gradients cannot be taken: choose what needs none, as the criterion l1 ({one_line(error)})"
+        ) from error
+
+
 def _weighted(model: nn.Module, group: Group) -> list[Layer]:
     """The group's layers with weights of their own; norms only scale."""
     return [layer for layer in group.layers if isinstance(model.get_submodule(layer.name), _ConvNd | nn.Linear)]
@@ -82,7 +98,7 @@ def _first_order(model: nn.Module, group: Group, data: ImageData) -> list[tuple[
     twin, data = examined(model), data.labelled()
     layers = _weighted(twin, group)
     weights = [twin.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers]
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiating():
         for images, labels in normalised(twin, data):
             (F.cross_entropy(twin(images), labels, reduction="sum") / len(data)).backward()
     return [(layer, weight.detach() * cast(Tensor, weight.grad)) for layer, weight in zip(layers, weights, strict=True)]

@@ -10,6 +10,7 @@ from intrafusion.activations import consumers, examined, feature_maps, maps_of, 
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
+from intrafusion.pace import checkpoint
 from intrafusion.registry import CRITERIA
 from intrafusion.vectors import channel_vectors
 
@@ -34,9 +35,12 @@ def hrank(model: nn.Module, group: Group, data: ImageData, generator: torch.Gene
 
 @CRITERIA.register(
     "relative",
-    "share of the channel in what the next neurons add up (reconstructed from the abstract)",
+    "share of the channel in what the next neurons add up",
     "Hussien et al., arXiv 2410.16151",
     "images",
+    reconstructed="from the abstract",
+    differs="the share of a neuron's sum alone, over a channel's weights; the paper's blind range of activations and its "
+    "regulariser of training are left out",
 )
 def relative(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     return mean_over_images(group, _contributions(model, group, data), lambda shares: shares.sum((2, 3)))
@@ -53,6 +57,7 @@ def nuclear_losses(maps: Tensor) -> Tensor:
     whole = _nuclear_norm(grams)
     losses = torch.zeros_like(rows[:, :, 0])  # and zero where a channel is dead
     for pairs in rows.any(2).nonzero().split(max(1, _GRAMS // grams[0].numel())):
+        checkpoint()
         image, channel = pairs.unbind(1)
         without, each = grams[image], torch.arange(len(pairs), device=rows.device)
         if channels <= pixels:
@@ -104,8 +109,9 @@ def _shares(magnitude: nn.Module, inputs: Tensor) -> Tensor:
 @CRITERIA.register(
     "greedy",
     "chosen one at a time: the channel that explains most of what the next layers make of those not chosen yet",
-    "ours",
+    "after Luo et al. (ThiNet), ICCV 2017; Chee et al., NeurIPS 2022",
     "images",
+    differs="forward column selection; ours: all layers that read a channel count, each in units of what it reads",
 )
 def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     sums: dict[Layer, Tensor] = {}
@@ -131,6 +137,7 @@ def _order(residuals: list[Tensor], weights: list[Tensor]) -> Tensor:
     scores = torch.zeros(len(residuals[0]), dtype=torch.float64, device=residuals[0].device)
     floors = [1e-4 * E.diagonal().clone() for E in residuals]  # a channel of which less is left counts as explained
     for rank in range(len(scores), 0, -1):
+        checkpoint()
         gain = torch.zeros_like(scores)
         for E, W, floor in zip(residuals, weights, floors, strict=True):
             own = E.diagonal()

@@ -41,7 +41,12 @@ def filter_norm(model: nn.Module, group: Group, data: ImageData | None, generato
     return mean_over_layers(rows)
 
 
-@CRITERIA.register("lamp", "share of squared weights among the channels at least as large", "Lee et al., ICLR 2021")
+@CRITERIA.register(
+    "lamp",
+    "share of squared weights among the channels at least as large",
+    "Lee et al., ICLR 2021",
+    differs="of whole channels, their weights squared as in the paper (the code of Intra-Fusion: not squared, the same ranks)",
+)
 def lamp(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     return layer_adaptive(_magnitude(model, group, 2))
 

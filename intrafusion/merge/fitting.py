@@ -4,20 +4,34 @@ Unlabelled images only, no gradients. Layer by layer from input to output, the p
 and each layer is fitted on what the pruned network really feeds it, the layers in front of it being fitted already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from intrafusion.activations import maps_of, normalised
-from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
+from intrafusion.channels import CHANNELWISE, CONSUMER, PRODUCER, Group, Layer
+from intrafusion.cuts import not_once
 from intrafusion.data import ImageData
+from intrafusion.errors import IntrafusionError
 from intrafusion.merge.base import averaging
 from intrafusion.merge.instep import InStep
+from intrafusion.merge.product import (
+    add_bias,
+    coverage,
+    inputs_of,
+    no_products,
+    product,
+    rows_of,
+    scale_outputs,
+    set_weight,
+    weight_of,
+    width_of,
+)
 from intrafusion.merge.regression import Moments, Regression
 
 _BATCH = 64  # images at once
@@ -50,7 +64,9 @@ class ChannelMap:
 class Fit:
     """A network `small`, merged and cut down from `dense` (BN folded), whose layers are to be fitted in place.
 
-    data: calibration images. maps: the channel maps found so far.
+    data: calibration images. maps: the channel maps found so far. odd: layers that cannot be fitted, as their outputs are
+    not their weight times what they read, which may be padded: those that standardise their weight, for example. norms: those
+    of the small network that run and have running statistics. Both networks are put into eval mode.
     """
 
     dense: nn.Module
@@ -60,10 +76,30 @@ class Fit:
     maps: list[ChannelMap] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.walk = InStep(self.dense, self.small, [images for images, _ in normalised(self.dense, self.data, _BATCH)])
+        for network in (self.dense, self.small):
+            network.eval()
+        batches = [images for images, _ in normalised(self.dense, self.data, _BATCH)]
+        self.walk = InStep(self.dense, self.small, batches)
+        self.odd = no_products(self.dense, batches[0][:1])
+        norms = inputs_of(self.small, (_NormBase,), batches[0][:1])
+        self.norms = {name for name in norms if self.small.get_submodule(name).running_mean is not None}
+
+    def once(self, names: Collection[str], *kinds: type[nn.Module]) -> list[str]:
+        """These layers, in their order. Raises IntrafusionError where one does not run exactly once in a forward pass.
+
+        kinds: of the layers, where they are not convolutions and linear layers alone.
+        """
+        found = [name for name in self.walk.cuts.layers(*kinds) if name in names]
+        if missing := sorted(set(names) - set(found)):
+            raise not_once(missing[0])
+        return found
 
     def calibrate(self, name: str) -> None:
-        """Give a layer the dense weights on `M A`, which predicts the dense channels from the kept ones: `W' = W M^T`."""
+        """Give a layer the dense weights on `M A`, which predicts the dense channels from the kept ones: `W' = W M^T`.
+
+        Raises IntrafusionError for a layer that is odd.
+        """
+        self._check(name)
         source, _, _ = self.walk.cuts.around(name)
         for merged in self.merged:
             for layer in merged.group.role(CONSUMER):
@@ -71,75 +107,95 @@ class Fit:
                     self._calibrate(name, source, merged, layer)
 
     def _calibrate(self, name: str, source: str, merged: Merged, layer: Layer) -> None:
-        narrow = self._narrow(layer, merged.kept)
-        regression, size = Regression(), (1, 1)
+        was, now = self.dense.get_submodule(name), self.small.get_submodule(name)
+        narrow, regression = self._narrow(layer, merged.kept), Regression()
         for dense, small in self.walk.at(name):
             wanted, known = maps_of(self.dense, layer, dense[source]), maps_of(self.small, narrow, small[source])
             regression.add(_samples(known), _samples(wanted))
-            size = tuple(dense[source].shape[-2:])  # type: ignore[assignment]
+            like = dense[source][:1]
         matrix, intercept = regression.solve()
         explained = regression.explained(matrix, intercept)
         self.maps.append(ChannelMap(merged.group.name, name, matrix.T.cpu(), intercept.cpu(), explained.cpu()))
-        was, now = self.dense.get_submodule(name), self.small.get_submodule(name)
-        assert isinstance(was, _ConvNd | nn.Linear)
-        assert isinstance(now, _ConvNd | nn.Linear)
-        held = layer.present()
-        weight = torch.tensordot(self.rows(name), was.weight.data.double(), dims=1)  # (o, C, ...)
-        columns = weight[:, layer.positions[held].to(weight.device)]  # (o, n, m, ...)
-        matrix, intercept = matrix[:, held], intercept[held]
-        mixed = torch.tensordot(matrix[narrow.present()], columns, dims=([1], [1])).movedim(0, 1)  # (o, k, m, ...)
-        now.weight.data[:, narrow.positions[narrow.present()].to(weight.device)] = mixed.to(now.weight.dtype)
-        shift = torch.tensordot(columns, intercept, dims=([1], [0])).sum(1)  # (o, taps)
-        add_bias(now, shift.flatten(1) @ _coverage(now, size).to(shift) if isinstance(now, nn.Conv2d) else shift)
+        held, present = layer.present(), narrow.present()
+        places = layer.positions[held].to(matrix.device)  # (n, m)
+        columns = torch.tensordot(self.rows(name), weight_of(was).double(), dims=1)[:, places]  # (o, n, m, taps)
+        mixed = torch.tensordot(matrix[present][:, held], columns, dims=([1], [1])).movedim(0, 1)  # (o, k, m, taps)
+        weight, reached = weight_of(now).double(), coverage(was, like).double()[places]
+        weight[:, narrow.positions[present].to(matrix.device)] = mixed
+        set_weight(now, weight)
+        add_bias(now, torch.einsum("onmt,n,nmt->o", columns, intercept[held], reached))
 
     def refit(self, name: str) -> None:
-        """Solve for a layer's whole weight, so that the network's sum there, or else its output, is the dense one's."""
+        """Solve for a layer's whole weight, so that the network's sum there, or else its output, is the dense one's.
+
+        Raises IntrafusionError for a layer that is odd. A convolution of several groups is not for this.
+        """
+        self._check(name)
         source, output, added = self.walk.cuts.around(name)
-        target, other = added or (output, None)
-        layer = self.small.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        rows = self.rows(name).to(layer.weight.dtype)
-        regression = Regression()
-        for dense, small in self.walk.at(name, (target,), (other,) if other else ()):
-            wanted = _positions(dense[target]) @ rows.T
-            if other:
-                wanted = wanted - _positions(small[other])
-            regression.add(_unfolded(layer, small[source]), wanted)
-        bias = layer.bias.data if layer.bias is not None else layer.weight.new_zeros(len(layer.weight))
-        start = torch.cat([layer.weight.data.flatten(1), bias[:, None]], 1).double().T
-        weight, intercept = regression.solve(start)
-        layer.weight.data = weight.T.reshape(layer.weight.shape).to(layer.weight.dtype).contiguous()
+        layer: Any = self.small.get_submodule(name)
+        others, regression = (added[1],) if added else (), Regression()
+        rows = self.rows(name)
+        for dense, small in self.walk.at(name, (output, *others), others):
+            wanted = _times(rows_of(layer, dense[output]), rows)
+            for other in others:
+                wanted = wanted + _times(rows_of(layer, dense[other]), rows) - rows_of(layer, small[other])
+            regression.add(product(layer, small[source]).seen.squeeze(1), wanted)  # type: ignore[union-attr]
+        weight = weight_of(layer).flatten(1)
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.data
+        found, intercept = regression.solve(torch.cat([weight, bias[:, None]], 1).double().T)
+        set_weight(layer, found.T.unflatten(1, weight_of(layer).shape[1:]))
         add_bias(layer, intercept - bias)
 
     def restate(self, name: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
         """Scale and shift a layer's outputs, channel by channel, so that on the images they have the statistics wanted.
 
         mean, std: of the dense layer's channels, float64 (o,); None for what they have on the images. A channel made of
-        several is given the average of theirs.
+        several is given the average of theirs. Raises IntrafusionError for a layer that is odd.
         """
+        self._check(name)
         _, output, _ = self.walk.cuts.around(name)
-        ours, theirs = Moments(), Moments()
+        layer, ours, theirs = self.small.get_submodule(name), Moments(), Moments()
         for dense, small in self.walk.at(name, () if mean is not None else (output,), (output,)):
-            ours.add(_positions(small[output]))
+            ours.add(rows_of(layer, small[output]))
             if mean is None:
-                theirs.add(_positions(dense[output]))
+                theirs.add(rows_of(layer, dense[output]))
         if mean is None or std is None:
             mean, std = theirs.mean(), theirs.std()
         rows = averaging(self.rows(name))
-        layer: Any = self.small.get_submodule(name)
         mean, std, now = rows @ mean.to(rows), rows @ std.to(rows), ours.std()
         scale = torch.where(now > 1e-6 * (1 + ours.mean().abs()), std / now, 1.0)
-        bias = 0 if layer.bias is None else layer.bias.data.double()
-        weight = layer.weight.data
-        layer.weight.data = (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
-        add_bias(layer, scale * bias + mean - scale * ours.mean() - bias)
+        scale_outputs(layer, scale, mean - scale * ours.mean())
+
+    def measure(self, name: str) -> None:
+        """Measure the running statistics of a norm again, on what the small network feeds it."""
+        source, _, _ = self.walk.cuts.around(name)
+        norm: Any = self.small.get_submodule(name)
+        values, variances = Moments(), Moments()
+        for _, small in self.walk.at(name):
+            if isinstance(norm, _InstanceNorm):  # the mean over images of each one's own
+                pixels = small[source].flatten(2).double()
+                values.add(pixels.mean(2))
+                variances.add(pixels.var(2))
+            else:
+                values.add(rows_of(norm, small[source]))
+        unbiased = values.std().square() * values.count / max(values.count - 1, 1)
+        norm.running_mean = values.mean().to(norm.running_mean)
+        norm.running_var = (variances.mean() if variances.count else unbiased).to(norm.running_var)
+
+    def _check(self, name: str) -> None:
+        if name in self.odd:
+            kind = type(self.dense.get_submodule(name)).__name__
+            raise IntrafusionError(
+                f"layer {name} ({kind}) does not simply multiply its weight with what it reads, so it cannot be fitted: "
+                "choose drop or fusion, without bn-reset and repair, or leave out the groups that it reads"
+            )
 
     def rows(self, name: str) -> Tensor:
         """(o', o): makes a layer's outputs in the small network of those in the dense one. float64."""
-        size = len(self.dense.get_submodule(name).weight)  # type: ignore[arg-type]
+        size = width_of(self.dense.get_submodule(name))
         rows, stays = torch.eye(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool)
         for merged in self.merged:
-            for layer in merged.group.role(PRODUCER):
+            for layer in merged.group.role(PRODUCER, CHANNELWISE):
                 if layer.name == name:
                     held = layer.present()
                     kept = merged.kept[held[merged.kept]]
@@ -172,36 +228,12 @@ def _rest(merged: Merged) -> Tensor:
     return away
 
 
-def add_bias(layer: _ConvNd | nn.Linear, more: Tensor) -> None:
-    """Add to a layer's bias, which it is given where it has none. more: (o,)."""
-    now = layer.bias.data if layer.bias is not None else torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0])
-    layer.bias = nn.Parameter((now.double() + more).to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
-
-
 def _samples(maps: Tensor) -> Tensor:
     """(B, n, h, w) -> (B h w, n)."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def _positions(values: Tensor) -> Tensor:
-    """A layer's outputs, channels last: (B, C, H, W) -> (B H W, C); (..., C) of a linear layer -> (N, C)."""
-    return _samples(values) if values.ndim == 4 else values.reshape(-1, values.shape[-1])
-
-
-def _unfolded(layer: nn.Conv2d | nn.Linear, values: Tensor) -> Tensor:
-    """What each output of a layer sees: (N, inputs), in the order of its flattened weight."""
-    if isinstance(layer, nn.Linear):
-        return values.reshape(-1, values.shape[-1])
-    columns = F.unfold(_padded(layer, values), layer.kernel_size, layer.dilation, 0, layer.stride)
-    return columns.permute(0, 2, 1).flatten(0, 1)
-
-
-def _padded(layer: nn.Conv2d, values: Tensor) -> Tensor:
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(values, layer._reversed_padding_repeated_twice, mode=mode)
-
-
-def _coverage(layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
-    """At what share of the outputs each tap lies within the image, not on its zero padding: (taps,)."""
-    ones = _padded(layer, torch.ones(1, 1, *size))
-    return F.unfold(ones, layer.kernel_size, layer.dilation, 0, layer.stride).mean((0, 2))
+def _times(values: Tensor, rows: Tensor) -> Tensor:
+    """(N, o) values of the dense network as the small one has them: (N, o'), in float32 at least."""
+    kind = torch.promote_types(values.dtype, torch.float32)
+    return values.to(kind) @ rows.T.to(kind)

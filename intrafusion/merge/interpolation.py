@@ -1,6 +1,6 @@
 """Interpolation: channels as samples of a smooth function of their index, taken at fewer places.
 
-Runkel et al., arXiv 2505.24469; reconstructed.
+Runkel et al., arXiv 2505.24469; reconstructed from the abstract.
 """
 
 import torch
@@ -17,6 +17,7 @@ from intrafusion.transport import TransportPlan
     "fewer channels, evenly spread, each interpolated between its neighbours; for weights trained to be smooth",
     "Runkel et al., arXiv 2505.24469",
     transports=False,
+    reconstructed="from the abstract",
 )
 def interpolate(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     T = torch.zeros_like(plan.matrix)

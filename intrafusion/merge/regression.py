@@ -49,7 +49,7 @@ class Moments:
 class Regression:
     """Predicts y (q numbers) from x (p numbers and a constant) in the least-squares sense.
 
-    Batches are summed up in their own precision, and these sums in float64. best: the ridge that was chosen last.
+    Batches are summed up in their own precision, in float32 at least, and these sums in float64. best: the ridge chosen last.
     """
 
     fit: _Sums = field(default_factory=_Sums)
@@ -59,6 +59,7 @@ class Regression:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """One batch: x (N, p) and y (N, q), rows being samples."""
+        x, y = (values.to(torch.promote_types(values.dtype, torch.float32)) for values in (x, y))
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         (self.held if self.batches % _EVERY == _EVERY - 1 else self.fit).add(x, y)
         self.batches += 1

@@ -5,25 +5,38 @@ measure it, and to fold it back is to scale and shift that layer's outputs, whic
 Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023.
 """
 
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
 from intrafusion.errors import IntrafusionError
 from intrafusion.merge.fitting import Fit
 from intrafusion.norms import norm_of
 
 
 def reset_norms(fit: Fit) -> None:
-    """As if each BatchNorm that was folded had its statistics measured again: mean beta and deviation |gamma| behind it.
+    """Every norm's statistics are measured again, from input to output; of BatchNorms that were folded as if they were there.
 
-    Raises IntrafusionError for a network that had none.
+    Behind a layer with a norm folded in the mean becomes beta and the deviation |gamma|. InstanceNorms with running
+    statistics are measured as BatchNorms are. Raises IntrafusionError for a network without any, and for a norm that runs
+    more than once.
     """
-    norms = {name: norm_of(fit.dense.get_submodule(name)) for name in fit.walk.cuts.layers()}
-    found = {name: norm for name, norm in norms.items() if norm is not None}
-    if not found:
+    folded = {name: norm for name, layer in fit.dense.named_modules() if (norm := norm_of(layer))}
+    if not folded and not fit.norms:
         raise IntrafusionError("this network has no BatchNorm whose statistics could be measured again: choose repair")
-    for name, norm in found.items():
-        fit.restate(name, norm.beta, norm.gamma.abs())
+    for name in fit.once({*folded, *fit.norms}, _ConvNd, nn.Linear, _NormBase):
+        if name in fit.norms:
+            fit.measure(name)
+        else:
+            fit.restate(name, folded[name].beta, folded[name].gamma.abs())
 
 
 def repair(fit: Fit) -> None:
-    """Every layer's outputs, but the last one's, get the mean and deviation that the dense ones have on the images."""
+    """The outputs of every layer but the last get the mean and deviation that the dense ones have on the images.
+
+    Layers are convolutions and linear layers; those that run more than once, and those that cannot be fitted, stay as they
+    are, and so do norms that were not folded.
+    """
     for name in fit.walk.cuts.layers()[:-1]:
-        fit.restate(name)
+        if name not in fit.odd:
+            fit.restate(name)

@@ -1,5 +1,6 @@
-"""A person's images: .npz files, or a zip of one folder of pictures a class."""
+"""A person's images: .npz files, or a zip of one folder of pictures a class, read as `load_data` reads what lies on a disk."""
 
+import logging
 import re
 import shutil
 import zipfile
@@ -10,10 +11,13 @@ from tokenize import TokenError
 import numpy as np
 
 from intrafusion.archives import MIB, check_size, opened
-from intrafusion.data import KEPT, OWN, load_data
+from intrafusion.arrays import Arrays, Reading, read_arrays, role_of, splits_of
+from intrafusion.data import KEPT, OWN, read_kept
 from intrafusion.decode_worker import decode
 from intrafusion.errors import IntrafusionError
-from intrafusion.own.place import IMAGES, free_path, workshop
+from intrafusion.folders import Listing, listed
+from intrafusion.layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
+from intrafusion.own.place import IMAGES, free_path, without_folders, workshop
 from intrafusion.pace import checkpoint
 from intrafusion.places import home
 from intrafusion.saved import check_name
@@ -21,17 +25,25 @@ from intrafusion.saved import check_name
 PICTURES, CLASSES = 100_000, 10_000
 SIDE = 1024  # pixels, of images in an .npz
 _PICTURE = 32 * MIB
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
-_ARRAYS = {"images.npy": "images", "labels.npy": "labels", "classes.npy": "classes"}
+_BESIDE = (  # files beside pictures that are passed over; others, as programs and archives, are refused
+    "", ".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".log", ".ini", ".db", ".url", ".md5",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 
 
-def take_data(files: Sequence[Path], name: str, progress: Progress | None = None) -> str:
+def take_data(
+    files: Sequence[Path],
+    name: str,
+    progress: Progress | None = None,
+    reading: Reading | None = None,
+    tell: Callable[[str], None] = _log.warning,
+) -> str:
     """Keep images under a name that `load_data` opens, as "kept/NAME".
 
     files: one .npz, two of them (x_train.npz and x_test.npz), or one .zip of class folders, perhaps below train/ and test/.
+    reading: settles arrays that may be read in several ways. tell: gets a line for what was passed over or converted.
     Raises IntrafusionError, and keeps nothing, for what is damaged, too large, unsafe or no labelled images.
     """
     with workshop(*files) as folder:
@@ -44,9 +56,9 @@ def take_data(files: Sequence[Path], name: str, progress: Progress | None = None
             check_size(file)
         kinds = [file.suffix.lower() for file in files]
         if kinds == [".zip"]:
-            _take_pictures(files[0], made, progress)
+            notes = _take_pictures(files[0], made, progress)
         elif set(kinds) == {".npz"}:
-            _take_arrays(files, made)
+            notes = _take_arrays(files, made, reading)
         else:
             raise IntrafusionError(
                 f"{', '.join(f.name for f in files)}: give one .npz, two (x_train, x_test), or one .zip of class folders"
@@ -54,45 +66,74 @@ def take_data(files: Sequence[Path], name: str, progress: Progress | None = None
         _check_splits(made)
         target.parent.mkdir(parents=True, exist_ok=True)
         made.rename(target)
+        for note in dict.fromkeys(notes):
+            tell(without_folders(note, *files))
         return f"{KEPT}{name}"
 
 
-def _take_arrays(files: Sequence[Path], made: Path) -> None:
-    splits = ["train" if "train" in file.stem.lower() else "test" for file in files]
-    if len(files) > 1 and sorted(splits) != ["test", "train"]:
+def _take_arrays(files: Sequence[Path], made: Path, reading: Reading | None) -> list[str]:
+    notes: list[str] = []
+    splits = _splits_of(files)
+    for split, file in splits:
+        kept = made / f"{OWN}_{split}.npz"
+        found = read_arrays(file, split, reading=reading)
+        if found.notes or len(splits) > len(files):
+            _save(kept, found)
+        else:
+            shutil.copyfile(file, kept)
+        try:
+            read_kept(split, kept)
+        except IntrafusionError as error:
+            raise IntrafusionError(str(error).replace(str(kept), file.name)) from error
+        notes += found.notes
+    return notes
+
+
+def _splits_of(files: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The file of each split: by the names of the arrays in one, of two by their own."""
+    keys = {file: _check_arrays(file) for file in files}
+    if len(files) == 1:
+        return [(split, files[0]) for split in splits_of(keys[files[0]]) or ("test",)]
+    named = [("train" if "train" in file.stem.lower() else "test", file) for file in files]
+    if sorted(split for split, _ in named) != ["test", "train"]:
         raise IntrafusionError(
             "of two .npz files one is named with train and the other with test, as x_train.npz and x_test.npz"
         )
-    for file, split in zip(files, splits, strict=True):
-        _check_arrays(file)
-        shutil.copyfile(file, made / f"{OWN}_{split if len(files) > 1 else 'test'}.npz")
-        try:
-            load_data(OWN, split if len(files) > 1 else "test", made)
-        except IntrafusionError as error:
-            raise IntrafusionError(re.sub(rf"{re.escape(str(made))}/\S+\.npz", file.name, str(error))) from error
+    return named
 
 
-def _check_arrays(file: Path) -> None:
-    """Look at the headers of the arrays, before any of them is read."""
+def _save(path: Path, found: Arrays) -> None:
+    classes = found.classes or (tuple(map(str, range(found.columns))) if found.columns else ())
+    arrays = {"images": found.images, "labels": found.labels} | ({"classes": np.array(classes)} if classes else {})
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def _check_arrays(file: Path) -> list[str]:
+    """Look at the headers of the arrays, before any of them is read; their names."""
+    keys = []
     with opened(file) as (archive, infos):
         for info in infos:
-            if info.filename not in _ARRAYS:
+            key = info.filename.removesuffix(".npy")
+            role = role_of(key) if key != info.filename else None
+            if role is None:
                 raise IntrafusionError(
                     f"{file} holds {info.filename[:80]!r}: images, labels and perhaps classes are taken"
                 )
+            keys.append(key)
             shape, kind = _header(archive, info)
             if kind.hasobject:
-                raise IntrafusionError(
-                    f"{file} holds {_ARRAYS[info.filename]} as Python objects, a pickle: save plain numbers"
-                )
-            if info.filename == "images.npy" and (len(shape) != 4 or max(shape[1:]) > SIDE or kind != np.uint8):
+                raise IntrafusionError(f"{file} holds {role[0]} as Python objects, a pickle: save plain numbers")
+            most = (SIDE, SIDE, SIDE) if len(shape) > 2 else (SIDE * SIDE,)
+            fits = len(shape) in (2, 3, 4) and all(size <= side for size, side in zip(shape[1:], most, strict=False))
+            if role[0] == "images" and (not fits or kind.kind not in "uifb"):
                 raise IntrafusionError(
                     f"{file}: images must be uint8 (N, H, W, C) of at most {SIDE} pixels a side, not {kind} {shape}"
                 )
-            if info.filename == "classes.npy" and (
+            if role[0] == "classes" and (
                 kind.kind != "U" or len(shape) != 1 or len(set(shape) | {CLASSES + 1}) < 2 or shape[0] > CLASSES
             ):
                 raise IntrafusionError(f"{file}: classes must be at most {CLASSES:,} names, not {kind} {shape}")
+    return keys
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
@@ -114,79 +155,90 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int,
     return shape, kind
 
 
-def _take_pictures(file: Path, made: Path, progress: Progress | None) -> None:
-    """Write each picture under a name of our own, and read it once."""
+def _take_pictures(file: Path, made: Path, progress: Progress | None) -> list[str]:
+    """Write each picture under a name of our own, and read it once; what was passed over."""
     with opened(file) as (archive, infos):
-        found = _sorted(file, infos)
-        for _, of_class, _ in found:
-            for split in {split for split, _, _ in found}:
-                (made / split / of_class).mkdir(parents=True, exist_ok=True)
-        for number, (split, of_class, info) in enumerate(found, 1):
-            checkpoint()
-            picture = made / split / of_class / f"{number:06}{PurePosixPath(info.filename).suffix.lower()}"
-            picture.write_bytes(archive.read(info))
-            try:
-                decode(picture, (8, 8), "L", "always")
-            except ValueError as error:
-                said = str(error).replace(str(picture), info.filename[:80])
-                raise IntrafusionError(
-                    f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}"
-                ) from error
-            if progress:
-                progress(number, len(found))
+        found = _listed(file, archive, infos)
+        total, number = sum(len(listing.files) for listing in found.values()), 0
+        for split, listing in found.items():
+            for info, label in zip(listing.files, listing.labels.tolist(), strict=True):
+                checkpoint()
+                number += 1
+                picture = made / split / listing.classes[label] / f"{number:06}{_suffix(info)}"
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                picture.write_bytes(archive.read(info))
+                _check_picture(file, info, picture)
+                if progress:
+                    progress(number, total)
+    return [note for listing in found.values() for note in listing.notes]
 
 
-def _sorted(file: Path, infos: Sequence[zipfile.ZipInfo]) -> list[tuple[str, str, zipfile.ZipInfo]]:
-    """Split and class of each picture, by the folders it lies in."""
-    placed = []
+def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path) -> None:
+    try:
+        decode(picture, (8, 8), "L", "always")
+    except ValueError as error:
+        said = str(error).replace(str(picture), info.filename[:80])
+        raise IntrafusionError(
+            f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}"
+        ) from error
+
+
+def _listed(
+    file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]
+) -> dict[str, Listing[zipfile.ZipInfo]]:
+    """The pictures of each split."""
     for info in infos:
-        parts = PurePosixPath(info.filename).parts
-        if (
-            any(part.startswith(".") for part in parts)
-            or parts[0] == "__MACOSX"
-            or parts[-1] in ("Thumbs.db", "desktop.ini")
-        ):
-            continue
-        placed.append((parts, info))
-    if not placed:
+        _check_member(file, info)
+    pictures = sum(is_picture(PurePosixPath(info.filename).name) for info in infos)
+    if pictures > PICTURES:
+        raise IntrafusionError(f"{file} holds {pictures:,} pictures, and at most {PICTURES:,} are taken")
+    tree = in_archive((info.filename, info) for info in infos)
+    if not tree.holds:
         raise IntrafusionError(f"{file} holds no pictures: it needs one folder of them a class")
-    while len({parts[0] for parts, _ in placed}) == 1 and all(len(parts) > 2 for parts, _ in placed):
-        if placed[0][0][0].lower() in _SPLITS:
-            break
-        placed = [(parts[1:], info) for parts, info in placed]
-    if len(placed) > PICTURES:
-        raise IntrafusionError(f"{file} holds {len(placed):,} pictures, and at most {PICTURES:,} are taken")
-    has_splits = all(parts[0].lower() in _SPLITS for parts, _ in placed)
-    found = []
-    for parts, info in placed:
-        split = _SPLITS[parts[0].lower()] if has_splits else "test"
-        rest = parts[1:] if has_splits else parts
-        name = info.filename[:80]
-        if len(rest) != 2:
-            raise IntrafusionError(
-                f"{file} holds {name!r}, which lies in no class folder: CLASS/picture, or train/CLASS/picture"
-            )
-        if len(rest[0].encode()) > 200 or not rest[0].isprintable():  # a file system takes 255 bytes
-            raise IntrafusionError(f"{file} has a class folder of an odd name: {rest[0][:80]!r}")
-        if PurePosixPath(info.filename).suffix.lower() not in _SUFFIXES:
-            raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(_SUFFIXES)} are taken")
-        if info.file_size > _PICTURE:
-            raise IntrafusionError(
-                f"{file} holds {name!r} of {info.file_size / MIB:,.0f} MiB, and at most {_PICTURE // MIB} MiB are taken"
-            )
-        found.append((split, rest[0], info))
-    if len({of_class for _, of_class, _ in found}) > CLASSES:
+    layout = layout_of(tree)
+    layout.at("test", file)
+    found = {split: listed(OWN, file, layout, split, archive.read) for split in layout.splits or ("test",)}
+    for of_class in next(iter(found.values())).classes:
+        if not _is_folder_name(of_class):
+            raise IntrafusionError(f"{file} has a class folder of an odd name: {of_class[:80]!r}")
+    if any(len(listing.classes) > CLASSES for listing in found.values()):
         raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")
     return found
 
 
+def _is_folder_name(of_class: str) -> bool:
+    """Whether pictures of a class can be kept in a folder of its name; a file system takes 255 bytes."""
+    fits = (
+        len(of_class.encode(errors="replace")) <= 200 and of_class.isprintable() and not re.search(r"[/\\]", of_class)
+    )
+    return fits and bool(of_class) and not is_junk(of_class)
+
+
+def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
+    """Refuse what is neither a picture nor text beside pictures, and pictures that are too large."""
+    *folders, last = PurePosixPath(info.filename).parts
+    name = info.filename[:80]
+    if last.startswith(".") or any(map(is_junk, folders)):
+        return
+    if not is_picture(last) and _suffix(info) not in _BESIDE:
+        raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(SUFFIXES)} are taken")
+    if info.file_size > _PICTURE:
+        raise IntrafusionError(
+            f"{file} holds {name!r} of {info.file_size / MIB:,.0f} MiB, and at most {_PICTURE // MIB} MiB are taken"
+        )
+
+
+def _suffix(info: zipfile.ZipInfo) -> str:
+    return PurePosixPath(info.filename).suffix.lower()
+
+
 def _check_splits(made: Path) -> None:
     """Refuse data without test images, or with splits of different shapes or classes."""
-    if (made / "train").is_dir() and not (made / "test").is_dir():
-        raise IntrafusionError("there are training images and no test images: add a folder test (or val)")
+    if not any((made / test).exists() for test in ("test", f"{OWN}_test.npz")):
+        raise IntrafusionError("there are training images and no test images: add a test split")
     files = sorted(made.glob("*.npz"))
     if len(files) == 2:
-        test, train = (load_data(OWN, split, made) for split in ("test", "train"))
+        test, train = (read_kept(split, made / f"{OWN}_{split}.npz") for split in ("test", "train"))
         if test.images.shape[1:] != train.images.shape[1:]:
             raise IntrafusionError(
                 f"training images are {tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
@@ -197,7 +249,7 @@ def splits(name: str) -> dict[str, int]:
     """How many images each split of kept data ("kept/NAME") holds."""
     folder = home() / IMAGES / check_name(name.removeprefix(KEPT))
     arrays = {split: folder / f"{OWN}_{split}.npz" for split in ("train", "test")}
-    found = {split: len(load_data(OWN, split, file)) for split, file in arrays.items() if file.is_file()}
+    found = {split: len(read_kept(split, file)) for split, file in arrays.items() if file.is_file()}
     return found or {
         split: sum(1 for file in (folder / split).rglob("*") if file.is_file())
         for split in ("train", "test")

@@ -24,8 +24,8 @@ from intrafusion.zoo.architectures import ARCHITECTURES
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def take_weights(file: Path, architecture: str, name: str) -> str:
-    """Keep a weights file (.safetensors, .pt, .pth, .th) of a known architecture; the name that opens it, as "kept/NAME".
+def take_weights(file: Path, architecture: str, name: str, key: str | None = None) -> str:
+    """Keep a weights file of a known architecture; the name that opens it, as "kept/NAME". key: `weights_key` of `load_model`.
 
     Raises IntrafusionError, and keeps nothing, for a file that is damaged, too large, could run code, holds NaN, or does
     not fit the architecture.
@@ -40,7 +40,7 @@ def take_weights(file: Path, architecture: str, name: str) -> str:
         if zipfile.is_zipfile(file):
             with opened(file):
                 pass
-        model: Any = load_model(architecture, file.resolve())
+        model: Any = load_model(architecture, file.resolve(), weights_key=key)
         card = card_of(model)
         model.card = replace(card, source=card.source.replace(str(file.resolve()), f"weights {file.name}"))
         return keep(model, name)

@@ -32,15 +32,19 @@ def workshop(*files: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".taking-", dir=home()))
         yield folder
     except IntrafusionError as error:
-        message = str(error)
-        for folder_of in {place for file in files for place in (file.resolve().parent, file.parent) if place.name}:
-            message = message.replace(f"{folder_of}/", "")
-        raise IntrafusionError(message) from error
+        raise IntrafusionError(without_folders(str(error), *files)) from error
     except OSError as error:
         raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def without_folders(message: str, *files: Path) -> str:
+    """A message with the names of these files in place of where they lie."""
+    for folder in {place for file in files for place in (file.resolve().parent, file.parent) if place.name}:
+        message = message.replace(f"{folder}/", "")
+    return message
 
 
 def remove(kind: str, name: str) -> None:

@@ -45,22 +45,40 @@ def recover(
 
 
 def recovering(
-    pruned: Pruned, name: str, data: ImageData | None, how: How = _DEFAULT, keep: Path | None = None
+    pruned: Pruned,
+    name: str,
+    data: ImageData | None,
+    how: How = _DEFAULT,
+    keep: Path | None = None,
+    stopped: Path | None = None,
 ) -> Iterator[Facts | Moment]:
     """Recover a pruned network in place, telling what it costs and how it goes; nothing of methods that do not train.
 
-    keep: a file for the result of training; what it holds is not trained again. A run that is stopped leaves its state
-    beside it, and goes on from there.
+    keep: a file for the result of training; what it holds is not trained again. stopped: one for the state of a run that is
+    stopped, which goes on from there; None for one beside `keep`. The network is in eval mode meanwhile, and in its own mode
+    afterwards.
     """
+    modes = {module: module.training for module in pruned.small.modules()}
+    pruned.small.eval()
+    try:
+        yield from _recovering(pruned, name, data, how, keep, stopped)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _recovering(
+    pruned: Pruned, name: str, data: ImageData | None, how: How, keep: Path | None, stopped: Path | None
+) -> Iterator[Facts | Moment]:
     found = None if keep is None else read(keep)
     if found is not None:
         yield found.facts
         yield from found.moments
         pruned.small.load_state_dict(found.state)
         return
-    beside = None if keep is None else keep.with_suffix(".run")
+    stopped = stopped or (None if keep is None else keep.with_suffix(".run"))
     facts, moments = None, []  # type: Facts | None, list[Moment]
-    for told in RECOVERIES[name](Case(pruned, data, how, beside)) or ():
+    for told in RECOVERIES[name](Case(pruned, data, how, stopped)) or ():
         if isinstance(told, Facts):
             facts, moments = told, []
         else:

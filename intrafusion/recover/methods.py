@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.merge import repair, reset_norms
@@ -18,6 +19,10 @@ Telling = Iterator[Facts | Moment]
 _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
 COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
+_TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all that train
+_SGD = "by SGD, at a rate that a test finds (authors' public code, which is for language models: by AdamW)"
+_RANKS = "of rank 8 and not scaled (authors' code: 16, scaled by 2)"
+_WIDE = "every layer is widened, the first and the last too, with weight decay on each factor and no norm between them"
 _DISTIL = 0.5  # share of the teacher's answers in the loss
 
 
@@ -48,41 +53,62 @@ def repaired(case: Case) -> None:
         repair(case.pruned.fit(case.images()))
 
 
-@RECOVERIES.register("perp-bias", "biases alone are trained, BatchNorm's shifts among them", _PERP, "labels")
+@RECOVERIES.register(
+    "perp-bias",
+    "biases alone are trained, BatchNorm's shifts among them",
+    _PERP,
+    "labels",
+    knobs=_TRAINING,
+    differs=_SGD,
+)
 def perp_bias(case: Case) -> Telling:
     return retrain(case, Method(choose=_biases))
 
 
-@RECOVERIES.register("perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels")
+@RECOVERIES.register(
+    "perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD
+)
 def perp_norm(case: Case) -> Telling:
     return retrain(case, Method(choose=_norms))
 
 
-@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels")
+@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
 def perp_head(case: Case) -> Telling:
     return retrain(case, Method(choose=_head))
 
 
 @RECOVERIES.register(
-    "perp", "biases, BatchNorm and the last layer are trained; all other weights stay", _PERP, "labels"
+    "perp",
+    "biases, BatchNorm and the last layer are trained; all other weights stay",
+    _PERP,
+    "labels",
+    knobs=_TRAINING,
+    differs=_SGD,
 )
 def perp(case: Case) -> Telling:
     return retrain(case, Method(choose=_few))
 
 
 @RECOVERIES.register(
-    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels"
-)
+    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels",
+    knobs=(*_TRAINING, "rank"), differs=f"{_RANKS}, {_SGD}",
+)  # fmt: skip
 def perp_lora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=False))
 
 
-@RECOVERIES.register("perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels")
+@RECOVERIES.register(
+    "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels",
+    knobs=(*_TRAINING, "rank"),
+    differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
+)  # fmt: skip
 def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
 
 
-@RECOVERIES.register("finetune", "all weights are trained: the baseline of every method here", "", "labels")
+@RECOVERIES.register(
+    "finetune", "all weights are trained: the baseline of every method here", "", "labels", knobs=_TRAINING
+)
 def finetune(case: Case) -> Telling:
     return retrain(case)
 
@@ -92,6 +118,7 @@ def finetune(case: Case) -> Telling:
     "fine-tuned on the labels and on the dense network's answers in equal parts",
     "Hinton et al., 2015",
     "labels",
+    knobs=_TRAINING,
 )
 def distill(case: Case) -> Telling:
     return retrain(case, Method(distil=_DISTIL))
@@ -99,15 +126,15 @@ def distill(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "similarity", "fine-tuned, and images must look alike to it where they do to the dense network",
-    "Tung & Mori, ICCV 2019", "labels",
+    "Tung & Mori, ICCV 2019", "labels", knobs=(*_TRAINING, "gamma"),
 )  # fmt: skip
 def similarity(case: Case) -> Telling:
     return retrain(case, Method(similar=case.how.gamma))
 
 
 @RECOVERIES.register(
-    "overparam", "fine-tuned with each layer a product of three, then one again (ratio, start, schedule reconstructed)",
-    _OVER, "labels",
+    "overparam", "fine-tuned with each layer a product of three, then one again",
+    _OVER, "labels", reconstructed="in ratio, start and schedule", knobs=(*_TRAINING, "ratio"), differs=_WIDE,
 )  # fmt: skip
 def overparam(case: Case) -> Telling:
     return retrain(case, _wide(case))
@@ -115,8 +142,10 @@ def overparam(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "overparam-sp",
-    "over-parameterized, and images must look alike to it where they do to the dense network (reconstructed)",
-    _OVER, "labels",
+    "over-parameterized, and images must look alike to it where they do to the dense network",
+    _OVER, "labels", reconstructed="in ratio, start and schedule",
+    knobs=(*_TRAINING, "ratio", "gamma"),
+    differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
 )  # fmt: skip
 def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))
@@ -147,7 +176,7 @@ def _norms(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _head(network: nn.Module) -> list[nn.Parameter]:
-    *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    *_, last = (layer for layer in network.modules() if isinstance(layer, _ConvNd | nn.Linear))
     return list(last.parameters())
 
 

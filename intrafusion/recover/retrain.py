@@ -7,7 +7,7 @@ own by the same short test.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -34,6 +34,7 @@ _HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images, those that nothin
 _PROBE = 8, 30  # steps of a learning rate's test: an eighth of the run's, within these bounds
 _LOOKS = 25  # moments of a run
 _MEASURED = 512  # images on which norms are measured
+_SAME = 1e-2  # of the largest logit: what rounding may change where layers are replaced by what computes the same
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ _PLAIN = Method()
 def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
     """Train the case's small network, in place: what it costs, then how it goes.
 
-    Whatever the network's number type, it is trained in float32.
+    Training is in float32; the numbers of a network in another precision are rounded to that one afterwards.
 
     A run that diverges at the rate that the test found begins again at a smaller one: with its new costs, then how it goes.
 
-    Raises IntrafusionError where images have no labels or are too few, and where no learning rate gives a loss that is a
-    number.
+    Raises IntrafusionError where images have no labels or are too few, where no learning rate gives a loss that is a number,
+    and where nothing can take the places of the network's layers for as long as it is trained.
     """
     lesson = _Lesson(case, method)
     began = time.perf_counter()
@@ -83,8 +84,10 @@ def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
             if case.how.rate is not None or rate <= RATES[0]:
                 raise
             rate /= 10**0.5
+    answers = _answers(network, lesson.few)
     compact = method.narrow(network)
     absorb_norms(compact)
+    _check(_answers(compact, lesson.few), answers)
     case.pruned.small.load_state_dict(compact.state_dict())
 
 
@@ -98,6 +101,8 @@ class _Lesson:
         self.teacher = private(case.pruned.dense()).float()
         self.start = _start(case, self.learned, self.teacher, self.card)
         self.example = self.card.example().to(case.images().labels.device)
+        self.few = normalise(self.held.images[:2], self.card.mean, self.card.std)
+        _check(_answers(self.pupil()[0], self.few), _answers(self.start, self.few))
         self.layers = stages(self.teacher, self.example) if method.similar else []
         plain, ours = self.macs(self.start, False), self.macs(self.pupil()[0])
         epochs = how.epochs * plain / ours if how.budget == "compute" else how.epochs
@@ -216,16 +221,37 @@ def _start(case: Case, data: ImageData, teacher: nn.Module, card: ModelCard) -> 
     """
     seen = data.subset(_MEASURED, case.how.seed)
     starts = [private(case.pruned.small).float()]
-    normed: Sequence[str] = [name for name, layer in teacher.named_modules() if norm_of(layer) is not None]
     try:
-        reset = replace(case.pruned, small=private(case.pruned.small).float())
+        reset = replace(case.pruned, small=private(case.pruned.small))
         reset_norms(reset.fit(seen))
-        starts.append(reset.small)
+        starts.append(reset.small.float())
     except IntrafusionError:  # no norms, or none that can be reached
         pass
     start = min(starts, key=lambda network: _number(judged(network, seen, card.mean, card.std)[0]))
-    insert_norms(start, normed, [images for images, _ in normalised(teacher, seen)])
-    return start
+    normed, batches = copy.deepcopy(start), [images for images, _ in normalised(teacher, seen)]
+    insert_norms(normed, [name for name, layer in teacher.named_modules() if norm_of(layer) is not None], batches)
+    _check(_answers(normed, batches[0][:2]), _answers(start, batches[0][:2]))
+    return normed
+
+
+def _answers(network: nn.Module, images: Tensor) -> Tensor | None:
+    """Logits, (B, classes); None where the network fails."""
+    with torch.inference_mode():
+        try:
+            return network.eval()(images)
+        except Exception:  # a user's forward can fail in any way
+            return None
+
+
+def _check(logits: Tensor | None, expected: Tensor | None) -> None:
+    """Raise IntrafusionError where the logits are not those expected, as far as these are numbers."""
+    if expected is None or not expected.isfinite().all():
+        return
+    if logits is None or not (logits - expected).abs().max() <= _SAME * expected.abs().max():
+        raise IntrafusionError(
+            "this network reads its layers in a way that keeps others from taking their places while it is trained: "
+            "choose repair"
+        )
 
 
 def _number(loss: float) -> float:

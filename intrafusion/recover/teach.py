@@ -45,12 +45,17 @@ def stages(model: nn.Module, example: Tensor) -> list[str]:
     layers = [name for name, layer in model.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]
     with torch.no_grad(), watching(model, layers) as seen:
         model(example)
-    sizes = {name: tuple(output.shape[2:]) for name, output in seen.items()}
+    sizes = {name: _size(model.get_submodule(name), output) for name, output in seen.items()}
     names = list(sizes)[:-1] or list(sizes)
     if all(size == () for size in sizes.values()):  # no pictures: each layer is a stage
         return names
     last = {sizes[name]: name for name in names}
     return [name for name in names if name in last.values()]
+
+
+def _size(layer: nn.Module, output: Tensor) -> tuple[int, ...]:
+    """Of the maps that a layer writes: without images and channels, which are last behind a linear layer."""
+    return tuple(output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:])
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Structured directional pruning: an optimizer that moves whole channels to zero in flat directions of the loss.
 
 Li et al., "Structured Directional Pruning via Perturbation Orthogonal Projection", arXiv 2107.05328; the group form is
-reconstructed on the parent gRDA (Chao et al., "Directional Pruning of Deep Neural Networks", NeurIPS 2020).
+reconstructed on the parent gRDA (Chao et al., "Directional Pruning of Deep Neural Networks", NeurIPS 2020): a group is all
+that writes a channel, in every layer of a residual stream. Parameters given alone are gRDA; the lab's gRDA leaves biases and
+norms out, which the authors' code shrinks as well. The lab sets the strength by where the threshold ends ("reach", in median
+norms), unless it is told the papers' c.
 """
 
 from collections.abc import Callable, Iterable, Sequence

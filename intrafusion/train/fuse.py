@@ -1,10 +1,11 @@
 """Fusing whole networks of one architecture that were trained apart: channels are aligned by transport, then averaged.
 
 Singh & Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020, along channel groups, so that residual sums, depthwise
-convolutions and flattened features are aligned at once.
+convolutions and flattened features are aligned at once. Distances are theirs, squared and between vectors of length one.
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,40 +13,81 @@ import ot
 import torch
 from torch import Tensor, nn
 
-from intrafusion.activations import feature_maps
+from intrafusion.activations import feature_maps, normalised
 from intrafusion.cards import card_of
 from intrafusion.channels import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.data import ImageData
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.groups import find_groups
 from intrafusion.norms import folded_tensors
+from intrafusion.train.averages import restate
+from intrafusion.train.spec import ALIGNED
 
 SAMPLES = 200  # images whose activations tell channels apart
+MEASURED = 512  # images on which statistics are measured
+_BATCH = 128  # of them at once, so that each batch has statistics worth the name
 _PLACES = 4096  # of the values of a channel, at most so many are compared in each layer that reads it
+_log = logging.getLogger(__name__)
 
 
-def fuse_models(models: Sequence[nn.Module], example: Tensor, data: ImageData | None = None) -> nn.Module:
+def fuse_models(
+    models: Sequence[nn.Module], example: Tensor, data: ImageData | None = None, by: str = "activations"
+) -> nn.Module:
     """One network for several of one architecture: all are aligned to the first, group by group from the input, and averaged.
 
-    example: one input, float (1, C, H, W). data: images whose activations say which channels belong together (the first 200);
-    None: the weights that write them, inputs being aligned already. The transport between two networks' channels, all of
-    one mass, is a permutation, which leaves what a network computes as it is. The result has the first one's card.
-    Raises IntrafusionError for fewer than two networks, or networks of several shapes.
+    example: one input, float (1, C, H, W). The transport between two networks' channels, all of one mass, is a permutation,
+    which leaves what a network computes as it is. by: what says which channels belong together, "activations" on `data` (200
+    of the images) or the "weights" that write them, inputs being aligned already.
+
+    data: two images or more. An average of networks has other statistics than they have, and is often no better than chance
+    until these are put right (`averages.restate`): on 512 of the images BatchNorm is measured again, and layers without it
+    get the mean of the networks' means and deviations. Without data, channels are aligned by weights, BatchNorm's statistics
+    are averages, too, and one warning says so: measure them before the network is used.
+
+    The result has the first one's card, mode and device. Raises IntrafusionError for fewer than two networks, networks of
+    several shapes or with computed weights, and fewer than two images.
     """
     models = list(models)
+    check_choice("by", by, ALIGNED)
+    _check(models, data)
+    first, *others = models
+    found = find_groups(first, example)
+    groups = [group for group in found if group.reason is None]
+    seen = data.subset(SAMPLES) if data is not None and by == "activations" else None
+    members = [copy.deepcopy(first), *(align(other, first, groups, seen) for other in others)]
+    fused = copy.deepcopy(first)
+    states = [member.state_dict() for member in members]
+    fused.load_state_dict({name: _average([state[name] for state in states]) for name in states[0]})
+    if data is None:
+        _log.warning("fused without images: its statistics are averages; pass data=, or measure them before it is used")
+        return fused
+    modes = {name: module.training for name, module in first.named_modules()}
+    normed = {layer.name for group in found for layer in group.layers if layer.norm}
+    restate(fused, members, _batches(first, data.subset(MEASURED)), normed)
+    for name, module in fused.named_modules():
+        module.training = modes[name]
+    return fused
+
+
+def _check(models: Sequence[nn.Module], data: ImageData | None) -> None:
     if len(models) < 2:
         raise IntrafusionError(f"fusing needs at least two networks, not {len(models)}")
     shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in models]
     if any(shape != shapes[0] for shape in shapes):
         raise IntrafusionError("fusing needs networks of one architecture: these have other layers or widths")
-    first, *others = models
-    groups = [group for group in find_groups(first, example) if group.reason is None]
-    seen = None if data is None else data.subset(SAMPLES)
-    aligned = [align(other, first, groups, seen) for other in others]
-    fused = copy.deepcopy(first)
-    states = [first.state_dict(), *(other.state_dict() for other in aligned)]
-    fused.load_state_dict({name: _average([state[name] for state in states]) for name in states[0]})
-    return fused
+    for name, layer in models[0].named_modules():
+        if isinstance(getattr(layer, "weight", None), Tensor) and "weight" not in layer._parameters:
+            raise IntrafusionError(
+                f"{name} computes its weight (weight norm, a mask): make it a plain parameter, then fuse"
+            )
+    if data is not None and len(data) < 2:
+        raise IntrafusionError("statistics need at least two images: pass more as data")
+
+
+def _batches(model: nn.Module, data: ImageData) -> list[Tensor]:
+    """The images as the model wants them, float (B, C, H, W), in batches of about one size."""
+    images = torch.cat([images for images, _ in normalised(model, data)])
+    return list(images.tensor_split(-(-len(images) // _BATCH)))
 
 
 def align(model: nn.Module, target: nn.Module, groups: Sequence[Group], data: ImageData | None = None) -> nn.Module:
@@ -140,9 +182,13 @@ def _sampled(maps: Tensor) -> Tensor:
 
 def _matched(targets: Tensor, sources: Tensor) -> Tensor:
     """For each target the source that the transport plan of equal masses puts there: int64 (n,)."""
-    cost = torch.cdist(targets, sources).numpy()
+    cost = torch.cdist(_unit(targets), _unit(sources)).square().numpy()
     mass = np.full(len(cost), 1 / len(cost))
     return torch.from_numpy(ot.emd(mass, mass, cost).argmax(1))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _average(values: Sequence[Tensor]) -> Tensor:

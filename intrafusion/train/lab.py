@@ -16,7 +16,7 @@ from intrafusion.cards import card_of
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.evaluate import evaluate, logits, size
-from intrafusion.fingerprint import code_version, of_images, of_text
+from intrafusion.fingerprint import of_images, of_text
 from intrafusion.places import home
 from intrafusion.recover.retrain import split
 from intrafusion.registry import TRAINERS
@@ -26,6 +26,7 @@ from intrafusion.train.directional import without_zeroed
 from intrafusion.train.members import part_of
 from intrafusion.train.spec import TrainSpec
 from intrafusion.train.task import Step, Task, layers_of
+from intrafusion.versions import lab_version
 from intrafusion.zoo import architecture_of, dataset_of, load_model
 from intrafusion.zoo.architectures import ARCHITECTURES
 
@@ -53,12 +54,16 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class LabRun:
-    """A run that is whole: what it was, how it went, what it came to, and its network, with its card."""
+    """A run that is whole: what it was, how it went, what it came to, and its network, with its card.
+
+    older: whether another version of the code made it: it is listed, but not taken for a run of this one.
+    """
 
     spec: TrainSpec
     steps: tuple[Step, ...]
     outcome: Outcome
     path: Path
+    older: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -134,7 +139,7 @@ def _path(spec: TrainSpec) -> Path:
     stamp = None if spec.data_path is None else Path(spec.data_path).expanduser()
     changed = stamp.stat().st_mtime_ns if stamp is not None and stamp.exists() else 0
     seen = _fingerprint(TrainSpec(spec.model, "sgd", spec.data_path, spec.training), changed)
-    return home() / "lab" / f"{of_text(spec.but(data_path=None).key(), seen, code_version())[:24]}.json"
+    return home() / "lab" / f"{of_text(spec.but(data_path=None).key(), seen, lab_version())[:24]}.json"
 
 
 @lru_cache(maxsize=64)
@@ -160,7 +165,12 @@ def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabR
         result.accuracy, result.interval, result.count, zero, ours.params, ours.macs, moved, dense.params, dense.macs,
         dict(task.seconds),
     )  # fmt: skip
-    told = {"run": spec.to_dict(), "outcome": asdict(outcome), "steps": [step.to_dict() for step in steps]}
+    told = {
+        "run": spec.to_dict(),
+        "code": lab_version(),
+        "outcome": asdict(outcome),
+        "steps": [step.to_dict() for step in steps],
+    }
     base = ARCHITECTURES[architecture_of(spec.model)].make(model.state_dict())
     save_network(model, base, replace(card, accuracy=result.accuracy, details=told), path.with_suffix(""))
     return LabRun(spec, tuple(steps), outcome, path)
@@ -178,9 +188,8 @@ def read(path: Path) -> LabRun | None:
     try:
         details = json.loads(path.read_text())["details"]
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
-        return LabRun(
-            TrainSpec.from_dict(details["run"]), tuple(Step.from_dict(raw) for raw in details["steps"]), outcome, path
-        )
+        steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
+        return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
     except (OSError, ValueError, KeyError, TypeError, IntrafusionError) as error:
         _log.warning("%s is no run of the lab: %s", path, one_line(error))
         return None

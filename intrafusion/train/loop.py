@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from intrafusion.data import ImageData, normalise
+from intrafusion.ending import finishing
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.pace import checkpoint, stoppable
 from intrafusion.precision import PRECISIONS, has_bf16, inputs_for
@@ -135,10 +136,11 @@ def train(
     """
     optimiser = optimiser or _sgd(list(model.parameters()) if parameters is None else parameters, recipe)
     run = _Run(model, data, recipe, mean, std, optimiser, loss, held, choose, settle, looks, keep)
-    try:
-        yield from run.moments()
-    finally:
-        run.end()
+    with nullcontext() if keep is None else finishing():
+        try:
+            yield from run.moments()
+        finally:
+            run.end()
 
 
 class _Run:
@@ -169,6 +171,7 @@ class _Run:
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.past: list[Moment] = []
         self.is_complete = self.has_diverged = False
+        self.is_whole = True  # not in the middle of a step, which cannot be gone on with
         if keep is not None and keep.exists():
             self._resume(keep)
 
@@ -181,16 +184,24 @@ class _Run:
             with _training(self.model):
                 for _ in range(min(self.every - self.step % self.every, self.steps - self.step)):
                     checkpoint()
-                    self._advance(device)
+                    with self._undivided():
+                        self._advance(device)
             self.seconds += time.perf_counter() - began
-            with stoppable(threading.Event()):  # a moment is told whole: what stops it comes at the next step
+            with self._undivided(), stoppable(threading.Event()):  # what stops it comes at the next step
                 moment = self._moment()
-            self.past.append(moment)
-            patience = self.recipe.patience
-            self.is_complete = self.step == self.steps or (patience is not None and self.waited > patience)
+                self.past.append(moment)
+                patience = self.recipe.patience
+                self.is_complete = self.step == self.steps or (patience is not None and self.waited > patience)
             yield moment
             if self.is_complete:
                 return
+
+    @contextmanager
+    def _undivided(self) -> Iterator[None]:
+        """What is broken off within, as by a second Ctrl-C, leaves no state that a run could go on from."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
 
     def _advance(self, device: torch.device) -> None:
         """One step of the optimiser."""
@@ -243,7 +254,7 @@ class _Run:
             if self.is_complete or self.has_diverged:
                 with suppress(OSError):
                     self.keep.unlink(missing_ok=True)
-            elif self.step > 0:
+            elif self.step > 0 and self.is_whole:
                 try:
                     self._save(self.keep)
                 except IntrafusionError as error:  # whoever stopped the run shall hear of that, not of this

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from intrafusion.ending import finishing
 from intrafusion.errors import IntrafusionError
 from intrafusion.pace import checkpoint
 from intrafusion.train.spec import TrainSpec
@@ -72,13 +73,14 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
                     if what:
                         raise IntrafusionError(f"part {number + 1} failed: {what}")
     finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, listener in running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-            listener.join()
+        with finishing():
+            for process, _ in running.values():
+                process.terminate()
+            for process, listener in running.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                process.kill()
+                listener.join()
     runs = [open_run(spec) for spec in specs]
     slowest = max(sum(run.outcome.seconds.values()) for run in runs)  # which may have been trained before
     task.seconds["parts"] = max(time.perf_counter() - began, slowest)

@@ -1,6 +1,7 @@
 """Smooth compression: penalties that make a layer's weights low in rank or smooth along its channels, and truncation.
 
-Runkel et al., arXiv 2505.24469; reconstructed.
+Runkel et al., arXiv 2505.24469; reconstructed from the abstract. Ours are that penalties are relative to the size of the
+weights and averaged over layers, so that one strength suits all networks, and the rule for the rank.
 """
 
 import copy

@@ -12,13 +12,17 @@ from intrafusion.prune import cut
 from intrafusion.recover.norms import absorb_norms, balance, insert_norms
 from intrafusion.registry import MERGES, TRAINERS
 from intrafusion.train.averages import norms_of
-from intrafusion.train.fuse import SAMPLES, fuse_models
+from intrafusion.train.fuse import fuse_models
 from intrafusion.train.members import parts_of, together
 from intrafusion.train.spec import TrainSpec
 from intrafusion.train.task import MEASURED, Step, Task, filters, layers_of
 from intrafusion.train.trainers import Telling
 
 _PAPER = "Theus et al., ICLR 2024"
+_ROUNDS = (
+    "a round takes its share of what is left, from the output to the input, and REPAIR and a one-cycle rate follow (authors: "
+    "shares of the first width, from the input, BatchNorm kept in training, a constant rate without weight decay)"
+)
 _PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
 
 
@@ -28,6 +32,7 @@ _PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
     _PAPER,
     "labels",
     knobs=_PRUNING,
+    differs=_ROUNDS,
 )
 def iterative(task: Task) -> Telling:
     model = yield from _trained(task, task.spec.but(method="sgd"))
@@ -36,7 +41,7 @@ def iterative(task: Task) -> Telling:
 
 @TRAINERS.register(
     "fap", "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
-    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"),
+    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"), differs=_ROUNDS,
 )  # fmt: skip
 def fap(task: Task) -> Telling:
     members = yield from together(task, [task.spec.but(method="sgd", **part) for part in parts_of(task.spec)])
@@ -46,7 +51,7 @@ def fap(task: Task) -> Telling:
 
 @TRAINERS.register(
     "paf", "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
-    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"),
+    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"), differs=_ROUNDS,
 )  # fmt: skip
 def paf(task: Task) -> Telling:
     members = yield from together(task, [task.spec.but(method="iterative", **part) for part in parts_of(task.spec)])
@@ -66,9 +71,9 @@ def _trained(task: Task, spec: TrainSpec) -> Telling:
 
 
 def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
-    """The networks as one, fine-tuned on all images."""
-    data = task.learned.subset(SAMPLES, task.spec.seed) if task.spec.by == "activations" else None
-    model = fuse_models(members, task.example, data)
+    """The networks as one, its statistics measured on all parts' images, fine-tuned on all images."""
+    seen = task.learned.subset(MEASURED, task.spec.seed)
+    model = fuse_models(members, task.example, seen, task.spec.by)
     yield task.untaught("fused", model)
     yield from _tuned(task, "fused, fine-tuned", model)
     return model

@@ -2,6 +2,13 @@
 
 ASLP: Dupont et al., "Extracting Effective Subnetworks with Gumbel-Softmax", ICIP 2022. Supermask: Zhou et al., NeurIPS
 2019. Edge-popup: Ramanujan et al., CVPR 2020. All are unstructured: they make no network faster.
+
+Differences from ASLP's authors' code: biases are zero (theirs are drawn uniformly, and frozen); "signed" weights are those of
+all layers (theirs of convolutions alone: linear layers draw theirs anew afterwards); the scale always learns (theirs is off
+by default); Supermask is decided by a threshold, and rescaled (theirs is judged by the mean of ten drawn masks); edge-popup
+is scaled for what goes (theirs is not); a norm's scale and shift, which their networks lack, stay as they are. The lab
+trains at a one-cycle rate for a fixed time and takes the last masks (theirs: a constant rate until held-out images stop
+improving, and the best masks by these).
 """
 
 import copy
@@ -187,6 +194,7 @@ def what_learns(masked: nn.Module, lr: float = 50.0, scale_lr: float = 1e-3) -> 
 def finalise(masked: nn.Module) -> nn.Module:
     """A plain copy of a masked network: each weight times what its mask decided, of the shape that it always had.
 
+    Its parameters are in the order that they had before they were masked, so that an optimizer's state still fits.
     Raises IntrafusionError for a network without masks.
     """
     masks(masked)
@@ -199,7 +207,9 @@ def finalise(masked: nn.Module) -> nn.Module:
 
 def _make_plain(layer: Any) -> None:
     """Put the masked weight in the place of its parts. torch's own way would change the class of every copy."""
-    weight = layer.weight.detach().clone()
+    weight, others = layer.weight.detach().clone(), dict(layer._parameters)
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
+    layer._parameters.clear()
     layer.weight = nn.Parameter(weight)
+    layer._parameters.update(others)

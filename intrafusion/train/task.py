@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from intrafusion.activations import normalised
 from intrafusion.cards import ModelCard
 from intrafusion.data import ImageData
+from intrafusion.ending import finishing
 from intrafusion.errors import IntrafusionError
 from intrafusion.train.augment import augment_for
 from intrafusion.train.averages import measure_norms
@@ -134,10 +135,11 @@ class Task:
                 self.seconds[phase] = moment.seconds
                 yield steps[-1]
         finally:
-            moments.close()  # which leaves its state, where it was stopped
-            if steps and run.exists():
-                with suppress(OSError):
-                    looks.write_text(json.dumps([step.to_dict() for step in steps]))
+            with finishing():
+                moments.close()  # which leaves its state, where it was stopped
+                if steps and run.exists():
+                    with suppress(OSError):
+                        looks.write_text(json.dumps([step.to_dict() for step in steps]))
         with suppress(IntrafusionError):  # it would be trained again, no more
             save({"model": model.state_dict(), "steps": json.dumps([step.to_dict() for step in steps])}, done)
 

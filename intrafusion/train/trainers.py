@@ -23,11 +23,19 @@ from intrafusion.train.task import MEASURED, Look, Step, Task, histogram, layers
 Telling = Generator[Step, None, nn.Module]
 _LI, _RUNKEL, _THEUS = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469", "Theus et al., ICLR 2024"
 _PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
+_FROZEN = (
+    "the rate makes one cycle and the last masks count (authors: a constant rate, the masks best on held-out images); biases "
+    "are zero (authors: drawn); `signed` is for all layers (authors: convolutions); BatchNorm, which their networks lack, stays"
+)
+_RELATIVE = "penalties are relative to the size of the weights, and averaged over layers"
 _MEASURED = 512  # images on which norms are put back into a pruned network
 _DRAWS = 3  # of the masks, for the accuracy of a sampled subnetwork
 
 
-@TRAINERS.register("sgd", "stochastic gradient descent with momentum and weight decay: the baseline", "", "labels")
+@TRAINERS.register(
+    "sgd", "stochastic gradient descent with momentum and weight decay: the baseline", "", "labels",
+    differs="SDprun and gRDA have neither momentum nor weight decay, nor has the SGD that their papers compare with",
+)  # fmt: skip
 def sgd(task: Task) -> Telling:
     model = task.network()
     yield from task.teach("training", model, task.recipe())
@@ -36,7 +44,8 @@ def sgd(task: Task) -> Telling:
 
 @TRAINERS.register(
     "sdprun", "whole channels move to zero, in directions in which the loss is flat; nothing is trained again",
-    _LI, "labels", knobs=("reach", "c", "mu"),
+    _LI, "labels", knobs=("reach", "c", "mu"), reconstructed="for channels, from gRDA",
+    differs="a group is all that writes a channel, all over a residual stream; `reach` sets the strength unless `c` does",
 )  # fmt: skip
 def sdprun(task: Task) -> Telling:
     model = task.network()
@@ -57,6 +66,7 @@ def sdprun(task: Task) -> Telling:
 @TRAINERS.register(
     "grda", "single weights move to zero, in directions in which the loss is flat", "Chao et al., NeurIPS 2020", "labels",
     knobs=("reach", "c", "mu"),
+    differs="biases and BatchNorm are not shrunk (authors: everything is); `reach` sets the strength unless `c` does",
 )  # fmt: skip
 def grda(task: Task) -> Telling:
     model = task.network()
@@ -90,7 +100,7 @@ def group_lasso(task: Task) -> Telling:
 
 @TRAINERS.register(
     "aslp", "weights stay as drawn; a Gumbel-Softmax mask over them learns, with a scale a layer", "Dupont et al., ICIP 2022",
-    "labels", knobs=("drawn",),
+    "labels", knobs=("drawn",), differs=f"{_FROZEN}; the scale always learns (authors: off by default)",
 )  # fmt: skip
 def aslp(task: Task) -> Telling:
     return (yield from _subnetwork(task, "aslp", 50.0))
@@ -99,6 +109,7 @@ def aslp(task: Task) -> Telling:
 @TRAINERS.register(
     "supermask", "weights stay as drawn; masks are Bernoulli draws whose probabilities learn", "Zhou et al., NeurIPS 2019",
     "labels", knobs=("drawn",),
+    differs=f"{_FROZEN}; judged by the likelier half of each mask, rescaled (authors: the mean accuracy of ten drawn ones)",
 )  # fmt: skip
 def supermask(task: Task) -> Telling:
     return (yield from _subnetwork(task, "supermask", 50.0))
@@ -107,14 +118,16 @@ def supermask(task: Task) -> Telling:
 @TRAINERS.register(
     "edge-popup", "weights stay as drawn; half of them stays, those with the largest learned scores",
     "Ramanujan et al., CVPR 2020", "labels", knobs=("drawn",),
+    differs=f"{_FROZEN}; weights that stay are scaled for those that go (the baseline of ASLP's authors: not)",
 )  # fmt: skip
 def edge_popup(task: Task) -> Telling:
     return (yield from _subnetwork(task, "edge-popup", 0.1))
 
 
 @TRAINERS.register(
-    "smooth-svd", "a penalty makes weights low in rank, or smooth; then each layer is its truncated SVD (reconstructed)",
-    _RUNKEL, "labels", knobs=("penalty", "strength", "energy"),
+    "smooth-svd", "a penalty makes weights low in rank, or smooth; then each layer is its truncated SVD",
+    _RUNKEL, "labels", knobs=("penalty", "strength", "energy"), reconstructed="from the abstract",
+    differs=f"{_RELATIVE}; the rank keeps a share of the squared singular values",
 )  # fmt: skip
 def smooth_svd(task: Task) -> Telling:
     model = yield from _smooth(task, "nuclear", 0.5)
@@ -126,8 +139,8 @@ def smooth_svd(task: Task) -> Telling:
 
 @TRAINERS.register(
     "smooth-interpolation",
-    "a penalty makes weights smooth, or low in rank; then fewer channels interpolate them (reconstructed)",
-    _RUNKEL, "labels", knobs=("penalty", "strength", "sparsity"),
+    "a penalty makes weights smooth, or low in rank; then fewer channels interpolate them",
+    _RUNKEL, "labels", knobs=("penalty", "strength", "sparsity"), reconstructed="from the abstract", differs=_RELATIVE,
 )  # fmt: skip
 def smooth_interpolation(task: Task) -> Telling:
     model = yield from _smooth(task, "first", 2.0)

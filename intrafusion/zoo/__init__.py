@@ -14,16 +14,18 @@ from torch import nn
 from intrafusion.download import Progress, stream
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.twins import check_finite
+from intrafusion.weights import keyed
 from intrafusion.zoo import imagenet, kept, ours, sources, timm
 from intrafusion.zoo.architectures import ARCHITECTURES as ARCHITECTURES
 from intrafusion.zoo.kept import keep as keep
 from intrafusion.zoo.kept import names as kept_names
+from intrafusion.zoo.kept import told as kept_told
 from intrafusion.zoo.kept import when as kept_when
 from intrafusion.zoo.sources import runs_code as runs_code
 
 __all__ = [
-    "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_when", "load_model",
-    "model_names", "names_weights", "runs_code", "stream_weights", "weight_bytes",
+    "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_told", "kept_when",
+    "load_model", "model_names", "names_weights", "runs_code", "stream_weights", "weight_bytes",
 ]  # fmt: skip
 
 
@@ -82,6 +84,7 @@ def load_model(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    weights_key: str | None = None,
 ) -> nn.Module:
     """A pretrained classifier in eval mode, its card in `.card`.
 
@@ -89,10 +92,15 @@ def load_model(
     one, else from the module's CARD (a dict of card fields) and guesses.
 
     weights: None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a
-    torchvision weights enum ("IMAGENET1K_V1"), or a local .safetensors / .pt / .pth / .th file (a state dict, possibly
-    nested under "state_dict", keys possibly prefixed "module."; loaded without running code). `FILE.json` beside the
-    file, when there, is its card. Raises IntrafusionError in one line when the name, file or download does not work.
+    torchvision weights enum ("IMAGENET1K_V1"), or a local file as training scripts leave them (.safetensors, .pt, .pth,
+    .th, .ckpt, .bin, .tar), read without running code: a state dict, perhaps wrapped ("state_dict", "model", "ema", ...),
+    perhaps with prefixes ("module.", "model.", "_orig_mod.", ...) or a head of another number of classes. What was chosen
+    or left out is logged. `FILE.json` beside the file, when there, is its card.
+
+    weights_key: which state dict of the file is meant, as "model_ema" or "model.state_dict"; "FILE#KEY" says it, too.
+    Raises IntrafusionError in one line when the name, file or download does not work.
     """
+    weights = keyed(weights, weights_key)
     source = sources.of(name)
     if weights == "random":
         model, card = source.blank(name, {})
@@ -100,7 +108,9 @@ def load_model(
         model, card = source.open_model(name, weights, progress)
     model.card = replace(card, name=name)
     check_finite(model.named_modules())
-    return model.eval().requires_grad_(True).to(_device(device))
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model.eval().to(_device(device))
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from intrafusion.cards import ModelCard, check_card
 from intrafusion.download import Progress
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.weights import read_state
-from intrafusion.zoo.files import filled
+from intrafusion.weights import located
+from intrafusion.zoo.files import open_file
 
 MARK = ":"
 _USUAL = (
@@ -59,8 +59,8 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
     model, card = blank(name, {})
     if weights is None:
         return model, card
-    path = Path(os.path.expanduser(weights))
-    return filled(model, replace(card, source=str(path)), read_state(path), path)
+    path, key = located(weights)
+    return open_file(path, lambda state: (model, replace(card, source=str(path))), key)
 
 
 def is_local(name: str) -> bool:
@@ -94,12 +94,29 @@ def _made(name: str) -> tuple[nn.Module, ModelCard, list[str]]:
         raise IntrafusionError(
             f"{name}() gave a {type(model).__name__}: a factory takes nothing and gives an nn.Module"
         )
-    model.eval()
+    model = _plain(name, model)
     model.code = _code_of(module)  # type: ignore[assignment]
     given = getattr(model, "card", None)
     if isinstance(given, ModelCard):
+        _tried(name, model, given.input_size)
         return model, given, []
     return (model, *_card(name, model, given if isinstance(given, Mapping) else getattr(module, "CARD", {})))
+
+
+def _plain(name: str, model: nn.Module) -> nn.Module:
+    """The network in eval mode and in float32, as it was before torch.compile."""
+    while isinstance(before := getattr(model, "_orig_mod", None), nn.Module):
+        model = before
+    if isinstance(model, torch.jit.ScriptModule):
+        raise IntrafusionError(
+            f"{name}() gave a scripted network, whose layers cannot be cut: let it give the nn.Module that was scripted"
+        )
+    kinds = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()} - {
+        torch.float32
+    }
+    if kinds:
+        _log.warning("%s is in %s: converted to float32", name, ", ".join(sorted(str(kind)[6:] for kind in kinds)))
+    return model.float().eval() if kinds else model.eval()
 
 
 def _code_of(module: ModuleType) -> str:
@@ -143,7 +160,7 @@ def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCa
         check_card(card)
     except (ValueError, TypeError) as error:
         raise IntrafusionError(f"CARD of {name} makes no sense: {error}") from error
-    said = {"input_size": f"images {'x'.join(map(str, size))}", "mean": "no normalisation but pixels from 0 to 1"}
+    said = {"input_size": f"images {_by(size)}", "mean": "no normalisation but pixels from 0 to 1"}
     guessed = [text for key, text in said.items() if key not in told]
     return card, guessed and [
         *guessed,
@@ -152,28 +169,53 @@ def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCa
 
 
 def _tried(name: str, model: nn.Module, told: Any) -> tuple[tuple[int, int, int], int]:
-    """The size of images that the network takes, and the number of its logits."""
-    if told is not None:
-        try:
-            channels, height, width = map(int, told)
-            sizes = [(channels, height, width)]
-        except (TypeError, ValueError) as error:
-            raise IntrafusionError(f"input_size of {name} must be (channels, height, width), not {told!r}") from error
-    else:
-        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
-        sizes = [size for size in _USUAL if not isinstance(first, nn.Conv2d) or first.in_channels == size[0]]
+    """The size of images that the network takes, and the number of its logits. told: the size that its card says, or None."""
+    sizes = _usual(model) if told is None else [_size(name, told)]
     why = "none has as many channels as its first layer reads"
     for size in sizes:
         try:
             with torch.inference_mode():
-                logits = model(torch.zeros(2, *size))
+                out = model(torch.zeros(2, *size))
         except Exception as error:  # a user's forward can fail in any way
-            why = one_line(error)
+            why = f"{_by(size)}: {one_line(error)}"
             continue
-        if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 2:
-            return size, logits.shape[1]
-        gives = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        why = f"it gives {gives}, not logits (images, classes)"
-    raise IntrafusionError(
-        f"{name} takes images of no size that was tried ({why}): set CARD = {{'input_size': (C, H, W)}} in its module"
-    )
+        if not isinstance(out, Tensor):
+            raise IntrafusionError(f"{name} gives {_described(out)}")
+        if out.ndim == 2 and len(out) == 2:
+            return size, out.shape[1]
+        why = f"of 2 images {_by(size)} it makes {tuple(out.shape)}, not logits (images, classes)"
+    advice = "set CARD = {'input_size': (C, H, W)} in its module"
+    if told is not None:
+        advice = "its card says that size, so correct one or the other"
+    raise IntrafusionError(f"{name} takes images of no size that was tried ({why}): {advice}")
+
+
+def _by(size: tuple[int, int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _usual(model: nn.Module) -> list[tuple[int, int, int]]:
+    """Usual sizes of images with as many channels as the first layer reads."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    return [size for size in _USUAL if not isinstance(first, nn.Conv2d) or first.in_channels == size[0]]
+
+
+def _size(name: str, told: Any) -> tuple[int, int, int]:
+    try:
+        channels, height, width = map(int, told)
+        return channels, height, width
+    except (TypeError, ValueError) as error:
+        raise IntrafusionError(f"input_size of {name} must be (channels, height, width), not {told!r}") from error
+
+
+def _described(out: Any) -> str:
+    """What a forward gave that is no tensor, and what its network should be wrapped in."""
+    if isinstance(out, Mapping):
+        parts = {f"out[{key!r}]": value for key, value in out.items()}
+    elif isinstance(out, list | tuple) and not hasattr(out, "_fields"):
+        parts = {f"out[{place}]": value for place, value in enumerate(out)}
+    else:
+        parts = {f"out.{key}": getattr(out, key) for key in getattr(out, "_fields", getattr(out, "__dict__", {}))}
+    logits = [part for part, value in parts.items() if isinstance(value, Tensor) and value.ndim == 2]
+    best = next((part for part in logits if "logits" in part), logits[0] if logits else "its logits")
+    return f"a {type(out).__name__}, and must return one tensor of logits: wrap it in a module that returns {best}"

@@ -1,7 +1,6 @@
 """torchvision's ImageNet classifiers, as "imagenet/NAME"."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from intrafusion.cards import ModelCard
 from intrafusion.download import Progress, fetch
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
-from intrafusion.weights import read_state
-from intrafusion.zoo.files import filled
+from intrafusion.weights import located
+from intrafusion.zoo.files import open_file
 
 PREFIX = "imagenet/"
+CLASSES = 1000
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -61,11 +61,13 @@ def published(name: str, weights: str | Path | None = None) -> tuple[str, Path, 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     """The model and its card; weights: None for torchvision's default, a member of the model's enum, or a file."""
     known = weights is None or is_member(name, str(weights))
-    path = fetch(*published(name, weights), progress) if known else Path(os.path.expanduser(str(weights)))
-    state = {key: value for key, value in read_state(path).items() if not key.startswith(_AUXILIARY)}
-    model, drawn = blank(name, state)
-    found = card(name, member(name, weights)) if known else replace(drawn, source=str(path))
-    return filled(model, found, state, path)
+    path, key = (fetch(*published(name, weights), progress), None) if known else located(str(weights))
+
+    def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+        model, drawn = blank(name, state)
+        return model, card(name, member(name, weights)) if known else replace(drawn, source=str(path))
+
+    return open_file(path, make, key, unused=_AUXILIARY, heads=True)
 
 
 def is_local(name: str) -> bool:
@@ -105,6 +107,6 @@ def card(name: str, weights: Any) -> ModelCard:
     preset = weights.transforms()
     crop, accuracy = preset.crop_size[0], weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
     return ModelCard(
-        name, tuple(preset.mean), tuple(preset.std), (3, crop, crop), 1000, "imagenet", f"torchvision {weights}",
+        name, tuple(preset.mean), tuple(preset.std), (3, crop, crop), CLASSES, "imagenet", f"torchvision {weights}",
         accuracy, "BSD-3-Clause",
     )  # fmt: skip

@@ -12,9 +12,9 @@ from intrafusion.download import Progress
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name, save_network
-from intrafusion.weights import canonical, read_state
+from intrafusion.weights import cifar, located, plain
 from intrafusion.zoo import ours, sources
-from intrafusion.zoo.files import filled
+from intrafusion.zoo.files import open_file
 
 PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")
@@ -94,14 +94,16 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
         model, card = _program(name)
         if weights is None:
             return model, card
-        path = Path(weights).expanduser()
-        return filled(model, replace(card, source=str(path)), read_state(path), path)
-    path = _found(name)[0] if weights is None else Path(weights).expanduser()
-    state = read_state(path)
-    if sources.of(architecture(name)) is ours:
-        state = canonical(state)
-    model, card = blank(name, state)
-    return filled(model, replace(card, name=name), state, path)
+        path, key = located(weights)
+        return open_file(path, lambda state: (model, replace(card, source=str(path))), key)
+    path, key = (_found(name)[0], None) if weights is None else located(weights)
+
+    def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+        model, card = blank(name, state)
+        return model, replace(card, name=name)
+
+    of_ours = sources.of(architecture(name)) is ours
+    return open_file(path, make, key, cifar if of_ours else plain, heads=True)
 
 
 def is_local(name: str) -> bool:
@@ -114,6 +116,12 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "dataset": card.dataset, "weights": "kept", "accuracy": card.accuracy, "summary": f"{what}, kept on this machine",
     }  # fmt: skip
+
+
+def told(name: str) -> list[str]:
+    """What a person should know of a kept network's weights: what was chosen or left out of their file."""
+    lines = _found(name)[1].details.get("told", [])
+    return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
 
 
 def _program(name: str) -> tuple[nn.Module, ModelCard]:

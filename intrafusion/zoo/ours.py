@@ -1,6 +1,5 @@
 """Our own architectures: embedded weights, CIFAR releases, or a local file."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from intrafusion.cards import ModelCard, read_card
 from intrafusion.download import Progress, fetch
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import ASSETS, home
-from intrafusion.weights import canonical, read_state
+from intrafusion.weights import cifar, located
 from intrafusion.zoo.architectures import ARCHITECTURES
-from intrafusion.zoo.files import filled
+from intrafusion.zoo.files import open_file
 
 _CHENYAOFO = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download"
 # the normalisation chenyaofo's weights were trained with: CIFAR-10's deviations are a well-known misprint, so keep it
@@ -82,9 +81,9 @@ def published(name: str) -> tuple[str, Path, str]:
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     """The model and its card; weights: None for those that come with the name, or a file."""
     check(name)
-    card = ARCHITECTURES[name].card
+    card, key = ARCHITECTURES[name].card, None
     if weights is not None:
-        path = Path(os.path.expanduser(weights))
+        path, key = located(weights)
         card = replace(card, source=str(path))
     elif embedded(name):
         path = ASSETS / f"{name}.safetensors"
@@ -92,8 +91,7 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
         path = fetch(*published(name), progress)
         mean, std = _RELEASE_STATS[card.dataset]
         card = replace(card, mean=mean, std=std, source="chenyaofo/pytorch-cifar-models", licence="BSD-3-Clause")
-    state = canonical(read_state(path))
-    return filled(blank(name, state)[0], card, state, path)
+    return open_file(path, lambda state: (blank(name, state)[0], card), key, cifar, heads=True)
 
 
 def is_local(name: str) -> bool:

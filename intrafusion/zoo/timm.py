@@ -1,6 +1,5 @@
 """timm's classifiers, as "timm/NAME": an optional extra. Their weights come from local files or, by timm, from its hub."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from intrafusion.cards import ModelCard
+from intrafusion.cards import ModelCard, unnamed
 from intrafusion.download import Progress, fetch
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.places import home
-from intrafusion.weights import read_state
-from intrafusion.zoo.files import filled
+from intrafusion.weights import located
+from intrafusion.zoo.files import open_file
 
 PREFIX = "timm/"
 _HUB = "https://huggingface.co"
@@ -52,14 +51,18 @@ def published(name: str) -> tuple[str, Path, str]:
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     """The model and its card; weights: None for those that timm publishes, or a file."""
-    model, card = blank(name, {})
     if weights is None:
-        path = fetch(*published(name), progress)
-        card = replace(card, source=f"timm {path.stem}")
+        path, key = fetch(*published(name), progress), None
+        source = f"timm {path.stem}"
     else:
-        path = Path(os.path.expanduser(weights))
-        card = replace(card, source=str(path))
-    return filled(model, card, read_state(path), path)
+        path, key = located(weights)
+        source = str(path)
+
+    def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+        model, card = blank(name, state)
+        return model, replace(card, source=source)
+
+    return open_file(path, make, key, heads=True)
 
 
 def is_local(name: str) -> bool:
@@ -88,7 +91,7 @@ def _short(name: str) -> str:
 def _card(name: str, about: Mapping[str, Any]) -> ModelCard:
     """The card of a timm model, read from its own configuration."""
     classes = int(about["num_classes"])
-    data = "imagenet" if classes == 1000 else f"{classes} classes"
+    data = "imagenet" if classes == 1000 else unnamed(classes)
     return ModelCard(
         name, tuple(about["mean"]), tuple(about["std"]), tuple(about["input_size"]), classes, data,
         licence=str(about.get("license") or ""),

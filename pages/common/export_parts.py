@@ -35,9 +35,11 @@ def controls(here: Here) -> PruneSpec:
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
     percent = grid.slider("Sparsity", 5, 95, 30, 5, format="%d %%", key="sparsity", bind=BIND)
     merge = grid.selectbox(
-        "Merge", merges, index=merges.index("fusion"), key="export_merge", bind=BIND, help=_help("merge")
+        "Merge", merges, index=merges.index("fusion"), key="export_merge", bind=BIND, help=parts.methods_help("merge")
     )
-    recovery = grid.selectbox("Recovery", recoveries, key="export_recovery", bind=BIND, help=_help("recovery"))
+    recovery = grid.selectbox(
+        "Recovery", recoveries, key="export_recovery", bind=BIND, help=parts.methods_help("recovery")
+    )
     scope = grid.segmented_control(
         "Prune", ["all groups", "this group"], default="all groups", required=True, key="export_scope", bind=BIND
     )
@@ -60,10 +62,6 @@ def controls(here: Here) -> PruneSpec:
     if unknown:
         raise IntrafusionError(f"no group {min(unknown)!r} can be pruned here: see the groups in the sidebar")
     return spec.but(groups=tuple(shares), sparsities=tuple(shares.values())) if shares else spec
-
-
-def _help(kind: str) -> str:
-    return "\n".join(f"- **{entry.name}**: {entry.summary}" for entry in registry(kind).values())
 
 
 def shares_of(text: str) -> dict[str, float]:

@@ -55,7 +55,7 @@ def default_criteria(dataset: str) -> list[str]:
 def about(criterion: str) -> None:
     """What a criterion needs and where it comes from; its formula one click away."""
     entry = registry("criterion")[criterion]
-    rebuilt = " :orange-badge[reconstructed]" if "reconstruct" in entry.summary else ""
+    rebuilt = " :orange-badge[reconstructed]" if entry.reconstructed else ""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"Needs {NEEDS[entry.needs]}. {entry.paper}{rebuilt}", width="stretch")
         with st.popover("Formula", icon=":material/function:"):
@@ -65,7 +65,7 @@ def about(criterion: str) -> None:
 def formulas(criteria: Iterable[str]) -> None:
     """What each criterion computes, and the symbols."""
     for name in criteria:
-        st.markdown(f"**{name}**: {registry('criterion')[name].summary}")
+        st.markdown(f"**{name}**: {registry('criterion')[name].told}")
         st.latex(FORMULAS[name])
     st.caption(_SYMBOLS)
 
@@ -187,7 +187,7 @@ def agreement_table(comparison: Comparison, scores: dict[str, Scores]) -> pd.Dat
             f"rank correlation with {main}": f"{rho:.2f}".replace("-", "−") if np.isfinite(rho) else "no ranking",
             f"kept in common with {main}": f"{comparison.shared(0, index)} of {comparison.k}, {comparison.overlap[0, index]:.0%}",
             "paper": entry.paper,
-            "what it scores": entry.summary,
+            "what it scores": entry.told,
         })  # fmt: skip
     return pd.DataFrame(rows)
 

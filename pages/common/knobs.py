@@ -1,11 +1,13 @@
 """The transport knobs as widgets, once for a page or twice to compare two settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from intrafusion import registry
 from intrafusion.geometry import ANCHORS, COSTS
+from intrafusion.merge.folding import FOLD_NORMS
 from intrafusion.transport import MARGINALS, NORMALISATIONS
 from pages.common.shell import BIND
 
@@ -23,11 +25,16 @@ _STRENGTHS: dict[str, tuple[str, str, float, float, float]] = {  # solver -> fie
 }
 FORMULAS = r"""M_{ij} = \lVert x_i / \lVert x_i \rVert_2 - x_{t_j} / \lVert x_{t_j} \rVert_2 \rVert_p \qquad
 G = \arg\min_{G \mathbf 1 = a,\ G^\top \mathbf 1 = b} \langle G, M \rangle \qquad T = G^\top \mathrm{diag}(1/a)"""
-KEYS = ("cost", "distance", "bias", "anchors", "source", "target", "solver", "reg", "reg_m", "mass", "normalise")
+KEYS = (
+    "cost", "distance", "bias", "anchors", "source", "target", "solver", "reg", "reg_m", "mass", "normalise", "fold_norms",
+)  # fmt: skip
 
 
-def transport_knobs(prefix: str = "", cost: str = "weights") -> dict[str, Any]:
-    """Draw the knobs; the spec's fields that they set. prefix: of the widgets' keys. cost: the default."""
+def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[str] = ()) -> dict[str, Any]:
+    """Draw the knobs; the spec's fields that they set. prefix: of the widgets' keys. cost: the default.
+
+    merges: that the page has chosen; what they alone read is drawn, too.
+    """
 
     def key(name: str) -> dict[str, Any]:
         return {"key": prefix + name, "bind": BIND}
@@ -69,8 +76,14 @@ def transport_knobs(prefix: str = "", cost: str = "weights") -> dict[str, Any]:
             "Normalise by", NORMALISATIONS, **key("normalise"),
             help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",
         )  # fmt: skip
+    own = {}
+    if any("fold_norms" in registry("merge")[merge].knobs for merge in merges):
+        own["fold_norms"] = left.selectbox(
+            "BatchNorm in folding", FOLD_NORMS, **key("fold_norms"),
+            help="none: k-means sees weights alone. columns: BatchNorm's scale and inverse deviation, too.",
+        )  # fmt: skip
     distance, p = _DISTANCES[name]
     return {
         "cost": chosen, "distance": distance, "p": p, "bias": bool(bias) and chosen == "weights", "source": source,
-        "target": target, "anchors": anchors, "solver": solver, "normalise": normalise, **strength,
+        "target": target, "anchors": anchors, "solver": solver, "normalise": normalise, **strength, **own,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from intrafusion.train.spec import ALIGNED, TrainSpec
 from intrafusion.train.subnetwork import WEIGHTS
 from intrafusion.train.task import Step
 from intrafusion.zoo import architecture_of
-from pages.common import queue, shell, telling
+from pages.common import parts, queue, shell, telling
 from pages.common.shell import BIND, Here
 
 _KNOBS = (
@@ -39,7 +39,7 @@ def controls(here: Here) -> TrainSpec:
     row = st.container(horizontal=True, vertical_alignment="bottom")
     method = row.selectbox(
         "Method", list(TRAINERS), index=list(TRAINERS).index("sdprun"), key="method", bind=BIND, width=260,
-        help="\n".join(f"- **{entry.name}**: {entry.summary}" for entry in TRAINERS.values()),
+        help=parts.methods_help("trainer"),
     )  # fmt: skip
     given: dict[str, Any] = {"epochs": _number(row, "epochs", "Epochs", 20.0, 0.1, 1000.0, 5.0, width=130)}
     given["seed"] = _number(row, "seed", "Seed", 0, 0, 9999, 1, width=110)
@@ -237,9 +237,16 @@ def keeping(found: LabRun) -> None:
 
 def chosen(model: str) -> tuple[list[LabRun], list[str]]:
     """The runs to compare, and a name for each that says what sets it apart."""
-    found = {one.spec: one for one in runs() if one.spec.model == model and not one.spec.part}
-    names = names_of(list(found))
-    by_name = dict(zip(names, found.values(), strict=True))
+    newest: dict[tuple[TrainSpec, bool], LabRun] = {}
+    for one in runs():
+        if one.spec.model == model and not one.spec.part:
+            newest.setdefault((one.spec, one.older), one)
+    found = list(newest.values())
+    names = [
+        f"{name}, by another version of the code" if one.older else name
+        for name, one in zip(names_of([one.spec for one in found]), found, strict=True)
+    ]
+    by_name = dict(zip(names, found, strict=True))
     if not by_name:
         return [], []
     picked = st.multiselect("Runs", list(by_name), default=list(by_name)[:_MOST_COMPARED])

@@ -12,12 +12,14 @@ import streamlit as st
 from intrafusion import IntrafusionError
 from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
+from intrafusion.arrays import LAYOUTS, Reading
+from intrafusion.checkpoints import SUFFIXES
 from intrafusion.data import DATASETS, OWN, kept_data
 from intrafusion.log import event
 from intrafusion.own import remove, safe_name, take_data, take_program, take_weights
 from intrafusion.own.images import PICTURES, SIDE, splits
 from intrafusion.own.place import IMAGES, NETWORKS
-from intrafusion.zoo import describe, kept_names, model_names
+from intrafusion.zoo import describe, kept_names, kept_told, model_names
 from pages.common import parts, telling
 from pages.common.shell import Here
 
@@ -65,15 +67,15 @@ def program() -> None:
 def weights(here: Here) -> None:
     """Upload weights of an architecture that is known here."""
     st.subheader("Weights of a known architecture")
-    st.caption(f"A state dict in `.safetensors`, `.pt`, `.pth` or `.th`. {_bound()}")
+    st.caption(f"A state dict, perhaps wrapped, in {', '.join(f'`{end}`' for end in SUFFIXES)}. {_bound()}")
     file = st.file_uploader(
         "Weights",
-        type=["safetensors", "pt", "pth", "th"],
+        type=[end[1:] for end in SUFFIXES],
         key="own_weights",
         label_visibility="collapsed",
         max_upload_size=_most(),
     )
-    row = st.columns(2)
+    row = st.columns(3)
     name = row[0].text_input(
         "Name", _proposed(file), key=f"own_weights_name {_proposed(file)}", placeholder="my-weights"
     )
@@ -84,14 +86,22 @@ def weights(here: Here) -> None:
         index=known.index(here.spec.model) if here.spec.model in known else 0,
         key="own_weights_model",
     )
-    _button("weights", [file] if file else [], lambda paths: take_weights(paths[0], model, name.strip()), "model")
+    which = row[2].text_input(
+        "Weights key", key="own_weights_key", placeholder="the plain ones",
+        help="Which weights of the file, where it has several, as `model_ema` or `model.state_dict`.",
+    )  # fmt: skip
+
+    def take(paths: Sequence[Path]) -> str:
+        return take_weights(paths[0], model, name.strip(), which.strip() or None)
+
+    _button("weights", [file] if file else [], take, "model")
 
 
 def images() -> None:
     """Upload labelled images."""
     st.subheader("Labelled images")
     st.caption(
-        f"An `.npz` with `images` (uint8, N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
+        f"An `.npz` with `images` (N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
         "two of them, `x_train.npz` and `x_test.npz`; or a `.zip` with a folder of pictures a class, perhaps below `train` and "
         f"`test` (at most {PICTURES:,} pictures). {_bound()} Unpacked, at most {UNPACKED // MIB:,} MiB."
     )
@@ -106,14 +116,36 @@ def images() -> None:
     proposed = _proposed(files[0] if files else None)
     name = st.text_input("Name", proposed, key=f"own_images_name {proposed}", placeholder="my-images")
 
+    with st.expander("Arrays that may be read in several ways", icon=":material/tune:"):
+        row = st.columns(2)
+        layout = row[0].selectbox(
+            "Layout", LAYOUTS, index=None, key="own_images_layout", placeholder="as the shape says",
+            help="Channels last (nhwc) or first (nchw), where the shape leaves it open.",
+        )  # fmt: skip
+        span = row[1].text_input(
+            "Range", key="own_images_range", placeholder="as the numbers say",
+            help="The values of black and of white, as 0, 16, where the numbers leave it open.",
+        )  # fmt: skip
+
     def take(paths: Sequence[Path]) -> str:
-        bar = st.progress(0.0, "Reading")
+        bar, notes = st.progress(0.0, "Reading"), []
         try:
-            return take_data(paths, name.strip(), lambda done, total: _tell(bar, done, total))
+            kept = take_data(
+                paths, name.strip(), lambda done, total: _tell(bar, done, total), _reading(layout, span), notes.append
+            )
+            st.session_state.own_notes = notes
+            return kept
         finally:
             bar.empty()
 
     _button("images", files, take, "data")
+
+
+def _reading(layout: str | None, span: str) -> Reading:
+    values = _numbers("range", span)
+    if values is not None and len(values) != 2:
+        raise IntrafusionError(f"a range is two numbers, the values of black and of white, not {span[:60]!r}")
+    return Reading(layout, None if values is None else (values[0], values[1]))
 
 
 def _tell(bar: Any, done: int, total: int) -> None:
@@ -178,6 +210,9 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
     if name is None or name not in (kept_names() if opens == "model" else kept_data()):
         return
     st.success(f"Kept as **{name}**.", icon=":material/check:")
+    told = kept_told(name) if opens == "model" else st.session_state.get("own_notes", ()) if what == "images" else ()
+    for line in told:
+        telling.info(line)
     if st.session_state.get(opens) != name:
         label = "Open it" if opens == "model" else "Use these images"
         st.button(label, key=f"own_{what}_open", icon=":material/arrow_back:", on_click=_choose, args=(opens, name))

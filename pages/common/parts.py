@@ -42,12 +42,17 @@ def _pick(key: str) -> None:
         st.session_state.channel = int(channel[0] if isinstance(channel, list | tuple) else channel)
 
 
+def methods_help(kind: str) -> str:
+    """What each method of a registry does, a line each."""
+    return "\n".join(f"- **{entry.name}**: {entry.told}" for entry in registry(kind).values())
+
+
 def criterion_control() -> str:
     entries = registry("criterion")
     name = st.selectbox(
         "Importance criterion", list(entries), index=list(entries).index("l1"), key="criterion", bind=BIND
     )
-    st.caption(entries[name].summary)
+    st.caption(entries[name].told)
     return name
 
 

@@ -33,7 +33,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     entries = registry("merge")
     merge = grid.selectbox(
         "Merge", list(entries), index=list(entries).index("fusion"), key="recovery_merge", bind=BIND,
-        help="\n".join(f"- **{entry.name}**: {entry.summary}" for entry in entries.values()),
+        help=parts.methods_help("merge"),
     )  # fmt: skip
     names = list(registry("criterion"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
@@ -45,7 +45,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     norms = any(layer.norm for group in here.bench.groups for layer in group.layers)
     methods = row.multiselect(
         "Recoveries", list(registry("recovery")), default=_DEFAULT if norms else _DEFAULT_PLAIN, key="methods", bind=BIND,
-        width="stretch", help="\n".join(f"- **{e.name}**: {e.summary}" for e in registry("recovery").values()),
+        width="stretch", help=parts.methods_help("recovery"),
     )  # fmt: skip
     seeds = row.segmented_control(
         "Seeds",
@@ -171,7 +171,7 @@ def answer(rows: Sequence[Row], methods: Sequence[str], bench: Bench, known: dic
     st.dataframe(
         columns.astype(str), hide_index=True, column_config={"recovery": st.column_config.TextColumn(width=120)}
     )
-    if any("reconstructed" in registry("recovery")[row.recovery].summary for row in rows):
+    if any(registry("recovery")[row.recovery].reconstructed for row in rows):
         st.caption(
             "Over-parameterization is :orange-badge[reconstructed]: the paper's own ratio and schedule are unknown."
         )

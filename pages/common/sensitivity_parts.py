@@ -1,6 +1,6 @@
 """Pieces of the Sensitivity page: how a study runs, its heatmaps, the chosen cell, and what to compare it with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from intrafusion.pairs import Paired, paired
 from intrafusion.precision import PRECISIONS, has_bf16
 from intrafusion.run import Result
 from intrafusion.sensitivity import Matrix, difference, matrix
-from intrafusion.spec import PLAN_KNOBS
+from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS
 from intrafusion.store import Store, StudyRow
 from intrafusion.study import Study
 from intrafusion.sweep import sweep
@@ -57,7 +57,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
         middle.caption("Fast needs a device with bfloat16.")
     decide = middle.toggle(
         "Stop at what is decided", key="decide", bind=BIND, disabled=not several,
-        help="Looks no further at a cell once the merges differ for sure on the same images (McNemar's 95 % interval, corrected for the number of looks).",
+        help="Looks no further at a cell once the merges differ for sure on the same images (the 95 % interval of paired proportions by Agresti and Min, corrected for the number of looks).",
     )  # fmt: skip
     if not several:
         middle.caption("One merge alone leaves nothing to decide.")
@@ -87,7 +87,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
 def automatic_name(base: PruneSpec) -> str:
     """A study's name after what its points share: model, weights, criterion, and what else is not as usual."""
     model = f"{base.model} ({Path(base.weights).stem})" if base.weights else base.model
-    unusual = [n for n in (*PLAN_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
+    unusual = [n for n in (*PLAN_KNOBS, *MERGE_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
     return ", ".join([f"{model} {base.criterion}", *(f"{n} {getattr(base, n)}" for n in unusual)])
 
 
@@ -210,12 +210,23 @@ def comparison(
         return
     merge = right.selectbox("Merge", list(made), key="compared_merge", bind=BIND, index=len(made) - 1)
     try:
-        theirs = [result for result in kept.results(other) if result.spec.merge == merge]
+        theirs = newest(result for result in kept.results(other) if result.spec.merge == merge)
         ours = made[merge]
         both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
+        if any(result.older_code for result in theirs):
+            st.caption(f"Results of “{other}” are of another version of the code: run it again to compare alike.")
         clickable(compare_studies(both, (study.name, other), place, shell.is_dark()), "compare")
     except IntrafusionError as error:
         telling.warning(error)
+
+
+def newest(results: Iterable[Result]) -> list[Result]:
+    """One result of each point: this code's, where there is one."""
+    found: dict[PruneSpec, Result] = {}
+    for result in results:
+        if result.spec not in found or found[result.spec].older_code:
+            found[result.spec] = result
+    return list(found.values())
 
 
 def _model(row: StudyRow) -> str | None:

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _began = time.monotonic()
 _health: dict[str, Any] = {"status": "starting"}
@@ -139,6 +140,13 @@ def _tell_less() -> None:
 async def _tell_health(request: Request) -> JSONResponse:
     status = 200 if _health["status"] == "ready" else 503
     return JSONResponse(dict(_health), status, {"Cache-Control": "no-store"})
+
+
+def answer_errors() -> None:
+    """Let `sorry` answer what goes wrong in this run of a script, also where it is not `st.App` that runs it."""
+    context = get_script_run_ctx()
+    if context is not None and context.on_script_error is None:
+        context.on_script_error = sorry
 
 
 def sorry(error: Exception) -> bool:

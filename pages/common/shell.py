@@ -19,6 +19,7 @@ from intrafusion.data import KEPT, OWN, kept_data
 from intrafusion.importance import needs_images
 from intrafusion.jobs import Job, Jobs
 from intrafusion.places import home
+from intrafusion.weights import located
 from intrafusion.zoo import (
     dataset_of,
     describe,
@@ -148,6 +149,9 @@ def choose(controls: DeltaGenerator) -> Here:
         raise Enough
     check_size(name, weight_bytes(name))
     opened = bench(name, weights, device)
+    with controls:
+        for line in opened.card.details.get("told", ()) if weights else ():
+            telling.info(line)
     group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
     return Here(opened, group, spec, device)
@@ -162,7 +166,7 @@ def _files(model: str) -> tuple[str | None, str | None]:
             key="weights",
             bind=BIND,
             placeholder="resnet20.th" if has_files else "random",
-            help="Leave empty for the model's own.",
+            help="Leave empty for the model's own. `FILE#KEY` names one of several in a file, as `last.ckpt#model_ema`.",
         )
         data_path = st.query_params.get("data_path", "")  # of a link to a server whose files stay closed
         if has_files:
@@ -173,6 +177,7 @@ def _files(model: str) -> tuple[str | None, str | None]:
     weights, data_path = weights.strip() or None, data_path.strip() or None
     if weights and not names_weights(model, weights):
         check_path("weights", weights)
+        check_path("weights", str(located(weights)[0]))
     check_path("data", data_path)
     return weights, data_path
 
@@ -274,14 +279,13 @@ def measuring(here: Here, limit: int | None) -> Bench | None:
     """The model with its images; where they are missing, says how to get them and returns None."""
     dataset, path = here.spec.dataset, here.spec.data_path
     try:
-        bench = measuring_bench(here, (*here.key(), dataset), path, limit)
-        bench.images()  # some must have labels
+        opened = measuring_bench(here, (*here.key(), dataset), path, limit)
     except IntrafusionError as error:
         offer_images(here, error)
         return None
-    if bench.data is not None and bench.data.note:
-        st.caption(f"{bench.data.note}.")
-    return bench
+    for note in opened.images().notes:
+        telling.info(note)
+    return opened
 
 
 def can_see(here: Here, spec: PruneSpec) -> bool:

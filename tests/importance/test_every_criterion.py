@@ -127,7 +127,7 @@ def test_entries_say_what_they_are():
         assert 10 <= len(entry.summary) <= 120
         assert entry.needs in ("nothing", "images", "labels")
         assert entry.paper or entry.name == "random"
-    assert "reconstructed from the abstract" in CRITERIA["relative"].summary
+    assert "reconstructed from the abstract" in CRITERIA["relative"].told
 
 
 def test_bad_requests_are_one_clear_line(networks):

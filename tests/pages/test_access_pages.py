@@ -60,6 +60,17 @@ class TestOthers:
         assert "**Weights**: weights w.safetensors" in text(app)
         assert str(tmp_path) not in text(app)
 
+    def test_a_key_of_weights_opens_no_other_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "open").mkdir()
+        secret = files.save_state(tmp_path / "secret.pt", {"ema": files.mlp_state()})
+        (tmp_path / "open" / "link.pt").symlink_to(secret)
+        secret.with_name("open").joinpath("w.pt").write_bytes(secret.read_bytes())
+        monkeypatch.setenv("INTRAFUSION_ROOTS", str(tmp_path / "open"))
+        refused = open_page("overview", model="digits-mlp", weights=f"{tmp_path / 'open' / 'link.pt'}#ema")
+        assert "cannot be opened" in refused.error[0].value
+        opened = open_page("overview", model="digits-mlp", weights=f"{tmp_path / 'open' / 'w.pt'}#ema")
+        assert not opened.error
+
     def test_what_they_compute_is_not_cancelled(self, jobs, monkeypatch):
         jobs.start("theirs", 3, Gate(), "curve of digits-vgg")
         app = open_page("overview")
@@ -147,6 +158,25 @@ class TestErrors:
         assert telling.reason(job) == (
             f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
         )
+
+    @pytest.mark.parametrize(
+        ("page", "place"),
+        [
+            ("importance", "intrafusion.bench.Bench.scores"), ("overview", "pages.common.queue.show"),
+            ("transport", "pages.common.shell.choose"), ("curves", "pages.common.studying.points"),
+        ],
+    )  # fmt: skip
+    def test_wherever_on_a_page_it_is_one_line_with_the_id(self, jobs, monkeypatch, unexpected, page, place):
+        monkeypatch.setattr(place, self._fail)
+        app = open_page(page, model="digits-mlp")
+        assert not app.exception
+        found = re.fullmatch(
+            r"Something went wrong \(id ([0-9a-f]{8})\)\. The details are in the server's log under this id\.",
+            app.error[-1].value,
+        )
+        assert found[1] == unexpected()[-1].fields["id"]
+        assert SECRET in str(unexpected()[-1].exc_info[1])
+        assert SECRET not in text(app)
 
     def test_the_log_tells_what_was_kept_and_what_was_refused(self, tmp_path, caplog):
         caplog.set_level("INFO", "intrafusion")

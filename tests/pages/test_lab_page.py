@@ -49,7 +49,11 @@ def test_every_method_shows_its_knobs_and_trains_nothing_unasked(method, jobs):
     assert jobs.queue() == []
     assert "Nothing is trained before you ask" in text(app)
     keys = {element.key for kind in (app.main.number_input, app.main.selectbox) for element in kind}
-    assert {f"lab_{knob}" for knob in TRAINERS[method].knobs} <= keys
+    entry = TRAINERS[method]
+    assert {f"lab_{knob}" for knob in entry.knobs} <= keys
+    assert entry.told in text(app)
+    assert entry.differs in text(app)
+    assert f"- **{method}**: {entry.told}" in app.main.selectbox(key="method").help
 
 
 def test_missing_images_can_be_fetched():

@@ -1,6 +1,7 @@
 import numpy as np
 import own_files as files
 import pytest
+import torch
 from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
@@ -44,6 +45,30 @@ def test_weights_are_uploaded_and_opened(tmp_path):
     assert "It is chosen in the sidebar" in text(app)
     app.switch_page("pages/overview.py").run()
     assert "**kept/My-weights-1** has" in text(app)
+
+
+def test_which_weights_of_a_file_and_what_was_left_out(tmp_path):
+    wrapped = {"model": {"x": torch.ones(3)}, "ema": files.mlp_state() | {"n_averaged": torch.tensor(3)}}
+    path = files.save_state(tmp_path / "run.pth.tar", wrapped)
+    app = open_own(model="digits-mlp")
+    app.text_input(key="own_weights_key").set_value("emo").run()
+    upload(app, "weights", path)
+    assert "choose one of model, ema" in app.error[0].value
+    app.text_input(key="own_weights_key").set_value(" ema ").run()
+    app.button(key="own_weights_take").click().run(timeout=120)
+    assert not app.exception
+    assert zoo.kept_names() == ["kept/run.pth"]
+    assert app.info[0].value == "left out, as they are no weights: n_averaged"
+
+
+def test_a_file_of_several_weights_in_the_sidebar(tmp_path):
+    path = files.save_state(tmp_path / "w.ckpt", {"model": files.mlp_state(), "ema": files.mlp_state()})
+    app = open_page("overview", model="digits-mlp", weights=f"{path}#ema")
+    assert not app.exception
+    assert f"{path}#ema" in next(code.value for code in app.code if "--weights" in code.value)
+    files.save_state(tmp_path / "x.ckpt", {"ema": files.mlp_state() | {"epoch": 3}})
+    app = open_page("overview", model="digits-mlp", weights=str(tmp_path / "x.ckpt"))
+    assert "left out, as they are no weights: epoch" in app.info[0].value
 
 
 def test_a_program_and_images_are_uploaded_and_used(tmp_path):
@@ -134,3 +159,27 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
     (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
     upload(open_own(), "weights", path)
     assert not (tmp_path / "mark").exists()
+
+
+def test_what_is_converted_is_told_and_what_is_ambiguous_is_settled_by_the_fields(tmp_path):
+    given = files.npz(tmp_path / "d.npz", images=files.PIXELS[:, :3, :3].repeat(3, 3), labels=files.LABELS[:, None])
+    app = upload(open_own(), "images", given)
+    assert "may have its channels first or last" in app.error[0].value
+    app.selectbox(key="own_images_layout").set_value("nchw").run()
+    app.text_input(key="own_images_range").set_value("0").run()
+    app.button(key="own_images_take").click().run()
+    assert "a range is two numbers" in app.error[0].value
+    app.text_input(key="own_images_range").set_value("0, 255").run()
+    app.button(key="own_images_take").click().run()
+    assert not app.exception
+    assert next(note.value for note in app.info if "d.npz" in note.value).endswith("labels (6, 1) are read as (6,)")
+    data = itf.load_data("kept/d")
+    assert np.array_equal(data.images.numpy(), files.PIXELS[:, :3, :3].repeat(3, 3))
+
+
+def test_what_was_passed_over_of_a_path_is_told_on_the_page(tmp_path):
+    path = files.npz(tmp_path / "x.npz", labels=files.LABELS[:, None])
+    take_program(files.export(files.network(), tmp_path / "net.pt2"), "net")
+    app = open_page("curves", model="kept/net", data_path=str(path))
+    assert not app.exception
+    assert any("labels (6, 1) are read as (6,)" in note.value for note in app.info), text(app)

@@ -146,6 +146,22 @@ def test_curves_take_the_transport_knobs():
     assert "--distance cosine" in text(app)
 
 
+@pytest.mark.parametrize(
+    ("page", "key"),
+    [("curves", "merges"), ("sensitivity", "study_merges"), ("recovery", "recovery_merge"), ("export", "export_merge")],
+)
+def test_what_folding_sees_of_norms_is_chosen_where_something_is_folded(page, key):
+    folds, drops = (
+        open_page(page, model="digits-mlp", fold_norms="columns", **{key: merge}) for merge in ("fold", "drop")
+    )
+    assert not folds.exception
+    assert not drops.exception
+    assert "--fold-norms columns" in text(folds)
+    assert "fold-norms" not in text(drops)
+    assert [box.label for box in folds.selectbox if box.key == "fold_norms"] == ["BatchNorm in folding"]
+    assert not [box for box in drops.selectbox if box.key == "fold_norms"]
+
+
 def test_curves_of_criteria_that_look_at_images_wait_to_be_asked():
     app = open_page("curves", criteria="taylor", sparsities="30")
     assert not app.exception

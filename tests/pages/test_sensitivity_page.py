@@ -17,6 +17,7 @@ from test_store import heard, lock_and_wait, process
 
 import intrafusion as itf
 from intrafusion import cluster, store_memory
+from intrafusion import store as stores
 from intrafusion.bench import Bench, open_bench
 from intrafusion.merge import drop, fusion
 from intrafusion.pace import checkpoint
@@ -406,6 +407,21 @@ class TestOtherStudies:
         app.selectbox(key="other_study").set_value("digits-mlp l1").run()
         assert not app.warning
         assert any(title.startswith("digits-mlp l2 is ahead of digits-mlp l1 in") for title in figures(app))
+
+    def test_results_of_other_code_are_said_to_be_and_measured_again(self, jobs, monkeypatch):
+        settled(open_sensitivity(**SMALL))
+        settled(open_sensitivity(**SMALL, criterion="l2"))
+        jobs._jobs.clear()
+        monkeypatch.setattr(stores, "code_version", lambda: "another")
+        app = settled(open_sensitivity(**SMALL, criterion="l2", other_study="digits-mlp l1"))
+        with Store() as store:
+            done = {row.name: (row.points, row.done, row.older) for row in store.studies()}
+        assert done == {"digits-mlp l2": (POINTS, POINTS, POINTS), "digits-mlp l1": (POINTS, 0, POINTS)}
+        assert "Results of “digits-mlp l1” are of another version of the code" in text(app)
+        settled(open_sensitivity(**SMALL))
+        app = settled(open_sensitivity(**SMALL, criterion="l2", other_study="digits-mlp l1"))
+        assert "another version of the code" not in text(app)
+        assert not app.warning
 
     def test_studies_of_other_networks_and_broken_ones_are_left_out(self):
         with Store() as store:

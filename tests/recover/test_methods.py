@@ -14,7 +14,7 @@ from intrafusion.recover import Facts, How, recover, recovering
 from intrafusion.recover.kept import read
 from intrafusion.recover.retrain import split
 from intrafusion.registry import RECOVERIES
-from intrafusion.train.loop import Moment
+from intrafusion.train.loop import Moment, _Run
 
 TRAINS = [name for name, entry in RECOVERIES.items() if entry.needs == "labels"]
 SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=None, training=400, epochs=3, rate=0.03)
@@ -141,6 +141,30 @@ class TestTraining:
         ]
         assert len({path, *map(bench.kept_path, others)}) == 6
         assert bench.kept_path(spec.but(limit=5)) == path
+
+    def test_what_other_code_trained_is_trained_again(self, bench, monkeypatch, tmp_path):
+        monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
+        spec, made = SPEC.but(recovery="perp-bias", rate=0.01), []
+        for version in ("one", "another", "one"):
+            monkeypatch.setattr("intrafusion.bench.code_version", lambda version=version: version)
+            made.append(bench.kept_path(spec).exists())
+            list(recovery(spec, bench, merged(spec, bench)))
+        assert made == [False, False, True]
+
+    @pytest.mark.parametrize(("other", "goes_on"), [("code_version", True), ("recovery_version", False)])
+    def test_what_was_stopped_goes_on_while_the_trainers_code_is_the_same(
+        self, bench, monkeypatch, tmp_path, other, goes_on
+    ):
+        monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
+        spec, steps, advance = SPEC.but(recovery="perp-bias", rate=0.01, epochs=8), [], _Run._advance
+        monkeypatch.setattr(_Run, "_advance", lambda run, device: steps.append(run.step) or advance(run, device))
+        told = recovery(spec, bench, merged(spec, bench))
+        last = [next(told) for _ in range(5)][-1].step
+        told.close()
+        monkeypatch.setattr(f"intrafusion.bench.{other}", lambda: "another")
+        steps.clear()
+        list(recovery(spec, bench, merged(spec, bench)))
+        assert steps[0] == (last if goes_on else 0)
 
     def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(self, bench, tmp_path):
         how, data = How(epochs=6, rate=None), bench.training(SPEC)

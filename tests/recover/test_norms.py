@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
+from intrafusion.merge.product import rows_of, weight_of
 from intrafusion.recover.lowrank import LowRank, add_low_rank, merge_low_rank
-from intrafusion.recover.norms import Normed, absorb_norms, insert_norms
+from intrafusion.recover.norms import Normed, absorb_norms, balance, insert_norms
 
 G = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(16, 3, 8, 8, generator=G) * 2 + 1
@@ -43,6 +45,77 @@ def test_the_norms_statistics_are_those_of_all_images():
     norm = model[0][1]
     torch.testing.assert_close(norm.bias, outputs.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_var, outputs.var((0, 2, 3), unbiased=False))
+
+
+KINDS = {
+    "linear on maps": (lambda: nn.Linear(3, 5), (4, 6, 5, 3)),
+    "linear on tokens": (lambda: nn.Linear(3, 5, bias=False), (4, 5, 3)),
+    "1-d": (lambda: nn.Conv1d(3, 5, 2), (4, 3, 6)),
+    "3-d": (lambda: nn.Conv3d(3, 5, 2), (4, 3, 3, 4, 5)),
+    "depthwise": (lambda: nn.Conv2d(3, 6, 2, groups=3), (4, 3, 6, 6)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 2, 2, groups=2), (4, 4, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_norms_of_every_kind_of_layer(name):
+    torch.manual_seed(0)
+    make, shape = KINDS[name]
+    model, x = nn.Sequential(make()).requires_grad_(False), torch.randn(shape) * 2 + 1
+    outputs = rows_of(model[0], model(x))
+    before = model(x)
+    insert_norms(model, ["0"], [x])
+    torch.testing.assert_close(model[0][1].bias, outputs.mean(0))
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.train()(x), before, rtol=0, atol=1e-3)  # whose batch has these statistics
+    model[0][1].weight.data *= torch.linspace(-1, 2, outputs.shape[1])
+    balance(model.eval())
+    filters = weight_of(model[0][0]).flatten(1).norm(dim=1)
+    assert float(filters.mean()) == pytest.approx(2**0.5, rel=1e-4)
+    trained = model(x)
+    absorb_norms(model)
+    assert isinstance(model[0], type(make()))
+    torch.testing.assert_close(model(x), trained, rtol=0, atol=1e-4)
+
+
+class Standardised(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight / self.weight.norm(), self.bias)
+
+
+def test_layers_that_could_not_take_a_norm_back_get_none():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), Standardised(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    model.again = model[3]  # a second name
+    model.forward = lambda x: nn.Sequential.forward(model[:5], x)
+    x = torch.randn(8, 4)
+    before = model(x)
+    insert_norms(model, [*"01234"], [x])
+    assert [isinstance(layer, Normed) for layer in model[:5]] == [False, False, False, True, True]
+    assert model.again is model[3]
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-4)
+    absorb_norms(model)
+    assert model.again is model[3]
+    assert isinstance(model.again, nn.Linear)
+
+
+def test_low_rank_changes_of_every_kind_of_layer():
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    for make, shape in KINDS.values():
+        model, x = nn.Sequential(make()), torch.randn(shape)
+        assert len(add_low_rank(model, 2)) == 2
+        for parameter in model.parameters():
+            parameter.data += 0.3
+        changed = model(x)
+        merge_low_rank(model)
+        assert type(model[0]) is type(make())
+        torch.testing.assert_close(model(x), changed)
+    twins = nn.ModuleList([shared, nn.Linear(6, 6), spectral_norm(nn.Linear(3, 3))])
+    twins[1].weight = shared.weight
+    kinds = [type(layer) for layer in twins]
+    assert add_low_rank(twins, 2) == []
+    assert [type(layer) for layer in merge_low_rank(twins)] == kinds
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -50,6 +50,18 @@ def test_stages_are_the_last_layers_of_each_size(name, names):
     assert stages(model, model.card.example())[: len(names)] == names
 
 
+def test_sizes_of_maps_behind_linear_layers_are_without_their_channels():
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.d(self.c(self.b(self.a(x).movedim(1, -1))).mean((1, 2)))
+
+    assert stages(Last(), torch.zeros(1, 3, 8, 8)) == ["c"]
+
+
 def test_watching_ends():
     model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     with watching(model, ["0"]) as seen:

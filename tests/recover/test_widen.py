@@ -21,7 +21,10 @@ LAYERS = {
     "depthwise": (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), IMAGES),
     "depthwise, two a channel": (lambda: nn.Conv2d(12, 24, 3, 2, groups=12), IMAGES),
     "grouped": (lambda: nn.Conv2d(12, 8, 3, padding=1, groups=4), IMAGES),
+    "1-d": (lambda: nn.Conv1d(12, 8, 3, 2, padding=1, groups=2), IMAGES.flatten(2)),
+    "3-d": (lambda: nn.Conv3d(12, 8, (1, 2, 3)), IMAGES[..., None, :] + torch.zeros(2, 1)),
     "linear": (lambda: nn.Linear(12, 7), ROWS),
+    "linear on maps": (lambda: nn.Linear(12, 7), IMAGES.movedim(1, -1)),
     "linear without bias": (lambda: nn.Linear(12, 7, bias=False), ROWS),
 }
 
@@ -105,3 +108,39 @@ def test_the_model_itself_stays():
 def test_a_ratio_that_narrows_is_refused(ratio):
     with pytest.raises(itf.IntrafusionError, match=r"^ratio must be a number of at least 1, not"):
         expand(nn.Linear(3, 3), ratio)
+
+
+class Halved(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+def test_what_cannot_be_a_product_of_three_is_left_alone():
+    twins = [nn.Linear(12, 12), nn.Linear(12, 12)]
+    twins[1].weight = twins[0].weight
+    model = nn.ModuleList([*twins, Halved(12, 12), nn.ConvTranspose2d(12, 12, 2), nn.Linear(12, 12)])
+    wide = expand(model)
+    assert [isinstance(layer, Widened) for layer in wide] == [False] * 4 + [True]
+    assert wide[0].weight is wide[1].weight
+
+
+def test_a_layer_with_two_names_is_one_layer():
+    model = nn.Module()
+    model.a = model.b = nn.Linear(12, 4)
+    wide = expand(model)
+    assert isinstance(wide.a, Widened)
+    assert wide.a is wide.b
+    small = contract(wide)
+    assert type(small.a) is nn.Linear
+    assert small.a is small.b
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weight_and_bias_are_the_layers(name):
+    """As a network that reads them itself finds them, and learns by them."""
+    layer, _ = made(name)
+    wide = expand(nn.Sequential(layer), 2)[0]
+    torch.testing.assert_close(wide.weight, layer.weight, rtol=0, atol=1e-5)
+    assert (wide.bias is None) == (layer.bias is None)
+    wide.weight.sum().backward()
+    assert all(factor.weight.grad is not None for factor in wide)

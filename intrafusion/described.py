@@ -1,0 +1,155 @@
+"""Values and networks in words that are the same in every process, wherever files and tensors lie."""
+
+import enum
+import functools
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+_LIBRARIES = {"captum", "intrafusion", "numpy", "scipy", "sklearn", "torch", "torchvision"}  # code that has a version
+_PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...), torch.dtype, torch.layout)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_OWN = {*vars(nn.Module()), "card"}  # attributes of every module: told in another way, or no matter
+_COUNTER = "num_batches_tracked"
+_CALLED = ("__call__", "__getattr__", "__getattribute__")
+_SHARED = (Tensor, nn.Module, FunctionType, CodeType, type)  # where two of these are one, that is told
+
+
+def described(value: Any) -> str:
+    """A value in words: equal only for values that compute the same.
+
+    Of a module these are its class, its parameters and buffers with their numbers, its other attributes, its hooks and its
+    children. Left out is what no result depends on: its mode, its device, which parameters want gradients, its card, and how
+    many batches a norm has seen. Functions and classes of libraries are told by name, others by their code, without comments
+    and places, and what it refers to.
+    """
+    return _Description().of(value)
+
+
+class _Description:
+    def __init__(self) -> None:
+        self.known: dict[int, int] = {}  # places of what was told before, by id
+        self.within: list[int] = []  # ids of what is being told
+
+    def of(self, value: Any) -> str:
+        if isinstance(value, enum.Enum):
+            return f"{_name(type(value))}.{value.name}"
+        if isinstance(value, _PLAIN):
+            return f"{type(value).__name__} {value!r}"
+        if isinstance(value, torch.device | torch.Generator):
+            return type(value).__name__
+        if isinstance(value, ModuleType):
+            return f"module {value.__name__}"
+        if id(value) in self.known:
+            return f"again {self.known[id(value)]}"
+        if id(value) in self.within:
+            return f"around {len(self.within) - self.within.index(id(value))}"
+        if isinstance(value, _SHARED):
+            self.known[id(value)] = len(self.known)
+        self.within.append(id(value))
+        parts = self._parts(value)
+        self.within.pop()
+        return f"{_name(type(value))}({parts})"
+
+    def _parts(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            return _numbers(value)
+        if isinstance(value, np.ndarray | np.generic):
+            return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        if isinstance(value, Mapping):
+            return self._all(part for item in value.items() for part in item)
+        if isinstance(value, set | frozenset):
+            return ", ".join(sorted(map(self.of, value)))
+        if isinstance(value, list | tuple):
+            return self._all(value)
+        if isinstance(value, CodeType):
+            return self._all((value.co_code, value.co_names, value.co_varnames, value.co_freevars, value.co_consts))
+        if isinstance(value, type):
+            return _name(value) if all(map(is_library, value.__mro__)) else self._class(value)
+        if isinstance(value, FunctionType):
+            return _name(value) if is_library(value) else self._function(value)
+        if isinstance(value, MethodType):
+            return self._all((value.__func__, value.__self__))
+        if isinstance(value, functools.partial):
+            return self._all((value.func, value.args, value.keywords))
+        if isinstance(value, staticmethod | classmethod):
+            return self.of(value.__func__)
+        if isinstance(value, property):
+            return self._all((value.fget, value.fset))
+        if isinstance(value, fx.Graph):
+            return str(value)
+        return self._object(value)
+
+    def _all(self, values: Any) -> str:
+        return ", ".join(map(self.of, values))
+
+    def _object(self, value: Any) -> str:
+        """Of a library's object nothing but its name, where it has one: what is in it may change from call to call."""
+        kind = type(value)
+        is_told = is_dataclass(value) or kind.__module__.startswith("torch.nn.utils") or not is_library(kind)
+        if isinstance(value, BuiltinFunctionType) or not hasattr(value, "__dict__") or not is_told:
+            return _name(value)
+        return self._all((kind, vars(value)))
+
+    def _module(self, module: nn.Module) -> str:
+        tensors = {**module._parameters, **{k: v for k, v in module._buffers.items() if k != _COUNTER}}
+        attributes = {name: value for name, value in sorted(vars(module).items()) if name not in _OWN}
+        hooks = [[*vars(module)[name].values()] for name in _HOOKS]
+        return self._all((type(module), tensors, attributes, hooks, dict(module._modules)))
+
+    def _class(self, kind: type) -> str:
+        """What a class of the user's own defines, in the order in which it looks things up."""
+        bases = [base for base in kind.__mro__[1:] if base is not object]
+        own = {name: value for name, value in vars(kind).items() if not name.startswith("__") or name in _CALLED}
+        return self._all((_name(kind), own, bases))
+
+    def _function(self, function: FunctionType) -> str:
+        """Its code, its defaults, and what it refers to outside of itself."""
+        names = sorted(_names(function.__code__))
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        used = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        for module in [one for one in used.values() if isinstance(one, ModuleType) and not is_library(one)]:
+            used |= {f"{module.__name__}.{name}": vars(module)[name] for name in names if name in vars(module)}
+        return self._all((function.__code__, function.__defaults__, function.__kwdefaults__, cells, used))
+
+
+def _numbers(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    raw = values.reshape(-1).view(torch.uint8).numpy().data
+    return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(raw).hexdigest()}"
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return {*code.co_names, *(name for one in inner for name in _names(one))}
+
+
+def _name(value: Any) -> str:
+    """A dotted name; that of its class where a value has none."""
+    if not hasattr(value, "__name__"):
+        value = type(value)
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value.__name__)}"
+
+
+def is_library(value: Any) -> bool:
+    """Whether a class, function or module is of Python, of this package or of a library whose version is known."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or "builtins"
+    top = name.partition(".")[0]
+    return top != "__main__" and (top in _LIBRARIES or top in sys.stdlib_module_names)
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,133 @@
+"""Which code a result is of: a digest of the modules and of the libraries that it depends on.
+
+A release's number says too little: results of a checkout outlive many changes between two releases.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, resolve_name
+from types import CodeType
+from typing import Any
+
+from intrafusion.described import described
+from intrafusion.errors import IntrafusionError
+
+_PACKAGE = __name__.partition(".")[0]
+LIBRARIES = ("captum", "numpy", "pot", "scikit-learn", "scipy", "torch", "torch-pruning", "torchvision")
+
+
+def code_version() -> str:
+    """SHA-256 (hex) of the code that measured points depend on: results of another one are never reused."""
+    return version_of(f"{_PACKAGE}.run")
+
+
+def recovery_version() -> str:
+    """The same of the code that a recovery depends on, from the dense network on: not of what measures or loads networks."""
+    return version_of(f"{_PACKAGE}.recover.kept")
+
+
+def lab_version() -> str:
+    """The same of the code that the runs of the training lab depend on."""
+    return version_of(f"{_PACKAGE}.train.lab")
+
+
+@cache
+def version_of(*roots: str) -> str:
+    """SHA-256 (hex) of the modules that these import, directly or not, and of the major and minor versions of LIBRARIES.
+
+    Neither the place of the files nor the ends of their lines count. Patch releases and builds of the libraries ("+cu130")
+    are taken to compute the same; a minor release may choose other algorithms or defaults.
+    """
+    digest = hashlib.sha256()
+    for name, source in sorted(modules(*roots).items()):
+        digest.update(f"{name} {len(source)} {source}".encode())
+    for library in LIBRARIES:
+        digest.update(f"{library} {_minor(library)}".encode())
+    return digest.hexdigest()
+
+
+def modules(*roots: str) -> dict[str, str]:
+    """The source of each of the package's modules that these import, directly or not, also inside functions, by name.
+
+    The package's own `__init__` is left out: it only offers what others define, and imports all of them. Where an installation
+    holds compiled files alone, a description of the code stands for the source. Raises IntrafusionError where a root has no
+    code that can be read.
+    """
+    found: dict[str, str] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found or not name.startswith(f"{_PACKAGE}."):
+            continue
+        if (loader := _loader(name)) is None:
+            if name in roots:
+                raise IntrafusionError(
+                    f"the code of {name} cannot be read, so that no result can be kept: install it again"
+                )
+            continue
+        source, compiled = loader.get_source(name), None
+        if source is None:
+            compiled = loader.get_code(name)
+            found[name] = described(compiled)
+        else:
+            found[name] = source.replace("\r\n", "\n").replace("\r", "\n")
+        package = name if loader.is_package(name) else name.rpartition(".")[0]
+        named = _compiled_imports(compiled) if compiled else _imports(ast.parse(found[name]), package)
+        waiting += [part for one in (name, *named) for part in _with_parents(one)]
+    return found
+
+
+def _loader(name: str) -> Any:
+    """What loads a module, an InspectLoader; None where there is none of this name. Only packages are imported to find out."""
+    parent = name.rpartition(".")[0]
+    if parent and parent != _PACKAGE and ((above := _loader(parent)) is None or not above.is_package(parent)):
+        return None
+    spec = find_spec(name)
+    return spec.loader if spec and hasattr(spec.loader, "get_source") else None  # zipimport's is not registered as one
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """A dotted name and those of the packages around it, which Python imports first."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """What a module may import: names of modules, and of what is in them, which may be modules, too. No types alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from (name for other in node.orelse for name in _imports(ast.Module([other], []), package))
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+        yield from _imports(node, package)
+
+
+def _compiled_imports(code: CodeType) -> Iterator[str]:
+    """The same of compiled code, and perhaps more: any two names that it uses may be a module and what is in it."""
+    names = {name for one in _codes(code) for name in one.co_names}
+    for module in (name for name in names if name.startswith(_PACKAGE)):
+        yield from (module, *(f"{module}.{name}" for name in names if name.isidentifier()))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Compiled code, and that of the functions and classes in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _minor(library: str) -> str:
+    """A library's version as "2.13"; nothing where it is not installed."""
+    try:
+        return ".".join(version(library).split("+")[0].split(".")[:2])
+    except PackageNotFoundError:
+        return ""

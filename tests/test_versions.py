@@ -1,0 +1,172 @@
+"""What a version of the code is of: all that a result depends on, nothing that only shows it, wherever it is installed."""
+
+import ast
+import py_compile
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import pytest
+
+import intrafusion as itf
+from intrafusion import versions
+from intrafusion.versions import LIBRARIES, code_version, lab_version, modules, recovery_version
+
+PACKAGE = Path(itf.__file__).parent
+IMPORTED_AS = {"pot": "ot", "scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
+NO_MATTER = {"PIL", "safetensors", "timm"}  # what they read is told by itself: pixels, weights, the code of a forward
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, str]:
+    return modules("intrafusion.run")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, str]) -> Callable[..., str]:
+    """The version of a copy of the package: `change` does what it likes to the copy, and says where Python is to look."""
+
+    def version(change: Callable[[Path], Path] = lambda copy: copy) -> str:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(PACKAGE, copy / "intrafusion", ignore=shutil.ignore_patterns("__pycache__"))
+        where = change(copy)
+
+        def find(name: str):
+            return PathFinder.find_spec(name, [str(where.joinpath(*name.split(".")[:-1]))])
+
+        monkeypatch.setattr(versions, "find_spec", find)
+        return versions.version_of.__wrapped__("intrafusion.run")
+
+    return version
+
+
+def edited(*names: str, new: bytes = b"\n") -> Callable[[Path], Path]:
+    """A copy in which some files end in something new."""
+
+    def change(copy: Path) -> Path:
+        for name in names:
+            with open(copy / "intrafusion" / name, "ab") as file:
+                file.write(new)
+        return copy
+
+    return change
+
+
+def with_carriage_returns(copy: Path) -> Path:
+    for file in copy.rglob("*.py"):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    return copy
+
+
+def zipped(copy: Path) -> Path:
+    with zipfile.ZipFile(copy.parent / "whole.zip", "w") as archive:
+        for file in sorted(copy.rglob("*.py"), reverse=True):
+            archive.write(file, file.relative_to(copy))
+    return copy.parent / "whole.zip"
+
+
+def compiled(copy: Path) -> Path:
+    """Compiled files alone; of what does not matter, some."""
+    for file in copy.rglob("*.py"):
+        if file.stem == "cli" or file.parent.name not in ("figures", "export", "own"):
+            py_compile.compile(str(file), str(file.with_suffix(".pyc")))
+        file.unlink()
+    return copy
+
+
+def test_all_that_is_registered_counts(found):
+    for kind in ("criterion", "merge", "solver", "recovery"):
+        own = {entry.function.__module__ for entry in itf.registry(kind).values()}
+        own |= {entry.fit.__module__ for entry in itf.registry(kind).values() if entry.fit}
+        assert own <= set(found)
+    trainers = {entry.function.__module__ for entry in itf.registry("trainer").values()}
+    assert trainers <= set(modules("intrafusion.train.lab"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data", "decoding", "decode_worker", "folders", "weights", "zoo.architectures", "zoo.imagenet", "program.lift", "groups",
+     "tracing", "fold", "geometry", "transport", "solvers", "prune", "shrink", "bench", "run", "meter", "screen", "remix",
+     "cuts", "evaluate", "precision", "networks", "train.loop", "train.augment", "merge.fitting", "merge.instep",
+     "recover.teach"],
+)  # fmt: skip
+def test_the_road_from_data_to_a_number_counts(found, name):
+    assert f"intrafusion.{name}" in found
+
+
+def test_what_shows_results_does_not_count(found):
+    parts = {name.split(".")[1] for name in found}
+    assert (
+        not {"figures", "export", "own", "log", "terminal", "doctor", "quote", "story", "lesson", "jobs", "eta"} & parts
+    )
+    assert not {"store", "store_file", "store_memory", "sweep", "study", "cluster", "ray_worker", "speed"} & parts
+    assert not [part for part in parts if part.startswith("cli")]
+    assert all(name.startswith("intrafusion.") for name in found)
+
+
+def test_recoveries_depend_on_less():
+    found = set(modules("intrafusion.recover.kept"))
+    assert {f"intrafusion.{name}" for name in ("recover.methods", "train.loop", "prune", "importance.weights")} <= found
+    assert not {f"intrafusion.{name}" for name in ("run", "bench", "meter", "screen", "zoo", "weights")} & found
+    assert len({code_version(), recovery_version(), lab_version()}) == 3
+
+
+def test_libraries_that_compute_count(found, monkeypatch):
+    named = {
+        name.partition(".")[0] for text in found.values() for name in versions._imports(ast.parse(text), "intrafusion")
+    }
+    others = named - {*sys.stdlib_module_names, "intrafusion"}
+    assert others - NO_MATTER == {IMPORTED_AS.get(name, name.replace("-", "_")) for name in LIBRARIES}
+
+
+@pytest.mark.parametrize(
+    ("library", "release", "same"),
+    [("torch", "2.13.9+cu130", True), ("torch", "2.14.0", False), ("torch", "3.13.0", False), ("pot", "0.8.1", False)],
+)
+def test_minor_releases_count_and_builds_do_not(monkeypatch, library, release, same):
+    before, known = code_version(), versions.version
+    monkeypatch.setattr(versions, "version", lambda name: release if name == library else known(name))
+    if library == "torch" and not known("torch").startswith("2.13."):
+        pytest.skip("for torch 2.13")
+    assert (versions.version_of.__wrapped__("intrafusion.run") == before) == same
+
+
+def test_another_place_or_another_end_of_lines_is_the_same_code(installed):
+    assert {installed(), installed(with_carriage_returns), installed(zipped)} == {code_version()}
+
+
+def test_a_byte_makes_other_code(installed):
+    assert (
+        len({code_version(), *(installed(edited(name)) for name in ("importance/weights.py", "decode_worker.py"))}) == 3
+    )
+    assert (
+        installed(edited("figures/theme.py", "cli.py", "doctor.py", "log.py", "store.py", "__init__.py"))
+        == code_version()
+    )
+
+
+def test_what_is_imported_for_types_alone_does_not_count(installed):
+    types = b"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from intrafusion.figures import theme\n"
+    lazily = b"def draw():\n    from .figures import theme\n"
+    for lines, same in ((types, True), (lazily, False)):
+        plain = installed(edited("solvers.py", new=lines))
+        also = installed(lambda copy, lines=lines: edited("figures/theme.py")(edited("solvers.py", new=lines)(copy)))
+        assert (plain == also) == same
+
+
+def test_code_that_cannot_be_read_is_one_line(installed):
+    with pytest.raises(itf.IntrafusionError, match=r"the code of intrafusion.run cannot be read"):
+        installed(lambda copy: copy / "nowhere")
+
+
+def test_compiled_files_alone_will_do(installed, tmp_path):
+    first = installed(compiled)
+    elsewhere = installed(
+        lambda copy: compiled(edited("cli.py", new=b"import os")(copy)).rename(tmp_path / "elsewhere")
+    )
+    assert elsewhere == first
+    assert installed(lambda copy: compiled(edited("solvers.py", new=b"_ITERATIONS = {}")(copy))) != first
