@@ -15,6 +15,7 @@ from intrafusion.cards import card_for
 from intrafusion.channels import CONSUMER, Group, Layer
 from intrafusion.data import ImageData, normalise
 from intrafusion.pace import checkpoint
+from intrafusion.precision import inputs_for, kind_of
 from intrafusion.twins import twin
 
 
@@ -31,13 +32,19 @@ def private(model: nn.Module) -> nn.Module:
     return made
 
 
+def examined(model: nn.Module) -> nn.Module:
+    """`private`, in float32 where the weights are of 16 bits: what is read off it has no more rounding than need be."""
+    made = private(model)
+    return made.float() if kind_of(made) in (torch.float16, torch.bfloat16) else made
+
+
 def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """`data` as the model wants it: (B, C, H, W) in its precision, labels (B,), at most `most` at once, on its device."""
+    """`data` as the model wants it: (B, C, H, W) in its number type and labels (B,), at most `most` at once, on its device."""
     card = card_for(model, data)
-    first = next(model.parameters())
+    device = next(model.parameters()).device
     for images, labels in data.batches(most):
         checkpoint()
-        yield normalise(images.to(first.device), card.mean, card.std).to(first.dtype), labels.to(first.device)
+        yield inputs_for(model, normalise(images.to(device), card.mean, card.std)), labels.to(device)
 
 
 def consumers(group: Group) -> list[Layer]:
@@ -81,7 +88,7 @@ def reading(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
 
 def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
     """For each batch of `data`, the maps (B, n, h, w) that each consumer reads. The model itself is not touched."""
-    twin, layers = private(model), {layer.name for layer in consumers(group)}
+    twin, layers = examined(model), {layer.name for layer in consumers(group)}
 
     def stop(module: nn.Module, inputs: tuple) -> None:
         if layers <= read.keys():
@@ -90,7 +97,7 @@ def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[li
     with reading(twin, group) as read:
         for name in layers:
             twin.get_submodule(name).register_forward_pre_hook(stop)
-        for images, _ in normalised(model, data):
+        for images, _ in normalised(twin, data):
             read.clear()
             # inference mode is left before the yield, or it would hold in the caller's loop too
             with torch.inference_mode(), suppress(_Enough):

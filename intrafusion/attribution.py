@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from intrafusion.activations import consumers, feature_maps, maps_of, private, reading
+from intrafusion.activations import consumers, examined, feature_maps, maps_of, reading
 from intrafusion.cards import card_of
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData, normalise
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.importance.gradients import differentiating
 from intrafusion.importance.separation import separated
+from intrafusion.precision import inputs_for
 
 STEPS = 50  # of the integral
 _PIXELS = 1 << 18  # of all the steps taken at once
@@ -105,8 +106,8 @@ def channel_attribution(
 
     check_choice("attribution method", method, tuple(METHODS))
     chosen, layer, card = METHODS[method], reader(group, channel), card_of(model)
-    twin = _with_relus(model, method) if chosen.relus else private(model)
-    pixels = normalise(image[None].to(next(model.parameters()).device), card.mean, card.std)
+    twin = _with_relus(model, method) if chosen.relus else examined(model)
+    pixels = inputs_for(twin, normalise(image[None].to(next(model.parameters()).device), card.mean, card.std))
 
     def activation(read: Tensor) -> Tensor:
         return maps_of(twin, layer, read)[:, channel].mean((1, 2))
@@ -122,7 +123,9 @@ def channel_attribution(
         attributed = getattr(captum.attr, chosen.explainer)(twin, twin.get_submodule(layer.name)).attribute(
             pixels.requires_grad_(), activation, attribute_to_neuron_input=True, **options
         )
-    return Attribution(attributed[0].detach().cpu(), seen[0], float(seen[0].mean()), float(seen[1].mean()))
+    return Attribution(
+        attributed[0].detach().float().cpu(), seen[0].float(), float(seen[0].mean()), float(seen[1].mean())
+    )
 
 
 def _with_relus(model: nn.Module, method: str) -> nn.Module:

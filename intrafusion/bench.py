@@ -84,10 +84,10 @@ class Bench:
         return self._known.get("layers", lambda: layer_sizes(self.model, self.example))
 
     def images(self) -> ImageData:
-        """The evaluation images. Raises IntrafusionError when none were loaded."""
+        """The evaluation images that have labels. Raises IntrafusionError when none were loaded, or none have."""
         if self.data is None:
             raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
-        return self.data
+        return self.data.labelled()
 
     def on(self, data: ImageData) -> "Bench":
         """This bench with other evaluation images, sharing what is known of the groups."""
@@ -159,14 +159,14 @@ class Bench:
         )
 
     def training(self, spec: PruneSpec) -> ImageData:
-        """The labelled images that the spec's recovery learns from. Raises IntrafusionError where only a test split is."""
+        """The labelled images that the spec's recovery learns from. Raises IntrafusionError where there are none."""
         data = self.calibration(spec.but(calibration=spec.training))
         if data.split != "train":
             raise IntrafusionError(
                 f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: "
                 f"put {spec.dataset}_train.npz beside it"
             )
-        return data
+        return data.labelled()
 
     def scores(self, spec: PruneSpec, group: Group) -> Scores:
         """Importance of a group's channels in the network as it is."""

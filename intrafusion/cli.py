@@ -146,6 +146,7 @@ def _data(args: argparse.Namespace) -> None:
         "name": data.name,
         "split": data.split,
         "images": shape,
+        "labelled": int((data.labels >= 0).sum()),
         "classes": len(data.classes),
         "names": data.classes[:20],
     }

@@ -74,6 +74,21 @@ class ImageData:
         order = order.to(self.labels.device)
         return replace(self, images=self.images[order], labels=self.labels[order])
 
+    def labelled(self) -> "ImageData":
+        """The images whose label is known: those that accuracies and losses are of. Raises IntrafusionError without any."""
+        known = self.labels >= 0
+        if bool(known.all()) and len(self):
+            return self
+        if not bool(known.any()):
+            raise IntrafusionError(f"no image of {self.name} has a label: choose images with labels, or give them some")
+        return replace(self, images=self.images[known], labels=self.labels[known])
+
+    @property
+    def note(self) -> str:
+        """How many images have labels, in words; "" where all have."""
+        known = int((self.labels >= 0).sum())
+        return "" if known == len(self) else f"{known:,} of {len(self):,} images have labels; accuracies are of these"
+
     def batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Successive (images, labels): as many at once as suit the device, and no more than `most`."""
         pixels = _CUDA_PIXELS if self.images.device.type == "cuda" else _PIXELS
@@ -213,7 +228,8 @@ def _pack(
     notes: tuple[str, ...] = (),
 ) -> ImageData:
     nchw = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    return ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes, notes)
+    data = ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes, notes)
+    return replace(data, notes=(*notes, data.note)) if data.note else data
 
 
 def _from_path(

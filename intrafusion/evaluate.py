@@ -18,12 +18,16 @@ from intrafusion.twins import plain
 
 @dataclass(frozen=True)
 class Evaluation:
-    """accuracy: fraction correct; interval: Wilson's 95 % interval; count: images; correct: bool (count,), in data order."""
+    """accuracy: fraction correct; interval: Wilson's 95 % interval; count: images; correct: bool (count,), in data order.
+
+    unlabelled: how many images of the data have no label. None of these counts.
+    """
 
     accuracy: float
     interval: tuple[float, float]
     count: int
     correct: Tensor
+    unlabelled: int = 0
 
 
 def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -77,16 +81,18 @@ def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
 
 
 def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: int = 0) -> Evaluation:
-    """Top-1 accuracy of `model` on at most `limit` images of `data`, the same ones for the same seed.
+    """Top-1 accuracy of `model` on at most `limit` labelled images of `data`, the same ones for the same seed.
 
     Images stay uint8 where `data` holds them and are normalised there by the model's card. The model's mode is kept.
-    Raises IntrafusionError when the model has no card or its input or classes do not fit the data.
+    Raises IntrafusionError when the model has no card, when its input or classes do not fit the data, and without labels.
     """
-    card = card_for(model, data)
+    card, whole = card_for(model, data), len(data)
+    data = data.labelled()
+    unlabelled = whole - len(data)
     data = data.subset(limit, seed)
     correct = predictions(model, data, card.mean, card.std) == data.labels
     hits = int(correct.sum())
-    return Evaluation(hits / len(data), wilson(hits, len(data)), len(data), correct.cpu())
+    return Evaluation(hits / len(data), wilson(hits, len(data)), len(data), correct.cpu(), unlabelled)
 
 
 def stratified(labels: Tensor, seed: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion.channels import Group
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.norms import fold_norms, norms_of_groups
+from intrafusion.precision import inputs_for
 from intrafusion.shrink import shrink
 from intrafusion.tracing import Graph
 from intrafusion.twins import twin
@@ -42,8 +43,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     """
     traced = twin(model).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
-    kind = next((p.dtype for p in traced.parameters()), torch.float32)
-    noise = torch.randn(2, *example.shape[1:], generator=generator).to(example.device, kind)
+    noise = inputs_for(traced, torch.randn(2, *example.shape[1:], generator=generator).to(example.device))
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -17,29 +17,30 @@ from torch import Tensor, nn
 from intrafusion.cards import card_for
 from intrafusion.cuts import Part, trace
 from intrafusion.data import ImageData, normalise
-from intrafusion.errors import is_out_of_memory
+from intrafusion.errors import is_out_of_memory, one_line
 from intrafusion.evaluate import evaluate, stratified
 from intrafusion.graphs import alike
-from intrafusion.log import event
+from intrafusion.log import event, say
 from intrafusion.pace import checkpoint
-from intrafusion.precision import check_accuracy, check_bf16, has_bf16, low
+from intrafusion.precision import check_accuracy, check_bf16, has_bf16, inputs_for, kind_of, low
 from intrafusion.remix import remixed
 from intrafusion.screen import Screen, Values
 
 MEMORY = 1 << 30  # bytes of kept values, unless somebody says otherwise
 _PROBE_SECONDS, _LARGEST = 0.6, {"cpu": 512, "cuda": 8192}
 _PATIENCE = 0.25  # seconds between two looks at whether somebody has cancelled
+_MISFITS = (RuntimeError, TypeError, ValueError)  # of a network whose code asks for another number type
 _PAYS = 0.75  # bf16 must take less than this share of fp32's time to be worth a second look at some images
 
 
 @dataclass
 class _Front:
-    """A cut, what follows it, and kept values of what lies before it, by their batch's first image and their type."""
+    """A cut, what follows it, and kept values of what lies before it, by their batch's first image and whether in bf16."""
 
     names: tuple[str, ...]
     tail: Part
     trusted: bool = False
-    kept: dict[tuple[int, torch.dtype], Values] = field(default_factory=dict)
+    kept: dict[tuple[int, bool], Values] = field(default_factory=dict)
     screen: Screen = field(default_factory=Screen)
 
 
@@ -47,16 +48,16 @@ class Meter:
     """Measures networks that were pruned from one dense network, on one set of images.
 
     model: the dense network, BN folded, in eval mode, nothing done in place; it is not touched. data: uint8 images on the
-    model's device. precision: "exact" or "fast" (bf16). batch: images at once; found by a short probe when None.
-    memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the model, or when
-    precision "fast" is not to be had.
+    model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images at once; found by a
+    short probe when None. memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the
+    model, or when precision "fast" is not to be had.
     """
 
     def __init__(
         self, model: nn.Module, data: ImageData, precision: str = "exact", seed: int = 0, memory: int = MEMORY,
         batch: int | None = None,
     ):  # fmt: skip
-        card = card_for(model, data)
+        card, data = card_for(model, data), data.labelled()
         self.model = self._exact = model
         self.card, self.precision, self.memory = card, precision, memory
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
@@ -68,11 +69,25 @@ class Meter:
         self._dense = torch.zeros(0, dtype=torch.bool)
         if precision == "fast":
             check_bf16(self.labels.device)
-            self.model = low(model)
+            self._lower()
         self.batch = batch or self._probe(self.model)
-        self._cheap = self._screening_twin() if precision == "exact" else None
-        if precision == "fast":
+        self._cheap = self._screening_twin() if self.precision == "exact" else None
+        if self.precision == "fast":
             check_accuracy(evaluate(model, data, None).accuracy, float(self.dense(len(self)).float().mean()))
+
+    def _lower(self) -> None:
+        """Measure in bf16 from now on, where the network's code allows that; else say that it is measured as it is."""
+        cheap = low(self.model)
+        try:
+            with torch.inference_mode():
+                cheap(inputs_for(cheap, self._input(0, 1)))
+        except _MISFITS as error:
+            say(
+                f"precision fast is left out, as the network does not run in bf16 ({one_line(error)}): it is measured as it is"
+            )
+            self.precision = "exact"
+        else:
+            self.model = cheap
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,7 +143,7 @@ class Meter:
             self._bytes -= _bytes(self._older.kept)
             self._older.kept.clear()
             self._older, self._front = self._front, front
-            cast = [key for key in self._older.kept if key[1] != self._dtype]  # serves no step
+            cast = [key for key in self._older.kept if key[1]]  # serves no step
             self._bytes -= _bytes({key: self._older.kept.pop(key) for key in cast})
         return front
 
@@ -166,34 +181,42 @@ class Meter:
             return front.tail(network, *values)[0]
 
         with torch.inference_mode():
-            if cheap is None:
-                best = torch.cat([exact(self._values(front, at, part)).argmax(1) for at, part in batches()])
-            else:
+            best = None
+            if cheap is not None:
                 pairs = (
-                    (self._values(front, at, part, torch.bfloat16), self._values(front, at, part))
-                    for at, part in batches()
+                    (self._values(front, at, part, low=True), self._values(front, at, part)) for at, part in batches()
                 )
-                best = front.screen.predictions(
-                    pairs, lambda values: front.tail(cheap, *values)[0], exact, again, self.batch
-                )
+                try:
+                    best = front.screen.predictions(
+                        pairs, lambda values: front.tail(cheap, *values)[0], exact, again, self.batch
+                    )
+                except _MISFITS as error:
+                    if is_out_of_memory(error):
+                        raise
+                    self._cheap = None  # its code asks for another type behind this cut
+            if best is None:
+                best = torch.cat([exact(self._values(front, at, part)).argmax(1) for at, part in batches()])
             return (best == self.labels[images.start : images.start + len(best)]).cpu()
 
-    def _values(self, front: _Front, at: int, part: slice, dtype: torch.dtype | None = None) -> Values:
-        """What the dense network makes of some images of one batch up to the cut; the batch's is kept while there is room."""
-        dtype = dtype or self._dtype
-        if (at, dtype) not in front.kept:
-            values = self._computed(front, at) if dtype == self._dtype else self._values(front, at, slice(None))
-            values = tuple(value.to(dtype) if value.dtype == self._dtype else value for value in values)
+    def _values(self, front: _Front, at: int, part: slice, low: bool = False) -> Values:
+        """What the dense network makes of some images of one batch up to the cut; the batch's is kept while there is room.
+
+        low: in bf16, where they are of the network's own type.
+        """
+        if (at, low) not in front.kept:
+            values = self._values(front, at, slice(None)) if low else self._computed(front, at)
+            if low:
+                values = tuple(value.to(torch.bfloat16) if value.dtype == self._dtype else value for value in values)
             size = sum(value.nbytes for value in values)
             if self._bytes + size > self.memory:
                 return tuple(value[part] for value in values)
-            front.kept[at, dtype] = values
+            front.kept[at, low] = values
             self._bytes += size
-        return tuple(value[part] for value in front.kept[at, dtype])
+        return tuple(value[part] for value in front.kept[at, low])
 
     def _computed(self, front: _Front, at: int) -> Values:
         """One batch's values, from those of the last cut if they are kept; these have served then."""
-        near = self._older.kept.pop((at, self._dtype), ()) if self._older is not front else ()
+        near = self._older.kept.pop((at, False), ()) if self._older is not front else ()
         self._bytes -= sum(value.nbytes for value in near)
         step = self._cuts.head(self._older.names, front.names) if near and self._cuts and front.names else None
         return step(self.model, *near) if step else self._head(front, self._input(at, at + self.batch))
@@ -205,11 +228,11 @@ class Meter:
     def _input(self, start: int, stop: int) -> Tensor:
         """Some images as the network wants them: (B, C, H, W), channels last."""
         images = normalise(self.data.images[self.order[start:stop]], self.card.mean, self.card.std)
-        return images.to(self._dtype, memory_format=torch.channels_last)
+        return inputs_for(self.model, images).contiguous(memory_format=torch.channels_last)
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return kind_of(self.model)
 
     def _probe(self, network: nn.Module) -> int:
         """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
@@ -234,7 +257,12 @@ class Meter:
         if device.type != "cpu" or not has_bf16(device) or self._dtype != torch.float32:
             return None
         cheap = low(self.model)
-        pays = self._seconds(cheap, self.batch) < _PAYS * self._seconds(self.model, self.batch)
+        try:
+            pays = self._seconds(cheap, self.batch) < _PAYS * self._seconds(self.model, self.batch)
+        except _MISFITS as error:  # its code makes or asks for float32
+            if is_out_of_memory(error):
+                raise
+            return None
         return cheap if pays else None
 
     def _seconds(self, network: nn.Module, count: int) -> float:
@@ -245,7 +273,7 @@ class Meter:
         run = (self._cuts.tail(self._cuts.input) if self._cuts else None) or self._plain.tail
         times = []
         try:
-            images = self._input(0, count).to(next(network.parameters()).dtype)
+            images = inputs_for(network, self._input(0, count))
             with torch.inference_mode():
                 for _ in range(3):
                     checkpoint()
@@ -259,5 +287,5 @@ class Meter:
         return min(times[1:])
 
 
-def _bytes(kept: Mapping[tuple[int, torch.dtype], Values]) -> int:
+def _bytes(kept: Mapping[tuple[int, bool], Values]) -> int:
     return sum(value.nbytes for values in kept.values() for value in values)

@@ -90,7 +90,9 @@ class TestFactory:
         assert not itf.load_model(name, path)(torch.ones(1, 1, 28, 28)).any()
 
     def test_nan_weights_are_refused_with_their_layers_name(self, module):
-        text = CODE + "def broken():\n    model = make()\n    model[2].weight.data[0] = float('nan')\n    return model\n"
+        text = (
+            CODE + "def broken():\n    model = make()\n    model[2].weight.data[0] = float('nan')\n    return model\n"
+        )
         with pytest.raises(itf.IntrafusionError, match="2 holds NaN or infinite numbers in its weight"):
             itf.load_model(f"{module(text)}:broken")
 

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from intrafusion.bench import Bench, merged, recovery
 from intrafusion.cards import ModelCard, card_of
 from intrafusion.data import normalise
 from intrafusion.evaluate import Size, size
+from intrafusion.log import say
+from intrafusion.precision import kind_of
 from intrafusion.prune import choose_groups
 from intrafusion.recover import Facts
 from intrafusion.run import Result, check, measure
@@ -35,9 +38,10 @@ class Width:
 class Made:
     """A pruned network and what is known of it.
 
-    network: on the CPU, in eval mode, BN folded, with a card of its own. dense: the unpruned one, BN folded too, on the
-    bench's device, which nobody may change. before, after: their sizes. result: its accuracy; None where no images were
-    loaded. real: some normalised test images, float (b, C, H, W), or None.
+    network: on the CPU, in eval mode and float32, BN folded, with a card of its own. dense: the unpruned one, BN folded and
+    in float32 too, on the bench's device, which nobody may change. before, after: their sizes. result: its accuracy; None
+    where no images were loaded. real: some normalised test images, float (b, C, H, W), or None. note: how many of the images
+    have labels, in words, where not all have.
     """
 
     spec: PruneSpec
@@ -48,6 +52,7 @@ class Made:
     widths: tuple[Width, ...]
     result: Result | None
     real: Tensor | None
+    note: str = ""
 
     @property
     def card(self) -> ModelCard:
@@ -85,21 +90,29 @@ def making(spec: PruneSpec, bench: Bench) -> Iterator[Making]:
         yield Making("measuring", 0.8)
         meter = bench.meter(spec)
         result = measure(spec, bench, meter, small, len(meter))
-    network = _alone(small, _card(spec, bench, result))
+    if (kind := kind_of(small)) != torch.float32:
+        name = str(kind).removeprefix("torch.")
+        say(f"the network is written in float32; its accuracy was measured in its own {name}")
+    network, dense = _alone(small, _card(spec, bench, result)), _in_float32(bench.folded)
     folded = replace(bench.size, params=sum(p.numel() for p in bench.folded.parameters()))
+    note = bench.data.note if bench.data is not None else ""
     after, widths, real = size(network, network.card.example()), _widths(spec, bench), _real(bench)  # type: ignore[union-attr,operator]
-    yield Making("done", 1.0, Made(spec, network, bench.folded, folded, after, widths, result, real))
+    yield Making("done", 1.0, Made(spec, network, dense, folded, after, widths, result, real, note))
 
 
 def _alone(small: nn.Module, card: ModelCard) -> nn.Module:
     """A copy on the CPU without what only further pruning would ask for."""
-    network = copy.deepcopy(small).cpu().eval().requires_grad_(False)
+    network = copy.deepcopy(small).cpu().eval().requires_grad_(False).float()
     for module in network.modules():
         for name in ("folded_gamma", "folded_norm"):
             if name in module._buffers:
                 delattr(module, name)
     network.card = card  # type: ignore[assignment]
     return network
+
+
+def _in_float32(network: nn.Module) -> nn.Module:
+    return network if kind_of(network) == torch.float32 else copy.deepcopy(network).float()
 
 
 def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:

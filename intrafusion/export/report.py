@@ -110,6 +110,7 @@ class Report:
             parts.append("Accuracy was not measured, as no images were loaded.")
         else:
             parts.append(f"Accuracy is top-1 on {result.count:,} {spec.dataset} test images, with 95 % intervals.")
+            parts += [f"{self.made.note}."] if self.made.note else []
         return " ".join(parts)
 
     def _verified(self) -> str:

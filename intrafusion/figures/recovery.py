@@ -103,7 +103,7 @@ def similarity_panels(alike: "Alike", name: str, dark: bool = False) -> go.Figur
     titles = "dense", f"pruned: {before:.2g} away", f"after {name}: {after:.2g} away"
     fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.03)
     styled(fig, f"After {name} images look {verb} what they did in {alike.layer}", 420, colours)
-    words = [f"an image of class {label}" for label in alike.labels.tolist()]
+    words = [f"an image {f'of class {label}' if label >= 0 else 'without a label'}" for label in alike.labels.tolist()]
     for column, values in enumerate((alike.dense, alike.before, alike.after), start=1):
         fig.add_heatmap(
             z=values.numpy(), coloraxis="coloraxis", row=1, col=column, customdata=[[[a, b] for b in words] for a in words],

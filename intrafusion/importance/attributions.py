@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.activations import consumers, maps_of, normalised, private
+from intrafusion.activations import consumers, examined, maps_of, normalised
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
-from intrafusion.importance.gradients import differentiating, labelled
+from intrafusion.importance.gradients import differentiating
 from intrafusion.importance.separation import read_alone, separated
 from intrafusion.pace import checkpoint
 from intrafusion.registry import CRITERIA
@@ -31,7 +31,7 @@ def conductance(model: nn.Module, group: Group, data: ImageData, generator: torc
     from captum.attr import LayerConductance
 
     return _mean_attribution(
-        LayerConductance, private(model), model, group, data,
+        LayerConductance, examined(model), group, data,
         lambda images: {"n_steps": 16, "internal_batch_size": 5 * len(images)},
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def conductance(model: nn.Module, group: Group, data: ImageData, generator: torc
 def activation_gradient(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     from captum.attr import LayerGradientXActivation
 
-    return _mean_attribution(LayerGradientXActivation, private(model), model, group, data)
+    return _mean_attribution(LayerGradientXActivation, examined(model), group, data)
 
 
 @CRITERIA.register(
@@ -52,13 +52,12 @@ def activation_gradient(model: nn.Module, group: Group, data: ImageData, generat
 def deep_lift(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     from captum.attr import LayerDeepLift
 
-    return _mean_attribution(LayerDeepLift, separated(model), model, group, data)
+    return _mean_attribution(LayerDeepLift, separated(model), group, data)
 
 
 def _mean_attribution(
     method: Any,
     twin: nn.Module,
-    model: nn.Module,
     group: Group,
     data: ImageData,
     options: Callable[[Tensor], dict[str, int]] = lambda images: {},
@@ -69,7 +68,7 @@ def _mean_attribution(
         twin.get_submodule(layer.name).register_forward_pre_hook(read_alone)
 
     def batches() -> Iterator[list[tuple[Layer, Tensor]]]:
-        for images, labels in normalised(model, labelled(data), _MOST):
+        for images, labels in normalised(twin, data.labelled(), _MOST):
             asked = {"target": labels, "attribute_to_layer_input": True, **options(images)}
             images.requires_grad_()  # DeepLIFT hooks a gradient at every nonlinearity, before the layer too
             found = []

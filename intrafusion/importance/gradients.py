@@ -5,7 +5,6 @@ Folding a norm multiplies weights by s and divides their gradients by it: the pr
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.activations import normalised, private
+from intrafusion.activations import examined, normalised
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
@@ -22,16 +21,6 @@ from intrafusion.importance.averages import mean_over_layers, sum_of_weights
 from intrafusion.registry import CRITERIA
 
 _PER_SAMPLE = 1 << 26  # gradient values held at once
-
-
-def labelled(data: ImageData) -> ImageData:
-    """The images whose label is known. Raises IntrafusionError when there are none."""
-    known = data.labels >= 0
-    if not known.any():
-        raise IntrafusionError(
-            f"no image of {data.name} has a label, and this criterion needs labels: choose another one"
-        )
-    return replace(data, images=data.images[known], labels=data.labels[known])
 
 
 @CRITERIA.register(
@@ -62,7 +51,7 @@ def taylor_sum(model: nn.Module, group: Group, data: ImageData, generator: torch
     "labels",
 )
 def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
-    twin, data = private(model), labelled(data)
+    twin, data = examined(model), data.labelled()
     layers = [(layer, f"{layer.name}.weight") for layer in _weighted(twin, group)]
     weights = {name: twin.get_parameter(name).detach() for _, name in layers}
 
@@ -72,7 +61,7 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     most = max(1, _PER_SAMPLE // sum(weight.numel() for weight in weights.values()))
     fisher = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
-    for images, labels in normalised(model, data, most):
+    for images, labels in normalised(twin, data, most):
         try:
             per_image = gradients(weights, images, labels)
         except RuntimeError as error:  # vmap cannot follow every forward, as where it branches on values
@@ -106,10 +95,10 @@ def _weighted(model: nn.Module, group: Group) -> list[Layer]:
 
 def _first_order(model: nn.Module, group: Group, data: ImageData) -> list[tuple[Layer, Tensor]]:
     """For each layer w * dL/dw in its weight's shape, L the mean cross-entropy over all the images."""
-    twin, data = private(model), labelled(data)
+    twin, data = examined(model), data.labelled()
     layers = _weighted(twin, group)
     weights = [twin.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers]
     with torch.enable_grad(), differentiating():
-        for images, labels in normalised(model, data):
+        for images, labels in normalised(twin, data):
             (F.cross_entropy(twin(images), labels, reduction="sum") / len(data)).backward()
     return [(layer, weight.detach() * cast(Tensor, weight.grad)) for layer, weight in zip(layers, weights, strict=True)]

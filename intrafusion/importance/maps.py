@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.activations import consumers, feature_maps, maps_of, normalised, private, reading
+from intrafusion.activations import consumers, examined, feature_maps, maps_of, normalised, private, reading
 from intrafusion.channels import Group, Layer
 from intrafusion.data import ImageData
 from intrafusion.importance.averages import mean_over_images
@@ -77,10 +77,10 @@ def _nuclear_norm(grams: Tensor) -> Tensor:
 
 def _contributions(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
     """For each batch, what each consumer owes to each value that it reads: (B, n, h, w), mean over output positions."""
-    twin = private(model)
+    twin = examined(model)
     magnitudes = {layer: _magnitudes(twin.get_submodule(layer.name)) for layer in consumers(group)}
     with reading(twin, group) as read:
-        for images, _ in normalised(model, data):
+        for images, _ in normalised(twin, data):
             twin(images)
             yield [
                 (layer, maps_of(twin, layer, _shares(magnitude, read[layer.name])))

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.activations import private
+from intrafusion.activations import examined
 from intrafusion.errors import IntrafusionError, one_line
 
 _RELU: set[Any] = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
@@ -37,7 +37,7 @@ def separated(model: nn.Module) -> nn.Module:
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR, nonlinear
 
     SUPPORTED_NON_LINEAR.update({_Elementwise: nonlinear, _MaxPool: _max_pool_rule})
-    twin = private(model)
+    twin = examined(model)
     try:
         traced = fx.GraphModule(twin, _Tracer().trace(twin))
     except Exception as error:  # a user's forward can fail in any way
@@ -49,6 +49,8 @@ def separated(model: nn.Module) -> nn.Module:
             traced.add_submodule(name, module)
             node.op, node.target, node.args, node.kwargs = "call_module", name, (node.all_input_nodes[0],), {}
     traced.recompile()
+    if hasattr(model, "card"):
+        traced.card = model.card
     return traced
 
 

@@ -201,10 +201,13 @@ class _Lesson:
 def split(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
     """The images to learn from, and others to judge by: a tenth, at most 1,000, drawn by `seed`.
 
-    Raises IntrafusionError for images without labels, and for fewer than 20.
+    Images without labels are left out. Raises IntrafusionError where fewer than 20 have one.
     """
-    if len(data) < 20 or int(data.labels.min()) < 0:
-        raise IntrafusionError("training needs at least 20 images, all of them labelled: give others, or choose repair")
+    if (known := int((data.labels >= 0).sum())) < 20:
+        raise IntrafusionError(
+            f"training needs at least 20 images, all of them labelled, not {known}: give others, or choose repair"
+        )
+    data = data.labelled()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
     count = max(1, min(int(_HELD_SHARE * len(data)), _HELD_MOST))
     held, learned = order[:count].sort().values, order[count:].sort().values

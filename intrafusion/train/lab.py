@@ -131,7 +131,7 @@ def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
             f"training needs {dataset}'s training images, and only the {data.split} split is here: put {dataset}_train.npz "
             f"beside it"
         )
-    return data
+    return data.labelled()
 
 
 def _path(spec: TrainSpec) -> Path:

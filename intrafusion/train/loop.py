@@ -20,7 +20,7 @@ from intrafusion.data import ImageData, normalise
 from intrafusion.ending import finishing
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.pace import checkpoint, stoppable
-from intrafusion.precision import PRECISIONS, has_bf16
+from intrafusion.precision import PRECISIONS, has_bf16, inputs_for
 from intrafusion.train.state import load, save
 
 _log = logging.getLogger(__name__)
@@ -303,7 +303,7 @@ def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tupl
     loss = right = 0.0
     with torch.inference_mode():
         for images, labels in data.batches():
-            logits = model(normalise(images, mean, std))
+            logits = model(inputs_for(model, normalise(images, mean, std)))
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += float((logits.argmax(1) == labels).sum())
     return loss / len(data), right / len(data)
