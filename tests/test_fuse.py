@@ -253,10 +253,21 @@ def test_statistics_of_one_image_are_one_line(networks):
         fuse_models([network.model] * 2, network.example, network.data.subset(1))
 
 
-def test_computed_weights_are_one_line(networks):
+def test_computed_weights_are_written_out(networks):
+    network = networks("mlp")
+    models = [copy.deepcopy(network.model), shuffled(network)]
+    expected = fuse_models(models, network.example, network.data)(network.images)
+    for model in models:
+        name = next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+        torch.nn.utils.parametrizations.weight_norm(model.get_submodule(name))
+    fused = fuse_models(models, network.example, network.data)
+    torch.testing.assert_close(fused(network.images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_are_not_finite_are_one_line(networks):
     network = networks("mlp")
     model = copy.deepcopy(network.model)
-    name = next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
-    torch.nn.utils.parametrizations.weight_norm(model.get_submodule(name))
-    with pytest.raises(itf.IntrafusionError, match=f"{name} computes its weight"):
-        fuse_models([model] * 2, network.example, network.data)
+    name, layer = next((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    layer.weight.data[0, 0] = float("nan")
+    with pytest.raises(itf.IntrafusionError, match=f"{name} holds NaN"):
+        fuse_models([network.model, model], network.example, network.data)

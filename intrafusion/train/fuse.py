@@ -22,6 +22,7 @@ from intrafusion.groups import find_groups
 from intrafusion.norms import folded_tensors
 from intrafusion.train.averages import restate
 from intrafusion.train.spec import ALIGNED
+from intrafusion.twins import check_finite, set_modes, twin
 
 SAMPLES = 200  # images whose activations tell channels apart
 MEASURED = 512  # images on which statistics are measured
@@ -44,44 +45,40 @@ def fuse_models(
     get the mean of the networks' means and deviations. Without data, channels are aligned by weights, BatchNorm's statistics
     are averages, too, and one warning says so: measure them before the network is used.
 
-    The result has the first one's card, mode and device. Raises IntrafusionError for fewer than two networks, networks of
-    several shapes or with computed weights, and fewer than two images.
+    The result has the first one's card, mode and device, in plain form (`twins`). Raises IntrafusionError for fewer than two
+    networks, networks of several shapes, numbers that are not finite, and fewer than two images.
     """
-    models = list(models)
     check_choice("by", by, ALIGNED)
-    _check(models, data)
-    first, *others = models
+    if data is not None and len(data) < 2:
+        raise IntrafusionError("statistics need at least two images: pass more as data")
+    first, *others = _members(models)
     found = find_groups(first, example)
     groups = [group for group in found if group.reason is None]
     seen = data.subset(SAMPLES) if data is not None and by == "activations" else None
-    members = [copy.deepcopy(first), *(align(other, first, groups, seen) for other in others)]
+    members = [first, *(align(other, first, groups, seen) for other in others)]
     fused = copy.deepcopy(first)
     states = [member.state_dict() for member in members]
     fused.load_state_dict({name: _average([state[name] for state in states]) for name in states[0]})
     if data is None:
         _log.warning("fused without images: its statistics are averages; pass data=, or measure them before it is used")
-        return fused
-    modes = {name: module.training for name, module in first.named_modules()}
-    normed = {layer.name for group in found for layer in group.layers if layer.norm}
-    restate(fused, members, _batches(first, data.subset(MEASURED)), normed)
-    for name, module in fused.named_modules():
-        module.training = modes[name]
+    else:
+        normed = {layer.name for group in found for layer in group.layers if layer.norm}
+        restate(fused, members, _batches(first, data.subset(MEASURED)), normed)
+    set_modes(fused, models[0])
     return fused
 
 
-def _check(models: Sequence[nn.Module], data: ImageData | None) -> None:
+def _members(models: Sequence[nn.Module]) -> list[nn.Module]:
+    """Copies of the networks. Raises IntrafusionError where they cannot be averaged."""
     if len(models) < 2:
         raise IntrafusionError(f"fusing needs at least two networks, not {len(models)}")
+    models = [twin(model) for model in models]
+    for model in models:
+        check_finite(model.named_modules())
     shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in models]
     if any(shape != shapes[0] for shape in shapes):
         raise IntrafusionError("fusing needs networks of one architecture: these have other layers or widths")
-    for name, layer in models[0].named_modules():
-        if isinstance(getattr(layer, "weight", None), Tensor) and "weight" not in layer._parameters:
-            raise IntrafusionError(
-                f"{name} computes its weight (weight norm, a mask): make it a plain parameter, then fuse"
-            )
-    if data is not None and len(data) < 2:
-        raise IntrafusionError("statistics need at least two images: pass more as data")
+    return models
 
 
 def _batches(model: nn.Module, data: ImageData) -> list[Tensor]:
