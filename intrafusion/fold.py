@@ -12,8 +12,8 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
     """A copy of `model` with every BatchNorm that follows a layer directly folded into it.
 
     example: one input, float (1, C, H, W). Norms that follow a sum or a concatenation stay, and so do those whose folding
-    would change the logits, as behind a layer with a forward of its own. Raises IntrafusionError for a network that cannot be
-    traced or copied, and for NaN or infinite weights.
+    would change the logits, as behind a layer with a forward of its own, or in half precision, which rounds more than that.
+    Raises IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite weights.
     """
     check_finite(model.named_modules())
     folded = twin(model)

@@ -1,13 +1,15 @@
 """The recoveries: one function each, that changes a pruned network in place and may tell how it goes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from intrafusion.cards import card_of
 from intrafusion.errors import IntrafusionError
 from intrafusion.merge import repair, reset_norms
+from intrafusion.merge.product import inputs_of
 from intrafusion.recover.case import Case, Facts
 from intrafusion.recover.lowrank import add_low_rank, merge_low_rank
 from intrafusion.recover.retrain import Method, retrain
@@ -16,6 +18,7 @@ from intrafusion.registry import RECOVERIES
 from intrafusion.train.loop import Moment
 
 Telling = Iterator[Facts | Moment]
+Choose = Callable[[nn.Module], list[nn.Parameter]]  # the parameters that learn
 _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
 COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
@@ -74,7 +77,7 @@ def perp_norm(case: Case) -> Telling:
 
 @RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
 def perp_head(case: Case) -> Telling:
-    return retrain(case, Method(choose=_head))
+    return retrain(case, Method(choose=_head(case)))
 
 
 @RECOVERIES.register(
@@ -86,7 +89,7 @@ def perp_head(case: Case) -> Telling:
     differs=_SGD,
 )
 def perp(case: Case) -> Telling:
-    return retrain(case, Method(choose=_few))
+    return retrain(case, Method(choose=_few(case)))
 
 
 @RECOVERIES.register(
@@ -156,10 +159,12 @@ def _wide(case: Case, similar: float = 0.0) -> Method:
 
 
 def _low_rank(case: Case, masked: bool) -> Method:
+    few = _few(case)
+
     def choose(network: nn.Module) -> list[nn.Parameter]:
-        few = _few(network)
+        chosen = few(network)
         low = add_low_rank(network, case.how.rank, case.how.seed, masked)
-        return [*{id(p): p for p in (*few, *low)}.values()]
+        return [*{id(p): p for p in (*chosen, *low)}.values()]
 
     return Method(choose=choose, narrow=merge_low_rank)
 
@@ -175,11 +180,20 @@ def _norms(network: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def _head(network: nn.Module) -> list[nn.Parameter]:
-    *_, last = (layer for layer in network.modules() if isinstance(layer, _ConvNd | nn.Linear))
-    return list(last.parameters())
+def _head(case: Case) -> Choose:
+    """Chooses the parameters of the layer that runs last, wherever the network holds it."""
+    small = case.pruned.small
+    first = next(small.parameters())
+    example = card_of(case.pruned.original).example().to(first.device, first.dtype)
+    *_, last = inputs_of(small, (_ConvNd, nn.Linear), example)
+    return lambda network: list(network.get_submodule(last).parameters())
 
 
-def _few(network: nn.Module) -> list[nn.Parameter]:
-    norms = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
-    return list({id(p): p for p in (*_biases(network), *norms, *_head(network))}.values())
+def _few(case: Case) -> Choose:
+    head = _head(case)
+
+    def choose(network: nn.Module) -> list[nn.Parameter]:
+        norms = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
+        return list({id(p): p for p in (*_biases(network), *norms, *head(network))}.values())
+
+    return choose

@@ -1,10 +1,12 @@
 """Every recovery, on real pruned networks in seconds: it ends compact and better, and tells how it went."""
 
+import copy
 import gc
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import intrafusion as itf
 from intrafusion.bench import Bench, merged, open_bench, recovery
@@ -282,3 +284,30 @@ def test_the_test_split_is_nothing_to_learn_from(bench, monkeypatch):
     monkeypatch.setattr(Bench, "calibration", lambda self, spec: itf.load_data("digits", "test"))
     with pytest.raises(itf.IntrafusionError, match="recovery finetune learns from training images"):
         bench.training(SPEC.but(recovery="finetune"))
+
+
+class HeadFirst(nn.Module):
+    """The layer that runs last is the first that is defined."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = (
+            nn.Linear(6, 4),
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU()),
+        )
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_the_head_is_the_layer_that_runs_last():
+    torch.manual_seed(0)
+    model = HeadFirst().eval()
+    model.card = itf.ModelCard("x", (0.5,) * 3, (0.25,) * 3, (3, 8, 8), 4, "digits")
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    data = itf.ImageData("digits", "train", pixels, torch.arange(40) % 4, tuple("abcd"))
+    pruned = cut(model, itf.find_groups(model, model.card.example()), 0.5, merge="drop")
+    before = copy.deepcopy(pruned.small.state_dict())
+    recover(pruned, "perp-head", data, How(epochs=1, rate=0.1))
+    changed = {name for name, value in pruned.small.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"}
