@@ -10,6 +10,7 @@ import torch
 
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
+from intrafusion.evaluate import in_eval
 from intrafusion.prune import Pruned
 from intrafusion.recover.case import Case, Facts, How
 from intrafusion.recover.methods import RECOVERIES
@@ -58,13 +59,8 @@ def recovering(
     stopped, which goes on from there; None for one beside `keep`. The network is in eval mode meanwhile, and in its own mode
     afterwards.
     """
-    modes = {module: module.training for module in pruned.small.modules()}
-    pruned.small.eval()
-    try:
+    with in_eval(pruned.small):
         yield from _recovering(pruned, name, data, how, keep, stopped)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _recovering(
