@@ -16,6 +16,9 @@ from intrafusion.described import described
 from intrafusion.errors import IntrafusionError
 
 _PACKAGE = __name__.partition(".")[0]
+_NO_PART = {
+    f"{_PACKAGE}.{name}" for name in ("ending", "ending_watcher", "log")
+}  # of a result: what is said on the way
 LIBRARIES = ("captum", "numpy", "pot", "scikit-learn", "scipy", "torch", "torch-pruning", "torchvision")
 
 
@@ -52,7 +55,8 @@ def version_of(*roots: str) -> str:
 def modules(*roots: str) -> dict[str, str]:
     """The source of each of the package's modules that these import, directly or not, also inside functions, by name.
 
-    The package's own `__init__` is left out: it only offers what others define, and imports all of them. Where an installation
+    The package's own `__init__` is left out: it only offers what others define, and imports all of them. So are the modules
+    that log and that end a process. Where an installation
     holds compiled files alone, a description of the code stands for the source. Raises IntrafusionError where a root has no
     code that can be read.
     """
@@ -60,7 +64,7 @@ def modules(*roots: str) -> dict[str, str]:
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
-        if name in found or not name.startswith(f"{_PACKAGE}."):
+        if name in found or name in _NO_PART or not name.startswith(f"{_PACKAGE}."):
             continue
         if (loader := _loader(name)) is None:
             if name in roots:
