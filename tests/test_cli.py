@@ -325,7 +325,7 @@ def test_a_network_without_groups_has_an_empty_list_of_them(capsys, tmp_path, mo
     (tmp_path / "odd.py").write_text(ODD)
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["groups", "--model", "odd:nothing"]) == 0
-    assert capsys.readouterr().out == "odd:nothing: 0 of 0 groups can be pruned\n"
+    assert capsys.readouterr().out == "odd:nothing: 0 of 0 groups can be pruned; 0 parameters, 0.0 million MACs\n"
     assert main(["groups", "--model", "odd:nothing", "--json"]) == 0
     assert capsys.readouterr().out == ""
 
