@@ -29,6 +29,7 @@ from intrafusion.train.augment import augment_for
 from intrafusion.train.loop import Diverged, Loss, Moment, Recipe, judged, train
 from intrafusion.train.rates import RATES, best_rate
 from intrafusion.train.state import stopped_rate
+from intrafusion.twins import plain
 
 _HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images, those that nothing is learned from
 _PROBE = 8, 30  # steps of a learning rate's test: an eighth of the run's, within these bounds
@@ -170,9 +171,12 @@ class _Lesson:
         return loss if math.isfinite(loss) else math.inf
 
     def macs(self, network: nn.Module, compares: bool = True) -> int:
-        """Multiply-accumulates of training on one image: forward once, backward twice that, and the teacher."""
+        """Multiply-accumulates of training on one image: forward once, backward twice that, and the teacher.
+
+        Weights that are computed from others, as low-rank changes are, are so once a step, not once an image: left out.
+        """
         teacher = size(self.teacher, self.example).macs if compares and self.method.compares else 0
-        return 3 * size(network, self.example).macs + teacher
+        return 3 * size(plain(network), self.example).macs + teacher
 
     def memory(self) -> int:
         """Bytes that training holds while it learns from one batch."""
