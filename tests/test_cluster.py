@@ -96,8 +96,8 @@ def numbers(found: dict[itf.PruneSpec, Result]) -> dict[itf.PruneSpec, tuple]:
 
 
 def idle() -> bool:
-    """Whether all workers are free again, within a moment."""
-    for _ in range(100):
+    """Whether all workers are free again, within the time that a busy machine takes."""
+    for _ in range(1200):
         if ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"):
             return True
         time.sleep(0.05)
