@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from intrafusion.groups import find_groups
-from intrafusion.norms import fold_groups as fold_groups
+from intrafusion.norms import fold_groups
 from intrafusion.norms import norm_of as norm_of
 from intrafusion.twins import check_finite, set_modes, twin
 

@@ -157,7 +157,7 @@ def cut(
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
         raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
-    own = {name: value for name, value in {"fold_norms": fold_norms}.items() if name in merging.knobs}
+    own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
     chosen = [] if sparsity == 0 and groups == "all" else choose_groups(found, groups)
     if isinstance(sparsity, Mapping):
         _check_mapping(sparsity, found, chosen)
