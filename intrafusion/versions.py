@@ -3,7 +3,7 @@
 A release's number says too little: results of a checkout outlive many changes between two releases.
 """
 
-import ast
+import dis
 import hashlib
 from collections.abc import Iterator
 from functools import cache
@@ -72,14 +72,14 @@ def modules(*roots: str) -> dict[str, str]:
                     f"the code of {name} cannot be read, so that no result can be kept: install it again"
                 )
             continue
-        source, compiled = loader.get_source(name), None
+        source = loader.get_source(name)
         if source is None:
-            compiled = loader.get_code(name)
-            found[name] = described(compiled)
+            code = loader.get_code(name)
+            found[name] = described(code)
         else:
             found[name] = source.replace("\r\n", "\n").replace("\r", "\n")
-        package = name if loader.is_package(name) else name.rpartition(".")[0]
-        named = _compiled_imports(compiled) if compiled else _imports(ast.parse(found[name]), package)
+            code = compile(source, name, "exec", dont_inherit=True)
+        named = imports(code, name if loader.is_package(name) else name.rpartition(".")[0])
         waiting += [part for one in (name, *named) for part in _with_parents(one)]
     return found
 
@@ -100,25 +100,21 @@ def _with_parents(name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """What a module may import: names of modules, and of what is in them, which may be modules, too. No types alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            yield from (name for other in node.orelse for name in _imports(ast.Module([other], []), package))
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = resolve_name("." * node.level + (node.module or ""), package)
-            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
-        yield from _imports(node, package)
+def imports(code: CodeType, package: str) -> Iterator[str]:
+    """What a module's code may import, also inside functions: names of modules, and of what is in them (modules, too, or not).
 
-
-def _compiled_imports(code: CodeType) -> Iterator[str]:
-    """The same of compiled code, and perhaps more: any two names that it uses may be a module and what is in it."""
-    names = {name for one in _codes(code) for name in one.co_names}
-    for module in (name for name in names if name.startswith(_PACKAGE)):
-        yield from (module, *(f"{module}.{name}" for name in names if name.isidentifier()))
+    What only type checkers import is left out. Read from compiled code: CPython 3.11's `ast.parse` fails in one of two threads
+    that use it at once (gh-106905), and Streamlit parses pages in threads.
+    """
+    for one in _codes(code):
+        until = 0  # where a branch ends that only type checkers read
+        steps = [step for step in dis.get_instructions(one) if step.opname not in ("EXTENDED_ARG", "TO_BOOL")]
+        for level, members, step in zip([None, None, *steps], [None, *steps], steps, strict=False):
+            if members and members.argval == "TYPE_CHECKING" and "IF_FALSE" in step.opname:
+                until = step.argval
+            if level and members and step.opname == "IMPORT_NAME" and step.offset >= until:
+                module = resolve_name("." * level.argval + step.argval, package) if level.argval else step.argval
+                yield from (module, *(f"{module}.{name}" for name in members.argval or ()))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -71,7 +71,7 @@ def test_a_damaged_default_model_never_says_ready(tmp_path):
         assert set(said) == {"status", "id"}  # and neither paths nor a traceback
         time.sleep(0.5)
         assert server.get("/health")[0] == 503
-        (error,) = [one for one in server.events() if one["event"] == "error"]
+        (error,) = server.until_events("error", 1)
         assert (error["id"], error["where"]) == (said["id"], "start")
         assert "digits-resnet.safetensors" in error["traceback"]
 
@@ -197,8 +197,7 @@ class TestBoundWider:
         assert code == 429
         assert words == f"Too many uploads: try again in {wait} seconds."
         assert 1 <= int(wait) <= 61
-        refused = [one for one in wide.events() if one["event"] == "upload refused"]
-        assert [one["status"] for one in refused] == [413, 411, 429]
+        assert [one["status"] for one in wide.until_events("upload refused", 3)] == [413, 411, 429]
 
     @staticmethod
     def _upload(server, size):

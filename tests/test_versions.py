@@ -4,6 +4,7 @@ import ast
 import py_compile
 import shutil
 import sys
+import textwrap
 import zipfile
 from collections.abc import Callable
 from importlib.machinery import PathFinder
@@ -131,10 +132,48 @@ def test_recoveries_depend_on_less():
 
 def test_libraries_that_compute_count(found, monkeypatch):
     named = {
-        name.partition(".")[0] for text in found.values() for name in versions._imports(ast.parse(text), "intrafusion")
+        imported.partition(".")[0]
+        for name, text in found.items()
+        for imported in versions.imports(compile(text, name, "exec"), "intrafusion")
     }
     others = named - {*sys.stdlib_module_names, "intrafusion"}
     assert others - NO_MATTER == {IMPORTED_AS.get(name, name.replace("-", "_")) for name in LIBRARIES}
+
+
+def test_imports_are_found_wherever_they_stand_but_not_those_of_type_checkers():
+    many = "\n".join(f"name_{number}" for number in range(300))  # numbers above 255 take two instructions
+    text = f"""
+import a, b.c as d
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import no_1
+    from .no_2 import thing
+else:
+    import e
+import typing
+if typing.TYPE_CHECKING:
+    import no_3
+if a:
+    from . import f
+def function():
+{textwrap.indent(many, "    ")}
+    from ..above.g import h, i
+    class Inner:
+        from j import k
+"""
+    found = list(versions.imports(compile(text, "text", "exec"), "one.two"))
+    assert found == [
+        "a", "b.c", "typing", "typing.TYPE_CHECKING", "e", "typing", "one.two", "one.two.f",
+        "one.above.g", "one.above.g.h", "one.above.g.i", "j", "j.k",
+    ]  # fmt: skip
+
+
+def test_the_version_needs_no_parser_that_threads_cannot_share(monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch (before=60, after=44)")
+
+    monkeypatch.setattr(ast, "parse", fails)
+    assert versions.version_of.__wrapped__("intrafusion.merge") == versions.version_of("intrafusion.merge")
 
 
 @pytest.mark.parametrize(

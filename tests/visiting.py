@@ -55,6 +55,14 @@ class Server:
         """The lines of the log so far, each of which is one JSON object."""
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
+    def until_events(self, event: str, count: int) -> list[dict[str, Any]]:
+        """The log's lines of one event once there are this many: they may be written after the answer that they tell of."""
+        deadline = time.monotonic() + PATIENCE
+        while len(found := [one for one in self.events() if one["event"] == event]) < count:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        return found
+
 
 @contextlib.contextmanager
 def dashboard(folder: Path, *flags: str, app: Path = ROOT, **environment: str) -> Iterator[Server]:
