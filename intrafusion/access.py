@@ -5,6 +5,7 @@ INTRAFUSION_PUBLIC  1 for a public server; one that is bound wider than this mac
 INTRAFUSION_ROOTS   folders whose files its pages may open, separated as in PATH; none when not set
 INTRAFUSION_UPLOAD_MB, INTRAFUSION_KEPT_MB  MiB of one uploaded file, and of all that is kept; 50 and 2048 when not set
 INTRAFUSION_MODEL_MB  MiB of the weights of a model that its pages open; 512 when not set
+INTRAFUSION_PROGRAMS  1 where readers may upload programs (.pt2), too
 """
 
 import os
@@ -37,6 +38,11 @@ def is_public() -> bool:
 def roots() -> list[Path]:
     """The folders whose files the pages of a public server may open."""
     return [Path(part).expanduser() for part in os.environ.get("INTRAFUSION_ROOTS", "").split(os.pathsep) if part]
+
+
+def takes_programs() -> bool:
+    """Whether readers may upload programs: on a public server where its operator turned that on."""
+    return not is_public() or os.environ.get("INTRAFUSION_PROGRAMS", "0") not in ("", "0")
 
 
 def upload_mib() -> int:

@@ -1,17 +1,23 @@
 """Where what a person brings is kept, and how it gets there: whole, or not at all."""
 
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
+from intrafusion import confined
+from intrafusion.archives import MIB, check_size
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name
 
 NETWORKS, IMAGES = "models", "images"  # folders of home()
+_SECONDS, _A_SECOND = 60, MIB  # of processor time for any file, and bytes of it for another second
+_GROW, _COPIES = 896 * MIB, 4  # of memory for any file, and how many times its size
 _ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}
 
 
@@ -23,21 +29,72 @@ def free_path(kind: str, name: str) -> Path:
     return path
 
 
-@contextmanager
-def workshop(*files: Path) -> Iterator[Path]:
-    """A folder beside the kept things, gone in the end. Messages within say the given files' names, not where they lie."""
-    folder = None
-    try:
+def checked(
+    task: str, workshop: "Workshop", files: Sequence[Path], arguments: dict[str, Any], tell: Callable[[str], None]
+) -> Generator[confined.Step, None, Any]:
+    """Let a child do a task of `own.inside` with these given files: its steps, and in the end what it answers.
+
+    It may take more memory, and time, for a larger file: a network is a few copies of it.
+    """
+    names, size = [file.name for file in files], sum(file.stat().st_size for file in files)
+    limits = confined.Limits(seconds=_SECONDS + size // _A_SECOND, grow=max(_GROW, _COPIES * size))
+    asked = {"files": names, **arguments}
+    return (
+        yield from confined.steps(
+            f"intrafusion.own.inside:{task}", workshop.folder, ", ".join(names), limits, asked, tell
+        )
+    )
+
+
+class Workshop:
+    """A folder beside the kept things for a child to work in; gone at the end of its block, or with the last reference to it.
+
+    folder: with the number of this process in its name, so that another one can tell what a killed process has left.
+    given: copies of a person's files in it, which the child reads. made: a folder in it, for what the child hands back.
+    """
+
+    def __init__(self) -> None:
         home().mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".taking-", dir=home()))
-        yield folder
+        self.folder = Path(tempfile.mkdtemp(prefix=f".taking-{os.getpid()}-", dir=home().absolute()))
+        self.given: list[Path] = []
+        self.made = self.folder / "made"
+        self._close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def give(self, name: str, content: Path | memoryview) -> None:
+        """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name."""
+        place = self.folder / "given" / name
+        place.parent.mkdir(exist_ok=True)
+        if place.exists():
+            raise IntrafusionError(f"two files are named {name}: rename one, as x_train.npz and x_test.npz")
+        if isinstance(content, Path):
+            shutil.copyfile(content, place)
+        else:
+            place.write_bytes(content)
+        self.given.append(place)
+
+    def __enter__(self) -> "Workshop":
+        return self
+
+    def __exit__(self, kind: object, error: object, where: object) -> None:
+        self._close()
+        if isinstance(error, IntrafusionError) and str(self.folder) in str(error):
+            raise IntrafusionError(re.sub(rf"{re.escape(str(self.folder))}/(given|made)/", "", str(error))) from error
+        if isinstance(error, OSError):
+            raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
+
+
+def given(*files: Path) -> Workshop:
+    """A workshop with copies of a person's files. Raises IntrafusionError for one that is missing, empty or too large."""
+    try:
+        workshop = Workshop()
+        for file in files:
+            check_size(file)
+            workshop.give(file.name, file)
+        return workshop
     except IntrafusionError as error:
         raise IntrafusionError(without_folders(str(error), *files)) from error
     except OSError as error:
         raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def without_folders(message: str, *files: Path) -> str:
