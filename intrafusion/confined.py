@@ -30,6 +30,7 @@ MIB = 1 << 20
 CHILDREN = 2
 Step = tuple[int, int]  # parts done, parts in all
 _LOOK = 0.05  # seconds between two looks at a child
+_LAST = 5.0  # seconds for one that says no more to end
 _START = 300.0  # seconds that a child may take to import its libraries, on a busy machine
 _LINE, _LINES = MIB, 1_000_000  # bytes of a line, and lines, that a child may write
 _KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment
@@ -104,6 +105,7 @@ class _Child:
         self._task, self._what, self._limits = task, what, limits
         self._idle: int | None = None  # bytes of memory before it began
         self._grown = 0
+        self._ended = False
         self._began = time.monotonic()
         own = {"seconds": limits.seconds, "grow": limits.grow, "file": limits.file}
         request = {"parent": os.getpid(), "path": _path(), "task": task, "limits": own, "arguments": arguments}
@@ -152,7 +154,7 @@ class _Child:
                     raise IntrafusionError(f"{self._what} cannot be read ({why}): it is refused")
                 case _:
                     raise self._nonsense()
-        raise self._died(self._end())
+        raise self._died(self._end(_LAST))
 
     def _read(self, line: bytes | None) -> Any:
         try:
@@ -169,8 +171,14 @@ class _Child:
             if self._grown > self._limits.grow:
                 raise self._too_large()
 
-    def _end(self) -> int:
-        """Kill it and what it started; its exit status, which is its own where it had ended."""
+    def _end(self, patience: float = 0.0) -> int:
+        """Kill it and what it started; its exit status, which is its own where it ends within so many seconds."""
+        if self._ended:
+            return self._process.wait()
+        self._ended = True
+        if patience:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
         if os.name == "posix":
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

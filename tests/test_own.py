@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion import zoo
+from intrafusion import confined, zoo
 from intrafusion.cli import main
 from intrafusion.fingerprint import of_model
 from intrafusion.own import remove, take_data, take_program, take_weights
@@ -328,6 +328,82 @@ class TestImages:
         with pytest.raises(KeyboardInterrupt):
             take_data([files.pictures(tmp_path / "x.zip")], "mine", stop)
         assert [*home().iterdir()] == []
+
+
+def _link(made):
+    (made / "test" / "cat").mkdir(parents=True)
+    (made / "test" / "cat" / "000001.png").symlink_to("/etc/passwd")
+
+
+def _file(place, content=b"x"):
+    def make(made):
+        (made / place).parent.mkdir(parents=True, exist_ok=True)
+        (made / place).write_bytes(content)
+
+    return make
+
+
+def _state(**changes):
+    def make(made):
+        made.mkdir()
+        state = {name: changes.get(name.replace(".", "_"), value) for name, value in files.mlp_state().items()}
+        files.save_state(made / "weights.safetensors", {k: v for k, v in state.items() if v is not None})
+
+    return make
+
+
+class TestWhatAChildHandsBackIsCheckedAgain:
+    """A file that has taken over the process that reads it gets no further."""
+
+    LIES = {  # noqa: RUF012 (who takes it, what the child leaves, what it answers, what is said)
+        "no answer": ("program", lambda made: None, None, "no card for"),
+        "no size": ("program", lambda made: None, {"size": [8, 8], "classes": 3}, "no card for"),
+        "a vast size": ("program", lambda made: None, {"size": [10**12, 1, 1], "classes": 3}, "no card for"),
+        "a size of words": ("program", lambda made: None, {"size": ["8", 8, 8], "classes": 3}, "no card for"),
+        "classes below none": ("program", lambda made: None, {"size": [1, 8, 8], "classes": -3}, "no card for"),
+        "no weights": ("weights", lambda made: None, None, "no weights file at weights.safetensors"),
+        "other weights": ("weights", _file("weights.safetensors"), None, "cannot be read as weights"),
+        "NaN weights": ("weights", _state(**{"0_weight": torch.full((128, 64), torch.nan)}), None, "NaN or infinite"),
+        "weights of another shape": ("weights", _state(**{"0_weight": torch.ones(3)}), None, "does not fit"),
+        "a link": ("data", _link, [], "which is no plain file"),
+        "a program": ("data", _file("test/cat/run.py"), [], "which is none of them"),
+        "a picture outside its class": ("data", _file("test/x.png"), [], "which is none of them"),
+        "another folder": ("data", _file("more/cat/x.png"), [], "which is none of them"),
+        "a folder too deep": ("data", _file("test/cat/dog/x.png"), [], "which is none of them"),
+        "no arrays": ("data", _file("own_test.npz"), [], "not a readable archive"),
+        "arrays of another name": ("data", _file("own.npz"), [], "which is none of them"),
+        "nothing": ("data", lambda made: made.mkdir(), [], "no test images"),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("lie", LIES)
+    def test_a_lie_is_one_line_and_nothing_is_kept(self, tmp_path, monkeypatch, lie):
+        who, make, answer, expected = self.LIES[lie]
+
+        def steps(task, folder, *_):
+            make(folder / "made")
+            yield 1, 1
+            return answer
+
+        monkeypatch.setattr(confined, "steps", steps)
+        path = files.npz(tmp_path / "x.npz")
+        with pytest.raises(itf.IntrafusionError, match=expected) as caught:
+            take = {
+                "program": lambda: take_program(path, "mine"), "data": lambda: take_data([path], "mine"),
+                "weights": lambda: take_weights(path, "digits-mlp", "mine"),
+            }[who]  # fmt: skip
+            take()
+        assert str(home()) not in str(caught.value)
+        assert [path for path in home().rglob("*") if path.is_file()] == []
+
+    def test_a_card_names_no_other_architecture(self, tmp_path, monkeypatch):
+        def steps(task, folder, *_):
+            _state()(folder / "made")
+            (folder / "made" / "weights.json").write_text(json.dumps({"details": {"architecture": "os:getcwd"}}))
+            yield 1, 1
+
+        monkeypatch.setattr(confined, "steps", steps)
+        name = take_weights(files.npz(tmp_path / "x.npz"), "digits-mlp", "mine")
+        assert zoo.architecture_of(name) == "digits-mlp"
 
 
 def test_weights_for_an_architecture(tmp_path):

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePosixPath
@@ -67,10 +66,12 @@ def data_steps(
     asked = {"layout": reading.layout, "span": reading.span}
     notes = yield from checked("images", workshop, workshop.given, asked, tell)
     _check_made(workshop.made)
+    if not any((workshop.made / test).exists() for test in ("test", f"{OWN}_test.npz")):
+        raise IntrafusionError("there are training images and no test images: add a test split")
     target.parent.mkdir(parents=True, exist_ok=True)
     workshop.made.rename(target)
-    for note in dict.fromkeys(notes):
-        tell(str(note))
+    for note in dict.fromkeys(map(str, notes if isinstance(notes, list) else [])):
+        tell(note)
     return f"{KEPT}{name}"
 
 
@@ -91,23 +92,21 @@ def read(made: Path, files: Sequence[Path], progress: Progress, reading: Reading
 
 
 def _check_made(made: Path) -> None:
-    """Refuse what no child that did its work would leave: links, other files, too many or too large ones."""
+    """Refuse what no child that did its work would leave: other files than images, too many or too large ones."""
     pictures = total = 0
     for place, folders, names in os.walk(made):
         parts = Path(place).relative_to(made).parts
         for name in (*folders, *names):
             path = Path(place) / name
-            told = path.lstat()
-            total += told.st_size
-            if stat.S_ISDIR(told.st_mode):
+            size = path.stat().st_size
+            total += size
+            if path.is_dir():
                 fits = name in SPLITS if not parts else len(parts) == 1 and _is_folder_name(name)
-            elif not stat.S_ISREG(told.st_mode):
-                fits = False
             elif not parts:
                 fits = name in _ARRAYS and bool(_check_arrays(path))
             else:
                 pictures += 1
-                fits = len(parts) == 2 and is_picture(name) and told.st_size <= _PICTURE
+                fits = len(parts) == 2 and is_picture(name) and size <= _PICTURE
             if not fits or pictures > PICTURES or total > 2 * UNPACKED:
                 raise IntrafusionError(
                     f"checking these images left {name[:80]!r}, which is none of them: they are refused"
@@ -275,9 +274,7 @@ def _suffix(info: zipfile.ZipInfo) -> str:
 
 
 def _check_splits(made: Path) -> None:
-    """Refuse data without test images, or with splits of different shapes or classes."""
-    if not any((made / test).exists() for test in ("test", f"{OWN}_test.npz")):
-        raise IntrafusionError("there are training images and no test images: add a test split")
+    """Refuse splits of different shapes or classes."""
     files = sorted(made.glob("*.npz"))
     if len(files) == 2:
         test, train = (read_kept(split, made / f"{OWN}_{split}.npz") for split in ("test", "train"))

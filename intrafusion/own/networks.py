@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from intrafusion.cards import ModelCard, check_card
 from intrafusion.confined import Step, drained
 from intrafusion.data import DATASETS, KEPT, OWN, kept_data
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, shown
 from intrafusion.own.place import NETWORKS, Workshop, checked, free_path, given
 from intrafusion.weights import cifar, plain
 from intrafusion.zoo import keep, ours, sources
 from intrafusion.zoo.architectures import ARCHITECTURES
 from intrafusion.zoo.files import open_file
 
+_MOST = 1 << 20  # of any size of images, and classes
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def _card(
     """The card of a program of which a child told size (C, H, W) and number of classes."""
     try:
         (channels, height, width), classes = told["size"], told["classes"]
+        if not all(type(one) is int and 1 <= one <= _MOST for one in (channels, height, width, classes)):
+            raise ValueError(f"it has images of {shown(told['size'])[:60]} and {shown(classes)[:20]} classes")
         usual = _usual(dataset, channels)
         stats = [tuple(own if own is not None else known) for own, known in zip((mean, std), usual, strict=True)]
         size = channels, height, width

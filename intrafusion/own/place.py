@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -34,16 +35,20 @@ def checked(
 ) -> Generator[confined.Step, None, Any]:
     """Let a child do a task of `own.inside` with these given files: its steps, and in the end what it answers.
 
-    It may take more memory, and time, for a larger file: a network is a few copies of it.
+    It may take more memory, and time, for a larger file: a network is a few copies of it. Raises IntrafusionError as
+    `confined.steps` does, and for a link that the child has left.
     """
     names, size = [file.name for file in files], sum(file.stat().st_size for file in files)
+    what = ", ".join(names)
     limits = confined.Limits(seconds=_SECONDS + size // _A_SECOND, grow=max(_GROW, _COPIES * size))
-    asked = {"files": names, **arguments}
-    return (
-        yield from confined.steps(
-            f"intrafusion.own.inside:{task}", workshop.folder, ", ".join(names), limits, asked, tell
-        )
-    )
+    inside = f"intrafusion.own.inside:{task}"
+    answer = yield from confined.steps(inside, workshop.folder, what, limits, {"files": names, **arguments}, tell)
+    for folder, folders, made in os.walk(workshop.made):
+        for name in (*folders, *made):
+            kind = (Path(folder) / name).lstat().st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                raise IntrafusionError(f"checking {what} left {name[:80]!r}, which is no plain file: it is refused")
+    return answer
 
 
 class Workshop:
