@@ -386,12 +386,12 @@ class TestWhatAChildHandsBackIsCheckedAgain:
 
         monkeypatch.setattr(confined, "steps", steps)
         path = files.npz(tmp_path / "x.npz")
+        take = {
+            "program": lambda: take_program(path, "mine"), "data": lambda: take_data([path], "mine"),
+            "weights": lambda: take_weights(path, "digits-mlp", "mine"),
+        }  # fmt: skip
         with pytest.raises(itf.IntrafusionError, match=expected) as caught:
-            take = {
-                "program": lambda: take_program(path, "mine"), "data": lambda: take_data([path], "mine"),
-                "weights": lambda: take_weights(path, "digits-mlp", "mine"),
-            }[who]  # fmt: skip
-            take()
+            take[who]()
         assert str(home()) not in str(caught.value)
         assert [path for path in home().rglob("*") if path.is_file()] == []
 
