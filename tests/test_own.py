@@ -343,11 +343,12 @@ def _file(place, content=b"x"):
     return make
 
 
-def _state(**changes):
+def _state(change=lambda weight: weight):
     def make(made):
         made.mkdir()
-        state = {name: changes.get(name.replace(".", "_"), value) for name, value in files.mlp_state().items()}
-        files.save_state(made / "weights.safetensors", {k: v for k, v in state.items() if v is not None})
+        state = files.mlp_state()
+        first = next(name for name in state if name.endswith("weight"))
+        files.save_state(made / "weights.safetensors", state | {first: change(state[first])})
 
     return make
 
@@ -363,8 +364,8 @@ class TestWhatAChildHandsBackIsCheckedAgain:
         "classes below none": ("program", lambda made: None, {"size": [1, 8, 8], "classes": -3}, "no card for"),
         "no weights": ("weights", lambda made: None, None, "no weights file at weights.safetensors"),
         "other weights": ("weights", _file("weights.safetensors"), None, "cannot be read as weights"),
-        "NaN weights": ("weights", _state(**{"0_weight": torch.full((128, 64), torch.nan)}), None, "NaN or infinite"),
-        "weights of another shape": ("weights", _state(**{"0_weight": torch.ones(3)}), None, "does not fit"),
+        "NaN weights": ("weights", _state(lambda weight: weight * torch.nan), None, "NaN or infinite"),
+        "weights of another shape": ("weights", _state(lambda weight: weight[:, :5].contiguous()), None, "does not fit"),
         "a link": ("data", _link, [], "which is no plain file"),
         "a program": ("data", _file("test/cat/run.py"), [], "which is none of them"),
         "a picture outside its class": ("data", _file("test/x.png"), [], "which is none of them"),

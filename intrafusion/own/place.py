@@ -6,7 +6,8 @@ import shutil
 import stat
 import tempfile
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,45 +60,58 @@ class Workshop:
     """
 
     def __init__(self) -> None:
-        home().mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".taking-{os.getpid()}-", dir=home().absolute()))
+        with _in_words():
+            home().mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".taking-{os.getpid()}-", dir=home().absolute()))
         self.given: list[Path] = []
         self.made = self.folder / "made"
-        self._close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def give(self, name: str, content: Path | memoryview) -> None:
-        """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name."""
+        """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name, and where none fits."""
         place = self.folder / "given" / name
-        place.parent.mkdir(exist_ok=True)
         if place.exists():
             raise IntrafusionError(f"two files are named {name}: rename one, as x_train.npz and x_test.npz")
-        if isinstance(content, Path):
-            shutil.copyfile(content, place)
-        else:
-            place.write_bytes(content)
+        with _in_words():
+            place.parent.mkdir(exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, place)
+            else:
+                place.write_bytes(content)
         self.given.append(place)
 
     def __enter__(self) -> "Workshop":
         return self
 
     def __exit__(self, kind: object, error: object, where: object) -> None:
-        self._close()
+        self.close()
+        with _in_words():
+            if isinstance(error, OSError):
+                raise error
         if isinstance(error, IntrafusionError) and str(self.folder) in str(error):
             raise IntrafusionError(re.sub(rf"{re.escape(str(self.folder))}/(given|made)/", "", str(error))) from error
-        if isinstance(error, OSError):
-            raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
 
 
-def given(*files: Path) -> Workshop:
-    """A workshop with copies of a person's files. Raises IntrafusionError for one that is missing, empty or too large."""
+@contextmanager
+def given(*files: Path) -> Iterator[Workshop]:
+    """A workshop with copies of a person's files. Raises IntrafusionError for one that is missing, empty or too large.
+
+    Messages within the block say the files' names, not where they lie.
+    """
     try:
-        workshop = Workshop()
-        for file in files:
-            check_size(file)
-            workshop.give(file.name, file)
-        return workshop
+        with Workshop() as workshop:
+            for file in files:
+                check_size(file)
+                workshop.give(file.name, file)
+            yield workshop
     except IntrafusionError as error:
         raise IntrafusionError(without_folders(str(error), *files)) from error
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
 

@@ -220,10 +220,10 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
 def _job(what: str) -> Job | None:
     """The reader's last check of a kind, also after a reload: the address has its mark, which nobody can guess."""
     name = f"check_{what}"
-    mark = st.session_state.setdefault(f"own_{name}", st.query_params.get(name))
-    if mark is None:
+    mark = st.session_state.get(f"own_{name}") or st.query_params.get(name)
+    if not mark:
         return None
-    st.query_params[name] = mark
+    st.session_state[f"own_{name}"] = st.query_params[name] = mark
     if "link" in st.session_state:
         st.session_state.link.asked.pop(name, None)  # it is no setting, which links would have to know
     job, started = shell.jobs().get(("own", what, mark)), st.session_state.get("started", ())
@@ -234,12 +234,15 @@ def _job(what: str) -> Job | None:
 
 def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
     """Hand the files on to a job, which waits for no turn: it computes in another process, and few of these run at a time."""
-    workshop = Workshop()  # gone with the job, started or not
-    for file in files:
-        workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
-    mark = secrets.token_hex(16)
-    title = f"check of {', '.join(path.name for path in workshop.given)}"
-    shell.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+    workshop, mark = Workshop(), secrets.token_hex(16)
+    try:
+        for file in files:
+            workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
+        title = f"check of {', '.join(path.name for path in workshop.given)}"
+        shell.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+    except IntrafusionError:
+        workshop.close()
+        raise
     st.session_state[f"own_check_{what}"] = mark
     _free(what, files)
 

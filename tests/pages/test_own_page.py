@@ -113,7 +113,8 @@ def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
     app.text_input(key="own_program_Mean").set_value("0.25").run()
     app.text_input(key="own_program_Standard deviation").set_value("zero").run()
     path = files.export(files.network(), tmp_path / "net.pt2")
-    assert "must be numbers" in upload(app, "program", path).error[0].value
+    given(app, "program", path).button(key="own_program_take").click().run()
+    assert "must be numbers" in app.error[0].value
     app.text_input(key="own_program_Standard deviation").set_value("0.5").run()
     app.button(key="own_program_take").click().run()  # what was refused before its check is still there
     finished(app, shell.jobs())
@@ -155,8 +156,10 @@ def checks(app: AppTest) -> list[str]:
     return [bar.proto.text for bar in app.main.get("progress")]
 
 
-def test_a_check_is_a_job_that_a_reload_finds_again_and_whose_bytes_are_freed(tmp_path, held, jobs):
+def test_a_check_is_a_job_that_a_reload_finds_again_and_whose_bytes_are_freed(tmp_path, held, jobs, monkeypatch):
     path = files.save_state(tmp_path / "w.pt", files.mlp_state())
+    contexts, real = [], own_parts.get_script_run_ctx
+    monkeypatch.setattr(own_parts, "get_script_run_ctx", lambda: contexts.append(real()) or contexts[-1])
     app = given(open_own(), "weights", path)
     file = uploader(app, "weights").value
     app.button(key="own_weights_take").click().run()
@@ -166,10 +169,14 @@ def test_a_check_is_a_job_that_a_reload_finds_again_and_whose_bytes_are_freed(tm
     assert any("check of w.pt" in bar.proto.text for bar in app.sidebar.get("progress"))
     assert uploader(app, "weights").value is None
     assert app.button(key="own_weights_take").disabled
+    (context,) = contexts
     assert file is not None
+    assert context.uploaded_file_mgr.get_files(context.session_id, [file.file_id]) == []
     (folder,) = home().glob(".taking-*")
     assert (folder / "given" / "w.pt").read_bytes() == path.read_bytes()
-    again = open_own(**{name: app.query_params[name][0] for name in app.query_params})
+    again = open_own()
+    again.query_params["check_weights"] = app.query_params["check_weights"]
+    again.run()
     assert "Checking" in checks(again)[0]
     assert not again.warning
     held.set()
