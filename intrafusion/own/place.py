@@ -18,8 +18,9 @@ from intrafusion.places import home
 from intrafusion.saved import check_name
 
 NETWORKS, IMAGES = "models", "images"  # folders of home()
-_SECONDS, _A_SECOND = 60, MIB  # of processor time for any file, and bytes of it for another second
-_GROW, _COPIES = 896 * MIB, 4  # of memory for any file, and how many times its size
+_SECONDS, _A_SECOND = 20, MIB  # of processor time for any file, and bytes of it for another second
+_SLOWER = 10  # times as long by the clock, on a busy machine
+_GROW, _COPIES = 896 * MIB, 6  # of memory for any file, and how many times its size
 _ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}
 
 
@@ -41,7 +42,8 @@ def checked(
     """
     names, size = [file.name for file in files], sum(file.stat().st_size for file in files)
     what = ", ".join(names)
-    limits = confined.Limits(seconds=_SECONDS + size // _A_SECOND, grow=max(_GROW, _COPIES * size))
+    seconds = _SECONDS + size // _A_SECOND
+    limits = confined.Limits(seconds, max(_GROW, _COPIES * size), wall=_SLOWER * seconds)
     inside = f"intrafusion.own.inside:{task}"
     answer = yield from confined.steps(inside, workshop.folder, what, limits, {"files": names, **arguments}, tell)
     for folder, folders, made in os.walk(workshop.made):
