@@ -20,7 +20,7 @@ from intrafusion.saved import check_name
 NETWORKS, IMAGES = "models", "images"  # folders of home()
 _SECONDS, _A_SECOND = 20, MIB  # of processor time for any file, and bytes of it for another second
 _SLOWER = 10  # times as long by the clock, on a busy machine
-_GROW, _COPIES = 896 * MIB, 6  # of memory for any file, and how many times its size
+_GROW, _COPIES = 896 * MIB, 8  # of memory for any file, and times its size: tracing groups copies a network often
 _ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}
 
 
