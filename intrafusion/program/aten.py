@@ -17,15 +17,18 @@ silu.default silu self | mish.default mish self | selu.default selu self | hards
 hardsigmoid.default hardsigmoid self | log_sigmoid.default log_sigmoid self | exp.default exp self | log.default log self
 sqrt.default sqrt self | rsqrt.default rsqrt self | abs.default abs self | neg.default neg self
 reciprocal.default reciprocal self | square.default square self | erf.default erf self | gelu.default gelu self approximate
-hardtanh.default hardtanh self min_val max_val | clamp.default clamp self min max | leaky_relu.default leaky_relu self negative_slope
+hardtanh.default hardtanh self min_val max_val
+clamp.default clamp self min max | leaky_relu.default leaky_relu self negative_slope
 elu.default elu self alpha | celu.default celu self alpha | softplus.default softplus self beta threshold
 prelu.default prelu self weight | _prelu_kernel.default prelu self weight
 add.Tensor add self other | sub.Tensor sub self other | mul.Tensor mul self other | div.Tensor div self other
 add.Scalar add self other | sub.Scalar sub self other | mul.Scalar mul self other | div.Scalar div self other
-rsub.Scalar sub other self | rsub.Tensor sub other self | maximum.default maximum self other | minimum.default minimum self other
+rsub.Scalar sub other self | rsub.Tensor sub other self | maximum.default maximum self other
+minimum.default minimum self other
 pow.Tensor_Scalar pow self exponent | where.self where condition self other | masked_fill.Scalar masked_fill self mask value
 bmm.default matmul self mat2 | matmul.default matmul self other
-adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size | _adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size
+adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size
+_adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size
 adaptive_max_pool2d.default adaptive_max_pool2d self output_size
 mean.dim mean self dim keepdim | sum.dim_IntList sum self dim keepdim | amax.default amax self dim keepdim
 amin.default amin self dim keepdim | softmax.int softmax self dim | _softmax.default softmax self dim

@@ -20,12 +20,12 @@ from intrafusion.program.operators import OPERATORS, Made, Operator
 from intrafusion.program.shapes import DYNAMIC, Batch, Shape, at, whole
 
 FORMAT = 1
-STEPS = 20_000
+STEPS, LAYERS = 8_000, 4_000
 CLASSES = 100_000
 DTYPES = (torch.float32, torch.int64, torch.bool)
 _SIDE, _IMAGES = 1 << 16, 3  # pixels; images whose numbers are counted
 _ALIVE = 1 << 30  # bytes of so many images at a time
-_WORK, _MACS = 1 << 34, 1e12  # numbers read and made, and multiply-accumulates, of one image
+_WORK, _MACS = 1 << 33, 3e11  # numbers read and made, and multiply-accumulates, of one image
 _PATH = re.compile(r"(?!card\b)[A-Za-z_0-9]+(\.[A-Za-z_0-9]+){0,20}")
 _NAME = re.compile(r"\w{1,40}", re.ASCII)
 
@@ -76,6 +76,8 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     given, answer = _name(description["given"]), _name(description["answer"])
     steps = _freed([_step(raw) for raw in description["steps"]], answer)
     runs = {step.run for step in steps if isinstance(step.run, str)}
+    if len(runs) > LAYERS:
+        raise IntrafusionError(f"it has {len(runs):,} layers, and at most {LAYERS:,} are taken")
     layers = {path: layer_built(path, description["layers"][path], tensors) for path in sorted(runs) if _is_path(path)}
     learned = {path: description["learned"][path] is True for path in _weights(steps) if _is_path(path)}
     own = {path: shape_of(path, tensors) for path in learned}

@@ -269,7 +269,7 @@ class _Lift:
 
     # -- layers
 
-    def _convolution(self, told: dict[str, Any]) -> Value:
+    def _convolution(self, told: dict[str, Any]) -> Any:
         groups, bias = told["groups"], _value(told["bias"])
         if told.get("transposed"):
             raise IntrafusionError("it has a transposed convolution, which programs may not use here")
@@ -286,10 +286,9 @@ class _Lift:
             layer = self._layer("Conv2d", config, {"weight": weight, "bias": bias}, told["input"])
             if layer is not None:
                 return layer
-        made: Value = self._step("conv2d", told["input"], weight, bias, *numbers)
-        return made
+        return self._step("conv2d", told["input"], weight, bias, *numbers)
 
-    def _linear(self, x: Any, weight: Any, bias: Any) -> Value:
+    def _linear(self, x: Any, weight: Any, bias: Any) -> Any:
         weight, bias = _value(weight), _value(bias)
         if self._are_weights(weight, bias):
             outputs, inputs = self._dims(weight, 2)
@@ -297,8 +296,7 @@ class _Lift:
             layer = self._layer("Linear", config, {"weight": weight, "bias": bias}, x)
             if layer is not None:
                 return layer
-        made: Value = self._step("linear", x, weight, bias)
-        return made
+        return self._step("linear", x, weight, bias)
 
     def _dims(self, weight: Weight, rank: int) -> list[int]:
         sizes = self.tensors[weight.path].shape
@@ -306,21 +304,21 @@ class _Lift:
             raise IntrafusionError(f"it has a layer whose weight {weight.path} has the shape {tuple(sizes)}")
         return list(sizes)
 
-    def _addmm(self, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: Any = 1) -> Value:
+    def _addmm(self, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: Any = 1) -> Any:
         if beta != 1 or alpha != 1:
             raise IntrafusionError("it scales the terms of a product of matrices: write that as steps of its own")
         turned = self.turned.get(_value(weight))
         if turned is not None and self._are_weights(turned, _value(bias)):
             return self._linear(x, turned, bias)
-        made: Value = self._step("matmul", x, weight)
+        made = self._step("matmul", x, weight)
         return made if bias is None else self._step("add", made, bias)
 
-    def _addcmul(self, x: Any, first: Any, second: Any, value: Any) -> Value:
+    def _addcmul(self, x: Any, first: Any, second: Any, value: Any) -> Any:
         made = self._step("mul", first, second)
         made = made if value == 1 else self._step("mul", made, value)
-        return self._step("add", x, made)  # type: ignore[no-any-return]
+        return self._step("add", x, made)
 
-    def _norm(self, told: dict[str, Any]) -> Value:
+    def _norm(self, told: dict[str, Any]) -> Any:
         if told.get("training"):
             raise IntrafusionError(f"it normalises by each batch's own statistics: {_ADVICE}")
         parts = {name: _value(told[name]) for name in ("running_mean", "running_var", "weight", "bias")}
@@ -347,7 +345,7 @@ class _Lift:
             and isinstance(second, Weight | None)
         )
 
-    def _layer(self, kind: str, config: dict[str, Any], parts: Mapping[str, Weight | None], x: Any) -> Value | None:
+    def _layer(self, kind: str, config: dict[str, Any], parts: Mapping[str, Weight | None], x: Any) -> Any:
         """What the layer of these tensors makes, which is made at its first call; None where another uses them otherwise."""
         paths = {name: weight.path for name, weight in parts.items() if weight is not None}
         path = next(iter(paths.values()))
@@ -360,59 +358,48 @@ class _Lift:
             own = {f"{path}.{name}": self.tensors[where] for name, where in paths.items()}
             self.layers[path], _ = layer_built(path, {"kind": kind, **told, **whole}, own)
             self.found |= own
-        made: Value = self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
-        return made
+        return self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
 
-    def _pad(self, told: dict[str, Any]) -> Value:
+    def _pad(self, told: dict[str, Any]) -> Any:
         x, around = told["self"], _ints(told["pad"])
         mode, value = told.get("mode", "constant"), told["value"]
         if mode != "constant":
-            made: Value = self._step("pad_as", x, around, mode)
-            return made
+            return self._step("pad_as", x, around, mode)
         sizes = self._shape(x).sizes
         if (
             isinstance(_value(x), Value) and len(sizes) == 4 and len(around) == 6 and value in (None, 0)
             and not any(around[:4]) and min(around) >= 0 and isinstance(sizes[1], int)
         ):  # fmt: skip
             return self._zeros(x, sizes[1], around[4], around[5])
-        made = self._step("pad", x, around, 0.0 if value is None else value)
-        return made
+        return self._step("pad", x, around, 0.0 if value is None else value)
 
-    def _zeros(self, x: Any, channels: int, before: int, after: int) -> Value:
+    def _zeros(self, x: Any, channels: int, before: int, after: int) -> Any:
         """Zero channels around an image's, which pruning has to count."""
         path = f"zeros_{len(self.layers)}"
         self.layers[path] = PadShortcut(channels, whole(before), whole(after), stride=1)
-        made: Value = self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
-        return made
+        return self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
 
     # -- shapes
 
-    def _reshaped(self, x: Any, sizes: Any) -> Value:
+    def _reshaped(self, x: Any, sizes: Any) -> Any:
         shape, told = self._shape(x), _value(_tuple(sizes))
         after = fitted(shape, told)
-        made: Value
         if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # for any number of channels
-            made = self._step("flatten", x, 1)
-        else:
-            made = self._step("reshape", x, told)
-        return made
+            return self._step("flatten", x, 1)
+        return self._step("reshape", x, told)
 
-    def _flattened(self, x: Any, start: int, end: int) -> Value:
+    def _flattened(self, x: Any, start: int, end: int) -> Any:
         shape = self._shape(x)
         first, last = axis(shape, start), axis(shape, end)
-        made: Value
         if first == 1 and last == len(shape.sizes) - 1:
-            made = self._step("flatten", x, 1)
-            return made
+            return self._step("flatten", x, 1)
         joined = product(shape.sizes[first : last + 1])
-        made = self._step("reshape", x, (*shape.sizes[:first], joined, *shape.sizes[last + 1 :]))
-        return made
+        return self._step("reshape", x, (*shape.sizes[:first], joined, *shape.sizes[last + 1 :]))
 
-    def _unflattened(self, x: Any, dim: int, sizes: Any) -> Value:
+    def _unflattened(self, x: Any, dim: int, sizes: Any) -> Any:
         shape = self._shape(x)
         place = axis(shape, dim)
-        made: Value = self._step("reshape", x, (*shape.sizes[:place], *_tuple(sizes), *shape.sizes[place + 1 :]))
-        return made
+        return self._step("reshape", x, (*shape.sizes[:place], *_tuple(sizes), *shape.sizes[place + 1 :]))
 
     def _sliced(self, x: Any, dim: int, start: Any, end: Any, step: int) -> Any:
         shape = self._shape(x)
@@ -434,8 +421,8 @@ class _Lift:
         lengths = tuple(min(length, size - start) for start in range(0, size, length))
         return self._step("split", x, lengths, dim)
 
-    def _transposed(self, x: Any, name: str, *args: Any) -> Value:
-        made: Value = self._step(name, x, *args)
+    def _transposed(self, x: Any, name: str, *args: Any) -> Any:
+        made = self._step(name, x, *args)
         weight = _value(x)
         if isinstance(weight, Weight) and len(self._shape(x).sizes) == 2:
             self.turned[made] = weight
@@ -450,81 +437,70 @@ class _Lift:
     def _all_of(self, x: Any, dims: Any) -> tuple[int, ...]:
         return tuple(range(len(self._shape(x).sizes))) if dims is None or dims == [] else _ints(dims)
 
-    def _index(self, x: Any, indices: list[Any]) -> Value:
+    def _index(self, x: Any, indices: list[Any]) -> Any:
         if len(indices) != 1 or indices[0] is None:
             raise IntrafusionError("it indexes along other dimensions than the first, which programs may not do here")
-        made: Value = self._step("index", x, indices[0])
-        return made
+        return self._step("index", x, indices[0])
 
-    def _einsum(self, equation: Any, tensors: list[Any]) -> Value:
+    def _einsum(self, equation: Any, tensors: list[Any]) -> Any:
         """A product of matrices in equal stacks: "..id, ..jd -> ..ij" or "..ij, ..jd -> ..id"."""
         left, _, right = str(equation).replace(" ", "").partition("->")
         first, _, second = left.partition(",")
         stack, (row, inner) = first[:-2], (first[-2:-1], first[-1:])
-        made: Value
         if len(tensors) == 2 and len({*first, *second}) == len(stack) + 3 and second[:-2] == stack == right[:-2]:
             if second[-1] == inner and right[-2:] == row + second[-2]:
-                made = self._step("matmul", tensors[0], self._step("transpose", tensors[1], -2, -1))
-                return made
+                return self._step("matmul", tensors[0], self._step("transpose", tensors[1], -2, -1))
             if second[-2] == inner and right[-2:] == row + second[-1]:
-                made = self._step("matmul", *tensors)
-                return made
+                return self._step("matmul", *tensors)
         raise IntrafusionError(f"it has the einsum {str(equation)[:40]!r}, which programs may not use here")
 
-    def _attention(self, told: dict[str, Any]) -> Value:
+    def _attention(self, told: dict[str, Any]) -> Any:
         if told["dropout_p"] or told["is_causal"] or told.get("enable_gqa"):
             raise IntrafusionError("it has attention with dropout, a causal mask or shared heads")
-        made: Value = self._step("attention", *(told[name] for name in ("query", "key", "value", "attn_mask", "scale")))
-        return made
+        return self._step("attention", *(told[name] for name in ("query", "key", "value", "attn_mask", "scale")))
 
-    def _pool(self, name: str, told: dict[str, Any]) -> Value:
+    def _pool(self, name: str, told: dict[str, Any]) -> Any:
         kernel, stride = _pair(told["kernel_size"]), _pair(told["stride"] or told["kernel_size"])
-        made: Value
         if name == "max_pool2d":
             rest = (_pair(told["dilation"]), told["ceil_mode"])
         elif told["divisor_override"] is not None:
             raise IntrafusionError("it has a pool with a divisor of its own")
         else:
             rest = (told["ceil_mode"], told["count_include_pad"])
-        made = self._step(name, told["self"], kernel, stride, _pair(told["padding"]), *rest)
-        return made
+        return self._step(name, told["self"], kernel, stride, _pair(told["padding"]), *rest)
 
-    def _upsampled(self, name: str, told: dict[str, Any], *corners: bool) -> Value:
+    def _upsampled(self, name: str, told: dict[str, Any], *corners: bool) -> Any:
         """To a size that is given, or a whole multiple of what there is."""
         sides, factors = told["output_size"], told.get("scale_factors")
         if sides is None and isinstance(factors, list) and all(float(one).is_integer() for one in factors):
             now = self._shape(told["input"]).sizes[2:]
             sides = [scaled(size, whole(int(one))) for size, one in zip(now, factors, strict=True)]
-        made: Value = self._step(name, told["input"], _pair(sides), *corners)
-        return made
+        return self._step(name, told["input"], _pair(sides), *corners)
 
-    def _deviation(self, told: dict[str, Any], root: bool) -> Value:
+    def _deviation(self, told: dict[str, Any], root: bool) -> Any:
         correction = 1 if told["correction"] is None else told["correction"]
         if correction not in (0, 1):
             raise IntrafusionError(f"it has a variance with a correction of {str(correction)[:20]}")
-        made: Value = self._step(
+        made = self._step(
             "var", told["self"], self._all_of(told["self"], told["dim"]), int(correction), told["keepdim"]
         )
         return self._step("sqrt", made) if root else made
 
-    def _length(self, told: dict[str, Any]) -> Value:
+    def _length(self, told: dict[str, Any]) -> Any:
         if told["ord"] != 2 or told["dtype"] not in (None, torch.float32):
             raise IntrafusionError("it has a norm other than the Euclidean one")
-        made: Value = self._step("norm", told["self"], self._all_of(told["self"], told["dim"]), told["keepdim"])
-        return made
+        return self._step("norm", told["self"], self._all_of(told["self"], told["dim"]), told["keepdim"])
 
-    def _instance_norm(self, told: dict[str, Any]) -> Value:
+    def _instance_norm(self, told: dict[str, Any]) -> Any:
         if told["running_mean"] is not None or told["running_var"] is not None or not told["use_input_stats"]:
             raise IntrafusionError(
                 "it has an instance norm with statistics of its own, which programs may not use here"
             )
         channels = self._shape(told["input"]).sizes[1]
-        made: Value = self._step("group_norm", told["input"], channels, told["weight"], told["bias"], told["eps"])
-        return made
+        return self._step("group_norm", told["input"], channels, told["weight"], told["bias"], told["eps"])
 
-    def _native_group_norm(self, told: dict[str, Any]) -> Value:
-        made: Value = self._step("group_norm", told["input"], told["group"], told["weight"], told["bias"], told["eps"])
-        return made
+    def _native_group_norm(self, told: dict[str, Any]) -> Any:
+        return self._step("group_norm", told["input"], told["group"], told["weight"], told["bias"], told["eps"])
 
 
 _Call = Callable[[_Lift, dict[str, Any]], Any]

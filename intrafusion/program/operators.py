@@ -72,7 +72,7 @@ def _fits(value: Any, hint: Any) -> bool:
         finite = type(value) is float and abs(value) <= torch.finfo(torch.float32).max
         return finite or _fits(value, int)
     if hint is Batch:
-        return isinstance(value, Batch) and 1 <= whole(value.times)
+        return isinstance(value, Batch) and whole(value.times) >= 1
     if hint in (bool, Shape, type(None)):
         return type(value) is hint
     if get_origin(hint) is Literal:
