@@ -6,6 +6,7 @@ import numpy as np
 import own_files as files
 import pytest
 import torch
+from damage import card_in, set_card
 from PIL import Image
 
 import intrafusion as itf
@@ -204,13 +205,14 @@ class TestOnlyPythonAndTheCommandLineRunCode:
 
     def test_a_kept_networks_card_may_not(self, trap, tmp_path):
         kept = zoo.keep(itf.load_model("digits-mlp"), "mine")
-        path = home() / "models" / "mine.json"
-        card = json.loads(path.read_text())
+        path = home() / "models" / "mine.safetensors"
+        card = card_in(path)
         card["details"]["architecture"] = trap[0]
-        path.write_text(json.dumps(card))
-        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of, zoo.describe):
+        set_card(path, json.dumps(card))
+        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of):
             with pytest.raises(itf.IntrafusionError, match="names no architecture"):
                 call(kept)
+        assert "names no architecture" in zoo.describe(kept)["summary"]
         assert not trap[1]()
 
     def test_a_card_beside_uploaded_weights_may_not(self, trap, tmp_path):

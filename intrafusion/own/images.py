@@ -12,6 +12,7 @@ import numpy as np
 
 from intrafusion.archives import MIB, check_size, opened
 from intrafusion.arrays import Arrays, Reading, read_arrays, role_of, splits_of
+from intrafusion.atomic import plain_errors, put
 from intrafusion.data import KEPT, OWN, read_kept
 from intrafusion.decode_worker import decode
 from intrafusion.errors import IntrafusionError
@@ -65,7 +66,8 @@ def take_data(
             )
         _check_splits(made)
         target.parent.mkdir(parents=True, exist_ok=True)
-        made.rename(target)
+        with plain_errors(target):
+            put(made, target)
         for note in dict.fromkeys(notes):
             tell(without_folders(note, *files))
         return f"{KEPT}{name}"
@@ -243,6 +245,17 @@ def _check_splits(made: Path) -> None:
             raise IntrafusionError(
                 f"training images are {tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
             )
+
+
+def about(name: str) -> str:
+    """What kept data ("kept/NAME") hold, in a few words; what is damaged says so."""
+    try:
+        found = splits(name)
+        if not any(found.values()):
+            raise IntrafusionError("there are no images in it")
+    except (IntrafusionError, OSError) as error:
+        return f"damaged: {error}"
+    return ", ".join(f"{count:,} {split}" for split, count in found.items())
 
 
 def splits(name: str) -> dict[str, int]:

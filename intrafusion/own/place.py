@@ -1,18 +1,18 @@
 """Where what a person brings is kept, and how it gets there: whole, or not at all."""
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from intrafusion import leftovers
+from intrafusion.atomic import drop, part_of
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name
 
 NETWORKS, IMAGES = "models", "images"  # folders of home()
-_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}
+_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}  # how what is kept ends
 
 
 def free_path(kind: str, name: str) -> Path:
@@ -26,18 +26,17 @@ def free_path(kind: str, name: str) -> Path:
 @contextmanager
 def workshop(*files: Path) -> Iterator[Path]:
     """A folder beside the kept things, gone in the end. Messages within say the given files' names, not where they lie."""
-    folder = None
+    leftovers.remove_once()
+    folder = home() / f"{leftovers.CHECK}{leftovers.mark()}"
     try:
-        home().mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".taking-", dir=home()))
+        folder.mkdir(0o700, parents=True)
         yield folder
     except IntrafusionError as error:
         raise IntrafusionError(without_folders(str(error), *files)) from error
     except OSError as error:
         raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        drop(folder)
 
 
 def without_folders(message: str, *files: Path) -> str:
@@ -48,17 +47,23 @@ def without_folders(message: str, *files: Path) -> str:
 
 
 def remove(kind: str, name: str) -> None:
-    """Remove a kept network (kind "models") or kept images (kind "images"). Raises IntrafusionError where there is none."""
+    """Remove a kept network (kind "models") or kept images (kind "images"), whole or damaged.
+
+    Raises IntrafusionError where there is none, or where it cannot be removed.
+    """
     name = check_name(name.removeprefix("kept/"))
     found = [home() / kind / (name + end) for end in _ENDS[kind] if (home() / kind / (name + end)).exists()]
     if not found:
         raise IntrafusionError(f"nothing is kept as kept/{name}")
-    for path in found:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
+    try:
+        for path in found:
+            part = part_of(path)  # not half of it is ever listed
+            path.rename(part)
+            drop(part)
+        if kind == NETWORKS:
+            (home() / kind / f"{name}.json").unlink(missing_ok=True)  # the card of an older version
+    except OSError as error:
+        raise IntrafusionError(f"kept/{name} cannot be removed: {error.strerror or type(error).__name__}") from error
 
 
 def safe_name(file: str) -> str:

@@ -1,5 +1,6 @@
 """Networks that a person keeps on this machine, of any widths, as "kept/NAME"; also programs of torch.export."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from intrafusion.cards import ModelCard, card_of, read_card
+from intrafusion.cards import ModelCard, card_of
 from intrafusion.download import Progress
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
-from intrafusion.saved import check_name, save_network
+from intrafusion.saved import card_beside, check_name, is_name, save_network, saved_card
 from intrafusion.weights import cifar, located, plain
 from intrafusion.zoo import ours, sources
 from intrafusion.zoo.files import open_file
@@ -20,10 +21,20 @@ PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")
 
 
-def names() -> list[str]:
-    """In alphabetical order."""
+def names(damaged: bool = True) -> list[str]:
+    """In alphabetical order. damaged: whether those are among them that cannot be opened; `describe` says so of them."""
     files = [path for end in _ENDS for path in (home() / "models").glob(f"[!.]*{end}")]
-    return sorted({f"{PREFIX}{path.stem}" for path in files})
+    found = sorted({f"{PREFIX}{path.stem}" for path in files if is_name(path.stem)})
+    return found if damaged else [name for name in found if _damage(name) is None]
+
+
+def _damage(name: str) -> str | None:
+    """Why a kept network cannot be opened, as far as its card says; None where nothing seems wrong."""
+    try:
+        dataset(name)
+    except IntrafusionError as error:
+        return str(error)
+    return None
 
 
 def when(name: str) -> int:
@@ -96,14 +107,23 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
             return model, card
         path, key = located(weights)
         return open_file(path, lambda state: (model, replace(card, source=str(path))), key)
-    path, key = (_found(name)[0], None) if weights is None else located(weights)
 
     def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
         model, card = blank(name, state)
         return model, replace(card, name=name)
 
-    of_ours = sources.of(architecture(name)) is ours
-    return open_file(path, make, key, cifar if of_ours else plain, heads=True)
+    made_from = architecture(name)
+    if weights is None:
+        model, card = open_saved(_found(name)[0], made_from)
+        return model, replace(card, name=name)
+    path, key = located(weights)
+    return open_file(path, make, key, cifar if sources.of(made_from) is ours else plain, heads=True)
+
+
+def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:
+    """The network of a file of `save_network`, and the card that it holds."""
+    source = sources.of(architecture)
+    return open_file(path, lambda state: source.blank(architecture, state), heads=True, card_of=saved_card)
 
 
 def is_local(name: str) -> bool:
@@ -111,6 +131,8 @@ def is_local(name: str) -> bool:
 
 
 def describe(name: str) -> dict[str, Any]:
+    if (why := _damage(name)) is not None:
+        return {"dataset": "", "weights": "damaged", "accuracy": None, "summary": f"damaged: {why}"}
     card = _found(name)[1]
     what = "a program of torch.export" if is_program(name) else architecture(name)
     return {
@@ -133,10 +155,16 @@ def _program(name: str) -> tuple[nn.Module, ModelCard]:
 
 
 def _found(name: str) -> tuple[Path, ModelCard]:
-    """The file of a kept network, and its card."""
+    """The file of a kept network, and its card. Raises IntrafusionError where there is none, or a damaged one."""
     paths = [home() / "models" / f"{check_name(name.removeprefix(PREFIX))}{end}" for end in _ENDS]
-    path = next((path for path in paths if path.is_file()), None)
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
+    if not path.is_file():
+        raise IntrafusionError(f"{name} is a folder, and no network: remove it")
     nothing = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "own")
-    return path, read_card(path.with_suffix(".json"), nothing)
+    if path.suffix == ".safetensors":
+        return path, saved_card(path, nothing)
+    if not zipfile.is_zipfile(path):
+        raise IntrafusionError(f"{path} is damaged: it is no program any more; remove {name}")
+    return path, card_beside(path, nothing)

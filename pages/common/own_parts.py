@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from intrafusion import IntrafusionError
+from intrafusion import IntrafusionError, leftovers
 from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.arrays import LAYOUTS, Reading
@@ -17,7 +17,7 @@ from intrafusion.checkpoints import SUFFIXES
 from intrafusion.data import DATASETS, OWN, kept_data
 from intrafusion.log import event
 from intrafusion.own import remove, safe_name, take_data, take_program, take_weights
-from intrafusion.own.images import PICTURES, SIDE, splits
+from intrafusion.own.images import PICTURES, SIDE, about
 from intrafusion.own.place import IMAGES, NETWORKS
 from intrafusion.zoo import describe, kept_names, kept_told, model_names
 from pages.common import parts, telling
@@ -182,7 +182,7 @@ def _numbers(what: str, text: str) -> list[float] | None:
 @contextmanager
 def _on_disk(files: Sequence[Any]) -> Iterator[list[Path]]:
     """Uploaded files in a folder that is gone in the end, under names that are safe."""
-    with tempfile.TemporaryDirectory(prefix="intrafusion-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{leftovers.UPLOAD}{leftovers.mark()}-") as folder:
         paths = []
         for file in files:
             path = Path(folder) / f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}"
@@ -233,14 +233,14 @@ def _choose(key: str, name: str) -> None:
 def kept() -> None:
     """What is kept, and a way to remove it."""
     st.subheader("Kept on this machine")
-    found = [(NETWORKS, name, describe(name)["summary"]) for name in kept_names()]
-    found += [(IMAGES, name, ", ".join(f"{n:,} {split}" for split, n in splits(name).items())) for name in kept_data()]
+    found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
+    found += [(IMAGES, name, public(about(name))) for name in kept_data()]
     if not found:
         st.caption("Nothing yet. Networks that the Training lab keeps come here, too.")
         return
-    for kind, name, about in found:
+    for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{about}]", width="stretch")
+            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{words}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):
