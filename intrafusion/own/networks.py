@@ -1,6 +1,5 @@
 """A person's networks: weights for an architecture that is known here, and programs of torch.export."""
 
-import json
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from intrafusion.own.place import NETWORKS, free_path, workshop
 from intrafusion.program import read_program
 from intrafusion.zoo import keep, load_model, sources
 from intrafusion.zoo.architectures import ARCHITECTURES
+from intrafusion.zoo.kept import keep_program
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -56,10 +56,10 @@ def take_program(
     Raises IntrafusionError, and keeps nothing, for a file that `read_program` refuses, or for a card that makes no sense.
     """
     with workshop(file) as folder:
-        target = free_path(NETWORKS, name)
+        free_path(NETWORKS, name)
         if dataset not in DATASETS and dataset not in kept_data():
             raise IntrafusionError(f"unknown dataset {dataset!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
-        copy = folder / f"{target.name}.pt2"
+        copy = folder / "program.pt2"
         check_size(file)
         shutil.copyfile(file, copy)
         try:
@@ -74,11 +74,7 @@ def take_program(
             check_card(card)
         except (ValueError, TypeError) as error:
             raise IntrafusionError(f"no card for {file.name}: {error}") from error
-        (folder / f"{target.name}.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for end in (".json", ".pt2"):  # a network is there once its second file is
-            (folder / f"{target.name}{end}").replace(target.with_name(f"{target.name}{end}"))
-        return f"{KEPT}{name}"
+        return keep_program(model, card, name)
 
 
 def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:

@@ -20,7 +20,7 @@ from intrafusion.program.operators import OPERATORS, Made, Operator
 from intrafusion.program.shapes import DYNAMIC, Batch, Shape, at, whole
 
 FORMAT = 1
-STEPS, LAYERS = 8_000, 4_000
+STEPS, LAYERS, ARGUMENTS = 8_000, 4_000, 400_000
 CLASSES = 100_000
 DTYPES = (torch.float32, torch.int64, torch.bool)
 _SIDE, _IMAGES = 1 << 16, 3  # pixels; images whose numbers are counted
@@ -73,6 +73,8 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
         raise IntrafusionError(f"it takes images of {str(image)[:60]}, where (channels, height, width) are needed")
     if len(description["steps"]) > STEPS:
         raise IntrafusionError(f"it has {len(description['steps']):,} steps, and at most {STEPS:,} are taken")
+    if sum(1 + len(list(_leaves(raw[1]))) for raw in description["steps"]) > ARGUMENTS:
+        raise IntrafusionError(f"its steps have more than {ARGUMENTS:,} arguments")
     given, answer = _name(description["given"]), _name(description["answer"])
     steps = _freed([_step(raw) for raw in description["steps"]], answer)
     runs = {step.run for step in steps if isinstance(step.run, str)}
@@ -147,6 +149,13 @@ def _meant(raw: Any, depth: int = 0) -> Any:
     if raw is None or type(raw) in (int, float, bool, str):
         return raw
     raise IntrafusionError("it has an argument that is none")
+
+
+def _leaves(raw: Any, depth: int = 0) -> Iterator[Any]:
+    if isinstance(raw, list) and depth < 3:
+        for one in raw:
+            yield from _leaves(one, depth + 1)
+    yield raw
 
 
 def _parts(given: Any) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 from intrafusion.cards import ModelCard, card_of
 from intrafusion.download import Progress
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.places import home
-from intrafusion.saved import card_beside, check_name, is_name, save_network, saved_card
+from intrafusion.saved import card_beside, check_name, is_name, save_network, save_state, saved_card
 from intrafusion.weights import cifar, located, plain
 from intrafusion.zoo import ours, sources
 from intrafusion.zoo.files import open_file
 
 PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")
+_PROGRAM = "program"  # among the details of a card: the description of a program
+_NOTHING = ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")
 
 
 def names(damaged: bool = True) -> list[str]:
@@ -60,6 +63,19 @@ def keep(model: nn.Module, name: str) -> str:
     return f"{PREFIX}{name}"
 
 
+def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
+    """Keep a program of `built` as its description and its tensors, so that "kept/NAME" opens it; that name.
+
+    Raises IntrafusionError for a name that is none, or where it cannot be written.
+    """
+    from intrafusion.program import Program, described, tensors_of
+
+    assert isinstance(program, Program)
+    details = {**card.details, _PROGRAM: described(program)}
+    save_state(tensors_of(program), replace(card, details=details), home() / "models" / check_name(name))
+    return f"{PREFIX}{name}"
+
+
 def architecture(name: str) -> str:
     """The name of the architecture that a kept network was made from: a program's is its own.
 
@@ -77,7 +93,15 @@ def architecture(name: str) -> str:
 
 def is_program(name: str) -> bool:
     """Whether what is kept under this name is a program, "kept/NAME"."""
-    return (home() / "models" / f"{check_name(name.removeprefix(PREFIX))}.pt2").is_file()
+    path = home() / "models" / check_name(name.removeprefix(PREFIX))
+    saved, older = (path.with_name(f"{path.name}{end}") for end in _ENDS)
+    return _holds_program(saved, saved.stat().st_mtime_ns) if saved.is_file() else older.is_file()
+
+
+@cache
+def _holds_program(path: Path, when: int) -> bool:
+    """Whether a file's card describes a program. when: the time of the file."""
+    return _PROGRAM in saved_card(path, _NOTHING).details
 
 
 def dataset(name: str) -> str:
@@ -147,11 +171,32 @@ def told(name: str) -> list[str]:
 
 
 def _program(name: str) -> tuple[nn.Module, ModelCard]:
-    from intrafusion.program import read_program
+    """A kept program, and its card. One that an older version kept is a .pt2 file, which is read as a stranger's."""
+    from intrafusion.program import built, read_program
 
     path, card = _found(name)
-    model, size, classes = read_program(path)
-    return model, replace(card, name=name, input_size=size, classes=classes)
+    if path.suffix == ".pt2":
+        older, size, classes = read_program(path)
+        return older, replace(card, name=name, input_size=size, classes=classes)
+    details = {key: value for key, value in card.details.items() if key != _PROGRAM}
+    try:
+        program = built(card.details[_PROGRAM], _tensors(path))
+        if (program.plan.image, program.plan.classes) != (tuple(card.input_size), card.classes):
+            raise IntrafusionError(f"its card is of another one, with {card.classes} classes")
+    except IntrafusionError as error:
+        raise IntrafusionError(f"{path} is damaged: {error}; remove {name}") from error
+    return program, replace(card, name=name, details=details)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of ours."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntrafusionError(one_line(error)) from error
 
 
 def _found(name: str) -> tuple[Path, ModelCard]:
@@ -162,7 +207,7 @@ def _found(name: str) -> tuple[Path, ModelCard]:
         raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
     if not path.is_file():
         raise IntrafusionError(f"{name} is a folder, and no network: remove it")
-    nothing = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "own")
+    nothing = replace(_NOTHING, name=name)
     if path.suffix == ".safetensors":
         return path, saved_card(path, nothing)
     if not zipfile.is_zipfile(path):
