@@ -1,11 +1,13 @@
 """A person's own network and images: code, files, and what is kept of them, from file to curve."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import own_files as files
 import pytest
 import torch
+from damage import card_in, set_card
 from PIL import Image
 
 import intrafusion as itf
@@ -14,6 +16,8 @@ from intrafusion.cli import main
 from intrafusion.fingerprint import of_model
 from intrafusion.own import remove, take_data, take_program, take_weights
 from intrafusion.places import home
+from intrafusion.program import described, read_program, tensors_of
+from intrafusion.saved import save_state
 from intrafusion.zoo import sources
 
 CODE = """
@@ -204,13 +208,14 @@ class TestOnlyPythonAndTheCommandLineRunCode:
 
     def test_a_kept_networks_card_may_not(self, trap, tmp_path):
         kept = zoo.keep(itf.load_model("digits-mlp"), "mine")
-        path = home() / "models" / "mine.json"
-        card = json.loads(path.read_text())
+        path = home() / "models" / "mine.safetensors"
+        card = card_in(path)
         card["details"]["architecture"] = trap[0]
-        path.write_text(json.dumps(card))
-        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of, zoo.describe):
+        set_card(path, json.dumps(card))
+        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of):
             with pytest.raises(itf.IntrafusionError, match="names no architecture"):
                 call(kept)
+        assert "names no architecture" in zoo.describe(kept)["summary"]
         assert not trap[1]()
 
     def test_a_card_beside_uploaded_weights_may_not(self, trap, tmp_path):
@@ -227,10 +232,10 @@ class TestOnlyPythonAndTheCommandLineRunCode:
 
     def test_a_programs_card_may_not(self, trap, tmp_path):
         kept = take_program(files.export(files.network(), tmp_path / "p.pt2"), "mine")
-        path = home() / "models" / "mine.json"
-        card = json.loads(path.read_text())
-        card |= {"dataset": trap[0], "details": {"architecture": trap[0]}}
-        path.write_text(json.dumps(card))
+        path = home() / "models" / "mine.safetensors"
+        card = card_in(path)
+        card |= {"dataset": trap[0], "details": card["details"] | {"architecture": trap[0]}}
+        set_card(path, json.dumps(card))
         itf.load_model(kept)
         assert zoo.architecture_of(kept) == kept
         assert not trap[1]()
@@ -353,16 +358,30 @@ def _state(change=lambda weight: weight):
     return make
 
 
+def _program(text=None, scale=1, **changes):
+    def make(made):
+        program, _, _ = read_program(files.export(files.network(), made.with_name("p.pt2")))
+        made.mkdir()
+        (made / "program.json").write_text(text or json.dumps(described(program) | changes))
+        tensors = {name: value * scale for name, value in tensors_of(program).items()}
+        files.save_state(made / "program.safetensors", tensors)
+
+    return make
+
+
 class TestWhatAChildHandsBackIsCheckedAgain:
     """A file that has taken over the process that reads it gets no further."""
 
     LIES = {  # noqa: RUF012 (who takes it, what the child leaves, what it answers, what is said)
-        "no answer": ("program", lambda made: None, None, "no card for"),
-        "no size": ("program", lambda made: None, {"size": [8, 8], "classes": 3}, "no card for"),
-        "a vast size": ("program", lambda made: None, {"size": [10**12, 1, 1], "classes": 3}, "no card for"),
-        "a size of words": ("program", lambda made: None, {"size": ["8", 8, 8], "classes": 3}, "no card for"),
-        "classes below none": ("program", lambda made: None, {"size": [1, 8, 8], "classes": -3}, "no card for"),
-        "no weights": ("weights", lambda made: None, None, "no weights file at weights.safetensors"),
+        "no program": ("program", lambda made: None, None, "left no program.json"),
+        "no tensors": ("program", _file("program.json", b"{}"), None, "left no program.safetensors"),
+        "no JSON": ("program", _program(text="{"), None, "no program that can be used"),
+        "deep JSON": ("program", _program(text="[" * 10**5), None, "no program that can be used"),
+        "another table": ("program", _program(text="[3]"), None, "makes no sense"),
+        "images of a vast size": ("program", _program(image=[10**12, 8, 8]), None, "it takes images of"),
+        "no steps": ("program", _program(steps=[]), None, "no program that can be used"),
+        "NaN tensors": ("program", _program(scale=torch.nan), None, "NaN or infinite"),
+        "no weights": ("weights", lambda made: None, None, "left no weights.safetensors"),
         "other weights": ("weights", _file("weights.safetensors"), None, "cannot be read as weights"),
         "NaN weights": ("weights", _state(lambda weight: weight * torch.nan), None, "NaN or infinite"),
         "weights of another shape": ("weights", _state(lambda weight: weight[:, :5].contiguous()), None, "does not fit"),
@@ -398,8 +417,9 @@ class TestWhatAChildHandsBackIsCheckedAgain:
 
     def test_a_card_names_no_other_architecture(self, tmp_path, monkeypatch):
         def steps(task, folder, *_):
-            _state()(folder / "made")
-            (folder / "made" / "weights.json").write_text(json.dumps({"details": {"architecture": "os:getcwd"}}))
+            model = itf.load_model("digits-mlp")
+            card = replace(model.card, details={"architecture": "os:getcwd"})
+            save_state(model.state_dict(), card, folder / "made" / "weights")
             yield 1, 1
 
         monkeypatch.setattr(confined, "steps", steps)

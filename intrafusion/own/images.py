@@ -13,6 +13,7 @@ import numpy as np
 
 from intrafusion.archives import MIB, UNPACKED, opened
 from intrafusion.arrays import Arrays, Reading, read_arrays, role_of, splits_of
+from intrafusion.atomic import plain_errors, put
 from intrafusion.confined import Step, drained
 from intrafusion.data import KEPT, OWN, read_kept
 from intrafusion.decode_worker import decode
@@ -69,7 +70,8 @@ def data_steps(
     if not any((workshop.made / test).exists() for test in ("test", f"{OWN}_test.npz")):
         raise IntrafusionError("there are training images and no test images: add a test split")
     target.parent.mkdir(parents=True, exist_ok=True)
-    workshop.made.rename(target)
+    with plain_errors(target):
+        put(workshop.made, target)
     for note in dict.fromkeys(map(str, notes if isinstance(notes, list) else [])):
         tell(note)
     return f"{KEPT}{name}"
@@ -282,6 +284,17 @@ def _check_splits(made: Path) -> None:
             raise IntrafusionError(
                 f"training images are {tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
             )
+
+
+def about(name: str) -> str:
+    """What kept data ("kept/NAME") hold, in a few words; what is damaged says so."""
+    try:
+        found = splits(name)
+        if not any(found.values()):
+            raise IntrafusionError("there are no images in it")
+    except (IntrafusionError, OSError) as error:
+        return f"damaged: {error}"
+    return ", ".join(f"{count:,} {split}" for split, count in found.items())
 
 
 def splits(name: str) -> dict[str, int]:

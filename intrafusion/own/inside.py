@@ -5,12 +5,12 @@ Each is called as task(folder, tell, ...) in the folder of the given files, whic
 
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
@@ -21,18 +21,21 @@ from intrafusion.checkpoints import SUFFIXES
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.groups import find_groups
 from intrafusion.own import images as of_images
-from intrafusion.program import read_program
-from intrafusion.saved import layers_of
+from intrafusion.program import described, read_program, tensors_of
+from intrafusion.saved import save_network
 from intrafusion.zoo import load_model, sources
 
 Tell = Callable[[int, int], None]
 
 
-def program(folder: Path, tell: Tell, files: Sequence[str]) -> dict[str, Any]:
-    """Read a program, and try it: {"size": [C, H, W], "classes": how many}."""
-    model, size, classes = read_program(Path(files[0]))
+def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
+    """Read a program, and try it; leave its description as program.json, and its tensors as program.safetensors."""
+    model, size, _ = read_program(Path(files[0]))
     _check_groups(model, size)
-    return {"size": size, "classes": classes}
+    made = folder / "made"
+    made.mkdir()
+    (made / "program.json").write_text(json.dumps(described(model)))
+    save_file(_alone(tensors_of(model)), made / "program.safetensors")
 
 
 def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
@@ -46,9 +49,7 @@ def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
 
 
 def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, key: str | None) -> None:
-    """Read weights into their architecture; leave them as weights.safetensors, float32, with a card as weights.json."""
-    from safetensors.torch import save_file
-
+    """Read weights into their architecture; leave them as weights.safetensors, float32, with their card."""
     file = Path(files[0])
     if file.suffix.lower() not in SUFFIXES:
         raise IntrafusionError(f"{file} is no weights file: it must end in {', '.join(SUFFIXES)}")
@@ -58,19 +59,14 @@ def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, k
     model = load_model(architecture, file, weights_key=key)
     base, _ = sources.of(architecture).blank(architecture, model.state_dict())
     card = card_of(model)
-    details = {**card.details, "architecture": architecture, "layers": layers_of(model, base)}
-    card = replace(card, source=card.source.replace(str(file), f"weights {file.name}"), details=details)
-    del base
-    made = folder / "made"
-    made.mkdir()
-    save_file(_alone(model), made / "weights.safetensors")
-    (made / "weights.json").write_text(json.dumps(card.to_dict()))
+    card = replace(card, name=architecture, source=card.source.replace(str(file), f"weights {file.name}"))
+    save_network(model, base, card, folder / "made" / "weights")
 
 
-def _alone(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors, none of which shares its memory with another."""
+def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors none of which shares its memory with another."""
     state, seen = {}, set()
-    for name, value in model.state_dict().items():
+    for name, value in tensors.items():
         place = value.untyped_storage().data_ptr()
         state[name] = value.detach().clone() if place in seen else value.detach().contiguous()
         seen.add(place)

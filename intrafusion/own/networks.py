@@ -2,24 +2,24 @@
 
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
+from intrafusion.archives import FILE
 from intrafusion.cards import ModelCard, check_card
+from intrafusion.checkpoints import read
 from intrafusion.confined import Step, drained
 from intrafusion.data import DATASETS, KEPT, OWN, kept_data
-from intrafusion.errors import IntrafusionError, shown
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.own.place import NETWORKS, Workshop, checked, free_path, given
-from intrafusion.weights import cifar, plain
-from intrafusion.zoo import keep, ours, sources
+from intrafusion.program import built
+from intrafusion.weights import checked as checked_state
+from intrafusion.zoo import keep, sources
 from intrafusion.zoo.architectures import ARCHITECTURES
-from intrafusion.zoo.files import open_file
+from intrafusion.zoo.kept import keep_program, open_saved
 
-_MOST = 1 << 20  # of any size of images, and classes
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _log = logging.getLogger(__name__)
 
@@ -47,13 +47,8 @@ def weights_steps(
     free_path(NETWORKS, name)
     asked = {"architecture": architecture, "key": key}
     yield from checked("weights", workshop, workshop.given[:1], asked, tell)
-
-    def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-        return sources.of(architecture).blank(architecture, state)
-
-    spelling = cifar if sources.of(architecture) is ours else plain
     model: Any
-    model, card = open_file(workshop.made / "weights.safetensors", make, None, spelling, heads=True)
+    model, card = open_saved(_made(workshop, "weights.safetensors"), architecture)
     model.card = replace(card, name=architecture, details={**card.details, "architecture": architecture})
     return keep(model.eval(), name)
 
@@ -82,35 +77,33 @@ def program_steps(
     tell: Callable[[str], None] = _log.warning,
 ) -> Generator[Step, None, str]:
     """`take_program` in steps, of the file that was given."""
-    (file,), target = workshop.given, free_path(NETWORKS, name)
+    (file,) = workshop.given
+    free_path(NETWORKS, name)
     if dataset not in DATASETS and dataset not in kept_data():
         raise IntrafusionError(f"unknown dataset {dataset!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
-    told = yield from checked("program", workshop, [file], {}, tell)
-    card = _card(told, file.name, name, dataset, mean, std)
-    (workshop.folder / f"{target.name}.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
-    file.rename(workshop.folder / f"{target.name}.pt2")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for end in (".json", ".pt2"):  # a network is there once its second file is
-        (workshop.folder / f"{target.name}{end}").replace(target.with_name(f"{target.name}{end}"))
-    return f"{KEPT}{name}"
-
-
-def _card(
-    told: Any, file: str, name: str, dataset: str, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> ModelCard:
-    """The card of a program of which a child told size (C, H, W) and number of classes."""
+    yield from checked("program", workshop, [file], {}, tell)
+    description, tensors = _made(workshop, "program.json"), _made(workshop, "program.safetensors")
     try:
-        (channels, height, width), classes = told["size"], told["classes"]
-        if not all(type(one) is int and 1 <= one <= _MOST for one in (channels, height, width, classes)):
-            raise ValueError(f"it has images of {shown(told['size'])[:60]} and {shown(classes)[:20]} classes")
-        usual = _usual(dataset, channels)
-        stats = [tuple(own if own is not None else known) for own, known in zip((mean, std), usual, strict=True)]
-        size = channels, height, width
-        card = ModelCard(f"{KEPT}{name}", stats[0], stats[1], size, classes, dataset, source=f"program {file}")
+        program = built(json.loads(description.read_text()), checked_state(read(tensors), tensors))
+    except (ValueError, RecursionError) as error:
+        raise IntrafusionError(f"{file.name} is no program that can be used: {one_line(error)}") from error
+    size, classes = program.plan.image, program.plan.classes
+    usual = _usual(dataset, size[0])
+    stats = [tuple(own if own is not None else known) for own, known in zip((mean, std), usual, strict=True)]
+    card = ModelCard(f"{KEPT}{name}", stats[0], stats[1], size, classes, dataset, source=f"program {file.name}")
+    try:
         check_card(card)
-        return card
-    except (ValueError, TypeError, KeyError) as error:
-        raise IntrafusionError(f"no card for {file}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise IntrafusionError(f"no card for {file.name}: {error}") from error
+    return keep_program(program, card, name)
+
+
+def _made(workshop: Workshop, name: str) -> Path:
+    """A file that the child has left. Raises IntrafusionError where it has not, or left too large a one."""
+    path = workshop.made / name
+    if not path.is_file() or path.stat().st_size > 2 * FILE:
+        raise IntrafusionError(f"checking {workshop.given[0].name} left no {name} that can be kept: it is refused")
+    return path
 
 
 def _usual(dataset: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,15 +4,15 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from intrafusion import confined
+from intrafusion import confined, leftovers
 from intrafusion.archives import MIB, check_size
+from intrafusion.atomic import drop, part_of
 from intrafusion.errors import IntrafusionError
 from intrafusion.places import home
 from intrafusion.saved import check_name
@@ -21,7 +21,7 @@ NETWORKS, IMAGES = "models", "images"  # folders of home()
 _SECONDS, _A_SECOND = 20, MIB  # of processor time for any file, and bytes of it for another second
 _SLOWER = 10  # times as long by the clock, on a busy machine
 _GROW, _COPIES = 896 * MIB, 8  # of memory for any file, and times its size: tracing groups copies a network often
-_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}
+_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}  # how what is kept ends
 
 
 def free_path(kind: str, name: str) -> Path:
@@ -57,17 +57,18 @@ def checked(
 class Workshop:
     """A folder beside the kept things for a child to work in; gone at the end of its block, or with the last reference to it.
 
-    folder: with the number of this process in its name, so that another one can tell what a killed process has left.
+    folder: with this process in its name, so that another one can tell what a killed process has left (see `leftovers`).
     given: copies of a person's files in it, which the child reads. made: a folder in it, for what the child hands back.
     """
 
     def __init__(self) -> None:
+        leftovers.remove_once()
+        self.folder = home().absolute() / f"{leftovers.CHECK}{leftovers.mark()}"
         with _in_words():
-            home().mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f".taking-{os.getpid()}-", dir=home().absolute()))
+            self.folder.mkdir(0o700, parents=True)
         self.given: list[Path] = []
         self.made = self.folder / "made"
-        self.close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.close = weakref.finalize(self, drop, self.folder)
 
     def give(self, name: str, content: Path | memoryview) -> None:
         """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name, and where none fits."""
@@ -126,17 +127,23 @@ def without_folders(message: str, *files: Path) -> str:
 
 
 def remove(kind: str, name: str) -> None:
-    """Remove a kept network (kind "models") or kept images (kind "images"). Raises IntrafusionError where there is none."""
+    """Remove a kept network (kind "models") or kept images (kind "images"), whole or damaged.
+
+    Raises IntrafusionError where there is none, or where it cannot be removed.
+    """
     name = check_name(name.removeprefix("kept/"))
     found = [home() / kind / (name + end) for end in _ENDS[kind] if (home() / kind / (name + end)).exists()]
     if not found:
         raise IntrafusionError(f"nothing is kept as kept/{name}")
-    for path in found:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
+    try:
+        for path in found:
+            part = part_of(path)  # not half of it is ever listed
+            path.rename(part)
+            drop(part)
+        if kind == NETWORKS:
+            (home() / kind / f"{name}.json").unlink(missing_ok=True)  # the card of an older version
+    except OSError as error:
+        raise IntrafusionError(f"kept/{name} cannot be removed: {error.strerror or type(error).__name__}") from error
 
 
 def safe_name(file: str) -> str:

@@ -20,7 +20,7 @@ from intrafusion.data import DATASETS, OWN, kept_data
 from intrafusion.jobs import Job
 from intrafusion.log import event
 from intrafusion.own import remove, safe_name
-from intrafusion.own.images import PICTURES, SIDE, data_steps, splits
+from intrafusion.own.images import PICTURES, SIDE, about, data_steps
 from intrafusion.own.networks import program_steps, weights_steps
 from intrafusion.own.place import IMAGES, NETWORKS, Workshop, free_path
 from intrafusion.zoo import describe, kept_names, kept_told, model_names
@@ -313,14 +313,14 @@ def _choose(key: str, name: str) -> None:
 def kept() -> None:
     """What is kept, and a way to remove it."""
     st.subheader("Kept on this machine")
-    found = [(NETWORKS, name, describe(name)["summary"]) for name in kept_names()]
-    found += [(IMAGES, name, ", ".join(f"{n:,} {split}" for split, n in splits(name).items())) for name in kept_data()]
+    found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
+    found += [(IMAGES, name, public(about(name))) for name in kept_data()]
     if not found:
         st.caption("Nothing yet. Networks that the Training lab keeps come here, too.")
         return
-    for kind, name, about in found:
+    for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{about}]", width="stretch")
+            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{words}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):
