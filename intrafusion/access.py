@@ -5,11 +5,13 @@ INTRAFUSION_PUBLIC  1 for a public server; one that is bound wider than this mac
 INTRAFUSION_ROOTS   folders whose files its pages may open, separated as in PATH; none when not set
 INTRAFUSION_UPLOAD_MB, INTRAFUSION_KEPT_MB  MiB of one uploaded file, and of all that is kept; 50 and 2048 when not set
 INTRAFUSION_MODEL_MB  MiB of the weights of a model that its pages open; 512 when not set
+INTRAFUSION_PROGRAMS  1 where readers may upload programs (.pt2), too
 """
 
 import os
 import re
 import shutil
+import stat
 import sys
 import sysconfig
 import tempfile
@@ -19,6 +21,7 @@ from collections import OrderedDict, deque
 from pathlib import Path
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.leftovers import temporary
 from intrafusion.places import ASSETS, home
 from intrafusion.store import default_path
 
@@ -37,6 +40,11 @@ def is_public() -> bool:
 def roots() -> list[Path]:
     """The folders whose files the pages of a public server may open."""
     return [Path(part).expanduser() for part in os.environ.get("INTRAFUSION_ROOTS", "").split(os.pathsep) if part]
+
+
+def takes_programs() -> bool:
+    """Whether readers may upload programs: on a public server where its operator turned that on."""
+    return not is_public() or os.environ.get("INTRAFUSION_PROGRAMS", "0") not in ("", "0")
 
 
 def upload_mib() -> int:
@@ -73,11 +81,11 @@ def check_size(model: str, weights: int) -> None:
 
 
 def check_room() -> None:
-    """Raise IntrafusionError where a public server should keep nothing more."""
+    """Raise IntrafusionError where a public server should keep nothing more: what is being taken counts, too."""
     if not is_public():
         return
-    most, folders = _number("INTRAFUSION_KEPT_MB", 2048), (home() / "models", home() / "images")
-    held = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    most, places = _number("INTRAFUSION_KEPT_MB", 2048), [home() / "models", home() / "images", *temporary()]
+    held = sum({file: _size(file) for place in places for file in (place, *place.rglob("*"))}.values())
     if held >= most * MIB:
         raise IntrafusionError(
             f"this server keeps at most {most:,} MiB, and has them: whoever runs it must remove some"
@@ -85,6 +93,15 @@ def check_room() -> None:
     there = next(folder for folder in (home(), *home().absolute().parents) if folder.exists())
     if shutil.disk_usage(there).free < _FREE:
         raise IntrafusionError("the disk of this server is almost full: whoever runs it must free some space")
+
+
+def _size(file: Path) -> int:
+    """Its bytes; none of a folder, or of what has gone meanwhile."""
+    try:
+        told = file.stat()
+    except OSError:
+        return 0
+    return told.st_size if stat.S_ISREG(told.st_mode) else 0
 
 
 def public(text: str) -> str:

@@ -74,7 +74,16 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
     if not os.path.isfile(path):
         return default
     try:
-        raw = json.loads(path.read_text())
+        text = path.read_text()
+    except (ValueError, OSError) as error:
+        raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
+    return card_from(text, default, path)
+
+
+def card_from(text: str, default: ModelCard, path: Path) -> ModelCard:
+    """The card in a JSON text of a file laid over `default`. Raises IntrafusionError where it makes no sense."""
+    try:
+        raw = json.loads(text)
         if not isinstance(raw, dict):
             raise TypeError("it is no object")
         known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
@@ -84,7 +93,7 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
         card = replace(default, **known)
         check_card(card)
         return card
-    except (ValueError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
 
 

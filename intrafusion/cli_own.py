@@ -109,17 +109,11 @@ def _described(name: str) -> list[dict[str, Any]]:
 
 def _list(args: argparse.Namespace) -> None:
     from intrafusion.data import kept_data
+    from intrafusion.own.images import about
     from intrafusion.zoo import describe, kept_names
 
     rows = [{"kept": name, "what": "network", "about": describe(name)["summary"]} for name in kept_names()]
-    rows += [
-        {
-            "kept": name,
-            "what": "images",
-            "about": ", ".join(f"{one['images']:,} {one['split']}" for one in _described(name)),
-        }
-        for name in kept_data()
-    ]
+    rows += [{"kept": name, "what": "images", "about": about(name)} for name in kept_data()]
     if rows or args.json:
         show(rows, args.json, "Kept on this machine")
         return

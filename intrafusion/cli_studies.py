@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intrafusion.atomic import whole
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.log import say, where
 from intrafusion.quote import flag
@@ -290,6 +291,7 @@ def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> 
     if args.out.suffix not in write:
         raise IntrafusionError(f"{args.out} must end in {', '.join(write)}")
     try:
-        write[args.out.suffix](args.out)
-    except OSError as error:
+        with whole(args.out) as part:
+            write[args.out.suffix](part)
+    except ValueError as error:
         raise IntrafusionError(f"{args.out} cannot be written: {one_line(error)}") from error

@@ -26,6 +26,7 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.folders import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.pace import checkpoint
 from intrafusion.places import home
+from intrafusion.saved import is_name
 
 _log = logging.getLogger(__name__)
 KEPT = "kept/"
@@ -160,7 +161,7 @@ def _tell(note: str) -> None:
 
 def kept_data() -> list[str]:
     """The datasets that are kept on this machine, as "kept/NAME", in alphabetical order."""
-    return sorted(f"{KEPT}{path.name}" for path in (home() / "images").glob("[!.]*") if path.is_dir())
+    return sorted(f"{KEPT}{path.name}" for path in (home() / "images").glob("[!.]*") if is_name(path.name))
 
 
 def _kept(name: str, path: str | Path | None) -> Path:
@@ -171,7 +172,10 @@ def _kept(name: str, path: str | Path | None) -> Path:
         raise IntrafusionError(
             f"no images are kept as {name!r}: choose one of {', '.join(kept_data()) or '(none yet)'}"
         )
-    return home() / "images" / name.removeprefix(KEPT)
+    folder = home() / "images" / name.removeprefix(KEPT)
+    if not folder.is_dir():
+        raise IntrafusionError(f"{name} is damaged: it is no folder of images; remove it")
+    return folder
 
 
 def load_calibration(

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from intrafusion import decode_worker
+from intrafusion.atomic import drop, whole
 from intrafusion.decode_worker import Rows, decode
 from intrafusion.errors import IntrafusionError
 from intrafusion.pace import checkpoint
@@ -88,18 +89,17 @@ def _make(folder: Path, count: int, wanted: Wanted) -> None:
     """Make the empty files, both at once, unless they are there, and whole."""
     if _is_whole(folder, count, wanted):
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    part = folder.with_name(f"{folder.name}.part{os.getpid()}-{threading.get_ident()}")
+    drop(folder)
     try:
-        part.mkdir(parents=True)
-        np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *wanted.pixels))
-        np.save(part / "done.npy", np.zeros(count, np.bool_))  # no holes: a map of one on a full disk ends the process
-        part.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():  # else another process was first
-            raise IntrafusionError(f"could not write decoded images to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with whole(folder) as part:
+            part.mkdir()
+            np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *wanted.pixels))
+            np.save(
+                part / "done.npy", np.zeros(count, np.bool_)
+            )  # no holes: a map of one on a full disk ends the process
+    except IntrafusionError:
+        if not _is_whole(folder, count, wanted):  # else another process was first
+            raise
 
 
 def _is_whole(folder: Path, count: int, wanted: Wanted) -> bool:

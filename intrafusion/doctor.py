@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from intrafusion import confined
 from intrafusion.cards import card_of
 from intrafusion.data import OWN, load_data
 from intrafusion.errors import IntrafusionError, one_line
@@ -66,6 +67,7 @@ def examine(data_path: str | None = None, dataset: str = OWN) -> Iterator[Findin
         yield _careful(
             "data path", lambda path: f"{len(load_data(dataset, path=path)):,} images of {dataset}", data_path
         )
+    yield _careful("checks", _checks)
     yield from (_optional(name, command) for name, command in OPTIONAL.items())
     yield _chromium()
 
@@ -104,6 +106,15 @@ def _package(name: str) -> Finding:
 def _optional(name: str, command: str) -> Finding:
     found = _package(name)
     return Finding(name, found.state, found.said, "" if found.state == OK else command, needed=False)
+
+
+def _checks() -> Finding:
+    """How the processes that check what strangers bring are confined; a system may refuse them namespaces."""
+    if confined.is_alone():
+        return Finding("checks", OK, "files are checked in a process with limits and without a network", needed=False)
+    said = "files are checked in a process with limits, but this system lets it have no network namespace of its own"
+    todo = "on Linux, permit user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)"
+    return Finding("checks", MISSING, said, todo, needed=False)
 
 
 def _chromium() -> Finding:

@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from intrafusion.atomic import part_of, put
 from intrafusion.errors import IntrafusionError, one_line
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when the server does not say)
@@ -31,7 +31,7 @@ def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Itera
     """
     if path.exists():
         return
-    partial = path.with_name(path.name + f".part{os.getpid()}")
+    partial = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = yield from _write(url, partial, timeout)
@@ -40,7 +40,7 @@ def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Itera
                 f"{url} arrived with checksum {digest[:16]}... where {sha256}... was expected: nothing was kept; "
                 f"try again, or put the right file at {path}"
             )
-        partial.replace(path)
+        put(partial, path)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk alike
         if isinstance(error, urllib.error.HTTPError):
             error.close()

@@ -1,8 +1,9 @@
-"""Networks of any widths in files: weights as safetensors, and beside them a card that says which layers they are."""
+"""Networks of any widths in files: weights as safetensors, and among their metadata a card that says which layers they are."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.cards import ModelCard
+from intrafusion.atomic import whole
+from intrafusion.cards import ModelCard, card_from, read_card
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.networks import PadShortcut
 
@@ -25,6 +27,7 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # what a layer i
 }
 _RESIZED = "Resized"  # of any other kind: the architecture's own layer, with other numbers and shapes
 _MOST = 1 << 16  # of any size of a layer
+_CARD = "intrafusion.card"  # of a file's metadata
 
 
 def layers_of(model: nn.Module, base: nn.Module) -> dict[str, Any]:
@@ -189,31 +192,65 @@ def _fits(value: Any) -> bool:
 
 
 def save_network(model: nn.Module, base: nn.Module, card: ModelCard, path: Path) -> ModelCard:
-    """Write a network as `path`.safetensors and its card as `path`.json; the card, which says its architecture and layers.
+    """Write a network and its card as `path`.safetensors; the card, which says its architecture and layers.
 
     base: an unpruned network of its architecture, which `card.name` names. Raises IntrafusionError where that fails.
+    """
+    details = {**card.details, "architecture": card.name, "layers": layers_of(model, base)}
+    card = replace(card, name=path.name, details=details)
+    save_state(model.state_dict(), card, path)
+    return card
+
+
+def save_state(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> None:
+    """Write tensors and the card that says what they are as one file, `path`.safetensors: the card is in its metadata.
+
+    What has that name gives way to it at once, or stays, with its card. Raises IntrafusionError where that fails.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    details = {**card.details, "architecture": card.name, "layers": layers_of(model, base)}
-    card = replace(card, name=path.name, details=details)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    with whole(path.with_name(f"{path.name}.safetensors")) as part:
+        try:
+            save_file(tensors, part, {_CARD: json.dumps(card.to_dict())})
+        except SafetensorError as error:
+            raise OSError(one_line(error)) from error
+    if not path.with_name(f"{path.name}.pt2").exists():  # whose card it is
+        with suppress(OSError):
+            path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+
+
+def saved_card(path: Path, default: ModelCard) -> ModelCard:
+    """The card that `save_state` put into a file, laid over `default`; of an older version's file, that beside it.
+
+    Only for files that we wrote ourselves: anybody may have put anything into another one. Raises IntrafusionError where
+    the file is damaged, as far as that shows without reading its tensors, or its card makes no sense.
+    """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-        part = path.with_name(f"{path.name}.part")
-        save_file(state, part)
-        path.with_name(f"{path.name}.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
-        part.replace(path.with_name(f"{path.name}.safetensors"))
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(_CARD)
     except (OSError, SafetensorError) as error:
-        raise IntrafusionError(f"could not write {path}: {one_line(error)}") from error
-    return card
+        raise IntrafusionError(f"{path} is damaged: {one_line(error)}") from error
+    return card_beside(path, default) if told is None else card_from(told, default, path)
+
+
+def card_beside(path: Path, default: ModelCard) -> ModelCard:
+    """The card in the JSON file beside a weights file, laid over `default`."""
+    return read_card(path.with_suffix(".json"), default)
 
 
 def check_name(name: str) -> str:
     """A name for a kept network. Raises IntrafusionError unless it is of letters, digits, and . _ - between them."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if not is_name(name):
         raise IntrafusionError(
             f"{name!r} is no name for a network: letters, digits, and . _ - after the first, at most 64"
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether something can be kept under this name."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None

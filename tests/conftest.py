@@ -1,10 +1,13 @@
 """Shared fixtures: the reference folder beside the checkout, and small networks of every kind of coupling."""
 
+import contextlib
 import functools
+import importlib
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import intrafusion as itf  # before torchvision, which it makes importable
+from intrafusion import confined
 from intrafusion.networks import ResNet, Vgg, mlp
 
 # no test writes to the person's own store; the dashboards that browser tests start share this one
@@ -60,6 +64,32 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("store")
     monkeypatch.setenv("INTRAFUSION_STORE", str(folder / "studies.sqlite"))
     monkeypatch.setenv("INTRAFUSION_HOME", str(folder))
+
+
+@pytest.fixture
+def child() -> None:
+    """Lets a test start child processes for files, each of which imports PyTorch for seconds."""
+
+
+@pytest.fixture(autouse=True)
+def own_files_are_read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a child process does with a file is done in this process, unless a test asks for `child`."""
+    if "child" not in request.fixturenames:
+        monkeypatch.setattr(confined, "steps", _steps)
+
+
+def _steps(
+    task: str, folder: Path, what: str, limits: Any, arguments: dict[str, Any], note: Any
+) -> Generator[tuple[int, int], None, Any]:
+    """`confined.steps` without a child."""
+    module, _, name = task.partition(":")
+    told: list[tuple[int, int]] = []
+    work = getattr(importlib.import_module(module), name)
+    (folder / "given").mkdir(exist_ok=True)
+    with contextlib.chdir(folder / "given"):
+        answer = work(folder, lambda *step: told.append(step), **json.loads(json.dumps(arguments)))
+    yield from told
+    return json.loads(json.dumps(answer))
 
 
 @pytest.fixture(autouse=True)

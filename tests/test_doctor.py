@@ -49,6 +49,17 @@ def test_a_machine_that_is_well(capsys):
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("permitted", "state", "said"), [
+    (True, OK, "with limits and without a network"), (False, MISSING, "this system lets it have no network namespace"),
+])  # fmt: skip
+def test_whether_checks_of_files_can_leave_the_network(monkeypatch, permitted, state, said):
+    monkeypatch.setattr(doctor.confined, "is_alone", lambda: permitted)
+    about = found()["checks"]
+    assert (about.state, about.needed) == (state, False)
+    assert said in about.said
+
+
+@pytest.mark.usefixtures("alone")
 class TestStore:
     def test_a_sound_one_is_counted(self):
         with Store() as store:

@@ -178,11 +178,11 @@ def _nan(found: dict[str, bytes], sentinel: Path) -> None:
     found[name] = b"\xff" * len(found[name])
 
 
-def _repeat(about: dict[str, Any]) -> None:
-    """Make 10^12 numbers of an image."""
+def _repeat(about: dict[str, Any], times: int) -> None:
+    """Make an image so many times as high and as wide."""
     node = _nodes(about)[2]
     node["target"] = "torch.ops.aten.repeat.default"
-    node["inputs"] = [node["inputs"][0], {"name": "repeats", "arg": {"as_ints": [1, 1, 10**5, 10**5]}, "kind": 1}]
+    node["inputs"] = [node["inputs"][0], {"name": "repeats", "arg": {"as_ints": [1, 1, times, times]}, "kind": 1}]
 
 
 def _training(folder: Path, sentinel: Path, program: Path) -> Path:
@@ -229,7 +229,7 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "a builtin by way of torch": (graph(lambda about, s: _call(about, _DUNDER)), "programs may not use"),
     "another library's operator": (graph(lambda about, s: _call(about, "torch.ops.mylib.run.default")), "programs may not use"),
     "a loop": (graph(lambda about, s: _call(about, "torch.ops.higher_order.while_loop")), "programs may not use"),
-    "an operator of no overload": (graph(lambda about, s: _call(about, "torch.ops.aten.relu.nothing")), "does not have"),
+    "an operator of no overload": (graph(lambda about, s: _call(about, "torch.ops.aten.relu.nothing")), "programs may not use"),
     "an output argument": (graph(lambda about, s: _call(about, "torch.ops.aten.conv2d.out")), "programs may not use"),
     "an argument of code": (
         graph(lambda about, s: _argument(about, as_operator="os.system")), "argument of kind",
@@ -237,7 +237,8 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "a value from nowhere": (
         graph(lambda about, s: _argument(about, as_tensor={"name": "z"})), "before anything makes it",
     ),
-    "a step that makes too much": (graph(lambda about, s: _repeat(about)), "makes more than"),
+    "a step that makes too much": (graph(lambda about, s: _repeat(about, 10**3)), "makes more than"),
+    "a step that makes far too much": (graph(lambda about, s: _repeat(about, 10**5)), "beyond 2^40"),
     "no graph": (graph(lambda about, s: about.pop("graph_module")), "in its description"),
     "a list for a graph": (graph(lambda about, s: about.update(graph_module=[])), "in its description"),
     "another format": (graph(lambda about, s: about["schema_version"].update(major=99)), "has format 99"),
@@ -245,7 +246,7 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "deep JSON": (_graph_text(b"[" * 10**5), "is not JSON"),
     "NaN weights": (inside(_nan), "NaN or infinite"),
     "a weight past its bytes": (listed(lambda about, s: _weight(about, storage_offset={"as_int": 7})), "reaches past"),
-    "a weight of vast shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": 10**11}] * 4)), "it is damaged"),
+    "a weight of vast shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": 10**11}] * 4)), "more than 512 MiB"),
     "a negative shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": -1}] * 4)), "makes no sense"),
     "half precision": (listed(lambda about, s: _weight(about, dtype=6)), "export the network in float32"),
     "a weight named as code": (listed(lambda about, s: _rename(about, "x');import os#")), "letters, digits, _ and dots"),

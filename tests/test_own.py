@@ -1,19 +1,23 @@
 """A person's own network and images: code, files, and what is kept of them, from file to curve."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import own_files as files
 import pytest
 import torch
+from damage import card_in, set_card
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion import zoo
+from intrafusion import confined, zoo
 from intrafusion.cli import main
 from intrafusion.fingerprint import of_model
 from intrafusion.own import remove, take_data, take_program, take_weights
 from intrafusion.places import home
+from intrafusion.program import described, read_program, tensors_of
+from intrafusion.saved import save_state
 from intrafusion.zoo import sources
 
 CODE = """
@@ -204,13 +208,14 @@ class TestOnlyPythonAndTheCommandLineRunCode:
 
     def test_a_kept_networks_card_may_not(self, trap, tmp_path):
         kept = zoo.keep(itf.load_model("digits-mlp"), "mine")
-        path = home() / "models" / "mine.json"
-        card = json.loads(path.read_text())
+        path = home() / "models" / "mine.safetensors"
+        card = card_in(path)
         card["details"]["architecture"] = trap[0]
-        path.write_text(json.dumps(card))
-        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of, zoo.describe):
+        set_card(path, json.dumps(card))
+        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of):
             with pytest.raises(itf.IntrafusionError, match="names no architecture"):
                 call(kept)
+        assert "names no architecture" in zoo.describe(kept)["summary"]
         assert not trap[1]()
 
     def test_a_card_beside_uploaded_weights_may_not(self, trap, tmp_path):
@@ -227,10 +232,10 @@ class TestOnlyPythonAndTheCommandLineRunCode:
 
     def test_a_programs_card_may_not(self, trap, tmp_path):
         kept = take_program(files.export(files.network(), tmp_path / "p.pt2"), "mine")
-        path = home() / "models" / "mine.json"
-        card = json.loads(path.read_text())
-        card |= {"dataset": trap[0], "details": {"architecture": trap[0]}}
-        path.write_text(json.dumps(card))
+        path = home() / "models" / "mine.safetensors"
+        card = card_in(path)
+        card |= {"dataset": trap[0], "details": card["details"] | {"architecture": trap[0]}}
+        set_card(path, json.dumps(card))
         itf.load_model(kept)
         assert zoo.architecture_of(kept) == kept
         assert not trap[1]()
@@ -328,6 +333,98 @@ class TestImages:
         with pytest.raises(KeyboardInterrupt):
             take_data([files.pictures(tmp_path / "x.zip")], "mine", stop)
         assert [*home().iterdir()] == []
+
+
+def _link(made):
+    (made / "test" / "cat").mkdir(parents=True)
+    (made / "test" / "cat" / "000001.png").symlink_to("/etc/passwd")
+
+
+def _file(place, content=b"x"):
+    def make(made):
+        (made / place).parent.mkdir(parents=True, exist_ok=True)
+        (made / place).write_bytes(content)
+
+    return make
+
+
+def _state(change=lambda weight: weight):
+    def make(made):
+        made.mkdir()
+        state = files.mlp_state()
+        first = next(name for name in state if name.endswith("weight"))
+        files.save_state(made / "weights.safetensors", state | {first: change(state[first])})
+
+    return make
+
+
+def _program(text=None, scale=1, **changes):
+    def make(made):
+        program, _, _ = read_program(files.export(files.network(), made.with_name("p.pt2")))
+        made.mkdir()
+        (made / "program.json").write_text(text or json.dumps(described(program) | changes))
+        tensors = {name: value * scale for name, value in tensors_of(program).items()}
+        files.save_state(made / "program.safetensors", tensors)
+
+    return make
+
+
+class TestWhatAChildHandsBackIsCheckedAgain:
+    """A file that has taken over the process that reads it gets no further."""
+
+    LIES = {  # noqa: RUF012 (who takes it, what the child leaves, what it answers, what is said)
+        "no program": ("program", lambda made: None, None, "left no program.json"),
+        "no tensors": ("program", _file("program.json", b"{}"), None, "left no program.safetensors"),
+        "no JSON": ("program", _program(text="{"), None, "no program that can be used"),
+        "deep JSON": ("program", _program(text="[" * 10**5), None, "no program that can be used"),
+        "another table": ("program", _program(text="[3]"), None, "makes no sense"),
+        "images of a vast size": ("program", _program(image=[10**12, 8, 8]), None, "it takes images of"),
+        "no steps": ("program", _program(steps=[]), None, "no program that can be used"),
+        "NaN tensors": ("program", _program(scale=torch.nan), None, "NaN or infinite"),
+        "no weights": ("weights", lambda made: None, None, "left no weights.safetensors"),
+        "other weights": ("weights", _file("weights.safetensors"), None, "cannot be read as weights"),
+        "NaN weights": ("weights", _state(lambda weight: weight * torch.nan), None, "NaN or infinite"),
+        "weights of another shape": ("weights", _state(lambda weight: weight[:, :5].contiguous()), None, "does not fit"),
+        "a link": ("data", _link, [], "which is no plain file"),
+        "a program": ("data", _file("test/cat/run.py"), [], "which is none of them"),
+        "a picture outside its class": ("data", _file("test/x.png"), [], "which is none of them"),
+        "another folder": ("data", _file("more/cat/x.png"), [], "which is none of them"),
+        "a folder too deep": ("data", _file("test/cat/dog/x.png"), [], "which is none of them"),
+        "no arrays": ("data", _file("own_test.npz"), [], "not a readable archive"),
+        "arrays of another name": ("data", _file("own.npz"), [], "which is none of them"),
+        "nothing": ("data", lambda made: made.mkdir(), [], "no test images"),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("lie", LIES)
+    def test_a_lie_is_one_line_and_nothing_is_kept(self, tmp_path, monkeypatch, lie):
+        who, make, answer, expected = self.LIES[lie]
+
+        def steps(task, folder, *_):
+            make(folder / "made")
+            yield 1, 1
+            return answer
+
+        monkeypatch.setattr(confined, "steps", steps)
+        path = files.npz(tmp_path / "x.npz")
+        take = {
+            "program": lambda: take_program(path, "mine"), "data": lambda: take_data([path], "mine"),
+            "weights": lambda: take_weights(path, "digits-mlp", "mine"),
+        }  # fmt: skip
+        with pytest.raises(itf.IntrafusionError, match=expected) as caught:
+            take[who]()
+        assert str(home()) not in str(caught.value)
+        assert [path for path in home().rglob("*") if path.is_file()] == []
+
+    def test_a_card_names_no_other_architecture(self, tmp_path, monkeypatch):
+        def steps(task, folder, *_):
+            model = itf.load_model("digits-mlp")
+            card = replace(model.card, details={"architecture": "os:getcwd"})
+            save_state(model.state_dict(), card, folder / "made" / "weights")
+            yield 1, 1
+
+        monkeypatch.setattr(confined, "steps", steps)
+        name = take_weights(files.npz(tmp_path / "x.npz"), "digits-mlp", "mine")
+        assert zoo.architecture_of(name) == "digits-mlp"
 
 
 def test_weights_for_an_architecture(tmp_path):

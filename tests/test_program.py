@@ -16,7 +16,6 @@ from intrafusion.cuts import trace
 from intrafusion.fingerprint import of_model
 from intrafusion.own import remove, take_program, take_weights
 from intrafusion.program import read_program
-from intrafusion.program.operators import look_up, split_target
 
 
 class Odd(nn.Module):
@@ -225,27 +224,6 @@ def test_a_card_that_makes_no_sense_is_one_line(tmp_path, options, match):
     with pytest.raises(itf.IntrafusionError, match=match):
         take_program(path, "mine", **options)
     assert zoo.kept_names() == []
-
-
-def test_allowed_operators_are_pure():
-    import re
-
-    from intrafusion.program import operators
-
-    for name in operators._ATEN:
-        packet = getattr(torch.ops.aten, name, None)
-        if packet is None:
-            continue
-        for overload in packet.overloads():
-            if overload in ("out", "dimname", "names") or re.search("out", overload):
-                continue
-            try:
-                found, kind, in_place = split_target(f"torch.ops.aten.{name}.{overload}")
-                operator: Any = look_up(found, kind)
-            except itf.IntrafusionError:
-                continue
-            assert not in_place
-            assert not any(one.alias_info and one.alias_info.is_write for one in operator._schema.arguments)
 
 
 def test_the_reader_never_unpickles(tmp_path, monkeypatch):

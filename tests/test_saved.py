@@ -1,13 +1,21 @@
 """Networks of any widths in files: what is written opens again, and a card that makes no sense is one line."""
 
 import copy
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from damage import CARDS, DAMAGES, card_in, made_older, set_card
+from safetensors import SafetensorError
 
 import intrafusion as itf
+from intrafusion.cli import main
 from intrafusion.norms import fold_groups
+from intrafusion.own import remove, take_weights
+from intrafusion.places import home
 from intrafusion.saved import layers_of, set_layers
 from intrafusion.shrink import shrink
 from intrafusion.train.smooth import truncate
@@ -171,14 +179,151 @@ def test_a_card_that_makes_no_sense_is_one_line(layers):
         set_layers(ARCHITECTURES["digits-resnet"].make({}), layers, {})
 
 
-def test_a_damaged_card_of_a_kept_network_is_one_line(tmp_path, monkeypatch):
-    keep(pruned("digits-mlp"), "mine")
-    from intrafusion.places import home
+def kept_file(name: str) -> Path:
+    return home() / "models" / f"{name}.safetensors"
 
-    card = home() / "models" / "mine.json"
-    raw = json.loads(card.read_text())
-    for broken in ("no json", json.dumps([]), json.dumps(raw | {"details": {"architecture": "nope"}})):
-        card.write_text(broken)
+
+def check_listed_as_damaged(name: str, capsys) -> None:
+    """A damaged network says so in every list, hinders no other one, opens with one line, and can be removed."""
+    assert kept_names() == [name, "kept/whole"]
+    assert kept_names(damaged=False) == ["kept/whole"]
+    about = describe(name)
+    assert (about["name"], about["weights"]) == (name, "damaged")
+    assert about["summary"].startswith("damaged: ")
+    assert describe("kept/whole")["weights"] == "kept"
+    for call in (itf.load_model, dataset_of):
         with pytest.raises(itf.IntrafusionError) as caught:
-            itf.load_model("kept/mine")
+            call(name)
         assert "\n" not in str(caught.value)
+    for words in (["models"], ["own", "list"]):
+        assert main([*words, "--json"]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert any(name in line and "damaged: " in line for line in told)
+        assert any("kept/whole" in line and "damaged" not in line for line in told)
+    itf.load_model("kept/whole")
+    remove("models", name)
+    assert kept_names() == ["kept/whole"]
+
+
+@pytest.fixture
+def two() -> Path:
+    """Two kept networks; the file of the one that is to be damaged."""
+    model = itf.load_model("digits-mlp")
+    keep(model, "whole")
+    keep(model, "mine")
+    return kept_file("mine")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_network_is_listed_as_such_and_hinders_no_other(two, damage, capsys):
+    damage(two)
+    check_listed_as_damaged("kept/mine", capsys)
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_so_is_one_with_a_card_that_makes_no_sense(two, card, capsys):
+    set_card(two, card)
+    check_listed_as_damaged("kept/mine", capsys)
+
+
+def test_so_is_one_without_any_card(two, capsys):
+    set_card(two, None)
+    check_listed_as_damaged("kept/mine", capsys)
+
+
+def test_so_is_one_with_a_damaged_card_of_an_older_version(two, capsys):
+    made_older(two)
+    two.with_suffix(".json").write_text('{"mean": [')
+    check_listed_as_damaged("kept/mine", capsys)
+
+
+def test_so_is_a_program_that_is_no_archive(two, capsys):
+    two.unlink()
+    two.with_suffix(".pt2").write_bytes(b"no archive")
+    check_listed_as_damaged("kept/mine", capsys)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_so_is_one_that_may_not_be_read(two, capsys):
+    two.chmod(0)
+    check_listed_as_damaged("kept/mine", capsys)
+
+
+def test_what_is_no_name_of_a_network_is_not_listed():
+    keep(itf.load_model("digits-mlp"), "mine")
+    for stray in (".hidden.safetensors", "two words.safetensors", "x.safetensors.part", "notes.txt"):
+        (home() / "models" / stray).write_text("x")
+    assert kept_names() == ["kept/mine"]
+
+
+class TestCardsOfOlderVersions:
+    """Weights with the card in a JSON file beside them."""
+
+    def test_they_open(self):
+        network = pruned("digits-resnet")
+        name = keep(network, "mine")
+        new = itf.load_model(name).card
+        made_older(kept_file("mine"))
+        again = itf.load_model(name)
+        assert again.card == new
+        assert torch.equal(again(again.card.example()), network(again.card.example()))
+        assert describe(name)["accuracy"] == new.accuracy
+
+    def test_a_new_network_takes_the_place_of_both_files(self):
+        keep(pruned("digits-resnet"), "mine")
+        made_older(kept_file("mine"))
+        network = pruned("digits-mlp")
+        keep(network, "mine")
+        assert [path.name for path in kept_file("mine").parent.iterdir()] == ["mine.safetensors"]
+        assert architecture_of("kept/mine") == "digits-mlp"
+
+    def test_a_stale_one_does_not_win(self):
+        keep(pruned("digits-resnet"), "mine")
+        made_older(kept_file("mine"))
+        stale = kept_file("mine").with_suffix(".json").read_text()
+        keep(pruned("digits-mlp"), "mine")
+        kept_file("mine").with_suffix(".json").write_text(
+            stale
+        )  # as a process leaves it that is killed before it removes it
+        assert architecture_of("kept/mine") == "digits-mlp"
+        itf.load_model("kept/mine")
+
+
+def test_the_card_in_a_strangers_file_is_not_believed(two, tmp_path):
+    card = card_in(two) | {
+        "dataset": "theirs",
+        "accuracy": 1.0,
+        "details": {"layers": {"nowhere": {"kind": "Identity"}}},
+    }
+    theirs = tmp_path / "w.safetensors"
+    theirs.write_bytes(two.read_bytes())
+    set_card(theirs, json.dumps(card))
+    for model in (itf.load_model("digits-mlp", theirs), itf.load_model(take_weights(theirs, "digits-mlp", "theirs"))):
+        assert (model.card.dataset, model.card.accuracy) == ("digits", itf.load_model("digits-mlp", two).card.accuracy)
+        assert "nowhere" not in str(model.card.details)
+
+
+class TestAFullDisk:
+    @pytest.fixture(params=["full", "full in its own words", "no room for such a file"])
+    def full(self, request, monkeypatch):
+        errors = {
+            "full": OSError(errno.ENOSPC, "No space left on device"),
+            "full in its own words": SafetensorError("I/O error: No space left on device (os error 28)"),
+            "no room for such a file": OSError(errno.EFBIG, "File too large"),
+        }
+
+        def fail(tensors, path, metadata):
+            Path(path).write_bytes(b"half")
+            raise errors[request.param]
+
+        monkeypatch.setattr("safetensors.torch.save_file", fail)
+
+    def test_it_leaves_the_old_network_and_nothing_else(self, two, full):
+        before = two.read_bytes()
+        with pytest.raises(
+            itf.IntrafusionError, match=r"is full: free some space|could not write .*: .*too large"
+        ) as caught:
+            keep(pruned("digits-mlp"), "mine")
+        assert "\n" not in str(caught.value)
+        assert two.read_bytes() == before
+        assert sorted(path.name for path in two.parent.iterdir()) == ["mine.safetensors", "whole.safetensors"]

@@ -1,8 +1,6 @@
 """The formats, and how each is written: whole, read back, and its answers compared, or not at all."""
 
-import errno
-import os
-import shutil
+import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intrafusion.atomic import is_full, plain_errors, put
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.export.made import Made
 from intrafusion.pace import checkpoint
@@ -70,16 +69,18 @@ def write(made: Made, folder: Path, name: str) -> Written:
             any_batch = kind.write(made, Path(part))
             difference = _difference(made, kind.read(made, Path(part)), any_batch)
         except Exception as error:  # exporters fail in as many ways as networks are written
-            if _is_full(error, folder):
+            if is_full(error, folder):
                 raise
             return Written(name, (), 0, None, False, f"{type(error).__name__}: {one_line(error)}")
         if not difference <= TOLERANCE:
             reason = f"its logits are off by {difference:.1e} of the largest, more than {TOLERANCE:.0e}"
             return Written(name, (), 0, difference, any_batch, reason)
         size = sum((Path(part) / file).stat().st_size for file in kind.files)
+        for file in kind.files[1:]:
+            (folder / file).unlink(missing_ok=True)  # what says what the first one is, of another network perhaps
         for file in kind.files:
             (Path(part) / file).chmod(0o644)
-            os.replace(Path(part) / file, folder / file)
+            put(Path(part) / file, folder / file)
     return Written(name, kind.files, size, difference, any_batch)
 
 
@@ -99,40 +100,10 @@ def _difference(made: Made, answers: Answers, any_batch: bool) -> float:
     return worst
 
 
-@contextmanager
-def plain_errors(folder: Path) -> Iterator[None]:
-    """Problems of the disk as one line."""
-    try:
-        yield
-    except IntrafusionError as error:
-        if isinstance(error.__cause__, Exception) and _is_full(error.__cause__, folder):
-            raise _full(folder) from error
-        raise
-    except (OSError, RuntimeError) as error:
-        if _is_full(error, folder):
-            raise _full(folder) from error
-        raise IntrafusionError(f"could not write into {folder}: {one_line(error)}") from error
-
-
-def _full(folder: Path) -> IntrafusionError:
-    return IntrafusionError(f"the disk of {folder} is full: free some space and run again; nothing is left behind")
-
-
-def _is_full(error: Exception, folder: Path) -> bool:
-    """Whether the disk is the reason, which some libraries tell in their own words."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if isinstance(error.__cause__, Exception):
-        return _is_full(error.__cause__, folder)
-    try:
-        return shutil.disk_usage(folder).free < 2**16
-    except OSError:
-        return False
-
-
 def _write_safetensors(made: Made, folder: Path) -> bool:
     base, _ = sources.of(made.card.name).blank(made.card.name, made.network.state_dict())
-    save_network(made.network, base, made.card, folder / "model")
+    card = save_network(made.network, base, made.card, folder / "model")
+    (folder / "model.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
     return True
 
 

@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -14,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from intrafusion.atomic import part_of, plain_errors, put
 from intrafusion.bench import Bench
 from intrafusion.errors import IntrafusionError
-from intrafusion.export.files import FORMATS, Written, plain_errors, write
+from intrafusion.export.files import FORMATS, Written, write
 from intrafusion.export.made import Made, making
 from intrafusion.export.report import Report
 from intrafusion.spec import PruneSpec
@@ -105,7 +105,7 @@ def export(
             raise IntrafusionError(f"nothing was written: {files[0].format} failed, {files[0].reason}")
         accompany(Report(made, files, compared, formats), part)
         with plain_errors(folder.parent):
-            os.rename(part, folder)
+            put(part, folder)
         yield Exporting("done", 1.0, Exported(folder, made, files, compared))
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -126,8 +126,8 @@ def _begin(folder: Path) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        part.chmod(0o755)
+        part = part_of(folder)
+        part.mkdir()
     except OSError as error:
         raise IntrafusionError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
     return part

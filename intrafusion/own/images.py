@@ -1,28 +1,33 @@
 """A person's images: .npz files, or a zip of one folder of pictures a class, read as `load_data` reads what lies on a disk."""
 
 import logging
+import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePosixPath
 from tokenize import TokenError
 
 import numpy as np
 
-from intrafusion.archives import MIB, check_size, opened
+from intrafusion.archives import MIB, UNPACKED, opened
 from intrafusion.arrays import Arrays, Reading, read_arrays, role_of, splits_of
+from intrafusion.atomic import plain_errors, put
+from intrafusion.confined import Step, drained
 from intrafusion.data import KEPT, OWN, read_kept
 from intrafusion.decode_worker import decode
 from intrafusion.errors import IntrafusionError
 from intrafusion.folders import Listing, listed
 from intrafusion.layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
-from intrafusion.own.place import IMAGES, free_path, without_folders, workshop
+from intrafusion.own.place import IMAGES, Workshop, checked, free_path, given
 from intrafusion.pace import checkpoint
 from intrafusion.places import home
 from intrafusion.saved import check_name
 
 PICTURES, CLASSES = 100_000, 10_000
+SPLITS = ("train", "test")
+_ARRAYS = tuple(f"{OWN}_{split}.npz" for split in SPLITS)
 SIDE = 1024  # pixels, of images in an .npz
 _PICTURE = 32 * MIB
 _BESIDE = (  # files beside pictures that are passed over; others, as programs and archives, are refused
@@ -44,34 +49,73 @@ def take_data(
 
     files: one .npz, two of them (x_train.npz and x_test.npz), or one .zip of class folders, perhaps below train/ and test/.
     reading: settles arrays that may be read in several ways. tell: gets a line for what was passed over or converted.
-    Raises IntrafusionError, and keeps nothing, for what is damaged, too large, unsafe or no labelled images.
+    A child process reads and decodes them (see `confined`). Raises IntrafusionError, and keeps nothing, for what is damaged,
+    too large, unsafe or no labelled images.
     """
-    with workshop(*files) as folder:
-        target = free_path(IMAGES, name)
-        if not files:
-            raise IntrafusionError("no file was given: an .npz, two of them, or a .zip of class folders")
-        made = folder / "images"
-        made.mkdir()
-        for file in files:
-            check_size(file)
-        kinds = [file.suffix.lower() for file in files]
-        if kinds == [".zip"]:
-            notes = _take_pictures(files[0], made, progress)
-        elif set(kinds) == {".npz"}:
-            notes = _take_arrays(files, made, reading)
-        else:
-            raise IntrafusionError(
-                f"{', '.join(f.name for f in files)}: give one .npz, two (x_train, x_test), or one .zip of class folders"
-            )
-        _check_splits(made)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made.rename(target)
-        for note in dict.fromkeys(notes):
-            tell(without_folders(note, *files))
-        return f"{KEPT}{name}"
+    free_path(IMAGES, name)
+    with given(*files) as workshop:
+        return drained(data_steps(workshop, name, reading, tell), progress)
 
 
-def _take_arrays(files: Sequence[Path], made: Path, reading: Reading | None) -> list[str]:
+def data_steps(
+    workshop: Workshop, name: str, reading: Reading | None = None, tell: Callable[[str], None] = _log.warning
+) -> Generator[Step, None, str]:
+    """`take_data` in steps, of the files that were given."""
+    target, reading = free_path(IMAGES, name), reading or Reading()
+    if not workshop.given:
+        raise IntrafusionError("no file was given: an .npz, two of them, or a .zip of class folders")
+    asked = {"layout": reading.layout, "span": reading.span}
+    notes = yield from checked("images", workshop, workshop.given, asked, tell)
+    _check_made(workshop.made)
+    if not any((workshop.made / test).exists() for test in ("test", f"{OWN}_test.npz")):
+        raise IntrafusionError("there are training images and no test images: add a test split")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with plain_errors(target):
+        put(workshop.made, target)
+    for note in dict.fromkeys(map(str, notes if isinstance(notes, list) else [])):
+        tell(note)
+    return f"{KEPT}{name}"
+
+
+def read(made: Path, files: Sequence[Path], progress: Progress, reading: Reading) -> list[str]:
+    """Read and decode files, in a child process; leave in `made` what is kept. What was passed over or converted."""
+    made.mkdir()
+    kinds = [file.suffix.lower() for file in files]
+    if kinds == [".zip"]:
+        notes = _take_pictures(files[0], made, progress)
+    elif set(kinds) == {".npz"}:
+        notes = _take_arrays(files, made, reading)
+    else:
+        raise IntrafusionError(
+            f"{', '.join(f.name for f in files)}: give one .npz, two (x_train, x_test), or one .zip of class folders"
+        )
+    _check_splits(made)
+    return notes
+
+
+def _check_made(made: Path) -> None:
+    """Refuse what no child that did its work would leave: other files than images, too many or too large ones."""
+    pictures = total = 0
+    for place, folders, names in os.walk(made):
+        parts = Path(place).relative_to(made).parts
+        for name in (*folders, *names):
+            path = Path(place) / name
+            size = path.stat().st_size
+            total += size
+            if path.is_dir():
+                fits = name in SPLITS if not parts else len(parts) == 1 and _is_folder_name(name)
+            elif not parts:
+                fits = name in _ARRAYS and bool(_check_arrays(path))
+            else:
+                pictures += 1
+                fits = len(parts) == 2 and is_picture(name) and size <= _PICTURE
+            if not fits or pictures > PICTURES or total > 2 * UNPACKED:
+                raise IntrafusionError(
+                    f"checking these images left {name[:80]!r}, which is none of them: they are refused"
+                )
+
+
+def _take_arrays(files: Sequence[Path], made: Path, reading: Reading) -> list[str]:
     notes: list[str] = []
     splits = _splits_of(files)
     for split, file in splits:
@@ -155,7 +199,7 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int,
     return shape, kind
 
 
-def _take_pictures(file: Path, made: Path, progress: Progress | None) -> list[str]:
+def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
     """Write each picture under a name of our own, and read it once; what was passed over."""
     with opened(file) as (archive, infos):
         found = _listed(file, archive, infos)
@@ -168,8 +212,7 @@ def _take_pictures(file: Path, made: Path, progress: Progress | None) -> list[st
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 picture.write_bytes(archive.read(info))
                 _check_picture(file, info, picture)
-                if progress:
-                    progress(number, total)
+                progress(number, total)
     return [note for listing in found.values() for note in listing.notes]
 
 
@@ -233,9 +276,7 @@ def _suffix(info: zipfile.ZipInfo) -> str:
 
 
 def _check_splits(made: Path) -> None:
-    """Refuse data without test images, or with splits of different shapes or classes."""
-    if not any((made / test).exists() for test in ("test", f"{OWN}_test.npz")):
-        raise IntrafusionError("there are training images and no test images: add a test split")
+    """Refuse splits of different shapes or classes."""
     files = sorted(made.glob("*.npz"))
     if len(files) == 2:
         test, train = (read_kept(split, made / f"{OWN}_{split}.npz") for split in ("test", "train"))
@@ -243,6 +284,17 @@ def _check_splits(made: Path) -> None:
             raise IntrafusionError(
                 f"training images are {tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
             )
+
+
+def about(name: str) -> str:
+    """What kept data ("kept/NAME") hold, in a few words; what is damaged says so."""
+    try:
+        found = splits(name)
+        if not any(found.values()):
+            raise IntrafusionError("there are no images in it")
+    except (IntrafusionError, OSError) as error:
+        return f"damaged: {error}"
+    return ", ".join(f"{count:,} {split}" for split, count in found.items())
 
 
 def splits(name: str) -> dict[str, int]:

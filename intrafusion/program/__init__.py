@@ -1,71 +1,59 @@
-"""A `torch.export` program (.pt2) as a network that can be pruned. Nothing in the file is run but allowed operators."""
+"""A `torch.export` program (.pt2) as a network that can be pruned, safe by construction.
 
-import copy
+A stranger's program becomes layers of ours (convolutions, linear layers, batch norms, zero-padded shortcuts) and steps, each an
+operator of one short table (`operators`) with plain arguments, or it is refused. Nothing else of it is ever run:
+
+- `archive` reads the zip, its JSON and its raw tensors, within bounds. It unpickles and evaluates nothing.
+- `lift` writes the graph as a description: a JSON-able table of layers and steps. It is a translation, which nothing trusts.
+- `build` is the only way from a description to a module, wherever that comes from. It proves each step, by the rule of its
+  operator, for any number of images: sizes are whole numbers or whole multiples of the batch (`shapes`), so that the forward
+  pass computes no sizes. What cannot be proven is refused: a size that is the batch plus one, or a division with a rest.
+
+Every operator of the table is a pure function of float32 tensors that writes to none of its arguments. Words are of closed
+lists; whole numbers stay within 2^40; no size is 0; indices are constants of the file, whose values are checked against the
+sizes, and which other weights cannot replace. There is no arithmetic on sizes in a module, and no operator whose result depends
+on numbers of the images. A batch norm is a layer in eval mode whose four tensors have one number a channel.
+
+What all steps take is added up before any number is computed: the memory of what is alive at a time, counting views as copies
+that keep what they show; numbers read and made; multiply-accumulates of every product.
+"""
+
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.evaluate import size
 from intrafusion.program.archive import read_archive
+from intrafusion.program.build import built as built
+from intrafusion.program.build import described as described
+from intrafusion.program.build import tensors_of as tensors_of
 from intrafusion.program.lift import lifted
-from intrafusion.program.network import Program
+from intrafusion.program.network import Program as Program
+from intrafusion.program.shapes import DYNAMIC
 
-_ACTIVATION = 1 << 28  # numbers that one step may make of _MANY images
-_MANY, _CLASSES = 3, 100_000
-_MACS = 2e12  # multiply-accumulates of one image
-_DYNAMIC = 'export it with dynamic_shapes=({0: torch.export.Dim("batch")},)'
+__all__ = ["Program", "built", "described", "read_program", "tensors_of"]
 
 
 def read_program(path: Path) -> tuple[Program, tuple[int, int, int], int]:
     """The network of a .pt2 file, the size (C, H, W) of its images, and the number of its classes.
 
     Its logits are the program's. Convolutions, linear layers and batch norms are layers under the names of their weights.
-    Raises IntrafusionError for a file that is none, that could run code, or that is no classifier of images.
+    Raises IntrafusionError for a file that is none, that holds what this module does not run, or that is no classifier.
     """
     written = read_archive(path)
     try:
-        program, sizes = lifted(written)
-        if len(sizes) != 4 or any(type(one) is not int or one < 1 for one in sizes[1:]):
-            raise IntrafusionError(
-                f"it takes {str(sizes)[:60]}, where images are (batch, channels, height, width) of a fixed size"
-            )
-        image = (sizes[1], sizes[2], sizes[3])
-        classes = _tried_without_numbers(program, image)
-        _tried(program, image)
-        return program, image, classes
+        program = built(*lifted(written))
+        _tried(program)
+        return program, program.plan.image, program.plan.classes
     except IntrafusionError as error:
         raise IntrafusionError(f"{path} is no program that can be used: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise IntrafusionError(f"{path} is no program of torch.export.save: {one_line(error)} in its graph") from error
 
 
-def _tried_without_numbers(program: Program, image: tuple[int, int, int]) -> int:
-    """The number of classes, from shapes alone, so that nothing large is computed before it is known to be bounded."""
-    shapes = copy.deepcopy(program).to("meta")
-    try:
-        with torch.no_grad(), _Bounds():
-            for batch in (_MANY, 2):
-                logits = shapes(torch.empty(batch, *image, device="meta"))
-                if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != batch:
-                    raise IntrafusionError(
-                        f"it gives {tuple(logits.shape)} for {batch} images, not ({batch}, classes): {_DYNAMIC}"
-                    )
-            if size(shapes, torch.empty(1, *image, device="meta")).macs > _MACS:
-                raise IntrafusionError(f"it takes more than {_MACS:.0e} multiply-accumulates an image")
-    except (RuntimeError, NotImplementedError, AssertionError, OverflowError, MemoryError) as error:
-        raise IntrafusionError(f"it does not take 1, 2 and 3 images at once ({one_line(error)}): {_DYNAMIC}") from error
-    if not 1 <= logits.shape[1] <= _CLASSES:
-        raise IntrafusionError(f"it has {logits.shape[1]:,} classes, where 1 to {_CLASSES:,} are taken")
-    return int(logits.shape[1])
-
-
-def _tried(program: Program, image: tuple[int, int, int]) -> None:
+def _tried(program: Program) -> None:
     """Run two images, together and alone."""
-    noise = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, *program.plan.image, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
             both, one = program(noise), program(noise[:1])
@@ -74,14 +62,4 @@ def _tried(program: Program, image: tuple[int, int, int]) -> None:
     if not torch.isfinite(both).all():
         raise IntrafusionError("it gives NaN or infinite logits")
     if not torch.allclose(both[:1], one, rtol=1e-3, atol=1e-3 * float(both.abs().max())):
-        raise IntrafusionError(f"it gives an image other logits alone than beside another: {_DYNAMIC}")
-
-
-class _Bounds(TorchDispatchMode):
-    """Within it no operator may make more numbers than it should."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if any(isinstance(one, torch.Tensor) and one.numel() > _ACTIVATION for one in tree_leaves(made)):
-            raise IntrafusionError(f"one of its steps makes more than {_ACTIVATION:,} numbers of {_MANY} images")
-        return made
+        raise IntrafusionError(f"it gives an image other logits alone than beside another: {DYNAMIC}")

@@ -1,6 +1,5 @@
 """The training lab: a network is trained by a method, watched, measured on test images, and kept in files."""
 
-import json
 import logging
 import shutil
 from collections.abc import Generator, Iterator
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from intrafusion.cards import card_of
+from intrafusion.atomic import drop
+from intrafusion.cards import ModelCard, card_of
 from intrafusion.data import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.evaluate import evaluate, logits, size
@@ -20,14 +20,14 @@ from intrafusion.fingerprint import of_images, of_text
 from intrafusion.places import home
 from intrafusion.recover.retrain import split
 from intrafusion.registry import TRAINERS
-from intrafusion.saved import save_network
+from intrafusion.saved import save_network, saved_card
 from intrafusion.train import split_data as _trainers  # noqa: F401  (they register)
 from intrafusion.train.directional import without_zeroed
 from intrafusion.train.members import part_of
 from intrafusion.train.spec import TrainSpec
 from intrafusion.train.task import Step, Task, layers_of
 from intrafusion.versions import lab_version
-from intrafusion.zoo import architecture_of, dataset_of, load_model
+from intrafusion.zoo import architecture_of, dataset_of, load_saved
 from intrafusion.zoo.architectures import ARCHITECTURES
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class LabRun:
     @property
     def model(self) -> nn.Module:
         """The network, read from its file, in eval mode on the CPU. Raises IntrafusionError where that fails."""
-        model = load_model(architecture_of(self.spec.model), self.path.with_suffix(".safetensors"))
+        model = load_saved(self.path, architecture_of(self.spec.model))
         model.card = replace(card_of(model), source="trained in the lab", details={"run": self.spec.to_dict()})  # type: ignore[assignment]
         return model
 
@@ -84,6 +84,7 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
         yield from found.steps
         yield found
         return
+    drop(path)  # what cannot be read
     learned, held = split(_images(spec, device))
     rows = part_of(len(learned), spec).to(learned.labels.device)
     learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
@@ -139,7 +140,7 @@ def _path(spec: TrainSpec) -> Path:
     stamp = None if spec.data_path is None else Path(spec.data_path).expanduser()
     changed = stamp.stat().st_mtime_ns if stamp is not None and stamp.exists() else 0
     seen = _fingerprint(TrainSpec(spec.model, "sgd", spec.data_path, spec.training), changed)
-    return home() / "lab" / f"{of_text(spec.but(data_path=None).key(), seen, lab_version())[:24]}.json"
+    return home() / "lab" / f"{of_text(spec.but(data_path=None).key(), seen, lab_version())[:24]}.safetensors"
 
 
 @lru_cache(maxsize=64)
@@ -182,15 +183,15 @@ def _with_card(model: nn.Module, card: Any) -> nn.Module:
 
 
 def read(path: Path) -> LabRun | None:
-    """The run of a file; None where there is none, or none that can be read (it will be trained again)."""
-    if not path.exists() or not path.with_suffix(".safetensors").exists():
+    """The run that a file holds; None where there is none, or none that can be read (it will be trained again)."""
+    if not path.exists():
         return None
     try:
-        details = json.loads(path.read_text())["details"]
+        details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
         steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
         return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
-    except (OSError, ValueError, KeyError, TypeError, IntrafusionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("%s is no run of the lab: %s", path, one_line(error))
         return None
 
@@ -210,5 +211,12 @@ def open_run(spec: TrainSpec) -> LabRun:
 
 def runs() -> list[LabRun]:
     """All runs that are kept on this machine, the newest first."""
-    paths = sorted((home() / "lab").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = sorted((home() / "lab").glob("*.safetensors"), key=_written, reverse=True)
     return [found for path in paths if (found := read(path)) is not None]
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it has gone meanwhile
+        return 0.0

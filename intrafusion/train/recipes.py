@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from intrafusion.atomic import whole
 from intrafusion.cards import ModelCard
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError
@@ -78,8 +79,9 @@ def make(
         },
     )
     try:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")
-        (out / f"{name}.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
+        with whole(out / f"{name}.safetensors") as weights, whole(out / f"{name}.json") as told:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+            told.write_text(json.dumps(card.to_dict(), indent=2) + "\n")
+    except (IntrafusionError, SafetensorError) as error:
         raise IntrafusionError(f"could not write {name} into {out}: {error}") from error
     return card

@@ -1,26 +1,18 @@
 """The state of training in a file: tensors and plain values, written whole or not at all, and read without running code."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from intrafusion.atomic import whole
 from intrafusion.errors import IntrafusionError, one_line
 
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values to a file, whole or not at all. Raises IntrafusionError where that fails."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
         torch.save(state, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise IntrafusionError(f"could not write {path}: {one_line(error)}") from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a trainer of the lab is given, and what it tells: its phases, each watched while it trains, and able to go on."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.activations import normalised
+from intrafusion.atomic import drop, whole
 from intrafusion.cards import ModelCard
 from intrafusion.data import ImageData
 from intrafusion.ending import finishing
@@ -22,6 +24,7 @@ from intrafusion.train.spec import TrainSpec
 from intrafusion.train.state import load, save
 from intrafusion.zoo import architecture_of, load_model
 
+_log = logging.getLogger(__name__)
 _LOOKS = 25  # moments of a phase
 _BINS = 24
 MEASURED = 512  # images on which norms are measured
@@ -115,6 +118,8 @@ class Task:
         name = phase.replace(" ", "-")
         done, run, looks = (self.folder / f"{name}.{kind}" for kind in ("done", "run", "looks"))
         steps: list[Step] = []
+        for kept in (done, run):
+            _drop_damaged(kept)
         if done.exists():
             state = load(done)
             model.load_state_dict(state["model"])
@@ -122,7 +127,7 @@ class Task:
             yield from steps
             self.seconds[phase] = steps[-1].moment.seconds
             return
-        seen = [Step.from_dict(raw) for raw in json.loads(looks.read_text())] if looks.exists() and run.exists() else []
+        seen = _steps_in(looks) if run.exists() else []
         moments = train(
             model, self.learned, recipe, self.card.mean, self.card.std, optimiser=optimiser, loss=loss,
             held=self.held, choose=False, settle=settle, looks=_LOOKS, keep=run,
@@ -136,10 +141,10 @@ class Task:
                 yield steps[-1]
         finally:
             with finishing():
+                known = {step.moment.step: step.to_dict() for step in (*seen, *steps)}
+                with suppress(IntrafusionError), whole(looks) as part:  # before the state that they belong to
+                    part.write_text(json.dumps([*known.values()]))
                 moments.close()  # which leaves its state, where it was stopped
-                if steps and run.exists():
-                    with suppress(OSError):
-                        looks.write_text(json.dumps([step.to_dict() for step in steps]))
         with suppress(IntrafusionError):  # it would be trained again, no more
             save({"model": model.state_dict(), "steps": json.dumps([step.to_dict() for step in steps])}, done)
 
@@ -151,6 +156,24 @@ class Task:
         """A network as it is before it is trained on: its held-out loss and accuracy stand for both."""
         loss, right = judged(model, self.held, self.card.mean, self.card.std)
         return Step(phase, Moment(0, 0, 0.0, 0.0, loss, right, loss, right), filters(model))
+
+
+def _drop_damaged(path: Path) -> None:
+    """Remove a state that cannot be read: its phase is trained again."""
+    try:
+        if path.exists():
+            load(path)
+    except IntrafusionError as error:
+        _log.warning("%s", error)
+        drop(path)
+
+
+def _steps_in(path: Path) -> list[Step]:
+    """The steps in a file; none where it is not there, or damaged."""
+    try:
+        return [Step.from_dict(raw) for raw in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, Any]:

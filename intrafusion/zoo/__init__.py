@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from intrafusion.cards import ModelCard
 from intrafusion.download import Progress, stream
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.twins import check_finite
@@ -25,7 +26,7 @@ from intrafusion.zoo.sources import runs_code as runs_code
 
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_told", "kept_when",
-    "load_model", "model_names", "names_weights", "runs_code", "stream_weights", "weight_bytes",
+    "load_model", "load_saved", "model_names", "names_weights", "runs_code", "stream_weights", "weight_bytes",
 ]  # fmt: skip
 
 
@@ -106,11 +107,23 @@ def load_model(
         model, card = source.blank(name, {})
     else:
         model, card = source.open_model(name, weights, progress)
-    model.card = replace(card, name=name)
+    return _ready(model, replace(card, name=name)).to(_device(device))
+
+
+def load_saved(path: Path, architecture: str) -> nn.Module:
+    """A network of `architecture` that `saved.save_network` wrote into a file, with its card, as `load_model` gives one.
+
+    Only for files that we wrote ourselves. Raises IntrafusionError where it is damaged.
+    """
+    return _ready(*kept.open_saved(path, architecture))
+
+
+def _ready(model: nn.Module, card: ModelCard) -> nn.Module:
+    model.card = card  # type: ignore[assignment]
     check_finite(model.named_modules())
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return model.eval().to(_device(device))
+    return model.eval()
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.cards import ModelCard, read_card, unnamed
+from intrafusion.cards import ModelCard, unnamed
 from intrafusion.checkpoints import Beside, read, state_dicts
 from intrafusion.errors import IntrafusionError
-from intrafusion.saved import set_layers
+from intrafusion.saved import card_beside, set_layers
 from intrafusion.weights import Fit, Misfit, Spelling, bare, fit, is_averaged, plain, put
 from intrafusion.zoo.nearest import nearest
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
+CardOf = Callable[[Path, ModelCard], ModelCard]  # a file's card, laid over a default
 _SHOWN = 3  # names of a list
 _log = logging.getLogger(__name__)
 
@@ -28,11 +29,13 @@ def open_file(
     spelling: Spelling = plain,
     unused: tuple[str, ...] = (),
     heads: bool = False,
+    card_of: CardOf = card_beside,
 ) -> tuple[nn.Module, ModelCard]:
-    """The network that `make` makes for the weights in a file, with the layers of the card beside it, and its card.
+    """The network that `make` makes for the weights in a file, with the layers of its card, and its card.
 
     make: gets the weights, their keys as `spelling` spells them. key: which state dict of the file is meant. unused: how
     the keys begin that are left out. heads: whether the head may have another number of classes than `make` gives it.
+    card_of: where the card is; what a file itself says is believed of our own files alone.
     What a person should know of the weights is logged, and among the card's details as `told`.
     Raises IntrafusionError for a file that cannot be read safely, or does not fit.
     """
@@ -41,7 +44,7 @@ def open_file(
     for place, table in tables.items():
         used = {name: value for name, value in table.items() if not (unused and spelling(name).startswith(unused))}
         try:
-            model, card, told = _filled(used, path, make, spelling, heads)
+            model, card, told = _filled(used, path, make, spelling, heads, card_of)
         except Misfit as error:
             first = first or error
             continue
@@ -54,12 +57,12 @@ def open_file(
 
 
 def _filled(
-    table: Mapping[str, Any], path: Path, make: Make, spelling: Spelling, heads: bool
+    table: Mapping[str, Any], path: Path, make: Make, spelling: Spelling, heads: bool, card_of: CardOf
 ) -> tuple[nn.Module, ModelCard, list[str]]:
     """The network with the weights of one state dict, its card, and what is to be told."""
     state, told = bare(table, path), []
     model, default = make({spelling(name): value for name, value in state.items()})
-    card = read_card(path.with_suffix(".json"), default)
+    card = card_of(path, default)
     set_layers(model, card.details.get("layers", {}), fit(model, state, spelling).state)
     found = fit(model, state, spelling)
     _check_kinds(found, table, path, spelling)

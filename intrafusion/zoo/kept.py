@@ -1,29 +1,43 @@
 """Networks that a person keeps on this machine, of any widths, as "kept/NAME"; also programs of torch.export."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from intrafusion.cards import ModelCard, card_of, read_card
+from intrafusion.cards import ModelCard, card_of
 from intrafusion.download import Progress
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.places import home
-from intrafusion.saved import check_name, save_network
+from intrafusion.saved import card_beside, check_name, is_name, save_network, save_state, saved_card
 from intrafusion.weights import cifar, located, plain
 from intrafusion.zoo import ours, sources
 from intrafusion.zoo.files import open_file
 
 PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")
+_PROGRAM = "program"  # among the details of a card: the description of a program
+_NOTHING = ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")
 
 
-def names() -> list[str]:
-    """In alphabetical order."""
+def names(damaged: bool = True) -> list[str]:
+    """In alphabetical order. damaged: whether those are among them that cannot be opened; `describe` says so of them."""
     files = [path for end in _ENDS for path in (home() / "models").glob(f"[!.]*{end}")]
-    return sorted({f"{PREFIX}{path.stem}" for path in files})
+    found = sorted({f"{PREFIX}{path.stem}" for path in files if is_name(path.stem)})
+    return found if damaged else [name for name in found if _damage(name) is None]
+
+
+def _damage(name: str) -> str | None:
+    """Why a kept network cannot be opened, as far as its card says; None where nothing seems wrong."""
+    try:
+        dataset(name)
+    except IntrafusionError as error:
+        return str(error)
+    return None
 
 
 def when(name: str) -> int:
@@ -49,6 +63,19 @@ def keep(model: nn.Module, name: str) -> str:
     return f"{PREFIX}{name}"
 
 
+def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
+    """Keep a program of `built` as its description and its tensors, so that "kept/NAME" opens it; that name.
+
+    Raises IntrafusionError for a name that is none, or where it cannot be written.
+    """
+    from intrafusion.program import Program, described, tensors_of
+
+    assert isinstance(program, Program)
+    details = {**card.details, _PROGRAM: described(program)}
+    save_state(tensors_of(program), replace(card, details=details), home() / "models" / check_name(name))
+    return f"{PREFIX}{name}"
+
+
 def architecture(name: str) -> str:
     """The name of the architecture that a kept network was made from: a program's is its own.
 
@@ -66,7 +93,15 @@ def architecture(name: str) -> str:
 
 def is_program(name: str) -> bool:
     """Whether what is kept under this name is a program, "kept/NAME"."""
-    return (home() / "models" / f"{check_name(name.removeprefix(PREFIX))}.pt2").is_file()
+    path = home() / "models" / check_name(name.removeprefix(PREFIX))
+    saved, older = (path.with_name(f"{path.name}{end}") for end in _ENDS)
+    return _holds_program(saved, saved.stat().st_mtime_ns) if saved.is_file() else older.is_file()
+
+
+@cache
+def _holds_program(path: Path, when: int) -> bool:
+    """Whether a file's card describes a program. when: the time of the file."""
+    return _PROGRAM in saved_card(path, _NOTHING).details
 
 
 def dataset(name: str) -> str:
@@ -96,14 +131,23 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
             return model, card
         path, key = located(weights)
         return open_file(path, lambda state: (model, replace(card, source=str(path))), key)
-    path, key = (_found(name)[0], None) if weights is None else located(weights)
 
     def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
         model, card = blank(name, state)
         return model, replace(card, name=name)
 
-    of_ours = sources.of(architecture(name)) is ours
-    return open_file(path, make, key, cifar if of_ours else plain, heads=True)
+    made_from = architecture(name)
+    if weights is None:
+        model, card = open_saved(_found(name)[0], made_from)
+        return model, replace(card, name=name)
+    path, key = located(weights)
+    return open_file(path, make, key, cifar if sources.of(made_from) is ours else plain, heads=True)
+
+
+def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:
+    """The network of a file of `save_network`, and the card that it holds."""
+    source = sources.of(architecture)
+    return open_file(path, lambda state: source.blank(architecture, state), heads=True, card_of=saved_card)
 
 
 def is_local(name: str) -> bool:
@@ -111,6 +155,8 @@ def is_local(name: str) -> bool:
 
 
 def describe(name: str) -> dict[str, Any]:
+    if (why := _damage(name)) is not None:
+        return {"dataset": "", "weights": "damaged", "accuracy": None, "summary": f"damaged: {why}"}
     card = _found(name)[1]
     what = "a program of torch.export" if is_program(name) else architecture(name)
     return {
@@ -125,18 +171,45 @@ def told(name: str) -> list[str]:
 
 
 def _program(name: str) -> tuple[nn.Module, ModelCard]:
-    from intrafusion.program import read_program
+    """A kept program, and its card. One that an older version kept is a .pt2 file, which is read as a stranger's."""
+    from intrafusion.program import built, read_program
 
     path, card = _found(name)
-    model, size, classes = read_program(path)
-    return model, replace(card, name=name, input_size=size, classes=classes)
+    if path.suffix == ".pt2":
+        older, size, classes = read_program(path)
+        return older, replace(card, name=name, input_size=size, classes=classes)
+    details = {key: value for key, value in card.details.items() if key != _PROGRAM}
+    try:
+        program = built(card.details[_PROGRAM], _tensors(path))
+        if (program.plan.image, program.plan.classes) != (tuple(card.input_size), card.classes):
+            raise IntrafusionError(f"its card is of another one, with {card.classes} classes")
+    except IntrafusionError as error:
+        raise IntrafusionError(f"{path} is damaged: {error}; remove {name}") from error
+    return program, replace(card, name=name, details=details)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of ours."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntrafusionError(one_line(error)) from error
 
 
 def _found(name: str) -> tuple[Path, ModelCard]:
-    """The file of a kept network, and its card."""
+    """The file of a kept network, and its card. Raises IntrafusionError where there is none, or a damaged one."""
     paths = [home() / "models" / f"{check_name(name.removeprefix(PREFIX))}{end}" for end in _ENDS]
-    path = next((path for path in paths if path.is_file()), None)
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
-    nothing = ModelCard(name, (0.0,), (1.0,), (1, 1, 1), 1, "own")
-    return path, read_card(path.with_suffix(".json"), nothing)
+    if not path.is_file():
+        raise IntrafusionError(f"{name} is a folder, and no network: remove it")
+    nothing = replace(_NOTHING, name=name)
+    if path.suffix == ".safetensors":
+        return path, saved_card(path, nothing)
+    if not zipfile.is_zipfile(path):
+        raise IntrafusionError(f"{path} is damaged: it is no program any more; remove {name}")
+    return path, card_beside(path, nothing)

@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from intrafusion import IntrafusionError, PruneSpec, registry
+from intrafusion import IntrafusionError, PruneSpec, leftovers, registry
 from intrafusion.export import FORMATS, TOLERANCE, Made, Report, Writing, archive, writing
 from intrafusion.export.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.figures import speed as figures
@@ -152,7 +152,7 @@ class _Shelf:
     """A folder of its own, as long as the object lives."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="intrafusion-export-"))
+        self.path = Path(tempfile.mkdtemp(prefix=f"{leftovers.EXPORT}{leftovers.mark()}-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 

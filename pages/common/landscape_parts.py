@@ -168,7 +168,7 @@ def _caption(found: Outputs, image: int) -> str:
 def other_ends(here: Here) -> dict[str, int]:
     """The kept networks of this architecture, by name, and when each was kept: a path is known as long as both stay."""
     architecture = architecture_of(here.spec.model)
-    return {name: kept_when(name) for name in kept_names() if architecture_of(name) == architecture}
+    return {name: kept_when(name) for name in kept_names(damaged=False) if architecture_of(name) == architecture}
 
 
 @dataclass(frozen=True)

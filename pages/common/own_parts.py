@@ -1,27 +1,41 @@
 """The pieces of the page Your own: an uploader each for programs, weights and images, and what is kept."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from intrafusion import IntrafusionError
-from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
+from intrafusion.access import UPLOADS, check_room, is_public, public, takes_programs, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.arrays import LAYOUTS, Reading
 from intrafusion.checkpoints import SUFFIXES
+from intrafusion.confined import Step
 from intrafusion.data import DATASETS, OWN, kept_data
+from intrafusion.jobs import Job
 from intrafusion.log import event
-from intrafusion.own import remove, safe_name, take_data, take_program, take_weights
-from intrafusion.own.images import PICTURES, SIDE, splits
-from intrafusion.own.place import IMAGES, NETWORKS
+from intrafusion.own import remove, safe_name
+from intrafusion.own.images import PICTURES, SIDE, about, data_steps
+from intrafusion.own.networks import program_steps, weights_steps
+from intrafusion.own.place import IMAGES, NETWORKS, Workshop, free_path
 from intrafusion.zoo import describe, kept_names, kept_told, model_names
-from pages.common import parts, telling
+from pages.common import parts, queue, shell, telling
 from pages.common.shell import Here
+
+Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # a check of files, not yet begun
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a check has kept: its name, and what a person should know of it."""
+
+    name: str
+    notes: tuple[str, ...]
 
 
 def _bound() -> str:
@@ -41,8 +55,11 @@ def program() -> None:
     st.caption(f"A `.pt2` file of `torch.export.save`, of a classifier of images, exported in eval mode. {_bound()}")
     with st.expander("How to make one", icon=":material/code:"):
         st.code(_EXPORT, language="python")
+    if not takes_programs():
+        st.caption("This server takes no programs. Whoever runs it can turn them on, with `INTRAFUSION_PROGRAMS=1`.")
+        return
     file = st.file_uploader(
-        "Program", type="pt2", key="own_program", label_visibility="collapsed", max_upload_size=_most()
+        "Program", type="pt2", key=_uploader("program"), label_visibility="collapsed", max_upload_size=_most()
     )
     row = st.columns(2)
     name = row[0].text_input("Name", _proposed(file), key=f"own_program_name {_proposed(file)}", placeholder="my-net")
@@ -58,10 +75,12 @@ def program() -> None:
         for place, label in zip(st.columns(2), ("Mean", "Standard deviation"), strict=True)
     )  # fmt: skip
 
-    def take(paths: Sequence[Path]) -> str:
-        return take_program(paths[0], name.strip(), data, _numbers("mean", mean), _numbers("standard deviation", std))
+    def ask() -> Begin:
+        own = {"mean": _numbers("mean", mean), "std": _numbers("standard deviation", std)}
+        free_path(NETWORKS, name.strip())
+        return lambda workshop, tell: program_steps(workshop, name.strip(), data, **own, tell=tell)
 
-    _button("program", [file] if file else [], take, "model")
+    _button("program", [file] if file else [], ask, "model")
 
 
 def weights(here: Here) -> None:
@@ -71,7 +90,7 @@ def weights(here: Here) -> None:
     file = st.file_uploader(
         "Weights",
         type=[end[1:] for end in SUFFIXES],
-        key="own_weights",
+        key=_uploader("weights"),
         label_visibility="collapsed",
         max_upload_size=_most(),
     )
@@ -91,10 +110,11 @@ def weights(here: Here) -> None:
         help="Which weights of the file, where it has several, as `model_ema` or `model.state_dict`.",
     )  # fmt: skip
 
-    def take(paths: Sequence[Path]) -> str:
-        return take_weights(paths[0], model, name.strip(), which.strip() or None)
+    def ask() -> Begin:
+        free_path(NETWORKS, name.strip())
+        return lambda workshop, tell: weights_steps(workshop, model, name.strip(), which.strip() or None, tell)
 
-    _button("weights", [file] if file else [], take, "model")
+    _button("weights", [file] if file else [], ask, "model")
 
 
 def images() -> None:
@@ -109,7 +129,7 @@ def images() -> None:
         "Images",
         type=["npz", "zip"],
         accept_multiple_files=True,
-        key="own_images",
+        key=_uploader("images"),
         label_visibility="collapsed",
         max_upload_size=_most(),
     )
@@ -127,18 +147,12 @@ def images() -> None:
             help="The values of black and of white, as 0, 16, where the numbers leave it open.",
         )  # fmt: skip
 
-    def take(paths: Sequence[Path]) -> str:
-        bar, notes = st.progress(0.0, "Reading"), []
-        try:
-            kept = take_data(
-                paths, name.strip(), lambda done, total: _tell(bar, done, total), _reading(layout, span), notes.append
-            )
-            st.session_state.own_notes = notes
-            return kept
-        finally:
-            bar.empty()
+    def ask() -> Begin:
+        reading = _reading(layout, span)
+        free_path(IMAGES, name.strip())
+        return lambda workshop, tell: data_steps(workshop, name.strip(), reading, tell)
 
-    _button("images", files, take, "data")
+    _button("images", files, ask, "data")
 
 
 def _reading(layout: str | None, span: str) -> Reading:
@@ -146,11 +160,6 @@ def _reading(layout: str | None, span: str) -> Reading:
     if values is not None and len(values) != 2:
         raise IntrafusionError(f"a range is two numbers, the values of black and of white, not {span[:60]!r}")
     return Reading(layout, None if values is None else (values[0], values[1]))
-
-
-def _tell(bar: Any, done: int, total: int) -> None:
-    if done % 50 == 0 or done == total:
-        bar.progress(done / total, f"Reading pictures: {done:,} of {total:,}")
 
 
 def from_code() -> None:
@@ -179,39 +188,110 @@ def _numbers(what: str, text: str) -> list[float] | None:
         raise IntrafusionError(f"{what} must be numbers, as 0.485, 0.456, 0.406, not {text[:60]!r}") from error
 
 
-@contextmanager
-def _on_disk(files: Sequence[Any]) -> Iterator[list[Path]]:
-    """Uploaded files in a folder that is gone in the end, under names that are safe."""
-    with tempfile.TemporaryDirectory(prefix="intrafusion-upload-") as folder:
-        paths = []
-        for file in files:
-            path = Path(folder) / f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}"
-            path.write_bytes(file.getbuffer())
-            paths.append(path)
-        yield paths
+def _uploader(what: str) -> str:
+    """The key of an uploader: after each check another one, which is empty."""
+    return f"own_{what} {st.session_state.get(f'own_{what}_checks', 0)}"
 
 
-def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], str], opens: str) -> None:
-    """Check and keep what was uploaded; afterwards a button that opens it, or one line of what was wrong."""
-    said = st.session_state.setdefault("own_taken", {})
+def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: str) -> None:
+    """Check and keep what was uploaded, as a job; how far that is, and then a button that opens it, or one line of what was wrong."""
+    job = _job(what)
     if st.button(
-        "Check and keep", key=f"own_{what}_take", type="primary", disabled=not files, icon=":material/verified_user:"
-    ):
-        said.pop(what, None)
+        "Check and keep", key=f"own_{what}_take", type="primary", icon=":material/verified_user:",
+        disabled=not files or (job is not None and job.active),
+    ):  # fmt: skip
         try:
             check_room()
-            with st.spinner("Checking"), _on_disk(files) as paths:
-                said[what] = take(paths)
-            event("upload kept", what=what, name=said[what])
+            _start(what, files, ask())
+            st.rerun()
         except IntrafusionError as error:
             event("upload refused", what=what, reason=str(error))
             telling.error(error)
-    name = said.get(what)
-    if name is None or name not in (kept_names() if opens == "model" else kept_data()):
+    elif job is not None and job.active:
+        _watch(what, job)
+    elif job is not None and job.state == "failed":
+        telling.error(telling.reason(job))
+    elif job is not None and job.state == "cancelled":
+        st.caption("Cancelled: nothing of it is kept.")
+    elif job is not None:
+        _done(what, job.results[-1], opens)
+
+
+def _job(what: str) -> Job | None:
+    """The reader's last check of a kind, also after a reload: the address has its mark, which nobody can guess."""
+    name = f"check_{what}"
+    mark = st.session_state.get(f"own_{name}") or st.query_params.get(name)
+    if not mark:
+        return None
+    st.session_state[f"own_{name}"] = st.query_params[name] = mark
+    if "link" in st.session_state:
+        st.session_state.link.asked.pop(name, None)  # it is no setting, which links would have to know
+    job, started = shell.jobs().get(("own", what, mark)), st.session_state.get("started", ())
+    if job is not None and job.active and job not in started:
+        st.session_state.started = [*started, job]
+    return job
+
+
+def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
+    """Hand the files on to a job, which waits for no turn: it computes in another process, and few of these run at a time."""
+    workshop, mark = Workshop(), secrets.token_hex(16)
+    try:
+        for file in files:
+            workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
+        title = f"check of {', '.join(path.name for path in workshop.given)}"
+        shell.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+    except IntrafusionError:
+        workshop.close()
+        raise
+    st.session_state[f"own_check_{what}"] = mark
+    _free(what, files)
+
+
+def _free(what: str, files: Sequence[Any]) -> None:
+    """Take uploaded files out of the server's memory, and out of their uploader."""
+    st.session_state[f"own_{what}_checks"] = st.session_state.get(f"own_{what}_checks", 0) + 1
+    if context := get_script_run_ctx():
+        for file in files:
+            context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)
+
+
+def _check(what: str, workshop: Workshop, begin: Begin) -> Iterator[Step | Kept]:
+    """The job: its steps, and what was kept in the end."""
+    notes: list[str] = []
+    try:
+        with workshop:
+            name = yield from begin(workshop, notes.append)
+    except IntrafusionError as error:
+        event("upload refused", what=what, reason=str(error))
+        raise
+    event("upload kept", what=what, name=name)
+    yield Kept(name, tuple(notes))
+
+
+def _share(result: Step | Kept) -> tuple[str, float]:
+    """One part: nothing but the last result is needed."""
+    return "", 1.0 if isinstance(result, Kept) else 0.9 * result[0] / max(1, result[1])
+
+
+def _watch(what: str, job: Job) -> None:
+    @st.fragment(run_every=1)
+    def look() -> None:
+        if not job.active:
+            st.rerun()
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.progress(job.share or 0.0, f"Checking  \n:gray[{queue.words(job)}]", width="stretch")
+            queue.cancel_button(job, f"own_{what}_cancel", icon=":material/stop:")
+
+    look()
+
+
+def _done(what: str, kept: Kept, opens: str) -> None:
+    """Say that something is kept, and offer to open it."""
+    name = kept.name
+    if name not in (kept_names() if opens == "model" else kept_data()):
         return
     st.success(f"Kept as **{name}**.", icon=":material/check:")
-    told = kept_told(name) if opens == "model" else st.session_state.get("own_notes", ()) if what == "images" else ()
-    for line in told:
+    for line in kept_told(name) if opens == "model" else kept.notes:
         telling.info(line)
     if st.session_state.get(opens) != name:
         label = "Open it" if opens == "model" else "Use these images"
@@ -233,14 +313,14 @@ def _choose(key: str, name: str) -> None:
 def kept() -> None:
     """What is kept, and a way to remove it."""
     st.subheader("Kept on this machine")
-    found = [(NETWORKS, name, describe(name)["summary"]) for name in kept_names()]
-    found += [(IMAGES, name, ", ".join(f"{n:,} {split}" for split, n in splits(name).items())) for name in kept_data()]
+    found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
+    found += [(IMAGES, name, public(about(name))) for name in kept_data()]
     if not found:
         st.caption("Nothing yet. Networks that the Training lab keeps come here, too.")
         return
-    for kind, name, about in found:
+    for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{about}]", width="stretch")
+            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{words}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):

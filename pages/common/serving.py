@@ -77,12 +77,13 @@ def _say_where(address: str) -> None:
 def _warm_up() -> None:
     """Import the library, and let the default model answer some images; the health route says how that went."""
     try:
-        from intrafusion import access, log
+        from intrafusion import access, leftovers, log
     except BaseException:  # the library does not load, and so neither does its log: the thread's end has the traceback
         _health.update(status="failed")
         raise
     try:
         log.start("json")
+        leftovers.remove_once()
         _hear()
         log.event(
             "server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib()

@@ -13,7 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data, zoo
-from intrafusion.access import check_path, check_room, check_size, is_public, roots
+from intrafusion.access import check_path, check_room, check_size, is_public, public, roots
 from intrafusion.bench import Bench, open_model
 from intrafusion.data import KEPT, OWN, kept_data
 from intrafusion.importance import needs_images
@@ -190,7 +190,7 @@ def _model_name() -> str:
     )  # fmt: skip
     if chosen != _TORCHVISION:
         about = describe(chosen)
-        st.caption(f"{about['summary']}; weights: {about['weights']}")
+        st.caption(public(f"{about['summary']}; weights: {about['weights']}"))
         return chosen
     short = [name.removeprefix("imagenet/") for name in model_names() if name.startswith("imagenet/")]
     return "imagenet/" + st.selectbox(

@@ -183,8 +183,10 @@ class TestErrors:
         app = open_page("your_own", model="digits-mlp")
         for name, state in (("good", files.mlp_state()), ("bad", {})):
             path = files.save_state(tmp_path / f"{name}.safetensors", state)
-            app.file_uploader(key="own_weights").set_value((path.name, path.read_bytes(), "")).run()
+            uploader = next(one for one in app.file_uploader if one.key.startswith("own_weights"))
+            uploader.set_value((path.name, path.read_bytes(), "")).run()
             app.button(key="own_weights_take").click().run()
+            finished(app, shell.jobs())
         told = [(r.message, r.fields) for r in caplog.records if r.message.startswith("upload")]
         (kept, about), (refused, why) = told
         assert (kept, about) == ("upload kept", {"what": "weights", "name": "kept/good"})

@@ -1,14 +1,20 @@
+import threading
+
 import numpy as np
 import own_files as files
 import pytest
 import torch
-from opening import open_page, text
+from opening import finished, open_page, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
 from intrafusion import zoo
 from intrafusion.data import kept_data
+from intrafusion.errors import IntrafusionError
 from intrafusion.own import take_data, take_program
+from intrafusion.pace import checkpoint
+from intrafusion.places import home
+from pages.common import own_parts, shell
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -20,13 +26,21 @@ def open_own(**query: str) -> AppTest:
 
 
 def upload(app: AppTest, what: str, *paths) -> AppTest:
-    """Give files to an uploader, and press its button."""
-    given = [(path.name, path.read_bytes(), "application/octet-stream") for path in paths]
-    app.file_uploader(key=f"own_{what}").set_value(given if what == "images" else given[0]).run()
+    """Give files to an uploader, press its button, and wait for the check."""
+    app = given(app, what, *paths).button(key=f"own_{what}_take").click().run(timeout=120)
     assert not app.exception
-    app.button(key=f"own_{what}_take").click().run(timeout=120)
+    return finished(app, shell.jobs())
+
+
+def given(app: AppTest, what: str, *paths) -> AppTest:
+    contents = [(path.name, path.read_bytes(), "application/octet-stream") for path in paths]
+    uploader(app, what).set_value(contents if what == "images" else contents[0]).run()
     assert not app.exception
     return app
+
+
+def uploader(app: AppTest, what: str):
+    return next(one for one in app.file_uploader if one.key.startswith(f"own_{what} "))
 
 
 def test_nothing_is_there_at_first():
@@ -55,8 +69,7 @@ def test_which_weights_of_a_file_and_what_was_left_out(tmp_path):
     upload(app, "weights", path)
     assert "choose one of model, ema" in app.error[0].value
     app.text_input(key="own_weights_key").set_value(" ema ").run()
-    app.button(key="own_weights_take").click().run(timeout=120)
-    assert not app.exception
+    upload(app, "weights", path)
     assert zoo.kept_names() == ["kept/run.pth"]
     assert app.info[0].value == "left out, as they are no weights: n_averaged"
 
@@ -100,9 +113,11 @@ def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
     app.text_input(key="own_program_Mean").set_value("0.25").run()
     app.text_input(key="own_program_Standard deviation").set_value("zero").run()
     path = files.export(files.network(), tmp_path / "net.pt2")
-    assert "must be numbers" in upload(app, "program", path).error[0].value
+    given(app, "program", path).button(key="own_program_take").click().run()
+    assert "must be numbers" in app.error[0].value
     app.text_input(key="own_program_Standard deviation").set_value("0.5").run()
-    app.button(key="own_program_take").click().run()
+    app.button(key="own_program_take").click().run()  # what was refused before its check is still there
+    finished(app, shell.jobs())
     card = itf.load_model("kept/net").card
     assert (card.mean, card.std) == ((0.25,), (0.5,))
 
@@ -120,6 +135,89 @@ def test_what_is_refused_is_one_line_without_a_path_of_the_server(tmp_path, what
     assert "/tmp" not in error.value
     assert not (tmp_path / "sentinel").exists()
     assert (zoo.kept_names(), kept_data()) == ([], [])
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Checks of weights that go on until they are let go; what to set for that."""
+    let_go = threading.Event()
+
+    def steps(workshop, *_):
+        yield 1, 2
+        while not let_go.wait(0.01):
+            checkpoint()
+        raise IntrafusionError(f"{workshop.given[0].name} is no good")
+
+    monkeypatch.setattr(own_parts, "weights_steps", steps)
+    return let_go
+
+
+def checks(app: AppTest) -> list[str]:
+    return [bar.proto.text for bar in app.main.get("progress")]
+
+
+def test_a_check_is_a_job_that_a_reload_finds_again_and_whose_bytes_are_freed(tmp_path, held, jobs, monkeypatch):
+    path = files.save_state(tmp_path / "w.pt", files.mlp_state())
+    contexts, real = [], own_parts.get_script_run_ctx
+    monkeypatch.setattr(own_parts, "get_script_run_ctx", lambda: contexts.append(real()) or contexts[-1])
+    app = given(open_own(), "weights", path)
+    file = uploader(app, "weights").value
+    app.button(key="own_weights_take").click().run()
+    (job,) = jobs.queue()
+    assert job.title == "check of w.pt"
+    assert "Checking" in checks(app)[0]
+    assert any("check of w.pt" in bar.proto.text for bar in app.sidebar.get("progress"))
+    assert uploader(app, "weights").value is None
+    assert app.button(key="own_weights_take").disabled
+    (context,) = contexts
+    assert file is not None
+    assert context.uploaded_file_mgr.get_files(context.session_id, [file.file_id]) == []
+    (folder,) = home().glob(".taking-*")
+    assert (folder / "given" / "w.pt").read_bytes() == path.read_bytes()
+    again = open_own()
+    again.query_params["check_weights"] = app.query_params["check_weights"]
+    again.run()
+    assert "Checking" in checks(again)[0]
+    assert not again.warning
+    held.set()
+    assert finished(again, jobs).error[0].value == "w.pt is no good"
+    assert not list(home().glob(".taking-*"))
+    assert finished(app, jobs).error[0].value == "w.pt is no good"
+    assert not open_own().error  # of others
+
+
+@pytest.mark.usefixtures("held")
+def test_a_check_can_be_cancelled_by_who_asked_for_it_alone(tmp_path, jobs, monkeypatch):
+    monkeypatch.setenv("INTRAFUSION_PUBLIC", "1")
+    app = given(open_own(), "weights", files.save_state(tmp_path / "w.pt", files.mlp_state()))
+    app.button(key="own_weights_take").click().run()
+    assert "Cancel" not in [button.label for button in open_own().button]
+    app.button(key="own_weights_cancel").click().run()
+    assert "nothing of it is kept" in text(finished(app, jobs))
+    assert [path.name for path in home().glob(".taking-*")] == []
+    assert zoo.kept_names() == []
+
+
+def test_a_job_that_never_began_leaves_nothing(tmp_path, jobs):
+    from intrafusion.own.place import Workshop
+
+    workshop = Workshop()
+    workshop.give("w.pt", memoryview(b"x"))
+    assert len(list(home().glob(".taking-*"))) == 1
+    del workshop
+    assert list(home().glob(".taking-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("public", "wanted", "taken"), [("0", "", True), ("1", "", False), ("1", "0", False), ("1", "1", True)]
+)
+def test_programs_are_for_public_servers_whose_operator_wants_them(monkeypatch, public, wanted, taken):
+    monkeypatch.setenv("INTRAFUSION_PUBLIC", public)
+    monkeypatch.setenv("INTRAFUSION_PROGRAMS", wanted)
+    app = open_own()
+    assert ("own_program_take" in [button.key for button in app.button]) == taken
+    assert ("takes no programs" in text(app)) != taken
+    assert "own_weights_take" in [button.key for button in app.button]
 
 
 def test_kept_things_can_be_removed(tmp_path):
@@ -162,16 +260,17 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
 
 
 def test_what_is_converted_is_told_and_what_is_ambiguous_is_settled_by_the_fields(tmp_path):
-    given = files.npz(tmp_path / "d.npz", images=files.PIXELS[:, :3, :3].repeat(3, 3), labels=files.LABELS[:, None])
-    app = upload(open_own(), "images", given)
+    path = files.npz(tmp_path / "d.npz", images=files.PIXELS[:, :3, :3].repeat(3, 3), labels=files.LABELS[:, None])
+    app = upload(open_own(), "images", path)
     assert "may have its channels first or last" in app.error[0].value
     app.selectbox(key="own_images_layout").set_value("nchw").run()
     app.text_input(key="own_images_range").set_value("0").run()
+    given(app, "images", path)
     app.button(key="own_images_take").click().run()
     assert "a range is two numbers" in app.error[0].value
     app.text_input(key="own_images_range").set_value("0, 255").run()
     app.button(key="own_images_take").click().run()
-    assert not app.exception
+    finished(app, shell.jobs())
     assert next(note.value for note in app.info if "d.npz" in note.value).endswith("labels (6, 1) are read as (6,)")
     data = itf.load_data("kept/d")
     assert np.array_equal(data.images.numpy(), files.PIXELS[:, :3, :3].repeat(3, 3))

@@ -1,0 +1,144 @@
+"""Shapes that hold for any number of images: a size is a whole number, or a whole multiple of the number of images."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+
+from intrafusion.errors import IntrafusionError
+
+LIMIT = 1 << 40  # of every whole number in a program
+RANK = 8
+DYNAMIC = 'export it with dynamic_shapes=({0: torch.export.Dim("batch")},)'
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A size that is so many times the number of images."""
+
+    times: int
+
+    def __str__(self) -> str:
+        return "batch" if self.times == 1 else f"{self.times} batch"
+
+
+Size = int | Batch
+Sizes = tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a tensor before it is there. least, most: of its numbers, where it holds whole ones of the file."""
+
+    sizes: Sizes
+    dtype: torch.dtype = torch.float32
+    least: int | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) > RANK:
+            raise IntrafusionError(f"it has {len(self.sizes)} dimensions, and at most {RANK} are taken")
+        if any(size < 1 for size in self.sizes if isinstance(size, int)):
+            raise IntrafusionError(f"it has the shape {self}, which holds no numbers")
+        product(self.sizes)
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.sizes))})"
+
+    def of(self, *sizes: Size) -> "Shape":
+        """A shape of other sizes that holds some of the same numbers."""
+        return replace(self, sizes=sizes)
+
+    def numbers(self, images: int) -> int:
+        """How many numbers it holds with so many images."""
+        return at(product(self.sizes), images)
+
+    def bytes(self, images: int) -> int:
+        return self.numbers(images) * self.dtype.itemsize
+
+
+def at(size: Size, images: int) -> int:
+    return size.times * images if isinstance(size, Batch) else size
+
+
+def whole(number: object) -> int:
+    """A whole number of a program. Raises IntrafusionError for anything else, and for one that is out of bounds."""
+    if type(number) is not int:
+        raise IntrafusionError(f"it has {str(number)[:40]!r} where a whole number is needed")
+    if abs(number) > LIMIT:
+        raise IntrafusionError("it computes with whole numbers beyond 2^40")
+    return number
+
+
+def scaled(size: Size, by: Size) -> Size:
+    """The product of two sizes. Raises IntrafusionError where both grow with the batch, or where it is out of bounds."""
+    if isinstance(size, Batch) and isinstance(by, Batch):
+        raise IntrafusionError(f"it multiplies the number of images by itself: {DYNAMIC}")
+    if isinstance(size, Batch):
+        return Batch(whole(size.times * whole(by)))
+    if isinstance(by, Batch):
+        return Batch(whole(whole(size) * by.times))
+    return whole(whole(size) * whole(by))
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    return reduce(scaled, sizes, 1)
+
+
+def total(first: Size, second: Size) -> Size:
+    """The sum of two sizes, of which both or neither grow with the batch."""
+    if isinstance(first, Batch) and isinstance(second, Batch):
+        return Batch(whole(first.times + second.times))
+    if isinstance(first, Batch) or isinstance(second, Batch):
+        if 0 in (first, second):
+            return second if first == 0 else first
+        raise IntrafusionError(f"it adds {first} and {second}, which is no multiple of the batch")
+    return whole(first + second)
+
+
+def divided(size: Size, by: Size) -> Size:
+    """The quotient of two sizes, rounded down. Raises IntrafusionError unless it is one for any number of images."""
+    if isinstance(by, Batch):
+        if isinstance(size, Batch) and by.times and not size.times % by.times:
+            return size.times // by.times
+    elif whole(by):
+        if isinstance(size, int):
+            return size // by
+        if not size.times % by:
+            return Batch(size.times // by)
+    raise IntrafusionError(f"it divides {size} by {by}, which is no whole number for every batch: {DYNAMIC}")
+
+
+def remainder(size: Size, by: Size) -> Size:
+    if isinstance(size, int) and isinstance(by, int) and by:
+        return size % by
+    divided(size, by)
+    return 0
+
+
+def broadcast(*shapes: Sequence[Size]) -> Sizes:
+    """The sizes of elementwise work. Raises IntrafusionError where they do not fit for every number of images."""
+    found: list[Size] = []
+    for place in range(max(map(len, shapes))):
+        here = {sizes[-1 - place] for sizes in shapes if place < len(sizes)} - {1}
+        if len(here) > 1:
+            raise IntrafusionError(
+                f"it joins shapes that do not fit: {', '.join(str(Shape(tuple(s))) for s in shapes)}"
+            )
+        found.append(next(iter(here), 1))
+    return tuple(found[::-1])
+
+
+def fitted(shape: Shape, sizes: Sizes) -> Sizes:
+    """The sizes of a reshape, with what -1 stands for. Raises IntrafusionError unless they hold the same numbers."""
+    everything, known = product(shape.sizes), product(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known:
+        rest = divided(everything, known)
+        if scaled(rest, known) == everything:
+            return tuple(rest if size == -1 else size for size in sizes)
+    elif -1 not in sizes and known == everything:
+        return sizes
+    raise IntrafusionError(
+        f"it makes ({', '.join(map(str, sizes))}) of {shape}, which does not hold for every batch: {DYNAMIC}"
+    )
