@@ -8,6 +8,7 @@ missing, and the file is sound. The file belongs on a local disk: WAL does not w
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import sqlite3
@@ -26,7 +27,7 @@ from intrafusion.processes import birth, host, runs
 from intrafusion.relevant import own_code, relevant, trains
 from intrafusion.run import Result
 from intrafusion.spec import PruneSpec
-from intrafusion.store_file import FORMAT, open_store, plain_errors, transaction
+from intrafusion.store_file import BEHIND, FORMAT, open_store, plain_errors, transaction
 from intrafusion.versions import code_version
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
@@ -60,8 +61,8 @@ class StudyRow:
     """A stored study and how far it is. text: its TOML; created: ISO 8601, UTC; seconds: what its points took, summed.
 
     points: all of them, of which `done` are measured on all their images, `partial` on the first of them, and `failed`
-    have a failure recorded (a partial one may have failed, too). devices: where they were measured. older: points that
-    another version of the code has measured.
+    have a failure recorded (a partial one may have failed, too). devices: where they were measured. older: results of its
+    points that other versions of the code have measured.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Store:
     def __init__(self, path: Path | str | None = None, wait: float = 10.0):
         self.path = (default_path() if path is None else Path(path)).absolute()
         self.wait = wait
-        self._lock = threading.RLock()
+        self._lock, self._listing = threading.RLock(), threading.Lock()
         self._token = secrets.token_hex(8)
         self._held: set[str] = set()
         self._heart: threading.Thread | None = None
@@ -117,6 +118,7 @@ class Store:
     def _open(self) -> None:
         with plain_errors(self.path, self.wait):
             self._db = open_store(self.path, self.wait)
+            self._lister = open_store(self.path, self.wait)
             self._file = os.stat(self.path)
 
     def is_there(self) -> bool:
@@ -133,6 +135,8 @@ class Store:
             with suppress(IntrafusionError):  # a claim that cannot be released ends with the process
                 self.release_all()
             self._db.close()
+        with self._listing:
+            self._lister.close()
 
     def get(self, points: Iterable[tuple[PruneSpec, Origin]]) -> dict[PruneSpec, Result]:
         """The stored results among `points`, complete or not, under the specs as asked."""
@@ -166,7 +170,11 @@ class Store:
         with self._write() as db:
             if not _is_complete(db, key):
                 row = key, spec.key(), " ".join(reason.split()), _now()
-                db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)", row)
+                db.execute(
+                    "INSERT INTO failures VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
+                    " SET spec = excluded.spec, reason = excluded.reason, failed_at = excluded.failed_at",
+                    row,
+                )
 
     def forget(self, points: Iterable[tuple[PruneSpec, Origin]]) -> None:
         """Remove what is known of these points, so that they are measured anew; studies still list them."""
@@ -248,19 +256,26 @@ class Store:
             study = _find(db, self.path, name)
             older = [(key, members[spec][1]) for key, spec in _older(db, study) if spec in members]
             db.execute("DELETE FROM members WHERE study = ?", (study,))
-            rows = [(study, position, *member) for position, member in enumerate([*members.values(), *older])]
+            rows = [(study, position, *member) for position, member in enumerate(members.values())]
+            rows += [(study, position, *member) for position, member in enumerate(older, BEHIND)]
             db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", rows)
 
     def studies(self) -> list[StudyRow]:
-        """All stored studies, newest first."""
-        with self._read() as db:
-            return [_study(db, row) for row in db.execute("SELECT * FROM studies ORDER BY id DESC").fetchall()]
+        """All stored studies, newest first. It waits for nothing that writes, in this process or another."""
+        with self._listing, plain_errors(self.path, self.wait):
+            rows = self._lister.execute("SELECT * FROM studies ORDER BY id DESC").fetchall()
+            tallies = self._lister.execute("SELECT * FROM tallies").fetchall()
+        of_study: dict[int, list[sqlite3.Row]] = {row["id"]: [] for row in rows}
+        for tally in tallies:
+            of_study.get(tally["study"], []).append(tally)  # another process may have made a study in between
+        return [_study(row, of_study[row["id"]]) for row in rows]
 
     def study(self, name: str) -> StudyRow:
         """One stored study. Raises IntrafusionError with the names that exist."""
         with self._read() as db:
-            query = "SELECT * FROM studies WHERE id = ?"
-            return _study(db, db.execute(query, (_find(db, self.path, name),)).fetchone())
+            study = (_find(db, self.path, name),)
+            row = db.execute("SELECT * FROM studies WHERE id = ?", study).fetchone()
+            return _study(row, db.execute("SELECT * FROM tallies WHERE study = ?", study).fetchall())
 
     def results(self, name: str) -> list[Result]:
         """What is measured of a study, in study order, under the specs that the study was saved with.
@@ -323,23 +338,21 @@ def _pathless(spec: PruneSpec) -> PruneSpec:
     return spec.but(weights=None, data_path=None)
 
 
-def _study(db: sqlite3.Connection, row: sqlite3.Row) -> StudyRow:
-    kinds = {
-        "points": "TRUE", "done": "ours AND p.count = p.total", "partial": "ours AND p.count < p.total",
-        "failed": "f.key IS NOT NULL", "older": "NOT ours",
-    }  # fmt: skip
-    columns = ", ".join(f"count(DISTINCT CASE WHEN {kind} THEN m.spec END) AS {name}" for name, kind in kinds.items())
-    counts = db.execute(
-        f"SELECT {columns} FROM members m LEFT JOIN (SELECT *, version = ? AS ours FROM points) p USING (key)"
-        " LEFT JOIN failures f USING (key) WHERE study = ?",
-        (code_version(), row["id"]),
-    ).fetchone()
-    (seconds,) = db.execute(
-        "SELECT total(seconds) FROM points WHERE key IN (SELECT key FROM members WHERE study = ?)", (row["id"],)
-    ).fetchone()
-    query = "SELECT DISTINCT device FROM members JOIN points USING (key) WHERE study = ? ORDER BY device"
-    devices = tuple(device for (device,) in db.execute(query, (row["id"],)))
-    return StudyRow(row["name"], row["text"], row["created"], **counts, seconds=seconds, devices=devices)
+def _study(row: sqlite3.Row, tallies: Sequence[sqlite3.Row]) -> StudyRow:
+    """A study from its own row and those of its tallies: counts, by the version of the code and the device."""
+
+    def total(name: str, rows: Iterable[sqlite3.Row] = tallies) -> int:
+        return sum(tally[name] for tally in rows)
+
+    ours = [tally for tally in tallies if tally["version"] == code_version()]
+    theirs = [tally for tally in tallies if tally["version"] != code_version()]
+    return StudyRow(
+        row["name"], row["text"], row["created"],
+        points=total("points"), done=total("done", ours), partial=total("partial", ours), failed=total("failed"),
+        seconds=max(0.0, math.fsum(tally["seconds"] for tally in tallies)),
+        devices=tuple(sorted({tally["device"] for tally in tallies if tally["done"] + tally["partial"]})),
+        older=total("done", theirs) + total("partial", theirs),
+    )  # fmt: skip
 
 
 def _find(db: sqlite3.Connection, path: Path, name: str) -> int:

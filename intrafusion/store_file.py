@@ -41,10 +41,78 @@ _SHARED_ROWS = (  # points whose results cannot differ share a row, and are all 
     "DROP TABLE members_by_key",
     "CREATE INDEX members_of_point ON members (key)",
 )
+BEHIND = 1 << 32  # from this position on, members are what other code has measured of the points before
+
+
+def _add(select: str) -> str:
+    """Add what is selected to the tallies: study, version, device, points, done, partial, failed, seconds."""
+    sums = ", ".join(
+        f"{name} = {name} + excluded.{name}" for name in ("points", "done", "partial", "failed", "seconds")
+    )
+    return f"INSERT INTO tallies {select} ON CONFLICT (study, version, device) DO UPDATE SET {sums};"
+
+
+def _of_point(row: str, sign: str) -> str:
+    """What a stored point adds to each study that holds it."""
+    kinds = ", ".join(f"{sign} count(*) * ({row}.count {kind} {row}.total)" for kind in "=<")
+    return _add(
+        f"SELECT study, {row}.version, {row}.device, 0, {kinds}, 0, {sign} {row}.seconds FROM members"
+        f" WHERE key = {row}.key GROUP BY study"
+    )
+
+
+def _of_failure(row: str, sign: str) -> str:
+    """What a failure adds to each study that holds its point."""
+    return _add(
+        f"SELECT study, '', '', 0, 0, 0, {sign} count(*), 0 FROM members"
+        f" WHERE key = {row}.key AND position < {BEHIND} GROUP BY study"
+    )
+
+
+def _of_member(row: str, sign: str, others: int) -> str:
+    """What a member adds to its study; the seconds of its point if so many rows of the study have it now."""
+    own = f"{sign} ({row}.position < {BEHIND})"
+    alone = f"(SELECT count(*) FROM members WHERE key = {row}.key AND study = {row}.study) = {others}"
+    failed = f"{own} * EXISTS (SELECT 1 FROM failures WHERE key = {row}.key)"
+    measured = f"{sign} (count = total), {sign} (count < total), 0, {sign} seconds * ({alone})"
+    return _add(f"SELECT {row}.study, '', '', {own}, 0, 0, {failed}, 0 WHERE TRUE") + _add(
+        f"SELECT {row}.study, version, device, 0, {measured} FROM points WHERE key = {row}.key"
+    )
+
+
+def _trigger(event: str, table: str, work: str) -> str:
+    return f"CREATE TRIGGER {table}_{event.lower()} AFTER {event} ON {table} BEGIN {work} END"
+
+
+_TALLIES = (  # counts of each study, kept up by every change of a row: to list studies reads no points
+    """CREATE TABLE tallies (
+        study INTEGER NOT NULL, version TEXT NOT NULL, device TEXT NOT NULL, points INTEGER NOT NULL,
+        done INTEGER NOT NULL, partial INTEGER NOT NULL, failed INTEGER NOT NULL, seconds REAL NOT NULL,
+        PRIMARY KEY (study, version, device)) WITHOUT ROWID""",
+    "ALTER TABLE members RENAME TO members_mixed",
+    """CREATE TABLE members (
+        study INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE, position INTEGER NOT NULL, key TEXT NOT NULL,
+        spec TEXT NOT NULL, PRIMARY KEY (study, position))""",
+    "DROP INDEX members_of_point",
+    "CREATE INDEX members_of_point ON members (key, study)",
+    _trigger("INSERT", "points", _of_point("NEW", "+")),
+    _trigger("DELETE", "points", _of_point("OLD", "-")),
+    _trigger("UPDATE", "points", _of_point("OLD", "-") + _of_point("NEW", "+")),
+    _trigger("INSERT", "failures", _of_failure("NEW", "+")),
+    _trigger("DELETE", "failures", _of_failure("OLD", "-")),
+    _trigger("INSERT", "members", _of_member("NEW", "+", 1)),
+    _trigger("DELETE", "members", _of_member("OLD", "-", 0)),
+    _trigger("DELETE", "studies", "DELETE FROM tallies WHERE study = OLD.id;"),
+    f"""INSERT INTO members SELECT study,
+        position + {BEHIND} * (row_number() OVER (PARTITION BY study, spec ORDER BY position) > 1), key, spec
+        FROM members_mixed""",
+    "DROP TABLE members_mixed",
+)
 STEPS = (
     _FIRST,
     _STEADY_BEATS,
     _SHARED_ROWS,
+    _TALLIES,
 )  # from an empty file to each format in turn; one that was released never changes
 FORMAT = len(STEPS)  # of the file, in PRAGMA user_version
 

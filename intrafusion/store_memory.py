@@ -74,9 +74,11 @@ class StoreOrMemory(Store):
             if time.monotonic() < self._next:
                 return
             if not self.is_there():
-                removed = self._db
-                self._open()
-                removed.close()
+                removed = self._db, self._lister
+                with self._listing:
+                    self._open()
+                for db in removed:
+                    db.close()
             for key, (result, origin) in list(self._results.items()):
                 super().put(result, origin)
                 del self._results[key]

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -376,6 +377,76 @@ def lock_and_wait(pipe: Connection, path: Path) -> None:
         db.execute("BEGIN EXCLUSIVE")
         pipe.send("locked")
         pipe.recv()
+
+
+class TestTallies:
+    """What is counted while rows change is what counting the rows gives."""
+
+    COUNTED = """SELECT count(DISTINCT m.spec), count(DISTINCT CASE WHEN p.version = :ours AND count = total THEN m.spec END),
+        count(DISTINCT CASE WHEN p.version = :ours AND count < total THEN m.spec END),
+        count(DISTINCT CASE WHEN f.key IS NOT NULL AND position < 4294967296 THEN m.spec END),
+        (SELECT total(seconds) FROM points WHERE key IN (SELECT key FROM members WHERE study = :study)),
+        count(CASE WHEN p.version != :ours THEN 1 END), group_concat(DISTINCT device)
+        FROM members m LEFT JOIN points p USING (key) LEFT JOIN failures f USING (key) WHERE study = :study"""
+
+    def check(self, store: Store) -> None:
+        rows = {row.name: row for row in store.studies()}
+        assert rows == {name: store.study(name) for name in rows}
+        with closing(sqlite3.connect(store.path)) as db:
+            for study, name in db.execute("SELECT id, name FROM studies").fetchall():
+                counted = db.execute(self.COUNTED, {"ours": stores.code_version(), "study": study}).fetchone()
+                row = rows.pop(name)
+                found = row.points, row.done, row.partial, row.failed, pytest.approx(row.seconds), row.older
+                assert found == counted[:-1]
+                assert row.devices == tuple(sorted((counted[-1] or "").split(","))) if counted[-1] else not row.devices
+        assert not rows
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_whatever_happens_to_the_rows(self, store: Store, monkeypatch: pytest.MonkeyPatch, seed: int):
+        chance = random.Random(seed)
+        for _ in range(80):
+            version, some = chance.choice("abc"), chance.sample(specs(6), 3)
+            some += [some[0].but(weights="elsewhere.pt")]  # the same point twice
+            origin = replace(CPU, device=chance.choice(["cpu", "H200"]), model=chance.choice(["ab12", "ef56"]))
+            monkeypatch.setattr(stores, "code_version", lambda version=version: version)
+            for what in chance.sample(["save", "put", "part", "fail", "forget", "delete"], 2):
+                if what == "save":
+                    store.save_study(chance.choice("xyz"), "", [(spec, origin) for spec in some])
+                elif what in ("put", "part"):
+                    seconds, seen = chance.choice([0.5, 2.0]), 100 if what == "put" else chance.choice([20, 40])
+                    store.put(result(some[0], seen, seconds=seconds), origin)
+                elif what == "fail":
+                    store.fail(some[1], origin, chance.choice(["no memory", "another reason"]))
+                elif what == "forget":
+                    store.forget([(some[2], origin)])
+                elif names := [row.name for row in store.studies()]:
+                    store.delete(chance.choice(names))
+            self.check(store)
+        for row in store.studies():
+            store.delete(row.name)
+        assert raw(store.path, "SELECT * FROM tallies") == []
+
+    def test_listing_waits_for_no_writer(self, store: Store):
+        store.save_study("a", "", points(2))
+        done = threading.Event()
+        with store._lock, closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            listing = threading.Thread(target=lambda: (store.studies(), done.set()))
+            listing.start()
+            assert done.wait(PATIENCE)
+        listing.join(PATIENCE)
+
+    def test_listing_reads_no_points(self, store: Store):
+        """Were a study counted row by row, a hundred times the rows would take a hundred times the steps."""
+        steps = []
+        for size in (10, 1000):
+            store.save_study("a", "", points(size))
+            seen = [0]
+            store._lister.set_progress_handler(lambda seen=seen: seen.append(0), 10)
+            store.studies()
+            store._lister.set_progress_handler(None, 0)
+            steps.append(len(seen))
+        assert steps[1] <= steps[0] + 5
 
 
 class TestProcesses:

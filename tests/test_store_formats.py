@@ -86,7 +86,8 @@ def check_whole(path: Path) -> None:
         assert store.get(points(301)) == {spec: result(spec) for spec in MEASURED}
         assert store.failures("s") == {FAILED: "no memory"}
         row = store.study("s")
-        assert (row.text, row.points, row.done, row.failed) == ("[axes]", 301, 300, 1)
+        assert (row.text, row.points, row.done, row.failed, row.older) == ("[axes]", 301, 300, 1, 0)
+        assert (row.seconds, row.devices) == (450.0, ("cpu",))
         assert store.results("s") == [result(spec) for spec in MEASURED]
         store.put(result(FAILED), CPU)
         assert store.study("s").done == 301
@@ -101,6 +102,17 @@ def test_an_old_file_is_the_same_as_a_new_one(old: Path, tmp_path: Path):
         assert raw(old, columns) == raw(new.path, columns)
     assert raw(old, "PRAGMA application_id") == [(STAMP,)]
     check_whole(old)
+
+
+def test_what_other_code_has_measured_stays_behind_its_points(old: Path):
+    row = _row(MEASURED[0]) | {"key": "elsewhere", "version": "another"}
+    member = {"study": 1, "position": 301, "key": "elsewhere", "spec": MEASURED[0].key()}
+    _run(old, [_insert("points", row), _insert("members", member)])
+    with Store(old) as store:
+        found = store.study("s")
+        assert (found.points, found.done, found.failed, found.older) == (301, 300, 1, 1)
+        assert [one.spec for one in store.results("s")] == [*MEASURED, MEASURED[0]]
+        assert store.results("s")[-1].older_code
 
 
 def test_claims_of_old_processes_last_until_they_are_silent(old: Path):

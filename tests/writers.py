@@ -1,0 +1,255 @@
+"""Each writer of what is kept, killed at random moments, and on a full disk: what is there is the old one or the new one.
+
+python tests/writers.py KILLS SEED [DISK]: so many kills of each; then, where a folder is given that is a disk of 6 MB, each on
+that disk when it is full. One process loads the library and forks the writers, so that a kill costs no start.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import own_files
+import pytest
+import torch
+from test_decoding import SHAPE, files_of, one_by_one, scattered
+from test_lab import QUICK, plain
+
+import intrafusion as itf
+from intrafusion import decoding, leftovers
+from intrafusion.atomic import drop
+from intrafusion.bench import Bench, open_bench
+from intrafusion.data import kept_data
+from intrafusion.decoding import Wanted, decoded
+from intrafusion.export import export
+from intrafusion.own import remove, take_data, take_weights
+from intrafusion.pace import Cancelled
+from intrafusion.places import home
+from intrafusion.train.lab import run, runs
+from intrafusion.train.state import load
+from intrafusion.zoo import describe, keep, kept_names
+
+SPEC = itf.PruneSpec(model="digits-mlp", sparsity=0.5, limit=50)
+
+
+class Keeping:
+    """Two networks take each other's place under one name."""
+
+    def __init__(self, folder: Path):
+        self.networks = [itf.load_model(name) for name in ("digits-mlp", "digits-resnet")]
+        keep(self.networks[0], "mine")
+
+    def work(self) -> None:
+        for network in reversed(self.networks):
+            keep(network, "mine")
+
+    def check(self) -> None:
+        assert kept_names() == ["kept/mine"]
+        assert describe("kept/mine")["weights"] == "kept"
+        model = itf.load_model("kept/mine")
+        assert any(
+            [*model.state_dict()] == [*known.state_dict()]
+            and torch.equal(model(known.card.example()), known(known.card.example()))
+            for known in self.networks
+        )
+
+
+class Training:
+    """A run of the lab that is stopped, goes on, is stopped again, and ends."""
+
+    def __init__(self, folder: Path):
+        *self.steps, self.whole = run(QUICK)
+        self.path = self.whole.path
+        drop(self.path)
+
+    def work(self) -> None:
+        for stop in (2, 5, 10_000):
+            told = run(QUICK)
+            with suppress(Cancelled):
+                for number, _ in enumerate(told):
+                    if number == stop:
+                        told.throw(Cancelled())
+        drop(self.path)
+
+    def check(self) -> None:
+        for found in runs():
+            assert found.outcome.accuracy == self.whole.outcome.accuracy
+        for state in self.path.with_suffix(".phases").glob("[!.]*"):
+            assert json.loads(state.read_text()) if state.suffix == ".looks" else load(state)
+
+    def finish(self) -> None:
+        *steps, whole = run(QUICK)
+        assert plain(steps) == plain(self.steps)
+        assert whole.outcome.accuracy == self.whole.outcome.accuracy
+
+
+class Exporting:
+    """A folder that is there once it is complete."""
+
+    FILES = ("model.json", "model.safetensors", "report.html", "report.md", "spec.json")
+
+    def __init__(self, folder: Path):
+        self.bench: Bench = open_bench(SPEC)
+        self.out = folder / "exports" / "net"
+
+    def work(self) -> None:
+        for _ in export(SPEC, self.bench, self.out, ["safetensors"]):
+            pass
+        self.out.rename(self.out.with_name(f"done{random.random()}"))
+
+    def check(self) -> None:
+        for made in self.out.parent.glob("[!.]*"):
+            assert tuple(sorted(file.name for file in made.iterdir())) == self.FILES
+            itf.load_model("digits-mlp", made / "model.safetensors")
+            drop(made)
+
+    def finish(self) -> None:
+        self.work()
+        assert not [*self.out.parent.glob(".*")]
+
+
+class Decoding:
+    """Pictures that are decoded into a file."""
+
+    def __init__(self, folder: Path):
+        decoding._SHARE = 10_000  # in this process: tests/test_decoding.py kills those that have workers
+        self.pictures = scattered(folder / "pictures", 300)
+        self.files = files_of(self.pictures)
+        self.expected = one_by_one(self.files)
+
+    def work(self) -> None:
+        drop(home() / "decoded")
+        decoded(self.pictures, self.files, range(300), Wanted(SHAPE))
+
+    def check(self) -> None:
+        assert np.array_equal(decoded(self.pictures, self.files, range(300), Wanted(SHAPE)), self.expected)
+        assert len([*(home() / "decoded").glob("*")]) == 1
+
+
+class Uploading:
+    """Weights and images that are checked and kept, and removed."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.weights = own_files.save_state(folder / "w.safetensors", own_files.mlp_state())
+        self.images = folder / "x.npz"
+        np.savez(self.images, images=np.zeros((500, 8, 8, 1), np.uint8), labels=np.arange(500) % 3)
+
+    def work(self) -> None:
+        take_weights(self.weights, "digits-mlp", "theirs")
+        take_data([self.images], "theirs")
+        self.finish()
+
+    def check(self) -> None:
+        for name in kept_names():
+            assert describe(name)["weights"] == "kept"
+            itf.load_model(name)
+        for name in kept_data():
+            assert len(itf.load_data(name)) == 500
+        self.finish()
+
+    def finish(self) -> None:
+        for kind, known in (("models", "kept/theirs" in kept_names()), ("images", "kept/theirs" in kept_data())):
+            if known:
+                remove(kind, "theirs")
+
+
+WRITERS = {"keep": Keeping, "lab": Training, "export": Exporting, "decode": Decoding, "upload": Uploading}
+
+
+@dataclass
+class Kills:
+    """Of one writer. midway: how many came while something was half-written."""
+
+    name: str
+    kills: int = 0
+    midway: int = 0
+    seconds: float = 0.0
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The number of a process that works for ever; it says on stderr what fails."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:
+                work()
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    return pid
+
+
+def killed(number: int, seed: int, folder: Path) -> Iterator[Kills]:
+    """Kill each writer so many times. Raises AssertionError where something half-written shows, or stays."""
+    chance = random.Random(seed)
+    for name, kind in WRITERS.items():
+        os.environ["INTRAFUSION_HOME"] = str(folder / name / "home")
+        began, tally, writer = time.monotonic(), Kills(name), kind(folder / name)
+        writer.work()
+        start = time.monotonic()
+        writer.work()
+        whole = time.monotonic() - start
+        while tally.kills < number:
+            pid = forked(writer.work)
+            time.sleep(chance.uniform(0, 1.5 * whole))
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            assert os.WIFSIGNALED(status), f"{name} failed by itself"
+            tally.kills += 1
+            tally.midway += any(True for _ in leftovers.temporary()) or any((folder / name).rglob(".*.part"))
+            leftovers.remove()
+            assert not [*leftovers.temporary()]
+            writer.check()
+        if hasattr(writer, "finish"):
+            writer.finish()
+        tally.seconds = time.monotonic() - began
+        yield tally
+
+
+def full(folder: Path) -> None:
+    """Each writer on a disk that another program has filled: one line, the old one stays, nothing else; then it goes on."""
+    for name, kind in WRITERS.items():
+        os.environ["INTRAFUSION_HOME"] = str(folder / name)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            writer = kind(folder / name if name == "export" else Path(elsewhere))
+            if name == "decode":
+                decoding._check_room = lambda folder, needed: None
+            ballast = folder / "ballast"
+            with suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            with pytest.raises(itf.IntrafusionError, match=r"is full: free|No space left") as caught:
+                writer.work()
+            print(name, caught.value)
+            assert "\n" not in str(caught.value)
+            assert not [*leftovers.temporary(), *folder.rglob(".*.part")]
+            if name == "keep":
+                writer.check()
+            ballast.unlink()
+            writer.work()
+            writer.check()
+        drop(folder / name)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        tempfile.tempdir = place  # where nobody else leaves anything
+        for found in killed(int(sys.argv[1]), int(sys.argv[2]), Path(place)):
+            print(
+                f"  {found.name}: {found.kills} kills, {found.midway} of them while something was half-written, "
+                f"in {found.seconds:.0f} s; what was there was whole",
+                flush=True,
+            )
+        if len(sys.argv) > 3:
+            full(Path(sys.argv[3]))
