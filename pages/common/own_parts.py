@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError
-from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
+from intrafusion.access import UPLOADS, check_room, check_share, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.arrays import LAYOUTS, Reading
 from intrafusion.checkpoints import SUFFIXES
@@ -21,7 +21,7 @@ from intrafusion.own.images import PICTURES, SIDE, splits
 from intrafusion.own.place import IMAGES, NETWORKS
 from intrafusion.zoo import describe, kept_names, kept_told, model_names
 from pages.common import parts, telling
-from pages.common.shell import Here
+from pages.common.shell import Here, reader
 
 
 def _bound() -> str:
@@ -200,6 +200,7 @@ def _button(what: str, files: Sequence[Any], take: Callable[[Sequence[Path]], st
         said.pop(what, None)
         try:
             check_room()
+            check_share(reader(), sum(file.size for file in files))
             with st.spinner("Checking"), _on_disk(files) as paths:
                 said[what] = take(paths)
             event("upload kept", what=what, name=said[what])
