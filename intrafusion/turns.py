@@ -11,17 +11,18 @@ _READERS = 1000  # remembered before those are forgotten
 
 
 class Waiting(Protocol):
-    """What waits in a line. who: the reader it computes for."""
+    """What waits in a line. who: the reader it computes for. left: since when that one has been away, None while here."""
 
     who: str
+    left: float | None
 
 
 class Line:
     """Work that takes turns: one computes, the others wait.
 
     Every other turn goes to whoever has waited longest, so that nobody waits for more than two turns of each who is in line
-    before. The turns between go to the reader who has computed least in the last minute or so: a newcomer is next,
-    whatever the others have asked for. turn: seconds after which work that computes shall let others, when others wait.
+    before. The turns between go to readers who are here, and of those to the one who has computed least in the last minute
+    or so: a newcomer is next, whatever the others have asked for. turn: seconds after which work that computes shall let others, when others wait.
     """
 
     def __init__(self, turn: float = 0.5, clock: Callable[[], float] = time.monotonic):
@@ -66,7 +67,7 @@ class Line:
     def wait(self, job: Waiting, stop: threading.Event) -> None:
         """Return when the job has its turn, or `stop` is set."""
         with self._changed:
-            self._changed.wait_for(lambda: stop.is_set() or self._is_turn_of(job))
+            self._changed.wait_for(lambda: self._is_turn_of(job) or stop.is_set())
 
     def wake(self) -> None:
         """Let those who wait see that a job was asked to stop."""
@@ -84,14 +85,15 @@ class Line:
     def _is_turn_of(self, job: Waiting) -> bool:
         if self._now is None and self._waiting:
             self._turns += 1
-            now = self._clock()
-            first = (
-                self._waiting[0] if self._turns % 2 else min(self._waiting, key=lambda job: self._recent(job.who, now))
-            )
+            first = self._waiting[0] if self._turns % 2 else min(self._waiting, key=self._claims(self._clock()))
             self._waiting.remove(first)
             self._now = first
             self._changed.notify_all()
         return self._now is job
+
+    def _claims(self, now: float) -> Callable[[Waiting], tuple[bool, float]]:
+        """What says who needs the turn most: the least."""
+        return lambda job: (job.left is not None, self._recent(job.who, now))
 
     def _recent(self, who: str, now: float) -> float:
         """Seconds that a reader has computed of late."""

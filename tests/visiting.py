@@ -150,9 +150,13 @@ def _is_end(message: ForwardMsg) -> bool:
 
 
 @contextlib.contextmanager
-def visitor(server: Server) -> Iterator[Visitor]:
-    address = f"ws://127.0.0.1:{server.port}/_stcore/stream"
-    with connect(address, subprotocols=["streamlit"], max_size=None) as connection:  # type: ignore[list-item]
+def visitor(server: Server, address: str = "127.0.0.1", **headers: str) -> Iterator[Visitor]:
+    """address: from which the visitor comes, one of this machine's."""
+    connection = connect(
+        f"ws://127.0.0.1:{server.port}/_stcore/stream", subprotocols=["streamlit"], max_size=None,  # type: ignore[list-item]
+        source_address=(address, 0), additional_headers=headers, open_timeout=PATIENCE,
+    )  # fmt: skip
+    with connection:
         yield Visitor(connection)
 
 

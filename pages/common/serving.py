@@ -26,7 +26,7 @@ from pages.common.addresses import is_loopback, proxies
 from pages.common.doors import Door, KeepsPeer
 from pages.common.uploads import Uploads, drop_left, expect
 
-_TEND = 5.0  # seconds between two looks at who has gone
+_TEND = 1.0  # seconds between two looks at who has gone
 _began = time.monotonic()
 _health: dict[str, Any] = {"status": "starting"}
 APP = Path(__file__).parents[2] / "app.py"
@@ -129,7 +129,11 @@ def _hear() -> None:
     of_streamlit.setup_formatter = give_to_root
     for name in [*of_streamlit._loggers, "uvicorn"]:
         give_to_root(logging.getLogger(name))
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # else each reader who comes is a line
+    served = logging.getLogger("uvicorn.error")
+    served.setLevel(logging.WARNING)  # else each reader who comes is a line
+    served.addFilter(
+        lambda told: "completing handshake" not in str(told.msg)
+    )  # of a refused websocket, which is complete
     for name in ("uvicorn.access", "streamlit.error_util"):  # addresses may hold paths; `sorry` logs errors
         logging.getLogger(name).disabled = True
 
