@@ -22,7 +22,9 @@ class Line:
 
     Every other turn goes to whoever has waited longest, so that nobody waits for more than two turns of each who is in line
     before. The turns between go to readers who are here, and of those to the one who has computed least in the last minute
-    or so: a newcomer is next, whatever the others have asked for. turn: seconds after which work that computes shall let others, when others wait.
+    or so: a newcomer is next, whatever the others have asked for.
+
+    turn: seconds after which work that computes shall let others, when others wait.
     """
 
     def __init__(self, turn: float = 0.5, clock: Callable[[], float] = time.monotonic):

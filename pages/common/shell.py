@@ -118,7 +118,8 @@ def start(
 
 def reader() -> str:
     """The address that this page is for, as `pages.common.addresses` has it."""
-    return st.context.ip_address or ""
+    found = st.context.ip_address
+    return found if isinstance(found, str) else ""  # none where it is this machine's, or where no browser asks
 
 
 def is_mine(job: Job) -> bool:

@@ -34,4 +34,4 @@ def main(sessions: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not all([main(int(text)) for text in sys.argv[1:] or ["50"]]))
+    sys.exit(0 if all(main(int(text)) for text in sys.argv[1:] or ["50"]) else 1)
