@@ -46,7 +46,7 @@ class Job(Generic[T]):
         work: Callable[[], Iterator[T]],
         title: str = "",
         part: Part | None = None,
-        line: Line | None = None,
+        line: "Line[Job] | None" = None,
         who: str = "",
     ):
         self.key, self.total, self.title, self.who = key, total, title, who
@@ -67,7 +67,7 @@ class Job(Generic[T]):
         self._outcome: str | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._line = line or Line()
+        self._line: Line[Job] = line or Line()
         self._line.join(self)
         self._thread = threading.Thread(target=self._drain, daemon=True)
         self._thread.start()
@@ -261,7 +261,7 @@ class Jobs:
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
         self._limit, self._memory = limit, memory
         self._lock = threading.Lock()
-        self._line = Line(turn)
+        self._line: Line[Job] = Line(turn)
         atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
 
     def get(self, key: Hashable) -> Job | None:

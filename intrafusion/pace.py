@@ -51,7 +51,7 @@ def stoppable(stop: threading.Event, turns: Turns | None = None) -> Iterator[Non
     turns: those that this work takes; None for those of the block around this one.
     """
     outer = _work.get()
-    before = _work.set(_Work(stop, turns or (outer and outer.turns)))
+    before = _work.set(_Work(stop, turns or (outer.turns if outer is not None else None)))
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 _HALF = 60.0  # seconds after which computing counts for half
 _FORGET = 0.01  # seconds of computing that no longer count
@@ -17,7 +17,10 @@ class Waiting(Protocol):
     left: float | None
 
 
-class Line:
+One = TypeVar("One", bound=Waiting)
+
+
+class Line(Generic[One]):
     """Work that takes turns: one computes, the others wait.
 
     Every other turn goes to whoever has waited longest, so that nobody waits for more than two turns of each who is in line
@@ -30,14 +33,14 @@ class Line:
     def __init__(self, turn: float = 0.5, clock: Callable[[], float] = time.monotonic):
         self.turn = turn
         self._clock = clock
-        self._now: Waiting | None = None
-        self._waiting: list[Waiting] = []  # the longest first
+        self._now: One | None = None
+        self._waiting: list[One] = []  # the longest first
         self._turns = 0
         self._spent: dict[str, tuple[float, float]] = {}  # seconds that a reader has computed, as they counted when
         self._changed = threading.Condition()
 
     @property
-    def jobs(self) -> list[Waiting]:
+    def jobs(self) -> list[One]:
         """Who computes, then who waits, the longest first."""
         with self._changed:
             return [*filter(None, [self._now]), *self._waiting]
@@ -47,11 +50,11 @@ class Line:
         """Whether somebody wants the turn of the one that computes."""
         return bool(self._waiting)
 
-    def join(self, job: Waiting) -> None:
+    def join(self, job: One) -> None:
         with self._changed:
             self._waiting.append(job)
 
-    def leave(self, job: Waiting) -> None:
+    def leave(self, job: One) -> None:
         with self._changed:
             if self._now is job:
                 self._now = None
@@ -59,14 +62,14 @@ class Line:
                 self._waiting.remove(job)
             self._changed.notify_all()
 
-    def pass_on(self, job: Waiting) -> None:
+    def pass_on(self, job: One) -> None:
         """End a job's turn; it waits for the next one."""
         with self._changed:
             self._now = None
             self._waiting.append(job)
             self._changed.notify_all()
 
-    def wait(self, job: Waiting, stop: threading.Event) -> None:
+    def wait(self, job: One, stop: threading.Event) -> None:
         """Return when the job has its turn, or `stop` is set."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_turn_of(job) or stop.is_set())
@@ -84,7 +87,7 @@ class Line:
             if len(self._spent) > _READERS:
                 self._spent = {who: self._spent[who] for who in self._spent if self._recent(who, now) > _FORGET}
 
-    def _is_turn_of(self, job: Waiting) -> bool:
+    def _is_turn_of(self, job: One) -> bool:
         if self._now is None and self._waiting:
             self._turns += 1
             first = self._waiting[0] if self._turns % 2 else min(self._waiting, key=self._claims(self._clock()))
@@ -93,7 +96,7 @@ class Line:
             self._changed.notify_all()
         return self._now is job
 
-    def _claims(self, now: float) -> Callable[[Waiting], tuple[bool, float]]:
+    def _claims(self, now: float) -> Callable[[One], tuple[bool, float]]:
         """What says who needs the turn most: the least."""
         return lambda job: (job.left is not None, self._recent(job.who, now))
 

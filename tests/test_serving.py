@@ -240,6 +240,29 @@ class TestBoundWider:
         assert 1 <= int(wait) <= 61
         assert [one["status"] for one in wide.until_events("upload refused", 23)] == [413, 411, *codes, 429]
 
+    def test_what_no_widget_asked_for_is_not_taken(self, wide):
+        wide.until_health("ready")
+        health = http.client.HTTPConnection("127.0.0.1", wide.port, timeout=30)
+        health.request("GET", "/_stcore/health")
+        token = re.search("_streamlit_xsrf=([^;]+)", health.getresponse().headers["Set-Cookie"])[1]
+        health.close()
+
+        def put(address):
+            body = b'--B\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nx\r\n--B--\r\n'
+            headers = {"X-Xsrftoken": token, "Cookie": f"_streamlit_xsrf={token}"}
+            connection = http.client.HTTPConnection("127.0.0.1", wide.port, 30, ("127.0.0.5", 0))
+            connection.request("PUT", address, body, headers | {"Content-Type": "multipart/form-data; boundary=B"})
+            code = connection.getresponse().status
+            connection.close()
+            return code
+
+        with visitor(wide) as reader:
+            reader.open(page="overview")
+            assert put(reader.upload_address()) == 403
+            reader.open(page="your_own")
+            address = reader.upload_address()
+            assert [put(address), put(address), put(f"{address}0")] == [204, 403, 403]
+
     @staticmethod
     def _upload(server, size, forwarded="9.9.9.9"):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)

@@ -132,6 +132,15 @@ class Visitor:
         self.connection.send(asked.SerializeToString())
         return self.until_ended()
 
+    def upload_address(self) -> str:
+        """Where a page that asks for a file is to send it."""
+        asked, told = BackMsg(), ForwardMsg()
+        asked.file_urls_request.file_names.append("mine.npz")
+        self.connection.send(asked.SerializeToString())
+        while told.WhichOneof("type") != "file_urls_response":
+            told.ParseFromString(self.connection.recv(timeout=PATIENCE))
+        return told.file_urls_response.file_urls[0].upload_url
+
     def until_ended(self) -> list[ForwardMsg]:
         came: list[ForwardMsg] = []
         while not came or not _is_end(came[-1]):
