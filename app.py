@@ -27,6 +27,7 @@ def look() -> None:
     from pages.common import queue, shell, telling
 
     controls = st.sidebar.container()
+    shell.arrive()
     queue.show()  # below the controls, and before the page, which may stop early
     try:
         with links.noticed(page.title, notice):

@@ -6,6 +6,10 @@ INTRAFUSION_ROOTS   folders whose files its pages may open, separated as in PATH
 INTRAFUSION_UPLOAD_MB, INTRAFUSION_KEPT_MB  MiB of one uploaded file, and of all that is kept; 50 and 2048 when not set
 INTRAFUSION_MODEL_MB  MiB of the weights of a model that its pages open; 512 when not set
 INTRAFUSION_PROGRAMS  1 where readers may upload programs (.pt2), too
+INTRAFUSION_PROXIES  how many proxies stand in front, each adding to X-Forwarded-For whom it heard; 0 when not set
+
+Its limits hold for an address and for the server as a whole, not for a browser or a session:
+`pages.common.addresses` says which address.
 """
 
 import os
@@ -28,6 +32,11 @@ from intrafusion.store import default_path
 MIB = 1 << 20
 MINUTE = 60.0
 UPLOADS = 20  # files that one address may send to a public server in a minute, in all of four times the largest
+HELD = 4, 16  # times the largest upload that may lie in memory at once: of one address, of everybody
+EACH, ALL = 4, 32  # computations that are not done yet, of one address and of everybody
+FIRST = 32  # more, for addresses that have none
+GRACE = 180.0  # seconds after which what was asked for in a session that has gone is cancelled
+_DAY, _SHARE = 86400.0, 4  # one address may keep a quarter of what is kept in a day
 _FREE = 1 << 30  # bytes of the disk that a public server leaves alone
 _ADDRESSES = 10_000  # whose uploads are remembered
 
@@ -50,6 +59,29 @@ def takes_programs() -> bool:
 def upload_mib() -> int:
     """MiB that one uploaded file may have on a public server."""
     return _number("INTRAFUSION_UPLOAD_MB", 50)
+
+
+def check_computations(mine: int, everybody: int) -> None:
+    """Raise IntrafusionError where an address that has so many computations running or waiting may ask for no other one.
+
+    everybody: how many there are in all. When there are as many as one may ask for, an address that has none may still.
+    """
+    if not is_public():
+        return
+    if mine >= EACH:
+        raise IntrafusionError(f"{EACH} computations that you asked for are not done yet: cancel one, or wait for it")
+    if everybody >= ALL + (0 if mine else FIRST):
+        raise IntrafusionError("this server has more to compute than it can: try again later")
+
+
+def check_share(who: str, size: int) -> None:
+    """Raise IntrafusionError where this address should keep nothing more of so many bytes today; else it counts."""
+    if not is_public():
+        return
+    most = _number("INTRAFUSION_KEPT_MB", 2048) / _SHARE
+    if wait := _kept.wait(who, size / MIB / most):
+        hours = f"try again in {wait / 3600:.0f} hours" if wait < _DAY - 1800 else "try again tomorrow"
+        raise IntrafusionError(f"one reader may keep at most {most:,.0f} MiB a day on this server: {hours}")
 
 
 def check_path(what: str, text: str | None) -> None:
@@ -164,3 +196,6 @@ class Rate:
             if not wait:
                 past.append((now, amount))
             return wait
+
+
+_kept = Rate(10_000, 1.0, _DAY)  # in shares of what one address may keep

@@ -1,7 +1,6 @@
 """What all points of a study share: the dense network, its groups, the images, and what is known of them."""
 
 import copy
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from intrafusion.memo import Memo
 from intrafusion.merge import ChannelMap, calibrate
 from intrafusion.meter import MEMORY, Meter
 from intrafusion.norms import fold_groups
+from intrafusion.pace import clock
 from intrafusion.places import home
 from intrafusion.prune import Pruned, cut
 from intrafusion.recover import Facts, How, recovering
@@ -173,9 +173,9 @@ class Bench:
 
         def compute() -> Scores:
             data = self.calibration(spec) if sees else None
-            start = time.perf_counter()
+            start = clock()
             values = score(self.model, group, spec.criterion, data, spec.seed, spec.calibration)
-            return Scores(values, time.perf_counter() - start)
+            return Scores(values, clock() - start)
 
         sees = CRITERIA[spec.criterion].needs != "nothing"
         return self._known.get((group.name, spec.criterion, sight(spec) if sees else spec.seed), compute)

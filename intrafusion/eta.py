@@ -2,7 +2,9 @@
 
 import math
 from bisect import bisect_right
+from itertools import pairwise
 
+_FAR, _SLACK = 3.0, 2.0  # times the longest result so far, and seconds more, after which one is far later than expected
 _FREE = 0.001  # seconds: a result that came sooner was known before, and says nothing of the others
 
 
@@ -26,16 +28,21 @@ class Arrivals:
         """Seconds to come at the pace of the later half of the work done so far; None before two results took time.
 
         The beginning is left out because it loads what all results share. Between two results the time runs down, but
-        by no more than one result's worth: however late that one is, those behind it are still to come.
+        by no more than one result's worth, as those behind it are still to come. None again where a result takes far
+        longer than the longest of those: what they say of the pace is no longer true.
         """
         done, seconds = self._marks[-1]
         if len(self._marks) < 3 or done == 0:
             return None
         half = bisect_right(self._marks, (done / 2, math.inf)) - 1
         work, results = done - self._marks[half][0], len(self._marks) - 1 - half
+        longest = max(after[1] - before[1] for before, after in pairwise(self._marks[half:]))
+        waited = spent - self._seen
+        if waited > _FAR * longest + _SLACK:
+            return None
         pace = (seconds - self._marks[half][1]) / work
         left = total - self.done
-        return max(left - (spent - self._seen) / pace, left - work / results, 0.0) * pace
+        return max(left - waited / pace, left - work / results, 0.0) * pace
 
 
 def in_words(seconds: float) -> str:

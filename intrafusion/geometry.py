@@ -12,7 +12,7 @@ from intrafusion.activations import feature_maps
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.pace import checkpoint
+from intrafusion.pace import beside, checkpoint
 from intrafusion.vectors import whole_vectors
 
 COSTS = ("weights", "activations")
@@ -186,7 +186,8 @@ def _centroids(vectors: np.ndarray, k: int, kind: str, seed: int) -> np.ndarray:
                 starts.append(KMeans(k, n_init=1, random_state=state).fit(vectors))
             return min(starts, key=lambda start: start.inertia_).cluster_centers_
         checkpoint()
-        return GaussianMixture(k, covariance_type="spherical", random_state=seed).fit(vectors).means_
+        with beside():  # up to minutes in layers of thousands of channels
+            return GaussianMixture(k, covariance_type="spherical", random_state=seed).fit(vectors).means_
 
 
 def embed(geometry: Geometry, method: str = "pca", seed: int = 0) -> tuple[Tensor, str]:

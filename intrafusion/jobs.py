@@ -1,8 +1,9 @@
 """Background work of the app: started once for each key, observed by anyone, in turns, cancelled at any time.
 
 One job computes at a time, so that timings mean something and the device is not shared. The turn goes round: a job that
-has computed for a second lets the next one in line, between two of its results, so that a short job never waits for the
-end of a long one. Jobs belong to the process, not to a browser session: a reload, or a second reader, finds them running.
+has computed for half a second lets another one, at its next result or `pace.checkpoint`, so that a short job never waits
+for the end of a long one; `Line` says which. Jobs belong to the process, not to a browser session: a reload, or a second
+reader, finds them running; those that nobody waits for any more end after a while, see `Jobs.tend`.
 """
 
 import atexit
@@ -19,16 +20,20 @@ import torch
 from intrafusion.eta import Arrivals
 from intrafusion.held import held_bytes
 from intrafusion.log import event, explain
-from intrafusion.pace import Cancelled, stoppable
+from intrafusion.pace import Cancelled, checkpoint, stoppable
+from intrafusion.turns import Line
 
 T = TypeVar("T")
 Part = Callable[[Any], tuple[Hashable, float]]
+_LATE = 2.0  # seconds that turns may take longer than they should
 
 
 class Job(Generic[T]):
     """An iterator drained in a thread, whenever the job has its turn.
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
+    who: the reader who asked for it. askers: the sessions that wait for it; none where it is to end by itself alone.
+    waited: seconds of waiting for its turns so far, see `pace.Turns`.
     asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
     failed; error_id: where the log has it, when nobody expected it. held: bytes of its results, once it has ended.
     See `Jobs.start` for the rest.
@@ -41,9 +46,13 @@ class Job(Generic[T]):
         work: Callable[[], Iterator[T]],
         title: str = "",
         part: Part | None = None,
-        line: "Line | None" = None,
+        line: "Line[Job] | None" = None,
+        who: str = "",
     ):
-        self.key, self.total, self.title = key, total, title
+        self.key, self.total, self.title, self.who = key, total, title, who
+        self.askers: set[str] = set()
+        self.left: float | None = None  # since when none of the askers has been here
+        self.waited = 0.0
         self.asked, self.started = time.monotonic(), None  # type: float, float | None
         self.error: str | None = None
         self.error_id: str | None = None
@@ -53,10 +62,12 @@ class Job(Generic[T]):
         self._parts: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()
         self._arrivals = Arrivals()
         self._computed: tuple[float, float | None] = 0.0, None  # seconds in earlier turns, when this turn began
+        self._waits = time.perf_counter()  # since when, where it waits for a turn
+        self._aside: list[torch.Tensor] | None = None  # while it computes beside others: its random numbers
         self._outcome: str | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._line = line or Line()
+        self._line: Line[Job] = line or Line()
         self._line.join(self)
         self._thread = threading.Thread(target=self._drain, daemon=True)
         self._thread.start()
@@ -100,6 +111,11 @@ class Job(Generic[T]):
         return before if since is None else before + time.perf_counter() - since
 
     @property
+    def waits(self) -> float:
+        """Seconds for which it has waited for its next turn."""
+        return 0.0 if self._computed[1] is not None else time.perf_counter() - self._waits
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds of its own computing still to come; None before two results took time, and when `total` is not known."""
         if not (self.total and self.active):
@@ -118,7 +134,7 @@ class Job(Generic[T]):
     def _drain(self) -> None:
         outcome = "failed"
         try:
-            with stoppable(self._stop):
+            with stoppable(self._stop, self):
                 self._compute()
             outcome = "done"
         except Cancelled:
@@ -148,28 +164,71 @@ class Job(Generic[T]):
         try:
             for result in results:
                 self._keep(result)
-                if self._stop.is_set():
-                    raise Cancelled
-                since = self._computed[1]
-                if since is not None and self._line.is_over(time.perf_counter() - since):
-                    self._halt()
-                    self._line.go_last(self)
-                    self._take_turn()
+                checkpoint()
         finally:
             if close := getattr(results, "close", None):
                 close()
 
+    def pass_on(self, idle: bool = False) -> None:
+        """Wait for the next turn where this one is over and another job waits; idle: where another job waits.
+
+        Other threads of the job's work, and what tidies up after it was stopped, have no turn to pass on.
+        """
+        if not self._has_turn:
+            return
+        since = self._computed[1] or 0.0
+        is_over = idle or time.perf_counter() - since >= self._line.turn
+        if is_over and self._line.others_wait:
+            chance = _chance()
+            self._halt()
+            self._line.pass_on(self)
+            self._wait_for_turn()
+            _set_chance(chance)
+
+    def step_aside(self) -> None:
+        """Go on beside the job whose turn is next; what is computed meanwhile counts."""
+        if self._has_turn:
+            self._aside = _chance()
+            self._line.leave(self)
+
+    def come_back(self) -> None:
+        """Wait for a turn, after `step_aside`."""
+        if self._aside is not None and threading.current_thread() is self._thread:
+            self._halt()
+            self._line.join(self)
+            self._wait_for_turn()
+            _set_chance(self._aside)
+            self._aside = None
+
+    @property
+    def _has_turn(self) -> bool:
+        """Whether this is the thread that computes, in its turn, for a job that nobody has stopped."""
+        return (
+            threading.current_thread() is self._thread
+            and self._computed[1] is not None
+            and self._aside is None
+            and not self._stop.is_set()
+        )
+
     def _take_turn(self) -> None:
-        self._line.wait(self, self._stop)
+        self._wait_for_turn()
         if self._stop.is_set():
             raise Cancelled
-        if self.started is None:
-            event("job started", title=self.title, parts=self.total)
-        self.started = self.started or time.monotonic()
-        self._computed = self._computed[0], time.perf_counter()
+        event("job started", title=self.title, parts=self.total)
+        self.started = time.monotonic()
+
+    def _wait_for_turn(self) -> None:
+        """Return with the turn, or without one when the job was asked to stop."""
+        self._waits = time.perf_counter()
+        self._line.wait(self, self._stop)
+        self.waited += time.perf_counter() - self._waits
+        if not self._stop.is_set():
+            self._computed = self._computed[0], time.perf_counter()
 
     def _halt(self) -> None:
-        self._computed = self.elapsed, None
+        before, elapsed = self._computed[0], self.elapsed
+        self._computed = elapsed, None
+        self._line.spend(self.who, elapsed - before)
 
     def _keep(self, result: T) -> None:
         elapsed = self.elapsed
@@ -180,51 +239,15 @@ class Job(Generic[T]):
             self._arrivals.add(share - before, elapsed)
 
 
-class Line:
-    """Jobs in the order of their turns: the first may compute, the others wait.
+def _chance() -> list[torch.Tensor]:
+    """The states of the process's random numbers, which are the job's for as long as its turn lasts."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
-    turn: seconds after which a job that computes shall let the next one, when another waits.
-    """
 
-    def __init__(self, turn: float = 1.0):
-        self._turn = turn
-        self._jobs: list[Job] = []
-        self._changed = threading.Condition()
-
-    @property
-    def jobs(self) -> list[Job]:
-        with self._changed:
-            return list(self._jobs)
-
-    def join(self, job: Job) -> None:
-        with self._changed:
-            self._jobs.append(job)
-
-    def leave(self, job: Job) -> None:
-        with self._changed:
-            self._jobs.remove(job)
-            self._changed.notify_all()
-
-    def go_last(self, job: Job) -> None:
-        with self._changed:
-            self._jobs.remove(job)
-            self._jobs.append(job)
-            self._changed.notify_all()
-
-    def is_over(self, seconds: float) -> bool:
-        """Whether a turn that has lasted so many seconds should go to another job."""
-        with self._changed:
-            return len(self._jobs) > 1 and seconds >= self._turn
-
-    def wait(self, job: Job, stop: threading.Event) -> None:
-        """Return when the job has its turn, or `stop` is set."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._jobs[0] is job or stop.is_set())
-
-    def wake(self) -> None:
-        """Let those who wait see that a job was asked to stop."""
-        with self._changed:
-            self._changed.notify_all()
+def _set_chance(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 class Jobs:
@@ -234,11 +257,11 @@ class Jobs:
     `limit` jobs, and those that have ended hold at most `memory` bytes.
     """
 
-    def __init__(self, limit: int = 64, turn: float = 1.0, memory: int = 1 << 29):
+    def __init__(self, limit: int = 64, turn: float = 0.5, memory: int = 1 << 29):
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
         self._limit, self._memory = limit, memory
         self._lock = threading.Lock()
-        self._line = Line(turn)
+        self._line: Line[Job] = Line(turn)
         atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
 
     def get(self, key: Hashable) -> Job | None:
@@ -255,19 +278,20 @@ class Jobs:
         title: str = "",
         part: Part | None = None,
         computes: bool = True,
+        who: str = "",
     ) -> Job:
         """The active job of this key, or a new one; a finished one is replaced.
 
         total: how many parts the work has; 0 when not known. title: what it is, in words ("curve of digits-resnet").
         part: where several results may come of one part, which part a result is of (any key) and how much of it is done,
         in [0, 1]; the part's last result is kept. None: each result is a part of its own. computes: False for work that
-        leaves the device alone, such as a download: it neither waits for a turn nor takes one.
-        `work` must not hold a lock where it yields, as other jobs may compute before it goes on.
+        leaves the device alone, such as a download: it neither waits for a turn nor takes one. who: the reader who asks.
+        Other jobs may compute whenever `work` yields or calls `pace.checkpoint`; `pace` says what that means for locks.
         """
         with self._lock:
             job = self._jobs.get(key)
             if job is None or not job.active:
-                job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None)
+                job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None, who)
                 self._jobs.move_to_end(key)
                 self._forget()
             return job
@@ -287,16 +311,36 @@ class Jobs:
             others = [job for job in self._jobs.values() if job not in line]
         return [job for job in others + line if job.active]
 
+    def tend(self, is_here: Callable[[str], bool], grace: float, now: float | None = None) -> None:
+        """Cancel the jobs that nobody waits for any more: all of whose askers have been away for `grace` seconds.
+
+        is_here: whether a session is here. Jobs without askers go on. To be called every few seconds.
+        """
+        now = time.monotonic() if now is None else now
+        for job in self.queue():
+            if not job.askers or any(map(is_here, job.askers)):
+                job.left = None
+            elif job.left is None:
+                job.left = now
+            if job.left is not None and now - job.left >= grace and job.state != "stopping":
+                event("job left", title=job.title)
+                job.cancel()
+
     def ahead(self, job: Job) -> int:
         """How many jobs compute before this one does: 0 when it has the turn, or needs none."""
         line = self._line.jobs
         return line.index(job) if job in line else 0
 
     def seconds_left(self, job: Job) -> float | None:
-        """Seconds from now until the job is done, while all in line take turns; None when not known."""
+        """Seconds from now until the job is done, while all in line take turns; None when not known.
+
+        Nor where the job has waited for its turn for longer than they take that were in line before: something else holds.
+        """
         left, line = job.seconds_left, self._line.jobs
         if left is None or job not in line:
             return left
+        if job.waits > 2 * len(line) * self._line.turn + _LATE:
+            return None
         theirs = [other.seconds_left for other in line if other is not job]
         return left + sum(left if other is None else min(left, other) for other in theirs)
 

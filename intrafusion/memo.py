@@ -28,7 +28,7 @@ class Memo:
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         while not turn.acquire(timeout=0.1):
-            checkpoint()
+            checkpoint(idle=True)  # who computes it may need the turn
         try:
             if (known := self.peek(key)) is not None:
                 return known

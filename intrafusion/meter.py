@@ -7,7 +7,6 @@ With precision "exact", predictions are those of fp32; on a CPU with bf16 instru
 """
 
 import math
-import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from intrafusion.errors import is_out_of_memory, one_line
 from intrafusion.evaluate import evaluate, stratified
 from intrafusion.graphs import alike
 from intrafusion.log import event, say
-from intrafusion.pace import checkpoint
+from intrafusion.pace import checkpoint, clock
 from intrafusion.precision import check_accuracy, check_bf16, has_bf16, inputs_for, kind_of, low
 from intrafusion.remix import remixed
 from intrafusion.screen import Screen, Values
@@ -165,11 +164,11 @@ class Meter:
         """`correct` behind a cut; the device is not waited for in the loop. cheap: the network in bf16, to screen with it."""
 
         def batches() -> Iterator[tuple[int, slice]]:
-            began = time.perf_counter()
+            began = clock()
             for at in range(images.start // self.batch * self.batch, images.stop, self.batch):
                 checkpoint()
                 yield at, slice(max(images.start - at, 0), images.stop - at)
-                if time.perf_counter() - began > patience:
+                if clock() - began > patience:
                     return
 
         def again(rows: Tensor) -> Values:
@@ -236,7 +235,7 @@ class Meter:
 
     def _probe(self, network: nn.Module) -> int:
         """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
-        began, most = time.perf_counter(), min(len(self), _LARGEST[self.labels.device.type])
+        began, most = clock(), min(len(self), _LARGEST[self.labels.device.type])
         size = min(64, most)
         while math.isinf(seconds := self._seconds(network, size)):
             size //= 2
@@ -245,7 +244,7 @@ class Meter:
             size //= 2
             seconds /= 2
         best = seconds / size, size
-        while 2 * size <= most and 2 * seconds <= _PATIENCE and time.perf_counter() - began < _PROBE_SECONDS:
+        while 2 * size <= most and 2 * seconds <= _PATIENCE and clock() - began < _PROBE_SECONDS:
             size *= 2
             seconds = self._seconds(network, size)
             best = min(best, (seconds / size, size))
@@ -277,9 +276,9 @@ class Meter:
             with torch.inference_mode():
                 for _ in range(3):
                     checkpoint()
-                    began = time.perf_counter()
+                    began = clock()
                     run(network, images)[0].argmax(1).cpu()
-                    times.append(time.perf_counter() - began)
+                    times.append(clock() - began)
         except (MemoryError, RuntimeError) as error:
             if count == 1 or not is_out_of_memory(error):
                 raise

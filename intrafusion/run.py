@@ -1,6 +1,5 @@
 """The single road, walked once: a spec in, its measured result out."""
 
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from intrafusion.evaluate import size, wilson
 from intrafusion.geometry import ANCHORS, check_measure
 from intrafusion.merge.folding import FOLD_NORMS
 from intrafusion.meter import Meter
+from intrafusion.pace import clock
 from intrafusion.precision import PRECISIONS, check_bf16
 from intrafusion.prune import choose_groups
 from intrafusion.recover import How
@@ -109,7 +109,7 @@ def measure(
 
     before: the result on fewer images, from which to go on. A network that lost nothing is the dense one, on all images.
     """  # fmt: skip
-    start = time.perf_counter()
+    start = clock()
     if before is None:
         before = _unmeasured(spec, bench, meter, small)
     if not before.prunes and spec.recovery == "none":
@@ -124,7 +124,7 @@ def measure(
         interval=wilson(hits, count),
         count=count,
         dense_accuracy=float(meter.dense(count).double().mean()),
-        seconds=before.seconds + time.perf_counter() - start,
+        seconds=before.seconds + clock() - start,
         correct=np.packbits(correct.numpy()).tobytes(),
     )
 

@@ -4,14 +4,17 @@ The iterative ones get torch tensors: POT then computes with torch, several time
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.pace import beside
 from intrafusion.registry import SOLVERS
 
+_LARGE = 1 << 19  # distances of a problem that takes seconds to solve, at least
 _ITERATIONS = {"sinkhorn": 1000, "unbalanced": 500}  # a third of a second on 512 channels
 _LIGHT = 1e-13  # share of all mass below which a solver's rounding hides a channel
 _ROOM = 1e6  # times all light masses: what a target must hold to take them without being noticeably fuller
@@ -159,7 +162,8 @@ def _emd(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> np.ndarray:
     import ot  # a second of imports that a first page view need not pay
 
     def solve(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> _Solved:
-        G, log = ot.emd(a / a.sum(), b / b.sum(), np.ascontiguousarray(M), numItermax=1_000_000, log=True)
+        with beside() if M.size > _LARGE else nullcontext():
+            G, log = ot.emd(a / a.sum(), b / b.sum(), np.ascontiguousarray(M), numItermax=1_000_000, log=True)
         return G * a.sum(), log["u"], log["v"]
 
     G = _with_light(a, b * (a.sum() / b.sum()), M, solve)

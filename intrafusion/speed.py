@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import in_eval, size
-from intrafusion.pace import checkpoint
+from intrafusion.pace import checkpoint, clock
 from intrafusion.precision import inputs_for, kind_of
 
 RUNS = 30  # turns at each batch size
@@ -29,6 +29,7 @@ _FEWEST = 6  # of which even the extremes bound the median with 95 %
 _LEAST = 0.01  # seconds of one run: so many passes that the clock's steps do not matter
 _PATIENCE = 20.0  # seconds at each batch size, after which no further turn begins once there are enough
 _WARM = 2  # passes before the first run
+_GAP = 0.001  # seconds of waiting for a turn after which caches are cold
 
 
 @dataclass(frozen=True)
@@ -238,15 +239,24 @@ def _turns(networks: Sequence[nn.Module], images: Tensor, runs: int) -> Iterator
         _run(network, images, _WARM)
         checkpoint()
         passes.append(max(1, math.ceil(_LEAST / _run(network, images, 1))))
-    start = time.perf_counter()
+    start = clock()
     for turn in range(runs):
         order = range(len(networks)) if turn % 2 == 0 else reversed(range(len(networks)))
+        _come_back(networks, images)
         for which in order:
-            checkpoint()
             times[which].append(_run(networks[which], images, passes[which]))
         yield times
-        if turn + 1 >= _FEWEST and time.perf_counter() - start > _PATIENCE:
+        if turn + 1 >= _FEWEST and clock() - start > _PATIENCE:
             return
+
+
+def _come_back(networks: Sequence[nn.Module], images: Tensor) -> None:
+    """A checkpoint; where other work has computed meanwhile, the networks are warmed up again."""
+    before = time.perf_counter() - clock()
+    checkpoint()
+    if time.perf_counter() - clock() > before + _GAP:
+        for network in networks:
+            _run(network, images, 1)
 
 
 def _run(network: nn.Module, images: Tensor, passes: int) -> float:

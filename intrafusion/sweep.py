@@ -20,7 +20,7 @@ from intrafusion.bench import Bench, pruned
 from intrafusion.errors import IntrafusionError, is_out_of_memory
 from intrafusion.log import event, explain
 from intrafusion.meter import MEMORY, Meter
-from intrafusion.pace import checkpoint
+from intrafusion.pace import checkpoint, clock
 from intrafusion.pairs import paired
 from intrafusion.prune import choose_groups
 from intrafusion.run import Result, check, measure
@@ -129,7 +129,7 @@ class _Sweep:
         while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
             for spec in left:
                 yield from self._advance(spec, looks)
-            checkpoint()
+            checkpoint(idle=True)
             time.sleep(_RETRY)
         for spec in self.specs:
             if spec in self.measured and not self.reached[spec].complete:
@@ -176,9 +176,9 @@ class _Sweep:
     def _measured(self, spec: PruneSpec, target: int) -> Result | Failure:
         """One more result of a point; what goes wrong there is its own affair."""
         try:
-            meter, began = self._meter(spec), time.perf_counter()
+            meter, began = self._meter(spec), clock()
             small = self._network(spec)
-            took = time.perf_counter() - began
+            took = clock() - began
             result = measure(spec, self.bench, meter, small, target, self.reached.get(spec), _PATIENCE)
             result = replace(result, seconds=result.seconds + took)
         except Exception as error:

@@ -79,7 +79,7 @@ unasked = job is None and cheap and not settled
 if asked or (not replaces and (unasked or (settled and not same))):
     studying.keep(store, study, specs, bench)
 if asked or unasked:
-    studying.start(key, specs, bench, store, f"sensitivity of {base.model}", way.run, way.decide)
+    studying.start(key, specs, bench, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
     st.rerun()
 results = list(known.values())
 made, numbers = sensitivity_parts.matrices(results, merges, names, sparsities), table(alone(results))

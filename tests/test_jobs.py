@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 import intrafusion as itf
 from intrafusion.jobs import Job, Jobs, Line
-from intrafusion.pace import checkpoint
+from intrafusion.memo import Memo
+from intrafusion.pace import beside, checkpoint
 
 PATIENCE = 60  # seconds that no test waits for, unless it fails
 
@@ -383,6 +385,154 @@ class TestTurns:
         job = finished(jobs.start("key", 2, work))
         assert (job.state, job.error) == ("failed", "SystemExit: 3")
         assert finished(jobs.start("next", 1, lambda: iter([1]))).state == "done"
+
+
+def steps(begun: threading.Event, over: threading.Event) -> Iterator[int]:
+    """One long step with checkpoints."""
+    begun.set()
+    while not over.is_set():
+        time.sleep(0.001)
+        checkpoint()
+    yield 1
+
+
+class TestTurnsWithinAStep:
+    def test_short_work_does_not_wait_for_the_end_of_a_long_step(self):
+        jobs, begun, over = Jobs(turn=0.01), threading.Event(), threading.Event()
+        long = jobs.start("long", 1, lambda: steps(begun, over))
+        assert begun.wait(PATIENCE)
+        assert finished(jobs.start("short", 3, lambda: iter(range(3)))).state == "done"
+        assert long.active
+        over.set()
+        assert finished(long).results == [1]
+        assert long.waited > 0
+
+    def test_work_that_needs_what_a_waiting_job_computes_lets_it(self):
+        jobs, memo, begun, over = Jobs(turn=60), Memo(), threading.Event(), threading.Event()
+
+        def holds() -> Iterator[int]:
+            begun.set()
+            yield memo.get("key", lambda: next(iter(list(holding()))))
+
+        def holding() -> Iterator[int]:
+            while not over.is_set():
+                time.sleep(0.001)
+                checkpoint(idle=True)  # its turn ends, and it holds the memo's lock
+            yield 7
+
+        def needs() -> Iterator[int]:
+            over.set()
+            yield memo.get("key", lambda: 8)
+
+        first = jobs.start("first", 1, holds)
+        assert begun.wait(PATIENCE)
+        second = jobs.start("second", 1, needs)
+        assert (finished(second).results, finished(first).results) == ([7], [7])
+
+    def test_work_beside_others_needs_no_turn(self, tap):
+        jobs, work, aside, over = Jobs(turn=60), tap(1), threading.Event(), threading.Event()
+
+        def exports() -> Iterator[int]:
+            with beside():
+                aside.set()
+                assert over.wait(PATIENCE)
+            yield 1
+
+        first = jobs.start("first", 1, exports)
+        assert aside.wait(PATIENCE)
+        second = jobs.start("second", 1, work)
+        until(work.started.is_set)
+        assert (first.state, second.state) == ("running", "running")
+        over.set()
+        until(lambda: first.state == "waiting")  # for a turn, as the second has it
+        work.let()
+        assert finished(first).state == finished(second).state == "done"
+
+    def test_random_numbers_go_on_where_they_stood(self):
+        def draws(seed: int, found: list[float]) -> Iterator[int]:
+            torch.manual_seed(seed)
+            for _ in range(20):
+                found.append(float(torch.rand(())))
+                checkpoint()
+            yield 1
+
+        with torch.random.fork_rng([]):
+            jobs, found, gate = Jobs(turn=0), ([], []), threading.Event()
+            jobs.start("gate", 1, lambda: iter([gate.wait(PATIENCE)]))
+            made = [jobs.start(seed, 1, lambda seed=seed: draws(seed, found[seed])) for seed in (0, 1)]
+            gate.set()
+            assert all(finished(job).waited for job in made)
+            for seed in (0, 1):
+                torch.manual_seed(seed)
+                assert found[seed] == [float(torch.rand(())) for _ in range(20)]
+
+    def test_threads_of_the_work_have_no_turn_to_pass_on(self):
+        jobs, other = Jobs(turn=0), threading.Event()
+
+        def work() -> Iterator[int]:
+            jobs.start("other", 1, lambda: iter([other.set()]))
+            context = copy_context()
+            thread = threading.Thread(target=lambda: context.run(lambda: [checkpoint() for _ in range(100)]))
+            thread.start()
+            thread.join(PATIENCE)
+            assert not other.is_set()
+            checkpoint()
+            assert other.is_set()
+            yield 1
+
+        assert finished(jobs.start("key", 1, work)).error is None
+
+    def test_a_job_that_waits_within_a_step_is_cancelled_there(self, tap):
+        jobs, begun, work = Jobs(turn=0), threading.Event(), tap(1)
+        first = jobs.start("first", 1, lambda: steps(begun, threading.Event()))
+        assert begun.wait(PATIENCE)
+        jobs.start("second", 1, work)
+        until(work.started.is_set)
+        assert first.state == "waiting"
+        first.cancel()
+        assert finished(first).state == "cancelled"
+
+
+class TestGone:
+    """Jobs whose askers have gone, by a clock of the test's own."""
+
+    @pytest.fixture
+    def watched(self, tap):
+        jobs = Jobs()
+        made = {name: jobs.start(name, 1, tap(1)) for name in ("asked", "named", "shared")}
+        made["asked"].askers.add("a")
+        made["shared"].askers |= {"a", "b"}
+        return jobs, made
+
+    def test_are_cancelled_after_a_grace_unless_somebody_else_waits_or_they_last(self, watched):
+        jobs, made = watched
+        for now in (0, 5, 99):
+            jobs.tend(lambda session: session == "b", 100, now)
+            assert {job.state for job in made.values()} <= {"running", "waiting"}
+        jobs.tend(lambda session: session == "b", 100, 100.0)
+        assert made["asked"].state in ("stopping", "cancelled")
+        jobs.tend(lambda session: False, 100, 150.0)
+        jobs.tend(lambda session: False, 100, 260.0)
+        assert made["shared"].state in ("stopping", "cancelled")
+        assert made["named"].active
+
+    def test_are_kept_when_the_session_comes_back_in_time(self, watched):
+        jobs, made = watched
+        for now, here in ((0, False), (90, False), (95, True), (96, False), (190, False)):
+            jobs.tend(lambda session, here=here: here, 100, now)
+        assert made["asked"].state in ("running", "waiting")
+        jobs.tend(lambda session: False, 100, 196)
+        assert made["asked"].state in ("stopping", "cancelled")
+
+    def test_no_time_is_told_of_a_job_that_waits_for_longer_than_turns_take(self, tap, monkeypatch):
+        monkeypatch.setattr(Job, "seconds_left", property(lambda job: 10.0))
+        jobs = Jobs(turn=1)
+        made = [jobs.start(key, 1, tap(1)) for key in "ab"]
+        monkeypatch.setattr(Job, "waits", property(lambda job: 5.9 if job is made[1] else 0.0))
+        assert jobs.seconds_left(made[1]) == 20
+        monkeypatch.setattr(Job, "waits", property(lambda job: 6.1 if job is made[1] else 0.0))
+        assert jobs.seconds_left(made[1]) is None
+        assert jobs.seconds_left(made[0]) == 20
 
 
 def test_the_queue_is_in_the_order_of_turns_and_says_what_everyone_computes(tap):

@@ -1,12 +1,13 @@
 import os
 import signal
 import threading
+import time
 from contextvars import copy_context
 
 import pytest
 
 from intrafusion.memo import Memo
-from intrafusion.pace import Cancelled, checkpoint, interruptible, stoppable
+from intrafusion.pace import Cancelled, beside, checkpoint, clock, interruptible, stoppable
 
 
 @pytest.fixture
@@ -147,3 +148,69 @@ def test_other_threads_are_not_interruptible_and_go_on():
         return "done"
 
     assert in_a_thread(run) == ["done"]
+
+
+class Counted:
+    """Turns that are counted, each of which is waited for a second."""
+
+    def __init__(self):
+        self.waited, self.seen = 0.0, []
+
+    def pass_on(self, idle=False):
+        self.seen.append("idle" if idle else "over")
+        self.waited += 1
+
+    def step_aside(self):
+        self.seen.append("aside")
+
+    def come_back(self):
+        self.seen.append("back")
+
+
+def test_a_checkpoint_passes_the_turn_on_unless_the_work_was_stopped(stop):
+    turns = Counted()
+    with stoppable(threading.Event(), turns):
+        checkpoint()
+        checkpoint(idle=True)
+        with stoppable(threading.Event()):  # the turns are those of the block around it
+            checkpoint()
+        with pytest.raises(Cancelled), stoppable(stop):
+            checkpoint()
+    assert turns.seen == ["over", "idle", "over"]
+    checkpoint()
+    assert len(turns.seen) == 3
+
+
+def test_the_clock_stands_still_while_work_waits_for_its_turn():
+    with stoppable(threading.Event(), Counted()):
+        began, real = clock(), time.perf_counter()
+        for _ in range(100):
+            checkpoint()
+        assert clock() - began == pytest.approx(time.perf_counter() - real - 100, abs=0.05)
+    assert clock() == pytest.approx(time.perf_counter(), abs=1)
+
+
+def test_work_beside_others_comes_back_however_it_ends():
+    turns = Counted()
+    with beside():
+        pass  # outside of jobs there is nobody
+    with stoppable(threading.Event(), turns), pytest.raises(ZeroDivisionError), beside():
+        raise ZeroDivisionError
+    assert turns.seen == ["aside", "back"]
+
+
+def test_whoever_waits_for_a_memo_gives_its_turn_away():
+    memo, turns, inside, go_on = Memo(), Counted(), threading.Event(), threading.Event()
+
+    def compute() -> str:
+        inside.set()
+        assert go_on.wait(10)
+        return "computed"
+
+    one = threading.Thread(target=lambda: memo.get("key", compute))
+    one.start()
+    assert inside.wait(10)
+    turns.pass_on = lambda idle: go_on.set() if idle else None
+    with stoppable(threading.Event(), turns):
+        assert memo.get("key", lambda: "again") == "computed"
+    one.join(10)

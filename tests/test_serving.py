@@ -1,6 +1,7 @@
 """The dashboard as it is served: when it says that it is ready, who gets in, and what the bytes that it sends hold."""
 
 import http.client
+import os
 import re
 import socket
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 from visiting import alerts, copied, dashboard, visitor
 
-from pages.common.serving import is_loopback
+from pages.common.addresses import is_loopback
 
 PAGES = (
     "", "learn", "importance", "transport", "curves", "sensitivity", "recovery", "training_lab", "landscape", "export",
@@ -16,14 +17,32 @@ PAGES = (
 )  # fmt: skip
 SECRET = "/srv/secret/of/the/server"
 UPLOAD = "/_stcore/upload_file/nobody/1"
+STREAM = {
+    "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}  # fmt: skip
+NOTES_LOOKUPS = """
+import pathlib, sys
+lookups = pathlib.Path(__file__).with_name("lookups")
+lookups.touch()
+
+def note(event, args):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect"):
+        with lookups.open("a") as file:
+            print(args[1] if event == "socket.connect" else args[0], file=file)
+
+sys.addaudithook(note)
+"""
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A dashboard that all may reach, with one folder for its visitors."""
     folder = tmp_path_factory.mktemp("wide")
+    (folder / "sitecustomize.py").write_text(NOTES_LOOKUPS)
     (folder / "open to all").mkdir()
     roots = {"INTRAFUSION_ROOTS": str(folder / "open to all"), "INTRAFUSION_UPLOAD_MB": "2"}
+    roots["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     with dashboard(folder, "--server.address=0.0.0.0", **roots) as server:
         yield server
 
@@ -52,6 +71,14 @@ def reaches(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def status(server, path: str, host: bytes, **headers: str) -> int:
+    """The status of the answer to a request that is sent as it is."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\n{lines}Host: ".encode() + host + b"\r\n\r\n")
+        return int(connection.recv(100).split()[1])
 
 
 def test_health_is_ready_once_the_default_model_has_answered(broken):
@@ -120,9 +147,7 @@ class TestBoundToThisMachine:
     def test_a_request_for_another_host_is_refused(self, broken):
         assert broken.get("/", Host="evil.example")[0] == 403
         assert broken.get("/", Host=f"localhost:{broken.port}")[0] == 200
-        stream = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-        stream["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
-        assert broken.get("/_stcore/stream", Host="evil.example", Origin="http://evil.example", **stream)[0] == 403
+        assert broken.get("/_stcore/stream", Host="evil.example", Origin="http://evil.example", **STREAM)[0] == 403
 
     def test_a_path_may_be_anywhere(self, broken, tmp_path):
         with visitor(broken) as reader:
@@ -143,6 +168,22 @@ class TestBoundWider:
     def test_others_reach_it(self, wide):
         assert reaches("127.0.0.2", wide.port)
         assert wide.get("/", Host="dashboard.example")[0] == 200
+
+    def test_a_page_elsewhere_is_refused_and_no_name_is_looked_up(self, wide):
+        wide.until_health("ready")
+        ours, *others = (
+            status(wide, "/_stcore/stream", b"localhost", Origin=f"http://{name}", **STREAM)
+            for name in ("localhost", "evil.example", "[", "localhost:1")
+        )
+        assert (ours, others) == (101, [403] * 3)
+        lookups = (wide.errors.parent / "lookups").read_text()
+        assert not re.search(r"8\.8\.8\.8|amazonaws|evil", lookups), lookups
+
+    @pytest.mark.parametrize("host", [b"[", b"[]", b"a:b", b"a@b", b"\xff", b"a\r\nHost: b"])
+    def test_a_malformed_host_is_400_and_no_traceback(self, wide, host):
+        wide.until_health("ready")
+        assert status(wide, "/health", host) == status(wide, "/_stcore/stream", host, **STREAM) == 400
+        assert "raceback" not in wide.errors.read_text()
 
     def test_no_path_of_the_server_is_in_any_byte_that_the_pages_send(self, wide):
         wide.until_health("ready")
@@ -191,19 +232,43 @@ class TestBoundWider:
         wide.until_health("ready")
         assert self._upload(wide, 4 << 20)[0] == 413
         assert self._upload(wide, None)[0] == 411
-        codes = [self._upload(wide, 10)[0] for _ in range(20)]
-        assert codes == [403] * 20  # they lack the token
+        codes = [self._upload(wide, 10, f"10.0.0.{number}")[0] for number in range(20)]  # which nobody believes
+        assert codes == [403] * 20  # no widget asked for them
         code, words, wait = self._upload(wide, 10)
         assert code == 429
         assert words == f"Too many uploads: try again in {wait} seconds."
         assert 1 <= int(wait) <= 61
-        assert [one["status"] for one in wide.until_events("upload refused", 3)] == [413, 411, 429]
+        assert [one["status"] for one in wide.until_events("upload refused", 23)] == [413, 411, *codes, 429]
+
+    def test_what_no_widget_asked_for_is_not_taken(self, wide):
+        wide.until_health("ready")
+        health = http.client.HTTPConnection("127.0.0.1", wide.port, timeout=30)
+        health.request("GET", "/_stcore/health")
+        token = re.search("_streamlit_xsrf=([^;]+)", health.getresponse().headers["Set-Cookie"])[1]
+        health.close()
+
+        def put(address):
+            body = b'--B\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nx\r\n--B--\r\n'
+            headers = {"X-Xsrftoken": token, "Cookie": f"_streamlit_xsrf={token}"}
+            connection = http.client.HTTPConnection("127.0.0.1", wide.port, 30, ("127.0.0.5", 0))
+            connection.request("PUT", address, body, headers | {"Content-Type": "multipart/form-data; boundary=B"})
+            code = connection.getresponse().status
+            connection.close()
+            return code
+
+        with visitor(wide) as reader:
+            reader.open(page="overview")
+            assert put(reader.upload_address()) == 403
+            reader.open(page="your_own")
+            address = reader.upload_address()
+            assert [put(address), put(address), put(f"{address}0")] == [204, 403, 403]
 
     @staticmethod
-    def _upload(server, size):
+    def _upload(server, size, forwarded="9.9.9.9"):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         try:
             connection.putrequest("PUT", UPLOAD)
+            connection.putheader("X-Forwarded-For", forwarded)
             connection.putheader(*(("Transfer-Encoding", "chunked") if size is None else ("Content-Length", str(size))))
             connection.endheaders()
             if size is not None and size < 100:

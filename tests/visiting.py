@@ -132,6 +132,15 @@ class Visitor:
         self.connection.send(asked.SerializeToString())
         return self.until_ended()
 
+    def upload_address(self) -> str:
+        """Where a page that asks for a file is to send it."""
+        asked, told = BackMsg(), ForwardMsg()
+        asked.file_urls_request.file_names.append("mine.npz")
+        self.connection.send(asked.SerializeToString())
+        while told.WhichOneof("type") != "file_urls_response":
+            told.ParseFromString(self.connection.recv(timeout=PATIENCE))
+        return told.file_urls_response.file_urls[0].upload_url
+
     def until_ended(self) -> list[ForwardMsg]:
         came: list[ForwardMsg] = []
         while not came or not _is_end(came[-1]):
@@ -150,9 +159,13 @@ def _is_end(message: ForwardMsg) -> bool:
 
 
 @contextlib.contextmanager
-def visitor(server: Server) -> Iterator[Visitor]:
-    address = f"ws://127.0.0.1:{server.port}/_stcore/stream"
-    with connect(address, subprotocols=["streamlit"], max_size=None) as connection:  # type: ignore[list-item]
+def visitor(server: Server, address: str = "127.0.0.1", **headers: str) -> Iterator[Visitor]:
+    """address: from which the visitor comes, one of this machine's."""
+    connection = connect(
+        f"ws://127.0.0.1:{server.port}/_stcore/stream", subprotocols=["streamlit"], max_size=None,  # type: ignore[list-item]
+        source_address=(address, 0), additional_headers=headers, open_timeout=PATIENCE,
+    )  # fmt: skip
+    with connection:
         yield Visitor(connection)
 
 

@@ -1,7 +1,9 @@
 """The formats, and how each is written: whole, read back, and its answers compared, or not at all."""
 
 import json
+import copy
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +17,14 @@ from torch import Tensor
 from intrafusion.atomic import is_full, plain_errors, put
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.export.made import Made
-from intrafusion.pace import checkpoint
+from intrafusion.pace import beside, checkpoint
 from intrafusion.saved import save_network
 from intrafusion.zoo import load_model, sources
 
 TOLERANCE = 1e-4  # largest difference of a logit, as a share of the largest logit
 _RANDOM = 16  # images of noise
 _OPSET = 20
+_exporting = threading.Lock()  # exporters change what belongs to the whole process
 Answers = Callable[[Tensor], Tensor]
 
 
@@ -66,8 +69,10 @@ def write(made: Made, folder: Path, name: str) -> Written:
     checkpoint()
     with plain_errors(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".part") as part:
         try:
-            any_batch = kind.write(made, Path(part))
-            difference = _difference(made, kind.read(made, Path(part)), any_batch)
+            with _undivided():
+                any_batch = kind.write(made, Path(part))
+                answers = kind.read(made, Path(part))
+            difference = _difference(made, answers, any_batch)
         except Exception as error:  # exporters fail in as many ways as networks are written
             if is_full(error, folder):
                 raise
@@ -84,11 +89,24 @@ def write(made: Made, folder: Path, name: str) -> Written:
     return Written(name, kind.files, size, difference, any_batch)
 
 
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """For exporters, which may take a minute and have no checkpoints: one at a time, beside other work."""
+    with beside():
+        while not _exporting.acquire(timeout=0.1):
+            checkpoint()
+        try:
+            yield
+        finally:
+            _exporting.release()
+
+
 def _difference(made: Made, answers: Answers, any_batch: bool) -> float:
     """The largest difference of any logit on noise and on real images, as a share of the largest logit; inf for no number."""
     noise = torch.randn(_RANDOM, *made.example.shape[1:], generator=torch.Generator().manual_seed(0))
     worst = 0.0
     for images in (noise, *([] if made.real is None else [made.real])):
+        checkpoint()
         with torch.inference_mode():
             expected = made.network(images)
         batches = [images, images[:1]] if any_batch else images.split(1)
@@ -122,11 +140,14 @@ def _quiet() -> Iterator[None]:
 def _trace(made: Made) -> tuple[torch.export.ExportedProgram, bool]:
     """The network's graph, for batches of any size; where that cannot be traced, for one image."""
     images = torch.zeros(2, *made.example.shape[1:])
+    network = copy.deepcopy(
+        made.network
+    )  # the exporter puts tensors without values into it; others may run the network
     try:
         any_size = ({0: torch.export.Dim("batch", min=1)},)
-        return torch.export.export(made.network, (images,), dynamic_shapes=any_size), True
+        return torch.export.export(network, (images,), dynamic_shapes=any_size), True
     except Exception:  # a shape that is written out, a branch on one: the second try tells what is wrong
-        return torch.export.export(made.network, (images[:1],)), False
+        return torch.export.export(network, (images[:1],)), False
 
 
 def _write_program(made: Made, folder: Path) -> bool:

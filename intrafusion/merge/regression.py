@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from intrafusion.pace import checkpoint
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # in units of the features' mean second moment
 _EVERY = 4  # one batch of so many is held out to choose among these
 
@@ -102,4 +104,5 @@ def _ridge(xx: Tensor, xy: Tensor, start: Tensor | None, ridge: float) -> Tensor
     penalty = torch.full_like(xx.diagonal(), float(strength))
     penalty[-1] = strength * 1e-6
     right = xy if start is None else xy + penalty[:, None] * start
+    checkpoint()
     return torch.linalg.solve(xx + penalty.diag(), right)

@@ -6,7 +6,6 @@ own by the same short test.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import size
 from intrafusion.merge import reset_norms
 from intrafusion.norms import norm_of
+from intrafusion.pace import clock
 from intrafusion.recover.case import Case, Facts
 from intrafusion.recover.norms import absorb_norms, insert_norms
 from intrafusion.recover.teach import distillation_loss, similarity_loss, stages, watching
@@ -72,9 +72,9 @@ def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
     and where nothing can take the places of the network's layers for as long as it is trained.
     """
     lesson = _Lesson(case, method)
-    began = time.perf_counter()
+    began = clock()
     rate = case.how.rate or stopped_rate(case.keep) or lesson.rate()
-    tuning = time.perf_counter() - began
+    tuning = clock() - began
     while True:
         network, learning = lesson.pupil()
         yield Facts(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)

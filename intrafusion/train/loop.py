@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from intrafusion.data import ImageData, normalise
 from intrafusion.ending import finishing
 from intrafusion.errors import IntrafusionError, check_choice
-from intrafusion.pace import checkpoint, stoppable
+from intrafusion.pace import checkpoint, clock, stoppable
 from intrafusion.precision import PRECISIONS, has_bf16, inputs_for
 from intrafusion.train.state import load, save
 
@@ -180,13 +179,13 @@ class _Run:
         device = self.data.labels.device
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         while self.step < self.steps:
-            began = time.perf_counter()
+            began = clock()
             with _training(self.model):
                 for _ in range(min(self.every - self.step % self.every, self.steps - self.step)):
                     checkpoint()
                     with self._undivided():
                         self._advance(device)
-            self.seconds += time.perf_counter() - began
+            self.seconds += clock() - began
             with self._undivided(), stoppable(threading.Event()):  # what stops it comes at the next step
                 moment = self._moment()
                 self.past.append(moment)

@@ -6,7 +6,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from itertools import combinations
@@ -18,7 +17,7 @@ from torch import nn
 
 from intrafusion.ending import finishing
 from intrafusion.errors import IntrafusionError
-from intrafusion.pace import checkpoint
+from intrafusion.pace import checkpoint, clock
 from intrafusion.train.spec import TrainSpec
 from intrafusion.train.task import Step, Task
 
@@ -56,14 +55,14 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
     told: queue.Queue[tuple[int, Step | str]] = queue.Queue()
     cores = max(1, (os.cpu_count() or 1) if task.device.type == "cpu" else 1)
     threads = max(1, cores // len(specs))
-    began, waiting = time.perf_counter(), list(enumerate(specs))
+    began, waiting = clock(), list(enumerate(specs))
     running: dict[int, tuple[subprocess.Popen, threading.Thread]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < cores:
                 number, spec = waiting.pop(0)
                 running[number] = _started(number, spec, task.device, threads, told)
-            checkpoint()
+            checkpoint(idle=True)  # the processes compute, this one waits
             with suppress(queue.Empty):
                 number, what = told.get(timeout=0.2)
                 if isinstance(what, Step):
@@ -83,7 +82,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
                 listener.join()
     runs = [open_run(spec) for spec in specs]
     slowest = max(sum(run.outcome.seconds.values()) for run in runs)  # which may have been trained before
-    task.seconds["parts"] = max(time.perf_counter() - began, slowest)
+    task.seconds["parts"] = max(clock() - began, slowest)
     return [run.model.to(task.device) for run in runs]
 
 

@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from intrafusion import IntrafusionError
-from intrafusion.access import UPLOADS, check_room, is_public, public, takes_programs, upload_mib
+from intrafusion.access import UPLOADS, check_room, check_share, is_public, public, takes_programs, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.arrays import LAYOUTS, Reading
 from intrafusion.checkpoints import SUFFIXES
@@ -25,7 +25,7 @@ from intrafusion.own.networks import program_steps, weights_steps
 from intrafusion.own.place import IMAGES, NETWORKS, Workshop, free_path
 from intrafusion.zoo import describe, kept_names, kept_told, model_names
 from pages.common import parts, queue, shell, telling
-from pages.common.shell import Here
+from pages.common.shell import Here, reader
 
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # a check of files, not yet begun
 
@@ -202,6 +202,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     ):  # fmt: skip
         try:
             check_room()
+            check_share(reader(), sum(file.size for file in files))
             _start(what, files, ask())
             st.rerun()
         except IntrafusionError as error:
@@ -226,10 +227,7 @@ def _job(what: str) -> Job | None:
     st.session_state[f"own_{name}"] = st.query_params[name] = mark
     if "link" in st.session_state:
         st.session_state.link.asked.pop(name, None)  # it is no setting, which links would have to know
-    job, started = shell.jobs().get(("own", what, mark)), st.session_state.get("started", ())
-    if job is not None and job.active and job not in started:
-        st.session_state.started = [*started, job]
-    return job
+    return shell.jobs().get(("own", what, mark))
 
 
 def _start(what: str, files: Sequence[Any], begin: Begin) -> None:

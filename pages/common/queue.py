@@ -26,7 +26,7 @@ def _watch() -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             title = job.title or "A computation"
             st.progress(job.share or 0.0, f"{title}  \n:gray[{words(job)}]", width="stretch")
-            if job in st.session_state.get("started", ()):
+            if shell.is_mine(job):
                 cancel_button(job, f"stop {id(job)}", type="tertiary")
     if len(active) > 1:
         st.caption("They take turns.")

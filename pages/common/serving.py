@@ -1,8 +1,9 @@
-"""The server around the pages: health, limits on uploads, a log, and what becomes of errors that nobody expected.
+"""The server around the pages: health, who may come in, a log, and what becomes of errors that nobody expected.
 
 Nothing here imports torch, or the library that does, before the server listens: a thread does so, and loads the default model.
 """
 
+import asyncio
 import logging
 import os
 import sys
@@ -10,20 +11,22 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import streamlit as st
-from starlette.datastructures import Headers
+import uvicorn.config
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from pages.common.addresses import is_loopback, proxies
+from pages.common.doors import Door, KeepsPeer
+from pages.common.uploads import Uploads, drop_left, expect
+
+_TEND = 1.0  # seconds between two looks at who has gone
 _began = time.monotonic()
 _health: dict[str, Any] = {"status": "starting"}
 APP = Path(__file__).parents[2] / "app.py"
@@ -31,9 +34,10 @@ APP = Path(__file__).parents[2] / "app.py"
 
 def options() -> dict[str, Any]:
     """What `st.App` is to be made with."""
+    uvicorn.config.ProxyHeadersMiddleware = KeepsPeer  # type: ignore[misc,assignment]
     return {
         "routes": [Route("/health", _tell_health)],
-        "middleware": [Middleware(_Hosts), Middleware(_Uploads)],
+        "middleware": [Middleware(Door), Middleware(Uploads, is_starting=lambda: _health["status"] == "starting")],
         "lifespan": _lifespan,
         "on_script_error": sorry,
     }
@@ -47,20 +51,27 @@ async def _lifespan(app: st.App) -> AsyncIterator[None]:
     if not is_loopback(address):
         os.environ["INTRAFUSION_PUBLIC"] = "1"
     _tell_less()
+    _ask_nobody()
+    expect()
     threading.Thread(target=_warm_up, daemon=True).start()
     if by_streamlit:
         _say_where(address or "0.0.0.0")
+    tending = asyncio.create_task(_tend())
     yield
+    tending.cancel()
 
 
-def is_loopback(address: str | None) -> bool:
-    """Whether only this machine reaches a server that is bound here; no address means all of them."""
-    if address == "localhost":
-        return True
-    try:
-        return ip_address(address or "").is_loopback
-    except ValueError:  # another name may mean anything
-        return False
+async def _tend() -> None:
+    """Now and then let go of what belongs to sessions that have gone."""
+    while True:
+        await asyncio.sleep(_TEND)
+        shell = sys.modules.get("pages.common.shell")  # which starts jobs, and imports torch
+        try:
+            drop_left()
+            if shell is not None and hasattr(shell, "tend"):
+                shell.tend()
+        except Exception as error:  # the next look may do
+            logging.getLogger("intrafusion").error("could not tend: %s", error)
 
 
 def _say_where(address: str) -> None:
@@ -86,8 +97,9 @@ def _warm_up() -> None:
         leftovers.remove_once()
         _hear()
         log.event(
-            "server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib()
-        )
+            "server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib(),
+            proxies=proxies(),
+        )  # fmt: skip
         _answer()
     except Exception as error:
         _health.update(status="failed", id=log.unexpected(error, "start"))
@@ -118,7 +130,11 @@ def _hear() -> None:
     of_streamlit.setup_formatter = give_to_root
     for name in [*of_streamlit._loggers, "uvicorn"]:
         give_to_root(logging.getLogger(name))
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # else each reader who comes is a line
+    served = logging.getLogger("uvicorn.error")
+    served.setLevel(logging.WARNING)  # else each reader who comes is a line
+    served.addFilter(
+        lambda told: "completing handshake" not in str(told.msg)
+    )  # of a refused websocket, which is complete
     for name in ("uvicorn.access", "streamlit.error_util"):  # addresses may hold paths; `sorry` logs errors
         logging.getLogger(name).disabled = True
 
@@ -143,6 +159,13 @@ async def _tell_health(request: Request) -> JSONResponse:
     return JSONResponse(dict(_health), status, {"Cache-Control": "no-store"})
 
 
+def _ask_nobody() -> None:
+    """Streamlit asks the internet for its own address where it does not know an origin. Ours are known, see `Door`."""
+    from streamlit import net_util
+
+    net_util.get_internal_ip = net_util.get_external_ip = lambda: None
+
+
 def answer_errors() -> None:
     """Let `sorry` answer what goes wrong in this run of a script, also where it is not `st.App` that runs it."""
     context = get_script_run_ctx()
@@ -163,65 +186,3 @@ def sorry(error: Exception) -> bool:
         said = f"Something went wrong (id {number}). The details are in the server's log under this id."
     telling.error(said)
     return True
-
-
-class _Hosts:
-    """Refuses what names another host than this machine, unless the server is public.
-
-    So neither a web page elsewhere, by a name of its own that it lets mean this machine, nor a proxy that nobody spoke of
-    opens what only the person here may.
-    """
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: ASGIApp = self.app
-        if scope["type"] in ("http", "websocket") and os.environ.get("INTRAFUSION_PUBLIC", "0") in ("", "0"):
-            host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
-            if host and not is_loopback(host):
-                answer = PlainTextResponse(
-                    "This server is for its own machine. Set INTRAFUSION_PUBLIC=1 for others.", 403
-                )
-        await answer(scope, receive, send)
-
-
-class _Uploads:
-    """Bounds on what strangers upload: the size of a file, and how much an address sends in a minute."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-        self.rate: Any = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: ASGIApp = self.app
-        if scope["type"] == "http" and scope["method"] == "PUT" and "/_stcore/upload_file/" in scope["path"]:
-            answer = self._refusal(Request(scope)) or self.app
-        await answer(scope, receive, send)
-
-    def _refusal(self, request: Request) -> PlainTextResponse | None:
-        if _health["status"] == "starting":
-            return PlainTextResponse("The server is starting: try again in a few seconds.", 503, {"Retry-After": "5"})
-        from intrafusion import access
-
-        if not access.is_public():
-            return None
-        most = access.upload_mib() * access.MIB
-        self.rate = self.rate or access.Rate(access.UPLOADS, 4 * most)
-        size = request.headers.get("content-length", "")
-        if not size.isdecimal():
-            return _refused(411, "Say how large the file is.")
-        if int(size) > most + access.MIB:  # what frames the file counts
-            return _refused(413, f"A file may have at most {access.upload_mib()} MiB.")
-        wait = self.rate.wait(request.client.host if request.client else "", int(size))
-        if wait:
-            seconds = str(int(wait) + 1)
-            return _refused(429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds})
-        return None
-
-
-def _refused(status: int, words: str, headers: dict[str, str] | None = None) -> PlainTextResponse:
-    from intrafusion import log
-
-    log.event("upload refused", logging.WARNING, status=status, reason=words)
-    return PlainTextResponse(words, status, headers)

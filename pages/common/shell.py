@@ -10,10 +10,22 @@ from typing import Any
 import streamlit as st
 import torch
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime import exists, get_instance
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from torch import nn
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data, zoo
-from intrafusion.access import check_path, check_room, check_size, is_public, public, roots
+from intrafusion.access import (
+    GRACE,
+    check_computations,
+    check_path,
+    check_room,
+    check_share,
+    check_size,
+    is_public,
+    public,
+    roots,
+)
 from intrafusion.bench import Bench, open_model
 from intrafusion.data import KEPT, OWN, kept_data
 from intrafusion.importance import needs_images
@@ -35,7 +47,7 @@ from pages.common import telling
 from pages.common.navigation import Enough
 
 BIND = "query-params"
-EACH, ALL = 4, 32  # computations on a public server, of one reader and of everybody, that are not done yet
+_admission = threading.Lock()
 _TORCHVISION = "ImageNet (torchvision)"
 
 
@@ -84,28 +96,72 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, **options: Any) -> Job:
-    """`Jobs.start`, remembering that this reader asked for it and so may cancel it anywhere; rerun the page after it.
+def start(
+    key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any
+) -> Job:
+    """`Jobs.start`, remembering which reader asked, who may cancel it anywhere; rerun the page after it.
 
-    Raises IntrafusionError where a public server has enough to do, of this reader or of all.
+    lasts: whether it goes on when this session has gone from a public server, as a study does that has a name. Raises
+    IntrafusionError where a public server has enough to do, of this reader or of all.
     """
-    if is_public() and len(jobs().queue()) >= ALL:
-        raise IntrafusionError("this server has more to compute than it can: try again later")
-    if is_public() and sum(mine.active for mine in st.session_state.get("started", ())) >= EACH:
-        raise IntrafusionError(f"{EACH} computations that you asked for are not done yet: cancel one, or wait for it")
-    job = jobs().start(key, total, work, title, **options)
-    st.session_state.started = [mine for mine in (*st.session_state.get("started", ()), job) if mine.active]
+    who = reader()
+    with _admission:
+        active = [job for job in jobs().queue() if job.key != key and job.state != "stopping"]
+        check_computations(sum(job.who == who for job in active), len(active))
+        known = jobs().get(key)
+        job = jobs().start(key, total, work, title, who=who, **options)
+        if lasts:
+            job.askers.clear()
+        elif job is not known or job.askers:  # one that lasts has none
+            job.askers.add(_session())
     return job
+
+
+def reader() -> str:
+    """The address that this page is for, as `pages.common.addresses` has it."""
+    found = st.context.ip_address
+    return found if isinstance(found, str) else ""  # none where it is this machine's, or where no browser asks
+
+
+def is_mine(job: Job) -> bool:
+    """Whether this reader asked for it, be it before a reload."""
+    return job.who == reader()
 
 
 def may_cancel(job: Job) -> bool:
     """Whether this reader may stop it: on a public server only who asked for it."""
-    return not is_public() or job in st.session_state.get("started", ())
+    return not is_public() or is_mine(job)
+
+
+def arrive() -> None:
+    """Take over what this reader asked for in sessions that have gone: a reload is a new session."""
+    if not is_public() or st.session_state.get("arrived"):
+        return
+    st.session_state.arrived = True
+    for job in jobs().queue():
+        if is_mine(job) and job.askers and not any(map(_is_here, job.askers)):
+            job.askers.add(_session())
+
+
+def tend() -> None:
+    """Cancel what was asked for in sessions that have gone; to be called every few seconds."""
+    if is_public():
+        jobs().tend(_is_here, GRACE)
+
+
+def _session() -> str:
+    context = get_script_run_ctx()
+    return context.session_id if context is not None else ""
+
+
+def _is_here(session: str) -> bool:
+    return exists() and get_instance().is_active_session(session)
 
 
 def keep(model: nn.Module, name: str) -> str:
     """`zoo.keep`, which on a public server neither replaces what somebody keeps nor fills the disk."""
     check_room()
+    check_share(reader(), sum(value.nbytes for value in model.state_dict().values()))
     if is_public() and f"{KEPT}{name}" in kept_names():
         raise IntrafusionError(f"something is kept as kept/{name} already: choose another name")
     return zoo.keep(model, name)

@@ -78,14 +78,15 @@ def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], b
 
 def start(
     key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: StoreOrMemory | None, title: str,
-    run: Callable[..., Iterator[Result | Failure]] = sweep, decide: bool = False,
+    run: Callable[..., Iterator[Result | Failure]] = sweep, decide: bool = False, lasts: bool = False,
 ) -> Job:  # fmt: skip
-    """Measure the specs in the background; rerun the page after it."""
+    """Measure the specs in the background; rerun the page after it. lasts: see `shell.start`."""
     return shell.start(
         key,
         len(specs),
         lambda: run(specs, bench, kept, decide=decide),
         title,
+        lasts,
         part=lambda result: (result.spec, share(result)),
     )
 

@@ -10,8 +10,8 @@ from opening import APP, finished, open_page, press, text
 from test_queue import Gate
 
 import intrafusion as itf
+from intrafusion import access, zoo
 from intrafusion import sweep as module
-from intrafusion import zoo
 from intrafusion.own import take_weights
 from intrafusion.store import default_path
 from pages.common import shell, telling
@@ -72,17 +72,44 @@ class TestOthers:
         assert not opened.error
 
     def test_what_they_compute_is_not_cancelled(self, jobs, monkeypatch):
-        jobs.start("theirs", 3, Gate(), "curve of digits-vgg")
+        jobs.start("theirs", 3, Gate(), "curve of digits-vgg", who="203.0.113.1")
         app = open_page("overview")
         assert "**Computing now**" in [words.value for words in app.sidebar.markdown]
         assert "Cancel" not in labels(app)
         assert not shell.may_cancel(jobs.get("theirs"))
 
-    def test_so_many_computations_and_no_more(self, jobs, monkeypatch):
-        monkeypatch.setattr(shell, "ALL", 1)
-        jobs.start("theirs", 3, Gate(), "curve of digits-vgg")
+    def test_what_this_address_asked_for_is_cancelled_after_a_reload(self, jobs):
+        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=shell.reader())
+        (cancel,) = [button for button in open_page("overview").sidebar.button if button.label == "Cancel"]
+        cancel.click().run()
+        job.wait(60)
+        assert job.state == "cancelled"
+
+    def test_so_many_computations_of_all_and_a_place_for_whoever_has_none(self, jobs, monkeypatch):
+        monkeypatch.setattr(access, "ALL", 1)
+        monkeypatch.setattr(access, "FIRST", 1)
+        jobs.start("theirs", 3, Gate(), "curve of digits-vgg", who="203.0.113.1")
         app = press(open_page("recovery"), "Recover")
+        assert not app.error
+        app = press(open_page("recovery", model="digits-mlp"), "Recover")
         assert [error.value for error in app.error] == ["this server has more to compute than it can: try again later"]
+
+    def test_so_many_of_one_address_whatever_the_session(self, jobs):
+        for number in range(access.EACH):
+            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=shell.reader())
+        (error,) = press(open_page("recovery"), "Recover").error
+        assert error.value == "4 computations that you asked for are not done yet: cancel one, or wait for it"
+
+    def test_so_much_is_kept_for_one_address_in_a_day(self, monkeypatch):
+        monkeypatch.setattr(access, "_kept", access.Rate(10, 1.0, 86400))
+        monkeypatch.setenv("INTRAFUSION_KEPT_MB", "8")
+        access.check_share("a", 2 << 20)
+        for size, words in ((1, "try again tomorrow"), (3 << 20, "try again tomorrow")):
+            with pytest.raises(
+                itf.IntrafusionError, match=f"one reader may keep at most 2 MiB a day on this server: {words}"
+            ):
+                access.check_share("a", size)
+        access.check_share("b", 1)
 
     def test_nothing_is_fetched_for_them(self):
         app = open_page("overview", model="cifar10-resnet56")
