@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from intrafusion import text
 from intrafusion import IntrafusionError
 from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
@@ -240,7 +241,7 @@ def kept() -> None:
         return
     for kind, name, about in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{about}]", width="stretch")
+            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(about)}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):
@@ -254,7 +255,7 @@ def _remove(kind: str, name: str) -> None:
     try:
         remove(kind, name)
     except IntrafusionError as error:  # somebody else did
-        st.toast(public(str(error)))
+        st.toast(text.sentence(public(str(error))))
 
 
 def take_away() -> None:
