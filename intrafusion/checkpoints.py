@@ -221,8 +221,13 @@ def _look(path: Path, names: set[str]) -> None:
                 packed = "it is packed, which torch.save does not do: give it as that wrote it"
                 raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
             if info.filename.endswith("/data.pkl"):
-                with archive.open(info) as stream:
-                    _follow(io.BytesIO(stream.read(_HEADER + 1)), path, names)
+                if info.file_size > _HEADER:
+                    raise _crowded(path)
+                _follow(io.BytesIO(archive.read(info)), path, names)
+
+
+def _crowded(path: Path) -> IntrafusionError:
+    return IntrafusionError(f"{path} holds more than {_HEADER:,} bytes beside its tensors: save its state dict alone")
 
 
 def _follow(stream: Any, path: Path, names: set[str]) -> None:
@@ -232,7 +237,7 @@ def _follow(stream: Any, path: Path, names: set[str]) -> None:
         for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             kind = operation.name
             if not count % 1000 and stream.tell() - begin > _HEADER:
-                raise IntrafusionError(f"{path} holds more than {_HEADER:,} bytes beside its tensors: save them alone")
+                raise _crowded(path)
             if kind == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 40
-_MARKUP = re.compile(r"([\\`*_\[\]<>$~#|!&{}])")
+_MARKUP = re.compile(r"([\\`*\[\]<>$~#|!&{}]|(?<![^\W_])_|_(?![^\W_]))")  # _ within a word is none
 _JOINS = re.compile(r"(:(?=[\w/+-])|@(?=\w)|\bwww(?=\.))", re.IGNORECASE)  # of icons, links and addresses
 _CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from intrafusion.export.report import _table
 from intrafusion.figures.outputs import class_bars
 from intrafusion.figures.rows import name_rows
 from intrafusion.figures.theme import LIGHT, figure
@@ -19,9 +20,9 @@ from intrafusion.text import block, cell, code, csv, hover, markdown, sentence
 
 HOSTILE = [
     "![b](http://127.0.0.1:9/b.png)", "[log in](http://evil.example/)", "<img src=x onerror=alert(1)>", "<a href='//x'>y</a>",
-    "$x$", "`x`", "**b** _i_ ~~s~~", "# head", "> quote", "| a | b |", ":material/home:", ":red[x]", ":smile:", "a@evil.example",
-    "http://evil.example/x", "www.evil.example", "a\nb\n\n# c", "x\u202ey", "&lt;b&gt;", "[x]: http://evil.example", "%{customdata}",
-    "``` x", "\\*x\\*", "`` [a](b) `", "=cmd|' /C calc'!A0",
+    "$x$", "`x`", "**b** _i_ ~~s~~", "# head", "> quote", "| a | b |", ":material/home:", ":red[x]", ":smile:",
+    "a@evil.example", "__init__", "a__b__c_",     "http://evil.example/x", "www.evil.example", "a\nb\n\n# c", "x\u202ey", "&lt;b&gt;",
+    "[x]: http://evil.example", "%{customdata}", "``` x", "\\*x\\*", "`` [a](b) `", "=cmd|' /C calc'!A0",
 ]  # fmt: skip
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -68,6 +69,14 @@ def test_no_line_ends_a_block_of_code(text):
 
 def test_code_is_short():
     assert code("x" * 99) == f"` {'x' * 39}… `"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_table_of_a_report_has_it_in_one_cell(text):
+    tokens = PARSER.parse(_table([("group", "before"), (text, "1")]))
+    cells = [token for place, token in enumerate(tokens) if tokens[place - 1].type in ("th_open", "td_open")]
+    assert len(cells) == 4
+    assert {inner.type for token in cells for inner in token.children or ()} == {"text"}
 
 
 @pytest.mark.parametrize("text", HOSTILE)

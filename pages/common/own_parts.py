@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from intrafusion import text
-from intrafusion import IntrafusionError
+from intrafusion import IntrafusionError, text
 from intrafusion.access import UPLOADS, check_room, is_public, public, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.arrays import LAYOUTS, Reading
@@ -241,7 +240,9 @@ def kept() -> None:
         return
     for kind, name, about in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(about)}]", width="stretch")
+            st.markdown(
+                f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(about)}]", width="stretch"
+            )
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):

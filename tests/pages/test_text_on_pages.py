@@ -23,7 +23,14 @@ from pages.common.navigation import _PAGES
 
 EVIL = "![b](http://evil.example/b.png) <img src=x onerror=alert(1)> $xyz$ :material/home: :red[x] `c` **d**\u202e"
 PAGES = [name for name, _, _ in _PAGES]
-TEXTS = {"arrow_data_frame", "code", "selectbox", "multiselect", "text_input", "download_button"}  # which Streamlit shows as text
+TEXTS = {
+    "arrow_data_frame",
+    "code",
+    "selectbox",
+    "multiselect",
+    "text_input",
+    "download_button",
+}  # which Streamlit shows as text
 SIGNS = r"(?<!\\)(!?\[b|<img|\$xyz\$|\*\*d\*\*|\u202e)|:material/home|:red\\?\[x|http://evil"
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 
@@ -45,8 +52,9 @@ def shown(app: AppTest) -> Iterator[tuple[str, str]]:
                 yield element.type, json.dumps(json.loads(element.proto.spec), ensure_ascii=False)
             else:
                 proto = element.proto
-                yield element.type, "\n".join(
-                    str(getattr(proto, field, "")) for field in ("body", "label", "text", "help", "value")
+                yield (
+                    element.type,
+                    "\n".join(str(getattr(proto, field, "")) for field in ("body", "label", "text", "help", "value")),
                 )
 
     yield from walk(app.main)
