@@ -13,7 +13,11 @@ MIB = 1 << 20
 FILE = 400 * MIB  # of a file that a person gives: weights, program, images
 UNPACKED = 2048 * MIB  # of all that an archive holds
 MEMBERS = 200_000
-_RATIO, _SMALL = 200, MIB  # members above _SMALL may shrink to a 200th
+_RATIO = 200  # members may shrink to a 200th, but for
+_TINY, _ARRAY = 4096, MIB  # bytes of any member, and of an array's, as sorted labels,
+_EXCESS = 4 * MIB  # and bytes of all members
+_ENTRY = 250  # bytes of a member in the directory, on average
+_ZIP64 = b"PK\6\6"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGED = zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.LargeZipFile
 
@@ -29,13 +33,38 @@ def check_size(path: Path) -> None:
         raise IntrafusionError(f"{path} has {size / MIB:,.0f} MiB, and at most {FILE // MIB} MiB are taken")
 
 
+def check_count(path: Path, most: int | None = None) -> None:
+    """Raise IntrafusionError for a zip archive of more than `most` members (MEMBERS), before its directory is read.
+
+    What its last record says is not trusted: every member has a signature in the directory that ZipFile would read.
+    """
+    most = MEMBERS if most is None else most
+    with path.open("rb") as file:
+        record = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if record is None:
+            raise zipfile.BadZipFile("File is not a zip file")
+        signature, count, size, end = (record[place] for place in (0, 4, 5, 9))
+        if signature == _ZIP64:
+            file.seek(end - 20)
+            if int.from_bytes(file.read(20)[8:16], "little") != (end := end - 76):  # other readers look there
+                raise zipfile.BadZipFile("its last records contradict one another")
+        if count <= most and size > most * _ENTRY + MIB:
+            raise IntrafusionError(f"{path} has a directory of {size / MIB:,.0f} MiB: at most {most:,} files are taken")
+        if count <= most:
+            file.seek(max(0, end - size))
+            count = file.read(size).count(b"PK\1\2")
+    if count > most:
+        raise IntrafusionError(f"{path} holds {count:,} files, and at most {most:,} are taken")
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
-    """A zip archive and its files, checked: names, links, count, sizes, how far they shrink. Nothing is unpacked.
+def opened(path: Path, most: int | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """A zip archive and its files, checked: names, links, count (at most `most`, else MEMBERS), sizes, how far they shrink.
 
     Raises IntrafusionError for an archive that breaks a rule or is damaged; also for damage that is met while it is open.
     """
     try:
+        check_count(path, most)
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             for info in infos:
@@ -49,9 +78,7 @@ def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]
 
 
 def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    if len(infos) > MEMBERS:
-        raise IntrafusionError(f"{path} holds {len(infos):,} files, and at most {MEMBERS:,} are taken")
-    seen = set()
+    seen, excess = set(), 0
     for info in infos:
         name = repr(info.filename[:80])
         if not _is_inside(info.filename):
@@ -66,13 +93,20 @@ def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
             raise IntrafusionError(f"{path} is encrypted ({name}): give it without a password")
         if info.compress_type not in _METHODS:
             raise IntrafusionError(f"{path} packs {name} in a way that is not read here: use plain zip")
-        if info.file_size > max(_SMALL, _RATIO * info.compress_size):
+        over = info.file_size - _RATIO * info.compress_size
+        excess += max(0, over)
+        if over > (_ARRAY if info.filename.endswith(".npy") else _TINY) or excess > _EXCESS:
             raise IntrafusionError(
                 f"{path} holds {name}, which unpacks to {info.file_size / max(1, info.compress_size):,.0f} times its size: "
                 f"at most {_RATIO} times is taken"
             )
+    packed, size = sum(info.compress_size for info in infos), path.stat().st_size
+    if packed > size:
+        raise IntrafusionError(f"{path} is not a readable archive: its files lie over one another")
     total = sum(info.file_size for info in infos)
-    if total > UNPACKED:
+    if total > (
+        UNPACKED if size <= FILE else max(UNPACKED, size)
+    ):  # a person's own file may be larger, stored as it is
         raise IntrafusionError(
             f"{path} unpacks to {total / MIB:,.0f} MiB, and at most {UNPACKED // MIB:,} MiB are taken"
         )

@@ -13,15 +13,18 @@ from math import isqrt, prod
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
+from intrafusion.archives import check_count
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.layout import SPLITS
 
 LAYOUTS = ("nhwc", "nchw")  # channels last, channels first
 CHANNELS = 16  # at most
+MEMBERS = 64  # arrays of a file
+_DIMENSIONS, _HEADER = 8, 10_000  # of an array, and bytes of what says so
 _CLASSES = 100_000
 _DARK = 32  # of 255: images without a brighter pixel look as if they had another range
 _SLACK = 1e-6  # of a range, for rounding
@@ -117,19 +120,45 @@ def read_arrays(
 def _opened(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
+            if opened.read(6) == b"\x93NUMPY":
                 raise ValueError("it holds a single array")
-            yield file
+            check_count(path, MEMBERS)
+            opened.seek(0)
+            yield np.load(opened, allow_pickle=False)
     except _DAMAGED as error:
         if isinstance(error, IntrafusionError):
             raise
         raise IntrafusionError(f"{path} is not a readable .npz file: {one_line(error)}") from error
 
 
+def header(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array in an .npz, whose numbers are not read.
+
+    Raises ValueError where they do not agree with its size, or are of more than `_DIMENSIONS` dimensions.
+    """
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if int.from_bytes(member.peek(4)[: 2 if version == (1, 0) else 4], "little") > _HEADER:
+            raise ValueError(f"{info.filename} has a header of more than {_HEADER:,} bytes")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        try:
+            shape, _, kind = read(member)
+        except (SyntaxError, TokenError, MemoryError) as error:  # numpy reads the header as Python's literals
+            raise ValueError(f"{info.filename} has no header of an array") from error
+        if len(shape) > _DIMENSIONS:
+            raise ValueError(f"{info.filename} has {len(shape)} dimensions, and at most {_DIMENSIONS} are taken")
+        if any(size < 0 for size in shape):
+            raise ValueError(f"{info.filename} says it has {shape} numbers")
+        if not kind.hasobject and member.tell() + prod(shape) * kind.itemsize != info.file_size:
+            raise ValueError(f"{info.filename} says it holds {shape} numbers, and its size is another")
+    return shape, kind
+
+
 def _load(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     with _opened(path) as file:
-        arrays = {role: file[key] for role, key in _chosen(path, split, file.files).items()}
+        for key in (chosen := _chosen(path, split, file.files)).values():
+            header(file.zip, file.zip.getinfo(f"{key}.npy"))
+        arrays = {role: file[key] for role, key in chosen.items()}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("images and labels are no arrays")
         return arrays["images"], arrays["labels"], tuple(str(name) for name in arrays.get("classes", ()))

@@ -4,11 +4,12 @@ Beside the weights such files hold settings, counters and paths. Objects of type
 over: `Beside` stands for them, and nothing of their own modules is imported. Any other type is refused by its name.
 """
 
+import io
+import json
 import os
 import pickle
 import pickletools
 import re
-import tarfile
 import threading
 import warnings
 import zipfile
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intrafusion import archives
 from intrafusion.errors import IntrafusionError, one_line, shown
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
@@ -35,7 +37,16 @@ AVERAGED = (
 )  # fmt: skip
 WRAPPERS = (*_PLAIN, *AVERAGED)  # under which files keep a state dict; those before others are preferred
 _DEEP = 4  # wrappers within wrappers
-_MOST_DIMENSIONS = 16
+_MOST_DIMENSIONS, _MOST_TENSORS, _MOST_TABLES = 8, 20_000, 100
+_HEADER = 8 << 20  # bytes of a file that are no tensors'
+_LONGEST = 100_000  # values of a tuple and of the tuples in it
+_TAKES_MARKED = ("APPENDS", "SETITEMS")
+_MAKES = {
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "BINPERSID": 1,
+}  # operations of pickles, by the values that they take and put one for,
+_TAKES = {"APPEND": 1, "SETITEM": 2, "BUILD": 1} | _MAKES  # or none
 
 # What may stand beside weights. Nothing of these names is looked up: they say what is passed over without a word.
 _TABLES = ("collections.defaultdict", "easydict.EasyDict", "munch.Munch", "addict.addict.Dict")  # subclasses of dict
@@ -101,8 +112,6 @@ def read(path: Path) -> Any:
         return _safetensors(path) if suffix == ".safetensors" else _unpickled(path)
     except IntrafusionError:
         raise
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
     except Exception as error:  # damaged files fail in many ways, in three libraries
         if isinstance(error, MemoryError):
             raise
@@ -112,24 +121,63 @@ def read(path: Path) -> Any:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
+    _check_header(path)
     with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no mapping)
-            if (count := len(file.get_slice(name).get_shape())) > _MOST_DIMENSIONS:
-                raise IntrafusionError(
-                    f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken"
-                )
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+
+
+def _check_header(path: Path) -> None:
+    """Raise for a header that is too long, or whose tensors are too many, have too many dimensions or overlap."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(_HEADER, path.stat().st_size - 8):
+            raise IntrafusionError(
+                f"{path} cannot be read as weights: its header has {size:,} bytes, and at most {_HEADER:,} are taken, all "
+                "of them in the file"
+            )
+        about = dict(json.loads(file.read(size), object_pairs_hook=_once))
+    about.pop("__metadata__", None)
+    check_count(len(about), path)
+    end = 0
+    for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
+        check_dimensions(len(about[name]["shape"]), name, path)
+        if begin != end or after < begin:
+            raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
+        end = after
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return made
+
+
+def check_count(count: int, path: Path) -> None:
+    """Raise IntrafusionError for a file of more tensors than are taken."""
+    if count > _MOST_TENSORS:
+        raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")
+
+
+def check_dimensions(count: int, name: str, path: Path) -> None:
+    """Raise IntrafusionError for a tensor of more dimensions than are taken."""
+    if count > _MOST_DIMENSIONS:
+        raise IntrafusionError(f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken")
 
 
 def _unpickled(path: Path) -> Any:
+    names = set[str]()
     try:
-        return _loaded(path)
-    except pickle.UnpicklingError:
-        names = {name: stand for name in _globals(path) if (stand := _stand_in(name)) is not None}
-        if not names:
-            raise
-    with _listing, torch.serialization.safe_globals([(stand, name) for name, stand in names.items()]):
-        return _loaded(path)
+        _look(path, names)
+        try:
+            return _loaded(path)
+        except pickle.UnpicklingError:
+            stands = {name: stand for name in names if (stand := _stand_in(name)) is not None}
+            if not stands:
+                raise
+        with _listing, torch.serialization.safe_globals([(stand, name) for name, stand in stands.items()]):
+            return _loaded(path)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error, names) from error
 
 
 def _loaded(path: Path) -> Any:
@@ -153,36 +201,76 @@ def _stand_in(name: str) -> Any:
     return type(last, (base,), {"of": name})
 
 
-def _globals(path: Path) -> set[str]:
-    """The names of what a file of torch.save wants to look up, as far as it can be read."""
-    names: set[str] = set()
+def _look(path: Path, names: set[str]) -> None:
+    """Add the names of what a file of torch.save wants to look up, and check what is read before any of them is.
+
+    Raises for pickles that are damaged, too long, or make more than their length lets expect.
+    """
     with open(path, "rb") as file:
-        try:
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as archive:
-                    inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-                    with archive.open(inner) as stream:
-                        names.update(_named(stream))
-            else:  # the older format: magic number, version, machine, content
-                file.seek(0)
-                for _ in range(4):
-                    names.update(_named(file))
-        except Exception:  # damaged in any way: what it is refused for is said by who reads it
-            return names
-    return names
+        is_zip = file.read(4) == b"PK\3\4"
+        file.seek(0)
+        for _ in range(0 if is_zip else 5):  # the older format: magic number, version, machine, content, keys
+            if not file.peek(1):
+                break
+            _follow(file, path, names)
+    if not is_zip:
+        return
+    with archives.opened(path) as (archive, infos):
+        for info in infos:
+            if info.compress_type != zipfile.ZIP_STORED:
+                packed = "it is packed, which torch.save does not do: give it as that wrote it"
+                raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
+            if info.filename.endswith("/data.pkl"):
+                if info.file_size > _HEADER:
+                    raise _crowded(path)
+                _follow(io.BytesIO(archive.read(info)), path, names)
 
 
-def _named(stream: Any) -> Iterator[str]:
-    for operation, argument, _ in pickletools.genops(stream):
-        if operation.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-            yield f"{module}.{name}"
+def _crowded(path: Path) -> IntrafusionError:
+    return IntrafusionError(f"{path} holds more than {_HEADER:,} bytes beside its tensors: save its state dict alone")
 
 
-def _refused(path: Path, error: Exception) -> IntrafusionError:
+def _follow(stream: Any, path: Path, names: set[str]) -> None:
+    """Follow one pickle without making anything: the names in it, and how large its tuples are, which keys are hashed by."""
+    stack, marks, memo, begin = list[int](), list[int](), dict[Any, int](), stream.tell()
+    try:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+            kind = operation.name
+            if not count % 1000 and stream.tell() - begin > _HEADER:
+                raise _crowded(path)
+            if kind == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                names.add(f"{module}.{name}")
+            if kind == "MARK":
+                marks.append(len(stack))
+            elif kind.startswith("TUPLE"):
+                first = marks.pop() if kind == "TUPLE" else len(stack) - int(kind[-1])
+                stack[first:] = [1 + sum(stack[first:])]
+                if stack[-1] > _LONGEST:
+                    raise IntrafusionError(f"{path} holds tuples in tuples without end: save model.state_dict() alone")
+            elif kind.endswith("PUT"):
+                memo[argument] = stack[-1]
+            elif kind.endswith("GET"):
+                stack.append(memo[argument])
+            elif kind in _TAKES_MARKED:
+                del stack[marks.pop() :]
+            elif kind in _TAKES:
+                del stack[len(stack) - _TAKES[kind] :]
+                stack.extend([1] if kind in _MAKES else ())
+            elif kind not in ("PROTO", "STOP"):
+                stack.append(1)
+    except (ValueError, IndexError, KeyError, UnicodeError, EOFError) as error:
+        if isinstance(error, IntrafusionError):
+            raise
+        if told := _advice(path):
+            raise ValueError(told) from error
+        raise pickle.UnpicklingError("Unsupported operand") from error
+
+
+def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
     """Why a pickle was refused: by the name of what it wanted to run."""
-    layers = [name for name in _globals(path) if re.match(r"torch\.nn\.(modules\.(?!loss)|parallel\.)", name)]
+    layers = [name for name in names if re.match(r"torch\.nn\.(modules\.(?!loss)|parallel\.)", name)]
     if layers:
         return IntrafusionError(
             f"{path} cannot be loaded safely: it is a whole pickled network (it names {min(layers)}), which would run code; "
@@ -205,11 +293,13 @@ def _refused(path: Path, error: Exception) -> IntrafusionError:
 
 def _advice(path: Path) -> str:
     """What to do with a file that PyTorch reads, but not safely; "" for any other."""
-    if tarfile.is_tarfile(path):
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
         return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with archives.opened(path) as (_, infos):
+            names = [info.filename for info in infos]
             if not any(name.endswith("/data.pkl") for name in names):
                 return "it is a zip archive that torch.save did not write: unpack it first"
             if any(name.endswith("/constants.pkl") for name in names):
@@ -235,6 +325,10 @@ def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, d
                 + (f"choose one of {', '.join(known)}" if known else "it holds one state dict, which needs no key")
             )
         found = dict(_found(chosen, key))
+    if len(found) > _MOST_TABLES:
+        raise IntrafusionError(
+            f"{path} holds {len(found):,} state dicts, and at most {_MOST_TABLES} are looked at: save the one that is meant"
+        )
     if not found:
         holds = ", ".join(map(_text, list(content)[:6])) if isinstance(content, dict) else ""
         if _has_arrays(content):
@@ -245,18 +339,24 @@ def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, d
     return found
 
 
-def _has_arrays(content: Any, depth: int = 0) -> bool:
-    if isinstance(content, dict) and depth <= _DEEP:
-        return any(_has_arrays(value, depth + 1) for value in dict.values(content))
+def _has_arrays(content: Any, depth: int = 0, seen: set[int] | None = None) -> bool:
+    seen = set() if seen is None else seen
+    if isinstance(content, dict) and depth <= _DEEP and id(content) not in seen:
+        seen.add(id(content))
+        return any(_has_arrays(value, depth + 1, seen) for value in dict.values(content))
     return isinstance(content, Beside) and content.of.endswith("._reconstruct")
 
 
-def _found(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is wrapped, else the whole; then what keys of the whole begin with."""
-    if not isinstance(content, dict) or depth > _DEEP:
+def _found(
+    content: Any, place: str = "", depth: int = 0, seen: list[int] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is wrapped, else the whole; then what keys of the whole begin with. Of tables in tables the first ones."""
+    seen = [] if seen is None else seen
+    if not isinstance(content, dict) or depth > _DEEP or len(seen) > 10 * _MOST_TABLES:
         return
+    seen.append(depth)
     table = {_text(key): value for key, value in dict.items(content)}  # whatever a file hid behind its own .items
-    within = [one for name in WRAPPERS for one in _found(table.get(name), _joined(place, name), depth + 1)]
+    within = [one for name in WRAPPERS for one in _found(table.get(name), _joined(place, name), depth + 1, seen)]
     if within:
         yield from within
     elif any(isinstance(value, Tensor) for value in table.values()):

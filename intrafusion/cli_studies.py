@@ -17,6 +17,7 @@ from intrafusion.log import say, where
 from intrafusion.quote import flag
 from intrafusion.spec import PruneSpec
 from intrafusion.terminal import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
+from intrafusion.text import csv
 from intrafusion.zoo import dataset_of
 
 if TYPE_CHECKING:
@@ -281,10 +282,10 @@ def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> 
         [row | {"groups": row["groups"] if row["groups"] == "all" else "+".join(row["groups"])} for row in rows]
     )
     if args.out is None:
-        print(table.to_csv(index=False), end="")
+        print(csv(table), end="")
         return
     write = {
-        ".csv": lambda path: table.to_csv(path, index=False),
+        ".csv": lambda path: path.write_text(csv(table), encoding="utf-8", newline=""),
         ".parquet": lambda path: table.to_parquet(path, index=False),
         ".toml": lambda path: path.write_text(text, encoding="utf-8"),
     }

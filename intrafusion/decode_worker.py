@@ -5,18 +5,25 @@ each picture. It writes the pixels to their rows of that file, and answers [row,
 file cannot be written, [-1, why], and ends.
 """
 
+import io
 import json
 import os
 import sys
+import types
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+if __name__ == "__main__":  # the package's modules without its __init__, which imports PyTorch
+    sys.modules["intrafusion"] = types.ModuleType("intrafusion")
+    sys.modules["intrafusion"].__path__ = [os.path.dirname(os.path.abspath(__file__))]
+
+from intrafusion import pictures
+
 CROPS = ("none", "always", "other")  # other: pictures of the wanted size are taken as they are
-_PIXELS = 1 << 27
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others, as EPS, start programs
+_BAND = 1 << 20  # pixels of 16 bits that are converted at once
 
 
 def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
@@ -26,12 +33,15 @@ def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarr
     size. Raises ValueError, in a few words, for one that cannot be read.
     """
     try:
+        with file.open("rb") as opened:
+            kind, content = pictures.first(opened.read(pictures.FILE + 1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as picture:
-                if picture.size[0] * picture.size[1] > _PIXELS:
-                    raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels, more than {_PIXELS:,}")
-                pixels = np.asarray(_cut(_eight_bits(picture).convert(mode), shape, crop))
+            with Image.open(io.BytesIO(content), formats=(kind,)) as picture:
+                if picture.size[0] * picture.size[1] > pictures.PIXELS:
+                    raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels")
+                whole = _eight_bits(picture)
+                pixels = np.asarray(_cut(whole if whole.mode == mode else whole.convert(mode), shape, crop))
     except MemoryError:
         raise
     except Exception as error:  # damaged pictures fail in many ways, in as many decoders
@@ -42,10 +52,19 @@ def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarr
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """The picture where 8 bits a channel are all that is there; Pillow cuts off what is more. Of an animation, the first."""
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+        return _bytes(picture)
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels are of 32 bits: save it with 8 or 16 bits a channel")
     return picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
+
+
+def _bytes(picture: Image.Image) -> Image.Image:
+    """A picture of 16 bits with 8, some rows at a time."""
+    (width, height), rows = picture.size, max(1, _BAND // picture.size[0])
+    made = np.empty((height, width), np.uint8)
+    for top in range(0, height, rows):
+        made[top : top + rows] = np.asarray(picture.crop((0, top, width, min(top + rows, height)))) // 257
+    return Image.fromarray(made)
 
 
 def _cut(picture: Image.Image, shape: tuple[int, int], crop: str) -> Image.Image:

@@ -21,7 +21,7 @@ class IntrafusionError(ValueError):
 
 def as_line(message: str) -> str:
     """A message as one line that a person can read, whatever it quotes: the middle of a longer one is left out."""
-    return _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), _line(message)), _LINE)
+    return _shortened(re.sub(rf"\S{{{_WORD},}}", lambda word: _shortened(word[0], _WORD), printable(message)), _LINE)
 
 
 def shown(value: object) -> str:
@@ -67,7 +67,7 @@ def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise IntrafusionError(f"unknown {what} {shown(value)}: choose one of {', '.join(allowed)}")
 
 
-def _line(text: str) -> str:
+def printable(text: str) -> str:
     """What does not print, line ends among it, as its number."""
     return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intrafusion.checkpoints import AVERAGED, PREFIXES, read, state_dicts
+from intrafusion.checkpoints import AVERAGED, PREFIXES, check_count, check_dimensions, read, state_dicts
 from intrafusion.errors import IntrafusionError
 
 Spelling = Callable[[str], str]  # a key in the form in which those of files and networks are compared
@@ -18,6 +18,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # as keys end
 _OF_AVERAGES = ("num_updates", "initted", "step")  # whole keys
 _METHODS = frozenset(dir(Tensor))
+_VIEWS = 4  # times the bytes of a file that its tensors may take: each name counts, as it may be computed with apart
 _NOTHING = torch.empty(0)
 _MARK = "#"
 
@@ -71,13 +72,18 @@ def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         raise IntrafusionError(
             f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict"
         )
-    own = sum(
-        {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}.values()
-    )
-    claimed = sum({_place(value): value.numel() * value.element_size() for value in state.values()}.values())
-    if claimed > 4 * own + (1 << 20):
+    check_count(len(state), path)
+    for name, value in state.items():
+        check_dimensions(value.ndim, name, path)
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if sum(map(_made_bytes, state.values())) > _VIEWS * sum(storages.values()) + (1 << 20):
         raise IntrafusionError(f"{path} shows the same numbers as many tensors: save a clone of each")
     return state
+
+
+def _made_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor once it is one of its own, of float32 where it holds floats."""
+    return tensor.numel() * (max(4, tensor.element_size()) if tensor.is_floating_point() else tensor.element_size())
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -105,13 +111,15 @@ def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             f"{path} holds {odd[0]} as {_kind(state[odd[0]])}: save it as float32, float16, bfloat16 or float64"
         )
     made: dict[tuple[Any, ...], Tensor] = {}  # tensors that are shared stay so
-    state = {k: made.setdefault(_place(v), v.float()) if v.is_floating_point() else v for k, v in state.items()}
-    bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise IntrafusionError(
-            f"{path} holds NaN or infinite weights in {bad[0]}: it is damaged or diverged in training"
-        )
-    return state
+    for name, value in state.items():
+        if not value.is_floating_point() or _place(value) in made:
+            continue
+        made[_place(value)] = whole = value.float()
+        if not torch.isfinite(whole).all():
+            raise IntrafusionError(
+                f"{path} holds NaN or infinite weights in {name}: it is damaged or diverged in training"
+            )
+    return {name: made.get(_place(value), value) for name, value in state.items()}
 
 
 def _kind(tensor: Tensor) -> str:

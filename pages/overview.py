@@ -5,6 +5,7 @@ import shlex
 import pandas as pd
 import streamlit as st
 
+from intrafusion import text
 from intrafusion.access import public
 from intrafusion.bench import Bench
 from intrafusion.channels import CONSUMER, PAD, coupling
@@ -43,7 +44,7 @@ left_out = "".join(f", without {operator}" for operator in bench.size.left_out)
 st.page_link("pages/learn.py", label="New to this? Learn the method on six neurons", icon=":material/school:")
 st.subheader("Channel groups, from input to output")
 st.markdown(
-    f"**{card.name}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
+    f"**{text.markdown(card.name)}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
     f"an image{left_out}. {len(prunable)} of its {len(bench.groups)} groups can be pruned."
 )
 st.caption(
@@ -74,7 +75,7 @@ with left:
         "Licence": card.licence or "unknown",
         "Made by": f"`{card.details['command']}`" if "command" in card.details else "not trained by this project",
     }
-    st.markdown("\n".join(f"- **{name}**: {value}" for name, value in facts.items()))
+    st.markdown("\n".join(f"- **{name}**: {text.sentence(value)}" for name, value in facts.items()))
 with right:
     st.subheader("Dense accuracy")
     if card.accuracy is not None:
@@ -90,7 +91,7 @@ with right:
             half = 100 * (dense.interval[1] - dense.interval[0]) / 2
             st.metric("Top-1 accuracy", f"{dense.accuracy:.1%} ± {half:.1f}", border=True)
             st.caption(
-                f"{dense.count:,} images of {card.dataset}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
+                f"{dense.count:,} images of {text.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
             )
 
 given = ["--weights", here.spec.weights] if here.spec.weights else []

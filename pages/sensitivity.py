@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from intrafusion import IntrafusionError, PruneSpec, registry
+from intrafusion import IntrafusionError, PruneSpec, registry, text
 from intrafusion.figures.curves import curves
 from intrafusion.figures.fragility import fragility_bars
 from intrafusion.importance import needs_images
@@ -73,7 +73,11 @@ settled = studying.is_settled(known, specs, job)
 same = study.name in rows and rows[study.name].text == study.to_toml()
 replaces = way.named and study.name in rows and not same
 label = "Replace and run" if replaces else "Continue" if known and not settled else "Run the study"
-about = f"The store has a study “{study.name}” with other settings: this one takes its place." if replaces else None
+about = (
+    f"The store has a study “{text.markdown(study.name)}” with other settings: this one takes its place."
+    if replaces
+    else None
+)
 asked = studying.run_row(label, about, settled and not replaces, stored, specs, job, running, count)
 unasked = job is None and cheap and not settled
 if asked or (not replaces and (unasked or (settled and not same))):
@@ -85,7 +89,7 @@ results = list(known.values())
 made, numbers = sensitivity_parts.matrices(results, merges, names, sparsities), table(alone(results))
 pictures = st.container()
 
-st.subheader(f"Group {here.group.name}")
+st.subheader(f"Group {text.markdown(here.group.name)}")
 detail = st.grid(2, min_column_width=400, gap="medium")
 with detail.container():
     own = [result for result in results if result.spec.groups == (here.group.name,)]

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import zipfile
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,41 @@ def _endless() -> dict[str, Any]:
     made: dict[str, Any] = {}
     made["model"] = made["state_dict"] = made
     return made
+
+
+def _views(change: Callable[[int, torch.Tensor], dict[str, Any]], count: int) -> Make:
+    """Many tensors that are made of one storage of half a megabyte."""
+
+    def make(folder: Path, sentinel: Path) -> Path:
+        whole = torch.zeros(1 << 17)
+        return files.save_state(
+            folder / "w.pt", {name: value for number in range(count) for name, value in change(number, whole).items()}
+        )
+
+    return make
+
+
+def _tuples(folder: Path, sentinel: Path) -> Path:
+    """A key that is a tuple of one tuple twice, which is a tuple of one twice, and so on: its hash takes for ever."""
+    content = b"\x80\x02}K\x01" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60))
+    return files.pictures(folder / "w.pt", {"archive/data.pkl": content + b"K\x01s.", "archive/version": b"3\n"})
+
+
+def _tables(folder: Path, sentinel: Path) -> Path:
+    """Tables of tables, each of which is there a hundred times: a hundred million ways through them."""
+    made: dict[str, Any] = {}
+    for _ in range(4):
+        made = dict.fromkeys(("state_dict", "model", "net", "ema", *map(str, range(100))), made)
+    return files.save_state(folder / "w.pt", made)
+
+
+def _packed(folder: Path, sentinel: Path) -> Path:
+    source = files.save_state(folder / "x.pt", files.mlp_state())
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(folder / "w.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    source.unlink()
+    return folder / "w.pt"
 
 
 def _restored(folder: Path, sentinel: Path) -> Restored:
@@ -228,6 +264,32 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "views of one storage": (
         state(lambda w, first: w.update({f"{n}": w[first].half().flatten()[n:] for n in range(999)}), ".pt"), "",
     ),
+    "half precision of one storage": (
+        state(lambda w, first: w.update({f"{n}": v for n, v in enumerate([torch.zeros(1 << 17).half()] * 999)}), ".pt"),
+        "the same numbers as many tensors",
+    ),
+    "one tensor under many names": (_views(lambda n, w: {f"{n}": w}, 999), "the same numbers as many tensors"),
+    "masks of one storage": (_views(lambda n, w: {f"{n}_orig": w, f"{n}_mask": w}, 500), "the same numbers as many tensors"),
+    "tensors without end": (
+        state(lambda w, first: w.update({f"{n}": w[first][:0] for n in range(20_001)}), ".pt"), "at most 20,000 are taken",
+    ),
+    "tensors without end in a header": (
+        header(*((f"{n}", "F32", [0], [0, 0]) for n in range(20_001)), data=0), "at most 20,000 are taken",
+    ),
+    "a header of 9 MB": (header(raw=b" " * 9_000_000), "at most 8,388,608 are taken"),
+    "a name twice in a header": (
+        header(raw=b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"a":{"dtype":"F32","shape":[8],"data_offsets":[32,64]}}'),
+        "a name twice",
+    ),
+    "nine dimensions": (state(lambda w, first: w.update({first: w[first][(None,) * 7]}), ".pt"), "of 9 dimensions"),
+    "tuples without end": (_tuples, "tuples in tuples"),
+    "tables without end": (_tables, "holds no state dict"),
+    "more beside tensors than tensors": (beside(lambda f, s: list(map(str, range(10**6)))), "beside its tensors"),
+    "the older format, more beside tensors": (
+        lambda f, s: whole("w.pt", b"".join(pickle.dumps(x, 2) for x in (1, 1, {}, list(range(2 * 10**6)))))(f, s),
+        "beside its tensors",
+    ),
+    "packed": (_packed, "is packed"),
     "100,000 dimensions": (header(("0.weight", "F32", [1] * 100_000, [0, 4]), data=4), "100,000 dimensions"),
     "wrappers without an end": (lambda f, s: files.save_state(f / "w.pt", _endless()), "holds no state dict"),
     "numpy arrays": (state(lambda w, first: w.update({first: np.ones(3)}), ".pt"), _UNSAFE),

@@ -1,7 +1,7 @@
 """The formats, and how each is written: whole, read back, and its answers compared, or not at all."""
 
-import json
 import copy
+import json
 import tempfile
 import threading
 import warnings

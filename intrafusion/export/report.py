@@ -14,6 +14,7 @@ from intrafusion.figures import speed as figures
 from intrafusion.quote import prune_line, prune_snippet
 from intrafusion.registry import MERGES
 from intrafusion.speed import Comparison, Speed
+from intrafusion.text import block, markdown, sentence
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -57,12 +58,12 @@ class Report:
 
     def markdown(self) -> str:
         """Text, tables and code."""
-        parts = [f"# {_plain(self.title)}"]
+        parts = [f"# {markdown(self.title)}"]
         for section in self._sections():
             parts.append(f"## {section.title}")
-            parts += [section.words] if section.words else []
+            parts += [sentence(section.words)] if section.words else []
             parts += [_table(section.rows)] if section.rows else []
-            parts += [f"```\n{section.code}\n```"] if section.code else []
+            parts += [block(section.code)] if section.code else []
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
@@ -233,13 +234,8 @@ def _versions() -> list[tuple[str, str]]:
     return found
 
 
-def _plain(text: str) -> str:
-    """Without what Markdown would take for a cell's end or for markup."""
-    return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
-
-
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
+    lines = [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from intrafusion.figures.rows import SOLID, height, name_rows, plain, subtitle
 from intrafusion.figures.theme import Palette, figure, palette
+from intrafusion.text import hover
 
 if TYPE_CHECKING:
     from intrafusion.budget import Suggestion
@@ -86,13 +87,13 @@ def _most_fragile(ranked: Mapping[str, Sequence["Fragility"]]) -> str:
     group, also = first[0].group, ""
     for other, own in others:
         also += "".join(f", {plain(found.loss)} with {other}" for found in own if found.group == group and found.over)
-    return f"{group} is the most fragile: {plain(first[0].loss)} points lost with {merge}{also}"
+    return f"{hover(group)} is the most fragile: {plain(first[0].loss)} points lost with {merge}{also}"
 
 
 def _fragility_words(merge: str, found: "Fragility") -> str:
     (low, high), most = found.interval, f"{100 * found.tolerance:.3g}"
     return (
-        f"<b>{found.group}</b>, {merge}<br>{plain(found.loss)} points lost ({plain(low)} to {plain(high)}), mean from "
+        f"<b>{hover(found.group)}</b>, {merge}<br>{plain(found.loss)} points lost ({plain(low)} to {plain(high)}), mean from "
         f"{100 * found.over[0]:.3g} % to {100 * found.over[-1]:.3g} %<br>"
         + (f"loses at most {most} up to {100 * found.safe:.3g} %" if found.safe else f"loses more than {most} at once")
     )

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from intrafusion.figures.theme import Palette, figure, palette, rgba, styled
+from intrafusion.text import hover
 
 if TYPE_CHECKING:
     from intrafusion.train.lab import LabRun
@@ -210,6 +211,7 @@ def _rebinned(edges: Sequence[float], counts: Sequence[int], onto: np.ndarray) -
 def side_by_side(runs: Sequence["LabRun"], names: Sequence[str], dark: bool = False) -> go.Figure:
     """Accuracy against the parameters that are left, a point for each run."""
     colours = palette(dark)
+    names = [hover(name) for name in names]
     fig = figure(compared(runs, names), 420, colours)
     shares = [100 * run.outcome.params / run.outcome.dense_params for run in runs]
     right = [100 * run.outcome.accuracy for run in runs]

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from intrafusion.figures.landscape import network_colour
 from intrafusion.figures.theme import figure, palette, rgba
+from intrafusion.text import hover
 
 if TYPE_CHECKING:
     from intrafusion.outputs import Outputs
@@ -68,7 +69,7 @@ def class_bars(found: "Outputs", dark: bool = False) -> go.Figure:
     fig = figure(title, HEIGHT, colours)
     for name, values in medians.items():
         fig.add_bar(
-            x=list(values), y=list(values.values()), name=name, marker={"color": network_colour(name, colours)},
+            x=list(map(hover, values)), y=list(values.values()), name=name, marker={"color": network_colour(name, colours)},
             hovertemplate=f"class %{{x}}, {name}: median %{{y:.3g}}<extra></extra>",
         )  # fmt: skip
     fig.update_xaxes(title="true class", type="category")

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from intrafusion.figures.importance import label_width
 from intrafusion.figures.theme import Palette
+from intrafusion.text import hover
 
 HEAD = 84  # pixels above the rows: the title and two lines of what is in the picture
 SOLID = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
@@ -24,8 +25,8 @@ def subtitle(fig: go.Figure, words: str, colours: Palette) -> None:
 def name_rows(fig: go.Figure, groups: Sequence[str]) -> None:
     """One row a group, the first on top, with its name."""
     fig.update_yaxes(
-        tickvals=list(range(len(groups))), ticktext=list(groups), range=[len(groups) - 0.5, -0.5], showgrid=False, ticks="",
-        ticklabelstandoff=5,
+        tickvals=list(range(len(groups))), ticktext=list(map(hover, groups)), range=[len(groups) - 0.5, -0.5],
+        showgrid=False, ticks="", ticklabelstandoff=5,
     )  # fmt: skip
     fig.update_layout(margin={"l": label_width(groups or [""])})
 

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from intrafusion.figures.rows import HEAD, SOLID, height, name_rows, points, subtitle
 from intrafusion.figures.theme import Palette, palette, styled, tint
+from intrafusion.text import hover
 
 if TYPE_CHECKING:
     from intrafusion.sensitivity import Cell, Difference, Gap, Grid, Matrix
@@ -51,6 +52,7 @@ def compare_studies(
     difference: "Difference", names: tuple[str, str], selected: Place | None = None, dark: bool = False
 ) -> go.Figure:
     """Two studies of one merge, cell by cell on the same images. names: of the studies."""
+    names = hover(names[0]), hover(names[1])
     gaps = [gap for gap in difference.cells.values() if gap.prunes]
     ahead, behind = (sum(gap.decided and sign * gap.difference > 0 for gap in gaps) for sign in (1, -1))
     title = f"{names[0]} and {names[1]} share no cell in which channels went"
@@ -205,7 +207,7 @@ def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: in
     fig.add_scatter(
         x=columns, y=rows, mode="markers", customdata=[list(place) for place in places], row=1, col=column,
         hovertext=[
-            f"<b>{group}</b> at {100 * s:.3g} %<br>"
+            f"<b>{hover(group)}</b> at {100 * s:.3g} %<br>"
             + (words(grid.cells[group, s]) if (group, s) in grid.cells else "not measured yet")
             for group, s in places
         ],
@@ -279,4 +281,4 @@ def _gap_words(gap: "Gap", names: tuple[str, str]) -> str:
 
 
 def _where(place: Place) -> str:
-    return f"{place[0]} at {100 * place[1]:.3g} %"
+    return f"{hover(place[0])} at {100 * place[1]:.3g} %"

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from intrafusion.figures.theme import figure, palette, rgba, styled
+from intrafusion.text import hover
 
 if TYPE_CHECKING:
     from intrafusion.export import Width
@@ -79,7 +80,7 @@ def widths(groups: Sequence["Width"], merge: str, dark: bool = False) -> go.Figu
     colours = palette(dark)
     before, after = sum(one.before for one in groups), sum(one.after for one in groups)
     fig = figure(f"{after:,} of {before:,} channels stay", HEIGHT, colours)
-    names = [one.group for one in groups]
+    names = [hover(one.group) for one in groups]
     fig.add_bar(
         x=names, y=[one.after for one in groups], marker={"color": colours.merge(merge), "line": {"width": 0}},
         customdata=[one.before for one in groups],

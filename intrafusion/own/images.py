@@ -7,12 +7,11 @@ import shutil
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePosixPath
-from tokenize import TokenError
 
 import numpy as np
 
 from intrafusion.archives import MIB, UNPACKED, opened
-from intrafusion.arrays import Arrays, Reading, read_arrays, role_of, splits_of
+from intrafusion.arrays import MEMBERS, Arrays, Reading, header, read_arrays, role_of, splits_of
 from intrafusion.atomic import plain_errors, put
 from intrafusion.confined import Step, drained
 from intrafusion.data import KEPT, OWN, read_kept
@@ -155,7 +154,7 @@ def _save(path: Path, found: Arrays) -> None:
 def _check_arrays(file: Path) -> list[str]:
     """Look at the headers of the arrays, before any of them is read; their names."""
     keys = []
-    with opened(file) as (archive, infos):
+    with opened(file, MEMBERS) as (archive, infos):
         for info in infos:
             key = info.filename.removesuffix(".npy")
             role = role_of(key) if key != info.filename else None
@@ -164,7 +163,7 @@ def _check_arrays(file: Path) -> list[str]:
                     f"{file} holds {info.filename[:80]!r}: images, labels and perhaps classes are taken"
                 )
             keys.append(key)
-            shape, kind = _header(archive, info)
+            shape, kind = header(archive, info)
             if kind.hasobject:
                 raise IntrafusionError(f"{file} holds {role[0]} as Python objects, a pickle: save plain numbers")
             most = (SIDE, SIDE, SIDE) if len(shape) > 2 else (SIDE * SIDE,)
@@ -178,25 +177,6 @@ def _check_arrays(file: Path) -> list[str]:
             ):
                 raise IntrafusionError(f"{file}: classes must be at most {CLASSES:,} names, not {kind} {shape}")
     return keys
-
-
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array in an .npz. Raises ValueError where they do not agree with its size."""
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        try:
-            shape, _, kind = read(member)
-        except (SyntaxError, TokenError, MemoryError) as error:  # numpy reads the header as Python's literals
-            raise ValueError(f"{info.filename} has no header of an array") from error
-        if any(size < 0 for size in shape):
-            raise ValueError(f"{info.filename} says it has {shape} numbers")
-        count = 1
-        for size in shape:
-            count *= size
-        if not kind.hasobject and member.tell() + count * kind.itemsize != info.file_size:
-            raise ValueError(f"{info.filename} says it holds {shape} numbers, and its size is another")
-    return shape, kind
 
 
 def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from intrafusion import PruneSpec, registry
+from intrafusion import PruneSpec, registry, text
 from intrafusion.bench import Bench
 from intrafusion.figures import landscape as figures
 from intrafusion.figures import outputs as output_figures
@@ -157,7 +157,7 @@ def _caption(found: Outputs, image: int) -> str:
     """True class, and what the two pruned networks say."""
 
     def name(label: int) -> str:
-        return shorten(found.classes[label], 14, placeholder="…") if label >= 0 else "unknown"
+        return text.hover(shorten(found.classes[label], 14, placeholder="…")) if label >= 0 else "unknown"
 
     said = {network: name(int(found.predictions(network)[image])) for network in ("dense", "dropped", "fused")}
     true, dense = name(int(found.labels[image])), said["dense"]
@@ -258,6 +258,6 @@ def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
     for name, part in found.items():
         if part is not None and part.share == 1:
             st.download_button(
-                f"{name.capitalize()} as CSV", pd.DataFrame(part.rows()).to_csv(index=False), f"intrafusion-{name}.csv",
+                f"{name.capitalize()} as CSV", text.csv(pd.DataFrame(part.rows())), f"intrafusion-{name}.csv",
                 "text/csv", icon=":material/table_view:", on_click="ignore",
             )  # fmt: skip

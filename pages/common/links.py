@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pages.common import literal
+from intrafusion import text
 from pages.common.navigation import Enough
 
 SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
@@ -120,5 +120,5 @@ def _number(word: str) -> float:
 
 
 def _sentence(refused: Sequence[str]) -> str:
-    named, more = ", ".join(map(literal.code, refused[:_NAMED])), len(refused) - _NAMED
+    named, more = ", ".join(map(text.code, refused[:_NAMED])), len(refused) - _NAMED
     return f"Not understood in this link, and left aside: {named}" + (f" and {more:,} more." if more > 0 else ".")

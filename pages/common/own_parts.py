@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from intrafusion import IntrafusionError
+from intrafusion import IntrafusionError, text
 from intrafusion.access import UPLOADS, check_room, check_share, is_public, public, takes_programs, upload_mib
 from intrafusion.archives import FILE, MIB, UNPACKED
 from intrafusion.arrays import LAYOUTS, Reading
@@ -318,7 +318,9 @@ def kept() -> None:
         return
     for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{words}]", width="stretch")
+            st.markdown(
+                f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(words)}]", width="stretch"
+            )
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):
@@ -332,7 +334,7 @@ def _remove(kind: str, name: str) -> None:
     try:
         remove(kind, name)
     except IntrafusionError as error:  # somebody else did
-        st.toast(public(str(error)))
+        st.toast(text.sentence(public(str(error))))
 
 
 def take_away() -> None:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from torch import Tensor
 
-from intrafusion import PruneSpec, TransportPlan, registry
+from intrafusion import PruneSpec, TransportPlan, registry, text
 from intrafusion.channels import PRODUCER
 from intrafusion.figures.kernels import kernel_rows
 from intrafusion.importance import needs_images
@@ -96,7 +96,7 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
     layer, vectors = next(pair for pair in writers if pair[0].present()[channel])
     shape = _picture_shape(here, layer.name)
     if shape is None:
-        st.caption(f"{layer.name} is a linear layer on features: its weights are no picture.")
+        st.caption(f"{text.markdown(layer.name)} is a linear layer on features: its weights are no picture.")
         return
     partners = [c for c, _ in (told.absorbs if told.kept else told.goes_to) if c != channel][:2]
     rows = {f"channel {c}": vectors[c] for c in (channel, *partners)}
@@ -104,7 +104,9 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
         target = channel if told.kept else told.goes_to[0][0]
         rows[f"fused {target}"] = made.matrix[(made.kept == target).nonzero()[0, 0]] @ vectors.cpu()
     kernels = [vector.reshape(-1, *shape)[0].cpu().numpy() for vector in rows.values()]
-    title = f"Weights that write these channels in layer {layer.name}" + (", BatchNorm folded" if layer.norm else "")
+    title = f"Weights that write these channels in layer {text.hover(layer.name)}" + (
+        ", BatchNorm folded" if layer.norm else ""
+    )
     chart(kernel_rows(kernels, list(rows), title, dark=is_dark()), "kernels")
 
 
@@ -130,7 +132,7 @@ def take_away(
         st.code(links.permalink(page, keys), language=None, wrap_lines=True)
         with st.container(horizontal=True):
             st.download_button(
-                "Data as CSV", table.to_csv(index=False), f"intrafusion-{page or 'overview'}.csv", "text/csv",
+                "Data as CSV", text.csv(table), f"intrafusion-{page or 'overview'}.csv", "text/csv",
                 icon=":material/table_view:", on_click="ignore",
             )  # fmt: skip
             if more:

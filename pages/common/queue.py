@@ -4,6 +4,7 @@ from typing import Any
 
 import streamlit as st
 
+from intrafusion import text
 from intrafusion.eta import in_words
 from intrafusion.jobs import Job
 from pages.common import shell
@@ -25,7 +26,7 @@ def _watch() -> None:
     for job in active:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             title = job.title or "A computation"
-            st.progress(job.share or 0.0, f"{title}  \n:gray[{words(job)}]", width="stretch")
+            st.progress(job.share or 0.0, f"{text.markdown(title)}  \n:gray[{words(job)}]", width="stretch")
             if shell.is_mine(job):
                 cancel_button(job, f"stop {id(job)}", type="tertiary")
     if len(active) > 1:

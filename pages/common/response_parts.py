@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 from torch import Tensor
 
-from intrafusion import ImageData, IntrafusionError
+from intrafusion import ImageData, IntrafusionError, text
 from intrafusion.attribution import METHODS, STEPS, Attribution, activations, channel_attribution
 from intrafusion.figures.images import attribution_panels, gallery
 from pages.common import asking, parts, shell, telling
@@ -48,16 +48,16 @@ def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> s
     values, dead = activation[:, channel], int((~activation.any(0)).sum())
     images = image_count(data)
     if not values.any():
-        return f"As `{layer}` reads it, this channel is zero on all {images}: it is dead, and nothing is lost when it goes."
+        return f"As {text.code(layer)} reads it, this channel is zero on all {images}: it is dead, and nothing is lost when it goes."
     active = float((values != 0).float().mean())
-    words = f"As `{layer}` reads it, the channel is active on {active:.0%} of {images}, mean activation {values.mean():.3g}."
+    words = f"As {text.code(layer)} reads it, the channel is active on {active:.0%} of {images}, mean activation {values.mean():.3g}."
     labels = data.labels.cpu()
     means = {label: float(values[labels == label].mean()) for label in labels.unique().tolist() if label >= 0}
     if 1 < len(means) <= len(values) / 5:  # five images of a class, on average: a mean of fewer is an anecdote
         most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         words += (
-            f" Strongest on **{data.classes[most]}** ({means[most]:.3g} on average), weakest on "
-            f"**{data.classes[least]}** ({means[least]:.3g})."
+            f" Strongest on **{text.markdown(data.classes[most])}** ({means[most]:.3g} on average), weakest on "
+            f"**{text.markdown(data.classes[least])}** ({means[least]:.3g})."
         )
     if dead:
         words += f" {dead:,} of the group's {activation.shape[1]:,} channels are dead: zero on every image."
@@ -81,7 +81,7 @@ def image_control(count: int) -> tuple[int, str]:
 
 def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int) -> None:
     """The images that drive a channel most, to choose from. values: its activation (N,) on `data`."""
-    captions = [f"{shorten(_class_name(data, i), 16, placeholder='…')}<br>{values[i]:#.3g}" for i in top]
+    captions = [f"{text.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top]
     title = f"The {len(top)} of {len(data):,} images that activate it most"
     figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, shell.is_dark())
 
@@ -103,7 +103,7 @@ def show_attribution(here: Here, data: ImageData, channel: int, image: int, meth
         return
     if found is None:
         return
-    title = f"Channel {channel} on “{_class_name(data, image)}”: activation {found.activation:.3g}"
+    title = f"Channel {channel} on “{text.hover(_class_name(data, image))}”: activation {found.activation:.3g}"
     pixels = found.pixels.sum(0).numpy()
     parts.chart(
         attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, shell.is_dark()), "pixels"

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from intrafusion import IntrafusionError, PruneSpec
+from intrafusion import IntrafusionError, PruneSpec, text
 from intrafusion.access import is_public
 from intrafusion.figures.sensitivity import Place, compare_studies, sensitivity_heatmap, sensitivity_panels
 from intrafusion.pairs import Paired, paired
@@ -214,7 +214,9 @@ def comparison(
         ours = made[merge]
         both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
         if any(result.older_code for result in theirs):
-            st.caption(f"Results of “{other}” are of another version of the code: run it again to compare alike.")
+            st.caption(
+                f"Results of “{text.markdown(other)}” are of another version of the code: run it again to compare alike."
+            )
         clickable(compare_studies(both, (study.name, other), place, shell.is_dark()), "compare")
     except IntrafusionError as error:
         telling.warning(error)

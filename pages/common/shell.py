@@ -14,7 +14,7 @@ from streamlit.runtime import exists, get_instance
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from torch import nn
 
-from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data, zoo
+from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data, text, zoo
 from intrafusion.access import (
     GRACE,
     check_computations,
@@ -246,7 +246,7 @@ def _model_name() -> str:
     )  # fmt: skip
     if chosen != _TORCHVISION:
         about = describe(chosen)
-        st.caption(public(f"{about['summary']}; weights: {about['weights']}"))
+        st.caption(text.markdown(public(f"{about['summary']}; weights: {about['weights']}")))
         return chosen
     short = [name.removeprefix("imagenet/") for name in model_names() if name.startswith("imagenet/")]
     return "imagenet/" + st.selectbox(
@@ -294,10 +294,10 @@ def _choose_group(opened: Bench, controls: DeltaGenerator) -> Group:
 def _offer_download(name: str) -> None:
     st.title("These weights are not on this machine")
     st.write(
-        f"**{name}** has published weights. Download them, give a weights file under *Local files* in the sidebar "
+        f"**{text.markdown(name)}** has published weights. Download them, give a weights file under *Local files* in the sidebar "
         f"(or `random` for the architecture alone), or pick an embedded model."
     )
-    download(f"Download the weights of {name}", ("weights", name), lambda: stream_weights(name))
+    download(f"Download the weights of {text.markdown(name)}", ("weights", name), lambda: stream_weights(name))
 
 
 def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]]]) -> None:

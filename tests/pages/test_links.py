@@ -16,7 +16,8 @@ from opening import APP, text
 from streamlit.testing.v1 import AppTest
 
 from intrafusion.jobs import Job, Jobs
-from pages.common import literal, shell
+from intrafusion.text import code
+from pages.common import shell
 from pages.common.links import SIDEBAR
 from pages.common.navigation import _PAGES
 
@@ -209,13 +210,13 @@ def test_what_a_page_comes_to_later_is_judged_later():
     ("a``b`c", "``` a``b`c ```"), ("a\x00\n\u202eb", "` a\\x00\\n\\u202eb `"), ("x" * 99, f"` {'x' * 39}… `"), ("", "`  `"),
 ])  # fmt: skip
 def test_values_are_shown_as_text(value, shown):
-    assert literal.code(value) == shown
+    assert code(value) == shown
 
 
 def test_an_error_that_quotes_a_link_makes_no_picture_of_it():
     app = follow("overview", {"weights": "![x](http://example.org/y.png) $a$ <b> **c**"})
     assert app.error[0].value.startswith(
-        r"no weights file at !\[x](http:/example.org/y.png) \$a\$ \<b> \*\*c\*\*: check"
+        "no weights file at \\!\\[x\\](http:\u2060/example.org/y.png) \\$a\\$ \\<b\\> \\*\\*c\\*\\*: check"
     )
 
 
