@@ -26,10 +26,9 @@ ROW, INDEX = Shape((8,)), Shape((3,), torch.int64, 0, 2)
 
 # name -> arguments, what it makes of them (one shape, or several), and the same by another way, where that says more
 CASES: dict[str, tuple[tuple[Any, ...], Any, Any]] = {
-    **{name: ((ROWS,), ROWS, None) for name in (
-        "relu", "relu6", "sigmoid", "tanh", "silu", "mish", "selu", "hardswish", "hardsigmoid", "log_sigmoid", "exp", "log",
-        "sqrt", "rsqrt", "abs", "neg", "reciprocal", "square", "erf", "clone",
-    )},
+    **dict.fromkeys(("relu", "relu6", "sigmoid", "tanh", "silu", "mish", "selu", "hardswish", "hardsigmoid",
+        "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "abs", "neg", "reciprocal", "square", "erf", "clone"), ((ROWS,),
+            ROWS, None)),
     "gelu": ((ROWS, "tanh"), ROWS, lambda x, form: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))),
     "hardtanh": ((ROWS, -0.5, 0.25), ROWS, lambda x, low, high: x.clip(low, high)),
     "clamp": ((ROWS, None, 0.25), ROWS, lambda x, low, high: torch.where(x > high, high, x)),
@@ -47,7 +46,8 @@ CASES: dict[str, tuple[tuple[Any, ...], Any, Any]] = {
     "conv2d": (
         (MAPS, Shape((6, 2, 3, 3)), Shape((6,)), (2, 1), (1, 0), (1, 1), 2), Shape((B, 6, 3, 4)),
         lambda x, w, b, *_: torch.cat([
-            F.conv2d(F.pad(part, (0, 0, 1, 1)), weight)[:, :, ::2] for part, weight in zip(x.chunk(2, 1), w.chunk(2), strict=True)
+            F.conv2d(F.pad(part, (0, 0, 1, 1)), weight)[:, :, ::2] for part, weight in zip(x.chunk(2, 1), w.chunk(2),
+                strict=True)
         ], 1) + b[:, None, None],
     ),
     "linear": ((ROWS, Shape((5, 8)), Shape((5,))), Shape((B, 6, 5)), lambda x, w, b: x @ w.T + b),
@@ -150,7 +150,8 @@ def _listed(made: Any) -> Any:
     ("gelu", (ROWS, "exact")), ("gelu", (ROWS, "%2000000000d")), ("hardtanh", (ROWS, 1.0, 0.0)), ("clamp", (ROWS, None, None)),
     ("clamp", (ROWS, float("nan"), None)), ("softplus", (ROWS, 0.0, 20.0)), ("celu", (ROWS, 0)), ("elu", (ROWS, float("inf"))),
     ("prelu", (MAPS, Shape((3,)))), ("add", (1.0, 2.0)), ("add", (ROWS, Shape((7,)))), ("add", (ROWS, Shape((3, 6, 8)))),
-    ("add", (ROWS, 2**41)), ("add", (ROWS, "x")), ("div", (ROWS, True)), ("pow", (ROWS, 1e300)), ("masked_fill", (ROW, MASK, 0.0)),
+    ("add", (ROWS, 2**41)), ("add", (ROWS, "x")), ("div", (ROWS, True)), ("pow", (ROWS, 1e300)),
+    ("masked_fill", (ROW, MASK, 0.0)),
     ("masked_fill", (ROWS, ROWS, 0.0)), ("where", (ROWS, ROWS, ROWS)),
     ("conv2d", (MAPS, Shape((6, 4, 3, 3)), Shape((5,)), (1, 1), (1, 1), (1, 1), 1)),
     ("conv2d", (MAPS, Shape((6, 4, 3, 3)), None, (0, 1), (1, 1), (1, 1), 1)),
@@ -166,24 +167,30 @@ def _listed(made: Any) -> Any:
     ("group_norm", (MAPS, 3, None, None, 1e-5)), ("group_norm", (MAPS, 0, None, None, 1e-5)),
     ("group_norm", (MAPS, 2, Shape((4,)), Shape((1,)), 1e-5)), ("matmul", (ROWS, ROWS)), ("matmul", (ROW, ROW)),
     ("attention", (ROWS, ROWS, Shape((B, 7, 8)), None, None)), ("attention", (ROWS, ROWS, ROWS, Shape((5, 6)), None)),
-    ("max_pool2d", (MAPS, (3, 3), (1, 1), (2, 2), (1, 1), False)), ("max_pool2d", (MAPS, (3, 3), (0, 1), (1, 1), (1, 1), False)),
+    ("max_pool2d", (MAPS, (3, 3), (1, 1), (2, 2), (1, 1), False)),
+    ("max_pool2d", (MAPS, (3, 3), (0, 1), (1, 1), (1, 1), False)),
     ("avg_pool2d", (MAPS, (7, 7), (1, 1), (0, 0), False, True)), ("adaptive_avg_pool2d", (MAPS, (0, 1))),
     ("adaptive_avg_pool2d", (MAPS, (2**40, 1))), ("upsample_nearest", (MAPS, (2**20, 2**20))),
     ("mean", (ROWS, (0,), False)), ("mean", (ROWS, (1, 1), False)), ("mean", (ROWS, (3,), False)), ("sum", (ROWS, (), False)),
     ("var", (ROWS, (1,), 2, False)), ("softmax", (ROWS, 0)), ("softmax", (ROWS, 3)), ("reshape", (ROWS, (-1, -1))),
-    ("reshape", (ROWS, (7, -1))), ("reshape", (ROWS, (B, 0, -1))), ("reshape", (ROWS, (-2, -24, B))), ("reshape", (ROWS, (B, 47))),
+    ("reshape", (ROWS, (7, -1))), ("reshape", (ROWS, (B, 0, -1))), ("reshape", (ROWS, (-2, -24, B))),
+    ("reshape", (ROWS, (B, 47))),
     ("reshape", (ROWS, (B, B, -1))), ("flatten", (ROWS, 0)), ("flatten", (ROW, 1)), ("permute", (ROWS, (0, 1))),
     ("permute", (ROWS, (0, 1, 1))), ("transpose", (ROWS, 0, 3)), ("unsqueeze", (ROWS, 4)), ("squeeze", (ROWS, 0)),
     ("expand", (ROWS, (3, 6, 8))), ("expand", (ROWS, (6, 8))), ("expand", (ROW, (-1, 8))), ("expand", (ROW, (0, 8))),
-    ("expand", (ROW, (2**40, 2**40, 8))), ("repeat", (ROWS, (2,))), ("repeat", (ROWS, (1, 1, -1))), ("repeat", (ROWS, (B, 1, 1))),
-    ("cat", ((), 0)), ("cat", ((ROWS, MAPS), 0)), ("cat", ((ROWS, Shape((1, 6, 8))), 0)), ("cat", ((ROWS, Shape((B, 5, 8))), 2)),
+    ("expand", (ROW, (2**40, 2**40, 8))), ("repeat", (ROWS, (2,))), ("repeat", (ROWS, (1, 1, -1))),
+    ("repeat", (ROWS, (B, 1, 1))),
+    ("cat", ((), 0)), ("cat", ((ROWS, MAPS), 0)), ("cat", ((ROWS, Shape((1, 6, 8))), 0)),
+    ("cat", ((ROWS, Shape((B, 5, 8))), 2)),
     ("stack", ((ROWS, ROW), 0)), ("split", (ROWS, (2, 2), 1)), ("split", (ROWS, (7, -1), 1)), ("split", (ROWS, (6, 0), 1)),
     ("chunk", (ROWS, 0, 1)), ("chunk", (ROWS, 2, 0)), ("unbind", (ROWS, 0)), ("select", (ROWS, 0, 0)), ("select", (ROWS, 1, 6)),
     ("select", (ROWS, 1, -7)), ("slice", (ROWS, 0, 0, 1, 1)), ("slice", (ROWS, 1, 3, 3, 1)), ("slice", (ROWS, 1, 0, 7, 1)),
     ("slice", (ROWS, 1, 0, 6, 0)), ("slice", (ROWS, -2, 0, 6, 1)), ("roll", (ROWS, (1,), (0,))), ("roll", (ROWS, (1, 2), (1,))),
     ("flip", (ROWS, (0,))), ("pad", (ROWS, (1,), 0.0)), ("pad", (ROWS, (-9, 0), 0.0)), ("pad", (ROWS, (0, 0, 0, 0, 1, 0), 0.0)),
-    ("pad", (ROWS, (2**39, 2**39), 0.0)), ("pad_as", (MAPS, (6, 0, 0, 0), "reflect")), ("pad_as", (MAPS, (1, 0, 0, 0), "circular")),
-    ("channel_shuffle", (MAPS, 3)), ("channel_shuffle", (MAPS, 0)), ("pixel_shuffle", (MAPS, 3)), ("pixel_unshuffle", (MAPS, 4)),
+    ("pad", (ROWS, (2**39, 2**39), 0.0)), ("pad_as", (MAPS, (6, 0, 0, 0), "reflect")),
+    ("pad_as", (MAPS, (1, 0, 0, 0), "circular")),
+    ("channel_shuffle", (MAPS, 3)), ("channel_shuffle", (MAPS, 0)), ("pixel_shuffle", (MAPS, 3)),
+    ("pixel_unshuffle", (MAPS, 4)),
     ("index", (Shape((2, 5)), INDEX)), ("index", (ROWS, INDEX)), ("index", (Shape((4,)), Shape((3,), torch.int64, -1, 2))),
     ("index", (Shape((4,)), Shape((3,), torch.int64))), ("index", (Shape((4,)), Shape((4,), torch.bool))),
     ("index_select", (ROWS, 1, Shape((3, 1), torch.int64, 0, 2))), ("index_select", (ROWS, 0, INDEX)),
@@ -204,7 +211,8 @@ def test_sizes_hold_for_any_number_of_images():
 
 @pytest.mark.parametrize("call", [
     lambda: product((B, B)), lambda: product((2**20, 2**20, 2)), lambda: total(B, 1), lambda: divided(Batch(5), 2),
-    lambda: divided(5, 0), lambda: divided(5, B), lambda: remainder(5, 0), lambda: remainder(B, 2), lambda: broadcast((B,), (2,)),
+    lambda: divided(5, 0), lambda: divided(5, B), lambda: remainder(5, 0), lambda: remainder(B, 2),
+    lambda: broadcast((B,), (2,)),
     lambda: Shape((1,) * 9), lambda: Shape((B, 0)), lambda: Shape((-1,)), lambda: Shape((True, 2**41)),
 ])  # fmt: skip
 def test_sizes_that_do_not_are_refused(call):
