@@ -104,7 +104,7 @@ def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> 
                 files[place].file_size if place not in places else 0
             )
             places.setdefault(place, []).append(name)
-            if total > 2 * _TENSORS:
+            if total > 2 * _TENSORS:  # of the files and of what is made of them
                 raise IntrafusionError(f"{archive.filename} holds tensors of more than {_TENSORS // MIB} MiB")
     found = {}
     for place, names in places.items():  # a file that has several names is read once

@@ -81,7 +81,8 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     if len(runs) > LAYERS:
         raise IntrafusionError(f"it has {len(runs):,} layers, and at most {LAYERS:,} are taken")
     layers = {path: layer_built(path, description["layers"][path], tensors) for path in sorted(runs) if _is_path(path)}
-    learned = {path: description["learned"][path] is True for path in _weights(steps) if _is_path(path)}
+    said = description["learned"]
+    learned = {path: said[path] is True for path in _weights(steps) if _is_path(path)}
     own = {path: shape_of(path, tensors) for path in learned}
     logits = _proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
     classes = logits.sizes[1] if len(logits.sizes) == 2 else None

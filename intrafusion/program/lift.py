@@ -573,6 +573,8 @@ def split_target(target: Any) -> tuple[str, str, bool]:
 
 def _arithmetic(name: str, args: list[Any]) -> Size | None:
     """A whole number of others, in the file's arithmetic on sizes; None of a comparison, which nobody may read."""
+    for one in args:
+        whole(one.times if isinstance(one, Batch) else one)
     if name == "neg":
         return scaled(args[0], -1)
     first, second = args
