@@ -138,7 +138,9 @@ def header(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
     """
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
-        if int.from_bytes(member.peek(4)[: 2 if version == (1, 0) else 4], "little") > _HEADER:
+        size = member.read(2 if version == (1, 0) else 4)
+        member.seek(-len(size), 1)
+        if int.from_bytes(size, "little") > _HEADER:
             raise ValueError(f"{info.filename} has a header of more than {_HEADER:,} bytes")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:

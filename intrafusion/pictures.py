@@ -171,8 +171,8 @@ def _webp(content: bytes) -> bytes:
     for count, (kind, begin, end) in enumerate(_riff(content)):
         part = content[begin:end]
         if kind == b"VP8X":
-            sides = (int.from_bytes(part[at : at + 3], "little") + 1 for at in (12, 15))
-            _check(*sides, 8)
+            width, height = (int.from_bytes(part[at : at + 3], "little") + 1 for at in (12, 15))
+            _check(width, height, 8)
             kept.append(part[:8] + bytes([part[8] & 0x12]) + part[9:])  # flags: alpha and animation alone
         elif kind == b"VP8 ":
             width, height = struct.unpack_from("<HH", part, 14)
@@ -240,7 +240,8 @@ def _tiff(content: bytes) -> bytes:
         tile = [_number(tags, tag) for tag in (322, 323)]
         if not all(tile):
             raise ValueError("its tiles have no size")
-        _check(*(ceil(side / of_tile) * of_tile for side, of_tile in zip((width, height), tile, strict=True)), each)
+        wide, high = (ceil(side / of_tile) * of_tile for side, of_tile in zip((width, height), tile, strict=True))
+        _check(wide, high, each)
     return content
 
 

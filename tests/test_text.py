@@ -21,8 +21,8 @@ from intrafusion.text import block, cell, code, csv, hover, markdown, sentence
 HOSTILE = [
     "![b](http://127.0.0.1:9/b.png)", "[log in](http://evil.example/)", "<img src=x onerror=alert(1)>", "<a href='//x'>y</a>",
     "$x$", "`x`", "**b** _i_ ~~s~~", "# head", "> quote", "| a | b |", ":material/home:", ":red[x]", ":smile:",
-    "a@evil.example", "__init__", "a__b__c_",     "http://evil.example/x", "www.evil.example", "a\nb\n\n# c", "x\u202ey", "&lt;b&gt;",
-    "[x]: http://evil.example", "%{customdata}", "``` x", "\\*x\\*", "`` [a](b) `", "=cmd|' /C calc'!A0",
+    "a@evil.example", "__init__", "a__b__c_", "http://evil.example/x", "www.evil.example", "a\nb\n\n# c", "x\u202ey",
+    "&lt;b&gt;", "[x]: http://evil.example", "%{customdata}", "``` x", "\\*x\\*", "`` [a](b) `", "=cmd|' /C calc'!A0",
 ]  # fmt: skip
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
