@@ -291,6 +291,8 @@ def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> 
     }
     if args.out.suffix not in write:
         raise IntrafusionError(f"{args.out} must end in {', '.join(write)}")
+    if not args.out.parent.is_dir():
+        raise IntrafusionError(f"{args.out} cannot be written: {args.out.parent} is no folder")
     try:
         with whole(args.out) as part:
             write[args.out.suffix](part)

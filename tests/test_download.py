@@ -187,8 +187,9 @@ def test_unwritable_folder_is_one_line(url):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_full_disk_is_one_line_and_leaves_nothing(url, tmp_path, monkeypatch):
-    monkeypatch.setattr("intrafusion.download.os.getpid", lambda: 1)
-    (tmp_path / "file.bin.part1").symlink_to("/dev/full")
+    part = tmp_path / ".file.bin.part"
+    part.symlink_to("/dev/full")
+    monkeypatch.setattr("intrafusion.download.part_of", lambda path: part)
     with pytest.raises(itf.IntrafusionError, match="No space left") as caught:
         fetch(url, tmp_path / "file.bin")
     assert "\n" not in str(caught.value)

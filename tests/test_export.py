@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import intrafusion as itf
+from intrafusion import atomic
 from intrafusion import export as package
 from intrafusion.bench import open_bench, open_model
 from intrafusion.cli import main
 from intrafusion.export import FORMATS, TOLERANCE, Made, Report, archive, export, making, write, writing
-from intrafusion.export import files as files_module
 from intrafusion.quote import prune_line, prune_snippet
 from intrafusion.zoo import keep
 
@@ -157,8 +157,8 @@ def test_a_full_disk_that_a_library_tells_in_its_own_words_is_known(monkeypatch,
     def fail(made, folder):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
 
-    usage = files_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(files_module.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    usage = atomic.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: usage._replace(free=100))
     monkeypatch.setitem(FORMATS, "torch.export", replace(FORMATS["torch.export"], write=fail))
     with pytest.raises(itf.IntrafusionError, match="is full"):
         write(make("digits-mlp"), tmp_path, "torch.export")

@@ -7,7 +7,7 @@ import numpy as np
 import own_files as files
 import pytest
 import torch
-from damage import card_in, set_card
+from damage import DAMAGES, card_in, set_card
 from PIL import Image
 
 import intrafusion as itf
@@ -315,6 +315,39 @@ class TestImages:
         ):
             itf.load_data("kept/mine")
         assert take_data([path], "mine") == "kept/mine"
+
+    def _emptied(folder):
+        for file in folder.iterdir():
+            file.unlink()
+
+    def _a_file(folder):
+        TestImages._emptied(folder)
+        folder.rmdir()
+        folder.write_bytes(b"x")
+
+    DAMAGES = {  # noqa: RUF012
+        "a file": _a_file,
+        "empty": _emptied,
+        "truncated": lambda folder: DAMAGES["truncated"](folder / "own_test.npz"),
+        "an empty file": lambda folder: DAMAGES["empty"](folder / "own_test.npz"),
+        "garbage": lambda folder: DAMAGES["garbage"](folder / "own_test.npz"),
+    }
+
+    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+    def test_damaged_ones_are_listed_as_such_and_hinder_no_others(self, tmp_path, capsys, damage):
+        for name in ("mine", "whole"):
+            take_data([files.npz(tmp_path / "x.npz")], name)
+        damage(home() / "images" / "mine")
+        assert itf.data.kept_data() == ["kept/mine", "kept/whole"]
+        assert main(["own", "list", "--json"]) == 0
+        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["about"].startswith("damaged: ") for row in told] == [True, False]
+        with pytest.raises(itf.IntrafusionError) as caught:
+            itf.load_data("kept/mine")
+        assert "\n" not in str(caught.value)
+        assert len(itf.load_data("kept/whole")) == 6
+        remove("images", "mine")
+        assert itf.data.kept_data() == ["kept/whole"]
 
     def test_paths_and_names_do_not_mix(self, tmp_path):
         take_data([files.npz(tmp_path / "x.npz")], "mine")
