@@ -5,10 +5,15 @@ from typing import Any
 
 import own_files as files
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models.mlp_mixer import Affine, ResBlock
 from torch import Tensor, nn
+from torchvision import models
 from torchvision.models import VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.regnet import BlockParams
 
 import intrafusion as itf
 from intrafusion import zoo
@@ -51,6 +56,26 @@ class Shared(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def _maxvit() -> nn.Module:
+    return models.MaxVit((32, 32), 8, 4, 8, [8, 8], [2, 2], 0.0, num_classes=5)
+
+
+FAMILIES = {  # a small one of each that people export
+    "densenet": lambda: models.DenseNet(4, (2, 2), 8, num_classes=5),
+    "shufflenet": lambda: models.ShuffleNetV2([1, 1, 1], [4, 8, 16, 16, 16], num_classes=5),
+    "mobilenet": lambda: models.MobileNetV2(5, 0.25, [[1, 16, 1, 1], [6, 16, 2, 2]]),
+    "convnext": lambda: models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5),
+    "squeezenet": lambda: models.SqueezeNet("1_1", 5),
+    "regnet": lambda: models.RegNet(BlockParams.from_init_params(1, 16, 8.0, 2.0, 8, 0.25), 5, 8),
+    "vit": lambda: VisionTransformer(32, 16, 1, 2, 8, 12, num_classes=5),
+    "maxvit": _maxvit,
+    "mixer": lambda: timm.models.MlpMixer(5, 32, patch_size=16, num_blocks=1, embed_dim=8),
+    "resmlp": lambda: timm.models.MlpMixer(
+        5, 32, patch_size=16, num_blocks=1, embed_dim=8, block_layer=ResBlock, norm_layer=Affine
+    ),
+    "swin": lambda: timm.models.SwinTransformer(32, 2, 3, 5, "avg", 8, (2, 2), (2, 2), window_size=4),
+    "ghostnet": lambda: timm.models.GhostNet([[[3, 8, 8, 0, 1]], [[3, 16, 8, 0.25, 2]]], 5, 0.5),
+}  # fmt: skip
 SMALL = {"odd": (Odd, (3, 8, 8)), "shared": (Shared, (3, 8, 8)), "tiny": (files.network, (1, 8, 8))}
 NETWORKS = (
     "mlp",
@@ -118,6 +143,14 @@ def test_a_transformers_hidden_channels_are_found_again(tmp_path):
     }  # fmt: skip
     attention = found["encoder.layers.encoder_layer_0.self_attention"]
     assert "encoder.layers.encoder_layer_0.self_attention.out_proj reads a part of them" in attention
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_network_of_each_family_opens(tmp_path, random_weights, name):
+    model = random_weights(FAMILIES[name]().eval())
+    program = opened(tmp_path, model, (3, 32, 32))
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(program(images), model(images), rtol=1e-4, atol=1e-4 * float(model(images).abs().max()))
 
 
 def test_a_batch_of_one_size_is_enough_where_the_network_does_not_write_it_out(tmp_path):
