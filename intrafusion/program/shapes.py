@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 
@@ -83,7 +82,10 @@ def scaled(size: Size, by: Size) -> Size:
 
 
 def product(sizes: Iterable[Size]) -> Size:
-    return reduce(scaled, sizes, 1)
+    found: Size = 1
+    for size in sizes:
+        found = scaled(found, size)
+    return found
 
 
 def total(first: Size, second: Size) -> Size:
