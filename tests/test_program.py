@@ -57,7 +57,7 @@ class Shared(nn.Module):
 
 
 def _maxvit() -> nn.Module:
-    return models.MaxVit((32, 32), 8, 4, 8, [8, 8], [2, 2], 0.0, num_classes=5)
+    return models.MaxVit((32, 32), 8, 4, [8, 8], [1, 1], 8, 0.0, num_classes=5)
 
 
 FAMILIES = {  # a small one of each that people export
@@ -71,7 +71,7 @@ FAMILIES = {  # a small one of each that people export
     "maxvit": _maxvit,
     "mixer": lambda: timm.models.MlpMixer(5, 32, patch_size=16, num_blocks=1, embed_dim=8),
     "resmlp": lambda: timm.models.MlpMixer(
-        5, 32, patch_size=16, num_blocks=1, embed_dim=8, block_layer=ResBlock, norm_layer=Affine
+        5, 32, patch_size=16, num_blocks=1, embed_dim=8, mlp_ratio=4, block_layer=ResBlock, norm_layer=Affine
     ),
     "swin": lambda: timm.models.SwinTransformer(32, 2, 3, 5, "avg", 8, (2, 2), (2, 2), window_size=4),
     "ghostnet": lambda: timm.models.GhostNet([[[3, 8, 8, 0, 1]], [[3, 16, 8, 0.25, 2]]], 5, 0.5),

@@ -125,7 +125,7 @@ def _place(
         )
     if not is_path(name):
         raise IntrafusionError(
-            f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _ and dots are taken"
+            f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _, - and dots are taken"
         )
     if place not in files:
         raise IntrafusionError(f"{archive.filename} lacks the tensor {name} ({place})")
