@@ -4,10 +4,12 @@ import http.client
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
-from visiting import alerts, copied, dashboard, visitor
+from visiting import ROOT, alerts, copied, dashboard, visitor
 
 from pages.common.addresses import is_loopback
 
@@ -101,6 +103,15 @@ def test_a_damaged_default_model_never_says_ready(tmp_path):
         (error,) = server.until_events("error", 1)
         assert (error["id"], error["where"]) == (said["id"], "start")
         assert "digits-resnet.safetensors" in error["traceback"]
+
+
+def test_a_number_of_proxies_that_is_none_ends_the_start_in_one_line():
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"INTRAFUSION_PROXIES": "two"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: INTRAFUSION_PROXIES must be how many proxies stand in front, not 'two'"]
 
 
 class TestErrors:

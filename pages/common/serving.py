@@ -33,7 +33,11 @@ APP = Path(__file__).parents[2] / "app.py"
 
 
 def options() -> dict[str, Any]:
-    """What `st.App` is to be made with."""
+    """What `st.App` is to be made with. Ends the process where the environment makes no sense, before it serves anybody."""
+    try:
+        proxies()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     uvicorn.config.ProxyHeadersMiddleware = KeepsPeer  # type: ignore[misc,assignment]
     return {
         "routes": [Route("/health", _tell_health)],
