@@ -45,8 +45,8 @@ ODD = (
 class Idle(Jobs):
     """Jobs that end at once, with nothing: links are about what pages ask, not about what comes of it."""
 
-    def start(self, key, total, work, title="", part=None, computes=True) -> Job:
-        return super().start(key, total, lambda: iter(()), title, part, computes)
+    def start(self, key, total, work, *about, **options) -> Job:
+        return super().start(key, total, lambda: iter(()), *about, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)

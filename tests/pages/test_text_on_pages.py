@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -13,6 +14,7 @@ from opening import open_page
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
+from intrafusion.cards import card_of
 from intrafusion.jobs import Jobs
 from intrafusion.own import take_data
 from intrafusion.places import home
@@ -66,11 +68,10 @@ def evil(jobs: Jobs) -> Iterator[str]:
     """A kept network, kept images, a study and a job that waits, with hostile text in all that says something."""
     names = np.array([f"{EVIL}{number}" for number in range(10)])
     take_data([files.npz(home() / "x.npz", labels=np.arange(6), classes=names)], "evil")
-    keep(itf.load_model("digits-mlp"), "evil")
-    card = home() / "models" / "evil.json"
-    about = json.loads(card.read_text())
-    about |= {"source": EVIL, "licence": EVIL, "details": about["details"] | {"command": EVIL, "told": [EVIL]}}
-    card.write_text(json.dumps(about))
+    model = itf.load_model("digits-mlp")
+    details = card_of(model).details | {"command": EVIL, "told": [EVIL]}
+    model.card = replace(card_of(model), source=EVIL, licence=EVIL, details=details)
+    keep(model, "evil")
     study = Study(EVIL, itf.PruneSpec(model="kept/evil", dataset="kept/evil"), {"sparsity": (0.5,)})
     Store(default_path()).save_study(study.name, study.to_toml(), [])
     ended = Event()
