@@ -12,7 +12,7 @@ from torch import nn
 from intrafusion.activations import private
 from intrafusion.cards import ModelCard
 from intrafusion.channels import Group
-from intrafusion.data import ImageData, load_calibration, load_data
+from intrafusion.data import ImageData, load_calibration, load_data, train_beside
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluate import Evaluation, Size, evaluate, layer_sizes, logits, size
 from intrafusion.fingerprint import of_images, of_model, of_text
@@ -162,9 +162,15 @@ class Bench:
         """The labelled images that the spec's recovery learns from. Raises IntrafusionError where there are none."""
         data = self.calibration(spec.but(calibration=spec.training))
         if data.split != "train":
+            where = Path(spec.data_path or f"{spec.dataset}_test.npz")
+            beside = (
+                train_beside(where).name
+                if where.suffix
+                else f"{spec.dataset}_train.npz into {where}, or a folder train"
+            )
             raise IntrafusionError(
-                f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: "
-                f"put {spec.dataset}_train.npz beside it"
+                f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: put {beside}"
+                f"{' beside it' if where.suffix else ''}"
             )
         return data.labelled()
 

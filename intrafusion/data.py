@@ -188,7 +188,7 @@ def load_calibration(
 ) -> ImageData:
     """At most `limit` images for criteria and costs to look at: of the training split, so that no test label leaks.
 
-    Where `path` holds no training split (beside `x_test.npz` it is `x_train.npz`), the test split's; `.split` says which.
+    Where `path` holds no training split (of x_test.npz or x.npz it is x_train.npz), the test split's; `.split` says which.
     Raises IntrafusionError as `load_data` does.
     """
     if name.startswith(KEPT):
@@ -202,9 +202,15 @@ def load_calibration(
 def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]:
     """The split to calibrate on, and the path that has it."""
     if where is not None and where.is_file() and "train" not in splits_of(keys_of(where)):
-        beside = where.with_name(where.name.replace("test", "train"))
-        return ("train", beside) if beside.is_file() and beside != where else ("test", where)
+        beside = train_beside(where)
+        return ("train", beside) if beside.is_file() else ("test", where)
     return "train" if where is None or not where.is_dir() or _has_train(name, where) else "test", where
+
+
+def train_beside(test: Path) -> Path:
+    """Where the training images of a file of test images are looked for: x_train.npz of x_test.npz, x_train.npz of x.npz."""
+    name = test.name.replace("test", "train")
+    return test.with_name(name if name != test.name else f"{test.stem}_train{test.suffix}")
 
 
 def _has_train(name: str, folder: Path) -> bool:

@@ -7,6 +7,7 @@ are; one that does not stays, and is a layer of one weight a channel.
 """
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from intrafusion.shrink import shrink
 from intrafusion.tracing import Graph
 from intrafusion.twins import twin
 
+_log = logging.getLogger(__name__)
 _MIXED = (
     "permuting its channels changes the logits: an operation in between mixes them, or tells them apart by their place, as a"
     " shuffle, a norm over channels or a buffer with a number for each"
@@ -42,6 +44,8 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     example: one input, float (1, C, H, W); only its shape matters. The model is not touched.
     Raises IntrafusionError when the network cannot be copied or traced at all.
     """
+    if torch.is_inference_mode_enabled():
+        raise IntrafusionError("groups are found by following gradients: call this outside of torch.inference_mode()")
     traced = twin(model).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     noise = inputs_for(traced, torch.randn(2, *example.shape[1:], generator=generator).to(example.device))
@@ -52,6 +56,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
         with torch.inference_mode():
             logits = traced(noise.clone())
             again = traced(noise.clone())
+            alone = traced(noise[:1].clone())
     except Exception as error:  # a user's forward can fail in any way
         raise IntrafusionError(
             f"the network cannot be traced on an input of shape {tuple(example.shape)}: {one_line(error)}"
@@ -62,6 +67,11 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
         raise IntrafusionError(
             "the network answers the same images differently each time in eval mode, as F.dropout does without"
             " training=self.training: nothing can be compared"
+        )
+    if not _within(_CHANCE, alone, logits[:1]):
+        _log.warning(
+            "the network answers an image otherwise beside other images than alone, as BatchNorm does without running "
+            "statistics: its accuracies depend on which images are measured together"
         )
     traced.requires_grad_(False)
     with torch.inference_mode():

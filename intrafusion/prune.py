@@ -78,7 +78,10 @@ def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Gr
         check_names(found, wanted)
         chosen = [group for group in found if group.name in wanted]
     if not chosen:
-        raise IntrafusionError("no group to prune: the network has no prunable group, or none was named")
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in found[:3] if group.reason)
+        raise IntrafusionError(
+            f"no group to prune: the network has no prunable group, or none was named{reasons and f' ({reasons})'}"
+        )
     return chosen
 
 

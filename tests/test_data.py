@@ -435,3 +435,14 @@ def test_reference_imagenet_folders_are_the_thousand_classes_in_order(reference)
     images = itf.load_data("imagenet", path=folder, limit=3)
     assert images.labels.tolist() == [0, 1, 2]
     assert classes[:2] == ("tench", "goldfish")
+
+
+@pytest.mark.parametrize(
+    ("test", "train"), [("x_test.npz", "x_train.npz"), ("test.npz", "train.npz"), ("x.npz", "x_train.npz")]
+)
+def test_where_training_images_are_looked_for(tmp_path, test, train):
+    images, labels = np.zeros((6, 8, 8, 1), np.uint8), np.array([0, 1, 2, 0, 1, 2])
+    np.savez(tmp_path / test, images=images, labels=labels)
+    assert itf.load_calibration("own", tmp_path / test).split == "test"
+    np.savez(tmp_path / train, images=images + 1, labels=labels)
+    assert itf.load_calibration("own", tmp_path / test).split == "train"

@@ -467,3 +467,16 @@ def test_only_the_shape_of_the_example_matters(networks):
     assert [(g.name, g.size, g.reason, g.block.tolist()) for g in again] == [
         (g.name, g.size, g.reason, g.block.tolist()) for g in network.groups
     ]
+
+
+def test_inference_mode_is_refused_in_one_line():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    with torch.inference_mode(), pytest.raises(itf.IntrafusionError, match="outside of torch"):
+        itf.find_groups(model, torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("tracks", "told"), [(False, True), (True, False)])
+def test_a_network_whose_answers_depend_on_the_batch_is_told(caplog, tracks, told):
+    norm = nn.BatchNorm2d(4, track_running_stats=tracks)
+    itf.find_groups(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(144, 3)), torch.zeros(1, 1, 8, 8))
+    assert ("beside other images than alone" in caplog.text) == told
