@@ -249,7 +249,7 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "a weight of vast shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": 10**11}] * 4)), "more than 512 MiB"),
     "a negative shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": -1}] * 4)), "makes no sense"),
     "half precision": (listed(lambda about, s: _weight(about, dtype=6)), "export the network in float32"),
-    "a weight named as code": (listed(lambda about, s: _rename(about, "x');import os#")), "letters, digits, _ and dots"),
+    "a weight named as code": (listed(lambda about, s: _rename(about, "x');import os#")), "letters, digits, _, - and dots"),
     "a weight that is not there": (listed(lambda about, s: about.pop(next(iter(about)))), "it lacks the weights"),
     "a network in training": (_training, "model.eval()"),
     "a batch of one size": (_fixed, "export it with dynamic_shapes"),

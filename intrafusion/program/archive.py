@@ -106,7 +106,7 @@ def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> 
             places.setdefault(place, []).append(name)
             if total > 2 * _TENSORS:  # of the files and of what is made of them
                 raise IntrafusionError(f"{archive.filename} holds tensors of more than {_TENSORS // MIB} MiB")
-    found = {}
+    found: dict[str, Tensor] = {}
     for place, names in places.items():  # a file that has several names is read once
         content = bytearray(archive.read(files[place]))
         found |= {name: about[name].tensor(content) for name in names}
@@ -125,7 +125,7 @@ def _place(
         )
     if not is_path(name):
         raise IntrafusionError(
-            f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _ and dots are taken"
+            f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _, - and dots are taken"
         )
     if place not in files:
         raise IntrafusionError(f"{archive.filename} lacks the tensor {name} ({place})")

@@ -111,7 +111,7 @@ class Program(nn.Module):
             own, given = self._tensor(path), state_dict.get(f"{prefix}{path}")
             if given is not None and not own.is_floating_point() and not torch.equal(own, given.to(own)):
                 raise IntrafusionError(f"{path} holds indices or a mask, which weights cannot change: leave it out")
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _told(step: Step) -> str:

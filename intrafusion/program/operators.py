@@ -176,12 +176,13 @@ def _elementwise(name: str, run: Callable[..., Any]) -> None:
     _operator(run)(rule)
 
 
-for _name, _run in {
+_SINGLE: dict[str, Callable[..., Any]] = {
     "relu": F.relu, "relu6": F.relu6, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu, "mish": F.mish,
     "selu": F.selu, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "log_sigmoid": F.logsigmoid,
     "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "abs": torch.abs, "neg": torch.neg,
     "reciprocal": torch.reciprocal, "square": torch.square, "erf": torch.erf, "clone": torch.clone,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _run in _SINGLE.items():
     _elementwise(_name, _run)
 
 
@@ -452,8 +453,8 @@ def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: P
     if any(2 * pad > side for pad, side in zip(padding, kernel, strict=True)):
         raise IntrafusionError(f"it pools windows of {kernel} with a padding of {padding}")
     sides = [at(size, 1) for size in x.sizes[2:]]
-    found = map(lambda *numbers: _window("pool", *numbers, ceil), sides, kernel, stride, padding, dilation)
-    return _pooled(x, list(found), math.prod(kernel))
+    numbers = zip(sides, kernel, stride, padding, dilation, strict=True)
+    return _pooled(x, [_window("pool", *one, ceil) for one in numbers], math.prod(kernel))
 
 
 def _adaptive(x: Shape, sides: Pair) -> Made:
@@ -506,7 +507,8 @@ def _reduction(name: str, run: Callable[..., Any]) -> None:
     _operator(run)(rule)
 
 
-for _name, _run in {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax, "amin": torch.amin}.items():
+_SUMS: dict[str, Callable[..., Any]] = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
+for _name, _run in _SUMS.items():
     _reduction(_name, _run)
 
 

@@ -83,7 +83,8 @@ def scaled(size: Size, by: Size) -> Size:
 
 
 def product(sizes: Iterable[Size]) -> Size:
-    return reduce(scaled, sizes, 1)
+    one: Size = 1
+    return reduce(scaled, sizes, one)
 
 
 def total(first: Size, second: Size) -> Size:
