@@ -298,6 +298,19 @@ def masked_fill(x: Shape, mask: Shape, value: float) -> Shape:
     return x
 
 
+def _comparison(name: str, run: Callable[..., Any]) -> None:
+    def rule(x: Shape, number: float) -> Shape:
+        _floats(x)
+        return Shape(x.sizes, torch.bool)
+
+    rule.__name__ = name
+    _operator(run)(rule)
+
+
+_comparison("eq", torch.eq)
+_comparison("ne", torch.ne)
+
+
 def _masks(mask: Shape) -> None:
     if mask.dtype != torch.bool:
         raise IntrafusionError(f"it has {mask.dtype} for a mask")
@@ -727,6 +740,12 @@ def pixel_unshuffle(x: Shape, factor: int) -> Shape:
     if not 1 <= factor <= _SIDE or height % factor or width % factor:
         raise IntrafusionError(f"it shuffles {x} by {factor}")
     return Shape((batch, channels * factor**2, height // factor, width // factor))
+
+
+@_operator(lambda x, sizes, value: x.new_full(sizes, value))
+def full(x: Shape, sizes: Sizes, value: float) -> Shape:
+    _floats(x)
+    return Shape(sizes)
 
 
 # -- indices, which are constants of the file
