@@ -322,6 +322,8 @@ class _InPlace(nn.Module):
         z = y.relu_()
         z += 1
         y *= 2
+        y[:, 1:, 2:4] = 3
+        z[:, :2].mul_(0.5)
         return (y + z).mean((2, 3)) + self.table[self.places.view(-1)].sum(0)
 
 
@@ -330,6 +332,32 @@ def test_work_in_place_is_seen_under_every_name(tmp_path):
     program, _, _ = read_program(files.export(model, tmp_path / "p.pt2", (3, 4, 4)))
     images = torch.randn(5, 3, 4, 4)
     torch.testing.assert_close(program(images), model(images))
+
+
+class _Stale(nn.Module):
+    """A view, what it shows changed in place, and the view read again."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.scale = kind, nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        part = y[:, 1:]
+        if self.kind == "base":
+            y += 1
+        if self.kind == "neighbour":
+            y[:, :2] += 1
+        if self.kind == "view":
+            y.flatten(1).add_(1)
+        return part.sum((2, 3))[:, :1] + y.mean((2, 3)) * self.scale
+
+
+@pytest.mark.parametrize("kind", ["base", "neighbour", "view"])
+def test_views_of_what_changes_in_place_are_refused(tmp_path, kind):
+    path = files.export(_Stale(kind).eval(), tmp_path / "p.pt2", (3, 4, 4))
+    with pytest.raises(itf.IntrafusionError, match="in place"):
+        read_program(path)
 
 
 def test_weights_cannot_change_indices(tmp_path):

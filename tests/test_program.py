@@ -1,14 +1,13 @@
 """Programs of torch.export as networks: the same logits, the same groups, and the rest of the house works on them."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import own_files as files
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models.mlp_mixer import Affine, ResBlock
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import VisionTransformer
@@ -56,25 +55,24 @@ class Shared(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def _maxvit() -> nn.Module:
-    return models.MaxVit((32, 32), 8, 4, [8, 8], [1, 1], 8, 0.0, num_classes=5)
+def _timm(make: Callable[[Any], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: make(pytest.importorskip("timm").models)
 
 
-FAMILIES = {  # a small one of each that people export
-    "densenet": lambda: models.DenseNet(4, (2, 2), 8, num_classes=5),
+FAMILIES: dict[str, Callable[[], nn.Module]] = {  # a small one of each that people export
     "shufflenet": lambda: models.ShuffleNetV2([1, 1, 1], [4, 8, 16, 16, 16], num_classes=5),
     "mobilenet": lambda: models.MobileNetV2(5, 0.25, [[1, 16, 1, 1], [6, 16, 2, 2]]),
     "convnext": lambda: models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5),
     "squeezenet": lambda: models.SqueezeNet("1_1", 5),
     "regnet": lambda: models.RegNet(BlockParams.from_init_params(1, 16, 8.0, 2.0, 8, 0.25), 5, 8),
     "vit": lambda: VisionTransformer(32, 16, 1, 2, 8, 12, num_classes=5),
-    "maxvit": _maxvit,
-    "mixer": lambda: timm.models.MlpMixer(5, 32, patch_size=16, num_blocks=1, embed_dim=8),
-    "resmlp": lambda: timm.models.MlpMixer(
-        5, 32, patch_size=16, num_blocks=1, embed_dim=8, mlp_ratio=4, block_layer=ResBlock, norm_layer=Affine
-    ),
-    "swin": lambda: timm.models.SwinTransformer(32, 2, 3, 5, "avg", 8, (2, 2), (2, 2), window_size=4),
-    "ghostnet": lambda: timm.models.GhostNet([[[3, 8, 8, 0, 1]], [[3, 16, 8, 0.25, 2]]], 5, 0.5),
+    "maxvit": lambda: models.MaxVit((32, 32), 8, 4, [8, 8], [1, 1], 8, 0.0, num_classes=5),
+    "resmlp": _timm(lambda timm: timm.MlpMixer(
+        5, 32, patch_size=16, num_blocks=1, embed_dim=8, mlp_ratio=4, block_layer=timm.mlp_mixer.ResBlock,
+        norm_layer=timm.mlp_mixer.Affine,
+    )),
+    "swin": _timm(lambda timm: timm.SwinTransformer(32, 2, 3, 5, "avg", 8, (2, 2), (2, 2), window_size=4)),
+    "ghostnet": _timm(lambda timm: timm.GhostNet([[[3, 8, 8, 0, 1]], [[3, 16, 8, 0.25, 2]]], 5, 0.5)),
 }  # fmt: skip
 SMALL = {"odd": (Odd, (3, 8, 8)), "shared": (Shared, (3, 8, 8)), "tiny": (files.network, (1, 8, 8))}
 NETWORKS = (

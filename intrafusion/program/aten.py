@@ -25,6 +25,7 @@ add.Tensor add self other | sub.Tensor sub self other | mul.Tensor mul self othe
 add.Scalar add self other | sub.Scalar sub self other | mul.Scalar mul self other | div.Scalar div self other
 rsub.Scalar sub other self | rsub.Tensor sub other self | maximum.default maximum self other
 minimum.default minimum self other
+eq.Scalar eq self other | ne.Scalar ne self other
 pow.Tensor_Scalar pow self exponent | where.self where condition self other | masked_fill.Scalar masked_fill self mask value
 bmm.default matmul self mat2 | matmul.default matmul self other
 adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size

@@ -18,7 +18,7 @@ from intrafusion.program.build import FORMAT, STEPS, shape_of
 from intrafusion.program.layers import KINDS, layer_built, layer_described, layer_made
 from intrafusion.program.network import Value, Weight
 from intrafusion.program.operators import OPERATORS, axis
-from intrafusion.program.shapes import Batch, Shape, Size, divided, fitted, product, remainder, scaled, total, whole
+from intrafusion.program.shapes import Batch, Shape, Size, at, divided, fitted, product, remainder, scaled, total, whole
 
 _PLAIN_KINDS = {"as_int": int, "as_bool": bool, "as_float": (int, float), "as_string": str, "as_none": bool}
 _LISTS = {"as_ints": int, "as_bools": bool, "as_floats": (int, float)}
@@ -35,11 +35,39 @@ _FLOAT32 = 7
 class _Cell:
     """What a name of the file means now: work in place gives all names of one tensor another value.
 
-    viewed: whether it shows a part of another one's memory, or another one of its.
+    of: the tensor that it is a view of. place: where in that it lies, as (dim, start, stop), if it is a slice.
     """
 
-    def __init__(self, value: Value | Weight, viewed: bool = False):
-        self.value, self.viewed = value, viewed
+    def __init__(self, value: Value | Weight, of: "_Cell | None" = None, place: tuple[int, int, int] | None = None):
+        self._value, self.of, self.place = value, of, place
+        self.root: _Cell = of.root if of else self
+        self.is_copy, self.changes = False, 0
+        self._seen = self.root.changes
+
+    @property
+    def value(self) -> Value | Weight:
+        """Raises IntrafusionError for a view of what was changed in place since."""
+        if self._seen != self.root.changes:
+            raise IntrafusionError("it reads a view of a tensor that it changed in place in between: write it without")
+        return self._value
+
+    def check_in_place(self, name: str) -> None:
+        """Refuse work in place where what else it changes cannot be told."""
+        _ = self.value
+        if self.of is not None and self.place is not None:
+            self.of.check_in_place(name)
+        elif self.of is not None:
+            raise IntrafusionError(f"it works in place ({name}_) on a view of a tensor: write it without")
+        elif isinstance(self._value, Weight) and not self.is_copy:
+            raise IntrafusionError(f"it changes its own weights in place ({name}_): {_ADVICE}")
+
+    def change(self, value: Value | Weight, written: Callable[["_Cell", Value | Weight], Value]) -> None:
+        """Mean another value from now on, and so the tensors that it is a slice of. written: such a tensor, with it."""
+        if self.of is None:
+            self.changes += 1
+        else:
+            self.of.change(written(self, value), written)
+        self._value, self._seen = value, self.root.changes
 
 
 def lifted(written: Written) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -140,35 +168,42 @@ class _Lift:
         if name in (*DROPOUTS, *NOTHING):
             self.names[gives[0]] = self._nothing(name, told)
             return
-        changed = next(iter(told.values())) if in_place else None
+        first = next((one for one in told.values() if isinstance(one, _Cell)), None)
         if in_place:
-            self._check_in_place(changed, name)
+            self._checked(first).check_in_place(name)
         steps = len(self.steps)
         made = self._call(name, overload, told)
         several = "as_tensors" in node["outputs"][0]
         if several != isinstance(made, list) or (several and len(made) != len(gives)):
             raise IntrafusionError(f"it calls aten.{name}.{overload}, and takes {len(gives)} tensors of it")
-        views = any(isinstance(run := step[0], str) and OPERATORS[run].views for step in self.steps[steps:])
-        if views:
-            for one in told.values():
-                if isinstance(one, _Cell):
-                    one.viewed = True
-        if in_place and isinstance(changed, _Cell):
-            changed.value = made
+        if in_place:
+            changed = self._checked(first)
+            if self._shape(made) != self._shape(changed):
+                raise IntrafusionError(f"it makes {self._shape(made)} of {self._shape(changed)} in place ({name}_)")
+            changed.change(made, self._with_slice)
             self.names[gives[0]] = changed
             return
+        views = [step for step in self.steps[steps:] if isinstance(step[0], str) and OPERATORS[step[0]].views]
+        of = first if views else None
         self.names |= dict.fromkeys(gives)
         for place, one in zip(gives, made if several else [made], strict=False):
-            self.names[place] = _Cell(one, views) if isinstance(one, Value) else one
+            self.names[place] = _Cell(one, of, _slice(views)) if isinstance(one, Value) else one
 
-    def _check_in_place(self, changed: Any, name: str) -> None:
-        """Refuse work in place on what shares memory with another; everywhere else the pure operator gives the same."""
-        if not isinstance(changed, _Cell) or not isinstance(changed.value, Value):
-            raise IntrafusionError(f"it changes its own weights in place ({name}_): {_ADVICE}")
-        if changed.viewed:
-            raise IntrafusionError(
-                f"it works in place ({name}_) on a tensor of which there is a view: write it without"
-            )
+    def _checked(self, given: Any) -> _Cell:
+        if not isinstance(given, _Cell):
+            raise IntrafusionError("it works in place on something that is no tensor")
+        return given
+
+    def _with_slice(self, part: _Cell, value: Value | Weight) -> Value:
+        """A tensor with other numbers in one of its slices."""
+        assert part.of is not None
+        assert part.place is not None
+        whole, (dim, start, stop) = part.of.value, part.place
+        size = at(self._shape(whole).sizes[dim], 1)
+        before = [self._step("slice", whole, dim, 0, start, 1)] if start else []
+        after = [self._step("slice", whole, dim, stop, size, 1)] if stop < size else []
+        made: Value = self._step("cat", (*before, value, *after), dim)
+        return made
 
     def _nothing(self, name: str, told: Mapping[str, Any]) -> _Cell:
         """Calls that leave the numbers as they are."""
@@ -182,7 +217,11 @@ class _Lift:
         wanted = told.get("dtype") or (self._shape(told["other"]).dtype if "other" in told else None)
         if wanted not in (None, self._shape(cell).dtype):
             raise IntrafusionError(f"it makes {wanted} of {self._shape(cell).dtype}: export the network in float32")
-        return _Cell(cell.value) if name in COPIES and isinstance(cell.value, Value) else cell
+        if name not in COPIES:
+            return cell
+        copy = _Cell(cell.value)
+        copy.is_copy = True
+        return copy
 
     def _call(self, name: str, overload: str, told: dict[str, Any]) -> Any:
         """What a call makes: a Value, a size, or a list of Values."""
@@ -428,6 +467,18 @@ class _Lift:
             self.turned[made] = weight
         return made
 
+    def _filled(self, x: Any, value: Any) -> Any:
+        """As large as x, of one number, which may be a constant of the file."""
+        number = _value(value)
+        if isinstance(number, Weight) and self.tensors[number.path].numel() == 1 and number.path not in self.learned:
+            number = self.tensors[number.path].item()
+        return self._step("full", x, self._shape(x).sizes, number)
+
+    def _copied(self, x: Any, source: Any) -> Any:
+        if self._shape(source) == self._shape(x):
+            return _value(source)
+        return self._step("expand", source, self._shape(x).sizes)
+
     def _squeezed(self, x: Any, dims: Sequence[int]) -> Any:
         shape = self._shape(x)
         for place in sorted({axis(shape, dim) for dim in dims}, reverse=True):
@@ -517,9 +568,12 @@ _CALLS: dict[str, _Call] = {
     "convolution.default": _Lift._convolution,
     "constant_pad_nd.default": _Lift._pad,
     "embedding.default": lambda on, t: on._step("index", t["weight"], t["indices"]),
+    "copy.default": lambda on, t: on._copied(t["self"], t["src"]),
     "einsum.default": lambda on, t: on._einsum(t["equation"], t["tensors"]),
     "expand.default": lambda on, t: on._step("expand", t["self"], _tuple(t["size"])),
     "expand_as.default": lambda on, t: on._step("expand", t["self"], on._shape(t["other"]).sizes),
+    "fill.Scalar": lambda on, t: on._filled(t["self"], t["value"]),
+    "fill.Tensor": lambda on, t: on._filled(t["self"], t["value"]),
     "flatten.using_ints": lambda on, t: on._flattened(t["self"], t["start_dim"], t["end_dim"]),
     "index.Tensor": lambda on, t: on._index(t["self"], t["indices"]),
     "instance_norm.default": _Lift._instance_norm,
@@ -532,6 +586,7 @@ _CALLS: dict[str, _Call] = {
     "mm.default": lambda on, t: on._addmm(None, t["self"], t["mat2"]),
     "narrow.default": lambda on, t: on._sliced(t["self"], t["dim"], t["start"], total(t["start"], t["length"]), 1),
     "native_group_norm.default": _Lift._native_group_norm,
+    "new_zeros.default": lambda on, t: on._step("full", t["self"], _tuple(t["size"]), 0),
     "numpy_T.default": lambda on, t: on._transposed(t["self"], "transpose", 0, 1),
     "pad.default": _Lift._pad,
     "permute.default": lambda on, t: on._transposed(t["self"], "permute", _ints(t["dims"])),
@@ -551,6 +606,7 @@ _CALLS: dict[str, _Call] = {
     "var.correction": lambda on, t: on._deviation(t, root=False),
     "view.default": lambda on, t: on._reshaped(t["self"], t["size"]),
     "view_as.default": lambda on, t: on._reshaped(t["self"], on._shape(t["other"]).sizes),
+    "zero.default": lambda on, t: on._filled(t["self"], 0),
 }
 
 
@@ -589,6 +645,14 @@ def _value(given: Any) -> Any:
     if isinstance(given, _Cell):
         return given.value
     return tuple(_value(one) for one in given) if isinstance(given, list | tuple) else given
+
+
+def _slice(views: Sequence[list[Any]]) -> tuple[int, int, int] | None:
+    """Where a view lies that is one slice of neighbours."""
+    if len(views) != 1 or views[0][0] != "slice" or views[0][1][4] != 1:
+        return None
+    _, dim, start, stop, _ = views[0][1]
+    return dim, start, stop
 
 
 def _as_taken(given: Any, hint: Any) -> Any:

@@ -176,13 +176,13 @@ def _elementwise(name: str, run: Callable[..., Any]) -> None:
     _operator(run)(rule)
 
 
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+_SINGLE: dict[str, Callable[..., Any]] = {
     "relu": F.relu, "relu6": F.relu6, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu, "mish": F.mish,
     "selu": F.selu, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "log_sigmoid": F.logsigmoid,
     "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "abs": torch.abs, "neg": torch.neg,
     "reciprocal": torch.reciprocal, "square": torch.square, "erf": torch.erf, "clone": torch.clone,
 }  # fmt: skip
-for _name, _run in _ELEMENTWISE.items():
+for _name, _run in _SINGLE.items():
     _elementwise(_name, _run)
 
 
@@ -296,6 +296,19 @@ def masked_fill(x: Shape, mask: Shape, value: float) -> Shape:
     if broadcast(x.sizes, mask.sizes) != x.sizes:
         raise IntrafusionError(f"it has a mask {mask} for {x}")
     return x
+
+
+def _comparison(name: str, run: Callable[..., Any]) -> None:
+    def rule(x: Shape, number: float) -> Shape:
+        _floats(x)
+        return Shape(x.sizes, torch.bool)
+
+    rule.__name__ = name
+    _operator(run)(rule)
+
+
+_comparison("eq", torch.eq)
+_comparison("ne", torch.ne)
 
 
 def _masks(mask: Shape) -> None:
@@ -453,9 +466,8 @@ def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: P
     if any(2 * pad > side for pad, side in zip(padding, kernel, strict=True)):
         raise IntrafusionError(f"it pools windows of {kernel} with a padding of {padding}")
     sides = [at(size, 1) for size in x.sizes[2:]]
-    each = zip(sides, kernel, stride, padding, dilation, strict=True)
-    found = [_window("pool", *numbers, ceil=ceil) for numbers in each]
-    return _pooled(x, found, math.prod(kernel))
+    numbers = zip(sides, kernel, stride, padding, dilation, strict=True)
+    return _pooled(x, [_window("pool", *one, ceil) for one in numbers], math.prod(kernel))
 
 
 def _adaptive(x: Shape, sides: Pair) -> Made:
@@ -508,13 +520,8 @@ def _reduction(name: str, run: Callable[..., Any]) -> None:
     _operator(run)(rule)
 
 
-_REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "mean": torch.mean,
-    "sum": torch.sum,
-    "amax": torch.amax,
-    "amin": torch.amin,
-}
-for _name, _run in _REDUCTIONS.items():
+_SUMS: dict[str, Callable[..., Any]] = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
+for _name, _run in _SUMS.items():
     _reduction(_name, _run)
 
 
@@ -733,6 +740,12 @@ def pixel_unshuffle(x: Shape, factor: int) -> Shape:
     if not 1 <= factor <= _SIDE or height % factor or width % factor:
         raise IntrafusionError(f"it shuffles {x} by {factor}")
     return Shape((batch, channels * factor**2, height // factor, width // factor))
+
+
+@_operator(lambda x, sizes, value: x.new_full(sizes, value))
+def full(x: Shape, sizes: Sizes, value: float) -> Shape:
+    _floats(x)
+    return Shape(sizes)
 
 
 # -- indices, which are constants of the file

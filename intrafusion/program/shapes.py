@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 
@@ -82,10 +83,8 @@ def scaled(size: Size, by: Size) -> Size:
 
 
 def product(sizes: Iterable[Size]) -> Size:
-    found: Size = 1
-    for size in sizes:
-        found = scaled(found, size)
-    return found
+    one: Size = 1
+    return reduce(scaled, sizes, one)
 
 
 def total(first: Size, second: Size) -> Size:
