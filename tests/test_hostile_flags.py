@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_network_goes_into_no_folder_that_cannot_be(monkeypatch):
     monkeypatch.setattr(export, "export", EXPORT)
-    for out in ("/proc/x", "/dev/null/x", ".", "w.pt", "x" * 300, "\udcff/" + "y" * 300):
+    for out in ("/proc/x", "/dev/null/x", ".", "w.pt", "x" * 300, "z/" + "y" * 300, "\udcff", "\udcff/y"):
         assert check(["prune", *TINY, "--out", out]) == 2
 
 

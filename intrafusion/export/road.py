@@ -123,11 +123,14 @@ def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]
 def _begin(folder: Path) -> Path:
     """A new folder beside the one asked for, to be renamed to it."""
     try:
+        str(folder).encode()  # PyTorch's exporter ends the process where it cannot
+        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         part = part_of(folder)
         part.mkdir()
+    except UnicodeEncodeError as error:
+        raise IntrafusionError(f"{folder} cannot be made (its name is not UTF-8): choose another folder") from error
     except OSError as error:
         raise IntrafusionError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
     return part
