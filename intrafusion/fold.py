@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from intrafusion.groups import find_groups
 from intrafusion.norms import fold_groups
 from intrafusion.norms import norm_of as norm_of
-from intrafusion.twins import check_finite, set_modes, twin
+from intrafusion.twins import check_call, check_finite, set_modes, twin
 
 
 def fold(model: nn.Module, example: Tensor) -> nn.Module:
@@ -15,6 +15,7 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
     would change the logits, as behind a layer with a forward of its own, or in half precision, which rounds more than that.
     Raises IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite weights.
     """
+    check_call(model, example)
     check_finite(model.named_modules())
     folded = twin(model)
     fold_groups(folded, find_groups(model, example))

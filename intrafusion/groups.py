@@ -23,7 +23,7 @@ from intrafusion.norms import fold_norms, norms_of_groups
 from intrafusion.precision import inputs_for
 from intrafusion.shrink import shrink
 from intrafusion.tracing import Graph
-from intrafusion.twins import twin
+from intrafusion.twins import check_call, twin
 
 _log = logging.getLogger(__name__)
 _MIXED = (
@@ -44,6 +44,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     example: one input, float (1, C, H, W); only its shape matters. The model is not touched.
     Raises IntrafusionError when the network cannot be copied or traced at all.
     """
+    check_call(model, example)
     if torch.is_inference_mode_enabled():
         raise IntrafusionError("groups are found by following gradients: call this outside of torch.inference_mode()")
     traced = twin(model).requires_grad_(True)
@@ -68,6 +69,11 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
             "the network answers the same images differently each time in eval mode, as F.dropout does without"
             " training=self.training: nothing can be compared"
         )
+    if noise.dtype in (torch.float16, torch.bfloat16) and any(isinstance(one, _BatchNorm) for one in traced.modules()):
+        _log.warning(
+            "the network is in %s, in which folding BatchNorm would change its logits: norms stay layers; convert it by "
+            "model.float() for what float32 gives", str(noise.dtype).removeprefix("torch."),
+        )  # fmt: skip
     if not _within(_CHANCE, alone, logits[:1]):
         _log.warning(
             "the network answers an image otherwise beside other images than alone, as BatchNorm does without running "

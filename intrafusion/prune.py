@@ -17,7 +17,7 @@ from intrafusion.norms import fold_groups
 from intrafusion.pace import checkpoint
 from intrafusion.shrink import shrink
 from intrafusion.transport import TransportPlan, group_counts, kept_count, plan, stay
-from intrafusion.twins import check_finite, leaves, set_modes, twin
+from intrafusion.twins import check_call, check_finite, leaves, set_modes, twin
 
 
 def prune(
@@ -55,6 +55,7 @@ def prune(
     Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or
     infinite weights.
     """
+    check_call(model, example)
     check_finite(model.named_modules())
     small = prune_groups(
         model, find_groups(model, example), sparsity, criterion, merge, groups, data,

@@ -5,13 +5,14 @@ coupling.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from intrafusion.channels import Group
 from intrafusion.data import ImageData
-from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.errors import IntrafusionError, check_choice, shown
 from intrafusion.geometry import ANCHORS, Geometry, between, choose_anchors, measure, most_important
 from intrafusion.registry import SOLVERS
 from intrafusion.solvers import Problem
@@ -75,8 +76,8 @@ def kept_count(size: int, sparsity: float) -> int:
 
     Where n (1 - s) is a whole number, floats may make it a little less: 160 at 0.8 keep 32, and 160 * (1 - 0.8) < 32.
     """
-    if not 0 <= sparsity < 1:
-        raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {sparsity}")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {shown(sparsity)}")
     return max(1, int(size * (1 - sparsity) + 1e-9))
 
 

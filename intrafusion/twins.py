@@ -82,6 +82,18 @@ def set_modes(model: nn.Module, like: nn.Module) -> None:
             continue
 
 
+def check_call(model: object, example: object) -> None:
+    """Raise IntrafusionError where these are no network and one input of it, float (1, C, H, W) or another shape of one."""
+    if not isinstance(model, nn.Module):
+        raise IntrafusionError(f"the model must be an nn.Module with its weights in it, not {_of(model)}")
+    if not isinstance(example, Tensor) or example.ndim < 2:
+        raise IntrafusionError(f"example must be one input, a tensor as torch.zeros(1, 3, 32, 32), not {_of(example)}")
+
+
+def _of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def check_finite(layers: Iterable[tuple[str, nn.Module]]) -> None:
     """Raise IntrafusionError, with the layer's name, for NaN or infinite weights and statistics."""
     for name, layer in layers:

@@ -421,3 +421,26 @@ def test_rounded_widths_are_multiples_everywhere(merge):
     assert {width % 8 for width in widths} == {0}
     assert sorted(set(widths)) == [8, 16, 24, 40, 48]
     assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "sparsity", "words"),
+    [
+        (nn.Linear(3, 2).state_dict(), torch.zeros(1, 3), 0.5, "must be an nn.Module .*, not a OrderedDict"),
+        (nn.Linear, torch.zeros(1, 3), 0.5, "not the class Linear"),
+        (nn.Linear(3, 2), None, 0.5, "example must be one input, a tensor .* not a NoneType"),
+        (nn.Linear(3, 2), (1, 3), 0.5, "not a tuple"),
+        *((nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(1, 3), sparsity, "sparsity must be at least 0")
+          for sparsity in ("0.5", None, [0.5], float("nan"), 1)),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_one_line(model, example, sparsity, words):
+    with pytest.raises(itf.IntrafusionError, match=words):
+        itf.prune(model, example, sparsity)
+
+
+@pytest.mark.parametrize(("kind", "told"), [(torch.float16, True), (torch.bfloat16, True), (torch.float32, False)])
+def test_norms_that_stay_in_half_precision_are_told(caplog, kind, told):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).to(kind)
+    itf.prune(model, torch.zeros(1, 1, 8, 8, dtype=kind), 0.5)
+    assert ("norms stay layers" in caplog.text) == told
