@@ -741,14 +741,21 @@ class TestFiles:
         path.unlink()
         assert "was removed" in complaint(lambda: store.put(result(PruneSpec(seed=1)), CPU), path)
 
-    def test_damaged(self, path: Path):
+    @pytest.mark.parametrize("sound", [4096, 16384, 24576])  # bytes at the beginning: of the schema alone, and of rows
+    def test_damaged(self, path: Path, sound: int):
         with Store(path) as store:
             for spec in specs(20):
                 store.put(result(spec), CPU)
         content = path.read_bytes()
-        path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
-        with Store(path) as store:
-            assert "is damaged" in complaint(lambda: store.get(points(20)), path)
+        damaged = content[:sound] + b"\xa5" * (len(content) - sound)
+        path.write_bytes(damaged)
+
+        def read() -> None:
+            with Store(path) as store:
+                store.get(points(20))
+
+        assert "is damaged" in complaint(read, path)
+        assert path.read_bytes() == damaged
 
     def test_a_write_that_breaks_off_leaves_nothing(self, store: Store, path: Path):
         store.save_study("a", "one", points(2))
