@@ -221,3 +221,23 @@ def test_folding_twice_is_folding_once(networks):
     once = itf.fold(network.model, network.example)
     twice = itf.fold(once, network.example)
     assert all(torch.equal(value, twice.state_dict()[key]) for key, value in once.state_dict().items())
+
+
+class Compared(nn.Module):
+    """A layer whose output is compared with a number, too, which autograd's graph does not show."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.Linear(channels, 4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.head((self.norm(y) * (y > 0).to(y.dtype)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_a_norm_stays_whose_layer_is_compared_with_a_number(channels, seed):
+    torch.manual_seed(seed)
+    model = Compared(channels).eval()  # with statistics of a new network, few of whose signs folding changes
+    assert isinstance(itf.fold(model, torch.zeros(1, 3, 5, 5)).norm, nn.BatchNorm2d)
