@@ -291,16 +291,16 @@ class Jobs:
         with self._lock:
             job = self._jobs.get(key)
             if job is None or not job.active:
+                self._jobs.pop(key, None)
+                self._forget()  # before the new one starts, which may end at once
                 job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None, who)
-                self._jobs.move_to_end(key)
-                self._forget()
             return job
 
     def _forget(self) -> None:
         ended = [key for key, job in self._jobs.items() if not job.active]
         held = sum(self._jobs[key].held for key in ended)
         for key in ended:
-            if len(self._jobs) <= self._limit and held <= self._memory:
+            if len(self._jobs) < self._limit and held <= self._memory:
                 return
             held -= self._jobs.pop(key).held
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import intrafusion as itf
+from intrafusion import jobs as jobs_module
 from intrafusion.jobs import Job, Jobs, Line
 from intrafusion.memo import Memo
 from intrafusion.pace import beside, checkpoint
@@ -236,6 +237,16 @@ def test_finished_jobs_are_forgotten_when_their_results_hold_too_much():
     jobs.get(1)  # a page that is open asks for it, so that 3 is the oldest
     finished(jobs.start(4, 1, lambda: iter([b"x" * 200])))
     assert [number for number in range(5) if jobs.get(number)] == [1, 2, 4]
+
+
+def test_a_job_that_ends_before_its_start_returns_is_not_forgotten(monkeypatch):
+    monkeypatch.setattr(jobs_module, "Job", lambda *arguments: finished(Job(*arguments)))
+    jobs = Jobs(memory=1000)
+    for number in range(4):
+        jobs.start(number, 1, lambda: iter([bytes(400)]))
+    assert [number for number in range(4) if jobs.get(number)] == [1, 2, 3]
+    jobs.start("large", 1, lambda: iter([bytes(2000)]))
+    assert jobs.get("large").results == [bytes(2000)]
 
 
 def test_running_jobs_are_never_forgotten(tap):

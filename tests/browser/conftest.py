@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dashboard import CHROMIUM, chromium, serving
+from dashboard import CHROMIUM, chromium, new_page, serving
 
 
 def pytest_collection_modifyitems(items):
@@ -33,8 +33,7 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    opened = browser.new_page(viewport={"width": 1400, "height": 1600})
-    opened.set_default_timeout(60_000)
+    opened = new_page(browser, viewport={"width": 1400, "height": 1600})
     yield opened
     opened.close()
 
@@ -42,8 +41,6 @@ def page(browser):
 @pytest.fixture(params=[900])
 def dark(browser, request):
     """A page in the dark theme, as wide as the parameter says."""
-    context = browser.new_context(color_scheme="dark", viewport={"width": request.param, "height": 1000})
-    opened = context.new_page()
-    opened.set_default_timeout(60_000)
+    opened = new_page(browser, color_scheme="dark", viewport={"width": request.param, "height": 1000})
     yield opened
-    context.close()
+    opened.close()

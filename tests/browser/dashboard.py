@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TRACEBACK = "Traceback (most recent call last):\n"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 240  # seconds that nobody waits for, unless something is wrong
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -80,6 +81,13 @@ def chromium() -> Iterator:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+def new_page(browser: Any, **options: Any) -> Any:
+    """A page in a session of its own, which waits as long as a busy machine needs."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE * 1000)
+    return page
 
 
 def shows(page: Any, text: str) -> None:
@@ -146,13 +154,13 @@ def main(folder: str, *only: str) -> None:
     with serving() as address, chromium() as browser:
         for name in only or _PICTURES:
             path, ready, height = _PICTURES[name]
-            page = browser.new_page(viewport={"width": 1400, "height": height})
+            page = new_page(browser, viewport={"width": 1400, "height": height})
             page.goto(f"{address}/{path}")
             if name in _ASKED:
                 page.get_by_test_id("stButton").get_by_role("button", name=_ASKED[name]).click()
             if name in _THEN:
-                page.get_by_role("button", name=_THEN[name]).click(timeout=120_000)
-            page.get_by_text(ready).first.wait_for(timeout=120_000)
+                page.get_by_role("button", name=_THEN[name]).click()
+            page.get_by_text(ready).first.wait_for()
             page.wait_for_timeout(3000)
             page.screenshot(path=Path(folder) / f"{name}.png")
             page.close()

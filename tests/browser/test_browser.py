@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from dashboard import no_exception, serving, shows, wait_for
+from dashboard import is_dark, no_exception, serving, shows, wait_for
 
 
 def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(page):
@@ -107,15 +107,11 @@ def test_a_long_study_waits_to_be_asked_arrives_point_by_point_and_can_be_cancel
     no_exception(page)
 
 
-def test_dark_mode_draws_on_dark_ground(browser, address):
-    context = browser.new_context(color_scheme="dark", viewport={"width": 1400, "height": 1200})
-    page = context.new_page()
-    page.goto(f"{address}/transport")
-    page.get_by_text("Take it with you").wait_for(timeout=60_000)
-    page.locator(".js-plotly-plot .gtitle").first.wait_for()
-    page.wait_for_timeout(2500)
-    ground = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
-    ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
-    context.close()
+def test_dark_mode_draws_on_dark_ground(dark, address):
+    dark.goto(f"{address}/transport")
+    shows(dark, "Take it with you")
+    dark.locator(".js-plotly-plot .gtitle").first.wait_for()
+    dark.wait_for_timeout(2500)
+    ground = dark.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert sum(map(int, re.findall(r"\d+", ground)[:3])) < 150
-    assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
+    is_dark(dark)

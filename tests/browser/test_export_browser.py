@@ -13,7 +13,7 @@ def test_a_network_is_made_timed_written_and_downloaded(page, address):
     page.get_by_test_id("stMain").get_by_role("button", name="Make the network").click()
     wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels stay")
     page.get_by_role("button", name="Compute the rest").click()
-    page.get_by_role("button", name="All computed").wait_for(timeout=240_000)
+    page.get_by_role("button", name="All computed").wait_for()
     wait_for(page, '[data-testid="stPlotlyChart"]', r"one forward pass, (ms|µs|s)")
     with page.expect_download() as download:
         page.get_by_role("button", name="All in one archive").click()

@@ -1,13 +1,12 @@
 import re
 
 import pytest
-from dashboard import fits, is_dark, shows, wait_for
+from dashboard import fits, is_dark, new_page, shows, wait_for
 
 
 @pytest.fixture
 def page(browser, address):
-    opened = browser.new_page(viewport={"width": 1400, "height": 1600})
-    opened.set_default_timeout(60_000)
+    opened = new_page(browser, viewport={"width": 1400, "height": 1600})
     opened.goto(f"{address}/learn")
     shows(opened, "Take it with you")
     opened.locator(".js-plotly-plot .gtitle").nth(10).wait_for()
@@ -83,7 +82,7 @@ def test_a_step_leads_to_a_real_layer(page):
 @pytest.mark.parametrize("dark", [900, 1400], indirect=True)
 def test_nothing_is_wider_than_the_page(dark, address):
     dark.goto(f"{address}/learn")
-    dark.get_by_text("Take it with you").wait_for(timeout=60_000)
-    dark.locator(".js-plotly-plot .gtitle").nth(10).wait_for(timeout=60_000)
+    dark.get_by_text("Take it with you").wait_for()
+    dark.locator(".js-plotly-plot .gtitle").nth(10).wait_for()
     fits(dark)
     is_dark(dark)

@@ -21,7 +21,7 @@ def test_every_method_runs_end_to_end(page, address):
     shows(page, f"0 of {len(RECOVERIES)} points on 500 images: not computed yet")
     page.wait_for_timeout(1000)
     recover(page)
-    page.get_by_text(f"{len(RECOVERIES)} of {len(RECOVERIES)} points on 500 images: done").wait_for(timeout=240_000)
+    page.get_by_text(f"{len(RECOVERIES)} of {len(RECOVERIES)} points on 500 images: done").wait_for()
     wait_for(page, '[data-testid="stPlotlyChart"]', r"best of \d+")
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == 2")
     lines = page.evaluate("document.querySelector('.js-plotly-plot').data.length")
@@ -51,7 +51,7 @@ def test_every_merge_runs_end_to_end(page, address):
     shows(page, f"0 of {points} points on 500 images: not computed yet")
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Draw the curves").click()
-    page.get_by_text(f"{points} of {points} points on 500 images: done").wait_for(timeout=240_000)
+    page.get_by_text(f"{points} of {points} points on 500 images: done").wait_for()
     names = (
         "new Set(document.querySelector('.js-plotly-plot').data.map(line => line.name?.split(',')[0]).filter(Boolean))"
     )

@@ -1,5 +1,5 @@
 import pytest
-from dashboard import fits, is_dark, no_exception, shows, wait_for
+from dashboard import fits, is_dark, new_page, no_exception, shows, wait_for
 
 LONG = "model=digits-resnet&study_limit=500&" + "&".join(f"study_sparsities={p}" for p in range(5, 100, 5))
 
@@ -64,9 +64,9 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
     page.reload()
     main(page).get_by_role("button", name="Cancel").wait_for()
     wait_for(page, "h3", "^Group layer3.1.conv1$")
-    other = browser.new_page()
+    other = new_page(browser)
     other.goto(f"{address}/overview")
-    other.get_by_test_id("stSidebar").get_by_text("sensitivity of digits-resnet").wait_for(timeout=60_000)
+    other.get_by_test_id("stSidebar").get_by_text("sensitivity of digits-resnet").wait_for()
     assert other.get_by_role("button", name="Cancel").count() == 1  # of this address, as a reload is
     other.close()
 
@@ -78,12 +78,12 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
 
 
 def test_two_readers_study_two_networks_at_once(browser, address):
-    readers = [browser.new_page() for _ in range(2)]
+    readers = [new_page(browser) for _ in range(2)]
     for reader, model in zip(readers, ("digits-mlp", "digits-vgg"), strict=True):
         reader.goto(f"{address}/sensitivity?model={model}&study_sparsities=20&study_sparsities=60")
     for reader, points in zip(readers, (8, 24), strict=True):
-        reader.get_by_text(f"{points} of {points} points on 597 images: done").wait_for(timeout=120_000)
-        reader.get_by_text("really").wait_for(timeout=60_000)
+        reader.get_by_text(f"{points} of {points} points on 597 images: done").wait_for()
+        reader.get_by_text("really").wait_for()
         no_exception(reader)
         reader.close()
 
