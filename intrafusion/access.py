@@ -26,8 +26,7 @@ from pathlib import Path
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.leftovers import temporary
-from intrafusion.places import ASSETS, home
-from intrafusion.store import default_path
+from intrafusion.places import ASSETS, home, store_path
 
 MIB = 1 << 20
 MINUTE = 60.0
@@ -148,7 +147,7 @@ def public(text: str) -> str:
 def _places() -> dict[str, str]:
     known = {
         "<cache>": home(),
-        "<store>": default_path().absolute().parent,
+        "<store>": store_path().absolute().parent,
         "<assets>": ASSETS,
         "<app>": Path(__file__).parents[1],
         "<packages>": Path(sysconfig.get_path("purelib")),

@@ -25,8 +25,7 @@ from intrafusion.download import stream
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.folders import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.pace import checkpoint
-from intrafusion.places import home
-from intrafusion.saved import is_name
+from intrafusion.places import home, is_name
 
 _log = logging.getLogger(__name__)
 KEPT = "kept/"

@@ -21,10 +21,10 @@ from intrafusion.cards import card_of
 from intrafusion.data import OWN, load_data
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.evaluate import evaluate
-from intrafusion.places import home
+from intrafusion.places import home, store_path
 from intrafusion.precision import has_bf16
 from intrafusion.spec import PruneSpec
-from intrafusion.store import Store, default_path
+from intrafusion.store import Store
 from intrafusion.store_file import plain_errors
 from intrafusion.zoo import load_model, ours
 
@@ -59,7 +59,7 @@ def examine(data_path: str | None = None, dataset: str = OWN) -> Iterator[Findin
     yield from (_package(name) for name in PACKAGES)
     yield from _devices()
     yield _careful("cache", _folder, "cache", home())
-    yield _careful("store", _store, default_path().absolute())
+    yield _careful("store", _store, store_path().absolute())
     yield from (_careful(f"model {name}", _model, name) for name in ours.names() if ours.embedded(name))
     yield _careful("data digits", lambda: f"{len(load_data('digits')):,} test images, embedded")
     yield from (_cifar(name) for name in ("cifar10", "cifar100"))

@@ -1,7 +1,6 @@
 """Networks of any widths in files: weights as safetensors, and among their metadata a card that says which layers they are."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -240,17 +239,3 @@ def saved_card(path: Path, default: ModelCard) -> ModelCard:
 def card_beside(path: Path, default: ModelCard) -> ModelCard:
     """The card in the JSON file beside a weights file, laid over `default`."""
     return read_card(path.with_suffix(".json"), default)
-
-
-def check_name(name: str) -> str:
-    """A name for a kept network. Raises IntrafusionError unless it is of letters, digits, and . _ - between them."""
-    if not is_name(name):
-        raise IntrafusionError(
-            f"{name!r} is no name for a network: letters, digits, and . _ - after the first, at most 64"
-        )
-    return name
-
-
-def is_name(name: str) -> bool:
-    """Whether something can be kept under this name."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.places import home
+from intrafusion.places import store_path
 from intrafusion.processes import birth, host, runs
 from intrafusion.relevant import own_code, relevant, trains
 from intrafusion.run import Result
@@ -35,11 +35,6 @@ BEAT = 15.0  # seconds between two of them
 _MEASURED = tuple(f.name for f in fields(Result) if f.name not in ("spec", "interval", "older_code"))  # a column each
 _TOLD = ("weights", "data_path", "limit", "calibration", "training")  # fields that the fingerprints stand for
 _BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
-
-
-def default_path() -> Path:
-    """The store's file: $INTRAFUSION_STORE, or studies.sqlite among the downloads."""
-    return Path(os.environ.get("INTRAFUSION_STORE") or home() / "studies.sqlite")
 
 
 @dataclass(frozen=True)
@@ -94,12 +89,12 @@ def point_key(spec: PruneSpec, origin: Origin) -> str:
 class Store:
     """Results, studies and claims in one file, created where there is none; for any number of threads and processes.
 
-    path: None for `default_path`. wait: seconds of patience with another process's lock. Every problem with the file is
+    path: None for `store_path`. wait: seconds of patience with another process's lock. Every problem with the file is
     an IntrafusionError of one line; what was stored before stays, and the store can be used again once it is solved.
     """
 
     def __init__(self, path: Path | str | None = None, wait: float = 10.0):
-        self.path = (default_path() if path is None else Path(path)).absolute()
+        self.path = (store_path() if path is None else Path(path)).absolute()
         self.wait = wait
         self._lock, self._listing = threading.RLock(), threading.Lock()
         self._token = secrets.token_hex(8)

@@ -8,7 +8,8 @@ import pytest
 from intrafusion import doctor
 from intrafusion.cli import main
 from intrafusion.doctor import BROKEN, MISSING, OK, Finding, examine, is_well
-from intrafusion.store import Store, default_path
+from intrafusion.places import store_path
+from intrafusion.store import Store
 from intrafusion.store_file import FORMAT
 
 
@@ -44,7 +45,7 @@ def test_a_machine_that_is_well(capsys):
     assert all(row["state"] == OK for row in rows if row["needed"])
     assert by_name["model digits-resnet"]["said"].startswith("99.7% of 597 test images right")
     assert "none yet" in by_name["store"]["said"]
-    assert not default_path().exists()
+    assert not store_path().exists()
     assert by_name["data cifar10"]["todo"].startswith("python -m intrafusion data cifar10 --download")
 
 
@@ -64,14 +65,14 @@ class TestStore:
     def test_a_sound_one_is_counted(self):
         with Store() as store:
             store.save_study("s", "", [])
-        assert found()["store"] == Finding("store", OK, f"{default_path()}: format {FORMAT}, 1 studies, 0 points")
+        assert found()["store"] == Finding("store", OK, f"{store_path()}: format {FORMAT}, 1 studies, 0 points")
 
     def test_a_damaged_one_is_broken_and_the_exit_is_1(self, capsys):
         with Store() as store:
             store.save_study("s", "x" * 50_000, [])
-        raw = bytearray(default_path().read_bytes())
+        raw = bytearray(store_path().read_bytes())
         raw[4096:] = b"\xff" * (len(raw) - 4096)
-        default_path().write_bytes(raw)
+        store_path().write_bytes(raw)
         assert found()["store"].state == BROKEN
         assert main(["doctor"]) == 1
         out = capsys.readouterr().out
@@ -82,23 +83,23 @@ class TestStore:
         with Store() as store:
             store.save_study("s", "x" * 50_000, [])
             store.delete("s")
-        raw = bytearray(default_path().read_bytes())
+        raw = bytearray(store_path().read_bytes())
         raw[36:40] = (99).to_bytes(4)  # how many pages are free
-        default_path().write_bytes(raw)
+        store_path().write_bytes(raw)
         store = found()["store"]
         assert (store.state, "is damaged: " in store.said) == (BROKEN, True)
 
     def test_one_of_another_program_is_told_and_left_alone(self):
-        with closing(sqlite3.connect(default_path())) as db:
+        with closing(sqlite3.connect(store_path())) as db:
             db.execute("CREATE TABLE theirs (x)")
-        before = default_path().read_bytes()
+        before = store_path().read_bytes()
         store = found()["store"]
         assert (store.state, "another program" in store.said) == (BROKEN, True)
-        assert default_path().read_bytes() == before
+        assert store_path().read_bytes() == before
 
     def test_one_that_is_locked_is_told(self):
         Store().close()
-        with closing(sqlite3.connect(default_path(), isolation_level=None)) as db:
+        with closing(sqlite3.connect(store_path(), isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             store = found()["store"]
         assert (store.state, "locked" in store.said) == (BROKEN, True)

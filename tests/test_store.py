@@ -21,8 +21,9 @@ import pytest
 
 from intrafusion import IntrafusionError, PruneSpec
 from intrafusion import store as stores
+from intrafusion.places import store_path
 from intrafusion.run import Result
-from intrafusion.store import Origin, Store, default_path, point_key
+from intrafusion.store import Origin, Store, point_key
 from intrafusion.store_file import FORMAT
 
 CPU = Origin("ab12", "cd34", "cpu")
@@ -174,7 +175,7 @@ class TestPoints:
     def test_default_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         monkeypatch.delenv("INTRAFUSION_STORE", raising=False)
-        assert default_path() == tmp_path / "studies.sqlite"
+        assert store_path() == tmp_path / "studies.sqlite"
         monkeypatch.setenv("INTRAFUSION_STORE", str(tmp_path / "deep" / "er" / "my.sqlite"))
         with Store() as store:
             assert store.path == tmp_path / "deep" / "er" / "my.sqlite"

@@ -21,8 +21,7 @@ from intrafusion.folders import Listing, listed
 from intrafusion.layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
 from intrafusion.own.place import IMAGES, Workshop, checked, free_path, given
 from intrafusion.pace import checkpoint
-from intrafusion.places import home
-from intrafusion.saved import check_name
+from intrafusion.places import check_name, home
 
 PICTURES, CLASSES = 100_000, 10_000
 SPLITS = ("train", "test")

@@ -14,8 +14,7 @@ from intrafusion import confined, leftovers
 from intrafusion.archives import MIB, check_size
 from intrafusion.atomic import drop, part_of
 from intrafusion.errors import IntrafusionError
-from intrafusion.places import home
-from intrafusion.saved import check_name
+from intrafusion.places import check_name, home
 
 NETWORKS, IMAGES = "models", "images"  # folders of home()
 _SECONDS, _A_SECOND = 20, MIB  # of processor time for any file, and bytes of it for another second

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from intrafusion.cards import ModelCard, card_of
 from intrafusion.download import Progress
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.places import home
-from intrafusion.saved import card_beside, check_name, is_name, save_network, save_state, saved_card
+from intrafusion.places import check_name, home, is_name
+from intrafusion.saved import card_beside, save_network, save_state, saved_card
 from intrafusion.weights import cifar, located, plain
 from intrafusion.zoo import ours, sources
 from intrafusion.zoo.files import open_file

@@ -9,8 +9,9 @@ from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.bench import Bench
 from intrafusion.eta import in_words
 from intrafusion.jobs import Job
+from intrafusion.places import store_path
 from intrafusion.run import Result
-from intrafusion.store import StudyRow, default_path
+from intrafusion.store import StudyRow
 from intrafusion.store_memory import StoreOrMemory
 from intrafusion.study import Study
 from intrafusion.sweep import Failure, origin, sweep
@@ -24,7 +25,7 @@ Found = dict[PruneSpec, Result]
 def store() -> StoreOrMemory | None:
     """The results of this server; the reason on the page where its file cannot be used, and None where it never could."""
     try:
-        kept = _store(str(default_path().absolute()))
+        kept = _store(str(store_path().absolute()))
     except IntrafusionError as error:
         telling.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
         return None

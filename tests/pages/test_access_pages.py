@@ -13,7 +13,7 @@ import intrafusion as itf
 from intrafusion import access, zoo
 from intrafusion import sweep as module
 from intrafusion.own import take_weights
-from intrafusion.store import default_path
+from intrafusion.places import store_path
 from pages.common import shell, telling
 
 SECRET = "/srv/secret/of/the/server"
@@ -155,12 +155,12 @@ def test_weights_by_name_are_those_that_are_here(tmp_path):
 
 @pytest.mark.usefixtures("jobs")
 def test_where_a_damaged_store_lies_is_for_the_person_here_alone(monkeypatch):
-    default_path().write_bytes(b"no store at all, and long enough to be read" * 100)
+    store_path().write_bytes(b"no store at all, and long enough to be read" * 100)
     for is_public, there in (("0", True), ("1", False)):
         monkeypatch.setenv("INTRAFUSION_PUBLIC", is_public)
         (warning,) = open_page("curves", model="digits-mlp", limit="500", criteria="random").warning
         said = warning.value.replace("\\", "")  # names are no markup
-        assert (str(default_path()) in said, "<store>/studies.sqlite" in said) == (there, not there)
+        assert (str(store_path()) in said, "<store>/studies.sqlite" in said) == (there, not there)
 
 
 class TestErrors:

@@ -17,8 +17,8 @@ import intrafusion as itf
 from intrafusion.cards import card_of
 from intrafusion.jobs import Jobs
 from intrafusion.own import take_data
-from intrafusion.places import home
-from intrafusion.store import Store, default_path
+from intrafusion.places import home, store_path
+from intrafusion.store import Store
 from intrafusion.study import Study
 from intrafusion.zoo import keep
 from pages.common.navigation import _PAGES
@@ -73,7 +73,7 @@ def evil(jobs: Jobs) -> Iterator[str]:
     model.card = replace(card_of(model), source=EVIL, licence=EVIL, details=details)
     keep(model, "evil")
     study = Study(EVIL, itf.PruneSpec(model="kept/evil", dataset="kept/evil"), {"sparsity": (0.5,)})
-    Store(default_path()).save_study(study.name, study.to_toml(), [])
+    Store(store_path()).save_study(study.name, study.to_toml(), [])
     ended = Event()
 
     def wait() -> Iterator[int]:
