@@ -24,6 +24,15 @@ from intrafusion.twins import differing
 
 
 @dataclass(frozen=True)
+class Width:
+    """One group: its channels before and after."""
+
+    group: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class Result:
     """One measured spec. accuracy, interval (95 %) and dense_accuracy are fractions on the same `count` images.
 

@@ -24,11 +24,11 @@ _MARK = "#"
 
 
 class Misfit(IntrafusionError):
-    """A state dict that is not of the architecture of this name."""
+    """A state dict that is not of the architecture of this name. table: the state dict, where it is known."""
 
-    def __init__(self, message: str, name: str):
+    def __init__(self, message: str, name: str, table: Mapping[str, Any] | None = None):
         super().__init__(message)
-        self.name = name
+        self.name, self.table = name, table or {}
 
 
 def located(weights: str | Path) -> tuple[Path, str | None]:

@@ -18,7 +18,7 @@ from intrafusion.own import remove, take_data, take_program, take_weights
 from intrafusion.places import home
 from intrafusion.program import described, read_program, tensors_of
 from intrafusion.saved import save_state
-from intrafusion.zoo import sources
+from intrafusion.zoo.kept import is_safe
 
 CODE = """
 from torch import nn
@@ -203,7 +203,7 @@ class TestOnlyPythonAndTheCommandLineRunCode:
         assert trap[1]()
 
     def test_a_file_may_not_ask_for_it(self, trap):
-        assert not sources.is_safe(trap[0])
+        assert not is_safe(trap[0])
         assert not trap[1]()
 
     def test_a_kept_networks_card_may_not(self, trap, tmp_path):

@@ -19,7 +19,8 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.export.made import Made
 from intrafusion.pace import beside, checkpoint
 from intrafusion.saved import save_network
-from intrafusion.zoo import load_model, sources
+from intrafusion.zoo import load_model
+from intrafusion.zoo.kept import source_of
 
 TOLERANCE = 1e-4  # largest difference of a logit, as a share of the largest logit
 _RANDOM = 16  # images of noise
@@ -119,7 +120,7 @@ def _difference(made: Made, answers: Answers, any_batch: bool) -> float:
 
 
 def _write_safetensors(made: Made, folder: Path) -> bool:
-    base, _ = sources.of(made.card.name).blank(made.card.name, made.network.state_dict())
+    base, _ = source_of(made.card.name).blank(made.card.name, made.network.state_dict())
     card = save_network(made.network, base, made.card, folder / "model")
     (folder / "model.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
     return True

@@ -16,22 +16,13 @@ from intrafusion.log import say
 from intrafusion.precision import kind_of
 from intrafusion.prune import choose_groups
 from intrafusion.recover import Facts
-from intrafusion.run import Result, check, measure
+from intrafusion.run import Result, Width, check, measure
 from intrafusion.spec import PruneSpec
 from intrafusion.transport import group_counts
 from intrafusion.versions import code_version
 from intrafusion.zoo import architecture_of
 
 _REAL = 16  # images of the data that exported networks are verified on
-
-
-@dataclass(frozen=True)
-class Width:
-    """One group: its channels before and after."""
-
-    group: str
-    before: int
-    after: int
 
 
 @dataclass(frozen=True, eq=False)

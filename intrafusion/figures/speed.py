@@ -10,7 +10,7 @@ from intrafusion.figures.theme import figure, palette, rgba, styled
 from intrafusion.text import hover
 
 if TYPE_CHECKING:
-    from intrafusion.export import Width
+    from intrafusion.run import Width
     from intrafusion.speed import Comparison
 
 HEIGHT = 300

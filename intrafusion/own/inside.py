@@ -23,7 +23,8 @@ from intrafusion.groups import find_groups
 from intrafusion.own import images as of_images
 from intrafusion.program import described, read_program, tensors_of
 from intrafusion.saved import save_network
-from intrafusion.zoo import load_model, sources
+from intrafusion.zoo import load_model
+from intrafusion.zoo.kept import source_of
 
 Tell = Callable[[int, int], None]
 
@@ -57,7 +58,7 @@ def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, k
         with opened(file):
             pass
     model = load_model(architecture, file, weights_key=key)
-    base, _ = sources.of(architecture).blank(architecture, model.state_dict())
+    base, _ = source_of(architecture).blank(architecture, model.state_dict())
     card = card_of(model)
     card = replace(card, name=architecture, source=card.source.replace(str(file), f"weights {file.name}"))
     save_network(model, base, card, folder / "made" / "weights")

@@ -16,9 +16,9 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.own.place import NETWORKS, Workshop, checked, free_path, given
 from intrafusion.program import built
 from intrafusion.weights import checked as checked_state
-from intrafusion.zoo import keep, sources
+from intrafusion.zoo import keep
 from intrafusion.zoo.architectures import ARCHITECTURES
-from intrafusion.zoo.kept import keep_program, open_saved
+from intrafusion.zoo.kept import is_safe, keep_program, open_saved
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def weights_steps(
     workshop: Workshop, architecture: str, name: str, key: str | None = None, tell: Callable[[str], None] = _log.warning
 ) -> Generator[Step, None, str]:
     """`take_weights` in steps, of the first file that was given."""
-    if not sources.is_safe(architecture):
+    if not is_safe(architecture):
         raise IntrafusionError(f"{architecture!r} is no architecture that files may ask for: choose one of `models`")
     free_path(NETWORKS, name)
     asked = {"architecture": architecture, "key": key}

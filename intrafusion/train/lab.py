@@ -94,7 +94,7 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IntrafusionError(f"could not write {folder}: {one_line(error)}") from error
-    task = Task(spec, card, learned, held, folder, {})
+    task = Task(spec, card, learned, held, folder, {}, run)
     steps: list[Step] = []
     training: Generator[Step, None, nn.Module] = TRAINERS[spec.method](task)
     try:

@@ -50,8 +50,6 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
     seconds until the last is done; of those that were trained before, as many as the slowest took. Raises IntrafusionError
     when one fails.
     """
-    from intrafusion.train.lab import open_run
-
     told: queue.Queue[tuple[int, Step | str]] = queue.Queue()
     cores = max(1, (os.cpu_count() or 1) if task.device.type == "cpu" else 1)
     threads = max(1, cores // len(specs))
@@ -80,7 +78,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
                     process.wait(20)
                 process.kill()
                 listener.join()
-    runs = [open_run(spec) for spec in specs]
+    runs = [[*task.run(spec, task.device)][-1] for spec in specs]  # each is kept, and so read
     slowest = max(sum(run.outcome.seconds.values()) for run in runs)  # which may have been trained before
     task.seconds["parts"] = max(clock() - began, slowest)
     return [run.model.to(task.device) for run in runs]

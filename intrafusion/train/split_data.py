@@ -60,10 +60,8 @@ def paf(task: Task) -> Telling:
 
 def _trained(task: Task, spec: TrainSpec) -> Telling:
     """The network of another run of the lab, which is trained only once."""
-    from intrafusion.train.lab import LabRun, run
-
-    for told in run(spec, task.device):
-        if isinstance(told, LabRun):
+    for told in task.run(spec, task.device):
+        if not isinstance(told, Step):
             task.seconds.update(told.outcome.seconds)
             return told.model.to(task.device)
         yield told

@@ -69,7 +69,8 @@ class Step:
 class Task:
     """A run of the lab: what it is, the images it learns from, and those that nothing is learned from.
 
-    folder: where a run that is stopped leaves its phases; seconds: of training, by phase, as far as it is.
+    folder: where a run that is stopped leaves its phases; seconds: of training, by phase, as far as it is; run: makes another
+    run of the lab, `lab.run`.
     """
 
     spec: TrainSpec
@@ -78,6 +79,7 @@ class Task:
     held: ImageData
     folder: Path
     seconds: dict[str, float]
+    run: Callable[[TrainSpec, torch.device], Iterator[Any]]
 
     @property
     def device(self) -> torch.device:

@@ -15,13 +15,15 @@ from intrafusion.cards import ModelCard
 from intrafusion.download import Progress, stream
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.twins import check_finite
-from intrafusion.weights import keyed
-from intrafusion.zoo import imagenet, kept, ours, sources, timm
+from intrafusion.weights import Misfit, keyed
+from intrafusion.zoo import imagenet, kept, ours, timm
 from intrafusion.zoo.architectures import ARCHITECTURES as ARCHITECTURES
 from intrafusion.zoo.kept import keep as keep
 from intrafusion.zoo.kept import names as kept_names
+from intrafusion.zoo.kept import source_of
 from intrafusion.zoo.kept import told as kept_told
 from intrafusion.zoo.kept import when as kept_when
+from intrafusion.zoo.nearest import nearest
 from intrafusion.zoo.sources import runs_code as runs_code
 
 __all__ = [
@@ -46,12 +48,12 @@ def architecture_of(name: str) -> str:
 
 def dataset_of(name: str) -> str:
     """The dataset that a model was trained on; names the known models when there is no such one."""
-    return sources.of(name).dataset(name)
+    return source_of(name).dataset(name)
 
 
 def is_local(name: str, weights: str | None = None) -> bool:
     """Whether `load_model` would find everything on this machine, without a download."""
-    return bool(weights) or sources.of(name).is_local(name)
+    return bool(weights) or source_of(name).is_local(name)
 
 
 def names_weights(name: str, weights: str) -> bool:
@@ -59,7 +61,7 @@ def names_weights(name: str, weights: str) -> bool:
     if weights == "random":
         return True
     return (
-        sources.of(name) is imagenet
+        source_of(name) is imagenet
         and imagenet.is_member(name, weights)
         and imagenet.published(name, weights)[1].exists()
     )
@@ -67,17 +69,17 @@ def names_weights(name: str, weights: str) -> bool:
 
 def stream_weights(name: str) -> Iterator[tuple[int, int]]:
     """Download the published weights of `name` to where `load_model` looks, yielding (bytes done, bytes in all)."""
-    yield from stream(*sources.of(name).published(name))
+    yield from stream(*source_of(name).published(name))
 
 
 def describe(name: str) -> dict[str, Any]:
     """One row of the list of models: what it is, where its weights come from, and its published or measured accuracy."""
-    return {"name": name} | sources.of(name).describe(name)
+    return {"name": name} | source_of(name).describe(name)
 
 
 def weight_bytes(name: str) -> int:
     """Bytes of a torchvision classifier's weights, as published; 0 for others, which are small or bounded by their files."""
-    return 4 * imagenet.member(name, None).meta["num_params"] if sources.of(name) is imagenet else 0
+    return 4 * imagenet.member(name, None).meta["num_params"] if source_of(name) is imagenet else 0
 
 
 def load_model(
@@ -102,11 +104,14 @@ def load_model(
     Raises IntrafusionError in one line when the name, file or download does not work.
     """
     weights = keyed(weights, weights_key)
-    source = sources.of(name)
+    source = source_of(name)
     if weights == "random":
         model, card = source.blank(name, {})
     else:
-        model, card = source.open_model(name, weights, progress)
+        try:
+            model, card = source.open_model(name, weights, progress)
+        except Misfit as error:
+            raise IntrafusionError(f"{error}{nearest(error.table, error.name)}") from error
     return _ready(model, replace(card, name=name)).to(_device(device))
 
 

@@ -14,7 +14,6 @@ from intrafusion.checkpoints import Beside, read, state_dicts
 from intrafusion.errors import IntrafusionError
 from intrafusion.saved import card_beside, set_layers
 from intrafusion.weights import Fit, Misfit, Spelling, bare, fit, is_averaged, plain, put
-from intrafusion.zoo.nearest import nearest
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
 CardOf = Callable[[Path, ModelCard], ModelCard]  # a file's card, laid over a default
@@ -37,7 +36,7 @@ def open_file(
     the keys begin that are left out. heads: whether the head may have another number of classes than `make` gives it.
     card_of: where the card is; what a file itself says is believed of our own files alone.
     What a person should know of the weights is logged, and among the card's details as `told`.
-    Raises IntrafusionError for a file that cannot be read safely, or does not fit.
+    Raises IntrafusionError for a file that cannot be read safely, and Misfit for one that does not fit.
     """
     tables = state_dicts(read(path), path, key)
     first: Misfit | None = None
@@ -53,7 +52,7 @@ def open_file(
             _log.warning("%s: %s", path, line)
         return model, replace(card, details={**card.details, "told": told}) if told else card
     assert first is not None
-    raise IntrafusionError(f"{first}{nearest(next(iter(tables.values())), first.name)}") from first
+    raise Misfit(str(first), first.name, next(iter(tables.values()))) from first
 
 
 def _filled(

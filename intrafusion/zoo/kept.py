@@ -1,10 +1,12 @@
 """Networks that a person keeps on this machine, of any widths, as "kept/NAME"; also programs of torch.export."""
 
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ def keep(model: nn.Module, name: str) -> str:
         )
     if is_program(f"{PREFIX}{check_name(name)}"):
         raise IntrafusionError(f"a program is kept as {PREFIX}{name}: choose another name")
-    base, _ = sources.of(architecture).blank(architecture, model.state_dict())
+    base, _ = source_of(architecture).blank(architecture, model.state_dict())
     save_network(model, base, replace(card, name=architecture), home() / "models" / check_name(name))
     return f"{PREFIX}{name}"
 
@@ -84,7 +86,7 @@ def architecture(name: str) -> str:
     if is_program(name):
         return name
     found = _found(name)[1].details.get("architecture")
-    if not isinstance(found, str) or not sources.is_safe(found):
+    if not isinstance(found, str) or not is_safe(found):
         raise IntrafusionError(
             f"the card of {name} names no architecture that is known here: remove it and keep it again"
         )
@@ -104,11 +106,29 @@ def _holds_program(path: Path, when: int) -> bool:
     return _PROGRAM in saved_card(path, _NOTHING).details
 
 
+def source_of(name: str) -> ModuleType:
+    """The source that a name belongs to: this module, or one of `sources`."""
+    return sys.modules[__name__] if name.startswith(PREFIX) else sources.of(name)
+
+
+def is_safe(architecture: str) -> bool:
+    """Whether a file may ask for this architecture: one that is known by its name alone, or a program that is kept."""
+    if sources.runs_code(architecture):
+        return False
+    try:
+        if architecture.startswith(PREFIX):
+            return is_program(architecture)
+        sources.of(architecture).dataset(architecture)
+    except IntrafusionError:
+        return False
+    return True
+
+
 def dataset(name: str) -> str:
     if is_program(name):
         return _found(name)[1].dataset
     made_from = architecture(name)
-    return sources.of(made_from).dataset(made_from)
+    return source_of(made_from).dataset(made_from)
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
@@ -120,7 +140,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
                 layer.reset_parameters()
         return model, replace(card, source="random initialisation", accuracy=None)
     made_from = architecture(name)
-    return sources.of(made_from).blank(made_from, state)
+    return source_of(made_from).blank(made_from, state)
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
@@ -141,12 +161,12 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
         model, card = open_saved(_found(name)[0], made_from)
         return model, replace(card, name=name)
     path, key = located(weights)
-    return open_file(path, make, key, cifar if sources.of(made_from) is ours else plain, heads=True)
+    return open_file(path, make, key, cifar if source_of(made_from) is ours else plain, heads=True)
 
 
 def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:
     """The network of a file of `save_network`, and the card that it holds."""
-    source = sources.of(architecture)
+    source = source_of(architecture)
     return open_file(path, lambda state: source.blank(architecture, state), heads=True, card_of=saved_card)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from intrafusion.weights import Spelling, cifar, is_counter, plain
+from intrafusion.zoo import imagenet, ours
 
 _NEAR, _ALL = 0.5, 1 - 1e-5  # likeness from which on an architecture is named, or said to be the one
 _HEAD = 1 - 1e-6  # what the weights of a head count for that has another number of classes
@@ -29,8 +30,6 @@ def nearest(table: Mapping[str, Any], asked: str) -> str:
 
 def _likenesses(table: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
     """How like each architecture's the keys and shapes are, from 0 to 1."""
-    from intrafusion.zoo import imagenet, ours
-
     state = {name: value for name, value in table.items() if isinstance(value, Tensor)}
     shapes = _shapes(state, cifar)
     projects = any(".shortcut." in name for name in shapes)
@@ -52,8 +51,6 @@ def _likeness(found: Shapes, own: Shapes, classes: int) -> float:
 
 def _of_size(numbers: int) -> list[str]:
     """The torchvision classifiers with about so many numbers, the nearest first."""
-    from intrafusion.zoo import imagenet
-
     sizes = {name: imagenet.member(name, None).meta["num_params"] for name in imagenet.names()}
     near = [
         name for name, size in sizes.items()
@@ -69,8 +66,6 @@ def _needs_memory(name: str) -> bool:
 
 @cache
 def _of_ours(name: str, projects: bool) -> tuple[Shapes, int]:
-    from intrafusion.zoo import ours
-
     with torch.device("meta"):
         model, card = ours.blank(name, {".shortcut.": torch.empty(0)} if projects else {})
     return _shapes(model.state_dict(), cifar), card.classes
@@ -78,8 +73,6 @@ def _of_ours(name: str, projects: bool) -> tuple[Shapes, int]:
 
 @cache
 def _of_torchvision(name: str) -> Shapes:
-    from intrafusion.zoo import imagenet
-
     with torch.device("cpu" if _needs_memory(name) else "meta"):
         model, _ = imagenet.blank(name, {})
     return _shapes(model.state_dict(), plain)
