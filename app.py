@@ -4,16 +4,16 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.common import links, serving
-from pages.common.greeting import greet
-from pages.common.navigation import navigate, run
+from pages.shared import links, server
+from pages.shared.navigation import navigate, run
+from pages.shared.welcome import greet
 
 LOGO = str(Path(__file__).parent / "assets" / "logo.svg")
 
 
 def look() -> None:
     """One look at the dashboard: what Streamlit draws for one reader."""
-    serving.answer_errors()
+    server.answer_errors()
     st.set_page_config(page_title="intrafusion", page_icon=LOGO, layout="wide")
     st.logo(LOGO, size="large")
     page = navigate()
@@ -24,21 +24,21 @@ def look() -> None:
 
     # torch takes seconds to import, once a server: navigation and greeting do not wait for it
     from intrafusion import IntrafusionError
-    from pages.common import queue, shell, telling
+    from pages.shared import job_queue, messages, session
 
     controls = st.sidebar.container()
-    shell.arrive()
-    queue.show()  # below the controls, and before the page, which may stop early
+    session.arrive()
+    job_queue.show()  # below the controls, and before the page, which may stop early
     try:
         with links.noticed(page.title, notice):
-            st.session_state.here = shell.choose(controls)
+            st.session_state.here = session.choose(controls)
             run(page)
-        shell.warm()
+        session.warm()
     except IntrafusionError as error:
-        telling.error(error)
+        messages.error(error)
 
 
 if __name__ == "__main__":  # Streamlit runs this file at every look
     look()
 else:  # and imports it once, to serve it
-    app = st.App(__file__, **serving.options())
+    app = st.App(__file__, **server.options())

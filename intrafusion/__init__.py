@@ -6,23 +6,23 @@ small = itf.prune(model, model.card.example(), sparsity=0.3, merge="fusion")
 itf.evaluate(small, itf.load_data("digits")).accuracy
 """
 
-import intrafusion.ending as _ending  # noqa: F401  (signals are heeded before torch is imported)
-from intrafusion import compat as _compat  # noqa: F401  (before anything imports torchvision)
-from intrafusion import recover  # noqa: F401  (its methods register)
-from intrafusion.cards import ModelCard
-from intrafusion.channels import Group
-from intrafusion.data import ImageData, load_calibration, load_data
+import intrafusion.runtime.shutdown as _ending  # noqa: F401  (signals are heeded before torch is imported)
+from intrafusion import _torch_compat as _compat  # noqa: F401  (before anything imports torchvision)
+from intrafusion._registry import registry
+from intrafusion.data.datasets import ImageData, load_calibration, load_data
 from intrafusion.errors import IntrafusionError
-from intrafusion.evaluate import Evaluation, evaluate
-from intrafusion.fold import fold
-from intrafusion.groups import find_groups
-from intrafusion.importance import score
-from intrafusion.prune import prune
-from intrafusion.registry import registry
+from intrafusion.evaluation.accuracy import Evaluation, evaluate
+from intrafusion.models.card import ModelCard
+from intrafusion.models.hub import load_model
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.groups.folding import fold
+from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.importance import score
+from intrafusion.pruning.pruner import prune
+from intrafusion.pruning.transport.planning import TransportPlan, plan
 from intrafusion.spec import PruneSpec
-from intrafusion.train import split_data as _trainers  # noqa: F401  (they register)
-from intrafusion.transport import TransportPlan, plan
-from intrafusion.zoo import load_model
+from intrafusion.training import recovery  # noqa: F401  (its methods register)
+from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
 
 __version__ = "0.1.0"
 __all__ = [

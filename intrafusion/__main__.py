@@ -1,3 +1,3 @@
-from intrafusion.cli import main
+from intrafusion.cli.main import main
 
 raise SystemExit(main())

@@ -3,19 +3,19 @@
 import pandas as pd
 import streamlit as st
 
-from intrafusion import PruneSpec, registry
-from intrafusion.figures.curves import curves
-from intrafusion.importance import needs_images
-from intrafusion.jobs import Job
-from intrafusion.quote import curve_line, curve_snippet
-from intrafusion.sweep import grid
-from pages.common import knobs, parts, shell, studying
-from pages.common.navigation import Enough, enter_app
+from intrafusion import PruneSpec, _registry
+from intrafusion.pruning.importance import needs_images
+from intrafusion.reporting.figures.curves import curves
+from intrafusion.reporting.snippets import curve_line, curve_snippet
+from intrafusion.runtime.jobs import Job
+from intrafusion.studies.sweeps import grid
+from pages.shared import parts, session, studying, transport_controls
+from pages.shared.navigation import Enough, enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "How much accuracy is left when channels go, without any fine-tuning? Fused and dropped networks keep the same channels and see the same images."
 )
@@ -23,7 +23,9 @@ st.markdown(
 columns = st.columns([2.6, 2, 1.6, 2.8])
 with columns[0]:
     scope = (
-        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=shell.BIND)
+        st.segmented_control(
+            "Prune", ["all groups", "this group"], default="all groups", key="scope", bind=session.BIND
+        )
         or "all groups"
     )
     limit_name = st.selectbox(
@@ -31,37 +33,37 @@ with columns[0]:
         ["500", "2000", "10000", "all"],
         index=1,
         key="limit",
-        bind=shell.BIND,
+        bind=session.BIND,
         help="More images, narrower bands.",
     )
 merges = columns[1].multiselect(
-    "Merges", list(registry("merge")), default=["drop", "fusion"], key="merges", bind=shell.BIND
+    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="merges", bind=session.BIND
 )
 criteria = columns[2].multiselect(
-    "Criteria", list(registry("criterion")), default=["l1"], key="criteria", bind=shell.BIND
+    "Criteria", list(_registry("criterion")), default=["l1"], key="criteria", bind=session.BIND
 )
 percents = columns[3].multiselect(
-    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=shell.BIND
+    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=session.BIND
 )
 if not (merges and criteria and percents):
     st.info("Choose at least one merge, one criterion and one sparsity.")
     raise Enough
 
 with st.expander("Transport knobs", icon=":material/tune:"):
-    chosen = knobs.transport_knobs(merges=merges)
+    chosen = transport_controls.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
 sparsities = [percent / 100 for percent in sorted(percents)]
 base: PruneSpec = here.spec.but(limit=limit, groups="all" if scope == "all groups" else here.spec.groups, **chosen)
 specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
 
-bench = shell.measuring(here, limit)
+bench = session.measuring(here, limit)
 looking = [spec for spec in specs if needs_images(spec)]
-if bench is None or (looking and not shell.can_see(here, looking[0])):
+if bench is None or (looking and not session.can_see(here, looking[0])):
     raise Enough
 store = studying.store()
 key = ("curve", here.key(), base, tuple(specs))
-job: Job | None = shell.jobs().get(key)
+job: Job | None = session.jobs().get(key)
 running = job is not None and job.active
 stored = studying.stored(store, specs, bench)
 known = studying.points(stored, specs, job)
@@ -78,7 +80,7 @@ if asked or (job is None and cheap and not settled):
 results = list(known.values())
 widest = max(results, key=lambda result: result.count, default=None)
 dense = widest and (widest.dense_accuracy, widest.dense_interval)
-parts.chart(curves(results, sparsities, dense, shell.is_dark()), "curves")
+parts.chart(curves(results, sparsities, dense, session.is_dark()), "curves")
 if not results and job is None:
     st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
 table = pd.DataFrame([result.to_row() for result in results])
@@ -109,5 +111,5 @@ parts.take_away(
     table,
     curve_line(base, **swept),
     curve_snippet(base, merges, sparsities, criteria),
-    ("scope", "limit", "merges", "criteria", "sparsities", *knobs.KEYS),
+    ("scope", "limit", "merges", "criteria", "sparsities", *transport_controls.KEYS),
 )

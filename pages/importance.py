@@ -2,20 +2,21 @@
 
 import streamlit as st
 
-from intrafusion import PruneSpec, registry
-from intrafusion.access import public
-from intrafusion.agreement import compare
-from intrafusion.attribution import reader, top_images
-from intrafusion.figures.agreement import agreement_matrix
-from intrafusion.figures.importance import importance_bars, label_width, side_by_side
-from intrafusion.quote import scores_line, scores_snippet
-from pages.common import importance_parts, parts, response_parts, shell
-from pages.common.navigation import enter_app
+from intrafusion import PruneSpec, _registry
+from intrafusion.evaluation.attribution import reader, top_images
+from intrafusion.pruning.agreement import compare
+from intrafusion.reporting.figures.agreement import agreement_matrix
+from intrafusion.reporting.figures.importance import importance_bars, label_width, side_by_side
+from intrafusion.reporting.snippets import scores_line, scores_snippet
+from intrafusion.runtime.access import public
+from pages.panels import importance, response
+from pages.shared import parts, session
+from pages.shared.navigation import enter_app
 
 _MOST = 8  # images shown
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "Which channels matter? A criterion scores each one; the least important go. Criteria rarely agree, and what they look at "
     "is what they keep."
@@ -25,26 +26,26 @@ st.page_link("pages/learn.py", label="New to this? See it on six neurons first",
 columns = st.columns([2, 3, 2])
 with columns[0]:
     criterion = parts.criterion_control()
-    importance_parts.about(criterion)
+    importance.about(criterion)
 with columns[1]:
     sparsity = parts.sparsity_control()
     compared = st.multiselect(
-        "Compare with", list(registry("criterion")), default=importance_parts.default_criteria(here.spec.dataset),
-        key="compare", bind=shell.BIND, wrap=True, help="Any number of criteria, side by side on this group.",
+        "Compare with", list(_registry("criterion")), default=importance.default_criteria(here.spec.dataset),
+        key="compare", bind=session.BIND, wrap=True, help="Any number of criteria, side by side on this group.",
     )  # fmt: skip
 with columns[2]:
     order = st.segmented_control(
-        "Order", ["by rank", "by channel"], default="by rank", key="order", bind=shell.BIND, wrap=True
+        "Order", ["by rank", "by channel"], default="by rank", key="order", bind=session.BIND, wrap=True
     )
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity)
 criteria = list(dict.fromkeys([criterion, *compared]))
 looking = spec.but(cost="activations")  # whatever the criterion: a spec that needs the calibration images
 sees = None
-if any(registry("criterion")[name].needs != "nothing" for name in criteria):
-    sees = shell.can_see(here, looking)
-scores, failed, waiting = importance_parts.scored(here, spec, criteria, bool(sees))
+if any(_registry("criterion")[name].needs != "nothing" for name in criteria):
+    sees = session.can_see(here, looking)
+scores, failed, waiting = importance.scored(here, spec, criteria, bool(sees))
 if criterion not in scores:
-    scores = scores or importance_parts.scored(here, spec, ["l1"], False)[0]
+    scores = scores or importance.scored(here, spec, ["l1"], False)[0]
     main, why = next(iter(scores)), (failed | waiting)[criterion]
     said = f"There are no {criterion} scores: {public(why)}. The pictures follow **{main}** instead."
     st.info(said, icon=":material/info:")
@@ -54,7 +55,7 @@ with columns[2]:
     channel = parts.channel_control(here.group.size, int(comparison.scores[0].argmin()))
 
 by_rank, left, stays = order != "by channel", label_width(criteria), comparison.kept[0].nonzero()[0]
-bars = importance_bars(comparison.scores[0], stays, spec.criterion, by_rank, channel, shell.is_dark(), left)
+bars = importance_bars(comparison.scores[0], stays, spec.criterion, by_rank, channel, session.is_dark(), left)
 parts.chart(bars, "importance", on_channel=True)
 if len(here.group.block.unique()) > 1:
     st.caption(
@@ -64,7 +65,7 @@ if len(here.group.block.unique()) > 1:
 
 st.subheader("Criteria side by side")
 cells = st.segmented_control(
-    "Show", ["ranks", "scores"], default="ranks", key="cells", bind=shell.BIND,
+    "Show", ["ranks", "scores"], default="ranks", key="cells", bind=session.BIND,
     help="ranks: one step a channel. scores: as a share of the criterion's largest, so that you see how far apart they lie.",
 )  # fmt: skip
 parts.chart(
@@ -74,7 +75,7 @@ parts.chart(
         cells or "ranks",
         by_rank,
         channel,
-        shell.is_dark(),
+        session.is_dark(),
     ),
     "criteria",
     on_channel=True,
@@ -91,39 +92,39 @@ if len(comparison.names) > 1:
     few = len(criteria) <= 8
     with st.container(horizontal=True, gap="medium"):
         with st.container(width=580 if few else 900):
-            parts.chart(agreement_matrix(comparison, 540 if few else 780, shell.is_dark()), "agreement")
+            parts.chart(agreement_matrix(comparison, 540 if few else 780, session.is_dark()), "agreement")
         with st.container(width=300 if few else "stretch"):
-            importance_parts.how_to_read(comparison)
-    st.dataframe(importance_parts.agreement_table(comparison, scores), hide_index=True)
+            importance.how_to_read(comparison)
+    st.dataframe(importance.agreement_table(comparison, scores), hide_index=True)
     with st.expander("The formulas", icon=":material/function:"):
-        importance_parts.formulas(comparison.names)
+        importance.formulas(comparison.names)
 else:
     st.caption("Two criteria with scores make a matrix here: choose more under *Compare with*.")
 
 st.subheader(f"Channel {channel}")
-importance_parts.rank_row(comparison, channel)
+importance.rank_row(comparison, channel)
 values, plan = parts.scored_plan(here, spec)
 parts.channel_story(here, plan, values, channel)
 
 st.subheader("What it responds to")
 if sees is None:
-    sees = shell.can_see(here, looking)
+    sees = session.can_see(here, looking)
 elif not sees:
     st.caption("This needs the calibration images that are missing: see above.")
 data = here.bench.calibration(looking) if sees else None
-activations = response_parts.channel_activations(here, data) if data is not None else None
+activations = response.channel_activations(here, data) if data is not None else None
 if data is not None and activations is not None:
     active = activations[:, channel]
-    st.markdown(response_parts.in_words(activations, channel, data, reader(here.group, channel).name))
+    st.markdown(response.in_words(activations, channel, data, reader(here.group, channel).name))
     if active.any():
-        number, method = response_parts.image_control(min(_MOST, len(data)))
+        number, method = response.image_control(min(_MOST, len(data)))
         top = top_images(active, _MOST)
-        response_parts.show_images(data, top, active, number)
-        response_parts.show_attribution(here, data, channel, top[number - 1], method)
+        response.show_images(data, top, active, number)
+        response.show_attribution(here, data, channel, top[number - 1], method)
 
 parts.take_away(
     "importance",
-    importance_parts.channel_table(comparison),
+    importance.channel_table(comparison),
     scores_line(spec, comparison.names),
     scores_snippet(spec, here.group.name, comparison.names),
     ("criterion", "compare", "sparsity", "order", "cells", "channel", "image", "attribution"),

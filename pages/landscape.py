@@ -3,58 +3,59 @@
 import streamlit as st
 
 from intrafusion import PruneSpec
-from intrafusion.outputs import outputs
-from intrafusion.quote import landscape_line, landscape_snippet
-from intrafusion.solutions import between, sharpness, slices
-from pages.common import knobs, landscape_parts, parts, shell, working
-from pages.common.navigation import Enough, enter_app
+from intrafusion.reporting.snippets import landscape_line, landscape_snippet
+from intrafusion.studies.output_distance import outputs
+from intrafusion.studies.weight_space import between, sharpness, slices
+from pages.panels import landscape
+from pages.shared import parts, session, transport_controls, working
+from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "Every network is a point: all its weights. Here the **dropped** and the **fused** network, with zeros where channels went, "
     "stand beside the **dense** one, and what lies around and between them is measured on real images."
 )
-spec: PruneSpec = landscape_parts.controls(here)
+spec: PruneSpec = landscape.controls(here)
 with st.expander("Transport knobs", icon=":material/tune:"):
-    spec = spec.but(**knobs.transport_knobs())
-bench = shell.measuring(here, spec.limit)
-if bench is None or not shell.can_see(here, spec):
+    spec = spec.but(**transport_controls.transport_knobs())
+bench = session.measuring(here, spec.limit)
+if bench is None or not session.can_see(here, spec):
     raise Enough
-made = landscape_parts.solutions(bench, (*here.key(), spec))
+made = landscape.solutions(bench, (*here.key(), spec))
 key = ("landscape", here.key(), spec)
 top = st.container()
 
 st.subheader("The plane through three networks")
 row = st.container(horizontal=True, vertical_alignment="bottom")
-what, size = landscape_parts.plane_controls(row)
+what, size = landscape.plane_controls(row)
 plane = working.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
 found_plane = plane.section(row)
-landscape_parts.show_plane(found_plane, what)
+landscape.show_plane(found_plane, what)
 
 st.subheader("What becomes of the answers")
 answers = working.Work("answers", "Compare the answers", key, lambda: outputs(made))
 found_outputs = answers.section(st.container(horizontal=True, vertical_alignment="center"))
-landscape_parts.show_outputs(found_outputs, made)
+landscape.show_outputs(found_outputs, made)
 
 st.subheader("A path between two networks")
-ends, how, kept = landscape_parts.path_controls(here)
+ends, how, kept = landscape.path_controls(here)
 path = working.Work(
     "path", "Train a path", (*key, ends, how, tuple(kept.items())),
     lambda: between(made, ends, how.epochs, how.rate, how.training),
 )  # fmt: skip
 found_path = path.section(st.container(horizontal=True, vertical_alignment="center"))
-landscape_parts.show_path(found_path, ends)
+landscape.show_path(found_path, ends)
 
 st.subheader("Sharp directions")
 sharp = working.Work("directions", "Find the directions", key, lambda: sharpness(made))
 found_sharp = sharp.section(st.container(horizontal=True, vertical_alignment="center"))
-landscape_parts.show_sharp(found_sharp)
+landscape.show_sharp(found_sharp)
 
 with top:
     working.board((plane, answers, path, sharp))
 tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
 parts.take_away(
-    "landscape", landscape_parts.table(found_plane), landscape_line(spec, size), landscape_snippet(spec, size),
-    (*landscape_parts.KEYS, *knobs.KEYS), lambda: landscape_parts.files(tables),
+    "landscape", landscape.table(found_plane), landscape_line(spec, size), landscape_snippet(spec, size),
+    (*landscape.KEYS, *transport_controls.KEYS), lambda: landscape.files(tables),
 )  # fmt: skip

@@ -3,21 +3,22 @@
 import numpy as np
 import streamlit as st
 
-from intrafusion import lesson, registry
-from intrafusion.figures import lesson as pictures
-from intrafusion.figures.importance import importance_bars
-from intrafusion.story import story
-from pages.common import lesson_parts as parts
-from pages.common import shell
-from pages.common.lesson_parts import ask, chart, fraction, numbered, onwards, plus, step, table, two
-from pages.common.navigation import enter_app
-from pages.common.parts import group_curve_line, take_away
+from intrafusion import _registry
+from intrafusion.pruning.transport.provenance import story
+from intrafusion.reporting.figures import toy_network as pictures
+from intrafusion.reporting.figures.importance import importance_bars
+from intrafusion.studies import toy_network
+from pages.panels import learn as parts
+from pages.panels.learn import ask, chart, fraction, numbered, onwards, plus, step, table, two
+from pages.shared import session
+from pages.shared.navigation import enter_app
+from pages.shared.parts import group_curve_line, take_away
 
 _PLACE = (-1.0, 0.5)  # of the star in step 1
 
 enter_app()
-here: shell.Here = st.session_state.here
-dark = shell.is_dark()
+here: session.Here = st.session_state.here
+dark = session.is_dark()
 st.markdown(
     "What the other pages do to networks with thousands of channels, on one small enough to see whole. Pick a neuron or drag a "
     "weight in the bar at the bottom, and every step follows. Nothing is staged: the functions are the ones that prune the real "
@@ -28,7 +29,7 @@ neuron = parts.neuron_bar(seed, hidden, changes)
 made = parts.opened(seed, hidden, changes, stay, criterion, p)
 plan, kept, home = made.plan, made.kept, made.home(neuron)
 column = kept.index(home)
-rows, fused = lesson.numbers(made.dense), lesson.numbers(made.fused)
+rows, fused = toy_network.numbers(made.dense), toy_network.numbers(made.fused)
 everyone = list(range(hidden))
 w1, w2, b, v1, v2 = rows[neuron].tolist()
 
@@ -38,7 +39,7 @@ step(
     "*inner*, reads it with a weight of its own, $v_1$ and $v_2$. In the plane a neuron is a line: silent on one side, active "
     "on the other, where its disc stands. **Neurons whose discs stand close do nearly the same work.**",
 )
-cloud = tuple(part.numpy() for part in lesson.points())
+cloud = tuple(part.numpy() for part in toy_network.points())
 left, right = two()
 with left:
     title = f"Two inputs, {hidden} neurons, two classes"
@@ -49,19 +50,19 @@ with right:
     chart(picture, "plane", "lesson_neuron")
 left, right = two()
 with left:
-    start = lesson.numbers(parts.trained(seed, hidden))
+    start = toy_network.numbers(parts.trained(seed, hidden))
     lines = []
     for i, (row, was) in enumerate(zip(rows.tolist(), start.tolist(), strict=True)):
         cells = [f"**{value:.2f}**" if value != old else f"{value:.2f}" for value, old in zip(row, was, strict=True)]
         lines.append([f"**{i}**" if i == neuron else f"{i}", *cells])
     table(["neuron", *parts.SIGNS], lines)
-    own = lesson.output_bias(made.dense).tolist()
+    own = toy_network.output_bias(made.dense).tolist()
     st.caption(
         f"Trained on 200 points, then rounded to two decimals so that you can check by hand. The classes add {own[0]:.2f} (outer) "
         f"and {own[1]:.2f} (inner) of their own." + (" Bold weights are your changes." if changes else "")
     )
 with right:
-    gives, summed = float(lesson.activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
+    gives, summed = float(toy_network.activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
     ask(
         "neuron",
         f"What does neuron {neuron} give at the star, where $x_1 = {_PLACE[0]:g}$ and $x_2 = {_PLACE[1]:g}$?",
@@ -88,7 +89,7 @@ with left:
     )
 with right:
     if criterion in ("l1", "l2"):
-        terms, power = lesson.score_terms(made.dense, neuron, int(criterion[1])), "^2" * (criterion == "l2")
+        terms, power = toy_network.score_terms(made.dense, neuron, int(criterion[1])), "^2" * (criterion == "l2")
         st.markdown(
             f"For neuron {neuron}: add up the weights that write it, {'squared' if power else 'without their signs'}, and those that "
             "read it; take the mean of the two sums; divide by the average neuron's."
@@ -100,7 +101,7 @@ with right:
         )
     else:
         st.markdown(
-            f"**{criterion}**: {registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
+            f"**{criterion}**: {_registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
             "or *l2* to see a score added up."
         )
     least = float(made.scores[kept].min())
@@ -123,7 +124,7 @@ left, right = two()
 with right:
     others = [j for j in kept if j != neuron] or kept
     other = parts.other_control(neuron, kept, home if home in others else others[0])
-    terms = lesson.distance_terms(made.dense, neuron, other, p)
+    terms = toy_network.distance_terms(made.dense, neuron, other, p)
     table(
         ["neuron", "÷ length", *parts.SIGNS[:2], *parts.SIGNS[3:]],
         [
@@ -139,7 +140,7 @@ with left:
     words = [numbered(line) for line in plan.cost.T.tolist()]
     picture = pictures.matrix(plan.cost.T.numpy(), words, kept, (neuron, other), title, None, dark)
     chart(picture, "cost", "lesson_neuron", "lesson_other")
-now, then = (float(cost[neuron, kept.index(other)]) for cost in (plan.cost, lesson.doubled_costs(made, neuron)))
+now, then = (float(cost[neuron, kept.index(other)]) for cost in (plan.cost, toy_network.doubled_costs(made, neuron)))
 outcomes = {"It halves": now / 2, "It stays the same": now, "It doubles": 2 * now}
 ask(
     "distance",
@@ -196,7 +197,7 @@ step(
     "A neuron that stays takes the others up: it adds their weights to its own, each times its weight in $T$. This goes for "
     "the weights that write it, for its bias, and for the weights that read it.",
 )
-pieces = lesson.fused_terms(made, home)
+pieces = toy_network.fused_terms(made, home)
 left, right = two()
 with left:
     title = f"{stay} neurons are left" + (", and speak louder" if made.gone else "")
@@ -221,7 +222,7 @@ with left:
         st.latex(rf"{name} = {added} = {fused[column, place]:.2f}")
 with right:
     following = kept[(column + 1) % stay]
-    bias, its_pieces = float(fused[kept.index(following), 2]), lesson.fused_terms(made, following)
+    bias, its_pieces = float(fused[kept.index(following), 2]), toy_network.fused_terms(made, following)
     listed = " and ".join(f"neuron {i} with weight {fraction(times)}" for i, times, _ in its_pieces[1:])
     ask(
         "fusing",
@@ -233,22 +234,22 @@ with right:
     onwards("transport", "what is fused into a channel")
 
 networks = (made.dense, made.dropped, made.fused)
-measured, star = [lesson.measure(network) for network in networks], lesson.telling_point(made)
+measured, star = [toy_network.measure(network) for network in networks], toy_network.telling_point(made)
 step(
     "6 · What it computes",
     f"All three networks see the same {measured[0].count} points, and none was trained on them. In the shaded region a network says "
     "*inner*; a cross is a point that it gets wrong. Where neurons were dropped nobody speaks for their side any more. Fused neurons "
     "speak for the sides of all that they took up.",
 )
-fresh = tuple(part.numpy() for part in lesson.points(400, 1))
+fresh = tuple(part.numpy() for part in toy_network.points(400, 1))
 words = (("Dense", "dense"), ("Dropped", "drop"), ("Fused", "fusion"))
 with st.grid(3, min_column_width=260):
     for network, result, (name, merge) in zip(networks, measured, words, strict=True):
-        grid = tuple(part.numpy() for part in lesson.decision(network))
+        grid = tuple(part.numpy() for part in toy_network.decision(network))
         chart(pictures.region(grid, result, name, merge, fresh, star, dark), merge)
 left, right = two()
 with left:
-    activity, votes = lesson.activations(made.fused, star).tolist(), lesson.outputs(made.fused, star).tolist()
+    activity, votes = toy_network.activations(made.fused, star).tolist(), toy_network.outputs(made.fused, star).tolist()
     table(
         ["fused", *parts.SIGNS, "h at ★"],
         [[str(j), *numbered([*row.tolist(), h])] for j, row, h in zip(kept, fused, activity, strict=True)],
@@ -258,10 +259,10 @@ with right:
     ask(
         "computes",
         f"Which class does the fused network see at the star, where $x_1 = {star[0]:g}$ and $x_2 = {star[1]:g}$?",
-        lambda given: given == lesson.CLASSES[int(votes[1] > votes[0])],
+        lambda given: given == toy_network.CLASSES[int(votes[1] > votes[0])],
         f"Outer gets {votes[0]:.2f} and inner {votes[1]:.2f}; the larger wins.",
         "Outer gets each h times its v₁, plus what the class adds; inner the same with v₂. The larger wins.",
-        list(lesson.CLASSES),
+        list(toy_network.CLASSES),
     )
     onwards("curves", "its accuracy")
 
@@ -270,13 +271,13 @@ st.markdown(
     "In part. Another seed is another network, and on some of them fusion does harm. It depends on the sizes, too: try 5 neurons of "
     "which 3 stay, or let a single one stay."
 )
-if st.toggle("Train 24 networks with these settings, without your changes", key="lesson_many", bind=shell.BIND):
+if st.toggle("Train 24 networks with these settings, without your changes", key="lesson_many", bind=session.BIND):
     chart(pictures.fortunes(parts.fortunes(hidden, stay, criterion, p), seed, dark), "fortunes", "lesson_seed")
 
 take_away(
     "learn",
     parts.neuron_table(made),
     group_curve_line(here.spec.but(criterion=criterion, sparsity=made.sparsity, p=p)),
-    lesson.snippet(seed, hidden, changes, made),
+    toy_network.snippet(seed, hidden, changes, made),
     parts.KEYS,
 )

@@ -5,15 +5,15 @@ import shlex
 import pandas as pd
 import streamlit as st
 
-from intrafusion import text
-from intrafusion.access import public
-from intrafusion.bench import Bench
-from intrafusion.channels import CONSUMER, PAD, coupling
-from pages.common import parts, shell
-from pages.common.navigation import enter_app
+from intrafusion.pruning.groups.group import CONSUMER, PAD, coupling
+from intrafusion.runtime import escaping
+from intrafusion.runtime.access import public
+from intrafusion.studies.session import Bench
+from pages.shared import parts, session
+from pages.shared.navigation import enter_app
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 card, bench = here.bench.card, here.bench
 
 prunable = [group for group in bench.groups if group.reason is None]
@@ -44,7 +44,7 @@ left_out = "".join(f", without {operator}" for operator in bench.size.left_out)
 st.page_link("pages/learn.py", label="New to this? Learn the method on six neurons", icon=":material/school:")
 st.subheader("Channel groups, from input to output")
 st.markdown(
-    f"**{text.markdown(card.name)}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
+    f"**{escaping.markdown(card.name)}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
     f"an image{left_out}. {len(prunable)} of its {len(bench.groups)} groups can be pruned."
 )
 st.caption(
@@ -75,7 +75,7 @@ with left:
         "Licence": card.licence or "unknown",
         "Made by": f"`{card.details['command']}`" if "command" in card.details else "not trained by this project",
     }
-    st.markdown("\n".join(f"- **{name}**: {text.sentence(value)}" for name, value in facts.items()))
+    st.markdown("\n".join(f"- **{name}**: {escaping.sentence(value)}" for name, value in facts.items()))
 with right:
     st.subheader("Dense accuracy")
     if card.accuracy is not None:
@@ -84,14 +84,14 @@ with right:
         images = f" of {card.details['test_images']:,} test images" if "test_images" in card.details else ""
         st.markdown(f"The card says **{card.accuracy:.1%}**{images}{span}.")
     if st.button("Measure it here, on at most 2,000 images", icon=":material/speed:"):
-        measured_on = shell.measuring(here, 2000)
+        measured_on = session.measuring(here, 2000)
         if measured_on is not None:
             with st.spinner("Measuring"):
                 dense = measured_on.dense(2000)
             half = 100 * (dense.interval[1] - dense.interval[0]) / 2
             st.metric("Top-1 accuracy", f"{dense.accuracy:.1%} ± {half:.1f}", border=True)
             st.caption(
-                f"{dense.count:,} images of {text.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
+                f"{dense.count:,} images of {escaping.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
             )
 
 given = ["--weights", here.spec.weights] if here.spec.weights else []

@@ -4,65 +4,66 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError
-from intrafusion.comparison import rows
-from intrafusion.figures.recovery import AXES, training_curves
-from intrafusion.quote import recovery_snippet, sweep_line
-from intrafusion.study import Study
-from pages.common import knobs, parts, recovery_parts, shell, studying, telling
-from pages.common.navigation import Enough, enter_app
+from intrafusion.reporting.figures.recovery import AXES, training_curves
+from intrafusion.reporting.snippets import recovery_snippet, sweep_line
+from intrafusion.studies.recovery_comparison import rows
+from intrafusion.studies.study_file import Study
+from pages.panels import recovery
+from pages.shared import messages, parts, session, studying, transport_controls
+from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "Pruning costs accuracy; how much of it comes back, and at what price? Every method starts from **the same pruned network**, "
     "sees the same training images, and has its learning rate found by the same short test."
 )
-base, seeds, methods, equal = recovery_parts.controls(here)
+base, seeds, methods, equal = recovery.controls(here)
 with st.expander("Training", icon=":material/tune:"):
-    base = base.but(**recovery_parts.training_controls())
+    base = base.but(**recovery.training_controls())
 with st.expander("Transport knobs", icon=":material/conversion_path:"):
-    base = base.but(**knobs.transport_knobs(merges=[base.merge]))
+    base = base.but(**transport_controls.transport_knobs(merges=[base.merge]))
 if not methods:
     st.info("Choose at least one recovery.")
     raise Enough
 
-specs = recovery_parts.specs(base, methods, seeds, equal)
-bench = shell.measuring(here, base.limit)
-if bench is None or not all(shell.can_see(here, spec) for spec in recovery_parts.lookers(specs)):
+specs = recovery.specs(base, methods, seeds, equal)
+bench = session.measuring(here, base.limit)
+if bench is None or not all(session.can_see(here, spec) for spec in recovery.lookers(specs)):
     raise Enough
 store = studying.store()
 key = ("recovery", here.key(), tuple(specs))
-job = shell.jobs().get(key)
+job = session.jobs().get(key)
 running = job is not None and job.active
 stored = studying.stored(store, specs, bench)
 known = studying.points(stored, specs, job)
-runs = recovery_parts.runs(specs, bench, job)
-settled = studying.is_settled(known, specs, job) and len(runs) == len([s for s in specs if recovery_parts.trains(s)])
+runs = recovery.runs(specs, bench, job)
+settled = studying.is_settled(known, specs, job) and len(runs) == len([s for s in specs if recovery.trains(s)])
 count = len(bench.images()) if base.limit is None else min(base.limit, len(bench.images()))
 label = "Continue" if known and not settled else "Recover"
-if studying.run_row(label, recovery_parts.forecast(specs), settled, stored, specs, job, running, count):
-    recovery_parts.start(key, specs, bench, store, f"recovery of {base.model}")
+if studying.run_row(label, recovery.forecast(specs), settled, stored, specs, job, running, count):
+    recovery.start(key, specs, bench, store, f"recovery of {base.model}")
     st.rerun()
 
 answer = rows(list(known.values()), runs)
-by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=shell.BIND)
+by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=session.BIND)
 by = by or "steps"  # an empty parameter of a link empties even what is required
-parts.chart(training_curves(runs, answer, by, shell.is_dark()), "recovery")
+parts.chart(training_curves(runs, answer, by, session.is_dark()), "recovery")
 if not known and job is None:
     st.caption("Nothing is computed before you ask. Press *Recover*.")
 elif not runs:
     st.caption("Methods that solve instead of training have no curve: the table has them.")
 
 st.subheader("The answer")
-recovery_parts.answer(answer, methods, here.bench, known)
+recovery.answer(answer, methods, here.bench, known)
 st.subheader("Which images look alike")
 if running or not known:
     st.caption("The similarity matrices of teacher and student follow when the methods are done.")
 else:
     try:
-        recovery_parts.similarities(bench, base, [spec for spec in specs if spec in known])
+        recovery.similarities(bench, base, [spec for spec in specs if spec in known])
     except IntrafusionError as error:
-        telling.warning(error)
+        messages.warning(error)
 
 table = pd.DataFrame([row.to_row() for row in answer])
 axes = {
@@ -73,5 +74,5 @@ axes = {
 study = Study("recovery", base.but(seed=0), axes | ({"budget": ("epochs", "compute")} if equal else {}))
 parts.take_away(
     "recovery", table, sweep_line(study), recovery_snippet(base.but(recovery=methods[-1])),
-    (*recovery_parts.KEYS, *knobs.KEYS),
+    (*recovery.KEYS, *transport_controls.KEYS),
 )  # fmt: skip

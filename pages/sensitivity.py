@@ -2,42 +2,44 @@
 
 import streamlit as st
 
-from intrafusion import IntrafusionError, PruneSpec, registry, text
-from intrafusion.figures.curves import curves
-from intrafusion.figures.fragility import fragility_bars
-from intrafusion.importance import needs_images
-from intrafusion.quote import study_snippet, sweep_line
-from intrafusion.sensitivity import alone, fragility, table
-from intrafusion.study import Study
-from pages.common import budget_parts, knobs, parts, sensitivity_parts, shell, studying, telling
-from pages.common.navigation import Enough, enter_app
+from intrafusion import IntrafusionError, PruneSpec, _registry
+from intrafusion.pruning.importance import needs_images
+from intrafusion.reporting.figures.curves import curves
+from intrafusion.reporting.figures.fragility import fragility_bars
+from intrafusion.reporting.snippets import study_snippet, sweep_line
+from intrafusion.runtime import escaping
+from intrafusion.studies.sensitivity import alone, fragility, table
+from intrafusion.studies.study_file import Study
+from pages.panels import allocation, sensitivity
+from pages.shared import messages, parts, session, studying, transport_controls
+from pages.shared.navigation import Enough, enter_app
 
 _CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: such studies run unasked
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "Each group of channels is pruned **alone**, at several sparsities, and the whole network is measured: fragile groups "
     "show at once. From the same numbers come sparsities for all groups together."
 )
 row = st.container(horizontal=True)
 merges = row.multiselect(
-    "Merges", list(registry("merge")), default=["drop", "fusion"], key="study_merges", bind=shell.BIND, width=250
+    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="study_merges", bind=session.BIND, width=250
 )
 criterion = row.selectbox(
-    "Importance criterion", list(registry("criterion")), index=list(registry("criterion")).index("l1"), key="criterion",
-    bind=shell.BIND, width=200, help="Which channels go. The Importance page shows what each criterion says.",
+    "Importance criterion", list(_registry("criterion")), index=list(_registry("criterion")).index("l1"), key="criterion",
+    bind=session.BIND, width=200, help="Which channels go. The Importance page shows what each criterion says.",
 )  # fmt: skip
 percents = row.multiselect(
     "Sparsities, %",
     list(range(5, 100, 5)),
     default=[10, 30, 50, 70],
     key="study_sparsities",
-    bind=shell.BIND,
+    bind=session.BIND,
     width=320,
 )
 limit_name = row.selectbox(
-    "Images", ["500", "2000", "10000", "all"], index=1, key="study_limit", bind=shell.BIND, width=110,
+    "Images", ["500", "2000", "10000", "all"], index=1, key="study_limit", bind=session.BIND, width=110,
     help="Every point is first looked at on about 100 of them, then on all.",
 )  # fmt: skip
 if not (merges and percents):
@@ -45,25 +47,25 @@ if not (merges and percents):
     raise Enough
 how = st.expander("How it runs", icon=":material/speed:")
 with st.expander("Transport knobs", icon=":material/tune:"):
-    chosen = knobs.transport_knobs(merges=merges)
+    chosen = transport_controls.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
 sparsities = tuple(percent / 100 for percent in sorted(percents))
 base: PruneSpec = here.spec.but(groups="all", criterion=criterion, limit=limit, sparsity=0.0, **chosen)
 with how:
-    way = sensitivity_parts.way_to_run(here, base, merges)
+    way = sensitivity.way_to_run(here, base, merges)
 base = base.but(precision=way.precision)
 names = tuple(group.name for group in here.bench.groups if group.reason is None)
 study = Study(way.name, base, {"groups": ("each",), "sparsity": sparsities, "merge": tuple(merges)}, way.decide)
 specs = study.specs(here.bench.groups)
-bench = shell.measuring(here, limit)
-if bench is None or not shell.can_see(here, base):
+bench = session.measuring(here, limit)
+if bench is None or not session.can_see(here, base):
     raise Enough
-both = sensitivity_parts.pair(merges)
+both = sensitivity.pair(merges)
 
 store = studying.store()
 key = ("study", here.key(), study.base, tuple(specs), study.decide)
-job = shell.jobs().get(key)
+job = session.jobs().get(key)
 running = job is not None and job.active
 stored, rows = studying.stored(store, specs, bench), studying.studies(store)
 known = studying.points(stored, specs, job)
@@ -74,7 +76,7 @@ same = study.name in rows and rows[study.name].text == study.to_toml()
 replaces = way.named and study.name in rows and not same
 label = "Replace and run" if replaces else "Continue" if known and not settled else "Run the study"
 about = (
-    f"The store has a study “{text.markdown(study.name)}” with other settings: this one takes its place."
+    f"The store has a study “{escaping.markdown(study.name)}” with other settings: this one takes its place."
     if replaces
     else None
 )
@@ -86,22 +88,22 @@ if asked or unasked:
     studying.start(key, specs, bench, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
     st.rerun()
 results = list(known.values())
-made, numbers = sensitivity_parts.matrices(results, merges, names, sparsities), table(alone(results))
+made, numbers = sensitivity.matrices(results, merges, names, sparsities), table(alone(results))
 pictures = st.container()
 
-st.subheader(f"Group {text.markdown(here.group.name)}")
+st.subheader(f"Group {escaping.markdown(here.group.name)}")
 detail = st.grid(2, min_column_width=400, gap="medium")
 with detail.container():
     own = [result for result in results if result.spec.groups == (here.group.name,)]
     widest = max(own, key=lambda result: result.count, default=None)
     dense = widest and (widest.dense_accuracy, widest.dense_interval)
-    parts.chart(curves(own, sparsities, dense, shell.is_dark()).update_layout(height=380), "group-curve")
+    parts.chart(curves(own, sparsities, dense, session.is_dark()).update_layout(height=380), "group-curve")
 with detail.container():
     st.caption("Click a cell above, or choose it here and the group in the sidebar.")
-    place = here.group.name, sensitivity_parts.cell_control(percents)
-    sensitivity_parts.cell_in_words(made, both, place)
+    place = here.group.name, sensitivity.cell_control(percents)
+    sensitivity.cell_in_words(made, both, place)
 with pictures:
-    sensitivity_parts.heatmaps(made, both, place)
+    sensitivity.heatmaps(made, both, place)
 
 if running:
     st.caption("Fragile groups, a smaller network and other studies follow when this study is done or cancelled.")
@@ -110,18 +112,18 @@ elif not results:
 else:
     st.subheader("Fragile groups")
     ranked = {merge: fragility(matrix) for merge, matrix in made.items() if matrix.cells}
-    sensitivity_parts.clickable(fragility_bars(ranked, shell.is_dark()), "fragility")
+    sensitivity.clickable(fragility_bars(ranked, session.is_dark()), "fragility")
     st.subheader("A smaller network")
     try:
-        budget_parts.suggestion(here, bench, base, {merge: made[merge] for merge in ranked}, store)
+        allocation.suggestion(here, bench, base, {merge: made[merge] for merge in ranked}, store)
     except IntrafusionError as error:
-        telling.warning(error)
+        messages.warning(error)
     st.subheader("Against another study")
-    sensitivity_parts.comparison(study, made, place, store, rows)
+    sensitivity.comparison(study, made, place, store, rows)
     with st.expander("The numbers", icon=":material/table:"):
         st.dataframe(numbers, hide_index=True)
-keys = ("study_merges", "criterion", "study_sparsities", "study_limit", *sensitivity_parts.KEYS, *budget_parts.KEYS)
+keys = ("study_merges", "criterion", "study_sparsities", "study_limit", *sensitivity.KEYS, *allocation.KEYS)
 parts.take_away(
-    "sensitivity", numbers, sweep_line(study, **way.flags), study_snippet(study), (*keys, *knobs.KEYS),
-    lambda: sensitivity_parts.files(study, numbers),
+    "sensitivity", numbers, sweep_line(study, **way.flags), study_snippet(study), (*keys, *transport_controls.KEYS),
+    lambda: sensitivity.files(study, numbers),
 )  # fmt: skip

@@ -4,15 +4,16 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError
-from intrafusion.figures.lab import learning, side_by_side, spread, zeros
-from intrafusion.quote import lab_line, lab_snippet
-from intrafusion.registry import TRAINERS
-from intrafusion.train.lab import check_architecture, known
-from pages.common import lab_parts, parts, shell, telling
-from pages.common.navigation import Enough, enter_app
+from intrafusion._registry import TRAINERS
+from intrafusion.reporting.figures.training import learning, side_by_side, spread, zeros
+from intrafusion.reporting.snippets import lab_line, lab_snippet
+from intrafusion.training.methods.runs import check_architecture, known
+from pages.panels import training_lab
+from pages.shared import messages, parts, session
+from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "One-shot pruning takes a trained network apart. These methods prune **while a network learns**, or find a good network "
     "inside one that never does. Training starts from weights drawn anew, in the architecture of the sidebar's model."
@@ -20,32 +21,32 @@ st.markdown(
 try:
     check_architecture(here.spec.model)
 except IntrafusionError as error:
-    telling.info(error, icon=":material/science:")
+    messages.info(error, icon=":material/science:")
     raise Enough from error
-spec = lab_parts.controls(here)
+spec = training_lab.controls(here)
 entry = TRAINERS[spec.method]
 st.caption(f"**{spec.method}**: {entry.told}. {entry.paper}")
 if entry.differs:
     st.caption(f"Not as in its source: {entry.differs}.")
 key = ("lab", spec, here.device)
-job = shell.jobs().get(key)
+job = session.jobs().get(key)
 running = job is not None and job.active
 try:
     run = None if running else known(spec)
 except IntrafusionError as error:
-    shell.offer_images(here, error)
+    session.offer_images(here, error)
     raise Enough from error
-steps = lab_parts.steps(run, job)
-if lab_parts.run_row(run, job, running, bool(steps)):
-    lab_parts.start(key, spec, here.device)
+steps = training_lab.steps(run, job)
+if training_lab.run_row(run, job, running, bool(steps)):
+    training_lab.start(key, spec, here.device)
     st.rerun()
 
-parts.chart(learning(steps, spec.method, shell.is_dark()), "learning")
+parts.chart(learning(steps, spec.method, session.is_dark()), "learning")
 left, right = st.columns(2)
 with left:
-    parts.chart(zeros(steps, spec.method, shell.is_dark()), "zeros")
+    parts.chart(zeros(steps, spec.method, session.is_dark()), "zeros")
 with right:
-    parts.chart(spread(steps, shell.is_dark()), "spread")
+    parts.chart(spread(steps, session.is_dark()), "spread")
 if not steps:
     st.caption("Nothing is trained before you ask. Press *Train*.")
 
@@ -55,16 +56,16 @@ if run is None:
         "Accuracy on the test images, what is left of the network, and how to keep it, come here when it is trained."
     )
 else:
-    lab_parts.outcome(run)
-    lab_parts.keeping(run)
+    training_lab.outcome(run)
+    training_lab.keeping(run)
 
 st.subheader("Runs side by side")
-runs, names = lab_parts.chosen(spec.model)
+runs, names = training_lab.chosen(spec.model)
 if runs:
-    parts.chart(side_by_side(runs, names, shell.is_dark()), "side_by_side")
-    st.dataframe(lab_parts.table(runs, names), hide_index=True)
+    parts.chart(side_by_side(runs, names, session.is_dark()), "side_by_side")
+    st.dataframe(training_lab.table(runs, names), hide_index=True)
 else:
     st.caption("Every run of this architecture on this machine can be compared here.")
 
 rows = [{"phase": s.phase, **vars(s.moment), "sampled": s.look.sampled, **s.look.zero} for s in steps]
-parts.take_away("training_lab", pd.DataFrame(rows), lab_line(spec), lab_snippet(spec), lab_parts.KEYS)
+parts.take_away("training_lab", pd.DataFrame(rows), lab_line(spec), lab_snippet(spec), training_lab.KEYS)

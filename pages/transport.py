@@ -4,16 +4,17 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import IntrafusionError, PruneSpec
-from intrafusion.figures.plans import channel_map, sparsity_player, two_plans
-from intrafusion.figures.transport import ORDERS, VIEWS, plan_heatmap, weight_bars
-from intrafusion.quote import plan_line, plan_snippet
-from intrafusion.story import moves, story
-from intrafusion.transport import shared_mass
-from pages.common import knobs, parts, plan_parts, shell, telling
-from pages.common.navigation import Enough, enter_app
+from intrafusion.pruning.transport.planning import shared_mass
+from intrafusion.pruning.transport.provenance import moves, story
+from intrafusion.reporting.figures.plans import channel_map, sparsity_player, two_plans
+from intrafusion.reporting.figures.transport import ORDERS, VIEWS, plan_heatmap, weight_bars
+from intrafusion.reporting.snippets import plan_line, plan_snippet
+from pages.panels import transport
+from pages.shared import messages, parts, session, transport_controls
+from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: shell.Here = st.session_state.here
+here: session.Here = st.session_state.here
 st.markdown(
     "Every channel is a point: its weights. The plan moves the mass of all channels onto the ones that stay, over the least "
     "total distance, and the same matrix then multiplies every layer of the group."
@@ -26,21 +27,21 @@ with columns[0]:
 with columns[1]:
     sparsity = parts.sparsity_control()
 with st.expander("Transport knobs", icon=":material/tune:"):
-    chosen = knobs.transport_knobs()
-    st.latex(knobs.FORMULAS)
+    chosen = transport_controls.transport_knobs()
+    st.latex(transport_controls.FORMULAS)
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity, **chosen)
-if not shell.can_see(here, spec):
+if not session.can_see(here, spec):
     raise Enough
 scores, plan = parts.scored_plan(here, spec)
 with columns[2]:
     channel = parts.channel_control(here.group.size, int(scores.argmin()))
 
 left, right = st.columns(2)
-view = left.segmented_control("Show", list(VIEWS), default="coupling", key="view", bind=shell.BIND) or "coupling"
-order = right.segmented_control("Order", list(ORDERS), default="index", key="arrange", bind=shell.BIND) or "index"
+view = left.segmented_control("Show", list(VIEWS), default="coupling", key="view", bind=session.BIND) or "coupling"
+order = right.segmented_control("Order", list(ORDERS), default="index", key="arrange", bind=session.BIND) or "index"
 left.caption(f"{VIEWS[view].capitalize()}.")
 right.caption(f"Channels {ORDERS[order]}.")
-parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, shell.is_dark()), "plan", on_channel=True)
+parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, session.is_dark()), "plan", on_channel=True)
 numbers = st.container()
 
 told = story(plan, scores, channel)
@@ -62,24 +63,24 @@ with st.popover("Coupling or matrix: what is the difference?", icon=":material/h
 st.subheader(f"Channel {channel}")
 parts.channel_story(here, plan, scores, channel)
 if told.weights:
-    parts.chart(weight_bars(told.weights, channel, told.kept, shell.is_dark()), "provenance")
+    parts.chart(weight_bars(told.weights, channel, told.kept, session.is_dark()), "provenance")
 
 st.subheader("Another look")
 looks = ["map", "sparsity player", "two settings", "learned map"]
 look = st.segmented_control(
-    "Another look", looks, default="map", key="look", bind=shell.BIND, label_visibility="collapsed"
+    "Another look", looks, default="map", key="look", bind=session.BIND, label_visibility="collapsed"
 )
 look = look or "map"
-others = ("plane", "reader", *(f"b_{key}" for key in knobs.KEYS))  # of the looks, each of which draws some
-keys = ("criterion", "sparsity", *knobs.KEYS, "view", "arrange", "channel", "look", *others)
+others = ("plane", "reader", *(f"b_{key}" for key in transport_controls.KEYS))  # of the looks, each of which draws some
+keys = ("criterion", "sparsity", *transport_controls.KEYS, "view", "arrange", "channel", "look", *others)
 
 if look == "map":
     method = st.segmented_control(
-        "Plane", ["pca", "tsne"], default="pca", key="plane", bind=shell.BIND,
+        "Plane", ["pca", "tsne"], default="pca", key="plane", bind=session.BIND,
         help="pca: the plane on which the channels differ most. tsne: near channels stay near, far ones may lie anywhere.",
     ) or "pca"  # fmt: skip
-    places, words = plan_parts.places(here, spec, method)
-    parts.chart(channel_map(plan, places.numpy(), words, channel, shell.is_dark()), "map", on_channel=True)
+    places, words = transport.places(here, spec, method)
+    parts.chart(channel_map(plan, places.numpy(), words, channel, session.is_dark()), "map", on_channel=True)
     st.caption("Solid channels stay, hollow ones go; an arrow points where weight moves, dark where it is more than half. Click a channel.")  # fmt: skip
 elif look == "sparsity player":
     step = 5 if here.group.size <= 128 else 10
@@ -88,31 +89,31 @@ elif look == "sparsity player":
             (percent / 100, here.bench.plan(spec.but(sparsity=percent / 100), here.group))
             for percent in range(0, 91, step)
         ]
-    parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, shell.is_dark()), "player")
+    parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, session.is_dark()), "player")
     st.caption("Press ▶. The diagonal is what stays itself; what leaves it is fused. The chosen channel is amber.")
 elif look == "two settings":
     st.markdown("**A** is the setting above. **B** differs in what you change here; sparsity and criterion stay.")
-    other: PruneSpec = spec.but(**knobs.transport_knobs("b_", cost="activations"))
-    if shell.can_see(here, other):
+    other: PruneSpec = spec.but(**transport_controls.transport_knobs("b_", cost="activations"))
+    if session.can_see(here, other):
         try:
             _, second = parts.scored_plan(here, other)
-            names = plan_parts.difference(spec, other)
-            parts.chart(two_plans(plan, second, names, shared_mass(plan, second), shell.is_dark()), "two")
-            st.dataframe(plan_parts.numbers_table({"A": plan, "B": second}), hide_index=True)
+            names = transport.difference(spec, other)
+            parts.chart(two_plans(plan, second, names, shared_mass(plan, second), session.is_dark()), "two")
+            st.dataframe(transport.numbers_table({"A": plan, "B": second}), hide_index=True)
         except IntrafusionError as error:
-            telling.warning(error)
+            messages.warning(error)
 elif look == "learned map":
     st.markdown(
         "$T$ comes from the weights alone. The **calibrated** merge learns its own map $M$ on unlabelled images instead: which "
         "mixture of the kept channels comes closest to what each channel carried. What reads them is multiplied by it."
     )
-    plan_parts.learned_map(here, spec, plan, scores, channel, order)
+    transport.learned_map(here, spec, plan, scores, channel, order)
 
 with numbers:
     with st.container(horizontal=True):
-        for name, value, about in plan_parts.plan_facts(plan):
+        for name, value, about in transport.plan_facts(plan):
             st.metric(name, value, help=about, border=True, width=150)
-        plan_parts.output_distance(here, spec)
+        transport.output_distance(here, spec)
     st.caption(
         "On the margins, solid is mass that stays in its own place, tinted is mass that moves. "
         + (

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import intrafusion as itf  # before torchvision, which it makes importable
-from intrafusion import confined
-from intrafusion.networks import ResNet, Vgg, mlp
+from intrafusion.models.architectures import ResNet, Vgg, mlp
+from intrafusion.runtime import sandbox
 
 # no test writes to the person's own store; the dashboards that browser tests start share this one
 os.environ["INTRAFUSION_HOME"] = tempfile.mkdtemp(prefix="intrafusion-tests-")
@@ -75,7 +75,7 @@ def child() -> None:
 def own_files_are_read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a child process does with a file is done in this process, unless a test asks for `child`."""
     if "child" not in request.fixturenames:
-        monkeypatch.setattr(confined, "steps", _steps)
+        monkeypatch.setattr(sandbox, "steps", _steps)
 
 
 def _steps(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from intrafusion.figures.theme import DARK, LIGHT
+from intrafusion.reporting.figures.theme import DARK, LIGHT
 
 
 def serialised(fig: go.Figure) -> dict:

@@ -18,7 +18,7 @@ import own_files as files
 import torch
 from own_files import Touch
 
-from intrafusion.places import ASSETS
+from intrafusion.runtime.paths import ASSETS
 
 Make = Callable[[Path, Path], Path]
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 import intrafusion as itf
-from intrafusion.evaluate import wilson
-from intrafusion.run import Result
+from intrafusion.evaluation.accuracy import wilson
+from intrafusion.studies.measurement import Result
 
 DENSE = 0.9
 

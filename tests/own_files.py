@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from intrafusion.places import ASSETS
-from intrafusion.weights import read_state
+from intrafusion.models.state_dict import read_state
+from intrafusion.runtime.paths import ASSETS
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)

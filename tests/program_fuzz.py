@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.program import built, described, read_program, tensors_of
-from intrafusion.program.aten import SAME
-from intrafusion.program.build import made_by
-from intrafusion.program.lift import _CALLS
-from intrafusion.program.network import Program, Value, Weight
-from intrafusion.program.operators import OPERATORS, Operator
-from intrafusion.program.shapes import Batch, Shape, at
+from intrafusion.models.exported_program import built, described, read_program, tensors_of
+from intrafusion.models.exported_program.assemble import made_by
+from intrafusion.models.exported_program.aten import SAME
+from intrafusion.models.exported_program.graph import Program, Value, Weight
+from intrafusion.models.exported_program.importer import _CALLS
+from intrafusion.models.exported_program.operators import OPERATORS, Operator
+from intrafusion.models.exported_program.shapes import Batch, Shape, at
 
 HOSTILE = (0, -1, -2, 7, 2**16, 2**31 - 1, 2**31, 2**40, 2**40 + 1, 2**63 - 1, -(2**63), 10**30)
 WORDS = ("none", "tanh", "same", "valid", "reflect", "replicate", "trunc", "%2000000000d", "")

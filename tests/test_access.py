@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import intrafusion as itf
-from intrafusion.access import Rate, check_path, check_room, public, upload_mib
-from intrafusion.places import ASSETS, home
+from intrafusion.runtime.access import Rate, check_path, check_room, public, upload_mib
+from intrafusion.runtime.paths import ASSETS, home
 
 
 @pytest.fixture

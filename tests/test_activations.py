@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.activations import feature_maps, maps_of, normalised, private, reading
-from intrafusion.channels import CONSUMER, Layer
+from intrafusion.pruning.groups.feature_maps import feature_maps, maps_of, normalised, private, reading
+from intrafusion.pruning.groups.group import CONSUMER, Layer
 
 PRESENT = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1)
 
@@ -73,7 +73,7 @@ def test_hooks_go_even_when_the_network_fails(networks):
 def test_feature_maps_are_what_the_next_layers_read(networks, monkeypatch):
     network = networks("resnet-pad")
     model, group = network.model, network.group("layer2.0.conv1")
-    monkeypatch.setattr("intrafusion.data._PIXELS", 10 * 64)
+    monkeypatch.setattr("intrafusion.data.datasets._PIXELS", 10 * 64)
     batches = []
     for batch in feature_maps(model, group, network.data):
         assert not torch.is_inference_mode_enabled()  # nothing leaks into the caller's loop

@@ -8,8 +8,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
-from pages.common.addresses import host_and_port, is_ours, proxies, reader
-from pages.common.doors import Door, KeepsPeer
+from pages.shared.client_address import host_and_port, is_ours, proxies, reader
+from pages.shared.request_guard import Door, KeepsPeer
 
 FORWARDED = [
     (0, "127.0.0.1", ["9.9.9.9"], "127.0.0.1"),

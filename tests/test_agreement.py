@@ -6,8 +6,8 @@ import torch
 from scipy.stats import hypergeom, spearmanr
 
 import intrafusion as itf
-from intrafusion.agreement import chance, compare, overlap, spearman, stays
-from intrafusion.bench import open_model
+from intrafusion.pruning.agreement import chance, compare, overlap, spearman, stays
+from intrafusion.studies.session import open_model
 
 
 @pytest.fixture(scope="module")

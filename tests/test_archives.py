@@ -10,9 +10,9 @@ import own_files as files
 import pytest
 
 import intrafusion as itf
-from intrafusion import archives
-from intrafusion.arrays import read_arrays
-from intrafusion.own import take_data
+from intrafusion.data.arrays import read_arrays
+from intrafusion.runtime import safe_zip
+from intrafusion.studies.uploads import take_data
 
 
 def directory(count: int) -> bytes:
@@ -37,7 +37,7 @@ def record64(said: int, size: int, found_at: int) -> bytes:
 def test_members_are_counted_before_the_directory_is_read(tmp_path, monkeypatch, end):
     entries = directory(3000)
     (tmp_path / "d.zip").write_bytes(entries + end(len(entries)))
-    monkeypatch.setattr(archives, "MEMBERS", 2999)
+    monkeypatch.setattr(safe_zip, "MEMBERS", 2999)
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(itf.IntrafusionError, match=r"holds 3,000 files, and at most 2,999"):
         take_data([tmp_path / "d.zip"], "mine")
@@ -51,7 +51,7 @@ def test_records_of_zip64_must_agree(tmp_path):
 
 
 def test_a_directory_of_few_and_endless_names_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MEMBERS", 10)
+    monkeypatch.setattr(safe_zip, "MEMBERS", 10)
     (tmp_path / "d.zip").write_bytes(bytes(2 << 20) + record(3, 2 << 20))
     with pytest.raises(itf.IntrafusionError, match="a directory of 2 MiB"):
         take_data([tmp_path / "d.zip"], "mine")
@@ -69,9 +69,9 @@ def packed(path: Path, count: int, size: int, name: str = "cat/%d.png") -> Path:
 ])  # fmt: skip
 def test_small_members_have_a_ratio_too(tmp_path, monkeypatch, count, size, taken):
     path = packed(tmp_path / "d.zip", count, size)
-    monkeypatch.setattr(archives, "_EXCESS", 1 << 19)
+    monkeypatch.setattr(safe_zip, "_EXCESS", 1 << 19)
     expected = nullcontext() if taken else pytest.raises(itf.IntrafusionError, match="at most 200 times is taken")
-    with expected, archives.opened(path) as (_, infos):
+    with expected, safe_zip.opened(path) as (_, infos):
         assert len(infos) == count
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import intrafusion as itf
-from intrafusion.arrays import Reading, role_of, splits_of
-from intrafusion.cli import main
-from intrafusion.own import take_data
+from intrafusion.cli.main import main
+from intrafusion.data.arrays import Reading, role_of, splits_of
+from intrafusion.studies.uploads import take_data
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import intrafusion as itf
-from intrafusion import leftovers
-from intrafusion.access import check_room
-from intrafusion.atomic import whole
-from intrafusion.places import home
-from intrafusion.processes import birth
+from intrafusion.runtime import stale_files
+from intrafusion.runtime.access import check_room
+from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.paths import home
+from intrafusion.runtime.processes import birth
 
 
 def names(folder: Path) -> list[str]:
@@ -84,7 +84,7 @@ class TestWhole:
 def gone() -> list[str]:
     """Names as a process made them which has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        mark = f"{process.pid}-{birth(process.pid)}-{leftovers.mark().split('-', 2)[2]}"
+        mark = f"{process.pid}-{birth(process.pid)}-{stale_files.mark().split('-', 2)[2]}"
         process.kill()
     return [
         f".taking-{mark}",
@@ -118,22 +118,22 @@ def lay(names: list[str], temporaries: Path) -> list[Path]:
 class TestLeftovers:
     def test_those_of_a_process_that_has_ended_go(self, gone, temporaries):
         left = lay(gone, temporaries)
-        assert {*leftovers.temporary()} == {*left}
-        leftovers.remove()
+        assert {*stale_files.temporary()} == {*left}
+        stale_files.remove()
         assert not any(path.exists() for path in left)
 
     def test_those_of_a_process_that_runs_stay(self, temporaries):
-        ours = lay([f".taking-{leftovers.mark()}", f"intrafusion-upload-{leftovers.mark()}-x"], temporaries)
+        ours = lay([f".taking-{stale_files.mark()}", f"intrafusion-upload-{stale_files.mark()}-x"], temporaries)
         for path in ours:
             os.utime(path / "copy", (0, 0))
             os.utime(path, (0, 0))
-        leftovers.remove()
+        stale_files.remove()
         assert all(path.exists() for path in ours)
 
     def test_a_number_that_is_used_again_is_another_process(self, temporaries):
-        pid, born, rest = leftovers.mark().split("-", 2)
+        pid, born, rest = stale_files.mark().split("-", 2)
         (left,) = lay([f".taking-{pid}-{int(born or 0) - 1}-{rest}"], temporaries)
-        leftovers.remove()
+        stale_files.remove()
         assert not left.exists() or not born  # where the system does not say when a process began
 
     @pytest.mark.parametrize(
@@ -151,15 +151,15 @@ class TestLeftovers:
         (path,) = lay([name], temporaries)
         for one in (path / "copy", path):
             os.utime(one, (time.time() - age,) * 2)
-        leftovers.remove()
+        stale_files.remove()
         assert path.exists() is stays
 
     def test_nothing_else_goes(self, temporaries):
         kept = lay(["apart", "models-part", "intrafusion-other"], temporaries)
         for path in kept:
             os.utime(path, (0, 0))
-        assert not [*leftovers.temporary()]
-        leftovers.remove()
+        assert not [*stale_files.temporary()]
+        stale_files.remove()
         assert all(path.exists() for path in kept)
 
     def test_a_link_is_not_followed(self, gone, temporaries, tmp_path):
@@ -167,7 +167,7 @@ class TestLeftovers:
         (tmp_path / "theirs" / "file").write_text("x")
         home().mkdir(parents=True, exist_ok=True)
         (home() / gone[0]).symlink_to(tmp_path / "theirs")
-        leftovers.remove()
+        stale_files.remove()
         assert (tmp_path / "theirs" / "file").exists()
         assert not (home() / gone[0]).is_symlink()
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.activations import feature_maps
-from intrafusion.attribution import METHODS, activations, channel_attribution, reader, top_images
+from intrafusion.evaluation.attribution import METHODS, activations, channel_attribution, reader, top_images
+from intrafusion.pruning.groups.feature_maps import feature_maps
 
 MEAN, STD = 0.5, 0.25
 

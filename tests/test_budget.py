@@ -11,12 +11,12 @@ from made_results import DENSE, made_result
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.budget import Shapes, shapes, suggest
-from intrafusion.evaluate import Size, size
-from intrafusion.norms import fold_groups
-from intrafusion.sensitivity import Matrix, matrix
-from intrafusion.shrink import shrink
-from intrafusion.transport import group_counts
+from intrafusion.evaluation.accuracy import Size, size
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.transport.planning import group_counts
+from intrafusion.studies.allocation import Shapes, shapes, suggest
+from intrafusion.studies.sensitivity import Matrix, matrix
 
 SPARSITIES = (0.2, 0.4, 0.6, 0.8)
 IMAGES = 10_000

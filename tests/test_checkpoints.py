@@ -18,14 +18,14 @@ from own_files import mlp_state, save_state
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion import zoo
-from intrafusion.cards import card_of
-from intrafusion.cli import main
-from intrafusion.data import load_data
-from intrafusion.evaluate import evaluate
-from intrafusion.own import take_weights
-from intrafusion.weights import located
-from intrafusion.zoo.nearest import nearest
+from intrafusion.cli.main import main
+from intrafusion.data.datasets import load_data
+from intrafusion.evaluation.accuracy import evaluate
+from intrafusion.models import hub
+from intrafusion.models.card import card_of
+from intrafusion.models.sources.nearest import nearest
+from intrafusion.models.state_dict import located
+from intrafusion.studies.uploads import take_weights
 
 MODEL = "digits-resnet"  # convolutions, norms, a head
 State = dict[str, Any]
@@ -359,7 +359,7 @@ class TestHeads:
         torch.save(headed(dense, 7), tmp_path / "w.pt")
         model = itf.load_model(take_weights(tmp_path / "w.pt", MODEL, "seven"))
         assert same(model, headed(dense, 7))
-        assert zoo.kept_told("kept/seven") == card_of(model).details["told"]
+        assert hub.kept_told("kept/seven") == card_of(model).details["told"]
         assert card_of(model).classes == 7
         small = itf.prune(model, card_of(model).example(), 0.5)
         assert small(card_of(model).example()).shape == (1, 7)

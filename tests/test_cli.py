@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion import data
-from intrafusion.cli import main
-from intrafusion.places import ASSETS
+from intrafusion.cli.main import main
+from intrafusion.data import datasets
+from intrafusion.runtime.paths import ASSETS
 
 POINT = {"model", "data", "groups", "criterion", "merge", "sparsity", "accuracy", "count", "params", "macs"}
 FAST = ["curve", "--model", "digits-mlp", "--limit", "20"]
@@ -63,7 +63,7 @@ class TestModels:
 
 class TestData:
     def test_json_has_every_dataset(self, rows):
-        assert [row["name"] for row in rows("data")] == list(data.DATASETS)
+        assert [row["name"] for row in rows("data")] == list(datasets.DATASETS)
 
     @pytest.mark.parametrize(("split", "count"), [("train", 1200), ("test", 597)])
     def test_one_dataset_is_described(self, rows, split, count):
@@ -155,7 +155,7 @@ class TestCurve:
             (tmp_path / label).mkdir()
             for number in range(5):
                 Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / label / f"{number}.png")
-        monkeypatch.setattr(data, "_MEMORY_LIMIT", 6 * 32 * 32 * 3)
+        monkeypatch.setattr(datasets, "_MEMORY_LIMIT", 6 * 32 * 32 * 3)
         (point,) = rows("curve", "--model", "cifar10-resnet20", "--weights", "random", "--groups", "layer1.0.conv1",
                         "--data-path", str(tmp_path), "--merge", "drop", "--sparsity", "0.5", "--limit", "4")  # fmt: skip
         assert point["count"] == 4
@@ -342,17 +342,17 @@ def test_program_exits_with_two_and_one_line():
 
 
 def test_cancelling_is_130_and_keeps_the_lines_so_far(capsys, monkeypatch):
-    from intrafusion import sweep
+    from intrafusion.studies import sweeps
 
     calls = []
 
-    def interrupted(spec, *rest, measure=sweep.measure):
+    def interrupted(spec, *rest, measure=sweeps.measure):
         calls.append(spec)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return measure(spec, *rest)
 
-    monkeypatch.setattr(sweep, "measure", interrupted)
+    monkeypatch.setattr(sweeps, "measure", interrupted)
     assert main([*FAST, "--json"]) == 130
     captured = capsys.readouterr()
     assert [json.loads(line)["sparsity"] for line in captured.out.splitlines()] == [0.1, 0.3]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.cli import main
-from intrafusion.quote import plan_line, scores_line
+from intrafusion.cli.main import main
+from intrafusion.reporting.snippets import plan_line, scores_line
 
 
 @pytest.fixture

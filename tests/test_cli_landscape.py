@@ -8,8 +8,8 @@ import shlex
 import pytest
 
 import intrafusion as itf
-from intrafusion.cli import main
-from intrafusion.quote import landscape_line, landscape_snippet
+from intrafusion.cli.main import main
+from intrafusion.reporting.snippets import landscape_line, landscape_snippet
 
 SPEC = itf.PruneSpec(model="digits-mlp", groups=("1",), sparsity=0.5, limit=60)
 

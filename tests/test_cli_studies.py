@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 import intrafusion as itf
-from intrafusion import store as stores
-from intrafusion import sweep as engine
-from intrafusion.bench import open_bench
-from intrafusion.cli import main
-from intrafusion.run import run
-from intrafusion.store import Store
-from intrafusion.study import Study
+from intrafusion.cli.main import main
+from intrafusion.studies import sweeps as engine
+from intrafusion.studies.measurement import run
+from intrafusion.studies.session import open_bench
+from intrafusion.studies.store import sqlite as stores
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.study_file import Study
 
 FAST = ["sweep", "--model", "digits-mlp", "--limit", "20"]
 
@@ -147,7 +147,7 @@ class TestSweep:
         assert sum(name.startswith("digits-mlp-") for name in names) == 2
 
     def test_decide_stops_where_the_difference_is_clear(self, rows, said, monkeypatch):
-        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
         words = [
             "sweep",
             "--model",
@@ -167,7 +167,7 @@ class TestSweep:
         assert {row["count"] for row in rows(*words[:-1])} == {597}
 
     def test_decision_may_stand_in_the_file(self, rows, monkeypatch):
-        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
         Path("d.toml").write_text(Study("d", itf.PruneSpec(limit=None), {"merge": ("drop", "fusion")}, True).to_toml())
         assert [row["count"] for row in rows("sweep", "--file", "d.toml")] == [100, 100]
 
@@ -178,7 +178,7 @@ class TestSweep:
             return measure(spec, *rest)
 
         monkeypatch.setattr(engine, "measure", breaking)
-        monkeypatch.setattr("intrafusion.log.unexpected", lambda *_, **__: "id")
+        monkeypatch.setattr("intrafusion.runtime.log.unexpected", lambda *_, **__: "id")
         words = [*FAST, "--merge", "drop", "--sparsity", "0.2"]
         assert main([*words, "--name", "half"]) == 1
         out, err = capsys.readouterr()
@@ -197,7 +197,7 @@ class TestSweep:
             return measure(spec, *rest)
 
         monkeypatch.setattr(engine, "measure", breaking)
-        monkeypatch.setattr("intrafusion.log.unexpected", lambda *_, **__: "id")
+        monkeypatch.setattr("intrafusion.runtime.log.unexpected", lambda *_, **__: "id")
         words = ["curve", "--model", "digits-mlp", "--limit", "20", "--merge", "drop", "fusion", "--json"]
         assert main([*words, "--sparsity", "0.2", "0.4"]) == 1
         out, err = capsys.readouterr()

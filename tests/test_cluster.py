@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import cluster, ray_session
-from intrafusion import sweep as local
-from intrafusion.bench import Bench, open_bench
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.run import Result, run
-from intrafusion.store import Store
-from intrafusion.sweep import Failure, grid, origin
+from intrafusion.runtime.cancellation import Cancelled, stoppable
+from intrafusion.studies import sweeps as local
+from intrafusion.studies.cluster import connection, driver
+from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.sweeps import Failure, grid, origin
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install ray")
 
@@ -72,16 +72,17 @@ def tamper(monkeypatch) -> Callable[[Callable[[itf.PruneSpec], None]], None]:
 
     def tamper(first: Callable[[itf.PruneSpec], None]) -> None:
         def task(*arguments):
-            from intrafusion import ray_worker, sweep
+            from intrafusion.studies import sweeps
+            from intrafusion.studies.cluster import worker
 
-            measure = sweep.measure
-            sweep.measure = lambda spec, *rest: first(spec) or measure(spec, *rest)
+            measure = sweeps.measure
+            sweeps.measure = lambda spec, *rest: first(spec) or measure(spec, *rest)
             try:
-                yield from ray_worker.measure(*arguments)
+                yield from worker.measure(*arguments)
             finally:
-                sweep.measure = measure
+                sweeps.measure = measure
 
-        monkeypatch.setattr(cluster, "measure", task)
+        monkeypatch.setattr(driver, "measure", task)
 
     return tamper
 
@@ -116,8 +117,8 @@ def new_lines(file: Path) -> Iterator[str]:
 
 class TestChunks:
     def pieces(self, specs: list[itf.PruneSpec], slots: int, bench: Bench) -> list[list[itf.PruneSpec]]:
-        families = cluster._families(local.checked(specs, bench))
-        return [chunk.specs for chunk in cluster._split(families, bench, slots)]
+        families = driver._families(local.checked(specs, bench))
+        return [chunk.specs for chunk in driver._split(families, bench, slots)]
 
     @pytest.mark.parametrize("slots", [1, 2, 3, 100])
     def test_hold_every_point_once_and_families_whole(self, bench, slots):
@@ -139,7 +140,7 @@ class TestSweep:
     @pytest.mark.usefixtures("workers")
     def test_results_are_those_of_the_local_sweep(self, bench):
         specs = [*SPECS[:6], BASE.but(criterion="taylor"), BASE.but(limit=50, cost="activations", seed=3)]
-        found = last(cluster.sweep(specs, bench))
+        found = last(driver.sweep(specs, bench))
         assert numbers(found) == numbers(last(local.sweep(specs, bench)))
         assert all(result.complete for result in found.values())
 
@@ -147,7 +148,7 @@ class TestSweep:
     def test_the_network_and_the_images_go_out_once(self, bench, monkeypatch):
         sent: list[Any] = []
         monkeypatch.setattr(ray, "put", lambda value, put=ray.put: sent.append(value) or put(value))
-        assert len(last(cluster.sweep(SPECS, bench))) == 12
+        assert len(last(driver.sweep(SPECS, bench))) == 12
         assert len(sent) == 1
 
     @pytest.mark.usefixtures("workers")
@@ -155,24 +156,24 @@ class TestSweep:
         tamper(lambda spec: time.sleep(0.05))
         points = [(spec, origin(spec, bench)) for spec in SPECS]
         held = []
-        for result in cluster.sweep(SPECS, bench, store):
+        for result in driver.sweep(SPECS, bench, store):
             stored = store.get(points)
             assert stored[result.spec].count >= result.count
             held.append(len(stored))
         assert held[0] < held[len(held) // 2] <= held[-1] == len(SPECS)
-        monkeypatch.setattr(cluster, "SESSION", None)  # Ray is not even asked for
-        again = list(cluster.sweep(SPECS, bench, store))
+        monkeypatch.setattr(driver, "SESSION", None)  # Ray is not even asked for
+        again = list(driver.sweep(SPECS, bench, store))
         assert len(again) == len(SPECS)
         assert numbers(last(again)) == numbers(last(local.sweep(SPECS, bench)))
 
     @pytest.mark.usefixtures("workers")
     def test_a_partial_point_goes_on_from_where_it_was(self, bench, store, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+            patch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
             looks = local.sweep(SPECS[:1], open_bench(BASE), store)
             assert next(looks).count == 100
             looks.close()
-        first, *rest = cluster.sweep(SPECS[:1], bench, store)
+        first, *rest = driver.sweep(SPECS[:1], bench, store)
         assert first.count == 100
         assert rest[-1].correct == run(SPECS[0], bench).correct
         assert all(result.count > 100 for result in rest)
@@ -183,7 +184,7 @@ class TestSweep:
         with Store(tmp_path / "s.sqlite") as other:
             assert other.claim(taken, point)
             found = []
-            for result in cluster.sweep(SPECS, bench, store):
+            for result in driver.sweep(SPECS, bench, store):
                 found.append(result)
                 finished = {r.spec for r in found if r.complete}
                 if len(finished) == len(SPECS) - 2:  # the taken one's partner waits with it
@@ -201,7 +202,7 @@ class TestSweep:
 
         tamper(first)
         store.save_study("s", "", [(spec, origin(spec, bench)) for spec in SPECS])
-        found = list(cluster.sweep(SPECS, bench, store))
+        found = list(driver.sweep(SPECS, bench, store))
         assert [f for f in found if isinstance(f, Failure)] == [Failure(SPECS[1], "RuntimeError: no such shape")]
         assert set(last(found)) == {*SPECS} - {SPECS[1]}
         assert store.failures("s") == {SPECS[1]: "RuntimeError: no such shape"}
@@ -213,14 +214,14 @@ class TestSweep:
             itf.ImageData(data.name, data.split, data.images.repeat(9, 1, 1, 1), data.labels.repeat(9), data.classes)
         )
         specs = grid(BASE, sparsity=[0.8], merge=["drop", "fusion"])  # 58 % and 83 %
-        dropped, fused = last(cluster.sweep(specs, many, decide=True)).values()
+        dropped, fused = last(driver.sweep(specs, many, decide=True)).values()
         assert max(dropped.count, fused.count) < dropped.total
 
     @pytest.mark.parametrize("changes", [{"merge": "melt"}, {"groups": ("nine",)}], ids=str)
     def test_a_bad_spec_is_refused_before_anything_starts(self, bench, monkeypatch, changes):
-        monkeypatch.setattr(cluster, "SESSION", None)
+        monkeypatch.setattr(driver, "SESSION", None)
         with pytest.raises(itf.IntrafusionError):
-            next(cluster.sweep([*SPECS, BASE.but(**changes)], bench))
+            next(driver.sweep([*SPECS, BASE.but(**changes)], bench))
 
 
 class TestStopping:
@@ -229,10 +230,10 @@ class TestStopping:
     def test_leaves_no_task_and_no_claim(self, bench, store, tmp_path, tamper, monkeypatch, cancelled):
         asked, cancel = [], ray.cancel
         monkeypatch.setattr(ray, "cancel", lambda task, force=False: asked.append(force) or cancel(task, force=force))
-        monkeypatch.setattr(cluster, "_LEAVE", 10.0)  # a busy machine is slow
+        monkeypatch.setattr(driver, "_LEAVE", 10.0)  # a busy machine is slow
         tamper(lambda spec: any(time.sleep(0.05) for _ in itertools.repeat(0, 0 if spec.sparsity == 0.2 else 10**6)))
         stop = threading.Event()
-        looks = cluster.sweep(SPECS, bench, store)
+        looks = driver.sweep(SPECS, bench, store)
         with stoppable(stop):
             next(looks)
             if cancelled:
@@ -250,31 +251,31 @@ class TestStopping:
 
     @pytest.mark.usefixtures("workers")
     def test_what_was_measured_before_serves_the_next_run(self, bench, store):
-        looks = cluster.sweep(SPECS, bench, store)
+        looks = driver.sweep(SPECS, bench, store)
         early = next(looks)
         looks.close()
-        assert early in list(cluster.sweep(SPECS, bench, store))
+        assert early in list(driver.sweep(SPECS, bench, store))
 
     @pytest.mark.usefixtures("workers")
     def test_tasks_that_fit_nowhere_are_waited_for_and_then_refused(self, bench, monkeypatch, caplog):
-        monkeypatch.setattr(cluster, "_PATIENCE", 1.5)
-        monkeypatch.setattr(cluster, "_AGAIN", 0.2)
+        monkeypatch.setattr(driver, "_PATIENCE", 1.5)
+        monkeypatch.setattr(driver, "_AGAIN", 0.2)
         with pytest.raises(itf.IntrafusionError, match="no machine of the Ray cluster has the 1 CPUs and 2 GPUs"):
-            list(cluster.sweep(SPECS, bench, num_gpus=2))
+            list(driver.sweep(SPECS, bench, num_gpus=2))
         assert [record.message for record in caplog.records if "waiting for one" in record.message]
 
     @pytest.mark.usefixtures("workers")
     def test_workers_of_another_version_are_refused(self, bench, monkeypatch):
-        monkeypatch.setattr(cluster, "code_version", lambda: "another")
+        monkeypatch.setattr(driver, "code_version", lambda: "another")
         with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has other code of intrafusion, or other"):
-            list(cluster.sweep(SPECS, bench))
+            list(driver.sweep(SPECS, bench))
         assert idle()
 
     @pytest.mark.usefixtures("workers")
     def test_a_task_that_does_not_listen_is_ended(self, bench, tamper, monkeypatch):
         tamper(lambda spec: time.sleep(0 if spec.sparsity == 0.2 else 60))
-        monkeypatch.setattr(cluster, "_LEAVE", 0.5)
-        looks = cluster.sweep(SPECS, bench)
+        monkeypatch.setattr(driver, "_LEAVE", 0.5)
+        looks = driver.sweep(SPECS, bench)
         next(looks)
         looks.close()
         assert idle()
@@ -283,7 +284,7 @@ class TestStopping:
 class TestShares:
     @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda")])
     def test_what_is_trained_there_is_of_the_kind_of_device_that_tasks_ask_for(self, bench, gpus, kind):
-        place = cluster._Share(1, gpus).origin(SPECS[0], bench)
+        place = driver._Share(1, gpus).origin(SPECS[0], bench)
         assert (place.kind, place.model, place.data) == (kind, *bench.fingerprints(SPECS[0]))
 
     @pytest.mark.parametrize(
@@ -291,15 +292,15 @@ class TestShares:
         [(1, 0, 8), (3, 0, 2), (0.5, 0, 16), (0, 1, 2), (1, 1, 2), (1, 0.25, 8), (8, 1, 1), (9, 0, 0), (1, 3, 0)],
     )
     def test_count_the_tasks_of_a_machine(self, cpus, gpus, count):
-        assert cluster._Share(cpus, gpus).fits({"CPU": 8.0, "GPU": 2.0, "memory": 1e9}) == count
+        assert driver._Share(cpus, gpus).fits({"CPU": 8.0, "GPU": 2.0, "memory": 1e9}) == count
 
     @pytest.mark.parametrize(
         "asked", [{"num_cpus": -1}, {"num_cpus": 0}, {"num_gpus": 1.5}, {"num_gpus": float("inf")}], ids=str
     )
     def test_an_impossible_one_is_refused_before_anything_starts(self, bench, monkeypatch, asked):
-        monkeypatch.setattr(cluster, "SESSION", None)
+        monkeypatch.setattr(driver, "SESSION", None)
         with pytest.raises(itf.IntrafusionError, match="a task"):
-            list(cluster.sweep(SPECS, bench, **asked))
+            list(driver.sweep(SPECS, bench, **asked))
 
     @pytest.mark.usefixtures("workers")
     def test_is_asked_for_by_every_task_which_uses_that_device(self, bench, monkeypatch):
@@ -317,7 +318,7 @@ class TestShares:
         monkeypatch.setattr(ray, "remote", lambda function: Task())
         for share in ({}, {"num_cpus": 0.5, "num_gpus": 0.25}, {"num_cpus": 4}):
             with pytest.raises(itf.IntrafusionError, match="enough"):
-                list(cluster.sweep(SPECS, bench, **share))
+                list(driver.sweep(SPECS, bench, **share))
         assert asked == [
             {"num_cpus": 1, "num_gpus": 0, "max_retries": 0}, (1, "cpu"),
             {"num_cpus": 0.5, "num_gpus": 0.25, "max_retries": 0}, (1, "cuda"),
@@ -329,7 +330,7 @@ class TestShares:
     def test_a_bench_on_a_gpu_is_measured_on_gpus(self, store):
         ray.shutdown()
         bench = open_bench(BASE, "cuda")
-        found = last(cluster.sweep(SPECS, bench, store))
+        found = last(driver.sweep(SPECS, bench, store))
         assert numbers(found) == numbers(last(local.sweep(SPECS, bench)))
         store.save_study("s", "", [(spec, origin(spec, bench)) for spec in SPECS])
         assert store.study("s").devices == (torch.cuda.get_device_name(),)
@@ -343,8 +344,8 @@ class TestLosses:
                 os._exit(1)
 
         tamper(first)
-        monkeypatch.setattr(cluster, "RETRIES", 2)
-        found = list(cluster.sweep(SPECS, bench))
+        monkeypatch.setattr(driver, "RETRIES", 2)
+        found = list(driver.sweep(SPECS, bench))
         failures = {f.spec: f.reason for f in found if isinstance(f, Failure)}
         assert set(failures) == {SPECS[3]}
         assert "lost 3 times (WorkerCrashedError" in failures[SPECS[3]]
@@ -368,7 +369,7 @@ class TestLosses:
         specs = [spec.but(limit=50) for spec in SPECS]  # measured in one go
         found: list[Result | Failure] = []
         hit = ""
-        for result in cluster.sweep(specs, bench, store):
+        for result in driver.sweep(specs, bench, store):
             found.append(result)
             if not hit:
                 node, pid, hit = next(line.split(" ", 2) for line in new_lines(diary) if '"merge": "drop"' in line)
@@ -387,11 +388,11 @@ class TestConnecting:
     def test_no_ray_is_one_line(self, bench, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(itf.IntrafusionError, match=r"needs Ray: pip install 'intrafusion\[ray\]'"):
-            list(cluster.sweep(SPECS, bench))
+            list(driver.sweep(SPECS, bench))
 
     def test_the_version_asked_for_is_the_one_tested(self):
-        assert f"ray=={ray.__version__}" == ray_session.RAY
-        assert f'"{ray_session.RAY}"' in (itf.places.ASSETS.parent / "pyproject.toml").read_text()
+        assert f"ray=={ray.__version__}" == connection.RAY
+        assert f'"{connection.RAY}"' in (itf.places.ASSETS.parent / "pyproject.toml").read_text()
 
     @pytest.mark.parametrize(
         "address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense", "ray://a:1"]
@@ -399,41 +400,41 @@ class TestConnecting:
     def test_an_address_where_no_cluster_is_is_one_line(self, bench, address):
         ray.shutdown()
         with pytest.raises(itf.IntrafusionError, match="Ray") as caught:
-            list(cluster.sweep(SPECS, bench, address=address))
+            list(driver.sweep(SPECS, bench, address=address))
         assert "\n" not in str(caught.value)
         assert not ray.is_initialized()
 
     def test_an_address_that_does_not_answer_is_given_up(self, bench, monkeypatch):
         ray.shutdown()
-        monkeypatch.setattr(ray_session, "_CONNECT", 2.0)
+        monkeypatch.setattr(connection, "_CONNECT", 2.0)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
             with pytest.raises(itf.IntrafusionError, match=r"no Ray cluster answers at .* \(no answer in 2 s\)"):
-                list(cluster.sweep(SPECS, bench))
+                list(driver.sweep(SPECS, bench))
 
     def test_a_cluster_is_joined_by_its_address_and_left(self, machines):
         ray.shutdown()
-        with ray_session.SESSION.ray(machines.address, 0):
+        with connection.SESSION.ray(machines.address, 0):
             assert ray.get_runtime_context().gcs_address == machines.address
-            assert not ray_session.SESSION.alone
+            assert not connection.SESSION.alone
         assert not ray.is_initialized()
 
     def test_without_an_address_ray_starts_here_and_ends_with_the_study(self, bench, monkeypatch):
         ray.shutdown()
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        looks = cluster.sweep(SPECS[:2], bench)
+        looks = driver.sweep(SPECS[:2], bench)
         first = threading.Thread(target=next, args=[looks])  # as in a page, where studies come and go in threads
         first.start()
         first.join()
         with pytest.raises(itf.IntrafusionError, match="no machine"):  # a second study joins in, and leaves Ray running
-            list(cluster.sweep(SPECS, bench, num_cpus=1000))
+            list(driver.sweep(SPECS, bench, num_cpus=1000))
         assert ray.is_initialized()
         assert set(last(looks)) == {*SPECS[:2]}
         assert not ray.is_initialized()
 
 
 def test_a_worker_has_the_images_that_recoveries_learn_from(bench):
-    from intrafusion.ray_worker import Parts
+    from intrafusion.studies.cluster.worker import Parts
 
     spec = BASE.but(recovery="perp-head", merge="calibrated", training=100)
     sent = Parts.of(bench, [spec]).bench("cpu")

@@ -8,17 +8,17 @@ from figure_reading import check_both_themes
 from made_results import made_result
 
 import intrafusion as itf
-from intrafusion.bench import Bench, open_bench
-from intrafusion.comparison import Alike, Run, alike, compare, known_run, layers_to_compare, rows
-from intrafusion.figures.recovery import headline, similarity_panels, training_curves
-from intrafusion.prune import cut
-from intrafusion.recover import Facts, similarity, similarity_loss
-from intrafusion.recover.methods import COSTLIER
-from intrafusion.registry import RECOVERIES
-from intrafusion.run import Result
-from intrafusion.store import Store
-from intrafusion.sweep import Failure
-from intrafusion.train.loop import Moment
+from intrafusion._registry import RECOVERIES
+from intrafusion.pruning.pruner import cut
+from intrafusion.reporting.figures.recovery import headline, similarity_panels, training_curves
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.recovery_comparison import Alike, Run, alike, compare, known_run, layers_to_compare, rows
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.sweeps import Failure
+from intrafusion.training.loop import Moment
+from intrafusion.training.recovery import Facts, similarity, similarity_loss
+from intrafusion.training.recovery.methods import COSTLIER
 
 SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=200, training=300, epochs=2, rate=0.03)
 FACTS = Facts(10, 2000, 300, 0.1, 0.5)
@@ -58,7 +58,7 @@ class TestCompare:
 
     def test_merges_a_network_once_for_all_its_recoveries(self, monkeypatch):
         cuts = []
-        monkeypatch.setattr("intrafusion.bench.cut", lambda *a, **k: cuts.append(1) or cut(*a, **k))
+        monkeypatch.setattr("intrafusion.studies.session.cut", lambda *a, **k: cuts.append(1) or cut(*a, **k))
         specs = [SPEC.but(recovery=name, merge="calibrated", epochs=1) for name in ("bn-reset", "repair", "perp-head")]
         found = {one.spec: one for one in compare(specs, open_bench(SPEC)) if isinstance(one, Result)}
         assert len(cuts) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from intrafusion import compat
+from intrafusion import _torch_compat
 
 
 def run(code):
@@ -30,7 +30,7 @@ def test_the_operators_that_torchvision_asks_for_are_declared_once(name):
     assert [argument.name for argument in operator._schema.arguments] == ["dets", "scores", "iou_threshold"]
     with pytest.raises(RuntimeError):  # a second declaration fails, so one that torchvision made must not be repeated
         torch.library.Library("torchvision", "FRAGMENT").define(
-            next(schema for schema in compat.SCHEMAS if schema.startswith(f"{name}("))
+            next(schema for schema in _torch_compat.SCHEMAS if schema.startswith(f"{name}("))
         )
 
 
@@ -38,23 +38,23 @@ def library_of(monkeypatch, folders):
     spec = ModuleSpec("torchvision", None, is_package=True) if folders is not None else None
     if spec is not None:
         spec.submodule_search_locations = folders
-    monkeypatch.setattr(compat, "find_spec", lambda name: spec)
+    monkeypatch.setattr(_torch_compat, "find_spec", lambda name: spec)
 
 
 def test_without_torchvision_no_operators_load(monkeypatch):
     library_of(monkeypatch, None)
-    assert not compat.compiled_operators_load()
+    assert not _torch_compat.compiled_operators_load()
 
 
 def test_without_a_compiled_library_no_operators_load(monkeypatch, tmp_path):
     library_of(monkeypatch, [str(tmp_path)])
-    assert not compat.compiled_operators_load()
+    assert not _torch_compat.compiled_operators_load()
 
 
 def test_a_library_of_another_build_does_not_load(monkeypatch, tmp_path):
     (tmp_path / "_C.so").write_bytes(b"no library for this torch")
     library_of(monkeypatch, [str(tmp_path)])
-    assert not compat.compiled_operators_load()
+    assert not _torch_compat.compiled_operators_load()
 
 
 def test_a_library_that_loads_is_enough(monkeypatch, tmp_path):
@@ -62,7 +62,7 @@ def test_a_library_that_loads_is_enough(monkeypatch, tmp_path):
     loaded = []
     monkeypatch.setattr(torch.ops, "load_library", loaded.append)
     library_of(monkeypatch, [str(tmp_path)])
-    assert compat.compiled_operators_load()
+    assert _torch_compat.compiled_operators_load()
     assert loaded == [str(tmp_path / "_C.so")]
 
 

@@ -15,11 +15,12 @@ import own_files as files
 import pytest
 
 import intrafusion as itf
-from intrafusion import confined, zoo
-from intrafusion.confined import MIB, Limits, drained, steps
-from intrafusion.own import take_data, take_program, take_weights
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.places import home
+from intrafusion.models import hub
+from intrafusion.runtime import sandbox
+from intrafusion.runtime.cancellation import Cancelled, stoppable
+from intrafusion.runtime.paths import home
+from intrafusion.runtime.sandbox import MIB, Limits, drained, steps
+from intrafusion.studies.uploads import take_data, take_program, take_weights
 
 pytestmark = [
     pytest.mark.usefixtures("child"),
@@ -104,7 +105,7 @@ def test_what_it_starts_ends_with_it(tmp_path):
 
 
 def test_it_reaches_nothing_by_the_network(tmp_path):
-    if not confined.is_alone():
+    if not sandbox.is_alone():
         pytest.skip("this system permits no namespace")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)
@@ -117,7 +118,7 @@ def test_it_reaches_nothing_by_the_network(tmp_path):
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="nothing to compare with")
 def test_whether_it_is_alone_is_known():
     permitted = subprocess.run(["unshare", "--user", "--net", "true"], capture_output=True).returncode == 0
-    assert confined.is_alone() == permitted
+    assert sandbox.is_alone() == permitted
 
 
 def test_cancelling_ends_it(tmp_path):
@@ -151,7 +152,7 @@ def test_two_run_at_a_time_and_a_third_waits(tmp_path):
         folder.mkdir()
         threads.append(threading.Thread(target=work, args=(folder,)))
         threads[-1].start()
-        if len(threads) <= confined.CHILDREN:
+        if len(threads) <= sandbox.CHILDREN:
             until(lambda: marked(folder))  # noqa: B023
     time.sleep(0.5)
     assert not (folders[-1] / "request.json").exists()
@@ -165,12 +166,12 @@ def test_two_run_at_a_time_and_a_third_waits(tmp_path):
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     code = (  # the package without its parts, which take seconds to import
         "import sys, types; m = types.ModuleType('intrafusion'); m.__path__ = [sys.argv[1]]; sys.modules['intrafusion'] = m\n"
-        "from pathlib import Path; from intrafusion.confined import Limits, drained, steps\n"
+        "from pathlib import Path; from intrafusion.runtime.sandbox import Limits, drained, steps\n"
         "drained(steps('confined_tasks:waits', Path(sys.argv[2]), 'x', Limits(), {}, print))"
     )
     where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(confined.__file__).parent), str(tmp_path)],
+        [sys.executable, "-c", code, str(Path(sandbox.__file__).parent), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": where},
     )
     until(lambda: marked(tmp_path))
@@ -186,7 +187,7 @@ def test_what_a_child_hands_back_is_kept_and_nothing_else_stays(tmp_path):
     assert take_program(program, "net") == "kept/net"
     assert take_weights(weights, "digits-mlp", "w") == "kept/w"
     assert take_data([files.pictures(tmp_path / "x.zip")], "x") == "kept/x"
-    assert zoo.load_model("kept/w").card.source == "weights w.pt"
+    assert hub.load_model("kept/w").card.source == "weights w.pt"
     with pytest.raises(itf.IntrafusionError, match=r"^y\.pt holds no state dict"):
         take_weights(files.save_state(tmp_path / "y.pt", [1]), "digits-mlp", "y")
     assert sorted(path.name for path in home().iterdir()) == ["images", "models"]

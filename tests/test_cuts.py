@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.activations import private
-from intrafusion.cuts import Cuts, trace
-from intrafusion.norms import fold_groups
-from intrafusion.prune import prune_groups
-from intrafusion.twins import differing
+from intrafusion.models.fx.partition import Cuts, trace
+from intrafusion.models.fx.sharing import differing
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.pruner import prune_groups
 
 
 def cut_run(cuts: Cuts, dense: nn.Module, small: nn.Module, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

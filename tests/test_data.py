@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion import data
-from intrafusion.data import CIFAR10_CLASSES, ImageData, normalise
-from intrafusion.folders import folder_labels
+from intrafusion.data import datasets as data
+from intrafusion.data.datasets import CIFAR10_CLASSES, ImageData, normalise
+from intrafusion.data.image_folder import folder_labels
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from PIL import Image
 from test_studies_survive import ROOT, STUDY, check_sound, finished, plain, read
 
 import intrafusion as itf
-from intrafusion.places import home
+from intrafusion.runtime.paths import home
 
 FEWER, POINTS = ("--sparsity", "0.1:0.7:0.2"), 4 * 2 * 2
 SEEN = 300  # images: more than are decoded without a file

@@ -18,11 +18,11 @@ from PIL import Image
 from test_store import small_disk
 
 import intrafusion as itf
-from intrafusion import decoding
-from intrafusion.decode_worker import decode
-from intrafusion.decoding import Wanted, decoded
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.places import home
+from intrafusion.data import decode_cache
+from intrafusion.data._decode_worker import decode
+from intrafusion.data.decode_cache import Wanted, decoded
+from intrafusion.runtime.cancellation import Cancelled, stoppable
+from intrafusion.runtime.paths import home
 
 SHAPE = (12, 12)
 
@@ -63,13 +63,13 @@ def test_workers_give_what_one_process_gives(folder):
 def test_nothing_is_decoded_twice(folder, monkeypatch):
     files = files_of(folder)
     decoded(folder, files, range(300), Wanted(SHAPE))
-    monkeypatch.setattr(decoding, "_fill", lambda images, files, todo, wanted: iter([1] * len(todo)))
+    monkeypatch.setattr(decode_cache, "_fill", lambda images, files, todo, wanted: iter([1] * len(todo)))
     again = decoded(folder, files, range(300), Wanted(SHAPE), lambda *told: pytest.fail("something was decoded"))
     assert np.array_equal(again, one_by_one(files))
 
 
 def test_some_rows_are_all_that_is_decoded(folder, monkeypatch):
-    monkeypatch.setattr(decoding, "_FEW", 10)
+    monkeypatch.setattr(decode_cache, "_FEW", 10)
     files, rows = files_of(folder), list(range(0, 300, 9))
     some = decoded(folder, files, rows, Wanted(SHAPE))
     assert np.array_equal(some, one_by_one([files[row] for row in rows]))
@@ -83,13 +83,13 @@ def test_some_rows_are_all_that_is_decoded(folder, monkeypatch):
 def test_another_folder_size_or_file_is_another_key(folder, tmp_path):
     files = files_of(folder)
     keys = {
-        decoding._folder(folder, files, Wanted(shape, mode)) for shape in (SHAPE, (13, 12)) for mode in ("RGB", "L")
+        decode_cache._folder(folder, files, Wanted(shape, mode)) for shape in (SHAPE, (13, 12)) for mode in ("RGB", "L")
     }
     assert len(keys) == 4
     mine = scattered(tmp_path / "mine", 3)
-    before = decoding._folder(mine, files_of(mine), Wanted(SHAPE))
+    before = decode_cache._folder(mine, files_of(mine), Wanted(SHAPE))
     os.utime(files_of(mine)[0], (1, 1))
-    assert decoding._folder(mine, files_of(mine), Wanted(SHAPE)) != before
+    assert decode_cache._folder(mine, files_of(mine), Wanted(SHAPE)) != before
 
 
 def test_a_cancelled_folder_goes_on_where_it_was(folder):
@@ -111,7 +111,7 @@ def test_a_cancelled_folder_goes_on_where_it_was(folder):
 
 def test_a_killed_process_leaves_what_it_decoded(folder):
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom intrafusion.decoding import Wanted, decoded\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom intrafusion.data.decode_cache import Wanted, decoded\n"
         "def tell(done, total):\n    if done == 100: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"folder = Path({str(folder)!r})\n"
         f"decoded(folder, sorted(folder.rglob('*.png')), range(300), Wanted({SHAPE}), tell)\n"
@@ -140,13 +140,13 @@ def test_a_broken_picture_is_named_and_the_others_stay(tmp_path):
 
 
 def test_a_worker_that_dies_is_one_line(folder, monkeypatch):
-    monkeypatch.setattr(decoding.sys, "executable", "/bin/true")
+    monkeypatch.setattr(decode_cache.sys, "executable", "/bin/true")
     with pytest.raises(itf.IntrafusionError, match="ended early"):
         decoded(folder, files_of(folder), range(300), Wanted(SHAPE))
 
 
 def test_a_full_disk_is_refused_before(folder, monkeypatch):
-    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(decode_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(itf.IntrafusionError, match="GB are free"):
         decoded(folder, files_of(folder), range(300), Wanted(SHAPE))
 
@@ -227,7 +227,7 @@ def truncate(file: Path) -> None:
 @pytest.mark.parametrize("name", ["images.npy", "done.npy"])
 @pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda file: os.truncate(file, 0)])
 def test_a_damaged_file_is_made_anew(folder, monkeypatch, name, damage):
-    monkeypatch.setattr(decoding, "_FEW", 10)
+    monkeypatch.setattr(decode_cache, "_FEW", 10)
     files = files_of(folder)[:20]
     decoded(folder, files, range(20), Wanted(SHAPE))
     (file,) = home().glob(f"decoded/*/{name}")
@@ -244,10 +244,10 @@ def test_a_picture_that_goes_away_meanwhile_is_one_line(folder):
 def fill_the_disk(folder: Path) -> None:
     """Another program fills the disk of `home()` after there was room: in this process, and in workers."""
     os.environ["INTRAFUSION_HOME"] = str(folder)
-    decoding._check_room = lambda folder, needed: None
+    decode_cache._check_room = lambda folder, needed: None
     pictures = scattered(folder / "pictures", 300)
     files, ballast = files_of(pictures), folder / "ballast"
-    decoding._FEW = 10
+    decode_cache._FEW = 10
     for number, rows in ((40, range(40)), (300, range(300))):  # which are few enough for one process, and which are not
         wanted = Wanted((64, 64))
         decoded(pictures, files[:number], [0, *range(2, 12)], wanted)

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune
 
 import intrafusion as itf
-from intrafusion.described import described
+from intrafusion.runtime.canonical import described
 
 SCALE = 2.0
 
@@ -223,7 +223,9 @@ class Net(nn.Module):
 
 def test_every_process_tells_the_same(tmp_path, monkeypatch):
     (tmp_path / "other_network.py").write_text(f"import functools{NETWORK}")
-    script = "from other_network import Net; from intrafusion.described import described; print(described(Net()))"
+    script = (
+        "from other_network import Net; from intrafusion.runtime.canonical import described; print(described(Net()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120,
         env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},

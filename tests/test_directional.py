@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.train.directional import Channels, SDprun, channels_of, without_zeroed, zeroed
+from intrafusion.training.methods.sdprun import Channels, SDprun, channels_of, without_zeroed, zeroed
 
 G = torch.Generator().manual_seed(0)
 

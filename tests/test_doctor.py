@@ -5,12 +5,12 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from intrafusion import doctor
-from intrafusion.cli import main
-from intrafusion.doctor import BROKEN, MISSING, OK, Finding, examine, is_well
-from intrafusion.places import store_path
-from intrafusion.store import Store
-from intrafusion.store_file import FORMAT
+from intrafusion.cli import doctor
+from intrafusion.cli.doctor import BROKEN, MISSING, OK, Finding, examine, is_well
+from intrafusion.cli.main import main
+from intrafusion.runtime.paths import store_path
+from intrafusion.studies.store.schema import FORMAT
+from intrafusion.studies.store.sqlite import Store
 
 
 def found(**options) -> dict[str, Finding]:

@@ -14,10 +14,11 @@ import torch
 from own_files import Touch
 
 import intrafusion as itf
-from intrafusion import data, zoo
-from intrafusion.download import fetch, stream
-from intrafusion.networks import ResNet
-from intrafusion.zoo import ours
+from intrafusion.data import datasets
+from intrafusion.models import hub
+from intrafusion.models.architectures import ResNet
+from intrafusion.models.sources import builtin
+from intrafusion.runtime.download import fetch, stream
 
 BODY = bytes(range(256)) * 2500  # three chunks
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -189,7 +190,7 @@ def test_unwritable_folder_is_one_line(url):
 def test_full_disk_is_one_line_and_leaves_nothing(url, tmp_path, monkeypatch):
     part = tmp_path / ".file.bin.part"
     part.symlink_to("/dev/full")
-    monkeypatch.setattr("intrafusion.download.part_of", lambda path: part)
+    monkeypatch.setattr("intrafusion.runtime.download.part_of", lambda path: part)
     with pytest.raises(itf.IntrafusionError, match="No space left") as caught:
         fetch(url, tmp_path / "file.bin")
     assert "\n" not in str(caught.value)
@@ -213,18 +214,18 @@ class TestRelease:
         torch.save(theirs, buffer)
         file = f"resnet/cifar10_resnet32-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pt"
         server.replies[f"/releases/{file}"] = ok(buffer.getvalue())
-        monkeypatch.setitem(ours._RELEASES, self.name, file)
-        monkeypatch.setattr(ours, "_CHENYAOFO", server.url("/releases"))
+        monkeypatch.setitem(builtin._RELEASES, self.name, file)
+        monkeypatch.setattr(builtin, "_CHENYAOFO", server.url("/releases"))
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
 
     def test_load_model_downloads_once_and_renames_the_keys(self, server, tmp_path):
         seen: list[tuple[int, int]] = []
-        assert not zoo.is_local(self.name)
+        assert not hub.is_local(self.name)
         model = itf.load_model(self.name, progress=lambda done, total: seen.append((done, total)))
         images = torch.randn(2, 3, 32, 32)
         assert torch.equal(model(images), self.network(images))
         assert seen[-1][0] == seen[-1][1] > 0
-        assert zoo.is_local(self.name)
+        assert hub.is_local(self.name)
         itf.load_model(self.name)
         assert len(server.asked) == 1
 
@@ -236,7 +237,7 @@ class TestRelease:
         assert card.licence
 
     def test_stream_weights_fetches_what_load_model_reads(self, server):
-        done, total = list(zoo.stream_weights(self.name))[-1]
+        done, total = list(hub.stream_weights(self.name))[-1]
         assert done == total
         itf.load_model(self.name)
         assert len(server.asked) == 1
@@ -257,7 +258,7 @@ class TestCifarArchive:
         from torchvision.datasets import CIFAR10
 
         self.pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
-        files: dict[str, object] = {"batches.meta": {"label_names": list(data.CIFAR10_CLASSES)}}
+        files: dict[str, object] = {"batches.meta": {"label_names": list(datasets.CIFAR10_CLASSES)}}
         for number, (name, _) in enumerate([*CIFAR10.train_list, *CIFAR10.test_list]):
             rows = slice(2 * number, 2 * number + 2)
             files[name] = {"data": self.pixels[rows].reshape(2, -1), "labels": [number, number + 1]}
@@ -281,7 +282,7 @@ class TestCifarArchive:
             meta = CIFAR10.meta | {"md5": md5(packed["batches.meta"])}
 
         server.replies["/cifar-10-python.tar.gz"] = ok(self.archive)
-        monkeypatch.setattr(data, "_cifar_class", lambda name: Tiny)
+        monkeypatch.setattr(datasets, "_cifar_class", lambda name: Tiny)
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "home"))
 
     @pytest.mark.parametrize(("split", "rows", "labels"), [
@@ -292,14 +293,14 @@ class TestCifarArchive:
         images = itf.load_data("cifar10", split, download=True)
         assert np.array_equal(images.images.numpy(), self.pixels[rows])
         assert images.labels.tolist() == labels
-        assert images.classes == data.CIFAR10_CLASSES
+        assert images.classes == datasets.CIFAR10_CLASSES
         assert capsys.readouterr().out == ""  # stdout belongs to `--json`
         itf.load_data("cifar10", split)
         itf.load_data("cifar10", split, download=True)
         assert len(server.asked) == 1
 
     def test_archive_lies_where_load_data_looks(self, server):
-        assert list(data.stream_cifar("cifar10"))[-1] == (len(self.archive), len(self.archive))
+        assert list(datasets.stream_cifar("cifar10"))[-1] == (len(self.archive), len(self.archive))
         assert len(itf.load_data("cifar10")) == 2
         assert len(server.asked) == 1
 
@@ -329,7 +330,7 @@ class TestCifarArchive:
             path = Path()
         images = itf.load_data("cifar10", path=path)
         assert np.array_equal(images.images.numpy(), self.pixels[10:])
-        assert (images.labels.tolist(), images.classes) == ([5, 6], data.CIFAR10_CLASSES)
+        assert (images.labels.tolist(), images.classes) == ([5, 6], datasets.CIFAR10_CLASSES)
         assert itf.load_calibration("cifar10", path, limit=None).labels.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
 
     @pytest.mark.parametrize("name", ["test_batch", "data_batch_3", "batches.meta"])

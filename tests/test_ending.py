@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from intrafusion.cli import main
-from intrafusion.ending_watcher import STAGES, Course
-from intrafusion.train.state import load
+from intrafusion.cli.main import main
+from intrafusion.runtime._shutdown_watcher import STAGES, Course
+from intrafusion.training.checkpoint import load
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120  # seconds that nobody waits for, unless something is wrong
@@ -224,8 +224,8 @@ import hashlib, sys, time
 words = sys.argv[1:]
 sys.argv = ["intrafusion"]  # as the script of that name, which has the process to itself
 from intrafusion import sweep
-from intrafusion.cli import main
-from intrafusion.train import loop
+from intrafusion.cli.main import main
+from intrafusion.training import loop
 """
 HELD_UP = f"""{OWN}
 measure, calls = sweep.measure, []

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from intrafusion.cuts import Cuts
-from intrafusion.epilogue import conv_relu, join_relus
+from intrafusion.models.fx.fuse_relu import conv_relu, join_relus
+from intrafusion.models.fx.partition import Cuts
 
 CASES = {
     "3x3": {"kernel_size": 3},

@@ -10,11 +10,11 @@ import pytest
 from torch import nn
 
 import intrafusion as itf
-from intrafusion import cli
-from intrafusion.cli import main
+from intrafusion._registry import CRITERIA
+from intrafusion.cli import main as cli
+from intrafusion.cli.main import main
 from intrafusion.errors import is_of_network, reason
-from intrafusion.evaluate import evaluate
-from intrafusion.registry import CRITERIA
+from intrafusion.evaluation.accuracy import evaluate
 
 ID = r"\(id ([0-9a-f]{8}); its traceback (.+)\)"
 
@@ -75,7 +75,7 @@ class TestOfANetwork:
             evaluate(Fussy(), itf.load_data("digits"), limit=20)
         assert is_of_network(theirs.value)
         assert reason(theirs.value) == "the network failed: TypeError: no more than three images"
-        monkeypatch.setattr(sys.modules["intrafusion.evaluate"], "normalise", raising(TypeError("ours")))
+        monkeypatch.setattr(sys.modules["intrafusion.evaluation.accuracy"], "normalise", raising(TypeError("ours")))
         with pytest.raises(TypeError) as ours:
             evaluate(Fussy(), itf.load_data("digits"), limit=3)
         assert reason(ours.value) == "TypeError: ours"

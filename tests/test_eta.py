@@ -1,6 +1,6 @@
 import pytest
 
-from intrafusion.eta import Arrivals, in_words
+from intrafusion.runtime.progress import Arrivals, in_words
 
 
 def arrivals(*steps: tuple[float, float]) -> tuple[Arrivals, float]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.data import ImageData
-from intrafusion.evaluate import layer_sizes, size, wilson
+from intrafusion.data.datasets import ImageData
+from intrafusion.evaluation.accuracy import layer_sizes, size, wilson
 
 CARD = itf.ModelCard("reader", mean=(0.0,), std=(1 / 255,), input_size=(1, 2, 2), classes=4, dataset="toy")
 
@@ -80,7 +80,7 @@ def test_many_batches_are_one_evaluation(monkeypatch):
     labels = torch.arange(10) % 4
     data, model = toy(labels, labels.flip(0)), Reader()
     whole = itf.evaluate(model, data)
-    monkeypatch.setattr(sys.modules["intrafusion.data"], "_PIXELS", 12)  # three images a batch
+    monkeypatch.setattr(sys.modules["intrafusion.data.datasets"], "_PIXELS", 12)  # three images a batch
     model.shown.clear()
     pieces = itf.evaluate(model, data)
     assert [len(batch) for batch in model.shown] == [3, 3, 3, 1]

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import atomic
-from intrafusion import export as package
-from intrafusion.bench import open_bench, open_model
-from intrafusion.cli import main
-from intrafusion.export import FORMATS, TOLERANCE, Made, Report, archive, export, making, write, writing
-from intrafusion.quote import prune_line, prune_snippet
-from intrafusion.zoo import keep
+from intrafusion import reporting as package
+from intrafusion.cli.main import main
+from intrafusion.models.hub import keep
+from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, archive, export, making, write, writing
+from intrafusion.reporting.snippets import prune_line, prune_snippet
+from intrafusion.runtime import atomic_write
+from intrafusion.studies.session import open_bench, open_model
 
 SPEC = itf.PruneSpec(model="digits-mlp", sparsity=0.5, limit=50)
 _made: dict[str, Made] = {}
@@ -157,8 +157,8 @@ def test_a_full_disk_that_a_library_tells_in_its_own_words_is_known(monkeypatch,
     def fail(made, folder):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
 
-    usage = atomic.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    usage = atomic_write.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(atomic_write.shutil, "disk_usage", lambda path: usage._replace(free=100))
     monkeypatch.setitem(FORMATS, "torch.export", replace(FORMATS["torch.export"], write=fail))
     with pytest.raises(itf.IntrafusionError, match="is full"):
         write(make("digits-mlp"), tmp_path, "torch.export")

@@ -7,13 +7,13 @@ from figure_reading import check_both_themes, numbers, serialised, title
 from torch import Tensor
 
 import intrafusion as itf
-from intrafusion.bench import Bench, open_bench, open_model
-from intrafusion.figures.curves import curves, headline
-from intrafusion.figures.importance import importance_bars
-from intrafusion.figures.theme import DARK, LIGHT, rgba, tint
-from intrafusion.run import Result, run
-from intrafusion.sweep import grid, sweep
-from intrafusion.transport import TransportPlan
+from intrafusion.pruning.transport.planning import TransportPlan
+from intrafusion.reporting.figures.curves import curves, headline
+from intrafusion.reporting.figures.importance import importance_bars
+from intrafusion.reporting.figures.theme import DARK, LIGHT, rgba, tint
+from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.session import Bench, open_bench, open_model
+from intrafusion.studies.sweeps import grid, sweep
 
 BASE = itf.PruneSpec(model="digits-resnet", limit=60)
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.bench import open_bench
-from intrafusion.fingerprint import of_images, of_model
+from intrafusion.models.fingerprint import of_images, of_model
+from intrafusion.studies.session import open_bench
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_wherever_the_weights_lie_they_are_the_same(model, tmp_path):
 
 def test_another_process_says_the_same(model, data):
     script = (
-        "import intrafusion as itf; from intrafusion.fingerprint import *;"
+        "import intrafusion as itf; from intrafusion.models.fingerprint import *;"
         "print(of_model(itf.load_model('digits-mlp')), of_images(itf.load_data('digits').subset(20)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)

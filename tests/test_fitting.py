@@ -8,14 +8,14 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.bench import open_bench
-from intrafusion.fold import fold
-from intrafusion.merge import calibrate
-from intrafusion.merge.fitting import Fit, Merged
-from intrafusion.merge.regression import Regression
-from intrafusion.prune import cut, prune_groups
-from intrafusion.registry import MERGES
-from intrafusion.run import run
+from intrafusion._registry import MERGES
+from intrafusion.pruning.groups.folding import fold
+from intrafusion.pruning.merge import calibrate
+from intrafusion.pruning.merge.least_squares import Fit, Merged
+from intrafusion.pruning.merge.ridge import Regression
+from intrafusion.pruning.pruner import cut, prune_groups
+from intrafusion.studies.measurement import run
+from intrafusion.studies.session import open_bench
 
 FITTED = [name for name, entry in MERGES.items() if entry.fit is not None and name != "fold-r"]
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import intrafusion as itf
-from intrafusion.zoo import ARCHITECTURES
+from intrafusion.models.hub import ARCHITECTURES
 
 # CIFAR-100's architectures are CIFAR-10's with another head: one stands for them
 ZOO = [name for name in ARCHITECTURES if not name.startswith("cifar100") or name == "cifar100-resnet20"]

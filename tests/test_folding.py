@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.fold import fold
-from intrafusion.merge.folding import FOLD_NORMS, _gain, clusters
-from intrafusion.norms import norm_of
+from intrafusion.pruning.groups.bn_folding import norm_of
+from intrafusion.pruning.groups.folding import fold
+from intrafusion.pruning.merge.folding import FOLD_NORMS, _gain, clusters
 
 FOLDS = ("fold", "fold-naive")
 KINDS = {

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.activations import private
-from intrafusion.cuts import Cuts, trace
-from intrafusion.groups import find_groups
-from intrafusion.merge.calls import Calls
-from intrafusion.meter import Meter
-from intrafusion.norms import fold_groups
-from intrafusion.prune import prune_groups
-from intrafusion.remix import remixed
-from intrafusion.twins import differing
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.evaluation.output_mixing import remixed
+from intrafusion.models.fx.partition import Cuts, trace
+from intrafusion.models.fx.sharing import differing
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.merge.layer_calls import Calls
+from intrafusion.pruning.pruner import prune_groups
 
 SIZE = 8  # of the images
 CARD = itf.ModelCard("forward", (0.5,) * 3, (0.3,) * 3, (3, SIZE, SIZE), 5, "noise")
@@ -145,7 +145,7 @@ def test_head_and_tail_are_the_network(step, random_weights, data, same_logits):
 
 @pytest.mark.parametrize("step", ALL.values(), ids=ALL)
 def test_sweeps_count_what_the_networks_get_right(step, random_weights, data, monkeypatch):
-    monkeypatch.setattr("intrafusion.meter.has_bf16", lambda device: False)
+    monkeypatch.setattr("intrafusion.evaluation.incremental.has_bf16", lambda device: False)
     dense = private(made(step, random_weights))
     dense.card = CARD
     groups, meter = find_groups(dense, inputs(data)[:1]), Meter(dense, data, batch=64)
@@ -363,7 +363,7 @@ FORMS = (Twofold, Reused, OneByOne, Explaining, Packed, Named, Normalising, Norm
 
 @pytest.mark.parametrize("form", FORMS)
 def test_merges_and_sweeps_of_other_forms(form, random_weights, data, monkeypatch):
-    monkeypatch.setattr("intrafusion.meter.has_bf16", lambda device: False)
+    monkeypatch.setattr("intrafusion.evaluation.incremental.has_bf16", lambda device: False)
     net = made(form, random_weights)
     drop, calibrated, refit = errors(net, data, "drop", "calibrated", "refit")
     assert calibrated < drop

@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 import intrafusion as itf
-from intrafusion.activations import normalised
-from intrafusion.train import fuse_models
-from intrafusion.train.averages import measure_norms
-from intrafusion.train.fuse import align, permute
+from intrafusion.pruning.groups.feature_maps import normalised
+from intrafusion.training import fuse_models
+from intrafusion.training.batchnorm import measure_norms
+from intrafusion.training.model_fusion import align, permute
 
 G = torch.Generator().manual_seed(0)
 
@@ -59,8 +59,8 @@ def test_three_networks_are_averaged(networks):
 
 def test_alignment_helps_networks_trained_apart():
     """Two networks that learned from halves of the data: the aligned average beats the plain one."""
-    from intrafusion.train.augment import wobble
-    from intrafusion.train.loop import Recipe, train
+    from intrafusion.training.augment import wobble
+    from intrafusion.training.loop import Recipe, train
 
     data, test, models = itf.load_data("digits", "train"), itf.load_data("digits"), []
     for seed, rows in enumerate((slice(0, 600), slice(600, 1200))):
@@ -189,9 +189,9 @@ def test_with_images_a_network_fused_with_its_shuffle_is_the_network_measured_ag
 @pytest.fixture(scope="module")
 def halves():
     """Two small VGGs that learned from halves of the digits."""
-    from intrafusion.networks import Vgg
-    from intrafusion.train.augment import wobble
-    from intrafusion.train.loop import Recipe, train
+    from intrafusion.models.architectures import Vgg
+    from intrafusion.training.augment import wobble
+    from intrafusion.training.loop import Recipe, train
 
     data, models, card = itf.load_data("digits", "train"), [], itf.load_model("digits-vgg").card
     for seed, rows in enumerate((slice(0, 600), slice(600, 1200))):

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.geometry import (
+from intrafusion.pruning.transport.cost import (
     Geometry,
     _centroids,
     activation_vectors,
@@ -18,7 +18,7 @@ from intrafusion.geometry import (
     pairwise,
     unit_vectors,
 )
-from intrafusion.pace import Cancelled, stoppable
+from intrafusion.runtime.cancellation import Cancelled, stoppable
 
 MEASURES = [("lp", 1, "cityblock"), ("lp", 2, "euclidean"), ("lp", 3, "minkowski"), ("cosine", 1, "cosine")]
 
@@ -95,7 +95,7 @@ def test_channels_with_the_same_activations_are_near_though_their_weights_are_fa
 
 def test_many_positions_are_sampled_the_same_for_every_channel(networks, monkeypatch):
     network = networks("vgg")
-    monkeypatch.setattr("intrafusion.geometry._COORDINATES", 48)  # two of sixteen positions an image
+    monkeypatch.setattr("intrafusion.pruning.transport.cost._COORDINATES", 48)  # two of sixteen positions an image
     twins = network.model.features[0]
     group = network.prunable[0]
     vectors = activation_vectors(network.model, group, network.data, seed=3)
@@ -108,7 +108,7 @@ def test_many_positions_are_sampled_the_same_for_every_channel(networks, monkeyp
 
 
 def _all_activations(network, group):
-    from intrafusion.activations import feature_maps
+    from intrafusion.pruning.groups.feature_maps import feature_maps
 
     return torch.cat([maps.flatten(2).transpose(0, 1).flatten(1) for b in feature_maps(network.model, group, network.data)
                       for _, maps in b], 1)  # fmt: skip

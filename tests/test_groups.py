@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.channels import CHANNELWISE, CONSUMER, PAD, PRODUCER
-from intrafusion.merge import MERGES
-from intrafusion.shrink import shrink
+from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, PRODUCER
+from intrafusion.pruning.merge import MERGES
+from intrafusion.pruning.surgery import shrink
 
 # root -> (size, layers that write the channels, layers that read them, layers with one weight a channel)
 COUPLINGS = {

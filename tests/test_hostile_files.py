@@ -19,9 +19,9 @@ from hostile_weights import MORE_WEIGHTS
 from own_files import Touch
 
 import intrafusion as itf
-from intrafusion import archives
-from intrafusion.own import take_data, take_program, take_weights
-from intrafusion.places import home
+from intrafusion.runtime import safe_zip
+from intrafusion.runtime.paths import home
+from intrafusion.studies.uploads import take_data, take_program, take_weights
 
 
 @pytest.fixture(scope="session")
@@ -433,7 +433,7 @@ def test_bad_architectures(tmp_path, folder, model, expected, monkeypatch):
 
 
 def test_too_large_a_file_is_refused_unread(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(archives, "FILE", 1000)
+    monkeypatch.setattr(safe_zip, "FILE", 1000)
     for name, call in (
         ("w.safetensors", lambda path: take_weights(path, "digits-mlp", "mine")),
         ("p.pt2", lambda path: take_program(path, "mine")),
@@ -447,7 +447,7 @@ def test_too_many_files_and_too_much_in_all(tmp_path, folder, monkeypatch):
     path = files.pictures(folder / "d.zip")
     for bound, value in (("MEMBERS", 3), ("UNPACKED", 10)):
         with monkeypatch.context() as within:
-            within.setattr(archives, bound, value)
+            within.setattr(safe_zip, bound, value)
             refused(tmp_path, path, lambda: take_data([path], "mine"), "are taken")
 
 

@@ -14,9 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from intrafusion import cli, cli_studies, export, solutions
+from intrafusion import reporting
+from intrafusion.cli import main, studies
 from intrafusion.errors import IntrafusionError
-from intrafusion.train import lab, recipes
+from intrafusion.studies import weight_space
+from intrafusion.training import embedded_models
+from intrafusion.training.methods import runs
 
 EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "12"))  # of each command; more find more
 TINY = ["--model", "digits-mlp", "--limit", "5", "--sparsity", "0.3", "--groups", "1"]
@@ -48,7 +51,7 @@ LEFT_OUT = (
 
 def options(command: str) -> dict[str, bool]:
     """The flags of a command, and whether each takes a value."""
-    parser: Any = cli._parser()
+    parser: Any = main._parser()
     for word in command.split():
         nested = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
         if nested is None:
@@ -58,7 +61,7 @@ def options(command: str) -> dict[str, bool]:
     return {flag: takes for flag, takes in flags.items() if flag not in LEFT_OUT}
 
 
-EXPORT, SLICES = export.export, solutions.slices
+EXPORT, SLICES = reporting.export, weight_space.slices
 FLAGS = {command: options(command) for command in COMMANDS}
 
 
@@ -74,11 +77,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     files.npz(folder / "d.npz")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr(recipes, "make", nothing)
-        patched.setattr(lab, "run", nothing)
-        patched.setattr(export, "export", nothing)
+        patched.setattr(embedded_models, "make", nothing)
+        patched.setattr(runs, "run", nothing)
+        patched.setattr(reporting, "export", nothing)
         for work in ("slices", "between", "sharpness"):
-            patched.setattr(solutions, work, nothing)
+            patched.setattr(weight_space, work, nothing)
         yield
 
 
@@ -88,7 +91,7 @@ def run(argv: list[str]) -> tuple[int, str, str]:
     told = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
     with redirect_stdout(out), redirect_stderr(told):
         try:
-            status = cli.main(argv)
+            status = main.main(argv)
         except SystemExit as end:
             status = 0 if end.code == 0 else -1  # of --help
         sys.stdout.flush()
@@ -179,13 +182,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_network_goes_into_no_folder_that_cannot_be(monkeypatch):
-    monkeypatch.setattr(export, "export", EXPORT)
+    monkeypatch.setattr(reporting, "export", EXPORT)
     for out in ("/proc/x", "/dev/null/x", ".", "w.pt", "x" * 300, "z/" + "y" * 300, "\udcff", "\udcff/y"):
         assert check(["prune", *TINY, "--out", out]) == 2
 
 
 def test_a_grid_has_bounds(monkeypatch):
-    monkeypatch.setattr(solutions, "slices", SLICES)
+    monkeypatch.setattr(weight_space, "slices", SLICES)
     for flags in (
         ["--size", "100000"],
         ["--size", "3", "--margin", "1e308"],
@@ -199,7 +202,7 @@ def test_a_key_press_that_stops_is_no_error(monkeypatch):
     def stop(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_studies, "_measured", stop)
+    monkeypatch.setattr(studies, "_measured", stop)
     status, out, told = run(["curve", *TINY, "--json"])
     assert (status, out) == (130, "")
     assert told == "cancelled; the results printed so far are complete\n"

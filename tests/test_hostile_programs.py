@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion import program as programs
-from intrafusion.own import take_program
-from intrafusion.places import home
-from intrafusion.program import built, described, read_program, tensors_of
+from intrafusion.models import exported_program as programs
+from intrafusion.models.exported_program import built, described, read_program, tensors_of
+from intrafusion.runtime.paths import home
+from intrafusion.studies.uploads import take_program
 
 Call = tuple[str, dict[str, Any], str]  # an operator, its arguments, and what it gives
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import intrafusion as itf
 from intrafusion import PruneSpec
-from intrafusion.cards import ModelCard, read_card
+from intrafusion.data.image_folder import list_images
 from intrafusion.errors import shown
-from intrafusion.folders import list_images
+from intrafusion.models.card import ModelCard, read_card
 from intrafusion.spec import KINDS
-from intrafusion.study import Study, parse
-from intrafusion.train.spec import TrainSpec
+from intrafusion.studies.study_file import Study, parse
+from intrafusion.training.methods.spec import TrainSpec
 
 FORM = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 texts = st.text(st.characters(), max_size=20) | st.sampled_from(

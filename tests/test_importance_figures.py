@@ -4,12 +4,12 @@ import pytest
 import torch
 from figure_reading import check_both_themes, title
 
-from intrafusion.agreement import Comparison, compare
-from intrafusion.channels import Group
-from intrafusion.figures.agreement import agreement_matrix, headline
-from intrafusion.figures.images import attribution_panels, gallery
-from intrafusion.figures.importance import importance_bars, label_width, side_by_side
-from intrafusion.figures.theme import LIGHT
+from intrafusion.pruning.agreement import Comparison, compare
+from intrafusion.pruning.groups.group import Group
+from intrafusion.reporting.figures.agreement import agreement_matrix, headline
+from intrafusion.reporting.figures.images import attribution_panels, gallery
+from intrafusion.reporting.figures.importance import importance_bars, label_width, side_by_side
+from intrafusion.reporting.figures.theme import LIGHT
 
 
 def compared(n: int = 12, sparsity: float = 0.25, names: tuple[str, ...] = ("l1", "taylor", "random")) -> Comparison:

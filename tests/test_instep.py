@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.cuts import Cuts, trace
-from intrafusion.merge.calls import Calls
-from intrafusion.merge.instep import InStep
-from intrafusion.prune import prune_groups
+from intrafusion.models.fx.partition import Cuts, trace
+from intrafusion.pruning.merge.layer_calls import Calls
+from intrafusion.pruning.merge.lockstep import InStep
+from intrafusion.pruning.pruner import prune_groups
 
 
 @pytest.fixture
 def by_hooks(monkeypatch) -> None:
-    monkeypatch.setattr("intrafusion.merge.instep.trace", lambda model, images: None)
+    monkeypatch.setattr("intrafusion.pruning.merge.lockstep.trace", lambda model, images: None)
 
 
 def heard(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:

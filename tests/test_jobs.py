@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import jobs as jobs_module
-from intrafusion.jobs import Job, Jobs, Line
-from intrafusion.memo import Memo
-from intrafusion.pace import beside, checkpoint
+from intrafusion.runtime import jobs as jobs_module
+from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cancellation import beside, checkpoint
+from intrafusion.runtime.jobs import Job, Jobs, Line
 
 PATIENCE = 60  # seconds that no test waits for, unless it fails
 

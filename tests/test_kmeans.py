@@ -11,9 +11,9 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 import intrafusion as itf
-from intrafusion import kmeans as module
-from intrafusion.kmeans import gram, kmeans
-from intrafusion.pace import Cancelled, stoppable
+from intrafusion.pruning.merge import kmeans as module
+from intrafusion.pruning.merge.kmeans import gram, kmeans
+from intrafusion.runtime.cancellation import Cancelled, stoppable
 
 
 def drawn(seed: int, n: int, d: int) -> torch.Tensor:

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import cli
-from intrafusion.pace import Cancelled
-from intrafusion.registry import TRAINERS
-from intrafusion.train.directional import GroupLasso, channels_of, zeroed
-from intrafusion.train.lab import LabRun, known, open_run, run, runs
-from intrafusion.train.members import part_of, parts_of
-from intrafusion.train.spec import TrainSpec
-from intrafusion.train.task import Step
+from intrafusion._registry import TRAINERS
+from intrafusion.cli import main
+from intrafusion.runtime.cancellation import Cancelled
+from intrafusion.training.methods.parallel import part_of, parts_of
+from intrafusion.training.methods.runs import LabRun, known, open_run, run, runs
+from intrafusion.training.methods.sdprun import GroupLasso, channels_of, zeroed
+from intrafusion.training.methods.spec import TrainSpec
+from intrafusion.training.methods.task import Step
 
 ALONE = [name for name in TRAINERS if name not in ("fap", "paf")]
 QUICK = TrainSpec(model="digits-mlp", method="sgd", training=200, epochs=2)
@@ -79,14 +79,14 @@ class TestRuns:
 
     def test_a_whole_run_is_not_trained_again(self, monkeypatch):
         first = list(run(QUICK))
-        monkeypatch.setattr("intrafusion.train.task.train", lambda *a, **k: pytest.fail("it trains again"))
+        monkeypatch.setattr("intrafusion.training.methods.task.train", lambda *a, **k: pytest.fail("it trains again"))
         assert plain(list(run(QUICK))[:-1]) == plain(first[:-1])
         assert open_run(QUICK).outcome == first[-1].outcome == runs()[0].outcome
 
     def test_a_run_of_other_code_is_listed_and_trained_again(self, monkeypatch):
         *_, first = run(QUICK)
         assert not first.older
-        monkeypatch.setattr("intrafusion.train.lab.lab_version", lambda: "another")
+        monkeypatch.setattr("intrafusion.training.methods.runs.lab_version", lambda: "another")
         assert known(QUICK) is None
         assert [one.older for one in runs()] == [True]
         *_, again = run(QUICK)
@@ -146,7 +146,7 @@ class TestSplitData:
             yield from ()
             return [task.network() for _ in specs]
 
-        monkeypatch.setattr("intrafusion.train.split_data.together", together)
+        monkeypatch.setattr("intrafusion.training.methods.split_data.together", together)
         phases = [step.phase for step in list(run(quick(method, by=by, tune=0.0)))[:-1]]
         assert "fused" in phases
         assert "averages" not in caplog.text
@@ -208,11 +208,11 @@ class TestGroupLasso:
 class TestCommandLine:
     def test_trains_lists_and_keeps(self, capsys):
         flags = ["--model", "digits-mlp", "--method", "edge-popup", "--training", "200", "--epochs", "1"]
-        assert cli.main(["lab", *flags, "--keep", "popped", "--json"]) == 0
+        assert main.main(["lab", *flags, "--keep", "popped", "--json"]) == 0
         *steps, whole = map(json.loads, capsys.readouterr().out.splitlines())
         assert steps
         assert all(step["phase"] == "training" for step in steps)
-        assert cli.main(["lab", "--list", "--json"]) == 0
+        assert main.main(["lab", "--list", "--json"]) == 0
         assert [json.loads(line)["accuracy"] for line in capsys.readouterr().out.splitlines()] == [whole["accuracy"]]
         assert itf.evaluate(itf.load_model("kept/popped"), itf.load_data("digits"), None).accuracy == whole["accuracy"]
 
@@ -230,7 +230,7 @@ class TestCommandLine:
         ],
     )
     def test_bad_flags_are_one_line(self, flags, said, capsys):
-        assert cli.main(["lab", *flags]) == 2
+        assert main.main(["lab", *flags]) == 2
         error = capsys.readouterr().err.strip()
         assert said in error
         assert "\n" not in error

@@ -5,11 +5,11 @@ import itertools
 import pytest
 from figure_reading import check_both_themes, title, traces
 
-from intrafusion.figures.lab import learning, side_by_side, spread, timeline, zeros
-from intrafusion.train.lab import LabRun, Outcome
-from intrafusion.train.loop import Moment
-from intrafusion.train.spec import TrainSpec
-from intrafusion.train.task import Look, Step
+from intrafusion.reporting.figures.training import learning, side_by_side, spread, timeline, zeros
+from intrafusion.training.loop import Moment
+from intrafusion.training.methods.runs import LabRun, Outcome
+from intrafusion.training.methods.spec import TrainSpec
+from intrafusion.training.methods.task import Look, Step
 
 
 def step(phase: str, epoch: float, zero: float = 0.0, sampled: float | None = None, steps: int = 10) -> Step:

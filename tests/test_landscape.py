@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.landscape import (
+from intrafusion.evaluation.loss_landscape import (
     Surface,
     bezier,
     flatten,
@@ -22,7 +22,7 @@ from intrafusion.landscape import (
     surface,
     unflatten,
 )
-from intrafusion.train.loop import judged
+from intrafusion.training.loop import judged
 
 G = torch.Generator().manual_seed(0)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from figure_reading import check_both_themes, numbers, serialised, title, traces
 
-from intrafusion.figures.landscape import MEASURES, empty, path_panels, percent, sharp_bars, slice_map
-from intrafusion.figures.theme import LIGHT
-from intrafusion.landscape import Surface
-from intrafusion.solutions import Mark, Sharpness, Slice
-from intrafusion.train.path import Path, Walk, nothing
+from intrafusion.evaluation.loss_landscape import Surface
+from intrafusion.reporting.figures.landscape import MEASURES, empty, path_panels, percent, sharp_bars, slice_map
+from intrafusion.reporting.figures.theme import LIGHT
+from intrafusion.studies.weight_space import Mark, Sharpness, Slice
+from intrafusion.training.mode_connectivity import Path, Walk, nothing
 
 MARKS = (
     Mark("dense", 0.0, 0.0, 0.01, 0.996, (0.98, 1.0), 500, 0.0),

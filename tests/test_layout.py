@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion.cli import main
-from intrafusion.layout import in_archive, is_picture, layout_of, on_disk
-from intrafusion.own import take_data
+from intrafusion.cli.main import main
+from intrafusion.data.folder_layout import in_archive, is_picture, layout_of, on_disk
+from intrafusion.studies.uploads import take_data
 
 SIZE = (3, 8, 8)
 PLAIN = {"cat/0.png": 1, "cat/1.png": 2, "dog/0.png": 3}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import intrafusion as itf
-from intrafusion import lesson
-from intrafusion.figures import lesson as pictures
-from intrafusion.lesson import Lesson, open_lesson, train
-from intrafusion.transport import kept_count
+from intrafusion.pruning.transport.planning import kept_count
+from intrafusion.reporting.figures import toy_network as pictures
+from intrafusion.studies import toy_network
+from intrafusion.studies.toy_network import Lesson, open_lesson, train
 
 CASES = [
     (14, 6, 3, 1, ""),
@@ -38,15 +38,15 @@ def default() -> Lesson:
 def test_training_is_deterministic_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     steps, step = [], torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(step(self)))
-    first = lesson.numbers(train())
+    first = toy_network.numbers(train())
     assert len(steps) <= 300
-    assert torch.equal(first, lesson.numbers(train()))
-    assert not torch.equal(first, lesson.numbers(train(seed=15)))
+    assert torch.equal(first, toy_network.numbers(train()))
+    assert not torch.equal(first, toy_network.numbers(train(seed=15)))
     assert torch.equal(first, first.round(decimals=2))
 
 
 def test_the_default_lesson_shows_what_fusion_saves(default: Lesson) -> None:
-    dense, dropped, fused = (lesson.measure(model) for model in (default.dense, default.dropped, default.fused))
+    dense, dropped, fused = (toy_network.measure(model) for model in (default.dense, default.dropped, default.fused))
     assert default.sparsity == 0.5
     assert dense.accuracy >= 0.95
     assert fused.interval[0] > dropped.interval[1]
@@ -56,33 +56,35 @@ def test_the_default_lesson_shows_what_fusion_saves(default: Lesson) -> None:
 @pytest.mark.parametrize(("hidden", "stay"), [(5, 3), (6, 1)])
 def test_the_lessons_that_the_page_sends_its_reader_to_do_lose(hidden: int, stay: int) -> None:
     made = [open_lesson(train(seed, hidden), stay) for seed in range(5)]
-    lost = [lesson.measure(m.fused).accuracy < lesson.measure(m.dropped).accuracy for m in made]
+    lost = [toy_network.measure(m.fused).accuracy < toy_network.measure(m.dropped).accuracy for m in made]
     assert sum(lost) >= 4
 
 
 @pytest.mark.parametrize("hidden", range(4, 9))
 def test_the_sparsity_keeps_as_many_as_asked(hidden: int) -> None:
-    assert [kept_count(hidden, lesson.sparsity(hidden, k)) for k in range(1, hidden + 1)] == [*range(1, hidden + 1)]
+    assert [kept_count(hidden, toy_network.sparsity(hidden, k)) for k in range(1, hidden + 1)] == [
+        *range(1, hidden + 1)
+    ]
 
 
 def test_points_are_two_rings() -> None:
-    X, y = lesson.points()
+    X, y = toy_network.points()
     radius = X.norm(dim=1)
     assert y.bincount().tolist() == [100, 100]
     assert float(radius[y == 0].mean()) == pytest.approx(1.2, abs=0.05)
     assert float(radius[y == 1].mean()) == pytest.approx(0.6, abs=0.05)
-    assert not torch.equal(lesson.points(200, 1)[0], X)
+    assert not torch.equal(toy_network.points(200, 1)[0], X)
 
 
 def test_numbers_are_what_the_network_computes_with(made: Lesson) -> None:
-    rows, (x, y) = lesson.numbers(made.dense).numpy(), (0.3, -1.1)
+    rows, (x, y) = toy_network.numbers(made.dense).numpy(), (0.3, -1.1)
     h = np.maximum(0, rows[:, 0] * x + rows[:, 1] * y + rows[:, 2])
-    assert lesson.activations(made.dense, (x, y)).numpy() == pytest.approx(h)
-    votes = h @ rows[:, 3:] + lesson.output_bias(made.dense).numpy()
-    assert lesson.outputs(made.dense, (x, y)).numpy() == pytest.approx(votes)
-    axis, gap = lesson.decision(made.dense, reach=1.1, side=3)
+    assert toy_network.activations(made.dense, (x, y)).numpy() == pytest.approx(h)
+    votes = h @ rows[:, 3:] + toy_network.output_bias(made.dense).numpy()
+    assert toy_network.outputs(made.dense, (x, y)).numpy() == pytest.approx(votes)
+    axis, gap = toy_network.decision(made.dense, reach=1.1, side=3)
     assert axis.tolist() == pytest.approx([-1.1, 0, 1.1])
-    there = lesson.outputs(made.dense, (1.1, -1.1))
+    there = toy_network.outputs(made.dense, (1.1, -1.1))
     assert float(gap[0, 2]) == pytest.approx(float(there[1] - there[0]))
 
 
@@ -90,7 +92,7 @@ def test_numbers_are_what_the_network_computes_with(made: Lesson) -> None:
 def test_the_terms_of_a_score_add_up_to_it(made: Lesson, power: int) -> None:
     scores = itf.score(made.dense, made.group, f"l{power}")
     for neuron, expected in enumerate(scores.tolist()):
-        terms = lesson.score_terms(made.dense, neuron, power)
+        terms = toy_network.score_terms(made.dense, neuron, power)
         assert terms.own == pytest.approx((sum(terms.writes) + sum(terms.reads)) / 2)
         assert terms.own / terms.average == pytest.approx(expected)
         assert terms.score == pytest.approx(expected)
@@ -99,22 +101,22 @@ def test_the_terms_of_a_score_add_up_to_it(made: Lesson, power: int) -> None:
 def test_the_terms_of_a_distance_add_up_to_the_plans_cost(made: Lesson) -> None:
     for neuron in range(made.group.size):
         for column, other in enumerate(made.kept):
-            terms = lesson.distance_terms(made.dense, neuron, other, made.p)
+            terms = toy_network.distance_terms(made.dense, neuron, other, made.p)
             added = sum(gap**made.p for gap in terms.gaps) ** (1 / made.p)
             assert added == pytest.approx(terms.distance)
             assert terms.distance == pytest.approx(float(made.plan.cost[neuron, column]))
             for unit, length, row in zip(terms.units, terms.lengths, (neuron, other), strict=True):
-                w1, w2, _, v1, v2 = lesson.numbers(made.dense)[row].tolist()
+                w1, w2, _, v1, v2 = toy_network.numbers(made.dense)[row].tolist()
                 assert [part * length for part in unit] == pytest.approx([w1, w2, v1, v2])
 
 
 def test_silent_neurons_have_scores_and_distances() -> None:
     made = open_lesson(train(changes="0.w1=0 0.w2=0 0.v1=0 0.v2=0"), 3)
     other = made.kept[0]
-    assert lesson.distance_terms(made.dense, 0, other).distance == pytest.approx(float(made.plan.cost[0, 0]))
-    silence = lesson.write_changes({(i, name): 0.0 for i in range(4) for name in lesson.WEIGHTS})
+    assert toy_network.distance_terms(made.dense, 0, other).distance == pytest.approx(float(made.plan.cost[0, 0]))
+    silence = toy_network.write_changes({(i, name): 0.0 for i in range(4) for name in toy_network.WEIGHTS})
     made = open_lesson(train(0, 4, silence), 2)
-    assert [lesson.score_terms(made.dense, i).score for i in range(4)] == made.scores.tolist() == [0, 0, 0, 0]
+    assert [toy_network.score_terms(made.dense, i).score for i in range(4)] == made.scores.tolist() == [0, 0, 0, 0]
 
 
 def test_the_moves_add_up_to_the_total_cost(made: Lesson) -> None:
@@ -141,39 +143,39 @@ def test_home_is_where_most_goes(made: Lesson) -> None:
 
 
 def test_the_pieces_of_a_fused_neuron_add_up_to_the_pruned_network(made: Lesson) -> None:
-    fused = lesson.numbers(made.fused)
+    fused = toy_network.numbers(made.fused)
     assert len(fused) == len(made.kept)
     for row, target in zip(fused, made.kept, strict=True):
-        pieces = lesson.fused_terms(made, target)
+        pieces = toy_network.fused_terms(made, target)
         assert pieces[0][0] == target
         assert torch.allclose(sum((share * weights for _, share, weights in pieces), torch.zeros(5)), row)
-    assert torch.equal(lesson.output_bias(made.fused), lesson.output_bias(made.dense))
+    assert torch.equal(toy_network.output_bias(made.fused), toy_network.output_bias(made.dense))
 
 
 def test_dropping_keeps_the_rows_as_they_are(made: Lesson) -> None:
-    assert torch.equal(lesson.numbers(made.dropped), lesson.numbers(made.dense)[made.kept])
+    assert torch.equal(toy_network.numbers(made.dropped), toy_network.numbers(made.dense)[made.kept])
 
 
 def test_the_library_agrees_that_loudness_does_not_count(made: Lesson) -> None:
     for neuron in range(made.group.size):
-        assert torch.allclose(lesson.doubled_costs(made, neuron), made.plan.cost)
+        assert torch.allclose(toy_network.doubled_costs(made, neuron), made.plan.cost)
 
 
 def test_the_telling_point_tells_dropped_from_fused(default: Lesson) -> None:
-    place = lesson.telling_point(default)
-    dropped, fused = (lesson.outputs(model, place).argmax() for model in (default.dropped, default.fused))
+    place = toy_network.telling_point(default)
+    dropped, fused = (toy_network.outputs(model, place).argmax() for model in (default.dropped, default.fused))
     assert dropped != fused
     same = open_lesson(default.dense, 6)
-    assert abs(lesson.telling_point(same)[0]) <= 1.2
+    assert abs(toy_network.telling_point(same)[0]) <= 1.2
 
 
 def test_changes_are_read_and_written() -> None:
     changes = {(3, "w1"): 0.5, (3, "b"): -1.0, (0, "v2"): 2.25}
-    text = lesson.write_changes(changes)
-    assert lesson.parse_changes(text, 6) == changes
-    assert lesson.write_changes(lesson.parse_changes(" 3.b=-1   3.w1=.5 ", 6)) == "3.b=-1 3.w1=0.5"
-    assert lesson.parse_changes("", 6) == {}
-    rows, before = lesson.numbers(train(changes=text)), lesson.numbers(train())
+    text = toy_network.write_changes(changes)
+    assert toy_network.parse_changes(text, 6) == changes
+    assert toy_network.write_changes(toy_network.parse_changes(" 3.b=-1   3.w1=.5 ", 6)) == "3.b=-1 3.w1=0.5"
+    assert toy_network.parse_changes("", 6) == {}
+    rows, before = toy_network.numbers(train(changes=text)), toy_network.numbers(train())
     moved = (rows != before).nonzero().tolist()
     assert moved == [[0, 4], [3, 0], [3, 2]]
     assert rows[3, 0] == 0.5
@@ -196,12 +198,12 @@ def test_changes_are_read_and_written() -> None:
 )
 def test_bad_changes_give_one_line(text: str, says: str) -> None:
     with pytest.raises(itf.IntrafusionError, match=says) as caught:
-        lesson.parse_changes(text, 6)
+        toy_network.parse_changes(text, 6)
     assert "\n" not in str(caught.value)
 
 
 def test_criteria_are_those_that_can_score_the_network() -> None:
-    names = lesson.criteria(train())
+    names = toy_network.criteria(train())
     assert {"l1", "l2", "random"} <= set(names)
     assert "bn_scale" not in names
     assert all(itf.registry("criterion")[name].needs == "nothing" for name in names)
@@ -211,15 +213,15 @@ def test_the_snippet_runs_and_gives_the_same(capsys: pytest.CaptureFixture[str])
     changes = "2.w1=0.5"
     made = open_lesson(train(7, 6, changes), 4, "l2", 2)
     names: dict = {}
-    exec(lesson.snippet(7, 6, changes, made), names)
+    exec(toy_network.snippet(7, 6, changes, made), names)
     assert torch.equal(names["plan"].matrix, made.plan.matrix)
-    assert torch.equal(lesson.numbers(names["small"]), lesson.numbers(made.fused))
-    assert str(lesson.measure(made.fused).accuracy) in capsys.readouterr().out
+    assert torch.equal(toy_network.numbers(names["small"]), toy_network.numbers(made.fused))
+    assert str(toy_network.measure(made.fused).accuracy) in capsys.readouterr().out
 
 
 def _pictures(made: Lesson, dark: bool) -> dict[str, Callable[[], go.Figure]]:
-    rows, n, k = lesson.numbers(made.dense).numpy(), made.group.size, len(made.kept)
-    cloud, (axis, gap), result = cloud_of(400), lesson.decision(made.fused), lesson.measure(made.fused)
+    rows, n, k = toy_network.numbers(made.dense).numpy(), made.group.size, len(made.kept)
+    cloud, (axis, gap), result = cloud_of(400), toy_network.decision(made.fused), toy_network.measure(made.fused)
     words, frame = [["1/6"] * n] * k, (0, made.kept[0])
     return {
         "network": lambda: pictures.network(rows, range(n), "dense", 2, "title", dark),
@@ -233,7 +235,7 @@ def _pictures(made: Lesson, dark: bool) -> dict[str, Callable[[], go.Figure]]:
 
 
 def cloud_of(count: int) -> tuple[np.ndarray, np.ndarray]:
-    X, y = lesson.points(count, 1)
+    X, y = toy_network.points(count, 1)
     return X.numpy(), y.numpy()
 
 
@@ -258,7 +260,7 @@ def test_cells_carry_source_and_target(default: Lesson) -> None:
 
 
 def test_neurons_without_a_direction_and_twins_are_drawn(default: Lesson) -> None:
-    rows: Tensor = lesson.numbers(default.dense).clone()
+    rows: Tensor = toy_network.numbers(default.dense).clone()
     rows[0, :2], rows[1] = 0, rows[2]
     fig = pictures.plane(cloud_of(20), rows.numpy(), range(6), ["dense"] * 6, 2, "title")
     discs = next(trace for trace in fig.data if trace.mode == "markers+text")

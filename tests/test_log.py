@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from intrafusion import log
-from intrafusion.cli import main
+from intrafusion.cli.main import main
 from intrafusion.errors import IntrafusionError
+from intrafusion.runtime import log
 
 
 def line(name: str, **fields) -> str:

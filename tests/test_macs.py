@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from intrafusion.cli import main
-from intrafusion.evaluate import Size, layer_sizes, size
+from intrafusion.cli.main import main
+from intrafusion.evaluation.accuracy import Size, layer_sizes, size
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from intrafusion.memo import Memo
-from intrafusion.pace import Cancelled, stoppable
+from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cancellation import Cancelled, stoppable
 
 
 def test_each_key_is_computed_once():

@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_studies_survive import PATIENCE, ROOT, told
 
-from intrafusion.cli import main
+from intrafusion.cli.main import main
 from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
-from intrafusion.store import Store
+from intrafusion.studies.store.sqlite import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds a process's address space")
 SAID = "out of memory: look at fewer images (limit, calibration), keep fewer values (--memory) or leave out wide groups"
@@ -70,7 +70,7 @@ def test_a_point_without_room_fails_alone_and_is_tried_again(tmp_path, monkeypat
 
 ONE_BY_ONE = f"""
 import torch, intrafusion as itf
-from intrafusion.meter import Meter
+from intrafusion.evaluation.incremental import Meter
 {BOUND}
 torch.manual_seed(0)
 model = torch.nn.Sequential(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.merge import MERGES, apply
+from intrafusion.pruning.merge import MERGES, apply
 
 # neither square nor a selection, rows of different sums, as a plan with uneven marginals gives
 T = torch.tensor([[0.2, 1.0, 0.0, 0.7], [0.8, 0.0, 1.0, 0.1]], dtype=torch.float64)

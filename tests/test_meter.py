@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.activations import private
-from intrafusion.evaluate import stratified
-from intrafusion.meter import Meter
-from intrafusion.norms import fold_groups
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.prune import prune_groups
-from intrafusion.twins import differing
+from intrafusion.evaluation.accuracy import stratified
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.models.fx.sharing import differing
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.pruner import prune_groups
+from intrafusion.runtime.cancellation import Cancelled, stoppable
 
 BATCH = 64
 WHOLE = [0, 597]
@@ -77,8 +77,8 @@ def resnet() -> Case:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of predicting, on any CPU."""
     screens = request.param == "bf16 first"
-    monkeypatch.setattr("intrafusion.meter.has_bf16", lambda device: screens)
-    monkeypatch.setattr("intrafusion.meter._PAYS", math.inf, raising=False)
+    monkeypatch.setattr("intrafusion.evaluation.incremental.has_bf16", lambda device: screens)
+    monkeypatch.setattr("intrafusion.evaluation.incremental._PAYS", math.inf, raising=False)
     return request.param
 
 
@@ -220,7 +220,7 @@ class TestNotTwice:
 
     @pytest.mark.parametrize("batches", [0, 1, 4, 9])
     def test_as_many_batches_are_kept_as_there_is_room_for(self, mlp, late, passed, batches, monkeypatch):
-        monkeypatch.setattr("intrafusion.meter.has_bf16", lambda device: False)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.has_bf16", lambda device: False)
         meter = mlp.meter(batches * BATCH * 128 * 4 + 100)  # 128 floats an image
         read(meter, late[0])
         seen = passed(mlp.dense.get_submodule("1"))

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion import meter as meters
-from intrafusion.attribution import METHODS, channel_attribution
-from intrafusion.bench import Bench
-from intrafusion.evaluate import logits, size
-from intrafusion.export import export
-from intrafusion.meter import Meter
-from intrafusion.precision import has_bf16, kind_of
-from intrafusion.run import run
-from intrafusion.speed import measure
-from intrafusion.sweep import Failure, sweep
+from intrafusion.evaluation import incremental as meters
+from intrafusion.evaluation.accuracy import logits, size
+from intrafusion.evaluation.attribution import METHODS, channel_attribution
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.evaluation.latency import measure
+from intrafusion.models.precision import has_bf16, kind_of
+from intrafusion.reporting import export
+from intrafusion.studies.measurement import run
+from intrafusion.studies.session import Bench
+from intrafusion.studies.sweeps import Failure, sweep
 
 KINDS = {"float64": (torch.float64, 1e-5), "bfloat16": (torch.bfloat16, 0.15), "float16": (torch.float16, 0.02)}
 SPEC = itf.PruneSpec(model="resnet-pad", dataset="noise", merge="drop", sparsity=0.4, limit=None)
@@ -201,6 +201,6 @@ def test_a_screen_that_fails_behind_a_cut_is_given_up(networks, monkeypatch):
     def fail(*_):
         raise RuntimeError("expected scalar type Float but found BFloat16")
 
-    monkeypatch.setattr("intrafusion.screen.Screen.predictions", fail)
+    monkeypatch.setattr("intrafusion.evaluation.screening.Screen.predictions", fail)
     assert int(meter.dense(24).sum()) == int(expected.sum())
     assert meter._cheap is None

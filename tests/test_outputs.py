@@ -6,10 +6,10 @@ from figure_reading import check_both_themes, numbers, title, traces
 from torch import Tensor
 
 import intrafusion as itf
-from intrafusion.bench import open_bench
-from intrafusion.figures.outputs import class_bars, distance_histograms
-from intrafusion.outputs import KINDS, Outputs, outputs
-from intrafusion.solutions import Solutions
+from intrafusion.reporting.figures.output_distance import class_bars, distance_histograms
+from intrafusion.studies.output_distance import KINDS, Outputs, outputs
+from intrafusion.studies.session import open_bench
+from intrafusion.studies.weight_space import Solutions
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 0]
 SAID = {  # predictions of three classes, an image of every kind, and one that does not change

@@ -11,14 +11,15 @@ from damage import DAMAGES, card_in, set_card
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion import confined, zoo
-from intrafusion.cli import main
-from intrafusion.fingerprint import of_model
-from intrafusion.own import remove, take_data, take_program, take_weights
-from intrafusion.places import home
-from intrafusion.program import described, read_program, tensors_of
-from intrafusion.saved import save_state
-from intrafusion.zoo.kept import is_safe
+from intrafusion.cli.main import main
+from intrafusion.models import hub
+from intrafusion.models.exported_program import described, read_program, tensors_of
+from intrafusion.models.fingerprint import of_model
+from intrafusion.models.serialization import save_state
+from intrafusion.models.sources.user import is_safe
+from intrafusion.runtime import sandbox
+from intrafusion.runtime.paths import home
+from intrafusion.studies.uploads import remove, take_data, take_program, take_weights
 
 CODE = """
 from torch import nn
@@ -66,7 +67,7 @@ class TestFactory:
         assert (card.mean, card.std) == ((0.0,), (1.0,))
         assert "guessed: images 1x28x28" in caplog.text
         assert not model.training
-        assert zoo.dataset_of(name) == "own"
+        assert hub.dataset_of(name) == "own"
 
     def test_the_module_says_what_is_not_to_be_guessed(self, module, caplog):
         told = "CARD = {'input_size': [1, 8, 8], 'mean': [0.5], 'std': [0.25], 'dataset': 'digits', 'accuracy': 0.5}"
@@ -185,7 +186,7 @@ class TestFactory:
     def test_its_networks_are_not_kept_by_name(self, module):
         model = itf.load_model(f"{module(CODE)}:make")
         with pytest.raises(itf.IntrafusionError, match="export it"):
-            zoo.keep(model, "mine")
+            hub.keep(model, "mine")
 
 
 class TestOnlyPythonAndTheCommandLineRunCode:
@@ -207,15 +208,15 @@ class TestOnlyPythonAndTheCommandLineRunCode:
         assert not trap[1]()
 
     def test_a_kept_networks_card_may_not(self, trap, tmp_path):
-        kept = zoo.keep(itf.load_model("digits-mlp"), "mine")
+        kept = hub.keep(itf.load_model("digits-mlp"), "mine")
         path = home() / "models" / "mine.safetensors"
         card = card_in(path)
         card["details"]["architecture"] = trap[0]
         set_card(path, json.dumps(card))
-        for call in (itf.load_model, zoo.architecture_of, zoo.dataset_of):
+        for call in (itf.load_model, hub.architecture_of, hub.dataset_of):
             with pytest.raises(itf.IntrafusionError, match="names no architecture"):
                 call(kept)
-        assert "names no architecture" in zoo.describe(kept)["summary"]
+        assert "names no architecture" in hub.describe(kept)["summary"]
         assert not trap[1]()
 
     def test_a_card_beside_uploaded_weights_may_not(self, trap, tmp_path):
@@ -237,7 +238,7 @@ class TestOnlyPythonAndTheCommandLineRunCode:
         card |= {"dataset": trap[0], "details": card["details"] | {"architecture": trap[0]}}
         set_card(path, json.dumps(card))
         itf.load_model(kept)
-        assert zoo.architecture_of(kept) == kept
+        assert hub.architecture_of(kept) == kept
         assert not trap[1]()
 
 
@@ -437,7 +438,7 @@ class TestWhatAChildHandsBackIsCheckedAgain:
             yield 1, 1
             return answer
 
-        monkeypatch.setattr(confined, "steps", steps)
+        monkeypatch.setattr(sandbox, "steps", steps)
         path = files.npz(tmp_path / "x.npz")
         take = {
             "program": lambda: take_program(path, "mine"), "data": lambda: take_data([path], "mine"),
@@ -455,9 +456,9 @@ class TestWhatAChildHandsBackIsCheckedAgain:
             save_state(model.state_dict(), card, folder / "made" / "weights")
             yield 1, 1
 
-        monkeypatch.setattr(confined, "steps", steps)
+        monkeypatch.setattr(sandbox, "steps", steps)
         name = take_weights(files.npz(tmp_path / "x.npz"), "digits-mlp", "mine")
-        assert zoo.architecture_of(name) == "digits-mlp"
+        assert hub.architecture_of(name) == "digits-mlp"
 
 
 def test_weights_for_an_architecture(tmp_path):
@@ -467,7 +468,7 @@ def test_weights_for_an_architecture(tmp_path):
     model, dense = itf.load_model(name), itf.load_model("digits-mlp")
     images = torch.randn(3, 1, 8, 8)
     assert torch.equal(model(images), dense(images))
-    assert zoo.architecture_of(name) == "digits-mlp"
+    assert hub.architecture_of(name) == "digits-mlp"
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from contextvars import copy_context
 
 import pytest
 
-from intrafusion.memo import Memo
-from intrafusion.pace import Cancelled, beside, checkpoint, clock, interruptible, stoppable
+from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cancellation import Cancelled, beside, checkpoint, clock, interruptible, stoppable
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.data import normalise
-from intrafusion.prune import prune_groups
+from intrafusion.data.datasets import normalise
+from intrafusion.pruning.pruner import prune_groups
 
 pytestmark = pytest.mark.reference
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.activations import normalised
-from intrafusion.bench import open_bench
-from intrafusion.landscape import flatten, unflatten
-from intrafusion.solutions import Solutions
-from intrafusion.train import path
-from intrafusion.train.augment import wobble
-from intrafusion.train.averages import measure_norms, norms_of
-from intrafusion.train.loop import Diverged, Recipe, judged, train
-from intrafusion.train.path import Curve, Walk, _coarse_first, connect, nothing, walk
-from intrafusion.train.rates import RATES
+from intrafusion.evaluation.loss_landscape import flatten, unflatten
+from intrafusion.pruning.groups.feature_maps import normalised
+from intrafusion.studies.session import open_bench
+from intrafusion.studies.weight_space import Solutions
+from intrafusion.training import mode_connectivity
+from intrafusion.training.augment import wobble
+from intrafusion.training.batchnorm import measure_norms, norms_of
+from intrafusion.training.loop import Diverged, Recipe, judged, train
+from intrafusion.training.lr_search import RATES
+from intrafusion.training.mode_connectivity import Curve, Walk, _coarse_first, connect, nothing, walk
 
 QUICK = Recipe(1, wobble, 0.03, weight_decay=0.0, batch=64)
 
@@ -151,13 +151,13 @@ class TestConnect:
             list(connect(*folded, train_data, data, 2, 1e30, points=3))
 
     def test_a_rate_that_a_long_run_does_not_bear_is_made_smaller(self, folded, train_data, data, monkeypatch):
-        monkeypatch.setattr(path, "best_rate", lambda probe: 1e6)
+        monkeypatch.setattr(mode_connectivity, "best_rate", lambda probe: 1e6)
         rates = [step.rate for step in connect(*folded, train_data, data, 0.5, points=3)]
         assert rates[0] is None
         assert 1e-5 < rates[-1] < 1e5
 
     def test_where_no_rate_learns_it_says_so(self, folded, train_data, data, monkeypatch):
-        monkeypatch.setattr(path, "best_rate", lambda probe: None)
+        monkeypatch.setattr(mode_connectivity, "best_rate", lambda probe: None)
         with pytest.raises(itf.IntrafusionError, match="choose other ends"):
             list(connect(*folded, train_data, data, points=3))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intrafusion import pictures
-from intrafusion.decode_worker import decode
+from intrafusion.data import image_headers
+from intrafusion.data._decode_worker import decode
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -145,7 +145,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("kind", GOOD)
 def test_a_good_picture_has_the_pixels_that_pillow_reads(kind, tmp_path):
     content = GOOD[kind]
-    name, bare = pictures.first(content)
+    name, bare = image_headers.first(content)
     with Image.open(io.BytesIO(content)) as whole, Image.open(io.BytesIO(bare), formats=[name]) as read:
         assert np.array_equal(np.asarray(whole.convert("RGBA")), np.asarray(read.convert("RGBA")))
         assert getattr(read, "n_frames", 1) == 1 or name == "TIFF"
@@ -167,6 +167,6 @@ def test_a_costly_picture_is_refused_before_it_is_decoded(kind, tmp_path, monkey
 def test_a_cut_picture_is_a_line_or_what_is_left(kind):
     for at in range(0, len(GOOD[kind]), 1 + len(GOOD[kind]) // 60):
         try:
-            pictures.first(GOOD[kind][:at])
+            image_headers.first(GOOD[kind][:at])
         except ValueError as error:
             assert str(error).isprintable()  # noqa: PT017

@@ -7,14 +7,14 @@ import torch
 from figure_reading import check_both_themes, numbers, serialised, title, traces
 
 import intrafusion as itf
-from intrafusion.bench import open_model
-from intrafusion.figures.kernels import kernel_rows
-from intrafusion.figures.plans import channel_map, learned_beside, sparsity_player, two_plans
-from intrafusion.figures.raster import CELLS, _pooled, picture
-from intrafusion.figures.theme import LIGHT
-from intrafusion.figures.transport import ORDERS, VIEWS, arrange, plan_heatmap, weight_bars
-from intrafusion.merge import ChannelMap
-from intrafusion.transport import TransportPlan, shared_mass, solve
+from intrafusion.pruning.merge import ChannelMap
+from intrafusion.pruning.transport.planning import TransportPlan, shared_mass, solve
+from intrafusion.reporting.figures._raster import CELLS, _pooled, picture
+from intrafusion.reporting.figures.kernels import kernel_rows
+from intrafusion.reporting.figures.plans import channel_map, learned_beside, sparsity_player, two_plans
+from intrafusion.reporting.figures.theme import LIGHT
+from intrafusion.reporting.figures.transport import ORDERS, VIEWS, arrange, plan_heatmap, weight_bars
+from intrafusion.studies.session import open_model
 
 
 @pytest.fixture(scope="module")

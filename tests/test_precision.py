@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.bench import Bench, open_bench
-from intrafusion.cli import main
-from intrafusion.evaluate import stratified
-from intrafusion.meter import Meter
-from intrafusion.precision import check_accuracy, check_bf16, has_bf16, low
-from intrafusion.prune import prune_groups
-from intrafusion.run import run
-from intrafusion.sweep import grid, sweep
-from intrafusion.twins import differing
+from intrafusion.cli.main import main
+from intrafusion.evaluation.accuracy import stratified
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.models.fx.sharing import differing
+from intrafusion.models.precision import check_accuracy, check_bf16, has_bf16, low
+from intrafusion.pruning.pruner import prune_groups
+from intrafusion.studies.measurement import run
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.sweeps import grid, sweep
 
 CPU = torch.device("cpu")
 BASE = itf.PruneSpec(model="digits-resnet", limit=None)
@@ -96,7 +96,7 @@ class TestAccuracy:
 
     def test_a_network_that_bf16_spoils_is_refused(self, monkeypatch):
         """All its logits are large and nearly alike: bf16 keeps 8 bits, and they tell nothing."""
-        monkeypatch.setattr("intrafusion.meter.check_bf16", lambda device: None)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.check_bf16", lambda device: None)
         model, data = itf.load_model("digits-mlp"), itf.load_data("digits")
         model[-1].weight.data *= 1e-3
         model[-1].bias.data = model[-1].bias.data * 1e-3 + 100
@@ -164,8 +164,8 @@ class TestExact:
     """By way of bf16 or not, the answers are those of plain fp32."""
 
     def test_on_cifar10(self, reference, monkeypatch):
-        monkeypatch.setattr("intrafusion.meter.has_bf16", lambda device: True)
-        monkeypatch.setattr("intrafusion.meter._PAYS", math.inf, raising=False)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.has_bf16", lambda device: True)
+        monkeypatch.setattr("intrafusion.evaluation.incremental._PAYS", math.inf, raising=False)
         base = itf.PruneSpec(
             "cifar10-resnet20", "cifar10", str(reference("weights/cifar10_resnet20.th")),
             str(reference("data/cifar10_test.npz")), limit=2000, merge="drop",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intrafusion.merge.product import (
+from intrafusion.pruning.merge.matrix_product import (
     coverage,
     inputs_of,
     no_products,

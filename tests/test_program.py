@@ -15,11 +15,11 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.regnet import BlockParams
 
 import intrafusion as itf
-from intrafusion import zoo
-from intrafusion.cuts import trace
-from intrafusion.fingerprint import of_model
-from intrafusion.own import remove, take_program, take_weights
-from intrafusion.program import read_program
+from intrafusion.models import hub
+from intrafusion.models.exported_program import read_program
+from intrafusion.models.fingerprint import of_model
+from intrafusion.models.fx.partition import trace
+from intrafusion.studies.uploads import remove, take_program, take_weights
 
 
 class Odd(nn.Module):
@@ -171,11 +171,11 @@ def test_a_kept_program_is_a_model_like_any_other(kept):
     card = model.card
     assert (card.name, card.dataset, card.classes, card.input_size) == ("kept/mine", "digits", 10, (1, 8, 8))
     assert (card.mean, card.std) == (dense.card.mean, dense.card.std)
-    assert kept in zoo.model_names()
-    assert zoo.is_local(kept)
-    assert zoo.dataset_of(kept) == "digits"
-    assert zoo.architecture_of(kept) == kept
-    assert "program" in zoo.describe(kept)["summary"]
+    assert kept in hub.model_names()
+    assert hub.is_local(kept)
+    assert hub.dataset_of(kept) == "digits"
+    assert hub.architecture_of(kept) == kept
+    assert "program" in hub.describe(kept)["summary"]
     data = itf.load_data("digits")
     for merge in ("drop", "fusion"):
         ours, theirs = (
@@ -220,11 +220,11 @@ def test_pruned_programs_can_be_kept_and_weights_given_to_them(tmp_path, kept):
     model = itf.load_model(kept)
     small = itf.prune(model, model.card.example(), 0.5)
     small.card = model.card
-    name = zoo.keep(small, "half")
+    name = hub.keep(small, "half")
     again = itf.load_model(name)
     images = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(again(images), small(images))
-    assert zoo.architecture_of(name) == kept
+    assert hub.architecture_of(name) == kept
     state = {key: value * 0 for key, value in model.state_dict().items() if value.is_floating_point()}
     path = files.save_state(tmp_path / "zeros.safetensors", state)
     assert take_weights(path, kept, "zeros") == "kept/zeros"
@@ -236,9 +236,9 @@ def test_a_name_is_taken_once_and_free_again_when_removed(tmp_path, kept):
     with pytest.raises(itf.IntrafusionError, match="kept as kept/mine already"):
         take_program(path, "mine")
     with pytest.raises(itf.IntrafusionError, match="choose another name"):
-        zoo.keep(itf.load_model("digits-mlp"), "mine")
+        hub.keep(itf.load_model("digits-mlp"), "mine")
     remove("models", "kept/mine")
-    assert kept not in zoo.model_names()
+    assert kept not in hub.model_names()
     assert take_program(path, "mine") == "kept/mine"
     with pytest.raises(itf.IntrafusionError, match="nothing is kept as kept/other"):
         remove("models", "other")
@@ -254,7 +254,7 @@ def test_a_card_that_makes_no_sense_is_one_line(tmp_path, options, match):
     path = files.export(files.network(), tmp_path / "p.pt2")
     with pytest.raises(itf.IntrafusionError, match=match):
         take_program(path, "mine", **options)
-    assert zoo.kept_names() == []
+    assert hub.kept_names() == []
 
 
 def test_the_reader_never_unpickles(tmp_path, monkeypatch):

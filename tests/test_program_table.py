@@ -15,8 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.program.operators import OPERATORS
-from intrafusion.program.shapes import Batch, Shape, at, broadcast, divided, fitted, product, remainder, total
+from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.shapes import (
+    Batch,
+    Shape,
+    at,
+    broadcast,
+    divided,
+    fitted,
+    product,
+    remainder,
+    total,
+)
 
 B = Batch(1)
 MAPS = Shape((B, 4, 6, 6))

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.channels import CHANNELWISE, CONSUMER, PRODUCER
-from intrafusion.networks import PadShortcut
-from intrafusion.prune import choose_groups, prune_groups
-from intrafusion.shrink import shrink
-from intrafusion.transport import block_counts, kept_count
+from intrafusion.models.architectures import PadShortcut
+from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PRODUCER
+from intrafusion.pruning.pruner import choose_groups, prune_groups
+from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.transport.planning import block_counts, kept_count
 
 DATA_FREE = {
     kind: [name for name, entry in itf.registry(kind).items() if entry.needs == "nothing"]

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import cli, run
-from intrafusion.bench import open_bench, open_model
-from intrafusion.cli_studies import _study_of
-from intrafusion.quote import curve_line, curve_snippet, flag, plan_snippet, study_snippet, sweep_line
+from intrafusion.cli import main
+from intrafusion.cli.options import spec_of
+from intrafusion.cli.studies import _study_of
+from intrafusion.reporting.snippets import curve_line, curve_snippet, flag, plan_snippet, study_snippet, sweep_line
 from intrafusion.spec import PLAN_KNOBS
-from intrafusion.store import Store
-from intrafusion.study import Study
-from intrafusion.sweep import grid, origin, sweep
-from intrafusion.terminal import spec_of
+from intrafusion.studies import measurement
+from intrafusion.studies.session import open_bench, open_model
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.study_file import Study
+from intrafusion.studies.sweeps import grid, origin, sweep
 
 SWEPT = {"criterion": ["l1"], "merge": ["drop", "fusion"], "sparsity": [0.1, 0.5]}
 BASES = {
@@ -47,7 +48,7 @@ def parsed(line: str) -> list[itf.PruneSpec]:
     """What the command line would measure."""
     program, *words = shlex.split(line)
     assert (program, words[:3]) == ("python", ["-m", "intrafusion", "curve"])
-    args = cli._parser().parse_args(words[2:])
+    args = main._parser().parse_args(words[2:])
     return grid(spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
 
 
@@ -87,14 +88,14 @@ class TestSweepLine:
         study = Study("it's mine", itf.PruneSpec(**changes), AXES, decide)
         program, *words = shlex.split(sweep_line(study))
         assert (program, words[:3]) == ("python", ["-m", "intrafusion", "sweep"])
-        read = _study_of(cli._parser().parse_args(words[2:]))
+        read = _study_of(main._parser().parse_args(words[2:]))
         groups = open_model("digits-mlp").groups
         assert read.specs(groups) == study.specs(groups)
         assert (read.name, read.decide) == (study.name, study.decide)
 
     def test_where_it_runs_can_be_said(self):
         line = sweep_line(Study("s", itf.PruneSpec(), AXES), executor="ray", address="my host:6379")
-        args = cli._parser().parse_args(shlex.split(line)[3:])
+        args = main._parser().parse_args(shlex.split(line)[3:])
         assert (args.executor, args.address) == ("ray", "my host:6379")
 
 
@@ -160,7 +161,7 @@ class TestCurveSnippet:
         lines = capsys.readouterr().out.splitlines()
         bench = open_bench(base)
         specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
-        results = [run.run(spec, bench) for spec in specs]
+        results = [measurement.run(spec, bench) for spec in specs]
         assert lines == [
             f"{r.spec.sparsity} {r.spec.criterion} {r.spec.merge} {r.accuracy} {r.interval}" for r in results
         ]

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.cards import ModelCard
-from intrafusion.data import ImageData
-from intrafusion.merge import MERGES
-from intrafusion.prune import cut
-from intrafusion.recover import How, recover
-from intrafusion.registry import RECOVERIES
-from intrafusion.shrink import shrink
+from intrafusion._registry import RECOVERIES
+from intrafusion.data.datasets import ImageData
+from intrafusion.models.card import ModelCard
+from intrafusion.pruning.merge import MERGES
+from intrafusion.pruning.pruner import cut
+from intrafusion.pruning.surgery import shrink
+from intrafusion.training.recovery import How, recover
 
 EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "12"))
 several = settings(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from intrafusion.train.rates import RATES, best_rate
+from intrafusion.training.lr_search import RATES, best_rate
 
 
 @pytest.mark.parametrize(("place", "tried"), [(6, 3), (8, 5), (0, 8), (9, 5)])

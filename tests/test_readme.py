@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import intrafusion as itf
-from intrafusion.cli import main
-from intrafusion.geometry import ANCHORS, COSTS, DISTANCES
+from intrafusion.cli.main import main
+from intrafusion.pruning.transport.cost import ANCHORS, COSTS, DISTANCES
+from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
 from intrafusion.spec import PLAN_KNOBS
-from intrafusion.transport import MARGINALS, NORMALISATIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -98,14 +98,14 @@ def test_your_own_network_in_five_minutes(tmp_path, monkeypatch, capsys):
 
 
 def test_the_bounds_are_those_of_the_code():
-    from intrafusion import archives
-    from intrafusion.own import images
+    from intrafusion.data import upload
+    from intrafusion.runtime import safe_zip
 
     section = README.partition("## Your own network in five minutes")[2].partition("\n## ")[0]
     told = (
-        f"{archives.FILE // archives.MIB} MiB",
-        f"{images.PICTURES:,} pictures",
-        f"{archives.UNPACKED >> 30} GiB",
-        f"{images.SIDE:,} pixels",
+        f"{safe_zip.FILE // safe_zip.MIB} MiB",
+        f"{upload.PICTURES:,} pictures",
+        f"{safe_zip.UNPACKED >> 30} GiB",
+        f"{upload.SIDE:,} pixels",
     )
     assert [one for one in told if one not in section] == []

@@ -1,7 +1,7 @@
 import pytest
 
 import intrafusion as itf
-from intrafusion.registry import Entry, Registry
+from intrafusion._registry import Entry, Registry
 
 KINDS = ("criterion", "merge", "solver", "recovery", "trainer")
 ENTRIES = [(kind, name) for kind in KINDS for name in itf.registry(kind)]

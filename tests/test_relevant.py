@@ -10,14 +10,14 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion import PruneSpec
-from intrafusion.bench import Bench, merged, open_bench
-from intrafusion.cards import ModelCard
-from intrafusion.recover import How
-from intrafusion.recover.case import Case
-from intrafusion.registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
-from intrafusion.relevant import calibrates, own_code, relevant, trains
-from intrafusion.solvers import Problem
-from intrafusion.store import Origin, point_key
+from intrafusion._registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
+from intrafusion.models.card import ModelCard
+from intrafusion.pruning.transport.solvers import Problem
+from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
+from intrafusion.studies.session import Bench, merged, open_bench
+from intrafusion.studies.store.sqlite import Origin, point_key
+from intrafusion.training.recovery import How
+from intrafusion.training.recovery.settings import Case
 
 SPEC, CPU = PruneSpec(), Origin("m", "d", "cpu")
 MOVING = {"distance": "cosine", "p": 2.0, "source": "softmax", "target": "softmax", "solver": "sinkhorn", "reg": 0.05,

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.cuts import trace
-from intrafusion.fold import fold
-from intrafusion.groups import find_groups
-from intrafusion.prune import prune_groups
-from intrafusion.remix import remixed
-from intrafusion.twins import differing
+from intrafusion.evaluation.output_mixing import remixed
+from intrafusion.models.fx.partition import trace
+from intrafusion.models.fx.sharing import differing
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.groups.folding import fold
+from intrafusion.pruning.pruner import prune_groups
 
 Pair = Callable[..., tuple[nn.Sequential, nn.Sequential]]
 

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-import intrafusion.bench as bench_module
-from intrafusion.bench import Bench, open_bench, open_model, pruned
-from intrafusion.data import normalise
-from intrafusion.evaluate import Size, layer_sizes, size
-from intrafusion.run import Result, check, run
+import intrafusion.studies.session as bench_module
+from intrafusion.data.datasets import normalise
+from intrafusion.evaluation.accuracy import Size, layer_sizes, size
 from intrafusion.spec import PLAN_KNOBS
-from intrafusion.sweep import grid
+from intrafusion.studies.measurement import Result, check, run
+from intrafusion.studies.session import Bench, open_bench, open_model, pruned
+from intrafusion.studies.sweeps import grid
 
 BASE = itf.PruneSpec(model="digits-resnet", limit=200)
 
@@ -40,7 +40,7 @@ class TestBench:
             calls.append((limit, seed))
             return itf.evaluate(model, data, limit, seed)
 
-        monkeypatch.setattr("intrafusion.bench.evaluate", counting)
+        monkeypatch.setattr("intrafusion.studies.session.evaluate", counting)
         first = bench.dense(100)
         assert bench.dense(100) is first
         assert bench.dense(50, seed=3).count == 50

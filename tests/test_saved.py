@@ -12,16 +12,16 @@ from damage import CARDS, DAMAGES, card_in, made_older, set_card
 from safetensors import SafetensorError
 
 import intrafusion as itf
-from intrafusion.cli import main
-from intrafusion.norms import fold_groups
-from intrafusion.own import remove, take_weights
-from intrafusion.places import home
-from intrafusion.saved import layers_of, set_layers
-from intrafusion.shrink import shrink
-from intrafusion.train.smooth import truncate
-from intrafusion.transport import group_counts
-from intrafusion.zoo import architecture_of, dataset_of, describe, keep, kept_names, model_names
-from intrafusion.zoo.architectures import ARCHITECTURES
+from intrafusion.cli.main import main
+from intrafusion.models.hub import architecture_of, dataset_of, describe, keep, kept_names, model_names
+from intrafusion.models.serialization import layers_of, set_layers
+from intrafusion.models.sources.architectures import ARCHITECTURES
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.transport.planning import group_counts
+from intrafusion.runtime.paths import home
+from intrafusion.studies.uploads import remove, take_weights
+from intrafusion.training.methods.smooth import truncate
 
 
 def pruned(name: str, **knobs) -> torch.nn.Module:

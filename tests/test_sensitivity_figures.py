@@ -6,10 +6,9 @@ import pytest
 from figure_reading import check_both_themes, serialised, title, traces
 from made_results import DENSE, made_result
 
-from intrafusion.budget import Suggestion
-from intrafusion.evaluate import Size
-from intrafusion.figures.fragility import fragility_bars, suggestion_bars
-from intrafusion.figures.sensitivity import (
+from intrafusion.evaluation.accuracy import Size
+from intrafusion.reporting.figures.fragility import fragility_bars, suggestion_bars
+from intrafusion.reporting.figures.sensitivity import (
     compare_studies,
     difference_heatmap,
     gain,
@@ -17,9 +16,10 @@ from intrafusion.figures.sensitivity import (
     sensitivity_heatmap,
     sensitivity_panels,
 )
-from intrafusion.figures.theme import DARK, LIGHT, Palette
-from intrafusion.run import Result
-from intrafusion.sensitivity import Difference, Matrix, difference, fragility, matrix
+from intrafusion.reporting.figures.theme import DARK, LIGHT, Palette
+from intrafusion.studies.allocation import Suggestion
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.sensitivity import Difference, Matrix, difference, fragility, matrix
 
 GROUPS = ("conv1", "layer1.0.conv1", "layer2.0.conv1")
 SPARSITIES = (0.2, 0.5, 0.8)

@@ -17,7 +17,7 @@ from servers import GONE, PATIENCE, Tab, served
 from test_store import small_disk
 from test_studies_survive import finished
 
-from intrafusion.store import Store
+from intrafusion.studies.store.sqlite import Store
 
 MERGES = "merges=drop&merges=fusion&merges=fold"
 PAGE = f"curves?model=digits-mlp&limit=all&{MERGES}&" + "&".join(

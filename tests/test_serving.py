@@ -11,7 +11,7 @@ import time
 import pytest
 from visiting import ROOT, alerts, copied, dashboard, visitor
 
-from pages.common.addresses import is_loopback
+from pages.shared.client_address import is_loopback
 
 PAGES = (
     "", "learn", "importance", "transport", "curves", "sensitivity", "recovery", "training_lab", "landscape", "export",

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.merge.interpolation import interpolation
-from intrafusion.train.smooth import PENALTIES, pays_below, penalty, truncate
+from intrafusion.pruning.merge.interpolation import interpolation
+from intrafusion.training.methods.smooth import PENALTIES, pays_below, penalty, truncate
 
 G = torch.Generator().manual_seed(0)
 

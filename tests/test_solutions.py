@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 import intrafusion as itf
-from intrafusion.activations import normalised, private
-from intrafusion.bench import Bench, open_bench
-from intrafusion.evaluate import size
-from intrafusion.landscape import flatten, lanczos, measure, unflatten
-from intrafusion.solutions import CONTROLS, MERGED, Sharpness, Solutions, sharpness, slices
+from intrafusion.evaluation.accuracy import size
+from intrafusion.evaluation.loss_landscape import flatten, lanczos, measure, unflatten
+from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Solutions, sharpness, slices
 
 GROUP = "layer2.0.conv1"
 

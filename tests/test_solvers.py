@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import linprog
 
 import intrafusion as itf
-from intrafusion.geometry import ANCHORS, COSTS, between, measure, unit_vectors
-from intrafusion.solvers import Problem
-from intrafusion.transport import MARGINALS, NORMALISATIONS, marginal, solve
+from intrafusion.pruning.transport.cost import ANCHORS, COSTS, between, measure, unit_vectors
+from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS, marginal, solve
+from intrafusion.pruning.transport.solvers import Problem
 
 SOLVERS = itf.registry("solver")
 

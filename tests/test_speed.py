@@ -10,12 +10,9 @@ from scipy.stats import binom
 from torch import nn
 
 import intrafusion as itf
-from intrafusion import speed as module
-from intrafusion.evaluate import size
-from intrafusion.export.report import speed_words
-from intrafusion.figures.speed import headline, latencies, widths
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.speed import (
+from intrafusion.evaluation import latency as module
+from intrafusion.evaluation.accuracy import size
+from intrafusion.evaluation.latency import (
     Comparison,
     Latency,
     Speed,
@@ -26,6 +23,9 @@ from intrafusion.speed import (
     peak_memory,
     ratio,
 )
+from intrafusion.reporting.figures.latency import headline, latencies, widths
+from intrafusion.reporting.report import speed_words
+from intrafusion.runtime.cancellation import Cancelled, stoppable
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -197,7 +197,7 @@ def test_the_picture_has_every_run_and_says_which_lie_beyond():
 
 
 def test_widths_show_what_stays_and_what_went():
-    from intrafusion.export import Width
+    from intrafusion.reporting import Width
 
     fig = widths([Width("a", 8, 5), Width("b", 4, 4)], "fusion")
     assert [list(trace.y) for trace in fig.data] == [[5, 4], [3, 0]]

@@ -20,17 +20,17 @@ from typing import Any
 import pytest
 
 from intrafusion import IntrafusionError, PruneSpec
-from intrafusion import store as stores
-from intrafusion.places import store_path
-from intrafusion.run import Result
-from intrafusion.store import Origin, Store, point_key
-from intrafusion.store_file import FORMAT
+from intrafusion.runtime.paths import store_path
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.store import sqlite as stores
+from intrafusion.studies.store.schema import FORMAT
+from intrafusion.studies.store.sqlite import Origin, Store, point_key
 
 CPU = Origin("ab12", "cd34", "cpu")
 PATIENCE = 60  # seconds that no test waits for, unless it fails
 
 SERVER = multiprocessing.get_context("forkserver")  # imports torch once, for all the processes that are started here
-SERVER.set_forkserver_preload(["intrafusion.store"])
+SERVER.set_forkserver_preload(["intrafusion.studies.store.sqlite"])
 
 
 def specs(number: int) -> list[PruneSpec]:

@@ -10,9 +10,9 @@ import pytest
 from test_store import CPU, PATIENCE, SERVER, complaint, files, heard, points, process, raw, result, specs
 
 from intrafusion import PruneSpec
-from intrafusion import store as stores
-from intrafusion.store import Store, point_key
-from intrafusion.store_file import FORMAT, STAMP, STEPS
+from intrafusion.studies.store import sqlite as stores
+from intrafusion.studies.store.schema import FORMAT, STAMP, STEPS
+from intrafusion.studies.store.sqlite import Store, point_key
 
 FORMAT_1 = """
     CREATE TABLE points (
@@ -163,7 +163,7 @@ def test_killed_before_any_statement_of_a_migration(old: Path, at: int):
 def test_a_migration_that_fails_leaves_the_file_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch):
     before = files(old.parent)
     broken = (STEPS[0], (*STEPS[1], "INSERT INTO nowhere VALUES (1)"))
-    monkeypatch.setattr("intrafusion.store_file.STEPS", broken)
+    monkeypatch.setattr("intrafusion.studies.store.schema.STEPS", broken)
     assert "nowhere" in complaint(lambda: Store(old), old)
     assert files(old.parent) == before
     monkeypatch.undo()

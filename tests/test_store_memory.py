@@ -12,9 +12,9 @@ import pytest
 from test_store import CPU, PATIENCE, complaint, heard, lock_and_wait, points, process, raw, result, small_disk, specs
 
 from intrafusion import PruneSpec
-from intrafusion import store_memory as module
-from intrafusion.store import Store
-from intrafusion.store_memory import StoreOrMemory
+from intrafusion.studies.store import in_memory as module
+from intrafusion.studies.store.in_memory import StoreOrMemory
+from intrafusion.studies.store.sqlite import Store
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.channels import coupling
-from intrafusion.story import moves, story
-from intrafusion.transport import TransportPlan
+from intrafusion.pruning.groups.group import coupling
+from intrafusion.pruning.transport.planning import TransportPlan
+from intrafusion.pruning.transport.provenance import moves, story
 
 
 @pytest.fixture(scope="module")

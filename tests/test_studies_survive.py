@@ -19,8 +19,8 @@ import pytest
 from test_store import heard, lock_and_wait, process, small_disk
 
 import intrafusion as itf
-from intrafusion.cli import main
-from intrafusion.store import Store
+from intrafusion.cli.main import main
+from intrafusion.studies.store.sqlite import Store
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120  # seconds that no test waits for, unless it fails

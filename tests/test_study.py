@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import intrafusion as itf
 from intrafusion import IntrafusionError, PruneSpec
-from intrafusion.study import FIXED, Study, parse
+from intrafusion.studies.study_file import FIXED, Study, parse
 
 BASE = PruneSpec(model="digits-mlp", limit=20)
 NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12).filter(str.strip)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.train import finalise, mask
-from intrafusion.train.subnetwork import METHODS, EdgePopup, GumbelMask, Supermask, masks, what_learns
+from intrafusion.training import finalise, mask
+from intrafusion.training.methods.masks import METHODS, EdgePopup, GumbelMask, Supermask, masks, what_learns
 
 G = torch.Generator().manual_seed(0)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import sweep as module
-from intrafusion.bench import Bench, open_bench
-from intrafusion.evaluate import stratified
-from intrafusion.meter import Meter
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.pairs import paired
-from intrafusion.run import Result, run
-from intrafusion.store import Store, point_key
-from intrafusion.sweep import Failure, grid, origin, sweep
+from intrafusion.evaluation.accuracy import stratified
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.runtime.cancellation import Cancelled, stoppable
+from intrafusion.studies import sweeps as module
+from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.paired import paired
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.store.sqlite import Store, point_key
+from intrafusion.studies.sweeps import Failure, grid, origin, sweep
 
 BASE = itf.PruneSpec(model="digits-mlp", limit=50)
 
@@ -110,7 +110,7 @@ class TestSweep:
         made = []
         monkeypatch.setattr(module, "pruned", lambda spec, b, f=module.pruned: made.append(spec) or f(spec, b))
         monkeypatch.setattr(module, "FIRST", 10)
-        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 10)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 10)
         bench = open_bench(BASE)
         assert len(list(sweep(self.specs, bench))) == 2 * len(self.specs)
         assert len(made) == len(self.specs)
@@ -121,7 +121,7 @@ class TestLooks:
 
     @pytest.fixture(autouse=True)
     def small_batches(self, monkeypatch):
-        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
 
     base = itf.PruneSpec(model="digits-resnet", groups=("layer1.0.conv1",), limit=None)
 
@@ -173,7 +173,7 @@ class TestStored:
         assert runs == []
 
     def test_a_partial_point_goes_on_from_where_it_was(self, store, monkeypatch):
-        monkeypatch.setattr("intrafusion.meter.Meter._probe", lambda meter, network: 50)
+        monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
         bench = open_bench(BASE)
         looks = sweep(self.specs[:1], bench, store)
         assert next(looks).count == 100

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from intrafusion.export.report import _table
-from intrafusion.figures.outputs import class_bars
-from intrafusion.figures.rows import name_rows
-from intrafusion.figures.theme import LIGHT, figure
-from intrafusion.outputs import Outputs
-from intrafusion.text import block, cell, code, csv, hover, markdown, sentence
+from intrafusion.reporting.figures._rows import name_rows
+from intrafusion.reporting.figures.output_distance import class_bars
+from intrafusion.reporting.figures.theme import LIGHT, figure
+from intrafusion.reporting.report import _table
+from intrafusion.runtime.escaping import block, cell, code, csv, hover, markdown, sentence
+from intrafusion.studies.output_distance import Outputs
 
 HOSTILE = [
     "![b](http://127.0.0.1:9/b.png)", "[log in](http://evil.example/)", "<img src=x onerror=alert(1)>", "<a href='//x'>y</a>",

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.data import ImageData
-from intrafusion.networks import mlp
-from intrafusion.pace import Cancelled, stoppable
-from intrafusion.train import loop
-from intrafusion.train.augment import shift_and_flip, wobble
-from intrafusion.train.loop import Moment, Recipe, train
-from intrafusion.train.recipes import RECIPES, make
-from intrafusion.zoo import ARCHITECTURES
+from intrafusion.data.datasets import ImageData
+from intrafusion.models.architectures import mlp
+from intrafusion.models.hub import ARCHITECTURES
+from intrafusion.runtime.cancellation import Cancelled, stoppable
+from intrafusion.training import loop
+from intrafusion.training.augment import shift_and_flip, wobble
+from intrafusion.training.embedded_models import RECIPES, make
+from intrafusion.training.loop import Moment, Recipe, train
 
 CARD = ARCHITECTURES["digits-mlp"].card
 PICTURES = torch.randint(0, 256, (40, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,9 @@ from scipy.optimize import linprog
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.geometry import between, unit_vectors
-from intrafusion.solvers import Problem, exact
-from intrafusion.transport import block_counts, kept_count, marginal
+from intrafusion.pruning.transport.cost import between, unit_vectors
+from intrafusion.pruning.transport.planning import block_counts, kept_count, marginal
+from intrafusion.pruning.transport.solvers import Problem, exact
 
 EVEN = [("uniform", "uniform"), ("importance", "importance"), ("softmax", "softmax")]  # the reduction holds
 MIXED = [("uniform", "importance"), ("importance", "uniform"), ("softmax", "uniform")]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intrafusion.turns import Line
+from intrafusion.runtime.scheduling import Line
 
 NEVER = threading.Event()
 

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as masks
 
 import intrafusion as itf
-from intrafusion.twins import plain, put, replaced, twin
+from intrafusion.models.fx.sharing import plain, put, replaced, twin
 
 
 def masked(layer):

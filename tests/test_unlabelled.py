@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 import intrafusion as itf
-from intrafusion.bench import Bench
-from intrafusion.cli import main
-from intrafusion.evaluate import logits, size
-from intrafusion.export.made import making
-from intrafusion.meter import Meter
-from intrafusion.recover.retrain import split
-from intrafusion.run import run
-from intrafusion.solutions import Solutions
-from intrafusion.sweep import sweep
+from intrafusion.cli.main import main
+from intrafusion.evaluation.accuracy import logits, size
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.reporting.artifact import making
+from intrafusion.studies.measurement import run
+from intrafusion.studies.session import Bench
+from intrafusion.studies.sweeps import sweep
+from intrafusion.studies.weight_space import Solutions
+from intrafusion.training.recovery.finetune import split
 
 SPEC = itf.PruneSpec(model="mlp", dataset="noise", merge="drop", sparsity=0.3, limit=None)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import intrafusion as itf
-from intrafusion import versions
-from intrafusion.versions import LIBRARIES, code_version, lab_version, modules, recovery_version
+from intrafusion.runtime import code_digest
+from intrafusion.runtime.code_digest import LIBRARIES, code_version, lab_version, modules, recovery_version
 
 PACKAGE = Path(itf.__file__).parent
 IMPORTED_AS = {"pot": "ot", "scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
@@ -23,7 +23,7 @@ NO_MATTER = {"PIL", "safetensors", "timm"}  # what they read is told by itself: 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, str]:
-    return modules("intrafusion.run")
+    return modules("intrafusion.studies.measurement")
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, 
         def find(name: str):
             return PathFinder.find_spec(name, [str(where.joinpath(*name.split(".")[:-1]))])
 
-        monkeypatch.setattr(versions, "find_spec", find)
-        return versions.version_of.__wrapped__("intrafusion.run")
+        monkeypatch.setattr(code_digest, "find_spec", find)
+        return code_digest.version_of.__wrapped__("intrafusion.studies.measurement")
 
     return version
 
@@ -85,7 +85,7 @@ def test_all_that_is_registered_counts(found):
         own |= {entry.fit.__module__ for entry in itf.registry(kind).values() if entry.fit}
         assert own <= set(found)
     trainers = {entry.function.__module__ for entry in itf.registry("trainer").values()}
-    assert trainers <= set(modules("intrafusion.train.lab"))
+    assert trainers <= set(modules("intrafusion.training.methods.runs"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_shows_results_does_not_count(found):
 
 
 def test_recoveries_depend_on_less():
-    found = set(modules("intrafusion.recover.kept"))
+    found = set(modules("intrafusion.training.recovery.cache"))
     assert {f"intrafusion.{name}" for name in ("recover.methods", "train.loop", "prune", "importance.weights")} <= found
     assert not {f"intrafusion.{name}" for name in ("run", "bench", "meter", "screen", "zoo", "weights")} & found
     assert len({code_version(), recovery_version(), lab_version()}) == 3
@@ -134,7 +134,7 @@ def test_libraries_that_compute_count(found, monkeypatch):
     named = {
         imported.partition(".")[0]
         for name, text in found.items()
-        for imported in versions.imports(compile(text, name, "exec"), "intrafusion")
+        for imported in code_digest.imports(compile(text, name, "exec"), "intrafusion")
     }
     others = named - {*sys.stdlib_module_names, "intrafusion"}
     assert others - NO_MATTER == {IMPORTED_AS.get(name, name.replace("-", "_")) for name in LIBRARIES}
@@ -161,7 +161,7 @@ def function():
     class Inner:
         from j import k
 """
-    found = list(versions.imports(compile(text, "text", "exec"), "one.two"))
+    found = list(code_digest.imports(compile(text, "text", "exec"), "one.two"))
     assert found == [
         "a", "b.c", "typing", "typing.TYPE_CHECKING", "e", "typing", "one.two", "one.two.f",
         "one.above.g", "one.above.g.h", "one.above.g.i", "j", "j.k",
@@ -173,7 +173,9 @@ def test_the_version_needs_no_parser_that_threads_cannot_share(monkeypatch):
         raise SystemError("AST constructor recursion depth mismatch (before=60, after=44)")
 
     monkeypatch.setattr(ast, "parse", fails)
-    assert versions.version_of.__wrapped__("intrafusion.merge") == versions.version_of("intrafusion.merge")
+    assert code_digest.version_of.__wrapped__("intrafusion.pruning.merge") == code_digest.version_of(
+        "intrafusion.pruning.merge"
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def test_the_version_needs_no_parser_that_threads_cannot_share(monkeypatch):
     [("torch", "2.13.9+cu130", True), ("torch", "2.14.0", False), ("torch", "3.13.0", False), ("pot", "0.8.1", False)],
 )
 def test_minor_releases_count_and_builds_do_not(monkeypatch, library, release, same):
-    before, known = code_version(), versions.version
-    monkeypatch.setattr(versions, "version", lambda name: release if name == library else known(name))
+    before, known = code_version(), code_digest.version
+    monkeypatch.setattr(code_digest, "version", lambda name: release if name == library else known(name))
     if library == "torch" and not known("torch").startswith("2.13."):
         pytest.skip("for torch 2.13")
-    assert (versions.version_of.__wrapped__("intrafusion.run") == before) == same
+    assert (code_digest.version_of.__wrapped__("intrafusion.studies.measurement") == before) == same
 
 
 def test_another_place_or_another_end_of_lines_is_the_same_code(installed):
@@ -203,7 +205,9 @@ def test_a_byte_makes_other_code(installed):
 
 
 def test_what_is_imported_for_types_alone_does_not_count(installed):
-    types = b"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from intrafusion.figures import theme\n"
+    types = (
+        b"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from intrafusion.reporting.figures import theme\n"
+    )
     lazily = b"def draw():\n    from .figures import theme\n"
     for lines, same in ((types, True), (lazily, False)):
         plain = installed(edited("solvers.py", new=lines))
@@ -212,7 +216,7 @@ def test_what_is_imported_for_types_alone_does_not_count(installed):
 
 
 def test_code_that_cannot_be_read_is_one_line(installed):
-    with pytest.raises(itf.IntrafusionError, match=r"the code of intrafusion.run cannot be read"):
+    with pytest.raises(itf.IntrafusionError, match=r"the code of intrafusion.studies.measurement cannot be read"):
         installed(lambda copy: copy / "nowhere")
 
 

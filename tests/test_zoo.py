@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import intrafusion as itf
-from intrafusion import zoo
-from intrafusion.cards import read_card
-from intrafusion.networks import ResNet
-from intrafusion.places import ASSETS
-from intrafusion.weights import read_state
-from intrafusion.zoo import ARCHITECTURES, imagenet
+from intrafusion.models import hub
+from intrafusion.models.architectures import ResNet
+from intrafusion.models.card import read_card
+from intrafusion.models.hub import ARCHITECTURES
+from intrafusion.models.sources import torchvision
+from intrafusion.models.state_dict import read_state
+from intrafusion.runtime.paths import ASSETS
 
 EMBEDDED = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 DIGITS = [name for name in EMBEDDED if name.startswith("digits-")]
@@ -45,7 +46,7 @@ def state_of(name: str = "digits-mlp") -> dict[str, torch.Tensor]:
 class TestEmbedded:
     def test_the_three_digits_models_are_there(self):
         assert {"digits-mlp", "digits-vgg", "digits-resnet"} <= set(EMBEDDED)
-        assert set(zoo.model_names(imagenet=False)[: len(EMBEDDED)]) == set(EMBEDDED)
+        assert set(hub.model_names(imagenet=False)[: len(EMBEDDED)]) == set(EMBEDDED)
 
     @pytest.mark.parametrize("name", EMBEDDED)
     def test_model_is_ready_to_use(self, name):
@@ -54,7 +55,7 @@ class TestEmbedded:
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert model(model.card.example()).shape == (1, 10)
         assert model.card.name == name
-        assert zoo.is_local(name)
+        assert hub.is_local(name)
 
     @pytest.mark.parametrize("name", EMBEDDED)
     def test_files_are_small_and_their_card_says_how_they_were_made(self, name):
@@ -96,8 +97,8 @@ def test_every_architecture_builds_without_weights(name):
     assert model(card.example()).shape == (1, card.classes)
     assert card.source == "random initialisation"
     assert card.accuracy is None
-    assert card.dataset == zoo.dataset_of(name) == name.partition("-")[0]
-    described = zoo.describe(name)
+    assert card.dataset == hub.dataset_of(name) == name.partition("-")[0]
+    described = hub.describe(name)
     assert described["name"] == name
     assert described["weights"] in ("embedded", "download", "local file")
 
@@ -282,7 +283,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("name", ["digits-lenet", "imagenet/resnet19", "cifar10-resnet18"])
     def test_whether_an_unknown_name_is_local_is_one_line(self, name):
-        refused(None, zoo.is_local, name)
+        refused(None, hub.is_local, name)
 
 
 class TestImagenet:
@@ -299,7 +300,7 @@ class TestImagenet:
 
     def test_card_follows_the_chosen_weights(self):
         for name, size in {"imagenet/inception_v3": 299, "imagenet/efficientnet_b1": 240}.items():
-            card = imagenet.card(name, imagenet.member(name, None))
+            card = torchvision.card(name, torchvision.member(name, None))
             assert card.input_size == (3, size, size)
             assert 0.5 < card.accuracy < 1
 
@@ -315,23 +316,23 @@ class TestImagenet:
 
     def test_a_drawn_vision_transformer_is_for_images_of_the_default_weights_size(self):
         with torch.device("meta"):
-            model, card = imagenet.blank("imagenet/vit_h_14", {})
+            model, card = torchvision.blank("imagenet/vit_h_14", {})
         assert card.input_size == (3, 518, 518)
         assert model.image_size == 518
 
     def test_list_has_them(self):
-        names = zoo.model_names()
+        names = hub.model_names()
         assert {"imagenet/resnet18", "imagenet/squeezenet1_1", "imagenet/googlenet"} <= set(names)
         assert len(names) == len(set(names))
-        assert zoo.describe("imagenet/resnet18")["weights"] == "download"
+        assert hub.describe("imagenet/resnet18")["weights"] == "download"
 
     def test_weights_on_disk_count_as_local(self, tmp_path, monkeypatch):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
-        assert not zoo.is_local("imagenet/squeezenet1_1")
-        file = imagenet.published("imagenet/squeezenet1_1")[1]
+        assert not hub.is_local("imagenet/squeezenet1_1")
+        file = torchvision.published("imagenet/squeezenet1_1")[1]
         file.parent.mkdir(parents=True)
         torch.save(itf.load_model("imagenet/squeezenet1_1", weights="random").state_dict(), file)
-        assert zoo.is_local("imagenet/squeezenet1_1")
+        assert hub.is_local("imagenet/squeezenet1_1")
         card = itf.load_model("imagenet/squeezenet1_1").card
         assert card.accuracy == pytest.approx(0.58178)
         assert "torchvision" in card.source

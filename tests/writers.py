@@ -25,18 +25,19 @@ from test_decoding import SHAPE, files_of, one_by_one, scattered
 from test_lab import QUICK, plain
 
 import intrafusion as itf
-from intrafusion import decoding, leftovers
-from intrafusion.atomic import drop
-from intrafusion.bench import Bench, open_bench
-from intrafusion.data import kept_data
-from intrafusion.decoding import Wanted, decoded
-from intrafusion.export import export
-from intrafusion.own import remove, take_data, take_weights
-from intrafusion.pace import Cancelled
-from intrafusion.places import home
-from intrafusion.train.lab import run, runs
-from intrafusion.train.state import load
-from intrafusion.zoo import describe, keep, kept_names
+from intrafusion.data import decode_cache
+from intrafusion.data.datasets import kept_data
+from intrafusion.data.decode_cache import Wanted, decoded
+from intrafusion.models.hub import describe, keep, kept_names
+from intrafusion.reporting import export
+from intrafusion.runtime import stale_files
+from intrafusion.runtime.atomic_write import drop
+from intrafusion.runtime.cancellation import Cancelled
+from intrafusion.runtime.paths import home
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.uploads import remove, take_data, take_weights
+from intrafusion.training.checkpoint import load
+from intrafusion.training.methods.runs import run, runs
 
 SPEC = itf.PruneSpec(model="digits-mlp", sparsity=0.5, limit=50)
 
@@ -121,7 +122,7 @@ class Decoding:
     """Pictures that are decoded into a file."""
 
     def __init__(self, folder: Path):
-        decoding._SHARE = 10_000  # in this process: tests/test_decoding.py kills those that have workers
+        decode_cache._SHARE = 10_000  # in this process: tests/test_decoding.py kills those that have workers
         self.pictures = scattered(folder / "pictures", 300)
         self.files = files_of(self.pictures)
         self.expected = one_by_one(self.files)
@@ -206,9 +207,9 @@ def killed(number: int, seed: int, folder: Path) -> Iterator[Kills]:
             _, status = os.waitpid(pid, 0)
             assert os.WIFSIGNALED(status), f"{name} failed by itself"
             tally.kills += 1
-            tally.midway += any(True for _ in leftovers.temporary()) or any((folder / name).rglob(".*.part"))
-            leftovers.remove()
-            assert not [*leftovers.temporary()]
+            tally.midway += any(True for _ in stale_files.temporary()) or any((folder / name).rglob(".*.part"))
+            stale_files.remove()
+            assert not [*stale_files.temporary()]
             writer.check()
         if hasattr(writer, "finish"):
             writer.finish()
@@ -223,7 +224,7 @@ def full(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as elsewhere:
             writer = kind(folder / name if name == "export" else Path(elsewhere))
             if name == "decode":
-                decoding._check_room = lambda folder, needed: None
+                decode_cache._check_room = lambda folder, needed: None
             ballast = folder / "ballast"
             with suppress(OSError), ballast.open("wb", buffering=0) as file:
                 while True:
@@ -232,7 +233,7 @@ def full(folder: Path) -> None:
                 writer.work()
             print(name, caught.value)
             assert "\n" not in str(caught.value)
-            assert not [*leftovers.temporary(), *folder.rglob(".*.part")]
+            assert not [*stale_files.temporary(), *folder.rglob(".*.part")]
             if name == "keep":
                 writer.check()
             ballast.unlink()

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.channels import Group
-from intrafusion.prune import prune_groups
-from intrafusion.zoo import imagenet
+from intrafusion.models.sources import torchvision
+from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.pruner import prune_groups
 
 TABLE = Path(__file__).parents[2] / "assets" / "architectures.csv"
 _WORK = 2e10  # differences of two numbers, in the comparison of channels
@@ -130,7 +130,7 @@ def measured(name: str) -> dict[str, object]:
 
 def main(names: list[str]) -> None:
     known = {found["name"]: found for found in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
-    every = [*imagenet.names(), *(f"timm/{name}" for name in _TIMM)]
+    every = [*torchvision.names(), *(f"timm/{name}" for name in _TIMM)]
     for name in names or [name for name in every if name not in known]:
         known[name] = measured(name)
         print(known[name], flush=True)

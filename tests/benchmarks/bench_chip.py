@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.importance.maps import nuclear_losses
+from intrafusion.pruning.importance.feature_map import nuclear_losses
 
 
 def plain_loop(maps):

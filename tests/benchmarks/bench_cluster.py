@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion import cluster
-from intrafusion.bench import open_model
-from intrafusion.sweep import grid, sweep
+from intrafusion.studies.cluster import driver
+from intrafusion.studies.session import open_model
+from intrafusion.studies.sweeps import grid, sweep
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install ray")
 IMAGES = 2000
@@ -64,7 +64,7 @@ def test_study():
         start = time.perf_counter()
         ray.init("local", num_cpus=workers, object_store_memory=256 << 20, **quiet)
         start = time.perf_counter() - start
-        *seconds, found = timed(cluster.sweep(specs, bench))
+        *seconds, found = timed(driver.sweep(specs, bench))
         ray.shutdown()
         assert found.keys() == expected.keys()
         ratios = ", ".join(f"{took[threads] / sum(seconds):.2f} to threads: {threads}" for threads in took)

@@ -7,8 +7,8 @@ import resource
 import time
 
 from intrafusion import PruneSpec
-from intrafusion.bench import open_bench
-from intrafusion.sweep import grid, sweep
+from intrafusion.studies.session import open_bench
+from intrafusion.studies.sweeps import grid, sweep
 
 
 def peak_mib():

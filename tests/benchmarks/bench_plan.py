@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.geometry import Geometry, pairwise, unit_vectors
-from intrafusion.solvers import Problem
-from intrafusion.transport import kept_count, solve
+from intrafusion.pruning.transport.cost import Geometry, pairwise, unit_vectors
+from intrafusion.pruning.transport.planning import kept_count, solve
+from intrafusion.pruning.transport.solvers import Problem
 
 
 def seconds(call, runs=5):

@@ -7,13 +7,13 @@ import sys
 import time
 
 import intrafusion as itf
-from intrafusion.bench import Bench, merged, open_bench
-from intrafusion.budget import shapes, suggest
-from intrafusion.merge import calibrate
-from intrafusion.merge.calibrated import refit, refit_all
-from intrafusion.sensitivity import matrix
+from intrafusion.pruning.merge import calibrate
+from intrafusion.pruning.merge.calibrated import refit, refit_all
 from intrafusion.spec import PruneSpec
-from intrafusion.sweep import grid, sweep
+from intrafusion.studies.allocation import shapes, suggest
+from intrafusion.studies.sensitivity import matrix
+from intrafusion.studies.session import Bench, merged, open_bench
+from intrafusion.studies.sweeps import grid, sweep
 
 
 def widths(bench: Bench, spec: PruneSpec, data: itf.ImageData) -> dict[str, float]:

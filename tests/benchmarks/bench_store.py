@@ -10,9 +10,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from intrafusion.runtime.code_digest import code_version
 from intrafusion.spec import PruneSpec
-from intrafusion.store import Store
-from intrafusion.versions import code_version
+from intrafusion.studies.store.sqlite import Store
 
 
 def made(path: Path, studies: int, points: int) -> None:

@@ -22,12 +22,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from intrafusion.bench import Bench, open_bench
-from intrafusion.prune import prune_groups
-from intrafusion.run import Result
+from intrafusion.pruning.pruner import prune_groups
 from intrafusion.spec import PruneSpec
-from intrafusion.study import Study
-from intrafusion.sweep import sweep
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.study_file import Study
+from intrafusion.studies.sweeps import sweep
 
 
 class Images(Dataset):
@@ -74,7 +74,7 @@ def opened(arguments: argparse.Namespace) -> Bench:
 
 def answers(result: Result, bench: Bench) -> np.ndarray:
     """Which images are right, in data order."""
-    from intrafusion.evaluate import stratified
+    from intrafusion.evaluation.accuracy import stratified
 
     labels = bench.images().subset(result.spec.limit, result.spec.seed).labels
     right = np.zeros(len(labels), bool)

@@ -20,7 +20,7 @@ def settings(spec: dict, default: dict) -> str:
 
 
 def main(path: str) -> None:
-    from intrafusion.train.spec import TrainSpec
+    from intrafusion.training.methods.spec import TrainSpec
 
     default = TrainSpec().to_dict()
     rows: dict[tuple[str, str, str], list[dict]] = defaultdict(list)

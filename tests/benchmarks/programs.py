@@ -31,7 +31,7 @@ def opened(name: str) -> dict[str, object]:
     import own_files as files
 
     import intrafusion as itf
-    from intrafusion.program import read_program
+    from intrafusion.models.exported_program import read_program
 
     model = itf.load_model(name, "random")
     size = tuple(model.card.input_size)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.norms import fold_groups
-from intrafusion.shrink import shrink
-from intrafusion.speed import Comparison, Speed, compare
-from intrafusion.transport import group_counts
+from intrafusion.evaluation.latency import Comparison, Speed, compare
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.transport.planning import group_counts
 
 MODELS = "imagenet/resnet18", "imagenet/mobilenet_v2"
 CASES = (0.3, 1), (0.3, 8), (0.5, 1), (0.5, 8)

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.activations import normalised, private
-from intrafusion.landscape import flatten, lanczos, share_within
-from intrafusion.prune import cut
-from intrafusion.shrink import pad
-from intrafusion.train.directional import zeroed
-from intrafusion.train.lab import LabRun, run
-from intrafusion.train.path import connect
-from intrafusion.train.spec import TrainSpec
+from intrafusion.evaluation.loss_landscape import flatten, lanczos, share_within
+from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.pruning.pruner import cut
+from intrafusion.pruning.surgery import pad
+from intrafusion.training.methods.runs import LabRun, run
+from intrafusion.training.methods.sdprun import zeroed
+from intrafusion.training.methods.spec import TrainSpec
+from intrafusion.training.mode_connectivity import connect
 
 
 def solution(spec: TrainSpec) -> LabRun:
@@ -88,7 +88,7 @@ def main(model: str = "digits-vgg", epochs: str = "20", reach: str = "1.4", path
 
 
 def _channels(model: nn.Module) -> list:
-    from intrafusion.train.directional import channels_of
+    from intrafusion.training.methods.sdprun import channels_of
 
     return channels_of(model, itf.find_groups(model, model.card.example()))
 

@@ -2,7 +2,7 @@ from urllib.parse import urlencode
 
 from dashboard import no_exception, shows, wait_for
 
-from intrafusion.registry import MERGES, RECOVERIES
+from intrafusion._registry import MERGES, RECOVERIES
 
 QUICK = {"training": "1000", "epochs": "0.5", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
 

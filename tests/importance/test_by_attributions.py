@@ -9,8 +9,8 @@ from captum.attr import LayerDeepLift
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.activations import private
-from intrafusion.importance.attributions import separated
+from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.importance.attribution import separated
 
 
 @pytest.mark.parametrize("criterion", ["activation-gradient", "deep-lift", "conductance"])

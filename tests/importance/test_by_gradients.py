@@ -9,8 +9,8 @@ import torch_pruning as tp
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.data import normalise
-from intrafusion.importance import gradients
+from intrafusion.data.datasets import normalise
+from intrafusion.pruning.importance import gradient
 
 
 def losses(model, data):
@@ -127,7 +127,7 @@ def test_obd_does_not_depend_on_how_many_gradients_are_held(networks, monkeypatc
     network = networks("resnet-pad")
     arguments = network.model, network.group("layer2.0.conv1"), "obd", network.data
     expected = itf.score(*arguments)
-    monkeypatch.setattr(gradients, "_PER_SAMPLE", 5000)  # 7 x 4 and 7 x 7 filters of 9: 7 images at once, 3 at the end
+    monkeypatch.setattr(gradient, "_PER_SAMPLE", 5000)  # 7 x 4 and 7 x 7 filters of 9: 7 images at once, 3 at the end
     torch.testing.assert_close(itf.score(*arguments), expected, rtol=1e-5, atol=0)
 
 

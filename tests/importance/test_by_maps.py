@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.importance import maps
+from intrafusion.pruning.importance import feature_map
 
 
 def pixels(values):
@@ -37,10 +37,10 @@ def test_chip_by_hand(positive_and_negative):
 @pytest.mark.parametrize("shape", [(3, 5, 4, 4), (2, 9, 2, 3), (2, 6, 2, 3), (4, 7, 1, 1), (1, 1, 3, 3)])
 @pytest.mark.parametrize("held", [1, 100, 1 << 24])
 def test_nuclear_losses_are_those_of_a_plain_loop(shape, held, monkeypatch):
-    monkeypatch.setattr(maps, "_GRAMS", held)
+    monkeypatch.setattr(feature_map, "_GRAMS", held)
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu()
     features[0, 0] = 0
-    losses = maps.nuclear_losses(features)
+    losses = feature_map.nuclear_losses(features)
     for image, of_image in zip(features.flatten(2).double(), losses, strict=True):
         for channel, loss in enumerate(of_image):
             without = image.clone()
@@ -72,8 +72,8 @@ def test_relative_by_hand():
 )
 def test_shares_are_each_inputs_part_of_the_sum(layer):
     inputs = torch.randn(3, 5, *(() if isinstance(layer, nn.Linear) else (7, 6)))
-    magnitudes = maps._magnitudes(layer)
-    shares = maps._shares(magnitudes, inputs)
+    magnitudes = feature_map._magnitudes(layer)
+    shares = feature_map._shares(magnitudes, inputs)
     assert shares.shape == inputs.shape
     whole = magnitudes(inputs.abs())
     positions = whole[0, 0].numel()

@@ -8,8 +8,8 @@ from torch import nn
 from torch_pruning.pruner.importance import FPGMImportance
 
 import intrafusion as itf
-from intrafusion.importance.weights import layer_adaptive
-from intrafusion.vectors import channel_vectors
+from intrafusion.pruning.groups.channel_vectors import channel_vectors
+from intrafusion.pruning.importance.magnitude import layer_adaptive
 
 
 def hidden(model, example):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.groups import _permuted
+from intrafusion.pruning.groups.find import _permuted
 
 CRITERIA = itf.registry("criterion")
 SEEING = [name for name, entry in CRITERIA.items() if entry.needs != "nothing"]
@@ -85,7 +85,7 @@ def test_scores_follow_their_channels(criterion, networks, name):
 def test_batches_do_not_matter(criterion, networks, monkeypatch):
     network = networks("resnet-pad")
     expected = [itf.score(network.model, group, criterion, network.data) for group in network.prunable]
-    monkeypatch.setattr("intrafusion.data._PIXELS", 5 * 64)  # 24 images by 5, and 4 at the end
+    monkeypatch.setattr("intrafusion.data.datasets._PIXELS", 5 * 64)  # 24 images by 5, and 4 at the end
     scores = [itf.score(network.model, group, criterion, network.data) for group in network.prunable]
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-6)
 

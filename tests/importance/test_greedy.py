@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.importance.maps import _order
+from intrafusion.pruning.importance.feature_map import _order
 
 
 def explained(gram: torch.Tensor, weight: torch.Tensor, chosen: list[int]) -> float:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from intrafusion.jobs import Jobs
-from pages.common import shell
+from intrafusion.runtime.jobs import Jobs
+from pages.shared import session
 
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     """The server's jobs, none at first."""
     made = Jobs()
-    monkeypatch.setattr(shell, "jobs", lambda: made)
+    monkeypatch.setattr(session, "jobs", lambda: made)
     yield made
     made.stop(10)
 

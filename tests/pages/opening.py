@@ -5,7 +5,7 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from intrafusion.jobs import Jobs
+from intrafusion.runtime.jobs import Jobs
 
 PATIENCE = 240  # seconds, on a busy machine
 APP = str(Path(__file__).parents[2] / "app.py")

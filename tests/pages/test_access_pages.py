@@ -10,11 +10,12 @@ from opening import APP, finished, open_page, press, text
 from test_queue import Gate
 
 import intrafusion as itf
-from intrafusion import access, zoo
-from intrafusion import sweep as module
-from intrafusion.own import take_weights
-from intrafusion.places import store_path
-from pages.common import shell, telling
+from intrafusion.models import hub
+from intrafusion.runtime import access
+from intrafusion.runtime.paths import store_path
+from intrafusion.studies import sweeps as module
+from intrafusion.studies.uploads import take_weights
+from pages.shared import messages, session
 
 SECRET = "/srv/secret/of/the/server"
 
@@ -47,13 +48,13 @@ class TestOthers:
     def test_what_they_keep_is_not_replaced(self, monkeypatch):
         model = itf.load_model("digits-mlp")
         with pytest.raises(itf.IntrafusionError, match="something is kept as kept/theirs already"):
-            shell.keep(model, "theirs")
-        assert shell.keep(model, "mine") == "kept/mine"
+            session.keep(model, "theirs")
+        assert session.keep(model, "mine") == "kept/mine"
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "0")
         with pytest.raises(itf.IntrafusionError, match="keeps at most 0 MiB"):
-            shell.keep(model, "more")
+            session.keep(model, "more")
         monkeypatch.delenv("INTRAFUSION_PUBLIC")
-        assert shell.keep(model, "theirs") == "kept/theirs"
+        assert session.keep(model, "theirs") == "kept/theirs"
 
     def test_where_their_files_came_from_is_not_told(self, tmp_path):
         app = open_page("overview", model="kept/theirs")
@@ -76,10 +77,10 @@ class TestOthers:
         app = open_page("overview")
         assert "**Computing now**" in [words.value for words in app.sidebar.markdown]
         assert "Cancel" not in labels(app)
-        assert not shell.may_cancel(jobs.get("theirs"))
+        assert not session.may_cancel(jobs.get("theirs"))
 
     def test_what_this_address_asked_for_is_cancelled_after_a_reload(self, jobs):
-        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=shell.reader())
+        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=session.reader())
         (cancel,) = [button for button in open_page("overview").sidebar.button if button.label == "Cancel"]
         cancel.click().run()
         job.wait(60)
@@ -96,7 +97,7 @@ class TestOthers:
 
     def test_so_many_of_one_address_whatever_the_session(self, jobs):
         for number in range(access.EACH):
-            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=shell.reader())
+            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=session.reader())
         (error,) = press(open_page("recovery"), "Recover").error
         assert error.value == "4 computations that you asked for are not done yet: cancel one, or wait for it"
 
@@ -143,14 +144,14 @@ class TestOthers:
 @pytest.mark.usefixtures("public")
 def test_weights_by_name_are_those_that_are_here(tmp_path):
     name = "imagenet/squeezenet1_0"
-    assert zoo.names_weights(name, "random")
-    assert not zoo.names_weights(name, "IMAGENET1K_V1")
-    path = zoo.imagenet.published(name, "IMAGENET1K_V1")[1]
+    assert hub.names_weights(name, "random")
+    assert not hub.names_weights(name, "IMAGENET1K_V1")
+    path = hub.imagenet.published(name, "IMAGENET1K_V1")[1]
     path.parent.mkdir(parents=True)
     path.touch()
-    assert zoo.names_weights(name, "IMAGENET1K_V1")
-    assert not zoo.names_weights("digits-mlp", "IMAGENET1K_V1")
-    assert not zoo.names_weights(name, str(path))
+    assert hub.names_weights(name, "IMAGENET1K_V1")
+    assert not hub.names_weights("digits-mlp", "IMAGENET1K_V1")
+    assert not hub.names_weights(name, str(path))
 
 
 @pytest.mark.usefixtures("jobs")
@@ -182,15 +183,15 @@ class TestErrors:
 
         job = jobs.start("key", 1, work)
         job.wait(30)
-        assert telling.reason(job) == (
+        assert messages.reason(job) == (
             f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
         )
 
     @pytest.mark.parametrize(
         ("page", "place"),
         [
-            ("importance", "intrafusion.bench.Bench.scores"), ("overview", "pages.common.queue.show"),
-            ("transport", "pages.common.shell.choose"), ("curves", "pages.common.studying.points"),
+            ("importance", "intrafusion.studies.session.Bench.scores"), ("overview", "pages.shared.job_queue.show"),
+            ("transport", "pages.shared.session.choose"), ("curves", "pages.shared.studying.points"),
         ],
     )  # fmt: skip
     def test_wherever_on_a_page_it_is_one_line_with_the_id(self, jobs, monkeypatch, unexpected, page, place):
@@ -213,7 +214,7 @@ class TestErrors:
             uploader = next(one for one in app.file_uploader if one.key.startswith("own_weights"))
             uploader.set_value((path.name, path.read_bytes(), "")).run()
             app.button(key="own_weights_take").click().run()
-            finished(app, shell.jobs())
+            finished(app, session.jobs())
         told = [(r.message, r.fields) for r in caplog.records if r.message.startswith("upload")]
         (kept, about), (refused, why) = told
         assert (kept, about) == ("upload kept", {"what": "weights", "name": "kept/good"})

@@ -12,10 +12,10 @@ from opening import finished, open_page, press, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion import cli
-from intrafusion.export import FORMATS, archive
-from intrafusion.jobs import Jobs
-from pages.common import export_parts
+from intrafusion.cli import main
+from intrafusion.reporting import FORMATS, archive
+from intrafusion.runtime.jobs import Jobs
+from pages.panels import export
 
 pytestmark = pytest.mark.usefixtures("jobs")
 QUICK = {"model": "digits-mlp", "export_limit": "500"}
@@ -75,9 +75,9 @@ def test_files_are_verified_and_offered_and_speed_is_told(jobs, capsys):
 
 def test_the_shelf_goes_with_what_holds_it(jobs, tmp_path):
     (made,) = _making()
-    *_, found = export_parts.shelved(made, ["safetensors"])
+    *_, found = export.shelved(made, ["safetensors"])
     folder = found.folder
-    report = export_parts.Report(made, found.files)
+    report = export.Report(made, found.files)
     packed = zipfile.ZipFile(io.BytesIO(archive(report, folder)))
     (tmp_path / "model.safetensors").write_bytes(packed.read("model.safetensors"))
     (tmp_path / "model.json").write_bytes(packed.read("model.json"))
@@ -88,8 +88,8 @@ def test_the_shelf_goes_with_what_holds_it(jobs, tmp_path):
 
 
 def _making():
-    from intrafusion.bench import open_bench
-    from intrafusion.export import making
+    from intrafusion.reporting import making
+    from intrafusion.studies.session import open_bench
 
     spec = itf.PruneSpec(model="digits-mlp", limit=50)
     return (told.made for told in making(spec, open_bench(spec)) if told.made)
@@ -107,14 +107,14 @@ def test_the_command_line_makes_the_same(jobs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     app = made(open_export(sparsity="40"), jobs)
     line = next(code.value for code in app.code if code.value.startswith("python -m intrafusion prune"))
-    assert cli.main([*shlex.split(line)[3:], "--formats", "safetensors", "--json"]) == 0
+    assert main.main([*shlex.split(line)[3:], "--formats", "safetensors", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert rows(app, 0)["accuracy"][1].startswith(f"{row['accuracy']:.1%} ± ")
 
 
 def test_a_link_from_the_sensitivity_page_carries_sparsities():
     spec = itf.PruneSpec(model="digits-mlp", groups=("1", "3"), sparsities=(0.25, 0.5), merge="drop")
-    with_sidebar = QUICK | {k: v for k, v in export_parts.query(spec).items() if k != "model"}
+    with_sidebar = QUICK | {k: v for k, v in export.query(spec).items() if k != "model"}
     app = open_page("export", **with_sidebar)
     assert not app.exception
     line = next(code.value for code in app.code if code.value.startswith("python -m"))

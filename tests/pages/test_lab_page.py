@@ -11,10 +11,10 @@ from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion import cli
-from intrafusion.registry import TRAINERS
-from intrafusion.train.lab import runs
-from pages.common import lab_parts
+from intrafusion._registry import TRAINERS
+from intrafusion.cli import main
+from intrafusion.training.methods.runs import runs
+from pages.panels import training_lab
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -105,7 +105,7 @@ def test_the_command_line_makes_the_same_run():
     line = next(code.value for code in app.code if "intrafusion lab" in code.value)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert cli.main([*shlex.split(line)[3:], "--json"]) == 0
+        assert main.main([*shlex.split(line)[3:], "--json"]) == 0
     assert json.loads(out.getvalue().splitlines()[-1])["accuracy"] == runs()[0].outcome.accuracy
     assert len(runs()) == 1
 
@@ -116,7 +116,7 @@ def test_missing_images_are_said():
 
 
 def test_runs_are_named_by_what_sets_them_apart():
-    from intrafusion.train.spec import TrainSpec
+    from intrafusion.training.methods.spec import TrainSpec
 
     specs = [TrainSpec(method="sdprun"), TrainSpec(method="sdprun", reach=2.0), TrainSpec(method="sgd")]
-    assert lab_parts.names_of(specs) == ["sdprun (reach 1.4)", "sdprun (reach 2.0)", "sgd"]
+    assert training_lab.names_of(specs) == ["sdprun (reach 1.4)", "sdprun (reach 2.0)", "sgd"]

@@ -11,8 +11,8 @@ from opening import PATIENCE, finished, open_page, press, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion import cli
-from intrafusion.solutions import MERGED
+from intrafusion.cli import main
+from intrafusion.studies.weight_space import MERGED
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -126,7 +126,7 @@ def test_the_command_line_and_the_snippet_say_what_the_page_says(jobs, capsys):
     app = finished(press(open_landscape(sparsity="50"), "Draw the plane"), jobs)
     shown = re.findall(r"[\d.]+%", titles(app)[0])
     line = next(code.value for code in app.code if code.value.startswith("python -m intrafusion landscape"))
-    cli.main([*shlex.split(line)[3:], "--json"])
+    main.main([*shlex.split(line)[3:], "--json"])
     marks = [json.loads(row) for row in capsys.readouterr().out.splitlines()][:3]
     assert [f"{marks[place]['accuracy']:.1%}" for place in (2, 1, 0)] == shown
     snippet = next(code.value for code in app.code if code.value.startswith("import intrafusion"))

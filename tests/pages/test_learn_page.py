@@ -5,7 +5,7 @@ import pytest
 from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
-from intrafusion import lesson
+from intrafusion.studies import toy_network
 
 
 def learn(**query: str) -> AppTest:
@@ -45,12 +45,12 @@ def test_the_page_shows_six_steps_each_with_a_question_and_a_way_on():
 
 
 def test_the_sums_on_the_page_are_the_librarys():
-    app, made = learn(), lesson.open_lesson(lesson.train(), 3)
+    app, made = learn(), toy_network.open_lesson(toy_network.train(), 3)
     for neuron in range(6):
         app.button_group(key="lesson_neuron").set_value(neuron).run()
         assert f"= {made.scores[neuron]:.3f}" in sums(app)
         assert f"**{made.plan.total_cost:.3f}**" in text(app)
-        fused = lesson.numbers(made.fused)[made.kept.index(made.home(neuron))]
+        fused = toy_network.numbers(made.fused)[made.kept.index(made.home(neuron))]
         assert f"= {fused[0]:.2f}" in sums(app)
 
 
@@ -89,8 +89,8 @@ def test_changes_can_be_written_and_move_the_sliders():
     assert weight(app, "w₂").value == 1
 
 
-RIGHT = lesson.open_lesson(lesson.train(), 3)
-ROWS, FUSED = lesson.numbers(RIGHT.dense), lesson.numbers(RIGHT.fused)
+RIGHT = toy_network.open_lesson(toy_network.train(), 3)
+ROWS, FUSED = toy_network.numbers(RIGHT.dense), toy_network.numbers(RIGHT.fused)
 QUESTIONS = {
     "neuron": (round(max(0.0, float(-ROWS[0, 0] + 0.5 * ROWS[0, 1] + ROWS[0, 2])), 2), 0.0, "above zero passes"),
     "importance": (str(min(RIGHT.kept, key=lambda i: RIGHT.scores[i])), "0", "lowest score"),
@@ -145,9 +145,9 @@ def test_the_snippet_runs_and_prints_the_pages_accuracy(capsys):
     names: dict = {}
     exec(code, names)
     printed = capsys.readouterr().out
-    assert f"fusion {lesson.measure(names['small']).accuracy}" in printed
+    assert f"fusion {toy_network.measure(names['small']).accuracy}" in printed
     assert [f"{names['plan'].cost[0, j]:.2f}" for j in range(4)] == [
-        f"{cost:.2f}" for cost in lesson.open_lesson(lesson.train(14, 6, "3.w1=0.5"), 4).plan.cost[0].tolist()
+        f"{cost:.2f}" for cost in toy_network.open_lesson(toy_network.train(14, 6, "3.w1=0.5"), 4).plan.cost[0].tolist()
     ]
 
 
@@ -162,7 +162,7 @@ def test_every_size_is_drawn(hidden, stay):
     assert ("nothing is pruned" in text(app)) == (hidden == stay)
 
 
-@pytest.mark.parametrize("criterion", lesson.criteria(lesson.train()))
+@pytest.mark.parametrize("criterion", toy_network.criteria(toy_network.train()))
 def test_every_criterion_is_explained(criterion):
     app = learn(lesson_criterion=criterion)
     assert not app.exception
@@ -238,7 +238,7 @@ def test_bad_changes_give_one_line_and_leave_the_network(changes, says):
 
 
 def test_a_network_of_nothing_is_drawn():
-    silent = " ".join(f"{i}.{name}=0" for i in range(4) for name in lesson.WEIGHTS)
+    silent = " ".join(f"{i}.{name}=0" for i in range(4) for name in toy_network.WEIGHTS)
     app = learn(lesson_hidden="4", lesson_stay="2", lesson_changes=silent)
     assert not app.exception
     assert "Take it with you" in text(app)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from opening import APP, text
 from streamlit.testing.v1 import AppTest
 
-from intrafusion.jobs import Job, Jobs
-from intrafusion.text import code
-from pages.common import shell
-from pages.common.links import SIDEBAR
-from pages.common.navigation import _PAGES
+from intrafusion.runtime.escaping import code
+from intrafusion.runtime.jobs import Job, Jobs
+from pages.shared import session
+from pages.shared.links import SIDEBAR
+from pages.shared.navigation import _PAGES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [name for name, _, _ in _PAGES]
@@ -53,7 +53,7 @@ class Idle(Jobs):
 def idle() -> Iterator[None]:
     made = Idle()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(shell, "jobs", lambda: made)
+        patched.setattr(session, "jobs", lambda: made)
         yield
     made.stop(10)
 

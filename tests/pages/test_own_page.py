@@ -8,13 +8,14 @@ from opening import finished, open_page, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion import zoo
-from intrafusion.data import kept_data
+from intrafusion.data.datasets import kept_data
 from intrafusion.errors import IntrafusionError
-from intrafusion.own import take_data, take_program
-from intrafusion.pace import checkpoint
-from intrafusion.places import home
-from pages.common import own_parts, shell
+from intrafusion.models import hub
+from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.paths import home
+from intrafusion.studies.uploads import take_data, take_program
+from pages.panels import uploads
+from pages.shared import session
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -29,7 +30,7 @@ def upload(app: AppTest, what: str, *paths) -> AppTest:
     """Give files to an uploader, press its button, and wait for the check."""
     app = given(app, what, *paths).button(key=f"own_{what}_take").click().run(timeout=120)
     assert not app.exception
-    return finished(app, shell.jobs())
+    return finished(app, session.jobs())
 
 
 def given(app: AppTest, what: str, *paths) -> AppTest:
@@ -52,7 +53,7 @@ def test_nothing_is_there_at_first():
 def test_weights_are_uploaded_and_opened(tmp_path):
     path = files.save_state(tmp_path / "My weights (1).safetensors", files.mlp_state())
     app = upload(open_own(model="digits-mlp"), "weights", path)
-    assert zoo.kept_names() == ["kept/My-weights-1"]
+    assert hub.kept_names() == ["kept/My-weights-1"]
     app.button(key="own_weights_open").click().run()
     assert not app.exception
     assert app.selectbox(key="model").value == "kept/My-weights-1"
@@ -70,7 +71,7 @@ def test_which_weights_of_a_file_and_what_was_left_out(tmp_path):
     assert "choose one of model, ema" in app.error[0].value
     app.text_input(key="own_weights_key").set_value(" ema ").run()
     upload(app, "weights", path)
-    assert zoo.kept_names() == ["kept/run.pth"]
+    assert hub.kept_names() == ["kept/run.pth"]
     assert app.info[0].value == "left out, as they are no weights: n_averaged"
 
 
@@ -117,7 +118,7 @@ def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
     assert "must be numbers" in app.error[0].value
     app.text_input(key="own_program_Standard deviation").set_value("0.5").run()
     app.button(key="own_program_take").click().run()  # what was refused before its check is still there
-    finished(app, shell.jobs())
+    finished(app, session.jobs())
     card = itf.load_model("kept/net").card
     assert (card.mean, card.std) == ((0.25,), (0.5,))
 
@@ -134,7 +135,7 @@ def test_what_is_refused_is_one_line_without_a_path_of_the_server(tmp_path, what
     assert "\n" not in error.value
     assert "/tmp" not in error.value
     assert not (tmp_path / "sentinel").exists()
-    assert (zoo.kept_names(), kept_data()) == ([], [])
+    assert (hub.kept_names(), kept_data()) == ([], [])
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def held(monkeypatch):
             checkpoint()
         raise IntrafusionError(f"{workshop.given[0].name} is no good")
 
-    monkeypatch.setattr(own_parts, "weights_steps", steps)
+    monkeypatch.setattr(uploads, "weights_steps", steps)
     return let_go
 
 
@@ -158,8 +159,8 @@ def checks(app: AppTest) -> list[str]:
 
 def test_a_check_is_a_job_that_a_reload_finds_again_and_whose_bytes_are_freed(tmp_path, held, jobs, monkeypatch):
     path = files.save_state(tmp_path / "w.pt", files.mlp_state())
-    contexts, real = [], own_parts.get_script_run_ctx
-    monkeypatch.setattr(own_parts, "get_script_run_ctx", lambda: contexts.append(real()) or contexts[-1])
+    contexts, real = [], uploads.get_script_run_ctx
+    monkeypatch.setattr(uploads, "get_script_run_ctx", lambda: contexts.append(real()) or contexts[-1])
     app = given(open_own(), "weights", path)
     file = uploader(app, "weights").value
     app.button(key="own_weights_take").click().run()
@@ -192,16 +193,16 @@ def test_a_check_can_be_cancelled_by_who_asked_for_it_alone(tmp_path, jobs, monk
     app = given(open_own(), "weights", files.save_state(tmp_path / "w.pt", files.mlp_state()))
     app.button(key="own_weights_take").click().run()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(shell, "reader", lambda: "203.0.113.1")
+        elsewhere.setattr(session, "reader", lambda: "203.0.113.1")
         assert "Cancel" not in [button.label for button in open_own().button]
     app.button(key="own_weights_cancel").click().run()
     assert "nothing of it is kept" in text(finished(app, jobs))
     assert [path.name for path in home().glob(".taking-*")] == []
-    assert zoo.kept_names() == []
+    assert hub.kept_names() == []
 
 
 def test_a_job_that_never_began_leaves_nothing(tmp_path, jobs):
-    from intrafusion.own.place import Workshop
+    from intrafusion.runtime.staging import Workshop
 
     workshop = Workshop()
     workshop.give("w.pt", memoryview(b"x"))
@@ -244,7 +245,7 @@ def test_no_parameter_of_a_link_runs_code(tmp_path, monkeypatch, page, key):
 
 
 def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
-    from pages.common import shell
+    from pages.shared import session
 
     (tmp_path / "own_trap.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -254,7 +255,7 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
     app.run()
     assert not app.exception
     with pytest.raises(itf.IntrafusionError, match="code of your own"):
-        shell.bench.__wrapped__("own_trap:make", None, "cpu")
+        session.bench.__wrapped__("own_trap:make", None, "cpu")
     path = files.save_state(tmp_path / "w.safetensors", files.mlp_state())
     (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
     upload(open_own(), "weights", path)
@@ -272,7 +273,7 @@ def test_what_is_converted_is_told_and_what_is_ambiguous_is_settled_by_the_field
     assert "a range is two numbers" in app.error[0].value
     app.text_input(key="own_images_range").set_value("0, 255").run()
     app.button(key="own_images_take").click().run()
-    finished(app, shell.jobs())
+    finished(app, session.jobs())
     assert next(note.value for note in app.info if "d.npz" in note.value).endswith("labels (6, 1) are read as (6,)")
     data = itf.load_data("kept/d")
     assert np.array_equal(data.images.numpy(), files.PIXELS[:, :3, :3].repeat(3, 3))

@@ -7,9 +7,9 @@ import pytest
 from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
-from intrafusion.jobs import Job, Jobs
-from intrafusion.pace import checkpoint
-from pages.common import queue, shell
+from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.jobs import Job, Jobs
+from pages.shared import job_queue, session
 
 PATIENCE = 10  # seconds that no test waits for, unless it fails
 
@@ -38,7 +38,7 @@ def until(condition: Callable[[], bool]) -> None:
 def jobs(monkeypatch) -> Iterator[Jobs]:
     """The server's jobs, none at first."""
     made = Jobs(turn=60)
-    monkeypatch.setattr(shell, "jobs", lambda: made)
+    monkeypatch.setattr(session, "jobs", lambda: made)
     yield made
     made.stop(PATIENCE)
 
@@ -105,11 +105,11 @@ def asking_page() -> None:
     """The queue, and then a page whose button starts a job, as in app.py."""
     import streamlit as st
 
-    from pages.common import queue, shell
+    from pages.shared import job_queue, session
 
-    queue.show()
+    job_queue.show()
     if st.button("Start"):
-        shell.start("mine", 4, st.session_state.work, "my study")
+        session.start("mine", 4, st.session_state.work, "my study")
         st.rerun()
 
 
@@ -153,9 +153,9 @@ def test_what_somebody_else_started_under_the_same_key_is_shared(app, jobs):
 def asked_page() -> None:
     import streamlit as st
 
-    from pages.common import asking, queue
+    from pages.shared import asking, job_queue
 
-    queue.show()
+    job_queue.show()
     asking.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
 
 
@@ -181,7 +181,7 @@ def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
 
 def test_rows_stay_where_they_are_while_turns_go_round(monkeypatch):
     made, works = Jobs(turn=0), [Gate(), Gate()]
-    monkeypatch.setattr(shell, "jobs", lambda: made)
+    monkeypatch.setattr(session, "jobs", lambda: made)
     try:
         first, second = (made.start(number, 4, work, f"study {number}") for number, work in enumerate(works))
         app = AppTest.from_function(asking_page).run()
@@ -223,4 +223,4 @@ class Seen(Job):
 def test_how_far_a_job_is_is_said_in_words(job, words, monkeypatch):
     monkeypatch.setattr(Jobs, "ahead", lambda self, job: job.ahead)
     monkeypatch.setattr(Jobs, "seconds_left", lambda self, job: job.left)
-    assert queue.words(job) == words
+    assert job_queue.words(job) == words

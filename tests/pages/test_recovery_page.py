@@ -9,9 +9,9 @@ from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion import cli
-from intrafusion.registry import RECOVERIES
-from pages.common import recovery_parts
+from intrafusion._registry import RECOVERIES
+from intrafusion.cli import main
+from pages.panels import recovery
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -69,7 +69,7 @@ def test_methods_side_by_side_and_a_second_reader_finds_them(jobs):
 
 def test_a_network_without_norms_is_offered_what_it_can_do():
     app = open_recovery(model="digits-mlp")
-    assert next(m for m in app.multiselect if m.key == "methods").value == recovery_parts._DEFAULT_PLAIN
+    assert next(m for m in app.multiselect if m.key == "methods").value == recovery._DEFAULT_PLAIN
 
 
 def test_what_cannot_be_done_is_one_line():
@@ -86,7 +86,7 @@ def test_without_a_method_one_line():
 
 def test_several_seeds_are_several_specs():
     base = itf.PruneSpec()
-    specs = recovery_parts.specs(base, ["none", "perp", "overparam"], 2, True)
+    specs = recovery.specs(base, ["none", "perp", "overparam"], 2, True)
     assert len(specs) == len(set(specs)) == 8
     assert {spec.budget for spec in specs if spec.recovery == "perp"} == {"epochs"}
     assert {spec.budget for spec in specs if spec.recovery == "overparam"} == {"epochs", "compute"}
@@ -99,7 +99,7 @@ def test_the_snippet_and_the_command_line_run(capsys):
         exec(snippet, {})
     shown = float(printed.getvalue().splitlines()[-1])
     line = next(code.value for code in app.code if code.value.startswith("python -m intrafusion sweep"))
-    cli.main([*shlex.split(line)[3:], "--json"])
+    main.main([*shlex.split(line)[3:], "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["accuracy"] == pytest.approx(shown)
     assert result["recovery"] == "perp-head"

@@ -16,20 +16,22 @@ from streamlit.testing.v1 import AppTest
 from test_store import heard, lock_and_wait, process
 
 import intrafusion as itf
-from intrafusion import cluster, store_memory
-from intrafusion import store as stores
-from intrafusion.bench import Bench, open_bench
-from intrafusion.merge import drop, fusion
-from intrafusion.pace import checkpoint
-from intrafusion.registry import MERGES
-from intrafusion.run import Result, run
-from intrafusion.sensitivity import difference, matrix
-from intrafusion.store import Store
-from intrafusion.store_memory import StoreOrMemory
-from intrafusion.study import Study
-from intrafusion.sweep import origin, sweep
-from pages.common import sensitivity_parts, studying
-from pages.common.budget_parts import in_words
+from intrafusion._registry import MERGES
+from intrafusion.pruning.merge import drop, fusion
+from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.studies.cluster import driver
+from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.sensitivity import difference, matrix
+from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.store import in_memory
+from intrafusion.studies.store import sqlite as stores
+from intrafusion.studies.store.in_memory import StoreOrMemory
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.study_file import Study
+from intrafusion.studies.sweeps import origin, sweep
+from pages.panels import sensitivity
+from pages.panels.allocation import in_words
+from pages.shared import studying
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -157,7 +159,7 @@ class TestStudy:
                 time.sleep(0.001)
             yield from results
 
-        monkeypatch.setattr(sensitivity_parts, "sweep", stuck)
+        monkeypatch.setattr(sensitivity, "sweep", stuck)
         app = press(open_sensitivity(**LOOKS), "Run the study")
         until(app, lambda app: "1 on a sample so far" in progress(app))
         assert labels(app) == ["Cancel"]
@@ -178,7 +180,7 @@ class TestStudy:
                 time.sleep(0.001)
             yield from sweep(specs, bench, store, **options)
 
-        monkeypatch.setattr(sensitivity_parts, "sweep", waiting)
+        monkeypatch.setattr(sensitivity, "sweep", waiting)
         press(open_sensitivity(**LOOKS), "Run the study")
         other = open_sensitivity(**LOOKS)
         assert labels(other) == ["Cancel"]
@@ -197,7 +199,7 @@ class TestStudy:
                 checkpoint()
                 time.sleep(0.001)
 
-        monkeypatch.setattr(sensitivity_parts, "sweep", lingering)
+        monkeypatch.setattr(sensitivity, "sweep", lingering)
         app = until(open_sensitivity(**SMALL), lambda app: f"{POINTS} of {POINTS} points" in progress(app))
         assert "computing" in progress(app)
         assert "follow when this study is done or cancelled" in text(app)
@@ -228,9 +230,9 @@ class TestStudy:
             asked.update(options)
             yield from sweep(specs, bench, store)
 
-        monkeypatch.setattr(cluster, "sweep", on_cluster)
-        monkeypatch.setattr(sensitivity_parts, "find_spec", lambda name: object())
-        monkeypatch.setattr(sensitivity_parts, "has_bf16", lambda device: False)
+        monkeypatch.setattr(driver, "sweep", on_cluster)
+        monkeypatch.setattr(sensitivity, "find_spec", lambda name: object())
+        monkeypatch.setattr(sensitivity, "has_bf16", lambda device: False)
         query = {"executor": "Ray cluster", "address": "host:6379", "decide": "true", "precision": "fast"}
         app = open_sensitivity(**SMALL, **query)
         assert "not computed yet" in progress(app)  # a cluster is never asked unasked
@@ -242,7 +244,7 @@ class TestStudy:
         assert "precision" not in line
 
     def test_without_ray_the_choice_explains_itself(self, monkeypatch):
-        monkeypatch.setattr(sensitivity_parts, "find_spec", lambda name: None)
+        monkeypatch.setattr(sensitivity, "find_spec", lambda name: None)
         app = open_sensitivity(**LOOKS, executor="Ray cluster")
         assert "A cluster needs the package ray" in text(app)
         assert "--executor" not in text(app)
@@ -265,7 +267,7 @@ class TestStudy:
         path = tmp_path / "store"
         monkeypatch.setenv("INTRAFUSION_STORE", str(path))
         monkeypatch.setattr(studying, "StoreOrMemory", partial(StoreOrMemory, wait=0.05))
-        monkeypatch.setattr(store_memory, "_AGAIN", 0.5)
+        monkeypatch.setattr(in_memory, "_AGAIN", 0.5)
         open_sensitivity(**LOOKS)
         with process(lock_and_wait, path) as (_, pipe):
             assert heard(pipe) == "locked"
@@ -325,8 +327,8 @@ class TestPicture:
         def page() -> None:
             from made_results import made_result
 
-            from intrafusion.sensitivity import matrix
-            from pages.common.sensitivity_parts import cell_in_words
+            from intrafusion.studies.sensitivity import matrix
+            from pages.panels.sensitivity import cell_in_words
 
             results = [made_result("a", 0.1, merge, 0.9, channels=(10, 10)) for merge in ("drop", "fusion")]
             made = {merge: matrix(results, merge) for merge in ("drop", "fusion")}
@@ -342,11 +344,11 @@ class TestPicture:
         sure = difference(*made).cells["a", 0.5].pairs[0]
         same = difference(made[0], made[0]).cells["a", 0.5].pairs[0]
         names = ("fusion", "drop")
-        assert sensitivity_parts.pair_in_words(sure, names).endswith(
+        assert sensitivity.pair_in_words(sure, names).endswith(
             "Fusion alone is right on 40 images, drop alone on 0: more than chance."
         )
-        assert "**fusion − drop: +40.0 points**" in sensitivity_parts.pair_in_words(sure, names)
-        assert sensitivity_parts.pair_in_words(same, names).endswith("which may be chance.")
+        assert "**fusion − drop: +40.0 points**" in sensitivity.pair_in_words(sure, names)
+        assert sensitivity.pair_in_words(same, names).endswith("which may be chance.")
 
 
 class TestSmallerNetwork:
@@ -454,7 +456,7 @@ class TestOtherStudies:
         ],
     )
     def test_a_study_without_a_name_is_named_after_its_settings(self, changes, name):
-        assert sensitivity_parts.automatic_name(itf.PruneSpec(**changes)) == name
+        assert sensitivity.automatic_name(itf.PruneSpec(**changes)) == name
 
 
 class TestTakingAway:

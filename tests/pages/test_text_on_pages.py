@@ -14,14 +14,14 @@ from opening import open_page
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion.cards import card_of
-from intrafusion.jobs import Jobs
-from intrafusion.own import take_data
-from intrafusion.places import home, store_path
-from intrafusion.store import Store
-from intrafusion.study import Study
-from intrafusion.zoo import keep
-from pages.common.navigation import _PAGES
+from intrafusion.models.card import card_of
+from intrafusion.models.hub import keep
+from intrafusion.runtime.jobs import Jobs
+from intrafusion.runtime.paths import home, store_path
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.study_file import Study
+from intrafusion.studies.uploads import take_data
+from pages.shared.navigation import _PAGES
 
 EVIL = "![b](http://evil.example/b.png) <img src=x onerror=alert(1)> $xyz$ :material/home: :red[x] `c` **d**\u202e"
 PAGES = [name for name, _, _ in _PAGES]

@@ -5,9 +5,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from opening import open_page, text
 
-from intrafusion.geometry import ANCHORS, COSTS
-from intrafusion.registry import SOLVERS
-from intrafusion.transport import MARGINALS, NORMALISATIONS
+from intrafusion._registry import SOLVERS
+from intrafusion.pruning.transport.cost import ANCHORS, COSTS
+from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
 
 BUTTONS = {"cost", "distance", "view", "arrange", "look", "plane", "b_cost", "b_distance"}
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.bench import Bench, merged, open_bench, recovery
-from intrafusion.merge import Fit, repair
-from intrafusion.prune import cut
-from intrafusion.recover import Facts, How, recover, recovering
-from intrafusion.recover.kept import read
-from intrafusion.recover.retrain import split
-from intrafusion.registry import RECOVERIES
-from intrafusion.train.loop import Moment, _Run
+from intrafusion._registry import RECOVERIES
+from intrafusion.pruning.merge import Fit, repair
+from intrafusion.pruning.pruner import cut
+from intrafusion.studies.session import Bench, merged, open_bench, recovery
+from intrafusion.training.loop import Moment, _Run
+from intrafusion.training.recovery import Facts, How, recover, recovering
+from intrafusion.training.recovery.cache import read
+from intrafusion.training.recovery.finetune import split
 
 TRAINS = [name for name, entry in RECOVERIES.items() if entry.needs == "labels"]
 SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=None, training=400, epochs=3, rate=0.03)
@@ -130,7 +130,7 @@ class TestTraining:
         first, second = merged(spec, bench), merged(spec, bench)
         told = list(recovery(spec, bench, first))
         assert bench.kept_path(spec).exists()
-        monkeypatch.setattr("intrafusion.recover.retrain.train", None)
+        monkeypatch.setattr("intrafusion.training.recovery.finetune.train", None)
         assert list(recovery(spec, bench, second)) == told
         assert all(torch.equal(v, second.small.state_dict()[k]) for k, v in first.small.state_dict().items())
 
@@ -148,7 +148,7 @@ class TestTraining:
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         spec, made = SPEC.but(recovery="perp-bias", rate=0.01), []
         for version in ("one", "another", "one"):
-            monkeypatch.setattr("intrafusion.bench.code_version", lambda version=version: version)
+            monkeypatch.setattr("intrafusion.studies.session.code_version", lambda version=version: version)
             made.append(bench.kept_path(spec).exists())
             list(recovery(spec, bench, merged(spec, bench)))
         assert made == [False, False, True]
@@ -163,7 +163,7 @@ class TestTraining:
         told = recovery(spec, bench, merged(spec, bench))
         last = [next(told) for _ in range(5)][-1].step
         told.close()
-        monkeypatch.setattr(f"intrafusion.bench.{other}", lambda: "another")
+        monkeypatch.setattr(f"intrafusion.studies.session.{other}", lambda: "another")
         steps.clear()
         list(recovery(spec, bench, merged(spec, bench)))
         assert steps[0] == (last if goes_on else 0)
@@ -197,7 +197,7 @@ class TestTraining:
         assert 1e-3 < next(told).rate < 1
 
     def test_a_rate_that_the_long_run_does_not_bear_is_lowered(self, bench, monkeypatch, tmp_path):
-        monkeypatch.setattr("intrafusion.recover.retrain._Lesson.rate", lambda self: 1e6)
+        monkeypatch.setattr("intrafusion.training.recovery.finetune._Lesson.rate", lambda self: 1e6)
         file = tmp_path / "kept.pt"
         made = merged(SPEC, bench)
         told = list(recovering(made, "finetune", bench.training(SPEC), How(epochs=3), file))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from intrafusion.merge.product import rows_of, weight_of
-from intrafusion.recover.lowrank import LowRank, add_low_rank, merge_low_rank
-from intrafusion.recover.norms import Normed, absorb_norms, balance, insert_norms
+from intrafusion.pruning.merge.matrix_product import rows_of, weight_of
+from intrafusion.training.recovery.batchnorm import Normed, absorb_norms, balance, insert_norms
+from intrafusion.training.recovery.lora import LowRank, add_low_rank, merge_low_rank
 
 G = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(16, 3, 8, 8, generator=G) * 2 + 1

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import intrafusion as itf
-from intrafusion.channels import CHANNELWISE
-from intrafusion.merge.product import rows_of
-from intrafusion.norms import norm_of
-from intrafusion.prune import Pruned, cut
-from intrafusion.recover import How, recover
-from intrafusion.recover.teach import watching
-from intrafusion.registry import MERGES, RECOVERIES
+from intrafusion._registry import MERGES, RECOVERIES
+from intrafusion.pruning.groups.bn_folding import norm_of
+from intrafusion.pruning.groups.group import CHANNELWISE
+from intrafusion.pruning.merge.matrix_product import rows_of
+from intrafusion.pruning.pruner import Pruned, cut
+from intrafusion.training.recovery import How, recover
+from intrafusion.training.recovery.distillation import watching
 
 AFTER_REFIT = ("depthwise", "grouped", "channels last")  # of the others dropping is recovered from
 HOW = How(epochs=0.5, rate=0.01, rank=2)

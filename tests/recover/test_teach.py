@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.recover import distillation_loss, similarity, similarity_loss
-from intrafusion.recover.teach import stages, watching
+from intrafusion.training.recovery import distillation_loss, similarity, similarity_loss
+from intrafusion.training.recovery.distillation import stages, watching
 
 G = torch.Generator().manual_seed(0)
 Q = torch.randn(6, 4, 5, 5, generator=G)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.recover import Widened, contract, expand
+from intrafusion.training.recovery import Widened, contract, expand
 
 IMAGES = torch.randn(3, 12, 9, 9, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))

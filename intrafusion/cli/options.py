@@ -1,0 +1,157 @@
+"""What the commands share: a flag for each field of the spec, tables or JSON lines, a progress bar on stderr."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from intrafusion._registry import registry
+from intrafusion.models.hub import dataset_of
+from intrafusion.models.state_dict import keyed
+from intrafusion.reporting.snippets import flag
+from intrafusion.spec import COUNTS, KINDS, PruneSpec
+
+HELP = {
+    "model": "a name from `models`, or package.module:factory of your own code",
+    "dataset": "a name from `data`; kept/NAME for kept images",
+    "weights": "weights file, 'random', or a torchvision enum name",
+    "weights_key": "which weights of the file, where it has several, as model_ema or model.state_dict",
+    "data_path": ".npz file or image folder",
+    "groups": "'all', or names from `groups`",
+    "sparsity": "shares of each group's channels to remove, each in [0, 1)",
+    "limit": "evaluation images, or 'all'",
+    "seed": "seed of the evaluation subset and of random choices",
+    "p": "p-norm of the cost",
+    "source": "source marginal",
+    "target": "target marginal",
+    "anchors": "target kind",
+    "cost": "what the cost compares: weights, or activations on calibration images",
+    "distance": "lp (with --p) or cosine",
+    "reg": "entropy of sinkhorn, in units of the mean cost",
+    "reg_m": "how strictly unbalanced keeps the marginals, in units of the mean cost",
+    "mass": "share of the mass that partial moves",
+    "calibration": "images that criteria and costs may look at, or 'all'",
+    "normalise": "what sums to one in the applied matrix",
+    "bias": "biases are part of the channel vectors",
+    "fold_norms": "how folding's k-means sees BatchNorm: none, or columns (its scale and its inverse deviation)",
+    "precision": "exact (fp32) or fast (bf16)",
+    "training": "images that recoveries learn from, or 'all'",
+    "epochs": "passes of a recovery over its images",
+    "budget": "epochs, or compute: as many multiply-accumulates as plain fine-tuning takes for these epochs",
+    "rate": "peak learning rate of a recovery; found by a short test when left out",
+    "patience": "looks at held-out images without a smaller loss after which a recovery ends early",
+    "ratio": "of over-parameterization",
+    "gamma": "weight of the similarity loss",
+    "rank": "of low-rank changes",
+    "round_to": "kept channels are rounded to multiples of this",
+    "sparsities": "one for each of the named groups, instead of --sparsity",
+}
+SWEPT = ("criterion", "merge", "sparsity")
+
+
+def add_spec_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of the spec, so that a new knob shows up here by itself."""
+    for field in fields(PruneSpec):
+        options: dict[str, Any] = {"dest": field.name, "default": field.default, "help": HELP.get(field.name)}
+        kind = KINDS[field.name]
+        if field.name in SWEPT:
+            default = (
+                [0.1, 0.3, 0.5] if field.name == "sparsity" else ["drop", "fusion"] if field.name == "merge" else ["l1"]
+            )
+            options |= {"nargs": "+", "type": kind, "default": default}
+        elif field.name in ("groups", "sparsities"):
+            options |= {"nargs": "+", "type": str if field.name == "groups" else float}
+        elif field.name in COUNTS:
+            options["type"] = _limit
+        elif kind is bool:
+            options["action"] = "store_true"
+        elif kind is not type(None):
+            options["type"] = kind
+        if options["help"] is None and field.name in ("criterion", "merge", "solver", "recovery"):
+            options["help"] = registry(field.name).listed()
+        parser.add_argument(flag(field.name), **options)
+    add_weights_key(parser)
+    parser.set_defaults(dataset=None)  # the one the model was trained on
+
+
+def add_weights_key(parser: argparse.ArgumentParser, dest: str = "weights_key") -> None:
+    parser.add_argument("--weights-key", dest=dest, metavar="KEY", help=HELP["weights_key"])
+
+
+def join_key(args: argparse.Namespace) -> None:
+    """Put --weights and --weights-key together, in place: a spec, and so a permalink and a study, has one text for both."""
+    key, weights = getattr(args, "weights_key", None), getattr(args, "weights", None)
+    if key is not None:
+        if isinstance(weights, list):  # the words of a sweep's flag
+            args.weights = [keyed(one, key) for one in weights]
+        else:
+            args.weights = keyed(weights, key)
+
+
+def _limit(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def spec_of(args: argparse.Namespace) -> PruneSpec:
+    values = {f.name: getattr(args, f.name) for f in fields(PruneSpec) if f.name not in SWEPT}
+    groups = values.pop("groups")
+    values["dataset"] = args.dataset or dataset_of(args.model)
+    values["sparsities"] = values["sparsities"] and tuple(values["sparsities"])
+    return PruneSpec(**values, groups="all" if groups in ("all", ["all"]) else tuple(groups))
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    options: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+    with Progress(*columns, console=console, disable=not console.is_terminal, **options) as bar:
+        yield bar
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Tells on stderr, as a bar, how many pictures are decoded: a function of (done, in all). A stop by signal loses none."""
+    with progress() as bar:
+        tasks: list[TaskID] = []
+
+        def tell(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("decoding images", total=total))
+            bar.update(tasks[0], completed=done)
+
+        yield tell
+
+
+def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
+    rows = list(rows)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row), flush=True)  # a line that is out is whole, however the command ends
+        return
+    if not rows:
+        print(title)
+        return
+    table = Table(title=_text(title), title_justify="left", header_style="bold", box=SIMPLE)
+    for column in rows[0]:
+        table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
+    for row in rows:
+        table.add_row(*(_text("" if value is None else str(value)) for value in row.values()))
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width that could cut words
+        console = Console(width=200)
+    console.print(table)
+
+
+def _text(text: str) -> Text:
+    """What somebody named, without markup, in letters that a terminal can be sent."""
+    return Text(text.encode("utf-8", "backslashreplace").decode())

@@ -1,0 +1,300 @@
+"""The commands that measure: `curve` and `sweep`, and `studies`, which looks after what they stored.
+
+Both measuring commands end with exit status 1 where a point failed.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.models.hub import dataset_of
+from intrafusion.reporting.snippets import flag
+from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.escaping import csv
+from intrafusion.runtime.log import say, where
+from intrafusion.spec import PruneSpec
+
+if TYPE_CHECKING:
+    from intrafusion.studies.measurement import Result
+    from intrafusion.studies.session import Bench
+    from intrafusion.studies.store.sqlite import Store
+    from intrafusion.studies.study_file import Study
+
+EXECUTORS = ("local", "ray")
+
+
+def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    """Add these commands to the command line's; their parsers."""
+    curve = commands.add_parser("curve", help="accuracy against sparsity, for each criterion and merge")
+    add_spec_flags(curve)
+    curve.set_defaults(command=_curve)
+
+    sweep = commands.add_parser(
+        "sweep", help="a study: every combination of the given values, each measured once and kept",
+        description="Every field takes several values or a range start:stop:step. --groups takes each (the default), all, "
+        "names, and names joined by +.",
+    )  # fmt: skip
+    for field in fields(PruneSpec):
+        if field.name != "sparsities":
+            sweep.add_argument(
+                flag(field.name), dest=field.name, nargs="+", default=argparse.SUPPRESS, help=HELP.get(field.name)
+            )
+    add_weights_key(sweep)
+    sweep.add_argument("--file", help="a study file (TOML); other flags go before what it says")
+    sweep.add_argument("--name", default=argparse.SUPPRESS, help="of the study in the store")
+    sweep.add_argument(
+        "--decide", action="store_true", help="stop at points whose difference between merges is decided"
+    )
+    sweep.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="use what the store holds")
+    sweep.add_argument("--executor", default="local", choices=EXECUTORS, help="this process, or a Ray cluster")
+    sweep.add_argument("--address", help="of the Ray cluster; without one, $RAY_ADDRESS or a cluster on this machine")
+    sweep.set_defaults(command=_sweep)
+
+    for command in (curve, sweep):
+        command.add_argument("--device", default="cpu", help="cpu or cuda")
+        command.add_argument("--download", action="store_true", help="fetch the data when they are not there")
+        command.add_argument("--memory", type=int, default=1024, help="MiB of activations that may be kept")
+        command.add_argument("--store", help="file of the results; $INTRAFUSION_STORE, or one among the downloads")
+
+    studies = commands.add_parser("studies", help="list, show, export or delete stored studies")
+    studies.add_argument("action", choices=("list", "show", "export", "delete"))
+    studies.add_argument("name", nargs="?", help="of a study")
+    studies.add_argument("--store", help="file of the results")
+    studies.add_argument("--out", type=Path, help="export: a file that ends in .csv, .parquet or .toml")
+    studies.set_defaults(command=_studies)
+    return [curve, sweep, studies]
+
+
+def _curve(args: argparse.Namespace) -> int:
+    from intrafusion.studies.session import open_bench
+    from intrafusion.studies.store.sqlite import Store
+    from intrafusion.studies.sweeps import grid
+
+    specs = grid(spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
+    with reading() as tell:
+        bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
+    with Store(args.store) as store:
+        found, failed = _measured(specs, bench, store, args)
+    if found and not args.json:
+        first = found[0]
+        title = f"{args.model} on {first.count:,} {first.spec.dataset} images: dense {first.dense_accuracy:.1%}"
+        show(_readable(found), False, title)
+    return int(failed > 0)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from intrafusion.studies.session import open_bench
+    from intrafusion.studies.store.sqlite import Store
+    from intrafusion.studies.sweeps import checked, origin
+
+    study = _study_of(args)
+    with reading() as tell:
+        bench = open_bench(study.base, args.device, download=args.download, limit=study.base.limit, progress=tell)
+    specs = study.specs(bench.groups)
+    checked(specs, bench)  # before anything is forgotten or kept
+    with Store(args.store) as store:
+        points = [(spec, origin(spec, bench)) for spec in specs]
+        if not args.resume:
+            store.forget(points)
+        store.save_study(study.name, study.to_toml(), points)
+        found, failed = _measured(specs, bench, store, args, study.decide)
+        if not args.json:
+            show(_readable(found), False, f"study {study.name!r} in {store.path}")
+    return int(failed > 0)
+
+
+def _study_of(args: argparse.Namespace) -> "Study":
+    """The study of a file, of flags, or of both: what the flags say goes first."""
+    from intrafusion.studies.study_file import FIXED, Study, parse
+
+    given = {field.name: getattr(args, field.name) for field in fields(PruneSpec) if hasattr(args, field.name)}
+    for name in FIXED:
+        if len(given.get(name, ())) > 1:
+            raise IntrafusionError(f"{flag(name)} takes one value: a study is of one network on one set of images")
+    fixed = {name: given.pop(name)[0] for name in FIXED if name in given}
+    values = {name: parse(name, value) for name, value in given.items()}
+    if args.file:
+        study = Study.read(args.file)
+    else:
+        axes = {"groups": ("each",), "criterion": ("l1",), "sparsity": (0.1, 0.3, 0.5), "merge": ("drop", "fusion")}
+        model = fixed.get("model", PruneSpec.model)
+        study = Study("unnamed", PruneSpec(model=model, dataset=dataset_of(model)), axes)
+    several = {k: found for k, found in values.items() if k in study.axes or k == "groups" or len(found) > 1}
+    base = study.base.but(**fixed, **{name: found[0] for name, found in values.items() if name not in several})
+    study = replace(study, base=base, axes={**study.axes, **several}, decide=study.decide or args.decide)
+    if hasattr(args, "name"):
+        return replace(study, name=args.name)
+    if args.file:
+        return study
+    return replace(study, name=f"{base.model}-{hashlib.sha256(study.to_toml().encode()).hexdigest()[:6]}")
+
+
+def _measured(
+    specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool = False
+) -> tuple[list["Result"], int]:
+    """Measure the specs, printing each result when it is final; all of them, in the order of the specs, and how many failed."""
+    from intrafusion.studies.store.sqlite import point_key
+    from intrafusion.studies.sweeps import Failure, origin
+
+    if args.memory < 0:
+        raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
+    if bench.size.note:
+        say(bench.size.note)
+    known = store.get((spec, origin(spec, bench)) for spec in specs)
+    last: dict[PruneSpec, Result] = {}
+    failures = []
+    with progress() as bar:
+        task = bar.add_task(bench.card.name, total=len(specs))
+        for result in _executed(specs, bench, store, args, decide):
+            if isinstance(result, Failure):
+                failures.append(result)
+                why = (
+                    result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
+                )
+                bar.console.print(_failed(result.spec, why), soft_wrap=True, markup=False, highlight=False)
+                continue
+            last[result.spec] = result
+            if args.json and result.complete:
+                print(json.dumps(result.to_row()), flush=True)
+            done = sum(found.count / found.total for found in last.values()) + len(failures)
+            bar.update(task, completed=round(done, 1), description=f"{result.spec.merge} {result.spec.sparsity:.0%}")
+    if args.json:
+        for result in last.values():
+            if not result.complete:
+                print(json.dumps(result.to_row()), flush=True)
+    reused = sum(last[spec].count == found.count for spec, found in known.items() if spec in last)
+    ours = sum(store.measured.get(point_key(spec, origin(spec, bench))) == found.count for spec, found in last.items())
+    counts = {
+        "by other processes": len(last) - reused - ours,
+        "decided early": sum(not found.complete for found in last.values()),
+        "failed": len(failures),
+    }
+    say(
+        f"{len(specs)} points: {reused} were in the store, {ours} measured now"
+        + "".join(f", {count} {what}" for what, count in counts.items() if count)
+    )
+    return [last[spec] for spec in specs if spec in last], len(failures)
+
+
+def _executed(
+    specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool
+) -> Iterator[Any]:
+    options = {"decide": decide, "memory": args.memory << 20}
+    if getattr(args, "executor", "local") == "ray":
+        from intrafusion.studies.cluster import driver
+
+        return driver.sweep(specs, bench, store, address=args.address, **options)
+    from intrafusion.studies.sweeps import sweep
+
+    return sweep(specs, bench, store, **options)
+
+
+def _readable(results: Sequence["Result"]) -> list[dict[str, str]]:
+    """Results for people; fields beyond the usual ones have a column where they vary, and so has the code."""
+    rows = [result.to_row() for result in results]
+    usual = {"model", "dataset", "groups", "criterion", "sparsity", "merge"}
+    varied = [f.name for f in fields(PruneSpec) if f.name not in usual and len({str(r.get(f.name)) for r in rows}) > 1]
+    codes = {True: "another version", False: "this version"}
+    marks = [{"code": codes[row["older_code"]]} if any(r["older_code"] for r in rows) else {} for row in rows]
+    told = [{n: str(row[n]) for n in varied} | _told(row) | mark for row, mark in zip(rows, marks, strict=True)]
+    return told or [{"points": "none yet"}]
+
+
+def _told(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "groups": _names(row["groups"]),
+        "criterion": row["criterion"],
+        "sparsity": f"{row['sparsity']:.0%}",
+        "merge": row["merge"],
+        "accuracy": f"{row['accuracy']:.1%}" if row["channels"] < row["channels_before"] else "nothing pruned",
+        "95 %": f"{row['low']:.1%}-{row['high']:.1%}",
+        "images": f"{row['count']:,}",
+        "channels": f"{row['channels']:,}/{row['channels_before']:,}",
+        "params": f"{row['params'] / row['params_before']:.0%}",
+        "MACs": f"{row['macs'] / row['macs_before']:.0%}",
+    }
+
+
+def _studies(args: argparse.Namespace) -> None:
+    from intrafusion.studies.store.sqlite import Store
+
+    with Store(args.store) as store:
+        if args.action == "list":
+            rows = [_study_row(row) for row in store.studies()]
+            if rows or args.json:
+                show(rows, args.json, f"Studies in {store.path}")
+            else:
+                say(f"no studies in {store.path}: `sweep` makes one")
+            return
+        if args.name is None:
+            raise IntrafusionError(f"studies {args.action} needs the name of a study: `studies list` has them")
+        row = store.study(args.name)
+        if args.action == "delete":
+            gone = store.delete(args.name)
+            say(f"deleted {args.name!r} and {gone} points that no other study holds")
+            return
+        results = store.results(args.name)
+        if args.action == "export":
+            _export([result.to_row() for result in results], row.text, args)
+        elif args.json:
+            show([result.to_row() for result in results], True, "")
+        else:
+            say(row.text)
+            for spec, reason in store.failures(args.name).items():
+                say(_failed(spec, reason))
+            title = (
+                f"{args.name}: {row.done} of {row.points} points complete, {row.partial} partial, {row.failed} failed"
+            )
+            if row.older:
+                title += f", {row.older} measured by another version of the code"
+                say(
+                    "results of another version of the code are listed, but not used: `sweep` measures their points again"
+                )
+            show(_readable(results), False, title)
+
+
+def _failed(spec: PruneSpec, reason: str) -> str:
+    return f"failed: {_names(spec.groups)}, {spec.criterion}, {spec.sparsity:.0%}, {spec.merge}: {reason}"
+
+
+def _names(groups: str | Sequence[str]) -> str:
+    return groups if isinstance(groups, str) else "+".join(groups)
+
+
+def _study_row(row: Any) -> dict[str, Any]:
+    return {
+        "name": row.name, "created": row.created, "points": row.points, "done": row.done, "partial": row.partial,
+        "failed": row.failed, "other_code": row.older, "seconds": round(row.seconds, 1), "devices": ", ".join(row.devices),
+    }  # fmt: skip
+
+
+def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> None:
+    """Write a study's results, or its file, to --out, or as CSV to stdout."""
+    import pandas as pd
+
+    table = pd.DataFrame(
+        [row | {"groups": row["groups"] if row["groups"] == "all" else "+".join(row["groups"])} for row in rows]
+    )
+    if args.out is None:
+        print(csv(table), end="")
+        return
+    write = {
+        ".csv": lambda path: path.write_text(csv(table), encoding="utf-8", newline=""),
+        ".parquet": lambda path: table.to_parquet(path, index=False),
+        ".toml": lambda path: path.write_text(text, encoding="utf-8"),
+    }
+    if args.out.suffix not in write:
+        raise IntrafusionError(f"{args.out} must end in {', '.join(write)}")
+    if not args.out.parent.is_dir():
+        raise IntrafusionError(f"{args.out} cannot be written: {args.out.parent} is no folder")
+    try:
+        with whole(args.out) as part:
+            write[args.out.suffix](part)
+    except ValueError as error:
+        raise IntrafusionError(f"{args.out} cannot be written: {one_line(error)}") from error

@@ -1,0 +1,1 @@
+"""Labelled images: datasets, folders of pictures, arrays, and what a person uploads."""

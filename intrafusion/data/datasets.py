@@ -1,0 +1,364 @@
+"""Labelled images by name: held as uint8 on the device, normalised there.
+
+`digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from
+class folders; your own from an .npz, class folders, or what `own.take_data` keeps. Only digits needs no path and no network.
+What was passed over or converted is logged as a warning, once a process, and stands in `ImageData.notes`.
+"""
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intrafusion.data.arrays import Reading, keys_of, read_arrays, splits_of
+from intrafusion.data.decode_cache import Progress, Wanted, decoded
+from intrafusion.data.image_folder import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.download import stream
+from intrafusion.runtime.paths import home, is_name
+
+_log = logging.getLogger(__name__)
+KEPT = "kept/"
+DATASETS = {
+    "digits": "scikit-learn's 8x8 handwritten digits: 1,200 train, 597 test; embedded",
+    "cifar10": "CIFAR-10, 10 classes of 32x32 colour images; a path or a download (170 MB)",
+    "cifar100": "CIFAR-100, 100 classes of 32x32 colour images; a path or a download (169 MB)",
+    "imagenet": "ImageNet class folders (WordNet ids, class names, or a labels.json); a path",
+    "imagenette": "Imagenette, 10 ImageNet classes mapped to their places among the 1,000; a path",
+    OWN: "your own images: an .npz, a folder of .npz files or of class folders; a path, or kept/NAME after `own data`",
+}
+Size = int | tuple[int, int, int]
+_PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
+_CUDA_PIXELS = 1 << 22
+_KEPT_AS = Reading("nhwc", (0, 255))  # arrays that are kept
+_MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled split. images: uint8 (N, C, H, W), channels last in memory; labels: int64 (N,), -1 where not known.
+
+    notes: what was passed over or converted, a line each.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> "ImageData":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, limit: int | None, seed: int = 0) -> "ImageData":
+        """At most `limit` images, drawn without replacement; the same ones for the same seed, whatever the device."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise IntrafusionError(f"limit must be at least 1 image, not {limit}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        order = order.to(self.labels.device)
+        return replace(self, images=self.images[order], labels=self.labels[order])
+
+    def labelled(self) -> "ImageData":
+        """The images whose label is known: those that accuracies and losses are of. Raises IntrafusionError without any."""
+        known = self.labels >= 0
+        if bool(known.all()) and len(self):
+            return self
+        if not bool(known.any()):
+            raise IntrafusionError(f"no image of {self.name} has a label: choose images with labels, or give them some")
+        return replace(self, images=self.images[known], labels=self.labels[known])
+
+    @property
+    def note(self) -> str:
+        """How many images have labels, in words; "" where all have."""
+        known = int((self.labels >= 0).sum())
+        return "" if known == len(self) else f"{known:,} of {len(self):,} images have labels; accuracies are of these"
+
+    def batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Successive (images, labels): as many at once as suit the device, and no more than `most`."""
+        pixels = _CUDA_PIXELS if self.images.device.type == "cuda" else _PIXELS
+        size = max(1, pixels // (self.images.shape[-1] * self.images.shape[-2]))
+        size = size if most is None else min(most, size)
+        for batch in zip(self.images.split(size), self.labels.split(size), strict=True):
+            checkpoint()
+            yield batch
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (B, C, H, W) in 0..255 -> float32, `(image / 255 - mean) / std` for each channel, on the images' device."""
+    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255
+    scale = 1 / (torch.tensor(std, device=images.device).view(1, -1, 1, 1) * 255)
+    return images.float().sub_(shift).mul_(scale)
+
+
+def load_data(
+    name: str,
+    split: str = "test",
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    download: bool = False,
+    limit: int | None = None,
+    input_size: Size = 224,
+    progress: Progress | None = None,
+) -> ImageData:
+    """A dataset by name; "kept/NAME" is one that was kept on this machine.
+
+    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see `layout`),
+    torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`. limit: decode at most that many
+    images of a folder, spread over the classes. input_size: side in pixels of the central crop for ImageNet and own folders
+    (the shorter side is resized to 8/7 of it first), or all of (C, H, W). Folders of many pictures are decoded once and kept;
+    progress(done, all) tells how far that is.
+    Raises IntrafusionError for an unknown name or split, or a path that does not hold such a dataset.
+    """
+    if name not in DATASETS and not name.startswith(KEPT):
+        raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
+    if split not in ("train", "test"):
+        raise IntrafusionError(f"unknown split {split!r}: choose train or test")
+    if name == "digits":
+        if path is not None:
+            raise IntrafusionError(f"digits is embedded and takes no path: leave {path} out, or name another dataset")
+        data = _digits(split)
+    elif name.startswith(KEPT):
+        data = _from_path(OWN, split, _kept(name, path), limit, input_size, progress, _KEPT_AS)
+        data = replace(data, name=name)
+    elif path is not None:
+        data = _from_path(name, split, Path(os.path.expanduser(path)), limit, input_size, progress)
+    elif name in ("cifar10", "cifar100"):
+        data = _torchvision_cifar(name, split, home() / "data", download=download)
+    elif name == OWN:
+        raise IntrafusionError(
+            "own images need a path= (--data-path), or the name under which they are kept, as kept/NAME"
+        )
+    else:
+        raise IntrafusionError(
+            f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders"
+        )
+    for note in data.notes:
+        _tell(note)
+    return data.to(device)
+
+
+@lru_cache(maxsize=1024)  # each note once
+def _tell(note: str) -> None:
+    _log.warning("%s", note)
+
+
+def kept_data() -> list[str]:
+    """The datasets that are kept on this machine, as "kept/NAME", in alphabetical order."""
+    return sorted(f"{KEPT}{path.name}" for path in (home() / "images").glob("[!.]*") if is_name(path.name))
+
+
+def _kept(name: str, path: str | Path | None) -> Path:
+    """The folder of a kept dataset."""
+    if path is not None:
+        raise IntrafusionError(f"{name} is kept on this machine and takes no path: leave {path} out")
+    if name not in kept_data():
+        raise IntrafusionError(
+            f"no images are kept as {name!r}: choose one of {', '.join(kept_data()) or '(none yet)'}"
+        )
+    folder = home() / "images" / name.removeprefix(KEPT)
+    if not folder.is_dir():
+        raise IntrafusionError(f"{name} is damaged: it is no folder of images; remove it")
+    return folder
+
+
+def load_calibration(
+    name: str,
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    limit: int | None = 512,
+    seed: int = 0,
+    input_size: Size = 224,
+) -> ImageData:
+    """At most `limit` images for criteria and costs to look at: of the training split, so that no test label leaks.
+
+    Where `path` holds no training split (of x_test.npz or x.npz it is x_train.npz), the test split's; `.split` says which.
+    Raises IntrafusionError as `load_data` does.
+    """
+    if name.startswith(KEPT):
+        split, where = "train" if _has_train(OWN, _kept(name, path)) else "test", None
+    else:
+        split, where = _calibration_split(name, None if path is None else Path(os.path.expanduser(path)))
+    data = load_data(name, split, where, limit=limit, input_size=input_size).subset(limit, seed)
+    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(device)  # lets go of all the others
+
+
+def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]:
+    """The split to calibrate on, and the path that has it."""
+    if where is not None and where.is_file() and "train" not in splits_of(keys_of(where)):
+        beside = train_beside(where)
+        return ("train", beside) if beside.is_file() else ("test", where)
+    return "train" if where is None or not where.is_dir() or _has_train(name, where) else "test", where
+
+
+def train_beside(test: Path) -> Path:
+    """Where the training images of a file of test images are looked for: x_train.npz of x_test.npz, x_train.npz of x.npz."""
+    name = test.name.replace("test", "train")
+    return test.with_name(name if name != test.name else f"{test.stem}_train{test.suffix}")
+
+
+def _has_train(name: str, folder: Path) -> bool:
+    arrays = (folder / f"{name}_train.npz").exists(), (folder / f"{name}_test.npz").exists()
+    return arrays[0] or (not arrays[1] and (_cifar_place(name, folder) is not None or has_split(folder, "train")))
+
+
+def _digits(split: str) -> ImageData:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    parts = train_test_split(pixels, labels, test_size=597, stratify=labels, random_state=0)
+    pixels, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return _pack("digits", split, images, labels, tuple("0123456789"))
+
+
+def _pack(
+    name: str,
+    split: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    notes: tuple[str, ...] = (),
+) -> ImageData:
+    nchw = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    data = ImageData(name, split, nchw, torch.from_numpy(labels.astype(np.int64)), classes, notes)
+    return replace(data, notes=(*notes, data.note)) if data.note else data
+
+
+def _from_path(
+    name: str,
+    split: str,
+    path: Path,
+    limit: int | None,
+    input_size: Size,
+    progress: Progress | None,
+    reading: Reading | None = None,
+) -> ImageData:
+    if not os.path.exists(path):
+        raise IntrafusionError(f"no data at {path}: give an .npz file or a folder of class folders")
+    if path.is_dir() and (path / f"{name}_{split}.npz").exists():
+        path = path / f"{name}_{split}.npz"
+    if path.is_file():
+        return _npz(name, split, path, reading)
+    if not path.is_dir():
+        raise IntrafusionError(f"{path} is neither a file nor a folder: give an .npz file or a folder of class folders")
+    if place := _cifar_place(name, path):
+        return _torchvision_cifar(name, split, *place)
+    cifar = name in ("cifar10", "cifar100")
+    channels, height, width = (3, 32, 32) if cifar else _whole(input_size)
+    crop = "none" if cifar else "other" if name == OWN else "always"
+    wanted = Wanted((height, width), "L" if channels == 1 else "RGB", crop)
+    return _class_folders(name, split, path, limit, wanted, progress)
+
+
+def _whole(size: Size) -> tuple[int, int, int]:
+    return (3, size, size) if isinstance(size, int) else size
+
+
+def _class_folders(
+    name: str, split: str, root: Path, limit: int | None, wanted: Wanted, progress: Progress | None
+) -> ImageData:
+    listing = list_images(name, root, split)
+    rows = listing.rows(limit)
+    in_memory = wanted.crop == "none" or len(rows) < len(listing.files)
+    if in_memory and len(rows) * math.prod(wanted.pixels) > _MEMORY_LIMIT:
+        height, width = wanted.shape
+        raise IntrafusionError(
+            f"{root}: {len(rows):,} images of {height}x{width} exceed the {_MEMORY_LIMIT >> 30} GiB held in memory: pass limit="
+        )
+    images = decoded(root, listing.files, rows, wanted, progress)
+    return _pack(name, split, images, listing.labels[rows], listing.classes, listing.notes)
+
+
+def stream_cifar(name: str) -> Iterator[tuple[int, int]]:
+    """Download CIFAR's archive to where `load_data` looks for it, yielding (bytes done, bytes in all)."""
+    maker = _cifar_class(name)
+    yield from stream(maker.url, home() / "data" / maker.filename)
+
+
+def _cifar_class(name: str) -> Any:
+    from torchvision import datasets
+
+    return datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+
+
+def _cifar_place(name: str, path: Path) -> tuple[Path, str | None] | None:
+    """The folder around torchvision's batches, in `path` or that itself, and their folder's name where it is not the usual."""
+    if name not in ("cifar10", "cifar100"):
+        return None
+    maker = _cifar_class(name)
+    if (path / maker.base_folder).is_dir() or (path / maker.filename).is_file():
+        return path, None
+    batches = path.resolve()
+    if all((batches / file).is_file() for file in (maker.meta["filename"], maker.test_list[0][0])):
+        return batches.parent, batches.name
+    return None
+
+
+def _torchvision_cifar(
+    name: str, split: str, root: Path, folder: str | None = None, download: bool = False
+) -> ImageData:
+    """torchvision's batches in `root`, or in a folder of it. They are pickles: it opens those of the published MD5 alone."""
+    maker = _cifar_class(name)
+    if download and not (root / maker.base_folder).exists():
+        for _ in stream_cifar(name):
+            pass
+    file = root / maker.filename
+    archive = folder is None and file.exists()
+    if archive and hashlib.md5(file.read_bytes()).hexdigest() != maker.tgz_md5:
+        raise IntrafusionError(f"{file} is damaged: delete it, and download it again (--download)")
+    if folder is not None:
+        maker = type(maker.__name__, (maker,), {"base_folder": folder})
+    try:  # torchvision checks the archive's MD5 and unpacks it
+        raw = maker(str(root), train=split == "train", download=archive)
+    except (RuntimeError, OSError) as error:
+        raise IntrafusionError(
+            f"no usable {name} in {root} ({one_line(error)}): pass path= (--data-path) with an "
+            f".npz or torchvision's folder, or download=True (--download); offline, use the embedded digits"
+        ) from error
+    return _pack(name, split, raw.data, np.array(raw.targets), tuple(raw.classes))
+
+
+def read_kept(split: str, path: Path) -> ImageData:
+    """A split of an .npz that is kept: what was to be converted has been."""
+    return _npz(OWN, split, path, _KEPT_AS)
+
+
+def _npz(name: str, split: str, path: Path, reading: Reading | None) -> ImageData:
+    """A split of an .npz, whose labels are classes of the dataset."""
+    found = read_arrays(path, split, None if name == OWN else (1, 3), reading)
+    labels, last = found.labels, int(found.labels.max())
+    classes = found.classes or _class_names(name, max(last + 1, found.columns))
+    if labels.min() < 0 or last >= len(classes):
+        raise IntrafusionError(
+            f"{path}: labels run from {labels.min()} to {last}, but {name} has {len(classes)} classes"
+        )
+    if found.columns and found.columns != len(classes):
+        raise IntrafusionError(
+            f"{path}: one-hot labels have {found.columns} columns, but {name} has {len(classes)} classes"
+        )
+    return _pack(name, split, found.images, labels, classes, found.notes)
+
+
+def _class_names(name: str, count: int) -> tuple[str, ...]:
+    if name == "cifar10":
+        return CIFAR10_CLASSES
+    if name == "cifar100":
+        return tuple(str(i) for i in range(100))
+    return tuple(imagenet_categories()) if name.startswith("imagenet") else tuple(str(i) for i in range(count))

@@ -1,0 +1,1 @@
+"""Measuring networks: accuracy, size, latency, attributions, and the loss around them."""

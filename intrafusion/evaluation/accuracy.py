@@ -1,0 +1,141 @@
+"""Accuracy with its confidence interval, and the size of a network."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData, normalise
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluation.macs import count
+from intrafusion.models.card import card_for
+from intrafusion.models.fx.sharing import plain
+from intrafusion.models.precision import inputs_for
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """accuracy: fraction correct; interval: Wilson's 95 % interval; count: images; correct: bool (count,), in data order.
+
+    unlabelled: how many images of the data have no label. None of these counts.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    count: int
+    correct: Tensor
+    unlabelled: int = 0
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (95 % by default), each end a fraction in [0, 1] (Wilson 1927)."""
+    if not 0 <= successes <= count or count < 1:
+        raise IntrafusionError(f"no interval for {successes} successes of {count}")
+    share, shrink = successes / count, 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / shrink
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Size:
+    """params: number of parameters; macs: multiply-accumulates of one forward pass on one image.
+
+    left_out: operators that the multiply-accumulates do not count, as "mkldnn_rnn_layer in LSTM".
+    """
+
+    params: int
+    macs: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What the multiply-accumulates leave out, in words; "" where that is nothing."""
+        return f"MACs leave out {', '.join(self.left_out)}" if self.left_out else ""
+
+
+def size(model: nn.Module, example: Tensor) -> Size:
+    """Parameters and multiply-accumulates of `model`, as torch's own counter has them: half its floating-point operations.
+
+    example: inputs, float (B, C, H, W), the first of which is run in eval mode and the network's number type, on a copy.
+    Convolutions and matrix products count wherever they are, in layers, attention or functions.
+    """
+    counted = count(model, example)
+    return Size(sum(p.numel() for p in model.parameters()), sum(counted.layers.values()), tuple(counted.left_out))
+
+
+def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
+    """The size of each layer that multiplies, by dotted name; their sum is that of the network. example: as for `size`.
+
+    What a module's own forward multiplies outside of the layers that it holds, as attention does, is the module's. Weights
+    that are computed at each pass are written out first.
+    """
+    counted = count(plain(model), example)
+    return {
+        name: Size(sum(p.numel() for p in counted.network.get_submodule(name).parameters(recurse=False)), macs)
+        for name, macs in counted.layers.items()
+    }
+
+
+def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: int = 0) -> Evaluation:
+    """Top-1 accuracy of `model` on at most `limit` labelled images of `data`, the same ones for the same seed.
+
+    Images stay uint8 where `data` holds them and are normalised there by the model's card. The model's mode is kept.
+    Raises IntrafusionError when the model has no card, when its input or classes do not fit the data, and without labels.
+    """
+    card, whole = card_for(model, data), len(data)
+    data = data.labelled()
+    unlabelled = whole - len(data)
+    data = data.subset(limit, seed)
+    correct = predictions(model, data, card.mean, card.std) == data.labels
+    hits = int(correct.sum())
+    return Evaluation(hits / len(data), wilson(hits, len(data)), len(data), correct.cpu(), unlabelled)
+
+
+def stratified(labels: Tensor, seed: int = 0) -> Tensor:
+    """An order of the images, int64 (N,), whose every beginning holds each class in its proportion, to within one image.
+
+    labels: int64 (N,). Within a class the order is drawn by `seed`.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    by_class = classes.argsort(stable=True)
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    rank[by_class] = torch.cat([(torch.arange(size) + 0.5) / size for size in sizes.tolist()]).double()
+    return order[rank.argsort(stable=True)]
+
+
+def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Predicted labels, int64 (N,), on the data's device."""
+    return _run(model, data, mean, std, lambda out: out.argmax(1))
+
+
+def logits(model: nn.Module, data: ImageData) -> Tensor:
+    """What the model answers to every image of `data`: float (N, classes), on the data's device."""
+    card = card_for(model, data)
+    return _run(model, data, card.mean, card.std, lambda out: out)
+
+
+def _run(
+    model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float], keep: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`keep` of the logits of every image, in batches, in eval mode; the model's own mode comes back."""
+    with in_eval(model), torch.inference_mode():
+        batches = (inputs_for(model, normalise(images, mean, std)) for images, _ in data.batches())
+        return torch.cat([keep(model(inputs)) for inputs in batches])
+
+
+@contextmanager
+def in_eval(*models: nn.Module) -> Iterator[None]:
+    """Within it these networks are in eval mode; each of their modules is in its own mode afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,290 @@
+"""Which images a pruned network gets right, measured fast: unchanged layers are not run again, doubts alone cost fp32.
+
+Images are taken in an order of which every beginning is a fair sample. What the dense network makes of them in
+front of the first changed layer is kept, within a bound, for all networks that are changed there.
+
+With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screen`.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData, normalise
+from intrafusion.errors import is_out_of_memory, one_line
+from intrafusion.evaluation.accuracy import evaluate, stratified
+from intrafusion.evaluation.output_mixing import remixed
+from intrafusion.evaluation.screening import Screen, Values
+from intrafusion.models.card import card_for
+from intrafusion.models.fx.graph import alike
+from intrafusion.models.fx.partition import Part, trace
+from intrafusion.models.precision import check_accuracy, check_bf16, has_bf16, inputs_for, kind_of, low
+from intrafusion.runtime.cancellation import checkpoint, clock
+from intrafusion.runtime.log import event, say
+
+MEMORY = 1 << 30  # bytes of kept values, unless somebody says otherwise
+_PROBE_SECONDS, _LARGEST = 0.6, {"cpu": 512, "cuda": 8192}
+_PATIENCE = 0.25  # seconds between two looks at whether somebody has cancelled
+_MISFITS = (RuntimeError, TypeError, ValueError)  # of a network whose code asks for another number type
+_PAYS = 0.75  # bf16 must take less than this share of fp32's time to be worth a second look at some images
+
+
+@dataclass
+class _Front:
+    """A cut, what follows it, and kept values of what lies before it, by their batch's first image and whether in bf16."""
+
+    names: tuple[str, ...]
+    tail: Part
+    trusted: bool = False
+    kept: dict[tuple[int, bool], Values] = field(default_factory=dict)
+    screen: Screen = field(default_factory=Screen)
+
+
+class Meter:
+    """Measures networks that were pruned from one dense network, on one set of images.
+
+    model: the dense network, BN folded, in eval mode, nothing done in place; it is not touched. data: uint8 images on the
+    model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images at once; found by a
+    short probe when None. memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the
+    model, or when precision "fast" is not to be had.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: ImageData, precision: str = "exact", seed: int = 0, memory: int = MEMORY,
+        batch: int | None = None,
+    ):  # fmt: skip
+        card, data = card_for(model, data), data.labelled()
+        self.model = self._exact = model
+        self.card, self.precision, self.memory = card, precision, memory
+        self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
+        self.labels = data.labels[self.order]
+        self._cuts = trace(model, self._input(0, 3))
+        self._plain = _Front((), lambda network, images: (network(images.clone()),), True)  # where nothing can be cut
+        self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
+        self._front, self._older, self._bytes = self._plain, self._plain, 0
+        self._dense = torch.zeros(0, dtype=torch.bool)
+        if precision == "fast":
+            check_bf16(self.labels.device)
+            self._lower()
+        self.batch = batch or self._probe(self.model)
+        self._cheap = self._screening_twin() if self.precision == "exact" else None
+        if self.precision == "fast":
+            check_accuracy(evaluate(model, data, None).accuracy, float(self.dense(len(self)).float().mean()))
+
+    def _lower(self) -> None:
+        """Measure in bf16 from now on, where the network's code allows that; else say that it is measured as it is."""
+        cheap = low(self.model)
+        try:
+            with torch.inference_mode():
+                cheap(inputs_for(cheap, self._input(0, 1)))
+        except _MISFITS as error:
+            say(
+                f"precision fast is left out, as the network does not run in bf16 ({one_line(error)}): it is measured as it is"
+            )
+            self.precision = "exact"
+        else:
+            self.model = cheap
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def up_to(self, count: int) -> int:
+        """The number of images, at least `count`, that whole batches hold."""
+        return min(len(self), -(-count // self.batch) * self.batch)
+
+    def dense(self, stop: int) -> Tensor:
+        """Which of the first `stop` images the dense network gets right: bool (stop,)."""
+        if stop > len(self._dense):
+            front = self._turn_to(
+                (), self.model, self.model
+            )  # whole: a cut is trusted only for what a pruned network shows
+            more = self._correct(self.model, self._cheap, front, range(len(self._dense), stop), float("inf"))
+            self._dense = torch.cat([self._dense, more])
+        return self._dense[:stop]
+
+    def correct(
+        self, network: nn.Module, changed: Collection[str], start: int, stop: int, patience: float = float("inf")
+    ) -> Tensor:
+        """Which images `start` to `stop` a network gets right that differs from the dense one in the layers `changed`.
+
+        Stops early, after a whole batch, once `patience` seconds have passed: bool (at most stop - start,), on the CPU.
+        """
+        mixed, again = remixed(self._exact, network, self._cuts.first_of(changed) if self._cuts else ())
+        if self.precision == "fast":
+            network, mixed = (low(one, self.model, changed) for one in (network, mixed))
+        front = self._turn_to(self._cuts.in_front_of(changed, again) if self._cuts else (), network, mixed, again)
+        network = network if front is self._plain else mixed
+        cheap = low(network, self._cheap, changed) if self._cheap else None
+        return self._correct(network, cheap, front, range(start, stop), patience)
+
+    def forget(self) -> None:
+        """Let go of all kept values."""
+        for front in self._fronts.values():
+            front.kept.clear()
+        self._bytes = 0
+
+    def _turn_to(
+        self, names: tuple[str, ...], network: nn.Module, mixed: nn.Module, again: frozenset[str] = frozenset()
+    ) -> _Front:
+        """Make the cut at these values the current one; the values of the last one may help to reach it."""
+        key = names, again
+        if key not in self._fronts:
+            tail = self._cuts.tail(names, again) if self._cuts and names else None
+            self._fronts[key] = _Front(names, tail) if tail else self._plain
+        front = self._fronts[key]
+        if not front.trusted:
+            front.trusted = self._agrees(front, network, mixed)
+            front = self._fronts[key] = front if front.trusted else self._plain
+        if front is not self._front:
+            self._bytes -= _bytes(self._older.kept)
+            self._older.kept.clear()
+            self._older, self._front = self._front, front
+            cast = [key for key in self._older.kept if key[1]]  # serves no step
+            self._bytes -= _bytes({key: self._older.kept.pop(key) for key in cast})
+        return front
+
+    def _agrees(self, front: _Front, network: nn.Module, mixed: nn.Module) -> bool:
+        """Whether head and tail compute what the whole network does: not where the trace wrote a shape out."""
+        images = self._input(0, 2)
+        with torch.inference_mode():
+            try:
+                agrees = alike(front.tail(mixed, *self._head(front, images))[0], network(images.clone()))
+            except Exception:  # a user's forward can fail in any way
+                agrees = False
+            if not agrees and self._cuts:
+                event("uncut", reason=self._cuts.misfit(network, images))
+        return agrees
+
+    def _correct(
+        self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float
+    ) -> Tensor:
+        """`correct` behind a cut; the device is not waited for in the loop. cheap: the network in bf16, to screen with it."""
+
+        def batches() -> Iterator[tuple[int, slice]]:
+            began = clock()
+            for at in range(images.start // self.batch * self.batch, images.stop, self.batch):
+                checkpoint()
+                yield at, slice(max(images.start - at, 0), images.stop - at)
+                if clock() - began > patience:
+                    return
+
+        def again(rows: Tensor) -> Values:
+            places = [divmod(row + images.start, self.batch) for row in rows.tolist()]
+            found = [self._values(front, batch * self.batch, slice(place, place + 1)) for batch, place in places]
+            return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+        def exact(values: Values) -> Tensor:
+            return front.tail(network, *values)[0]
+
+        with torch.inference_mode():
+            best = None
+            if cheap is not None:
+                pairs = (
+                    (self._values(front, at, part, low=True), self._values(front, at, part)) for at, part in batches()
+                )
+                try:
+                    best = front.screen.predictions(
+                        pairs, lambda values: front.tail(cheap, *values)[0], exact, again, self.batch
+                    )
+                except _MISFITS as error:
+                    if is_out_of_memory(error):
+                        raise
+                    self._cheap = None  # its code asks for another type behind this cut
+            if best is None:
+                best = torch.cat([exact(self._values(front, at, part)).argmax(1) for at, part in batches()])
+            return (best == self.labels[images.start : images.start + len(best)]).cpu()
+
+    def _values(self, front: _Front, at: int, part: slice, low: bool = False) -> Values:
+        """What the dense network makes of some images of one batch up to the cut; the batch's is kept while there is room.
+
+        low: in bf16, where they are of the network's own type.
+        """
+        if (at, low) not in front.kept:
+            values = self._values(front, at, slice(None)) if low else self._computed(front, at)
+            if low:
+                values = tuple(value.to(torch.bfloat16) if value.dtype == self._dtype else value for value in values)
+            size = sum(value.nbytes for value in values)
+            if self._bytes + size > self.memory:
+                return tuple(value[part] for value in values)
+            front.kept[at, low] = values
+            self._bytes += size
+        return tuple(value[part] for value in front.kept[at, low])
+
+    def _computed(self, front: _Front, at: int) -> Values:
+        """One batch's values, from those of the last cut if they are kept; these have served then."""
+        near = self._older.kept.pop((at, False), ()) if self._older is not front else ()
+        self._bytes -= sum(value.nbytes for value in near)
+        step = self._cuts.head(self._older.names, front.names) if near and self._cuts and front.names else None
+        return step(self.model, *near) if step else self._head(front, self._input(at, at + self.batch))
+
+    def _head(self, front: _Front, images: Tensor) -> Values:
+        head = self._cuts.head(self._cuts.input, front.names) if self._cuts and front.names else None
+        return head(self.model, images) if head else (images,)
+
+    def _input(self, start: int, stop: int) -> Tensor:
+        """Some images as the network wants them: (B, C, H, W), channels last."""
+        images = normalise(self.data.images[self.order[start:stop]], self.card.mean, self.card.std)
+        return inputs_for(self.model, images).contiguous(memory_format=torch.channels_last)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return kind_of(self.model)
+
+    def _probe(self, network: nn.Module) -> int:
+        """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
+        began, most = clock(), min(len(self), _LARGEST[self.labels.device.type])
+        size = min(64, most)
+        while math.isinf(seconds := self._seconds(network, size)):
+            size //= 2
+            most = max(1, size // 2)  # what just fits alone leaves no room for anything else
+        while seconds > _PATIENCE and size > 1:
+            size //= 2
+            seconds /= 2
+        best = seconds / size, size
+        while 2 * size <= most and 2 * seconds <= _PATIENCE and clock() - began < _PROBE_SECONDS:
+            size *= 2
+            seconds = self._seconds(network, size)
+            best = min(best, (seconds / size, size))
+        return min(best[1], most)
+
+    def _screening_twin(self) -> nn.Module | None:
+        """The dense network in bf16, where looking at everything in bf16 first saves time."""
+        device = self.labels.device
+        if device.type != "cpu" or not has_bf16(device) or self._dtype != torch.float32:
+            return None
+        cheap = low(self.model)
+        try:
+            pays = self._seconds(cheap, self.batch) < _PAYS * self._seconds(self.model, self.batch)
+        except _MISFITS as error:  # its code makes or asks for float32
+            if is_out_of_memory(error):
+                raise
+            return None
+        return cheap if pays else None
+
+    def _seconds(self, network: nn.Module, count: int) -> float:
+        """How long this network takes for so many images: the faster of two runs, after one that warms up.
+
+        For ever, where memory does not suffice for more than one.
+        """
+        run = (self._cuts.tail(self._cuts.input) if self._cuts else None) or self._plain.tail
+        times = []
+        try:
+            images = inputs_for(network, self._input(0, count))
+            with torch.inference_mode():
+                for _ in range(3):
+                    checkpoint()
+                    began = clock()
+                    run(network, images)[0].argmax(1).cpu()
+                    times.append(clock() - began)
+        except (MemoryError, RuntimeError) as error:
+            if count == 1 or not is_out_of_memory(error):
+                raise
+            return math.inf
+        return min(times[1:])
+
+
+def _bytes(kept: Mapping[tuple[int, bool], Values]) -> int:
+    return sum(value.nbytes for values in kept.values() for value in values)

@@ -1,0 +1,117 @@
+"""Model cards: what a person must know to use weights, as JSON beside the weights file."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError, one_line, shown
+
+if TYPE_CHECKING:
+    from intrafusion.data.datasets import ImageData
+
+
+_MOST, _NUMBERS = 1 << 20, 1 << 26  # of any size on a card; numbers of one input
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a person must know to use the weights. accuracy: fraction of its test split, or None."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]  # C, H, W
+    classes: int
+    dataset: str
+    source: str = "random initialisation"
+    accuracy: float | None = None
+    licence: str = ""
+    details: dict[str, Any] = field(default_factory=dict, hash=False)  # of our own training: command, seed, versions
+
+    def example(self) -> Tensor:
+        """A zero input, float (1, C, H, W)."""
+        return torch.zeros(1, *self.input_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def card_of(model: nn.Module) -> ModelCard:
+    """The model's card. Raises IntrafusionError when it has none."""
+    card = getattr(model, "card", None)
+    if not isinstance(card, ModelCard):
+        raise IntrafusionError("the model has no card: set model.card to a ModelCard with its mean, std and input_size")
+    return card
+
+
+def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
+    """The model's card. Raises IntrafusionError when it has none, or when `data` are no images that the model takes."""
+    card = card_of(model)
+    other = len(data.classes) > card.classes or (
+        card.dataset == unnamed(card.classes) and len(data.classes) != card.classes  # fewer may be any of them
+    )
+    if other or tuple(data.images.shape[1:]) != tuple(card.input_size):
+        advice = (
+            f"choose the data the model was trained on ({card.dataset})" if card.dataset != data.name
+            else "give images of that size and with those classes, or say otherwise in the card of the model"
+        )  # fmt: skip
+        raise IntrafusionError(
+            f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
+            f"of {tuple(data.images.shape[1:])}: {advice}"
+        )
+    return card
+
+
+def unnamed(classes: int) -> str:
+    """The dataset of a network of which nothing but the number of its classes is known."""
+    return f"{classes} classes"
+
+
+def read_card(path: Path, default: ModelCard) -> ModelCard:
+    """The card in a JSON file laid over `default`; the default alone where there is no file."""
+    if not os.path.isfile(path):
+        return default
+    try:
+        text = path.read_text()
+    except (ValueError, OSError) as error:
+        raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
+    return card_from(text, default, path)
+
+
+def card_from(text: str, default: ModelCard, path: Path) -> ModelCard:
+    """The card in a JSON text of a file laid over `default`. Raises IntrafusionError where it makes no sense."""
+    try:
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise TypeError("it is no object")
+        known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
+        for key in ("mean", "std", "input_size"):
+            if key in known:
+                known[key] = tuple(known[key])
+        card = replace(default, **known)
+        check_card(card)
+        return card
+    except (ValueError, TypeError, RecursionError) as error:
+        raise IntrafusionError(f"{path} is not a model card: {one_line(error)}") from error
+
+
+def check_card(card: ModelCard) -> None:
+    """Raise ValueError or TypeError where the fields of a card make no sense."""
+    texts = card.name, card.dataset, card.source, card.licence
+    if not all(isinstance(text, str) for text in texts) or not isinstance(card.details, dict):
+        raise TypeError("dataset, source and licence are texts, details an object")
+    if len(card.input_size) != 3 or not len(card.mean) == len(card.std) == card.input_size[0]:
+        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
+    sizes = *card.input_size, card.classes
+    if not all(type(size) is int and 1 <= size <= _MOST for size in sizes) or math.prod(card.input_size) > _NUMBERS:
+        raise ValueError("input_size and classes must be positive whole numbers of sizes that networks have")
+    if not all(abs(mean) <= 1e9 and 1e-9 <= std <= 1e9 for mean, std in zip(card.mean, card.std, strict=True)):
+        raise ValueError("mean must be finite, and std must be positive, on pixels from 0 to 1")
+    if card.accuracy is not None and not 0 <= card.accuracy <= 1:
+        raise ValueError(f"accuracy is a fraction in [0, 1], not {shown(card.accuracy)}")

@@ -1,0 +1,182 @@
+"""Reading a `torch.export` archive (.pt2) without PyTorch's own loader, which unpickles and evaluates what it finds.
+
+The archive is a zip of JSON (the graph, the signature, where each tensor lies) and of raw bytes (the tensors). Nothing else
+in it is read: its sample inputs, a pickle, stay where they are; code, custom objects and pickled tensors are refused.
+"""
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.exported_program.assemble import is_path
+from intrafusion.models.exported_program.shapes import RANK
+from intrafusion.runtime.safe_zip import MIB, check_size, opened
+
+_JSON, _TENSORS = 16 * MIB, 512 * MIB  # of a description; of all tensors together
+_FILES = re.compile(
+    r"models/model\.json|data/(weights|constants)/(weight|tensor)_\d+|data/(weights|constants)/model_(weights|constants)_config\.json|"
+    r"data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|extra/.*"
+)
+_DTYPES = {  # torch._export.serde.schema.ScalarType
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 7: torch.float32, 12: torch.bool,
+}  # fmt: skip
+_SCHEMA = 8  # major version of the graph's format
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a program's file says. graph: its nodes, inputs and outputs as JSON; signature: what each input is.
+
+    tensors: parameters, buffers and constants by their dotted names.
+    """
+
+    graph: Mapping[str, Any]
+    signature: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def read_archive(path: Path) -> Written:
+    """What a .pt2 file says. Runs and unpickles nothing. Raises IntrafusionError where it breaks a rule or makes no sense."""
+    check_size(path)
+    with opened(path) as (archive, infos):
+        files = _files(path, infos)
+        about = _json(archive, files, "models/model.json")
+        try:
+            module, version = about["graph_module"], about["schema_version"]["major"]
+            if version != _SCHEMA:
+                raise IntrafusionError(
+                    f"{path} has format {version!r}, and {_SCHEMA} is read: export it with torch 2.11 or 2.13"
+                )
+            return Written(module["graph"], module["signature"], _tensors(archive, files))
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+            raise IntrafusionError(
+                f"{path} is no program of torch.export.save: {error!r} in its description"
+            ) from error
+
+
+def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The archive's files by their names below its one root folder."""
+    files = {info.filename.partition("/")[2]: info for info in infos}
+    roots = {info.filename.partition("/")[0] for info in infos}
+    if len(roots) != 1 or "models/model.json" not in files:
+        raise IntrafusionError(f"{path} is no program of torch.export.save: it lacks models/model.json")
+    for name in files:
+        if name.startswith("data/aotinductor"):
+            raise IntrafusionError(
+                f"{path} holds compiled code ({name[:80]}): save it by torch.export.save, not compiled"
+            )
+        if not _FILES.fullmatch(name):
+            raise IntrafusionError(f"{path} holds {name[:80]!r}, which a program of torch.export.save does not")
+    return files
+
+
+def _json(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], name: str) -> Any:
+    if files[name].file_size > _JSON:
+        raise IntrafusionError(f"{archive.filename}: {name} has more than {_JSON // MIB} MiB")
+    try:
+        return json.loads(archive.read(files[name]))
+    except (ValueError, RecursionError) as error:
+        raise IntrafusionError(f"{archive.filename}: {name} is not JSON") from error
+
+
+def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> dict[str, Tensor]:
+    """The weights and constants by name, once their sizes are known to be bounded together."""
+    about: dict[str, _Layout] = {}
+    places: dict[str, list[str]] = {}
+    total = 0
+    for kind in ("weights", "constants"):
+        listed = f"data/{kind}/model_{kind}_config.json"
+        if listed not in files:
+            raise IntrafusionError(f"{archive.filename} lacks {listed}: export it with torch 2.11 or later")
+        for name, meta in _json(archive, files, listed)["config"].items():
+            place = _place(archive, files, kind, name, meta)
+            about[name] = _Layout.read(f"{archive.filename}: {name}", meta["tensor_meta"])
+            total += about[name].count * about[name].kind.itemsize + (
+                files[place].file_size if place not in places else 0
+            )
+            places.setdefault(place, []).append(name)
+            if total > 2 * _TENSORS:  # of the files and of what is made of them
+                raise IntrafusionError(f"{archive.filename} holds tensors of more than {_TENSORS // MIB} MiB")
+    found: dict[str, Tensor] = {}
+    for place, names in places.items():  # a file that has several names is read once
+        content = bytearray(archive.read(files[place]))
+        found |= {name: about[name].tensor(content) for name in names}
+    return found
+
+
+def _place(
+    archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], kind: str, name: str, about: Mapping[str, Any]
+) -> str:
+    """The file of a tensor in the archive."""
+    place = f"data/{kind}/{about['path_name']}"
+    plain = re.fullmatch(r"(weight|tensor)_\d+", about["path_name"]) and about["tensor_meta"]
+    if about.get("use_pickle") or not plain:
+        raise IntrafusionError(
+            f"{archive.filename} holds {name[:80]!r} as a pickle or custom object, which could run code"
+        )
+    if not is_path(name):
+        raise IntrafusionError(
+            f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _, - and dots are taken"
+        )
+    if place not in files:
+        raise IntrafusionError(f"{archive.filename} lacks the tensor {name} ({place})")
+    return place
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a tensor lies in its bytes."""
+
+    what: str
+    kind: torch.dtype
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+
+    @classmethod
+    def read(cls, what: str, about: Mapping[str, Any]) -> "_Layout":
+        """Raises IntrafusionError for what cannot be a tensor of any bytes."""
+        kind = _DTYPES.get(about["dtype"])
+        if kind is None:
+            raise IntrafusionError(f"{what} is of number type {about['dtype']}: export the network in float32")
+        if len(about["sizes"]) > RANK:
+            raise IntrafusionError(f"{what} has {len(about['sizes']):,} dimensions, and at most {RANK} are taken")
+        sizes, strides = (tuple(one["as_int"] for one in about[key]) for key in ("sizes", "strides"))
+        start = about["storage_offset"]["as_int"]
+        numbers = [*sizes, *strides, start]
+        if (
+            not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers)
+            or len(sizes) != len(strides)
+            or about["layout"] != 7
+        ):
+            raise IntrafusionError(f"{what} has a shape that makes no sense: {str(sizes)[:80]}")
+        return cls(what, kind, sizes, strides, start)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.sizes)
+
+    def tensor(self, content: bytearray) -> Tensor:
+        """The tensor of its bytes. Raises IntrafusionError where shape, strides and bytes do not agree."""
+        item = self.kind.itemsize
+        if len(content) % item or self.count * item > len(content):
+            raise IntrafusionError(f"{self.what} has shape {self.sizes} and {len(content):,} bytes: it is damaged")
+        if not self.count:
+            return torch.empty(self.sizes, dtype=self.kind)
+        last = self.start + sum((size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True))
+        if last >= len(content) // item:
+            raise IntrafusionError(f"{self.what} reaches past its {len(content):,} bytes: it is damaged")
+        flat = torch.frombuffer(content, dtype=self.kind)
+        tensor = flat.as_strided(self.sizes, self.strides, self.start).clone(memory_format=torch.contiguous_format)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise IntrafusionError(f"{self.what} holds NaN or infinite numbers: it is damaged or diverged in training")
+        return tensor

@@ -1,0 +1,120 @@
+"""A program as a module: layers where it has convolutions, linear layers and batch norms, operators of the table in between."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.exported_program.operators import Operator
+from intrafusion.models.exported_program.shapes import Batch
+
+
+@dataclass(frozen=True)
+class Value:
+    """What an earlier step made, by its name in the program."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer of the network, by its dotted name."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call. run: an operator of the table, or the dotted name of a layer.
+
+    args: numbers, words, Values, Weights and multiples of the batch, also in tuples. gives: a name for each tensor that it
+    makes, None for one that nobody reads. last: values that nobody reads later.
+    """
+
+    run: Operator | str
+    args: tuple[Any, ...]
+    gives: tuple[str | None, ...]
+    last: tuple[str, ...] = field(default=())
+
+    def __deepcopy__(self, memo: dict) -> "Step":
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a program runs. given, answer: names of the batch of images and of the logits. image: (C, H, W).
+
+    learned: the names of its own tensors, which are those of no layer, and whether they are parameters.
+    """
+
+    steps: tuple[Step, ...]
+    given: str
+    answer: str
+    image: tuple[int, int, int]
+    classes: int
+    learned: Mapping[str, bool]
+
+    def __deepcopy__(self, memo: dict) -> "Plan":
+        return self
+
+
+class Program(nn.Module):
+    """Runs steps one after the other: (B, C, H, W) -> logits (B, classes). Its layers are children under their own names."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self.plan = plan
+        self._digest = hashlib.sha256("\n".join(map(_told, plan.steps)).encode()).hexdigest()[:16]
+
+    def extra_repr(self) -> str:
+        return f"steps={len(self.plan.steps)}, digest={self._digest}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: dict[str, Any] = {self.plan.given: x}
+        for step in self.plan.steps:
+            run = self.get_submodule(step.run) if isinstance(step.run, str) else step.run.run
+            made = run(*(self._found(given, values, x) for given in step.args))
+            several = isinstance(step.run, Operator) and step.run.several
+            for place, name in enumerate(step.gives):
+                if name is not None:
+                    values[name] = made[place] if several else made
+            for name in step.last:
+                values.pop(name, None)
+        return values[self.plan.answer]
+
+    def _found(self, given: Any, values: Mapping[str, Any], x: Tensor) -> Any:
+        """An argument with values, weights and the size of the batch in their places."""
+        if isinstance(given, Value):
+            return values[given.name]
+        if isinstance(given, Weight):
+            return self._tensor(given.path)
+        if isinstance(given, Batch):
+            return x.shape[0] if given.times == 1 else x.shape[0] * given.times
+        if isinstance(given, tuple):
+            return tuple(self._found(one, values, x) for one in given)
+        return given
+
+    def _tensor(self, path: str) -> Tensor:
+        """One of its own tensors, by its dotted name."""
+        holder, _, name = path.rpartition(".")
+        found = getattr(self.get_submodule(holder), name)
+        assert isinstance(found, Tensor)
+        return found
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse other indices than those whose bounds were checked."""
+        for path in self.plan.learned:
+            own, given = self._tensor(path), state_dict.get(f"{prefix}{path}")
+            if given is not None and not own.is_floating_point() and not torch.equal(own, given.to(own)):
+                raise IntrafusionError(f"{path} holds indices or a mask, which weights cannot change: leave it out")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _told(step: Step) -> str:
+    """A step in words that are the same in every process."""
+    run = step.run if isinstance(step.run, str) else f"{step.run.name}()"
+    return f"{run} {step.args} {step.gives}"

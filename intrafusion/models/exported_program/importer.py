@@ -1,0 +1,716 @@
+"""From the nodes of an exported graph to a description: weights find their layers again, checks and dropout go.
+
+Nothing that this module writes is trusted: `built` proves all of it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.architectures import PadShortcut
+from intrafusion.models.exported_program.archive import Written
+from intrafusion.models.exported_program.assemble import FORMAT, STEPS, shape_of
+from intrafusion.models.exported_program.aten import (
+    CHECKS,
+    COPIES,
+    DROPOUTS,
+    NOTHING,
+    SAME,
+    SIZES,
+    arguments,
+    check_idle,
+)
+from intrafusion.models.exported_program.graph import Value, Weight
+from intrafusion.models.exported_program.layers import KINDS, layer_built, layer_described, layer_made
+from intrafusion.models.exported_program.operators import OPERATORS, axis
+from intrafusion.models.exported_program.shapes import (
+    Batch,
+    Shape,
+    Size,
+    at,
+    divided,
+    fitted,
+    product,
+    remainder,
+    scaled,
+    total,
+    whole,
+)
+
+_PLAIN_KINDS = {"as_int": int, "as_bool": bool, "as_float": (int, float), "as_string": str, "as_none": bool}
+_LISTS = {"as_ints": int, "as_bools": bool, "as_floats": (int, float)}
+_DTYPES = {
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
+    8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
+}  # fmt: skip
+_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
+_LAST = (1 << 63) - 1  # as the end of a slice: the end
+_ADVICE = "call model.eval() before torch.export.export"
+_FLOAT32 = 7
+
+
+class _Cell:
+    """What a name of the file means now: work in place gives all names of one tensor another value.
+
+    of: the tensor that it is a view of. place: where in that it lies, as (dim, start, stop), if it is a slice.
+    """
+
+    def __init__(self, value: Value | Weight, of: "_Cell | None" = None, place: tuple[int, int, int] | None = None):
+        self._value, self.of, self.place = value, of, place
+        self.root: _Cell = of.root if of else self
+        self.is_copy, self.changes = False, 0
+        self._seen = self.root.changes
+
+    @property
+    def value(self) -> Value | Weight:
+        """Raises IntrafusionError for a view of what was changed in place since."""
+        if self._seen != self.root.changes:
+            raise IntrafusionError("it reads a view of a tensor that it changed in place in between: write it without")
+        return self._value
+
+    def check_in_place(self, name: str) -> None:
+        """Refuse work in place where what else it changes cannot be told."""
+        _ = self.value
+        if self.of is not None and self.place is not None:
+            self.of.check_in_place(name)
+        elif self.of is not None:
+            raise IntrafusionError(f"it works in place ({name}_) on a view of a tensor: write it without")
+        elif isinstance(self._value, Weight) and not self.is_copy:
+            raise IntrafusionError(f"it changes its own weights in place ({name}_): {_ADVICE}")
+
+    def change(self, value: Value | Weight, written: Callable[["_Cell", Value | Weight], Value]) -> None:
+        """Mean another value from now on, and so the tensors that it is a slice of. written: such a tensor, with it."""
+        if self.of is None:
+            self.changes += 1
+        else:
+            self.of.change(written(self, value), written)
+        self._value, self._seen = value, self.root.changes
+
+
+def lifted(written: Written) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A program as a description and its tensors, for `built`.
+
+    Raises IntrafusionError, in words that follow "the program", where it cannot be one.
+    """
+    return _Lift(written).done()
+
+
+class _Lift:
+    """One program on its way to be a description."""
+
+    def __init__(self, written: Written):
+        self.graph, self.tensors = written.graph, written.tensors
+        self.names: dict[str, Any] = {}  # name in the program -> cell or size; None where it may not be read
+        self.shapes: dict[Value, Shape] = {}
+        self.weights: dict[str, Shape] = {}
+        self.learned: set[str] = set()
+        self.turned: dict[Value, Weight] = {}  # values that are a transposed weight
+        self.layers: dict[str, nn.Module] = {}
+        self.configs: dict[str, tuple] = {}
+        self.found: dict[str, Tensor] = {}  # the tensors of the description
+        self.steps: list[list[Any]] = []
+        self.image = self._inputs(written.signature["input_specs"])
+        self.answer = self._answer(written.signature["output_specs"])
+
+    def done(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        nodes = self.graph["nodes"]
+        if len(nodes) > STEPS:
+            raise IntrafusionError(f"it has {len(nodes):,} steps, and at most {STEPS:,} are taken")
+        for node in nodes:
+            self._node(node)
+        answer = self.names.get(self.answer)
+        if not isinstance(answer, _Cell) or not isinstance(answer.value, Value):
+            raise IntrafusionError("it gives back something that none of its steps makes")
+        learned = {path: path in self.learned for path in self.weights}
+        if other := [path for path in learned if self.found.get(path, self.tensors[path]) is not self.tensors[path]]:
+            raise IntrafusionError(f"it has a layer that borrows weights, and {other[0]} besides")
+        description = {
+            "format": FORMAT, "image": self.image, "given": "images", "answer": answer.value.name,
+            "layers": {path: layer_described(layer) for path, layer in self.layers.items()},
+            "learned": learned, "steps": self.steps,
+        }  # fmt: skip
+        return description, {path: self.tensors[path] for path in self.weights} | self.found
+
+    # -- what comes in and goes out
+
+    def _inputs(self, specs: list[Mapping[str, Any]]) -> list[int]:
+        """Give weights and the batch of images their meanings; the size of the images."""
+        given = []
+        for spec in specs:
+            ((kind, about),) = spec.items()
+            if kind == "user_input" and "as_tensor" in about["arg"]:
+                given.append(about["arg"]["as_tensor"]["name"])
+            elif kind in ("parameter", "buffer", "tensor_constant"):
+                path = about[f"{kind}_name"]
+                if path not in self.tensors:
+                    raise IntrafusionError(f"it lacks the weights {str(path)[:80]}")
+                self.names[about["arg"]["name"]] = _Cell(Weight(path))
+                if kind == "parameter":
+                    self.learned.add(path)
+            else:
+                raise IntrafusionError(
+                    f"it takes a {kind} besides images: one batch of images is what networks take here"
+                )
+        if len(given) != 1:
+            raise IntrafusionError(f"it takes {len(given)} tensors: one batch of images is what networks take here")
+        about = self.graph["tensor_values"][given[0]]
+        sizes = [one.get("as_int") for one in about["sizes"]]
+        if len(sizes) != 4 or any(type(one) is not int or one < 1 for one in sizes[1:]) or about["dtype"] != _FLOAT32:
+            raise IntrafusionError(
+                f"it takes {str(sizes)[:60]}, where images are float32 (batch, channels, height, width) of a fixed size"
+            )
+        self.names[given[0]] = _Cell(Value("images"))
+        self.shapes[Value("images")] = Shape((Batch(1), *sizes[1:]))
+        return sizes[1:]
+
+    def _answer(self, specs: list[Mapping[str, Any]]) -> str:
+        kinds = [kind for spec in specs for kind in spec]
+        if any(kind.endswith("mutation") for kind in kinds):
+            raise IntrafusionError(f"it changes its own buffers: {_ADVICE}")
+        if kinds != ["user_output"] or "as_tensor" not in specs[0]["user_output"]["arg"]:
+            raise IntrafusionError("it gives back something else than one tensor of logits, (images, classes)")
+        return str(specs[0]["user_output"]["arg"]["as_tensor"]["name"])
+
+    # -- nodes
+
+    def _node(self, node: Mapping[str, Any]) -> None:
+        name, overload, in_place = split_target(node["target"])
+        if name in CHECKS:
+            return
+        gives = _outputs(node["outputs"])
+        if not overload:
+            self.names[gives[0]] = _arithmetic(name, [self._meant(one["arg"]) for one in node["inputs"]])
+            return
+        told = arguments(name, overload, {one["name"]: self._meant(one["arg"]) for one in node["inputs"]})
+        if name in (*DROPOUTS, *NOTHING):
+            self.names[gives[0]] = self._nothing(name, told)
+            return
+        first = next((one for one in told.values() if isinstance(one, _Cell)), None)
+        if in_place:
+            self._checked(first).check_in_place(name)
+        steps = len(self.steps)
+        made = self._call(name, overload, told)
+        several = "as_tensors" in node["outputs"][0]
+        if several != isinstance(made, list) or (several and len(made) != len(gives)):
+            raise IntrafusionError(f"it calls aten.{name}.{overload}, and takes {len(gives)} tensors of it")
+        if in_place:
+            changed = self._checked(first)
+            if self._shape(made) != self._shape(changed):
+                raise IntrafusionError(f"it makes {self._shape(made)} of {self._shape(changed)} in place ({name}_)")
+            changed.change(made, self._with_slice)
+            self.names[gives[0]] = changed
+            return
+        views = [step for step in self.steps[steps:] if isinstance(step[0], str) and OPERATORS[step[0]].views]
+        of = first if views else None
+        self.names |= dict.fromkeys(gives)
+        for place, one in zip(gives, made if several else [made], strict=False):
+            self.names[place] = _Cell(one, of, _slice(views)) if isinstance(one, Value) else one
+
+    def _checked(self, given: Any) -> _Cell:
+        if not isinstance(given, _Cell):
+            raise IntrafusionError("it works in place on something that is no tensor")
+        return given
+
+    def _with_slice(self, part: _Cell, value: Value | Weight) -> Value:
+        """A tensor with other numbers in one of its slices."""
+        assert part.of is not None
+        assert part.place is not None
+        whole, (dim, start, stop) = part.of.value, part.place
+        size = at(self._shape(whole).sizes[dim], 1)
+        before = [self._step("slice", whole, dim, 0, start, 1)] if start else []
+        after = [self._step("slice", whole, dim, stop, size, 1)] if stop < size else []
+        made: Value = self._step("cat", (*before, value, *after), dim)
+        return made
+
+    def _nothing(self, name: str, told: Mapping[str, Any]) -> _Cell:
+        """Calls that leave the numbers as they are."""
+        cell = next(iter(told.values()))
+        if not isinstance(cell, _Cell):
+            raise IntrafusionError(f"it calls aten.{name} of something that is no tensor")
+        if name in DROPOUTS:
+            if told["train"]:
+                raise IntrafusionError(f"it draws at random ({name}): {_ADVICE}")
+            return cell
+        wanted = told.get("dtype") or (self._shape(told["other"]).dtype if "other" in told else None)
+        if wanted not in (None, self._shape(cell).dtype):
+            raise IntrafusionError(f"it makes {wanted} of {self._shape(cell).dtype}: export the network in float32")
+        if name not in COPIES:
+            return cell
+        copy = _Cell(cell.value)
+        copy.is_copy = True
+        return copy
+
+    def _call(self, name: str, overload: str, told: dict[str, Any]) -> Any:
+        """What a call makes: a Value, a size, or a list of Values."""
+        target = f"{name}.{overload}"
+        if target in SAME:
+            ours, used = SAME[target]
+            check_idle(name, overload, told, used)
+            takes = OPERATORS[ours].takes.values()
+            return self._step(ours, *(_as_taken(told[one], hint) for one, hint in zip(used, takes, strict=True)))
+        return _CALLS[target](self, told)
+
+    def _step(self, name: str, *args: Any) -> Any:
+        """Write a step of an operator of the table; the Value that it makes, or the list of them."""
+        meant = tuple(_value(one) for one in args)
+        return self._written(name, meant, OPERATORS[name].made([self._shaped(one) for one in meant]).shapes)
+
+    def _written(self, run: Any, args: tuple[Any, ...], shapes: Sequence[Shape]) -> Any:
+        made = [Value(f"v{len(self.shapes) + place}") for place in range(len(shapes))]
+        self.shapes |= dict(zip(made, shapes, strict=True))
+        self.steps.append([run, [self._plain(one) for one in args], [one.name for one in made]])
+        return made if isinstance(run, str) and OPERATORS[run].several else made[0]
+
+    def _plain(self, given: Any) -> Any:
+        if isinstance(given, tuple):
+            return [self._plain(one) for one in given]
+        if isinstance(given, Value):
+            return {"value": given.name}
+        if isinstance(given, Weight):
+            self._weight(given)
+            return {"weight": given.path}
+        return {"batch": given.times} if isinstance(given, Batch) else given
+
+    def _shaped(self, given: Any) -> Any:
+        if isinstance(given, tuple):
+            return tuple(self._shaped(one) for one in given)
+        return self._shape(given) if isinstance(given, Value | Weight) else given
+
+    def _shape(self, given: Any) -> Shape:
+        value = _value(given)
+        if isinstance(value, Value):
+            return self.shapes[value]
+        if isinstance(value, Weight):
+            return self._weight(value)
+        raise IntrafusionError("it computes with something that is no tensor")
+
+    def _weight(self, weight: Weight) -> Shape:
+        if weight.path not in self.weights:
+            self.weights[weight.path] = shape_of(weight.path, self.tensors)
+        return self.weights[weight.path]
+
+    def _meant(self, argument: Mapping[str, Any]) -> Any:
+        """What an argument means here: a number, a cell, or a list of them."""
+        ((kind, raw),) = argument.items()
+        if kind == "as_none":
+            return None
+        if kind in _PLAIN_KINDS and isinstance(raw, _PLAIN_KINDS[kind]) and len(str(raw)) < 40:  # type: ignore[arg-type]
+            return raw
+        if kind in _LISTS and isinstance(raw, list) and all(isinstance(one, _LISTS[kind]) for one in raw):  # type: ignore[arg-type]
+            return list(raw)
+        if kind in ("as_tensor", "as_optional_tensor"):
+            return None if raw.get("as_none") else self._named(raw.get("as_tensor", raw)["name"])
+        if kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
+            return self._named(raw["as_name"]) if "as_name" in raw else self._meant(raw)
+        if kind in ("as_sym_ints", "as_sym_floats"):
+            return [self._named(one["as_name"]) if "as_name" in one else self._meant(one) for one in raw]
+        if kind == "as_tensors":
+            return [self._named(one["name"]) for one in raw]
+        if kind == "as_optional_tensors":
+            return [None if one.get("as_none") else self._named(one["as_tensor"]["name"]) for one in raw]
+        if kind == "as_scalar_type" and raw in _DTYPES:
+            return _DTYPES[raw]
+        if kind == "as_memory_format" and raw in _FORMATS:
+            return _FORMATS[raw]
+        if kind == "as_layout" and raw == 7:
+            return torch.strided
+        if kind == "as_device":
+            return None
+        raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which programs may not use here")
+
+    def _named(self, name: str) -> Any:
+        if self.names.get(name) is None:
+            raise IntrafusionError(f"it reads {str(name)[:80]!r} before anything makes it")
+        return self.names[name]
+
+    # -- layers
+
+    def _convolution(self, told: dict[str, Any]) -> Any:
+        groups, bias = told["groups"], _value(told["bias"])
+        if told.get("transposed"):
+            raise IntrafusionError("it has a transposed convolution, which programs may not use here")
+        padding = told["padding"] if isinstance(told["padding"], str) else _pair(told["padding"])
+        numbers = (_pair(told["stride"]), padding, _pair(told["dilation"]), groups)
+        weight = _value(told["weight"])
+        if self._are_weights(weight, bias):
+            outputs, inputs, *kernel = self._dims(weight, 4)
+            if type(groups) is not int or not 0 < groups <= outputs or outputs % groups:
+                raise IntrafusionError(f"it has a convolution of {outputs} channels in {str(groups)[:20]} groups")
+            config = dict(
+                zip(KINDS["Conv2d"].numbers, (inputs * groups, outputs, tuple(kernel), *numbers), strict=True)
+            )
+            layer = self._layer("Conv2d", config, {"weight": weight, "bias": bias}, told["input"])
+            if layer is not None:
+                return layer
+        return self._step("conv2d", told["input"], weight, bias, *numbers)
+
+    def _linear(self, x: Any, weight: Any, bias: Any) -> Any:
+        weight, bias = _value(weight), _value(bias)
+        if self._are_weights(weight, bias):
+            outputs, inputs = self._dims(weight, 2)
+            config = {"in_features": inputs, "out_features": outputs}
+            layer = self._layer("Linear", config, {"weight": weight, "bias": bias}, x)
+            if layer is not None:
+                return layer
+        return self._step("linear", x, weight, bias)
+
+    def _dims(self, weight: Weight, rank: int) -> list[int]:
+        sizes = self.tensors[weight.path].shape
+        if len(sizes) != rank:
+            raise IntrafusionError(f"it has a layer whose weight {weight.path} has the shape {tuple(sizes)}")
+        return list(sizes)
+
+    def _addmm(self, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: Any = 1) -> Any:
+        if beta != 1 or alpha != 1:
+            raise IntrafusionError("it scales the terms of a product of matrices: write that as steps of its own")
+        turned = self.turned.get(_value(weight))
+        if turned is not None and self._are_weights(turned, _value(bias)):
+            return self._linear(x, turned, bias)
+        made = self._step("matmul", x, weight)
+        return made if bias is None else self._step("add", made, bias)
+
+    def _addcmul(self, x: Any, first: Any, second: Any, value: Any) -> Any:
+        made = self._step("mul", first, second)
+        made = made if value == 1 else self._step("mul", made, value)
+        return self._step("add", x, made)
+
+    def _norm(self, told: dict[str, Any]) -> Any:
+        if told.get("training"):
+            raise IntrafusionError(f"it normalises by each batch's own statistics: {_ADVICE}")
+        parts = {name: _value(told[name]) for name in ("running_mean", "running_var", "weight", "bias")}
+        mean, var, weight, bias = parts.values()
+        if mean is None or var is None:
+            raise IntrafusionError(f"it normalises by each batch's own statistics: {_ADVICE}")
+        if not self._are_weights(mean, var) or not self._are_weights(mean, weight) or not self._are_weights(mean, bias):
+            raise IntrafusionError("it has a batch norm whose statistics and weights are not all tensors of the file")
+        if (weight is None) != (bias is None):
+            raise IntrafusionError("it has a batch norm with a weight or a bias alone")
+        kind = "BatchNorm2d" if len(self._shape(told["input"]).sizes) == 4 else "BatchNorm1d"
+        config = {"num_features": self._dims(mean, 1)[0], "eps": told["eps"], "momentum": told["momentum"]}
+        ordered = {name: parts[name] for name in ("weight", "bias", "running_mean", "running_var")}
+        layer = self._layer(kind, config, ordered, told["input"])
+        if layer is None:
+            raise IntrafusionError("it has batch norms that share some of their weights and statistics")
+        return layer
+
+    def _are_weights(self, first: Any, second: Any) -> bool:
+        """Whether the first is a float32 weight, and the second one, too, or nothing."""
+        return (
+            isinstance(first, Weight)
+            and self.tensors[first.path].dtype == torch.float32
+            and isinstance(second, Weight | None)
+        )
+
+    def _layer(self, kind: str, config: dict[str, Any], parts: Mapping[str, Weight | None], x: Any) -> Any:
+        """What the layer of these tensors makes, which is made at its first call; None where another uses them otherwise."""
+        paths = {name: weight.path for name, weight in parts.items() if weight is not None}
+        path = next(iter(paths.values()))
+        path = path.rpartition(".")[0] or path
+        if self.configs.setdefault(path, (kind, config, paths)) != (kind, config, paths):
+            return None
+        if path not in self.layers:
+            whole = {"whole": parts["bias"] is not None}
+            told = {name: list(one) if isinstance(one, tuple) else one for name, one in config.items()}
+            own = {f"{path}.{name}": self.tensors[where] for name, where in paths.items()}
+            self.layers[path], _ = layer_built(path, {"kind": kind, **told, **whole}, own)
+            self.found |= own
+        return self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
+
+    def _pad(self, told: dict[str, Any]) -> Any:
+        x, around = told["self"], _ints(told["pad"])
+        mode, value = told.get("mode", "constant"), told["value"]
+        if mode != "constant":
+            return self._step("pad_as", x, around, mode)
+        sizes = self._shape(x).sizes
+        if (
+            isinstance(_value(x), Value) and len(sizes) == 4 and len(around) == 6 and value in (None, 0)
+            and not any(around[:4]) and min(around) >= 0 and isinstance(sizes[1], int)
+        ):  # fmt: skip
+            return self._zeros(x, sizes[1], around[4], around[5])
+        return self._step("pad", x, around, 0.0 if value is None else value)
+
+    def _zeros(self, x: Any, channels: int, before: int, after: int) -> Any:
+        """Zero channels around an image's, which pruning has to count."""
+        path = f"zeros_{len(self.layers)}"
+        self.layers[path] = PadShortcut(channels, whole(before), whole(after), stride=1)
+        return self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
+
+    # -- shapes
+
+    def _reshaped(self, x: Any, sizes: Any) -> Any:
+        shape, told = self._shape(x), _value(_tuple(sizes))
+        after = fitted(shape, told)
+        if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # for any number of channels
+            return self._step("flatten", x, 1)
+        return self._step("reshape", x, told)
+
+    def _flattened(self, x: Any, start: int, end: int) -> Any:
+        shape = self._shape(x)
+        first, last = axis(shape, start), axis(shape, end)
+        if first == 1 and last == len(shape.sizes) - 1:
+            return self._step("flatten", x, 1)
+        joined = product(shape.sizes[first : last + 1])
+        return self._step("reshape", x, (*shape.sizes[:first], joined, *shape.sizes[last + 1 :]))
+
+    def _unflattened(self, x: Any, dim: int, sizes: Any) -> Any:
+        shape = self._shape(x)
+        place = axis(shape, dim)
+        return self._step("reshape", x, (*shape.sizes[:place], *_tuple(sizes), *shape.sizes[place + 1 :]))
+
+    def _sliced(self, x: Any, dim: int, start: Any, end: Any, step: int) -> Any:
+        shape = self._shape(x)
+        place = axis(shape, dim)
+        size = shape.sizes[place]
+        begin = 0 if start is None else start
+        if begin == 0 and step == 1 and (end in (None, _LAST) or end == size):
+            return x
+        if isinstance(size, Batch) or not all(type(one) is int for one in (begin, step)) or step < 1:
+            raise IntrafusionError(f"it takes {shape} apart along the batch")
+        stop = size if end in (None, _LAST) else whole(end)
+        begin, stop = (max(0, one + size) if one < 0 else min(one, size) for one in (whole(begin), stop))
+        return self._step("slice", x, place, begin, stop, step)
+
+    def _split(self, x: Any, length: int, dim: int) -> Any:
+        size = self._shape(x).sizes[axis(self._shape(x), dim)]
+        if isinstance(size, Batch) or type(length) is not int or length < 1 or size > length * 1024:
+            raise IntrafusionError(f"it splits {self._shape(x)} into parts of {str(length)[:20]}")
+        lengths = tuple(min(length, size - start) for start in range(0, size, length))
+        return self._step("split", x, lengths, dim)
+
+    def _transposed(self, x: Any, name: str, *args: Any) -> Any:
+        made = self._step(name, x, *args)
+        weight = _value(x)
+        if isinstance(weight, Weight) and len(self._shape(x).sizes) == 2:
+            self.turned[made] = weight
+        return made
+
+    def _filled(self, x: Any, value: Any) -> Any:
+        """As large as x, of one number, which may be a constant of the file."""
+        number = _value(value)
+        if isinstance(number, Weight) and self.tensors[number.path].numel() == 1 and number.path not in self.learned:
+            number = self.tensors[number.path].item()
+        return self._step("full", x, self._shape(x).sizes, number)
+
+    def _copied(self, x: Any, source: Any) -> Any:
+        if self._shape(source) == self._shape(x):
+            return _value(source)
+        return self._step("expand", source, self._shape(x).sizes)
+
+    def _squeezed(self, x: Any, dims: Sequence[int]) -> Any:
+        shape = self._shape(x)
+        for place in sorted({axis(shape, dim) for dim in dims}, reverse=True):
+            x = self._step("squeeze", x, place)
+        return x
+
+    def _all_of(self, x: Any, dims: Any) -> tuple[int, ...]:
+        return tuple(range(len(self._shape(x).sizes))) if dims is None or dims == [] else _ints(dims)
+
+    def _index(self, x: Any, indices: list[Any]) -> Any:
+        if len(indices) != 1 or indices[0] is None:
+            raise IntrafusionError("it indexes along other dimensions than the first, which programs may not do here")
+        return self._step("index", x, indices[0])
+
+    def _einsum(self, equation: Any, tensors: list[Any]) -> Any:
+        """A product of matrices in equal stacks: "..id, ..jd -> ..ij" or "..ij, ..jd -> ..id"."""
+        left, _, right = str(equation).replace(" ", "").partition("->")
+        first, _, second = left.partition(",")
+        stack, (row, inner) = first[:-2], (first[-2:-1], first[-1:])
+        if len(tensors) == 2 and len({*first, *second}) == len(stack) + 3 and second[:-2] == stack == right[:-2]:
+            if second[-1] == inner and right[-2:] == row + second[-2]:
+                return self._step("matmul", tensors[0], self._step("transpose", tensors[1], -2, -1))
+            if second[-2] == inner and right[-2:] == row + second[-1]:
+                return self._step("matmul", *tensors)
+        raise IntrafusionError(f"it has the einsum {str(equation)[:40]!r}, which programs may not use here")
+
+    def _attention(self, told: dict[str, Any]) -> Any:
+        if told["dropout_p"] or told["is_causal"] or told.get("enable_gqa"):
+            raise IntrafusionError("it has attention with dropout, a causal mask or shared heads")
+        return self._step("attention", *(told[name] for name in ("query", "key", "value", "attn_mask", "scale")))
+
+    def _pool(self, name: str, told: dict[str, Any]) -> Any:
+        kernel, stride = _pair(told["kernel_size"]), _pair(told["stride"] or told["kernel_size"])
+        if name == "max_pool2d":
+            rest = (_pair(told["dilation"]), told["ceil_mode"])
+        elif told["divisor_override"] is not None:
+            raise IntrafusionError("it has a pool with a divisor of its own")
+        else:
+            rest = (told["ceil_mode"], told["count_include_pad"])
+        return self._step(name, told["self"], kernel, stride, _pair(told["padding"]), *rest)
+
+    def _upsampled(self, name: str, told: dict[str, Any], *corners: bool) -> Any:
+        """To a size that is given, or a whole multiple of what there is."""
+        sides, factors = told["output_size"], told.get("scale_factors")
+        if sides is None and isinstance(factors, list) and all(float(one).is_integer() for one in factors):
+            now = self._shape(told["input"]).sizes[2:]
+            sides = [scaled(size, whole(int(one))) for size, one in zip(now, factors, strict=True)]
+        return self._step(name, told["input"], _pair(sides), *corners)
+
+    def _deviation(self, told: dict[str, Any], root: bool) -> Any:
+        correction = 1 if told["correction"] is None else told["correction"]
+        if correction not in (0, 1):
+            raise IntrafusionError(f"it has a variance with a correction of {str(correction)[:20]}")
+        made = self._step(
+            "var", told["self"], self._all_of(told["self"], told["dim"]), int(correction), told["keepdim"]
+        )
+        return self._step("sqrt", made) if root else made
+
+    def _length(self, told: dict[str, Any]) -> Any:
+        if told["ord"] != 2 or told["dtype"] not in (None, torch.float32):
+            raise IntrafusionError("it has a norm other than the Euclidean one")
+        return self._step("norm", told["self"], self._all_of(told["self"], told["dim"]), told["keepdim"])
+
+    def _instance_norm(self, told: dict[str, Any]) -> Any:
+        if told["running_mean"] is not None or told["running_var"] is not None or not told["use_input_stats"]:
+            raise IntrafusionError(
+                "it has an instance norm with statistics of its own, which programs may not use here"
+            )
+        channels = self._shape(told["input"]).sizes[1]
+        return self._step("group_norm", told["input"], channels, told["weight"], told["bias"], told["eps"])
+
+    def _native_group_norm(self, told: dict[str, Any]) -> Any:
+        return self._step("group_norm", told["input"], told["group"], told["weight"], told["bias"], told["eps"])
+
+
+_Call = Callable[[_Lift, dict[str, Any]], Any]
+_CALLS: dict[str, _Call] = {
+    "addcmul.default": lambda on, t: on._addcmul(t["self"], t["tensor1"], t["tensor2"], t["value"]),
+    "addmm.default": lambda on, t: on._addmm(t["self"], t["mat1"], t["mat2"], t["beta"], t["alpha"]),
+    "avg_pool2d.default": lambda on, t: on._pool("avg_pool2d", t),
+    "batch_norm.default": _Lift._norm,
+    "_native_batch_norm_legit_no_training.default": _Lift._norm,
+    "clamp_max.default": lambda on, t: on._step("clamp", t["self"], None, t["max"]),
+    "clamp_min.default": lambda on, t: on._step("clamp", t["self"], t["min"], None),
+    "conv2d.default": _Lift._convolution,
+    "conv2d.padding": _Lift._convolution,
+    "convolution.default": _Lift._convolution,
+    "constant_pad_nd.default": _Lift._pad,
+    "embedding.default": lambda on, t: on._step("index", t["weight"], t["indices"]),
+    "copy.default": lambda on, t: on._copied(t["self"], t["src"]),
+    "einsum.default": lambda on, t: on._einsum(t["equation"], t["tensors"]),
+    "expand.default": lambda on, t: on._step("expand", t["self"], _tuple(t["size"])),
+    "expand_as.default": lambda on, t: on._step("expand", t["self"], on._shape(t["other"]).sizes),
+    "fill.Scalar": lambda on, t: on._filled(t["self"], t["value"]),
+    "fill.Tensor": lambda on, t: on._filled(t["self"], t["value"]),
+    "flatten.using_ints": lambda on, t: on._flattened(t["self"], t["start_dim"], t["end_dim"]),
+    "index.Tensor": lambda on, t: on._index(t["self"], t["indices"]),
+    "instance_norm.default": _Lift._instance_norm,
+    "linalg_vector_norm.default": _Lift._length,
+    "linear.default": lambda on, t: on._linear(t["input"], t["weight"], t["bias"]),
+    "max.dim": lambda on, t: on._step("amax", t["self"], (t["dim"],), t["keepdim"]),
+    "max_pool2d.default": lambda on, t: on._pool("max_pool2d", t),
+    "max_pool2d_with_indices.default": lambda on, t: on._pool("max_pool2d", t),
+    "min.dim": lambda on, t: on._step("amin", t["self"], (t["dim"],), t["keepdim"]),
+    "mm.default": lambda on, t: on._addmm(None, t["self"], t["mat2"]),
+    "narrow.default": lambda on, t: on._sliced(t["self"], t["dim"], t["start"], total(t["start"], t["length"]), 1),
+    "native_group_norm.default": _Lift._native_group_norm,
+    "new_zeros.default": lambda on, t: on._step("full", t["self"], _tuple(t["size"]), 0),
+    "numpy_T.default": lambda on, t: on._transposed(t["self"], "transpose", 0, 1),
+    "pad.default": _Lift._pad,
+    "permute.default": lambda on, t: on._transposed(t["self"], "permute", _ints(t["dims"])),
+    "reshape.default": lambda on, t: on._reshaped(t["self"], t["shape"]),
+    "scaled_dot_product_attention.default": _Lift._attention,
+    "slice.Tensor": lambda on, t: on._sliced(t["self"], t["dim"], t["start"], t["end"], t["step"]),
+    "split.Tensor": lambda on, t: on._split(t["self"], t["split_size"], t["dim"]),
+    "squeeze.dims": lambda on, t: on._squeezed(t["self"], t["dim"]),
+    "std.correction": lambda on, t: on._deviation(t, root=True),
+    "sym_size.int": lambda on, t: on._shape(t["self"]).sizes[axis(on._shape(t["self"]), t["dim"])],
+    "t.default": lambda on, t: on._transposed(t["self"], "transpose", 0, 1),
+    "transpose.int": lambda on, t: on._transposed(t["self"], "transpose", t["dim0"], t["dim1"]),
+    "unflatten.int": lambda on, t: on._unflattened(t["self"], t["dim"], t["sizes"]),
+    "upsample_bilinear2d.vec": lambda on, t: on._upsampled("upsample_bilinear", t, t["align_corners"]),
+    "upsample_nearest2d.vec": lambda on, t: on._upsampled("upsample_nearest", t),
+    "_unsafe_view.default": lambda on, t: on._reshaped(t["self"], t["size"]),
+    "var.correction": lambda on, t: on._deviation(t, root=False),
+    "view.default": lambda on, t: on._reshaped(t["self"], t["size"]),
+    "view_as.default": lambda on, t: on._reshaped(t["self"], on._shape(t["other"]).sizes),
+    "zero.default": lambda on, t: on._filled(t["self"], 0),
+}
+
+
+def split_target(target: Any) -> tuple[str, str, bool]:
+    """An operator's name, its overload, and whether it works in place, as ("relu", "default", True) of aten.relu_.default.
+
+    ("add", "", False) for arithmetic on sizes. Raises IntrafusionError for one that programs may not use.
+    """
+    told = target if isinstance(target, str) else ""
+    if told.startswith("_operator.") and told.removeprefix("_operator.") in SIZES:
+        return told.removeprefix("_operator."), "", False
+    if found := re.fullmatch(r"torch\.ops\.aten\.(\w{1,60})\.(\w{1,60})", told):
+        name, overload = found.groups()
+        in_place = name.endswith("_")
+        name = name.removesuffix("_")
+        if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in SAME or f"{name}.{overload}" in _CALLS:
+            return name, overload, in_place
+    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here")
+
+
+def _arithmetic(name: str, args: list[Any]) -> Size | None:
+    """A whole number of others, in the file's arithmetic on sizes; None of a comparison, which nobody may read."""
+    for one in args:
+        whole(one.times if isinstance(one, Batch) else one)
+    if name == "neg":
+        return scaled(args[0], -1)
+    first, second = args
+    if name == "sub":
+        return total(first, scaled(second, -1))
+    does = {"add": total, "mul": scaled, "floordiv": divided, "mod": remainder}
+    return does[name](first, second) if name in does else None
+
+
+def _value(given: Any) -> Any:
+    """An argument with what its cells mean now, and tuples for lists."""
+    if isinstance(given, _Cell):
+        return given.value
+    return tuple(_value(one) for one in given) if isinstance(given, list | tuple) else given
+
+
+def _slice(views: Sequence[list[Any]]) -> tuple[int, int, int] | None:
+    """Where a view lies that is one slice of neighbours."""
+    if len(views) != 1 or views[0][0] != "slice" or views[0][1][4] != 1:
+        return None
+    _, dim, start, stop, _ = views[0][1]
+    return dim, start, stop
+
+
+def _as_taken(given: Any, hint: Any) -> Any:
+    """An argument as the table has it: two numbers where one stands for both, a list of one where there may be several."""
+    if hint == tuple[int, int]:
+        return _pair(given)
+    if hint == tuple[int, ...] and type(given) is int:
+        return (given,)
+    return given
+
+
+def _tuple(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
+
+
+def _ints(given: Any) -> tuple[int, ...]:
+    return tuple(whole(one) for one in _tuple(given))
+
+
+def _pair(given: Any) -> tuple[int, int]:
+    numbers = _ints(given)
+    numbers = numbers * 2 if len(numbers) == 1 else numbers
+    if len(numbers) != 2:
+        raise IntrafusionError(f"it has {str(given)[:40]} where one or two whole numbers are needed")
+    return numbers[0], numbers[1]
+
+
+def _outputs(outputs: list[Mapping[str, Any]]) -> list[str]:
+    names: list[str] = []
+    for output in outputs:
+        ((kind, raw),) = output.items()
+        if kind == "as_tensors":
+            names += [one["name"] for one in raw]
+        elif kind == "as_tensor":
+            names.append(raw["name"])
+        elif kind in ("as_sym_int", "as_sym_bool"):
+            names.append(raw["as_name"])
+        elif kind != "as_none":
+            raise IntrafusionError(f"it makes a value of kind {str(kind)[:40]!r}, which programs may not use here")
+    return names

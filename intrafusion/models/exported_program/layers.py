@@ -1,0 +1,124 @@
+"""The layers that programs are made of, as numbers of a description, with a rule each for the shapes that they take."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.models.architectures import PadShortcut
+from intrafusion.models.exported_program.operators import OPERATORS, Made, normed
+from intrafusion.models.exported_program.shapes import Shape, at, total
+
+_MOST = 1 << 24  # of any number of a layer
+_FRACTIONS = ("eps", "momentum")
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer: its numbers, its tensors, and which of these a layer may lack (all of them or none)."""
+
+    make: type[nn.Module]
+    numbers: tuple[str, ...]
+    optional: tuple[str, ...]
+    rule: Callable[[Any, Shape], Made]
+    tensors: tuple[str, ...] = ()
+
+
+def _conv(layer: nn.Conv2d, x: Shape) -> Made:
+    numbers = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return OPERATORS["conv2d"].made((x, _shape(layer.weight), _shape(layer.bias), *numbers))
+
+
+def _linear(layer: nn.Linear, x: Shape) -> Made:
+    return OPERATORS["linear"].made((x, _shape(layer.weight), _shape(layer.bias)))
+
+
+def _shape(tensor: Tensor | None) -> Shape | None:
+    return None if tensor is None else Shape(tuple(tensor.shape))
+
+
+def _norm(ranks: tuple[int, ...]) -> Callable[[Any, Shape], Made]:
+    return lambda layer, x: Made((normed(x, layer.num_features, ranks),))
+
+
+def _pad(layer: PadShortcut, x: Shape) -> Made:
+    if len(x.sizes) != 4 or x.sizes[1] != layer.channels:
+        raise IntrafusionError(f"it puts zeros around {layer.channels} channels of {x}")
+    batch, channels, *sides = x.sizes
+    thin = [-(-at(side, 1) // layer.stride) for side in sides]
+    return Made((Shape((batch, total(channels, layer.before + layer.after), *thin)),))
+
+
+_STATISTICS = ("running_mean", "running_var")
+KINDS = {
+    "Conv2d": Kind(nn.Conv2d, _CONV, ("bias",), _conv, ("weight",)),
+    "Linear": Kind(nn.Linear, ("in_features", "out_features"), ("bias",), _linear, ("weight",)),
+    "BatchNorm1d": Kind(
+        nn.BatchNorm1d, ("num_features", "eps", "momentum"), ("weight", "bias"), _norm((2, 3)), _STATISTICS
+    ),
+    "BatchNorm2d": Kind(nn.BatchNorm2d, ("num_features", "eps", "momentum"), ("weight", "bias"), _norm((4,)), _STATISTICS),
+    "PadShortcut": Kind(PadShortcut, ("channels", "before", "after", "stride"), (), _pad),
+}  # fmt: skip
+
+
+def layer_described(layer: nn.Module) -> dict[str, Any]:
+    """A layer as a table of its numbers, JSON-able."""
+    name = type(layer).__name__
+    kind = KINDS[name]
+    numbers = {number: getattr(layer, number) for number in kind.numbers}
+    told = {number: list(value) if isinstance(value, tuple) else value for number, value in numbers.items()}
+    whole = {"whole": getattr(layer, kind.optional[0]) is not None} if kind.optional else {}
+    return {"kind": name, **told, **whole}
+
+
+def layer_built(path: str, described: Any, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
+    """The layer of a description, with its tensors, and their names. Raises IntrafusionError where it makes no sense."""
+    kind = KINDS.get(str(described.get("kind"))) if isinstance(described, Mapping) else None
+    if kind is None or not all(map(_makes_sense, described, described.values())):
+        raise IntrafusionError(f"its layer {path} makes no sense")
+    numbers = {name: tuple(one) if isinstance(one, list) else one for name, one in described.items()}
+    del numbers["kind"]
+    whole = (
+        {"affine" if len(kind.optional) > 1 else "bias": numbers.pop("whole", None) is True} if kind.optional else {}
+    )
+    if {*numbers} != {*kind.numbers}:
+        raise IntrafusionError(f"its layer {path} lacks some numbers")
+    try:
+        with torch.device("meta"):
+            layer = kind.make(**numbers, **whole)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise IntrafusionError(f"its layer {path} makes no sense: {one_line(error)}") from error
+    names = (*kind.tensors, *(kind.optional if any(whole.values()) else ()))
+    for name in names:
+        tensor, place = tensors.get(f"{path}.{name}"), getattr(layer, name)
+        if tensor is None or tensor.shape != place.shape or tensor.dtype != torch.float32:
+            has = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise IntrafusionError(f"its layer {path} has for a {name} {has}, where {tuple(place.shape)} is needed")
+        put(layer, name, tensor, isinstance(place, nn.Parameter))
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        layer.num_batches_tracked = torch.tensor(0)
+    return layer, names
+
+
+def _makes_sense(name: str, value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) == 2 and all(type(one) is int and 0 <= one <= _MOST for one in value)
+    if name in ("kind", "padding"):
+        return isinstance(value, str)
+    return type(value) in ((int, float) if name in _FRACTIONS else (int, bool)) and 0 <= value <= _MOST
+
+
+def layer_made(layer: nn.Module, x: Shape) -> Made:
+    """What a layer makes of a tensor of this shape. Raises IntrafusionError where it does not take it."""
+    return KINDS[type(layer).__name__].rule(layer, x)
+
+
+def put(module: nn.Module, name: str, tensor: Tensor, learns: bool) -> None:
+    if learns:
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+    else:
+        module.register_buffer(name, tensor)

@@ -1,0 +1,1 @@
+"""Networks as torch.fx graphs, to run parts of them once."""

@@ -1,0 +1,74 @@
+"""In which numbers a network is evaluated: its own, or bf16 where the hardware multiplies it faster."""
+
+import copy
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.fx.sharing import leaves, replaced
+
+PRECISIONS = ("exact", "fast")
+TOLERANCE = 0.002  # how far bf16 may move the dense accuracy
+
+
+def kind_of(model: nn.Module) -> torch.dtype:
+    """The number type of a network's weights, float32 where it has none. Raises IntrafusionError where there are several."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(kinds) > 1:
+        names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise IntrafusionError(
+            f"the network's weights are of {names}: convert all of them to one, as model.float() does"
+        )
+    return kinds.pop() if kinds else torch.float32
+
+
+def inputs_for(model: nn.Module, images: Tensor) -> Tensor:
+    """Normalised images in the number type of a network's weights. Raises IntrafusionError where they have several."""
+    return images.to(kind_of(model))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bf16 numbers in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def check_bf16(device: torch.device) -> None:
+    """Raises IntrafusionError where precision "fast" would not be fast."""
+    if not has_bf16(device):
+        raise IntrafusionError(f"precision fast needs bf16 instructions, which {device} lacks: choose precision exact")
+
+
+def check_accuracy(exact: float, fast: float) -> None:
+    """Raises IntrafusionError where bf16 moves the dense accuracy (fractions) by more than 0.2 point."""
+    if abs(exact - fast) > TOLERANCE:
+        raise IntrafusionError(
+            f"precision fast is refused: bf16 moves the dense accuracy from {exact:.2%} to {fast:.2%}, by more than "
+            f"{100 * TOLERANCE:.1f} point; choose precision exact"
+        )
+
+
+def low(model: nn.Module, like: nn.Module | None = None, changed: Collection[str] = ()) -> nn.Module:
+    """A copy of `model` with bf16 weights, channels last.
+
+    like: such a copy of another network, whose layers serve where the two do not differ: everywhere but in `changed`.
+    """
+    layers = leaves(model)
+    places = [
+        layer for _, layer in model.named_modules(remove_duplicate=False) if not any(True for _ in layer.children())
+    ]
+    simple = sum(len(list(layer.parameters())) for layer in places) == len(list(model.parameters()))
+    if like is None or not simple:  # a layer in two places, or numbers that belong to no layer
+        return _low(copy.deepcopy(model))
+    theirs = leaves(like)
+    return replaced(
+        model, {name: _low(copy.deepcopy(layers[name])) if name in changed else theirs[name] for name in layers}
+    )
+
+
+def _low(module: nn.Module) -> nn.Module:
+    return module.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,241 @@
+"""Networks of any widths in files: weights as safetensors, and among their metadata a card that says which layers they are."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.models.architectures import PadShortcut
+from intrafusion.models.card import ModelCard, card_from, read_card
+from intrafusion.runtime.atomic_write import whole
+
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # what a layer is made of
+    "Conv2d": (nn.Conv2d, _CONV),
+    "Linear": (nn.Linear, ("in_features", "out_features")),
+    "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps")),
+    "BatchNorm2d": (nn.BatchNorm2d, ("num_features", "eps")),
+    "Identity": (nn.Identity, ()),
+    "PadShortcut": (PadShortcut, ("channels", "before", "after", "stride")),
+}
+_RESIZED = "Resized"  # of any other kind: the architecture's own layer, with other numbers and shapes
+_MOST = 1 << 16  # of any size of a layer
+_CARD = "intrafusion.card"  # of a file's metadata
+
+
+def layers_of(model: nn.Module, base: nn.Module) -> dict[str, Any]:
+    """The layers of `model` that are not as in `base`, an unpruned network of its architecture, by dotted name. JSON-able.
+
+    Raises IntrafusionError for a layer of another kind than in `base` that files do not know.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(ours: nn.Module, theirs: nn.Module | None, name: str) -> None:
+        if theirs is None or type(ours) is not type(theirs) or [*ours._modules] != [*theirs._modules]:
+            found[name] = _described(ours, name)
+            return
+        if ours.extra_repr() != theirs.extra_repr() or _shapes(ours) != _shapes(theirs):
+            found[name] = _described(ours, name) if _is_known(ours) else _resized(ours, theirs, name)
+        for child, module in ours.named_children():
+            walk(module, theirs.get_submodule(child), f"{name}.{child}" if name else child)
+
+    walk(model, base, "")
+    return found
+
+
+def _described(layer: nn.Module, name: str) -> Any:
+    if type(layer) is nn.Sequential:
+        return [_described(child, name) for child in layer]
+    kind = type(layer).__name__
+    if not _is_known(layer):
+        raise IntrafusionError(f"layer {name or 'of the whole network'} is a {kind}, which cannot be kept in a file")
+    numbers = {field: getattr(layer, field) for field in _KINDS[kind][1]}
+    return {"kind": kind, **numbers} | (
+        {"bias": layer.bias is not None} if hasattr(layer, "bias") and "Norm" not in kind else {}
+    )
+
+
+def _is_known(layer: nn.Module) -> bool:
+    return _KINDS.get(type(layer).__name__, (None,))[0] is type(layer)
+
+
+def _resized(ours: nn.Module, theirs: nn.Module, name: str) -> dict[str, Any]:
+    """A layer of the architecture's kind, whatever that is: the numbers and the shapes that differ."""
+    before, numbers = _numbers(theirs), {}
+    for field, value in _numbers(ours).items():
+        if field not in before or value != before[field]:
+            numbers[field] = list(value) if isinstance(value, tuple) else value
+    shapes = {part: shape for part, shape in _shapes(ours).items() if shape != _shapes(theirs)[part]}
+    if not numbers and not shapes:
+        raise IntrafusionError(
+            f"layer {name or 'of the whole network'} differs from its architecture's in no number or shape"
+        )
+    return {"kind": _RESIZED, "numbers": numbers, "shapes": shapes}
+
+
+def _numbers(layer: nn.Module) -> dict[str, Any]:
+    """Its attributes that are whole numbers, or tuples of some."""
+    return {name: value for name, value in vars(layer).items() if name[0] != "_" and _is_whole(value)}
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_whole, value))
+    return type(value) is int
+
+
+def _shapes(layer: nn.Module) -> dict[str, list[int] | None]:
+    """The shapes of its own tensors, by name; None where it could have one and has not."""
+    kept = {name: value for name, value in layer._buffers.items() if name not in layer._non_persistent_buffers_set}
+    return {name: None if t is None else [*t.shape] for name, t in {**layer._parameters, **kept}.items()}
+
+
+def set_layers(model: nn.Module, layers: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Put the layers that `layers_of` described into a network, in place, with weights of any values.
+
+    state: the weights that they are for. Raises IntrafusionError for a description that makes no sense or does not fit
+    them. Nothing in it is run, and no more memory is taken than the weights take.
+    """
+    if not isinstance(layers, Mapping):
+        raise IntrafusionError("the card's layers are no table of names and layers")
+    for name, described in layers.items():
+        try:
+            before = model.get_submodule(str(name))
+        except AttributeError as error:
+            raise IntrafusionError(f"the card has a layer {name!r} that this architecture does not have") from error
+        if isinstance(described, Mapping) and described.get("kind") == _RESIZED:
+            _resize(before, described, str(name), state)
+        elif not name:
+            raise IntrafusionError("the card describes the whole network as one layer, which makes no sense")
+        else:
+            with torch.device("meta"):
+                made = _made(described, str(name))
+            for part, tensor in made.state_dict().items():
+                _check_shape(f"{name}.{part}", tensor.shape, state)
+            made.to_empty(device="cpu")
+            for buffer in made.buffers():
+                buffer.zero_()
+            model.set_submodule(str(name), made)
+
+
+def _check_shape(name: str, shape: Sequence[int], state: Mapping[str, Tensor]) -> None:
+    if name.endswith("num_batches_tracked") and name not in state:
+        return
+    if name not in state or [*state[name].shape] != [*shape]:
+        has = [*state[name].shape] if name in state else "none"
+        raise IntrafusionError(
+            f"the card and the weights are not of one network: {name} is {[*shape]} in the card, {has} in the weights"
+        )
+
+
+def _resize(layer: nn.Module, described: Mapping[str, Any], name: str, state: Mapping[str, Tensor]) -> None:
+    """Give a layer of the architecture the numbers and the shapes of a card, in place."""
+    numbers, shapes, own = described.get("numbers"), described.get("shapes"), _numbers(layer)
+    if (
+        not isinstance(numbers, Mapping)
+        or not isinstance(shapes, Mapping)
+        or {*described} != {"kind", "numbers", "shapes"}
+    ):
+        raise _senseless(name, described)
+    for field, value in numbers.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if field not in own or type(value) is not type(own[field]) or not _is_whole(value) or not _fits(value):
+            raise _senseless(name, described)
+        setattr(layer, field, value)
+    for part, shape in shapes.items():
+        table = layer._parameters if part in layer._parameters else layer._buffers
+        if part not in _shapes(layer) or not (
+            shape is None or (isinstance(shape, list) and all(map(_is_whole, shape)))
+        ):
+            raise _senseless(name, described)
+        if shape is None:
+            table[part] = None
+            continue
+        _check_shape(f"{name}.{part}" if name else part, shape, state)
+        empty = torch.empty(shape)
+        table[part] = nn.Parameter(empty) if table is layer._parameters else empty  # type: ignore[assignment]
+
+
+def _senseless(name: str, described: Any) -> IntrafusionError:
+    return IntrafusionError(f"the card's layer {name!r} makes no sense: {json.dumps(described)[:200]}")
+
+
+def _made(described: Any, name: str, depth: int = 0) -> nn.Module:
+    if isinstance(described, list) and depth < 3 and len(described) < 16:
+        return nn.Sequential(*(_made(child, name, depth + 1) for child in described))
+    kind = described.get("kind") if isinstance(described, Mapping) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise IntrafusionError(f"the card's layer {name!r} is of no kind that files know: {', '.join(_KINDS)}")
+    make, fields = _KINDS[kind]
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in described.items() if key != "kind"}
+    if not {*given} <= {*fields, "bias"} or not all(_fits(value) for value in given.values()):
+        raise _senseless(name, described)
+    try:
+        return make(**given)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise IntrafusionError(f"the card's layer {name!r} makes no sense: {one_line(error)}") from error
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return len(value) <= 4 and all(_fits(one) for one in value)
+    if isinstance(value, str):
+        return value in ("zeros", "reflect", "replicate", "circular")
+    return isinstance(value, int | float) and 0 <= value <= _MOST
+
+
+def save_network(model: nn.Module, base: nn.Module, card: ModelCard, path: Path) -> ModelCard:
+    """Write a network and its card as `path`.safetensors; the card, which says its architecture and layers.
+
+    base: an unpruned network of its architecture, which `card.name` names. Raises IntrafusionError where that fails.
+    """
+    details = {**card.details, "architecture": card.name, "layers": layers_of(model, base)}
+    card = replace(card, name=path.name, details=details)
+    save_state(model.state_dict(), card, path)
+    return card
+
+
+def save_state(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> None:
+    """Write tensors and the card that says what they are as one file, `path`.safetensors: the card is in its metadata.
+
+    What has that name gives way to it at once, or stays, with its card. Raises IntrafusionError where that fails.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    with whole(path.with_name(f"{path.name}.safetensors")) as part:
+        try:
+            save_file(tensors, part, {_CARD: json.dumps(card.to_dict())})
+        except SafetensorError as error:
+            raise OSError(one_line(error)) from error
+    if not path.with_name(f"{path.name}.pt2").exists():  # whose card it is
+        with suppress(OSError):
+            path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+
+
+def saved_card(path: Path, default: ModelCard) -> ModelCard:
+    """The card that `save_state` put into a file, laid over `default`; of an older version's file, that beside it.
+
+    Only for files that we wrote ourselves: anybody may have put anything into another one. Raises IntrafusionError where
+    the file is damaged, as far as that shows without reading its tensors, or its card makes no sense.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(_CARD)
+    except (OSError, SafetensorError) as error:
+        raise IntrafusionError(f"{path} is damaged: {one_line(error)}") from error
+    return card_beside(path, default) if told is None else card_from(told, default, path)
+
+
+def card_beside(path: Path, default: ModelCard) -> ModelCard:
+    """The card in the JSON file beside a weights file, laid over `default`."""
+    return read_card(path.with_suffix(".json"), default)

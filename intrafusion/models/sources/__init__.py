@@ -1,0 +1,1 @@
+"""Where models come from: one module a source, each with names, dataset, blank, open_model, is_local and describe."""

@@ -1,0 +1,235 @@
+"""Networks that a person keeps on this machine, of any widths, as "kept/NAME"; also programs of torch.export."""
+
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.models.card import ModelCard, card_of
+from intrafusion.models.serialization import card_beside, save_network, save_state, saved_card
+from intrafusion.models.sources import builtin, lookup
+from intrafusion.models.sources.files import open_file
+from intrafusion.models.state_dict import cifar, located, plain
+from intrafusion.runtime.download import Progress
+from intrafusion.runtime.paths import check_name, home, is_name
+
+PREFIX = "kept/"
+_ENDS = (".safetensors", ".pt2")
+_PROGRAM = "program"  # among the details of a card: the description of a program
+_NOTHING = ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")
+
+
+def names(damaged: bool = True) -> list[str]:
+    """In alphabetical order. damaged: whether those are among them that cannot be opened; `describe` says so of them."""
+    files = [path for end in _ENDS for path in (home() / "models").glob(f"[!.]*{end}")]
+    found = sorted({f"{PREFIX}{path.stem}" for path in files if is_name(path.stem)})
+    return found if damaged else [name for name in found if _damage(name) is None]
+
+
+def _damage(name: str) -> str | None:
+    """Why a kept network cannot be opened, as far as its card says; None where nothing seems wrong."""
+    try:
+        dataset(name)
+    except IntrafusionError as error:
+        return str(error)
+    return None
+
+
+def when(name: str) -> int:
+    """When a kept network was written, in nanoseconds: another one of its name has another time."""
+    return _found(name)[0].stat().st_mtime_ns
+
+
+def keep(model: nn.Module, name: str) -> str:
+    """Keep a network, of whatever widths, so that "kept/NAME" opens it; that name. model: with the card of its architecture.
+
+    A network of that name is replaced. Raises IntrafusionError for a name that is none, or where it cannot be written.
+    """
+    card = card_of(model)
+    architecture = card.details.get("architecture", card.name)
+    if lookup.runs_code(architecture):
+        raise IntrafusionError(
+            f"{architecture} is code of your own, which no kept network may name: export it, and keep the program"
+        )
+    if is_program(f"{PREFIX}{check_name(name)}"):
+        raise IntrafusionError(f"a program is kept as {PREFIX}{name}: choose another name")
+    base, _ = source_of(architecture).blank(architecture, model.state_dict())
+    save_network(model, base, replace(card, name=architecture), home() / "models" / check_name(name))
+    return f"{PREFIX}{name}"
+
+
+def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
+    """Keep a program of `built` as its description and its tensors, so that "kept/NAME" opens it; that name.
+
+    Raises IntrafusionError for a name that is none, or where it cannot be written.
+    """
+    from intrafusion.models.exported_program import Program, described, tensors_of
+
+    assert isinstance(program, Program)
+    details = {**card.details, _PROGRAM: described(program)}
+    save_state(tensors_of(program), replace(card, details=details), home() / "models" / check_name(name))
+    return f"{PREFIX}{name}"
+
+
+def architecture(name: str) -> str:
+    """The name of the architecture that a kept network was made from: a program's is its own.
+
+    Raises IntrafusionError where its card names none.
+    """
+    if is_program(name):
+        return name
+    found = _found(name)[1].details.get("architecture")
+    if not isinstance(found, str) or not is_safe(found):
+        raise IntrafusionError(
+            f"the card of {name} names no architecture that is known here: remove it and keep it again"
+        )
+    return found
+
+
+def is_program(name: str) -> bool:
+    """Whether what is kept under this name is a program, "kept/NAME"."""
+    path = home() / "models" / check_name(name.removeprefix(PREFIX))
+    saved, older = (path.with_name(f"{path.name}{end}") for end in _ENDS)
+    return _holds_program(saved, saved.stat().st_mtime_ns) if saved.is_file() else older.is_file()
+
+
+@cache
+def _holds_program(path: Path, when: int) -> bool:
+    """Whether a file's card describes a program. when: the time of the file."""
+    return _PROGRAM in saved_card(path, _NOTHING).details
+
+
+def source_of(name: str) -> ModuleType:
+    """The source that a name belongs to: this module, or one of `sources`."""
+    return sys.modules[__name__] if name.startswith(PREFIX) else lookup.of(name)
+
+
+def is_safe(architecture: str) -> bool:
+    """Whether a file may ask for this architecture: one that is known by its name alone, or a program that is kept."""
+    if lookup.runs_code(architecture):
+        return False
+    try:
+        if architecture.startswith(PREFIX):
+            return is_program(architecture)
+        lookup.of(architecture).dataset(architecture)
+    except IntrafusionError:
+        return False
+    return True
+
+
+def dataset(name: str) -> str:
+    if is_program(name):
+        return _found(name)[1].dataset
+    made_from = architecture(name)
+    return source_of(made_from).dataset(made_from)
+
+
+def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+    """The architecture that it was made from, with weights of any values; a program with weights drawn at random."""
+    if is_program(name):
+        model, card = _program(name)
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.reset_parameters()
+        return model, replace(card, source="random initialisation", accuracy=None)
+    made_from = architecture(name)
+    return source_of(made_from).blank(made_from, state)
+
+
+def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+    """The model and its card, from its own file or another one of the same architecture."""
+    if is_program(name):
+        model, card = _program(name)
+        if weights is None:
+            return model, card
+        path, key = located(weights)
+        return open_file(path, lambda state: (model, replace(card, source=str(path))), key)
+
+    def make(state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
+        model, card = blank(name, state)
+        return model, replace(card, name=name)
+
+    made_from = architecture(name)
+    if weights is None:
+        model, card = open_saved(_found(name)[0], made_from)
+        return model, replace(card, name=name)
+    path, key = located(weights)
+    return open_file(path, make, key, cifar if source_of(made_from) is builtin else plain, heads=True)
+
+
+def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:
+    """The network of a file of `save_network`, and the card that it holds."""
+    source = source_of(architecture)
+    return open_file(path, lambda state: source.blank(architecture, state), heads=True, card_of=saved_card)
+
+
+def is_local(name: str) -> bool:
+    return True
+
+
+def describe(name: str) -> dict[str, Any]:
+    if (why := _damage(name)) is not None:
+        return {"dataset": "", "weights": "damaged", "accuracy": None, "summary": f"damaged: {why}"}
+    card = _found(name)[1]
+    what = "a program of torch.export" if is_program(name) else architecture(name)
+    return {
+        "dataset": card.dataset, "weights": "kept", "accuracy": card.accuracy, "summary": f"{what}, kept on this machine",
+    }  # fmt: skip
+
+
+def told(name: str) -> list[str]:
+    """What a person should know of a kept network's weights: what was chosen or left out of their file."""
+    lines = _found(name)[1].details.get("told", [])
+    return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+
+
+def _program(name: str) -> tuple[nn.Module, ModelCard]:
+    """A kept program, and its card. One that an older version kept is a .pt2 file, which is read as a stranger's."""
+    from intrafusion.models.exported_program import built, read_program
+
+    path, card = _found(name)
+    if path.suffix == ".pt2":
+        older, size, classes = read_program(path)
+        return older, replace(card, name=name, input_size=size, classes=classes)
+    details = {key: value for key, value in card.details.items() if key != _PROGRAM}
+    try:
+        program = built(card.details[_PROGRAM], _tensors(path))
+        if (program.plan.image, program.plan.classes) != (tuple(card.input_size), card.classes):
+            raise IntrafusionError(f"its card is of another one, with {card.classes} classes")
+    except IntrafusionError as error:
+        raise IntrafusionError(f"{path} is damaged: {error}; remove {name}") from error
+    return program, replace(card, name=name, details=details)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of ours."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntrafusionError(one_line(error)) from error
+
+
+def _found(name: str) -> tuple[Path, ModelCard]:
+    """The file of a kept network, and its card. Raises IntrafusionError where there is none, or a damaged one."""
+    paths = [home() / "models" / f"{check_name(name.removeprefix(PREFIX))}{end}" for end in _ENDS]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
+    if not path.is_file():
+        raise IntrafusionError(f"{name} is a folder, and no network: remove it")
+    nothing = replace(_NOTHING, name=name)
+    if path.suffix == ".safetensors":
+        return path, saved_card(path, nothing)
+    if not zipfile.is_zipfile(path):
+        raise IntrafusionError(f"{path} is damaged: it is no program any more; remove {name}")
+    return path, card_beside(path, nothing)

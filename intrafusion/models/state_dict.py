@@ -1,0 +1,259 @@
+"""Weights: a state dict that is checked, matched with the names of a network, and put into it."""
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.torch_file import AVERAGED, PREFIXES, check_count, check_dimensions, read, state_dicts
+
+Spelling = Callable[[str], str]  # a key in the form in which those of files and networks are compared
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # as keys end
+_OF_AVERAGES = ("num_updates", "initted", "step")  # whole keys
+_METHODS = frozenset(dir(Tensor))
+_VIEWS = 4  # times the bytes of a file that its tensors may take: each name counts, as it may be computed with apart
+_NOTHING = torch.empty(0)
+_MARK = "#"
+
+
+class Misfit(IntrafusionError):
+    """A state dict that is not of the architecture of this name. table: the state dict, where it is known."""
+
+    def __init__(self, message: str, name: str, table: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.name, self.table = name, table or {}
+
+
+def located(weights: str | Path) -> tuple[Path, str | None]:
+    """The file that FILE or FILE#KEY names, and where in it the weights are. A file of the whole name goes first."""
+    path = Path(os.path.expanduser(weights))
+    if _MARK not in path.name or os.path.isfile(path):
+        return path, None
+    file, _, key = str(path).rpartition(_MARK)
+    return Path(file), key
+
+
+def keyed(weights: str | Path | None, key: str | None) -> str | Path | None:
+    """FILE#KEY. Raises IntrafusionError for a key without a file."""
+    if key is None:
+        return weights
+    if weights in (None, "random"):
+        raise IntrafusionError("weights_key (--weights-key) chooses within a file: name one as weights (--weights)")
+    return f"{weights}{_MARK}{key}"
+
+
+def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The likeliest state dict in a weights file, or the one under `key`, checked, under its own names.
+
+    Floats of 16 and 64 bits come as float32. Raises IntrafusionError for a missing, damaged or non-finite file, or one
+    that holds no state dict.
+    """
+    table = next(iter(state_dicts(read(path), path, key).values()))
+    return checked({name: value for name, value in table.items() if isinstance(value, Tensor)}, path)
+
+
+def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, without anything that a file hung on them.
+
+    Raises IntrafusionError for one that is not all there: a file of a few bytes can claim any shape.
+    """
+    for name, value in table.items():
+        if isinstance(value, Tensor) and (hidden := sorted(_METHODS.intersection(vars(value)))):
+            raise IntrafusionError(f"{path} hides {hidden[0]} of the tensor {name}: save model.state_dict() alone")
+    state = {name: Tensor.detach(value) for name, value in table.items() if isinstance(value, Tensor)}
+    if odd := next((name for name, value in state.items() if not _is_plain(value)), None):
+        raise IntrafusionError(
+            f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict"
+        )
+    check_count(len(state), path)
+    for name, value in state.items():
+        check_dimensions(value.ndim, name, path)
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if sum(map(_made_bytes, state.values())) > _VIEWS * sum(storages.values()) + (1 << 20):
+        raise IntrafusionError(f"{path} shows the same numbers as many tensors: save a clone of each")
+    return state
+
+
+def _made_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor once it is one of its own, of float32 where it holds floats."""
+    return tensor.numel() * (max(4, tensor.element_size()) if tensor.is_floating_point() else tensor.element_size())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds each of its numbers."""
+    if type(tensor) is not Tensor or tensor.is_nested or tensor.is_quantized:
+        return False
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), 1 << 20)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Whole tensors as numbers to compute with: floats as float32, each of them finite.
+
+    Raises IntrafusionError for complex numbers, floats of another size, NaN and infinity.
+    """
+    state = bare(state, path)
+    odd = [k for k, v in state.items() if v.is_complex() or (v.is_floating_point() and v.dtype not in _FLOATS)]
+    if odd:
+        raise IntrafusionError(
+            f"{path} holds {odd[0]} as {_kind(state[odd[0]])}: save it as float32, float16, bfloat16 or float64"
+        )
+    made: dict[tuple[Any, ...], Tensor] = {}  # tensors that are shared stay so
+    for name, value in state.items():
+        if not value.is_floating_point() or _place(value) in made:
+            continue
+        made[_place(value)] = whole = value.float()
+        if not torch.isfinite(whole).all():
+            raise IntrafusionError(
+                f"{path} holds NaN or infinite weights in {name}: it is damaged or diverged in training"
+            )
+    return {name: made.get(_place(value), value) for name, value in state.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def plain(key: str) -> str:
+    """A key without what wrappers put into it, as in "module.features.0.weight" or "features._orig_mod.0.weight"."""
+    return ".".join(part for part in key.split(".") if part not in PREFIXES)
+
+
+def cifar(key: str) -> str:
+    """A key with the spellings that public CIFAR ResNets use for the head and the shortcut as ours."""
+    key = plain(key).replace(".downsample.", ".shortcut.")
+    return "linear." + key[3:] if key.startswith("fc.") else key
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A state dict under the names of a network, and where the two differ.
+
+    aside: names of counters, and of an average. computed: names of weights that a file holds in parts.
+    """
+
+    state: dict[str, Tensor]
+    missing: list[str]
+    extra: list[str]
+    misshapen: list[str]
+    aside: list[str]
+    computed: list[str]
+
+    def is_whole(self) -> bool:
+        return not (self.missing or self.extra or self.misshapen)
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plain) -> Fit:
+    """Match a state dict with a network: by the same names, else by names that differ in what wrappers add."""
+    own = model.state_dict()
+    state, computed = _computed(own, state, spelling)
+    named = _named(own, state, spelling)
+    aside = [
+        key for key, value in named.items()
+        if (key not in own and is_averaged(key)) or (is_counter(key) and own.get(key, _NOTHING).shape != value.shape)
+    ]  # fmt: skip
+    kept = {key: value for key, value in named.items() if key not in aside}
+    return Fit(
+        kept,
+        [key for key in own if key not in kept and not _may_lack(key)],
+        [key for key in kept if key not in own],
+        [key for key in own if key in kept and own[key].shape != kept[key].shape],
+        aside,
+        computed,
+    )
+
+
+def is_counter(key: str) -> bool:
+    """Whether it names a number that training or a profiler counts, which networks do not compute with."""
+    return key.rpartition(".")[2] in _COUNTERS or key in _OF_AVERAGES
+
+
+def is_averaged(key: str) -> bool:
+    """Whether it names a weight of an average that is kept beside the network's own."""
+    return key.partition(".")[0] in AVERAGED
+
+
+def _may_lack(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _computed(
+    own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Weights in place of the two parts that a mask or weight_norm computes each from, where the network has no such parts."""
+    names, made, parts = {spelling(name) for name in own}, dict[str, Tensor](), set[str]()
+    for name, first in state.items():
+        for (end, other), between, compute in _PARTS:
+            partner = f"{name.removesuffix(end)}{other}"
+            if not name.endswith(end) or partner not in state or spelling(name) in names:
+                continue
+            if (weight := compute(first, state[partner])) is not None:
+                made[name.removesuffix(end).replace(between, "")] = weight
+                parts |= {name, partner}
+    return ({name: value for name, value in state.items() if name not in parts} | made if made else state), [*made]
+
+
+def _masked(weight: Tensor, mask: Tensor) -> Tensor | None:
+    return weight * mask.to(weight.dtype) if weight.shape == mask.shape and not mask.is_complex() else None
+
+
+def _normed(direction: Tensor, length: Tensor) -> Tensor | None:
+    """v g / |v| (Salimans & Kingma 2016), the norm over the dimensions in which g has one number."""
+    ones = length.shape if length.ndim else (1,) * direction.ndim
+    if len(ones) != direction.ndim or any(n not in (1, m) for n, m in zip(ones, direction.shape, strict=True)):
+        return None
+    over = [place for place, n in enumerate(ones) if n == 1]
+    if not over or not direction.is_floating_point() or not length.is_floating_point():
+        return None
+    direction = direction.float()
+    return direction * (length.float() / torch.linalg.vector_norm(direction, dim=over, keepdim=True))
+
+
+_PARTS = (
+    (("_orig", "_mask"), "", _masked),
+    (("_v", "_g"), "", _normed),
+    ((".original1", ".original0"), "parametrizations.", _normed),
+)
+
+
+def _named(own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:
+    if all(key in state or _may_lack(key) for key in own):
+        return dict(state)
+    names = {spelling(key): key for key in own}
+    if len(names) < len(own):  # only such a part tells two of its own apart
+        return dict(state)
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = names.get(spelling(key), key)
+        found[key if name in found else name] = value  # the second of two stays as one too many
+    return found
+
+
+def put(model: nn.Module, found: Fit, path: Path, name: str) -> None:
+    """Put a state dict into a network, in place. Raises Misfit, with the first difference, where it is not of it."""
+    own, state = model.state_dict(), found.state
+    if not found.is_whole():
+        first = (
+            f"it lacks {found.missing[0]}" if found.missing
+            else f"it has {found.extra[0]} too many" if found.extra
+            else f"its {(odd := found.misshapen[0])} is {tuple(state[odd].shape)} where {tuple(own[odd].shape)} is needed"
+        )  # fmt: skip
+        counts = f"{len(found.missing)} missing, {len(found.extra)} extra, {len(found.misshapen)} misshapen"
+        raise Misfit(f"{path} does not fit {name}: {first} ({counts})", name)
+    if whole := next((k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()), None):
+        raise IntrafusionError(
+            f"{path} holds {whole} as {_kind(state[whole])}, whole numbers that no scale belongs to: save floats"
+        )
+    model.load_state_dict(checked(state, path), strict=False)

@@ -1,0 +1,391 @@
+"""Files of weights as training scripts leave them: read without running anything in them, and the state dicts in them.
+
+Beside the weights such files hold settings, counters and paths. Objects of types that are known to be such data are passed
+over: `Beside` stands for them, and nothing of their own modules is imported. Any other type is refused by its name.
+"""
+
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import threading
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intrafusion.errors import IntrafusionError, one_line, shown
+from intrafusion.runtime import safe_zip
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+PREFIXES = ("module", "model", "net", "network", "_orig_mod", "backbone")  # that wrappers put before keys, or into them
+_PLAIN = (
+    "state_dict", "model_state_dict", "model_state", "net_state_dict", "model", "net", "network", "module", "weights",
+    "params", "student",
+)  # fmt: skip
+AVERAGED = (
+    "model_ema", "ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "model_state_dict_ema",
+    "ema_state", "params_ema", "averaged_model", "teacher",
+)  # fmt: skip
+WRAPPERS = (*_PLAIN, *AVERAGED)  # under which files keep a state dict; those before others are preferred
+_DEEP = 4  # wrappers within wrappers
+_MOST_DIMENSIONS, _MOST_TENSORS, _MOST_TABLES = 8, 20_000, 100
+_HEADER = 8 << 20  # bytes of a file that are no tensors'
+_LONGEST = 100_000  # values of a tuple and of the tuples in it
+_TAKES_MARKED = ("APPENDS", "SETITEMS")
+_MAKES = {
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "BINPERSID": 1,
+}  # operations of pickles, by the values that they take and put one for,
+_TAKES = {"APPEND": 1, "SETITEM": 2, "BUILD": 1} | _MAKES  # or none
+
+# What may stand beside weights. Nothing of these names is looked up: they say what is passed over without a word.
+_TABLES = ("collections.defaultdict", "easydict.EasyDict", "munch.Munch", "addict.addict.Dict")  # subclasses of dict
+_TABLE_ENDS = (".CfgNode", ".AttributeDict", ".ConfigDict")
+_LISTS = ("collections.deque",)
+_OBJECTS = {
+    "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "typing.Any", "uuid.UUID", "decimal.Decimal",
+    "torch.torch_version.TorchVersion", "numpy.dtype", "numpy.ndarray",
+    *(f"builtins.{name}" for name in (
+        "dict", "list", "tuple", "frozenset", "int", "float", "bool", "str", "bytes", "slice", "range", "object",
+    )),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"pathlib.{pure}{name}Path" for pure in ("", "Pure") for name in ("", "Posix", "Windows")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{name}" for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool_")),
+}  # fmt: skip
+_CONFIGS = (  # packages whose classes hold settings, schedules and counters; their modules of layers are refused
+    "omegaconf.", "yacs.", "fvcore.common.", "detectron2.config.", "ml_collections.", "hydra.", "mmcv.utils.config",
+    "mmengine.config.", "mmengine.logging.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "fairseq.dataclass.",
+    "fairseq.meters.", "torch.optim.", "transformers.trainer_", "transformers.training_args.",
+)  # fmt: skip
+_listing = threading.Lock()  # PyTorch's list of safe types is the whole process's
+
+
+class Beside:
+    """In place of an object that stands beside weights: takes what a pickle gives it and does nothing with it."""
+
+    of = ""  # the name of its type
+
+    def __new__(cls, *args: Any) -> Any:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Table(Beside):
+    def __new__(cls, *args: Any) -> Any:
+        return OrderedDict()
+
+
+class _List(Beside):
+    def __new__(cls, *args: Any) -> Any:
+        return []
+
+
+def read(path: Path) -> Any:
+    """What a weights file holds, tensors as they were saved; nothing in it is run.
+
+    Raises IntrafusionError for a missing or damaged file, one of another kind, or one that would run code.
+    """
+    if not os.path.isfile(path):
+        raise IntrafusionError(
+            f"no weights file at {path}: check the path, or leave weights out for the embedded model"
+        )
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(SUFFIXES)}")
+    try:
+        return _safetensors(path) if suffix == ".safetensors" else _unpickled(path)
+    except IntrafusionError:
+        raise
+    except Exception as error:  # damaged files fail in many ways, in three libraries
+        if isinstance(error, MemoryError):
+            raise
+        raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or one_line(error)}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    _check_header(path)
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+
+
+def _check_header(path: Path) -> None:
+    """Raise for a header that is too long, or whose tensors are too many, have too many dimensions or overlap."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(_HEADER, path.stat().st_size - 8):
+            raise IntrafusionError(
+                f"{path} cannot be read as weights: its header has {size:,} bytes, and at most {_HEADER:,} are taken, all "
+                "of them in the file"
+            )
+        about = dict(json.loads(file.read(size), object_pairs_hook=_once))
+    about.pop("__metadata__", None)
+    check_count(len(about), path)
+    end = 0
+    for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
+        check_dimensions(len(about[name]["shape"]), name, path)
+        if begin != end or after < begin:
+            raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
+        end = after
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return made
+
+
+def check_count(count: int, path: Path) -> None:
+    """Raise IntrafusionError for a file of more tensors than are taken."""
+    if count > _MOST_TENSORS:
+        raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")
+
+
+def check_dimensions(count: int, name: str, path: Path) -> None:
+    """Raise IntrafusionError for a tensor of more dimensions than are taken."""
+    if count > _MOST_DIMENSIONS:
+        raise IntrafusionError(f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken")
+
+
+def _unpickled(path: Path) -> Any:
+    names = set[str]()
+    try:
+        _look(path, names)
+        try:
+            return _loaded(path)
+        except pickle.UnpicklingError:
+            stands = {name: stand for name in names if (stand := _stand_in(name)) is not None}
+            if not stands:
+                raise
+        with _listing, torch.serialization.safe_globals([(stand, name) for name, stand in stands.items()]):
+            return _loaded(path)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error, names) from error
+
+
+def _loaded(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles that are refused below
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _stand_in(name: str) -> Any:
+    """A class to take the place of a type that may stand beside weights; None for any other type."""
+    last = name.rpartition(".")[2]
+    known = name.startswith(_CONFIGS) and last[:1].isupper()
+    if name in _TABLES or (name.endswith(_TABLE_ENDS) and known):
+        base = _Table
+    elif name in _LISTS:
+        base = _List
+    elif name in _OBJECTS or known:
+        base = Beside
+    else:
+        return None
+    return type(last, (base,), {"of": name})
+
+
+def _look(path: Path, names: set[str]) -> None:
+    """Add the names of what a file of torch.save wants to look up, and check what is read before any of them is.
+
+    Raises for pickles that are damaged, too long, or make more than their length lets expect.
+    """
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"
+        file.seek(0)
+        for _ in range(0 if is_zip else 5):  # the older format: magic number, version, machine, content, keys
+            if not file.peek(1):
+                break
+            _follow(file, path, names)
+    if not is_zip:
+        return
+    with safe_zip.opened(path) as (archive, infos):
+        for info in infos:
+            if info.compress_type != zipfile.ZIP_STORED:
+                packed = "it is packed, which torch.save does not do: give it as that wrote it"
+                raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
+            if info.filename.endswith("/data.pkl"):
+                if info.file_size > _HEADER:
+                    raise _crowded(path)
+                _follow(io.BytesIO(archive.read(info)), path, names)
+
+
+def _crowded(path: Path) -> IntrafusionError:
+    return IntrafusionError(f"{path} holds more than {_HEADER:,} bytes beside its tensors: save its state dict alone")
+
+
+def _follow(stream: Any, path: Path, names: set[str]) -> None:
+    """Follow one pickle without making anything: the names in it, and how large its tuples are, which keys are hashed by."""
+    stack, marks, memo, begin = list[int](), list[int](), dict[Any, int](), stream.tell()
+    try:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+            kind = operation.name
+            if not count % 1000 and stream.tell() - begin > _HEADER:
+                raise _crowded(path)
+            if kind == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                names.add(f"{module}.{name}")
+            if kind == "MARK":
+                marks.append(len(stack))
+            elif kind.startswith("TUPLE"):
+                first = marks.pop() if kind == "TUPLE" else len(stack) - int(kind[-1])
+                stack[first:] = [1 + sum(stack[first:])]
+                if stack[-1] > _LONGEST:
+                    raise IntrafusionError(f"{path} holds tuples in tuples without end: save model.state_dict() alone")
+            elif kind.endswith("PUT"):
+                memo[argument] = stack[-1]
+            elif kind.endswith("GET"):
+                stack.append(memo[argument])
+            elif kind in _TAKES_MARKED:
+                del stack[marks.pop() :]
+            elif kind in _TAKES:
+                del stack[len(stack) - _TAKES[kind] :]
+                stack.extend([1] if kind in _MAKES else ())
+            elif kind not in ("PROTO", "STOP"):
+                stack.append(1)
+    except (ValueError, IndexError, KeyError, UnicodeError, EOFError) as error:
+        if isinstance(error, IntrafusionError):
+            raise
+        if told := _advice(path):
+            raise ValueError(told) from error
+        raise pickle.UnpicklingError("Unsupported operand") from error
+
+
+def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
+    """Why a pickle was refused: by the name of what it wanted to run."""
+    layers = [name for name in names if re.match(r"torch\.nn\.(modules\.(?!loss)|parallel\.)", name)]
+    if layers:
+        return IntrafusionError(
+            f"{path} cannot be loaded safely: it is a whole pickled network (it names {min(layers)}), which would run code; "
+            "where its code is, torch.save(model.state_dict(), ...) writes its weights alone"
+        )
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return IntrafusionError(
+            f"{path} cannot be loaded safely: it wants to run {found[1]}, and nothing in a file is run; "
+            "save model.state_dict() alone"
+        )
+    if "Unsupported operand" in str(error):
+        return IntrafusionError(
+            f"{path} cannot be loaded safely: it is damaged, of another program, or written with a pickle_protocol that is not "
+            "torch.save's own; save it as a plain state dict"
+        )
+    return IntrafusionError(
+        f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
+    )
+
+
+def _advice(path: Path) -> str:
+    """What to do with a file that PyTorch reads, but not safely; "" for any other."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
+    if zipfile.is_zipfile(path):
+        with safe_zip.opened(path) as (_, infos):
+            names = [info.filename for info in infos]
+            if not any(name.endswith("/data.pkl") for name in names):
+                return "it is a zip archive that torch.save did not write: unpack it first"
+            if any(name.endswith("/constants.pkl") for name in names):
+                return "it is a scripted network; torch.save(torch.jit.load(FILE).state_dict(), ...) writes its weights alone"
+    return ""
+
+
+def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, dict[str, Any]]:
+    """The state dicts in what a file holds, by where they are in it ("" for all of it), the likeliest first.
+
+    key: where to look alone, as "model_ema" or "model.state_dict"; the beginning of keys, too. Values that are no tensors
+    are there, too. Raises IntrafusionError where there is none.
+    """
+    if isinstance(content, Beside):
+        raise IntrafusionError(f"{path} holds no state dict (names to tensors) but a {content.of}")
+    found = dict(_found(content))
+    if key is not None:
+        chosen = _at(content, key)
+        known = [name for name in found if name]
+        if chosen is None:
+            raise IntrafusionError(
+                f"{path} holds no weights under {shown(key)}: "
+                + (f"choose one of {', '.join(known)}" if known else "it holds one state dict, which needs no key")
+            )
+        found = dict(_found(chosen, key))
+    if len(found) > _MOST_TABLES:
+        raise IntrafusionError(
+            f"{path} holds {len(found):,} state dicts, and at most {_MOST_TABLES} are looked at: save the one that is meant"
+        )
+    if not found:
+        holds = ", ".join(map(_text, list(content)[:6])) if isinstance(content, dict) else ""
+        if _has_arrays(content):
+            holds += "; its NumPy arrays are not read, so save them as tensors"
+        raise IntrafusionError(
+            f"{path} holds no state dict (names to tensors)" + (f": it holds {holds}" if holds else "")
+        )
+    return found
+
+
+def _has_arrays(content: Any, depth: int = 0, seen: set[int] | None = None) -> bool:
+    seen = set() if seen is None else seen
+    if isinstance(content, dict) and depth <= _DEEP and id(content) not in seen:
+        seen.add(id(content))
+        return any(_has_arrays(value, depth + 1, seen) for value in dict.values(content))
+    return isinstance(content, Beside) and content.of.endswith("._reconstruct")
+
+
+def _found(
+    content: Any, place: str = "", depth: int = 0, seen: list[int] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is wrapped, else the whole; then what keys of the whole begin with. Of tables in tables the first ones."""
+    seen = [] if seen is None else seen
+    if not isinstance(content, dict) or depth > _DEEP or len(seen) > 10 * _MOST_TABLES:
+        return
+    seen.append(depth)
+    table = {_text(key): value for key, value in dict.items(content)}  # whatever a file hid behind its own .items
+    within = [one for name in WRAPPERS for one in _found(table.get(name), _joined(place, name), depth + 1, seen)]
+    if within:
+        yield from within
+    elif any(isinstance(value, Tensor) for value in table.values()):
+        yield place, table
+        for name in dict.fromkeys((*WRAPPERS, *PREFIXES)):
+            if part := _below(table, name):
+                yield _joined(place, name), part
+
+
+def _at(content: Any, key: str) -> Any:
+    """What a file holds under a key, be it one of a table in a table or the beginning of keys; None where it holds nothing."""
+    if not isinstance(content, dict):
+        return None
+    table = {_text(name): value for name, value in dict.items(content)}
+    if isinstance(table.get(key), dict):
+        return table[key]
+    for name, value in table.items():
+        if key.startswith(f"{name}.") and (found := _at(value, key[len(name) + 1 :])) is not None:
+            return found
+    return _below(table, key) or None
+
+
+def _below(table: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key[len(name) + 1 :]: value for key, value in table.items() if key.startswith(f"{name}.")}
+
+
+def _text(key: Any) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else shown(key) if not isinstance(key, str) else key
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name

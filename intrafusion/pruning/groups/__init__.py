@@ -1,0 +1,1 @@
+"""Groups of coupled channels: which there are, and their weights, norms and feature maps."""

@@ -1,0 +1,49 @@
+"""A group's channels as vectors of weights, one block of coordinates for each layer, with BN folded."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from intrafusion.pruning.groups.bn_folding import folded_tensors
+from intrafusion.pruning.groups.group import CONSUMER, Group, Layer
+
+
+def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]]:
+    """For each weight layer of the group: float64 (n, d), row j the weights that write or read channel j, flattened.
+
+    Norms and PReLU are left out (they fold, or only scale); a row is zero where the layer does not hold the channel.
+    """
+    pairs = []
+    for layer in group.layers:
+        module = model.get_submodule(layer.name)
+        if not isinstance(module, _ConvNd | nn.Linear):
+            continue
+        weight, _ = folded_tensors(model, layer.name, layer.norm)
+        axis_first = weight.transpose(0, 1) if layer.role == CONSUMER else weight
+        pairs.append((layer, _rows(axis_first, layer)))
+    return pairs
+
+
+def bias_vectors(model: nn.Module, group: Group) -> list[Tensor]:
+    """For each layer that writes the channels and has a bias once BN is folded: float64 (n, m)."""
+    vectors = []
+    for layer in group.layers:
+        module = model.get_submodule(layer.name)
+        if layer.role == CONSUMER or not isinstance(module, _ConvNd | nn.Linear):
+            continue
+        _, bias = folded_tensors(model, layer.name, layer.norm)
+        if bias is not None:
+            vectors.append(_rows(bias[:, None], layer))
+    return vectors
+
+
+def whole_vectors(model: nn.Module, group: Group, bias: bool = False) -> Tensor:
+    """All of a channel's weights in one vector: float64 (n, d); `bias` appends the biases."""
+    parts = [vectors for _, vectors in channel_vectors(model, group)]
+    return torch.cat(parts + (bias_vectors(model, group) if bias else []), 1)
+
+
+def _rows(axis_first: Tensor, layer: Layer) -> Tensor:
+    positions = layer.positions.to(axis_first.device)
+    rows = axis_first[positions.clamp(min=0)].flatten(1)
+    return rows * layer.present().to(rows.device)[:, None]

@@ -1,0 +1,284 @@
+"""The channel groups of any network: traced, then put to tests that right ones cannot fail.
+
+All tests run on a copy with live random weights, where a mistake shows. Every prunable group must leave the logits unchanged
+when its channels are permuted, and the network with half of them cut away must compute what it computes with those channels
+zeroed: all groups together, and some without the others. Every BatchNorm that is to be folded must leave the logits as they
+are; one that does not stays, and is a layer of one weight a channel.
+"""
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.models.fx.sharing import check_call, twin
+from intrafusion.models.precision import inputs_for
+from intrafusion.pruning.groups.bn_folding import fold_norms, norms_of_groups
+from intrafusion.pruning.groups.dependency import Graph
+from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.surgery import shrink
+
+_log = logging.getLogger(__name__)
+_MIXED = (
+    "permuting its channels changes the logits: an operation in between mixes them, or tells them apart by their place, as a"
+    " shuffle, a norm over channels or a buffer with a number for each"
+)
+_CHANGED = "the network computes something else once channels are cut away: an operation in between depends on them all"
+_SCALES = (1.0, 100.0)  # of the inputs: some operations, as LocalResponseNorm, mix channels of large activations alone
+_FEW = 3  # channels, of a group two of whose permutations are easily the same
+_CHANCE = 1e-2  # of the largest logit: more than the order of sums, which a GPU may change, makes of two equal passes
+_FOLDED = 5e-5  # of the largest logit: what folding a norm may change
+_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # of a network whose shapes do not fit
+
+
+def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
+    """All channel groups of `model`, from input to output; those that cannot be pruned carry their reason.
+
+    example: one input, float (1, C, H, W); only its shape matters. The model is not touched.
+    Raises IntrafusionError when the network cannot be copied or traced at all.
+    """
+    check_call(model, example)
+    if torch.is_inference_mode_enabled():
+        raise IntrafusionError("groups are found by following gradients: call this outside of torch.inference_mode()")
+    traced = twin(model).requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    noise = inputs_for(traced, torch.randn(2, *example.shape[1:], generator=generator).to(example.device))
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            groups = Graph(traced, noise[:1].clone()).groups()
+        with torch.inference_mode():
+            logits = traced(noise.clone())
+            again = traced(noise.clone())
+            alone = traced(noise[:1].clone())
+    except Exception as error:  # a user's forward can fail in any way
+        raise IntrafusionError(
+            f"the network cannot be traced on an input of shape {tuple(example.shape)}: {one_line(error)}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise IntrafusionError(f"the network must return one tensor of logits, (images, classes), {_instead(logits)}")
+    if bool(torch.isfinite(logits).all()) and not _within(_CHANCE, again, logits):
+        raise IntrafusionError(
+            "the network answers the same images differently each time in eval mode, as F.dropout does without"
+            " training=self.training: nothing can be compared"
+        )
+    if noise.dtype in (torch.float16, torch.bfloat16) and any(isinstance(one, _BatchNorm) for one in traced.modules()):
+        _log.warning(
+            "the network is in %s, in which folding BatchNorm would change its logits: norms stay layers; convert it by "
+            "model.float() for what float32 gives", str(noise.dtype).removeprefix("torch."),
+        )  # fmt: skip
+    if not _within(_CHANCE, alone, logits[:1]):
+        _log.warning(
+            "the network answers an image otherwise beside other images than alone, as BatchNorm does without running "
+            "statistics: its accuracies depend on which images are measured together"
+        )
+    traced.requires_grad_(False)
+    with torch.inference_mode():
+        groups = _foldable(traced, noise[:1], groups)  # as it is, with its own statistics
+        _enliven(traced, generator)
+        return _verified(traced, noise, _foldable(traced, noise[:1], groups))
+
+
+def _instead(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"not one of shape {tuple(output.shape)}"
+    return f"not a {type(output).__name__}: wrap it in a module that returns the logits alone"
+
+
+def _enliven(model: nn.Module, generator: torch.Generator) -> None:
+    """Fill a network with random weights and statistics that let every layer's signal through, in place."""
+
+    def fill(tensor: Tensor, values: Tensor) -> None:
+        tensor.copy_(values.to(tensor.device, tensor.dtype))
+
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            fill(parameter.data, noise * math.sqrt(2 / (parameter.numel() / parameter.shape[0])))
+        else:
+            fill(parameter.data, noise * 0.1 + (0 if name.endswith("bias") else 1))
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            fill(module.running_mean, torch.randn(module.num_features, generator=generator) * 0.1)
+            fill(module.running_var, torch.rand(module.num_features, generator=generator) + 0.5)
+            if module.weight is not None:  # folding turns the sign of every other channel, which comparisons see
+                module.weight[::2].neg_()
+
+
+def _foldable(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Group]:
+    """The groups, without the norms that cannot be folded: those that change the logits when they are."""
+    norms = norms_of_groups(groups)
+    if not norms:
+        return groups
+    if not bool(torch.isfinite(model(inputs.clone())).all()):  # such a network is refused where it is pruned
+        return groups
+
+    def wrong(layers: Sequence[str]) -> bool:
+        folded = copy.deepcopy(model)
+        fold_norms(folded, {layer: norms[layer] for layer in layers})
+        return not (
+            _within(_FOLDED / 5, folded(inputs.clone()), model(inputs.clone()))  # in its own precision, which is faster
+            or _within(_FOLDED, _exact(folded, inputs), _exact(model, inputs))
+        )
+
+    bad = set(_failing(list(norms), wrong))
+    if not bad:
+        return groups
+    if bad < norms.keys() and wrong([layer for layer in norms if layer not in bad]):  # right one by one, wrong together
+        bad = set(norms)
+    return [
+        replace(
+            group,
+            layers=tuple(replace(one, norm=None) if one.name in bad else one for one in group.layers),
+        )
+        for group in groups
+    ]
+
+
+def _within(share: float, found: Tensor, expected: Tensor) -> bool:
+    """Whether all logits are those expected, to a share of the largest."""
+    return bool((found - expected).abs().max() <= share * expected.abs().max())
+
+
+def _failing(names: list[str], wrong: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Those of these that are wrong, alone or with others: found by halves, and halves of halves that are."""
+    if not names or not wrong(names):
+        return []
+    if len(names) == 1:
+        return names
+    half = len(names) // 2
+    return _failing(names[:half], wrong) + _failing(names[half:], wrong)
+
+
+def _exact(model: nn.Module, inputs: Tensor) -> Tensor:
+    """A network's logits, computed in float64 where its code allows that; float64."""
+    try:
+        return copy.deepcopy(model).double()(inputs.double()).double()
+    except Exception:  # a user's forward can fail in any way
+        return model(inputs.clone()).double()  # a network may work on its input in place
+
+
+def _verified(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Group]:
+    """The groups, with a reason added to each one that fails its test; all are tried together first."""
+    prunable = [group for group in groups if group.reason is None]
+    if _Trial(model, inputs).failure(prunable) is None:
+        return groups
+    trial = _Trial(*_in_double(model, inputs))
+    found = _failures(trial, prunable)
+    passed: list[Group] = []
+    right = [group for group in prunable if group.name not in found]
+    if right and trial.failure(right):  # each is right alone, or in its half: they are added one by one
+        for group in right:
+            if reason := trial.failure([*passed, group]):
+                found[group.name] = reason
+            else:
+                passed.append(group)
+    return [replace(group, reason=group.reason or found.get(group.name)) for group in groups]
+
+
+def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """The same in float64, as float32's errors can pass for another answer; as it is where its code is for float32."""
+    try:
+        exact = copy.deepcopy(model).double()
+        exact(inputs.double())
+        return exact, inputs.double()
+    except Exception:  # a user's forward can fail in any way
+        return model, inputs
+
+
+def _failures(trial: "_Trial", groups: list[Group]) -> dict[str, str]:
+    """Group -> why it is wrong, for those that are: halves of the groups, and halves of halves that fail."""
+    reason = trial.failure(groups)
+    if reason is None or len(groups) < 2:
+        return {group.name: reason for group in groups if reason}
+    half = len(groups) // 2
+    return _failures(trial, groups[:half]) | _failures(trial, groups[half:])
+
+
+class _Trial:
+    """A live network, and what it makes of inputs at each scale; groups are tried on copies of it."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor):
+        self.model = model
+        tried = [(inputs * scale, model(inputs * scale)) for scale in _SCALES]  # each its own: some work in place
+        self.pairs = tried[:1] + [pair for pair in tried[1:] if bool(torch.isfinite(pair[1]).all())]
+
+    def failure(self, groups: list[Group]) -> str | None:
+        """Why these groups are wrong, together or some without the others; None where nothing is."""
+        if not groups:
+            return None
+        small = [group for group in groups if group.size <= _FEW]  # whose permutations may be alike by chance
+        turned = (_permuted(self.model, some, 1) for some in (groups, *_selections(small)))
+        if not all(self._same(*self.pairs[0], model) for model in turned):
+            return _MIXED
+        mixed = _permuted(self.model, groups)
+        if not all(self._same(*pair, mixed) for pair in self.pairs):
+            return _MIXED
+        kept = {group: _half(group) for group in groups}
+        zeroed, (inputs, _) = _zeroed(self.model, kept), self.pairs[0]
+        expected = zeroed(inputs.clone())
+        try:
+            for some in (groups, *_selections(groups)):
+                cut = copy.deepcopy(zeroed)
+                shrink(cut, {group: kept[group] for group in some})
+                if not self._same(inputs, expected, cut):
+                    return _CHANGED
+        except _ERRORS as error:
+            return f"the network fails once channels are cut away, as where a shape is written out: {one_line(error)}"
+        return None
+
+    def _same(self, inputs: Tensor, expected: Tensor, model: nn.Module) -> bool:
+        """Whether a network's logits are those expected, to a thousandth of what the live network's two answers differ in."""
+        before = next(logits for images, logits in self.pairs if images is inputs)
+        return bool((model(inputs.clone()) - expected).abs().max() <= 1e-3 * (before[0] - before[1]).abs().max())
+
+
+def _selections(groups: list[Group]) -> Iterator[list[Group]]:
+    """Some of the groups at a time, so that of any two one is there without the other."""
+    for bit in range((len(groups) - 1).bit_length()):
+        yield [group for place, group in enumerate(groups) if place >> bit & 1]
+
+
+def _blocks(group: Group) -> list[Tensor]:
+    return [(group.block == block).nonzero()[:, 0] for block in group.block.unique()]
+
+
+def _permuted(model: nn.Module, groups: list[Group], turn: int | None = None) -> nn.Module:
+    """A copy with each group's channels permuted within their blocks: by chance, or by a turn of so many places."""
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for group in groups:
+        order = torch.arange(group.size)
+        for members in _blocks(group):
+            order[members] = (
+                members[torch.randperm(len(members), generator=generator)] if turn is None else members.roll(turn)
+            )
+        for layer in group.layers:
+            held = layer.present()
+            for view in layer.views(model).values():
+                view[layer.positions[held].flatten()] = view[layer.positions[order][held].flatten()].clone()
+    return model
+
+
+def _half(group: Group) -> Tensor:
+    """Every second channel of each block, at least one: int64, sorted."""
+    return torch.cat([members[::2] for members in _blocks(group)]).sort().values
+
+
+def _zeroed(model: nn.Module, kept: dict[Group, Tensor]) -> nn.Module:
+    """A copy in which the channels that do not stay are zero."""
+    model = copy.deepcopy(model)
+    for group, stays in kept.items():
+        gone = torch.ones(group.size, dtype=torch.bool)
+        gone[stays] = False
+        for layer in group.layers:
+            for name, view in layer.views(model).items():
+                if not name.startswith("running"):
+                    view[layer.positions[gone & layer.present()].flatten()] = 0
+    return model

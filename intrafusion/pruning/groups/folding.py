@@ -1,0 +1,23 @@
+"""Folding every BatchNorm into the layer before it, so that outputs do not change."""
+
+from torch import Tensor, nn
+
+from intrafusion.models.fx.sharing import check_call, check_finite, set_modes, twin
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.bn_folding import norm_of as norm_of
+from intrafusion.pruning.groups.find import find_groups
+
+
+def fold(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `model` with every BatchNorm that follows a layer directly folded into it.
+
+    example: one input, float (1, C, H, W). Norms that follow a sum or a concatenation stay, and so do those whose folding
+    would change the logits, as behind a layer with a forward of its own, or in half precision, which rounds more than that.
+    Raises IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite weights.
+    """
+    check_call(model, example)
+    check_finite(model.named_modules())
+    folded = twin(model)
+    fold_groups(folded, find_groups(model, example))
+    set_modes(folded, model)
+    return folded

@@ -1,0 +1,57 @@
+"""Importance criteria: one function each, scoring a group's channels; the largest stay.
+
+A criterion takes (model, group, data, generator) and returns scores (n,). It sees the network as it is now, BN folded or
+not, and reads weights through `channel_vectors`, which fold on the fly.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion._registry import CRITERIA, MERGES, RECOVERIES
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.fx.sharing import check_finite, plain
+from intrafusion.pruning.groups.group import Group
+from intrafusion.spec import PruneSpec
+
+# isort: off
+from intrafusion.pruning.importance import magnitude, gradient, feature_map, attribution  # noqa: F401  (they register, in lists' order)
+# isort: on
+
+
+def score(
+    model: nn.Module,
+    group: Group,
+    criterion: str = "l1",
+    data: ImageData | None = None,
+    seed: int = 0,
+    calibration: int | None = 512,
+) -> Tensor:
+    """Importance of each channel of `group`: float64 (n,) on the CPU, seen with BN folded.
+
+    data: for criteria that need images or labels; at most `calibration` of them are looked at, the same ones for the same
+    seed. Raises IntrafusionError for an unknown criterion, a group that cannot be pruned, missing data, and weights or scores
+    that are NaN or infinite.
+    """
+    entry = CRITERIA[criterion]
+    if group.reason:
+        raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
+    if entry.needs != "nothing" and data is None:
+        raise IntrafusionError(f"criterion {criterion} needs {entry.needs}: pass data=")
+    model = plain(model)
+    check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
+    seen = None if data is None else data.subset(calibration, seed)
+    with torch.no_grad():
+        scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().double().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        check_finite(model.named_modules())  # the layer to blame
+        raise IntrafusionError(
+            f"criterion {criterion} gives NaN or infinite scores of {group.name}: choose another one"
+        )
+    return scores
+
+
+def needs_images(spec: PruneSpec) -> bool:
+    """Whether scoring, comparing and merging channels, and recovering, as `spec` says looks at calibration images."""
+    looking = CRITERIA[spec.criterion], MERGES[spec.merge], RECOVERIES[spec.recovery]
+    return spec.cost == "activations" or any(entry.needs != "nothing" for entry in looking)

@@ -1,0 +1,81 @@
+"""Criteria that attribute the true label's logit to the channels where the next layers read them, by Captum.
+
+The baseline, where a method needs one, is zero after normalisation: the mean pixel.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion._registry import CRITERIA
+from intrafusion.data.datasets import ImageData
+from intrafusion.pruning.groups.feature_maps import consumers, examined, maps_of, normalised
+from intrafusion.pruning.groups.group import Group, Layer
+from intrafusion.pruning.importance.deeplift import read_alone, separated
+from intrafusion.pruning.importance.gradient import differentiating
+from intrafusion.pruning.importance.reduce import mean_over_images
+from intrafusion.runtime.cancellation import checkpoint
+
+_MOST = 64  # images at once: a method holds several copies of each
+
+
+@CRITERIA.register(
+    "conductance",
+    "the logit's change that flows through the channel on the way from the mean pixel to the image",
+    "Dhamdhere et al., ICLR 2019; Captum",
+    "labels",
+)
+def conductance(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    from captum.attr import LayerConductance
+
+    return _mean_attribution(
+        LayerConductance, examined(model), group, data,
+        lambda images: {"n_steps": 16, "internal_batch_size": 5 * len(images)},
+    )  # fmt: skip
+
+
+@CRITERIA.register("activation-gradient", "activation times the logit's gradient there", "Captum", "labels")
+def activation_gradient(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    from captum.attr import LayerGradientXActivation
+
+    return _mean_attribution(LayerGradientXActivation, examined(model), group, data)
+
+
+@CRITERIA.register(
+    "deep-lift",
+    "the logit's difference to the mean pixel's that the channel accounts for",
+    "Shrikumar et al., ICML 2017; Captum",
+    "labels",
+)
+def deep_lift(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    from captum.attr import LayerDeepLift
+
+    return _mean_attribution(LayerDeepLift, separated(model), group, data)
+
+
+def _mean_attribution(
+    method: Any,
+    twin: nn.Module,
+    group: Group,
+    data: ImageData,
+    options: Callable[[Tensor], dict[str, int]] = lambda images: {},
+) -> Tensor:
+    """Mean over images and positions of the absolute attributions by Captum's `method`; `twin`, a copy, gets its hooks."""
+    explainers = {layer: method(twin, twin.get_submodule(layer.name)) for layer in consumers(group)}
+    for layer in explainers:
+        twin.get_submodule(layer.name).register_forward_pre_hook(read_alone)
+
+    def batches() -> Iterator[list[tuple[Layer, Tensor]]]:
+        for images, labels in normalised(twin, data.labelled(), _MOST):
+            asked = {"target": labels, "attribute_to_layer_input": True, **options(images)}
+            images.requires_grad_()  # DeepLIFT hooks a gradient at every nonlinearity, before the layer too
+            found = []
+            for layer, explainer in explainers.items():
+                checkpoint()  # of a stream that many layers read, each takes as long as a batch
+                with differentiating():
+                    found.append((layer, maps_of(twin, layer, explainer.attribute(images, **asked))))
+            yield found
+
+    return mean_over_images(group, batches(), lambda maps: maps.abs().mean((2, 3)))

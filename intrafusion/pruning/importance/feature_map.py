@@ -1,0 +1,161 @@
+"""Criteria that read feature maps, where the next layers read them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion._registry import CRITERIA
+from intrafusion.data.datasets import ImageData
+from intrafusion.pruning.groups.channel_vectors import channel_vectors
+from intrafusion.pruning.groups.feature_maps import (
+    consumers,
+    examined,
+    feature_maps,
+    maps_of,
+    normalised,
+    private,
+    reading,
+)
+from intrafusion.pruning.groups.group import Group, Layer
+from intrafusion.pruning.importance.reduce import mean_over_images
+from intrafusion.runtime.cancellation import checkpoint
+
+_GRAMS = 1 << 24  # values of Gram matrices held at once
+
+
+@CRITERIA.register(
+    "chip",
+    "nuclear norm that an image's feature maps lose when the channel's is zeroed",
+    "Sui et al., NeurIPS 2021",
+    "images",
+)
+def chip(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    return mean_over_images(group, feature_maps(model, group, data), nuclear_losses)
+
+
+@CRITERIA.register("hrank", "mean rank of the channel's feature map", "Lin et al., CVPR 2020", "images")
+def hrank(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    # the maps' own precision sets the tolerance: in a wider one their rounding would count as rank
+    return mean_over_images(group, feature_maps(model, group, data), torch.linalg.matrix_rank)
+
+
+@CRITERIA.register(
+    "relative",
+    "share of the channel in what the next neurons add up",
+    "Hussien et al., arXiv 2410.16151",
+    "images",
+    reconstructed="from the abstract",
+    differs="the share of a neuron's sum alone, over a channel's weights; the paper's blind range of activations and its "
+    "regulariser of training are left out",
+)
+def relative(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    return mean_over_images(group, _contributions(model, group, data), lambda shares: shares.sum((2, 3)))
+
+
+def nuclear_losses(maps: Tensor) -> Tensor:
+    """Nuclear norm of each image's channels x pixels matrix minus that with row j zeroed: (B, c, h, w) -> float64 (B, c).
+
+    By eigenvalues of the Gram matrix on the smaller side, squared singular values, all images and rows at once.
+    """
+    rows = maps.flatten(2).double()
+    channels, pixels = rows.shape[1:]
+    grams = rows @ rows.mT if channels <= pixels else rows.mT @ rows
+    whole = _nuclear_norm(grams)
+    losses = torch.zeros_like(rows[:, :, 0])  # and zero where a channel is dead
+    for pairs in rows.any(2).nonzero().split(max(1, _GRAMS // grams[0].numel())):
+        checkpoint()
+        image, channel = pairs.unbind(1)
+        without, each = grams[image], torch.arange(len(pairs), device=rows.device)
+        if channels <= pixels:
+            without[each, channel] = 0
+            without[each, :, channel] = 0
+        else:
+            row = rows[image, channel]
+            without -= row[:, :, None] * row[:, None, :]
+        losses[image, channel] = whole[image] - _nuclear_norm(without)
+    return losses.clamp(min=0)  # rounding only: a norm never grows when a row goes
+
+
+def _nuclear_norm(grams: Tensor) -> Tensor:
+    """Sum of singular values (...,) of matrices given by their Gram matrices (..., s, s)."""
+    return torch.linalg.eigvalsh(grams).clamp(min=0).sqrt().sum(-1)
+
+
+def _contributions(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
+    """For each batch, what each consumer owes to each value that it reads: (B, n, h, w), mean over output positions."""
+    twin = examined(model)
+    magnitudes = {layer: _magnitudes(twin.get_submodule(layer.name)) for layer in consumers(group)}
+    with reading(twin, group) as read:
+        for images, _ in normalised(twin, data):
+            twin(images)
+            yield [
+                (layer, maps_of(twin, layer, _shares(magnitude, read[layer.name])))
+                for layer, magnitude in magnitudes.items()
+            ]
+
+
+def _magnitudes(module: nn.Module) -> nn.Module:
+    """The layer with absolute weights and no bias."""
+    magnitude: Any = private(module)
+    magnitude.weight.data.abs_()
+    magnitude.bias = None
+    return magnitude
+
+
+def _shares(magnitude: nn.Module, inputs: Tensor) -> Tensor:
+    """|x_i| sum_o |w_oi| / D_o, D_o = sum_m |w_om x_m|, in the inputs' shape: |x_i| times the slope of sum_o log D_o."""
+    inputs = inputs.abs().requires_grad_()
+    with torch.enable_grad():
+        sums = magnitude(inputs)
+    (slopes,) = torch.autograd.grad(sums, inputs, torch.where(sums > 0, 1 / sums, 0))
+    outputs = len(magnitude.get_parameter("weight"))
+    return inputs.detach() * slopes * (outputs / sums[0].numel())
+
+
+@CRITERIA.register(
+    "greedy",
+    "chosen one at a time: the channel that explains most of what the next layers make of those not chosen yet",
+    "after Luo et al. (ThiNet), ICCV 2017; Chee et al., NeurIPS 2022",
+    "images",
+    differs="forward column selection; ours: all layers that read a channel count, each in units of what it reads",
+)
+def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    sums: dict[Layer, Tensor] = {}
+    for batch in feature_maps(model, group, data):
+        for layer, maps in batch:
+            rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (samples, n)
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+            sums[layer] = sums.get(layer, 0) + rows.double().T @ rows.double()
+    residuals, weights, written = [], [], dict(channel_vectors(model, group))
+    for layer, moments in sums.items():
+        gram = moments[:-1, :-1] - moments[-1, :-1].outer(moments[-1, :-1]) / moments[-1, -1]
+        columns = written[layer]  # (n, m)
+        residuals.append(gram / (columns.T @ gram @ columns).trace().clamp(min=1e-30))
+        weights.append(columns)
+    return _order(residuals, weights)
+
+
+def _order(residuals: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """Greedy forward selection: (n,), the earlier a channel is chosen the larger.
+
+    residuals: Gram matrices (n, n) of what the chosen channels leave unexplained, one for each reader; weights: (n, m).
+    """
+    scores = torch.zeros(len(residuals[0]), dtype=torch.float64, device=residuals[0].device)
+    floors = [1e-4 * E.diagonal().clone() for E in residuals]  # a channel of which less is left counts as explained
+    for rank in range(len(scores), 0, -1):
+        checkpoint()
+        gain = torch.zeros_like(scores)
+        for E, W, floor in zip(residuals, weights, floors, strict=True):
+            own = E.diagonal()
+            gain += torch.where(own > floor, (E @ W).square().sum(1) / own.clamp(min=1e-300), 0.0)
+        gain = gain.masked_fill(scores > 0, -1)
+        if not gain.max() > 1e-6:  # all of them together explain one for each reader
+            break
+        best = int((gain >= 0.9999 * gain.max()).nonzero()[0])  # of equals the first, however they are rounded
+        scores[best] = rank
+        for E, floor in zip(residuals, floors, strict=True):
+            if E[best, best] > floor[best]:
+                E -= E[best].outer(E[best]) / E[best, best].clone()
+    return scores

@@ -1,0 +1,104 @@
+"""Criteria that read the loss's gradient at the weights, on labelled images.
+
+Folding a norm multiplies weights by s and divides their gradients by it: the product stays, so nothing is folded here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.modules.conv import _ConvNd
+
+from intrafusion._registry import CRITERIA
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
+from intrafusion.pruning.groups.feature_maps import examined, normalised
+from intrafusion.pruning.groups.group import Group, Layer
+from intrafusion.pruning.importance.reduce import mean_over_layers, sum_of_weights
+
+_PER_SAMPLE = 1 << 26  # gradient values held at once
+
+
+@CRITERIA.register(
+    "taylor",
+    "first-order change of the loss, each weight for itself: sum of |w dL/dw|",
+    "Molchanov et al., CVPR 2019",
+    "labels",
+    differs="gradients are summed over the calibration images (the code of Intra-Fusion: over five training batches)",
+)
+def taylor(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    return mean_over_layers(sum_of_weights(layer, change.abs()) for layer, change in _first_order(model, group, data))
+
+
+@CRITERIA.register(
+    "taylor_sum",
+    "first-order change of the loss, all weights at once: |sum of w dL/dw|",
+    "Molchanov et al., CVPR 2019",
+    "labels",
+)
+def taylor_sum(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    return mean_over_layers(sum_of_weights(layer, change).abs() for layer, change in _first_order(model, group, data))
+
+
+@CRITERIA.register(
+    "obd",
+    "second-order change of the loss, by the diagonal Fisher: sum of w^2 E[g^2]",
+    "LeCun et al., NeurIPS 1989",
+    "labels",
+)
+def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
+    twin, data = examined(model), data.labelled()
+    layers = [(layer, f"{layer.name}.weight") for layer in _weighted(twin, group)]
+    weights = {name: twin.get_parameter(name).detach() for _, name in layers}
+
+    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(twin, weights, image[None]), label[None])
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
+    most = max(1, _PER_SAMPLE // sum(weight.numel() for weight in weights.values()))
+    fisher = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    for images, labels in normalised(twin, data, most):
+        try:
+            per_image = gradients(weights, images, labels)
+        except RuntimeError as error:  # vmap cannot follow every forward, as where it branches on values
+            raise IntrafusionError(
+                f"obd cannot take this network's gradients image by image: {one_line(error)}"
+            ) from error
+        for name, per_sample in per_image.items():
+            fisher[name] += per_sample.square().sum(0)
+    return mean_over_layers(
+        sum_of_weights(layer, weights[name].square() * fisher[name] / len(data)) for layer, name in layers
+    )
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Raises IntrafusionError where the network's gradients cannot be taken, as where it changes in place what they need."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise IntrafusionError(
+            f"this network's gradients cannot be taken: choose what needs none, as the criterion l1 ({one_line(error)})"
+        ) from error
+
+
+def _weighted(model: nn.Module, group: Group) -> list[Layer]:
+    """The group's layers with weights of their own; norms only scale."""
+    return [layer for layer in group.layers if isinstance(model.get_submodule(layer.name), _ConvNd | nn.Linear)]
+
+
+def _first_order(model: nn.Module, group: Group, data: ImageData) -> list[tuple[Layer, Tensor]]:
+    """For each layer w * dL/dw in its weight's shape, L the mean cross-entropy over all the images."""
+    twin, data = examined(model), data.labelled()
+    layers = _weighted(twin, group)
+    weights = [twin.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers]
+    with torch.enable_grad(), differentiating():
+        for images, labels in normalised(twin, data):
+            (F.cross_entropy(twin(images), labels, reduction="sum") / len(data)).backward()
+    return [(layer, weight.detach() * cast(Tensor, weight.grad)) for layer, weight in zip(layers, weights, strict=True)]

@@ -1,0 +1,68 @@
+"""Calibrated and refit merges: closed-form solutions on unlabelled images, on dropped or on fused producers.
+
+`calibrated` is GRAIL (Tang, Wang, Thiele & Saukh, arXiv 2602.23795), which is also the group update of Optimal Brain Surgeon;
+ours are the intercept, and that each layer is solved for on what the network pruned so far feeds it. `refit` is the
+least-squares reconstruction of He, Zhang & Sun (ICCV 2017) and of ThiNet (Luo, Wu & Lin, ICCV 2017); ours are the ridge
+towards the present weights, its strength chosen on images held out, and the target behind a residual sum, which makes up
+for the errors made so far.
+"""
+
+from intrafusion._registry import MERGES
+from intrafusion.pruning.groups.group import CONSUMER
+from intrafusion.pruning.merge.fusion import drop, fusion
+from intrafusion.pruning.merge.least_squares import Fit
+
+CALIBRATED = "each consumer reads the dense channels as the kept ones predict them: `W' = W M^T`, M by ridge regression"
+REFIT = "calibrated, then each layer is solved for whole, to give what the dense network gives there"
+
+
+def calibrate(fit: Fit) -> None:
+    """Every consumer of a pruned group, from input to output."""
+    for name in _consumers(fit):
+        fit.calibrate(name)
+
+
+def refit(fit: Fit) -> None:
+    """Every consumer of a pruned group, from input to output: calibrated, then its whole weight."""
+    for name in _consumers(fit):
+        fit.calibrate(name)
+        fit.refit(name)
+
+
+def refit_all(fit: Fit) -> None:
+    """Every layer from the first one that lost channels on, those that write pruned channels and the last one too.
+
+    Convolutions of several groups, and layers that cannot be fitted, stay as the merge left them.
+    """
+    reading, layers = _consumers(fit), fit.walk.cuts.layers()
+    touched = {layer.name for merged in fit.merged for layer in merged.group.layers}
+    for name in layers[min(i for i, name in enumerate(layers) if name in touched) :]:
+        if name in reading:
+            fit.calibrate(name)
+        if getattr(fit.small.get_submodule(name), "groups", 1) == 1 and name not in fit.odd:
+            fit.refit(name)
+
+
+def _consumers(fit: Fit) -> list[str]:
+    """The layers that read pruned channels, in their order. Raises IntrafusionError where one does not run exactly once."""
+    return fit.once({layer.name for merged in fit.merged for layer in merged.group.role(CONSUMER)})
+
+
+_GRAIL = "after Tang et al. (GRAIL), arXiv 2602.23795"
+_HE = "after He et al., ICCV 2017; Luo et al. (ThiNet), ICCV 2017"
+_CALIBRATED = "GRAIL's ridge regression; ours: the intercept, and inputs of the network as it is pruned so far"
+_REFIT = (
+    "least-squares reconstruction; ours: the ridge towards the present weights, its choice on images held out, and the target "
+    "of a residual sum"
+)
+_WAYS = {
+    "calibrated": (calibrate, CALIBRATED),
+    "refit": (refit, REFIT),
+    "refit-all": (refit_all, "refit, and so are all layers from the first that lost channels to the last"),
+}
+for _name, (_fit, _summary) in _WAYS.items():
+    _paper, _differs = (_GRAIL, _CALIBRATED) if _name == "calibrated" else (_HE, _REFIT)
+    MERGES.register(_name, f"dropped, then {_summary}", _paper, "images", fit=_fit, transports=False, differs=_differs)(
+        drop
+    )
+    MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", _paper, "images", fit=_fit, differs=_differs)(fusion)

@@ -1,0 +1,91 @@
+"""Merges: what happens to the channels that go. One function each, in place on a BN-folded network of the dense shape;
+it returns the matrix (k, n) that it multiplied the channels by.
+
+Targets are written where the kept channels were and the other channels are zeroed, so that a merged network computes the
+same before and after it is physically made smaller (prune.shrink).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from intrafusion._registry import MERGES
+from intrafusion.pruning.groups.bn_folding import affine
+from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, Group, Layer
+from intrafusion.pruning.transport.planning import TransportPlan, selection
+
+
+@MERGES.register(
+    "drop",
+    "delete the less important channels and keep the others as they are",
+    "Li et al., ICLR 2017",
+    transports=False,
+)
+def drop(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
+    return apply(model, group, selection(plan.kept, group.size), plan.kept)
+
+
+@MERGES.register(
+    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024",
+    differs="BatchNorm's eps counts when it is folded (the authors' code leaves it out); their marginal `radical` is missing",
+)  # fmt: skip
+def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
+    return apply(model, group, plan.matrix, plan.kept)
+
+
+def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor, readers: Tensor | None = None) -> Tensor:
+    """Multiply a group's channels by T (k, n), in place: `T W`, `T b` for producers, `W T^T` for consumers.
+
+    readers: (k, n), what consumers are multiplied by, where it is not T.
+
+    What stands between them and has one weight a channel (depthwise convolutions, norms that do not fold) receives
+    channels that are sums already, so it is averaged: by T with rows scaled to sum one; its bias is summed. The k
+    results stand at channels `kept`; every other channel becomes zero. Returns T.
+    """
+    for layer in group.layers:
+        module = model.get_submodule(layer.name)
+        if layer.role == PAD:
+            continue
+        if layer.role != CONSUMER and hasattr(module, "folded_gamma"):
+            del module.folded_gamma  # it described channels that are no more
+        if layer.role != CONSUMER and hasattr(module, "folded_norm"):
+            del module.folded_norm
+        if isinstance(module, _BatchNorm):
+            _apply_norm(module, layer, T, kept)
+        else:
+            for kind, view in layer.views(model).items():
+                average = layer.role == CHANNELWISE and kind == "weight"
+                matrix = readers if layer.role == CONSUMER and readers is not None else T
+                _apply_view(view, layer, averaging(T) if average else matrix, kept)
+    return T
+
+
+def averaging(T: Tensor) -> Tensor:
+    """T with rows scaled to sum one."""
+    sums = T.sum(1, keepdim=True)
+    return T / sums.where(sums > 0, torch.ones_like(sums))
+
+
+def _apply_view(view: Tensor, layer: Layer, T: Tensor, kept: Tensor) -> None:
+    """view[positions of kept] = T applied over the channels; zero elsewhere. view: axis first, any further shape."""
+    present = layer.present()
+    columns, rows = present.nonzero()[:, 0], present[kept].nonzero()[:, 0]
+    matrix = T[rows[:, None], columns].to(view.device)
+    channels = view[layer.positions[columns].to(view.device)].double()  # (n', m, ...)
+    merged = torch.tensordot(matrix, channels, dims=1).to(view.dtype)
+    view[layer.positions[columns].to(view.device)] = 0
+    view[layer.positions[kept[rows]].to(view.device)] = merged
+
+
+def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None:
+    """A norm that does not fold: scale averaged, shift and mean summed, like the channels that it receives."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    shift = affine(norm)[1]
+    _apply_view(shift, layer, T, kept)
+    if norm.affine:
+        _apply_view(norm.weight.data, layer, averaging(T), kept)
+    _apply_view(norm.running_mean, layer, T, kept)
+    _apply_view(norm.running_var, layer, averaging(T), kept)
+    if norm.affine:
+        norm.bias.data.copy_(shift + affine(norm)[0] * norm.running_mean.double())

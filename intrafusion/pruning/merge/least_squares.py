@@ -1,0 +1,239 @@
+"""Merges that fit: the layers behind pruned channels are solved for, so that they give what the dense network gave.
+
+Unlabelled images only, no gradients. Layer by layer from input to output, the pruned network runs beside the dense one,
+and each layer is fitted on what the pruned network really feeds it, the layers in front of it being fitted already.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.fx.partition import not_once
+from intrafusion.pruning.groups.feature_maps import maps_of, normalised
+from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PRODUCER, Group, Layer
+from intrafusion.pruning.merge.fusion import averaging
+from intrafusion.pruning.merge.lockstep import InStep
+from intrafusion.pruning.merge.matrix_product import (
+    add_bias,
+    coverage,
+    inputs_of,
+    no_products,
+    product,
+    rows_of,
+    scale_outputs,
+    set_weight,
+    weight_of,
+    width_of,
+)
+from intrafusion.pruning.merge.ridge import Moments, Regression
+
+_BATCH = 64  # images at once
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What became of one group. matrix: (k, n), makes the channels of the dense ones; kept: int64 (k,), where they stand."""
+
+    group: Group
+    matrix: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMap:
+    """How a consumer makes the dense channels of the kept ones. matrix: (n, k), intercept: (n,), float64.
+
+    explained: (n,), the share of each channel's variance on the images that this predicts, at most 1.
+    """
+
+    group: str
+    consumer: str
+    matrix: Tensor
+    intercept: Tensor
+    explained: Tensor
+
+
+@dataclass(eq=False)
+class Fit:
+    """A network `small`, merged and cut down from `dense` (BN folded), whose layers are to be fitted in place.
+
+    data: calibration images. maps: the channel maps found so far. odd: layers that cannot be fitted, as their outputs are
+    not their weight times what they read, which may be padded: those that standardise their weight, for example. norms: those
+    of the small network that run and have running statistics. Both networks are put into eval mode.
+    """
+
+    dense: nn.Module
+    small: nn.Module
+    merged: Sequence[Merged]
+    data: ImageData
+    maps: list[ChannelMap] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for network in (self.dense, self.small):
+            network.eval()
+        batches = [images for images, _ in normalised(self.dense, self.data, _BATCH)]
+        self.walk = InStep(self.dense, self.small, batches)
+        self.odd = no_products(self.dense, batches[0][:1])
+        norms = inputs_of(self.small, (_NormBase,), batches[0][:1])
+        self.norms = {name for name in norms if self.small.get_submodule(name).running_mean is not None}
+
+    def once(self, names: Collection[str], *kinds: type[nn.Module]) -> list[str]:
+        """These layers, in their order. Raises IntrafusionError where one does not run exactly once in a forward pass.
+
+        kinds: of the layers, where they are not convolutions and linear layers alone.
+        """
+        found = [name for name in self.walk.cuts.layers(*kinds) if name in names]
+        if missing := sorted(set(names) - set(found)):
+            raise not_once(missing[0])
+        return found
+
+    def calibrate(self, name: str) -> None:
+        """Give a layer the dense weights on `M A`, which predicts the dense channels from the kept ones: `W' = W M^T`.
+
+        Raises IntrafusionError for a layer that is odd.
+        """
+        self._check(name)
+        source, _, _ = self.walk.cuts.around(name)
+        for merged in self.merged:
+            for layer in merged.group.role(CONSUMER):
+                if layer.name == name:
+                    self._calibrate(name, source, merged, layer)
+
+    def _calibrate(self, name: str, source: str, merged: Merged, layer: Layer) -> None:
+        was, now = self.dense.get_submodule(name), self.small.get_submodule(name)
+        narrow, regression = self._narrow(layer, merged.kept), Regression()
+        for dense, small in self.walk.at(name):
+            wanted, known = maps_of(self.dense, layer, dense[source]), maps_of(self.small, narrow, small[source])
+            regression.add(_samples(known), _samples(wanted))
+            like = dense[source][:1]
+        matrix, intercept = regression.solve()
+        explained = regression.explained(matrix, intercept)
+        self.maps.append(ChannelMap(merged.group.name, name, matrix.T.cpu(), intercept.cpu(), explained.cpu()))
+        held, present = layer.present(), narrow.present()
+        places = layer.positions[held].to(matrix.device)  # (n, m)
+        columns = torch.tensordot(self.rows(name), weight_of(was).double(), dims=1)[:, places]  # (o, n, m, taps)
+        mixed = torch.tensordot(matrix[present][:, held], columns, dims=([1], [1])).movedim(0, 1)  # (o, k, m, taps)
+        weight, reached = weight_of(now).double(), coverage(was, like).double()[places]
+        weight[:, narrow.positions[present].to(matrix.device)] = mixed
+        set_weight(now, weight)
+        add_bias(now, torch.einsum("onmt,n,nmt->o", columns, intercept[held], reached))
+
+    def refit(self, name: str) -> None:
+        """Solve for a layer's whole weight, so that the network's sum there, or else its output, is the dense one's.
+
+        Raises IntrafusionError for a layer that is odd. A convolution of several groups is not for this.
+        """
+        self._check(name)
+        source, output, added = self.walk.cuts.around(name)
+        layer: Any = self.small.get_submodule(name)
+        others, regression = (added[1],) if added else (), Regression()
+        rows = self.rows(name)
+        for dense, small in self.walk.at(name, (output, *others), others):
+            wanted = _times(rows_of(layer, dense[output]), rows)
+            for other in others:
+                wanted = wanted + _times(rows_of(layer, dense[other]), rows) - rows_of(layer, small[other])
+            regression.add(product(layer, small[source]).seen.squeeze(1), wanted)  # type: ignore[union-attr]
+        weight = weight_of(layer).flatten(1)
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.data
+        found, intercept = regression.solve(torch.cat([weight, bias[:, None]], 1).double().T)
+        set_weight(layer, found.T.unflatten(1, weight_of(layer).shape[1:]))
+        add_bias(layer, intercept - bias)
+
+    def restate(self, name: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
+        """Scale and shift a layer's outputs, channel by channel, so that on the images they have the statistics wanted.
+
+        mean, std: of the dense layer's channels, float64 (o,); None for what they have on the images. A channel made of
+        several is given the average of theirs. Raises IntrafusionError for a layer that is odd.
+        """
+        self._check(name)
+        _, output, _ = self.walk.cuts.around(name)
+        layer, ours, theirs = self.small.get_submodule(name), Moments(), Moments()
+        for dense, small in self.walk.at(name, () if mean is not None else (output,), (output,)):
+            ours.add(rows_of(layer, small[output]))
+            if mean is None:
+                theirs.add(rows_of(layer, dense[output]))
+        if mean is None or std is None:
+            mean, std = theirs.mean(), theirs.std()
+        rows = averaging(self.rows(name))
+        mean, std, now = rows @ mean.to(rows), rows @ std.to(rows), ours.std()
+        scale = torch.where(now > 1e-6 * (1 + ours.mean().abs()), std / now, 1.0)
+        scale_outputs(layer, scale, mean - scale * ours.mean())
+
+    def measure(self, name: str) -> None:
+        """Measure the running statistics of a norm again, on what the small network feeds it."""
+        source, _, _ = self.walk.cuts.around(name)
+        norm: Any = self.small.get_submodule(name)
+        values, variances = Moments(), Moments()
+        for _, small in self.walk.at(name):
+            if isinstance(norm, _InstanceNorm):  # the mean over images of each one's own
+                pixels = small[source].flatten(2).double()
+                values.add(pixels.mean(2))
+                variances.add(pixels.var(2))
+            else:
+                values.add(rows_of(norm, small[source]))
+        unbiased = values.std().square() * values.count / max(values.count - 1, 1)
+        norm.running_mean = values.mean().to(norm.running_mean)
+        norm.running_var = (variances.mean() if variances.count else unbiased).to(norm.running_var)
+
+    def _check(self, name: str) -> None:
+        if name in self.odd:
+            kind = type(self.dense.get_submodule(name)).__name__
+            raise IntrafusionError(
+                f"layer {name} ({kind}) does not simply multiply its weight with what it reads, so it cannot be fitted: "
+                "choose drop or fusion, without bn-reset and repair, or leave out the groups that it reads"
+            )
+
+    def rows(self, name: str) -> Tensor:
+        """(o', o): makes a layer's outputs in the small network of those in the dense one. float64."""
+        size = width_of(self.dense.get_submodule(name))
+        rows, stays = torch.eye(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool)
+        for merged in self.merged:
+            for layer in merged.group.role(PRODUCER, CHANNELWISE):
+                if layer.name == name:
+                    held = layer.present()
+                    kept = merged.kept[held[merged.kept]]
+                    matrix = merged.matrix[held[merged.kept]][:, held]
+                    stays[layer.positions[held]], rows[layer.positions[held].flatten()] = False, 0
+                    for places, at in zip(layer.positions[held].T, layer.positions[kept].T, strict=True):
+                        stays[at] = True
+                        rows[at[:, None], places] = matrix
+        return rows[stays].to(next(self.dense.parameters()).device)
+
+    def _narrow(self, layer: Layer, kept: Tensor) -> Layer:
+        """The layer's part in the small network: where the kept channels lie there."""
+        gone = [
+            other.positions[_rest(merged) & other.present()].flatten()
+            for merged in self.merged
+            for other in merged.group.role(CONSUMER)
+            if other.name == layer.name
+        ]
+        before = torch.cat(gone).sort().values
+        positions = layer.positions[kept]
+        return replace(
+            layer, positions=torch.where(positions < 0, -1, positions - torch.searchsorted(before, positions))
+        )
+
+
+def _rest(merged: Merged) -> Tensor:
+    """bool (n,): the channels that went."""
+    away = torch.ones(merged.group.size, dtype=torch.bool)
+    away[merged.kept] = False
+    return away
+
+
+def _samples(maps: Tensor) -> Tensor:
+    """(B, n, h, w) -> (B h w, n)."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _times(values: Tensor, rows: Tensor) -> Tensor:
+    """(N, o) values of the dense network as the small one has them: (N, o'), in float32 at least."""
+    kind = torch.promote_types(values.dtype, torch.float32)
+    return values.to(kind) @ rows.T.to(kind)

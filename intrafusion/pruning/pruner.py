@@ -1,0 +1,200 @@
+"""Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.fx.sharing import check_call, check_finite, leaves, set_modes, twin
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.importance import score
+from intrafusion.pruning.merge import MERGES, Fit, Merged
+from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.transport.planning import TransportPlan, group_counts, kept_count, plan, stay
+from intrafusion.runtime.cancellation import checkpoint
+
+
+def prune(
+    model: nn.Module,
+    example: Tensor,
+    sparsity: float | Mapping[str, float] = 0.5,
+    criterion: str = "l1",
+    merge: str = "fusion",
+    groups: str | Sequence[str] = "all",
+    data: ImageData | None = None,
+    *,
+    round_to: int = 1,
+    cost: str = "weights",
+    distance: str = "lp",
+    p: float = 1,
+    source: str = "uniform",
+    target: str = "uniform",
+    anchors: str = "important",
+    solver: str = "exact",
+    reg: float = 0.02,
+    reg_m: float = 5.0,
+    mass: float = 0.9,
+    normalise: str = "source",
+    bias: bool = False,
+    fold_norms: str = "none",
+    seed: int = 0,
+    calibration: int | None = 512,
+) -> nn.Module:
+    """A smaller copy of `model`, BN folded: in each chosen group `kept_count` channels stay, rounded to `round_to`.
+
+    example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
+    groups: "all" (every prunable one) or names from `find_groups`. data: images
+    for criteria, costs and merges that look at some. fold_norms: how folding sees BatchNorm, "none" or "columns". The other
+    keywords are `plan`'s. The input model is not touched; the copy is in its mode, train or eval, but was made in eval mode.
+    Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or
+    infinite weights.
+    """
+    check_call(model, example)
+    check_finite(model.named_modules())
+    small = prune_groups(
+        model, find_groups(model, example), sparsity, criterion, merge, groups, data,
+        round_to=round_to, cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver,
+        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, fold_norms=fold_norms, seed=seed,
+        calibration=calibration,
+    )  # fmt: skip
+    set_modes(small, model)
+    return small
+
+
+def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Group]:
+    """The groups of these names, in the order found; "all" means every prunable one.
+
+    Raises IntrafusionError for a name that is not there or cannot be pruned, and when nothing is left.
+    """
+    if names == "all":
+        chosen = [group for group in found if group.reason is None]
+    else:
+        wanted = [names] if isinstance(names, str) else list(names)
+        check_names(found, wanted)
+        chosen = [group for group in found if group.name in wanted]
+    if not chosen:
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in found[:3] if group.reason)
+        raise IntrafusionError(
+            f"no group to prune: the network has no prunable group, or none was named{reasons and f' ({reasons})'}"
+        )
+    return chosen
+
+
+def check_names(found: Sequence[Group], names: Iterable[str]) -> None:
+    """Raise IntrafusionError for a name of no group, with the closest ones, or of one that cannot be pruned."""
+    by_name = {group.name: group for group in found}
+    for name in names:
+        if name not in by_name:
+            usable = [group.name for group in found if group.reason is None]
+            near = get_close_matches(str(name), usable, 3, 0.4) or usable
+            raise IntrafusionError(f"no group {name!r} in this network: choose all, or {' or '.join(near)}")
+        if by_name[name].reason:
+            raise IntrafusionError(f"group {name} cannot be pruned: {by_name[name].reason}")
+
+
+def _check_mapping(sparsity: Mapping[str, float], found: Sequence[Group], chosen: Sequence[Group]) -> None:
+    """Raise IntrafusionError where a sparsity by name would be ignored."""
+    known, pruned = ({group.name for group in groups} for groups in (found, chosen))
+    asked = [name for name, share in sparsity.items() if share != 0 or name not in known]
+    check_names(found, asked)
+    if outside := [name for name in asked if name not in pruned]:
+        raise IntrafusionError(f"sparsity names group {outside[0]}, which groups leaves out: name it there, too")
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A network made smaller, and what became of each group that lost channels, in the order in which they did.
+
+    original: the network that it was made from, which nobody may change; found: its groups.
+    """
+
+    small: nn.Module
+    merged: tuple[Merged, ...]
+    original: nn.Module
+    found: Sequence[Group]
+
+    def dense(self) -> nn.Module:
+        """A copy of the original, BN folded."""
+        dense = twin(self.original)
+        fold_groups(dense, self.found)
+        return dense
+
+    def fit(self, data: ImageData) -> Fit:
+        """What fits the small network's layers, in place, on these images."""
+        return Fit(self.dense(), self.small, self.merged, data)
+
+
+def prune_groups(model: nn.Module, found: Sequence[Group], *choices, **knobs) -> nn.Module:
+    """The network of `cut`."""
+    return cut(model, found, *choices, **knobs).small
+
+
+def cut(
+    model: nn.Module,
+    found: Sequence[Group],
+    sparsity: float | Mapping[str, float],
+    criterion: str = "l1",
+    merge: str = "fusion",
+    groups: str | Sequence[str] = "all",
+    data: ImageData | None = None,
+    *,
+    round_to: int = 1,
+    fold_norms: str = "none",
+    seed: int = 0,
+    calibration: int | None = 512,
+    first: Callable[[Group], TransportPlan] | None = None,
+    share: bool = False,
+    **knobs,
+) -> Pruned:
+    """`prune` with the groups of the model found before (as every point of a study shares them).
+
+    first: gives the plan of a group of the network as it is, where it may be known: the first group pruned, which is the
+    last one that loses channels, still sees that. share: layers of no chosen group are the model's own, not copies, which
+    nobody may change then.
+    """
+    merging = MERGES[merge]
+    if merging.needs != "nothing" and data is None:
+        raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
+    own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
+    chosen = [] if sparsity == 0 and groups == "all" else choose_groups(found, groups)
+    if isinstance(sparsity, Mapping):
+        _check_mapping(sparsity, found, chosen)
+    shares = {group: sparsity_of(group, sparsity) for group in chosen}
+    losing = [group for group, share in shares.items() if sum(group_counts(group, share, round_to)) < group.size]
+    share = share and merging.fit is None  # which may change any layer
+    touched = {layer.name for group in losing for layer in group.layers} if share else None
+    small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
+    fold_groups(small, found)
+    merged: list[Merged] = []
+    moves = merging.transports or knobs.get("anchors", "important") != "important"
+    with torch.no_grad():
+        for group in reversed(losing):
+            checkpoint()
+            if moves and first is not None and not merged:
+                group_plan = first(group)
+            else:
+                scores = score(small, group, criterion, data, seed, calibration)
+                group_plan = stay(group, scores, shares[group], round_to) if not moves else plan(
+                    small, group, scores, shares[group], round_to=round_to, data=data, seed=seed, calibration=calibration,
+                    **knobs,
+                )  # fmt: skip
+            matrix = merging(small, group, group_plan, **own)
+            merged.append(Merged(group, matrix, group_plan.kept))
+        shrink(small, {one.group: one.kept for one in merged})
+        pruned = Pruned(small, tuple(merged), model, found)
+        if merging.fit and merged and data is not None:
+            merging.fit(pruned.fit(data.subset(calibration, seed)))
+    return pruned
+
+
+def sparsity_of(group: Group, sparsity: float | Mapping[str, float]) -> float:
+    """The share of this group's channels that goes. Raises IntrafusionError unless it is in [0, 1)."""
+    share = sparsity.get(group.name, 0.0) if isinstance(sparsity, Mapping) else sparsity
+    kept_count(group.size, share)
+    return share

@@ -1,0 +1,1 @@
+"""Transport plans from the channels that go to those that stay."""

@@ -1,0 +1,214 @@
+"""How far the channels of one group lie apart: the part of a transport plan that no sparsity or criterion changes."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.pruning.groups.channel_vectors import whole_vectors
+from intrafusion.pruning.groups.feature_maps import feature_maps
+from intrafusion.pruning.groups.group import Group
+from intrafusion.runtime.cancellation import beside, checkpoint
+
+COSTS = ("weights", "activations")
+DISTANCES = ("lp", "cosine")
+ANCHORS = ("important", "kmeans", "gmm")
+_SLICE, _ROWS = 64, 128  # coordinates and channels compared at once: they stay in the caches
+_COORDINATES = 8192  # activations of a channel that are compared, for each consumer
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The channels of a group as points. All float64 on the CPU.
+
+    vectors: (n, d), of length one but for dead channels, which are zero. distances: (n, n), infinite between channels of
+    different blocks. block: int64 (n,), the group's. distance, p: what `distances` measures.
+    """
+
+    vectors: Tensor
+    distances: Tensor
+    block: Tensor
+    distance: str
+    p: float
+
+    @property
+    def metric(self) -> bool:
+        """Whether the triangle inequality holds: for norms, not for the cosine distance, which is a squared one."""
+        return self.distance == "lp"
+
+    def members(self, block: int) -> Tensor:
+        """int64: the channels of one block, sorted."""
+        return (self.block == block).nonzero()[:, 0]
+
+
+def measure(
+    model: nn.Module,
+    group: Group,
+    *,
+    cost: str = "weights",
+    distance: str = "lp",
+    p: float = 1,
+    bias: bool = False,
+    data: ImageData | None = None,
+    calibration: int | None = 512,
+    seed: int = 0,
+) -> Geometry:
+    """Compare the channels of `group` with each other.
+
+    cost: compare the "weights" that write and read a channel (BN folded; `bias` appends the biases), or the
+    "activations" that its consumers read on at most `calibration` images of `data`. distance: between vectors of length
+    one, "lp" (the p-norm of the difference) or "cosine" (one minus the cosine).
+    Raises IntrafusionError for an unknown choice, missing images, or a combination that means nothing.
+    """
+    check_measure(cost, distance, p, bias)
+    if cost == "weights":
+        vectors = whole_vectors(model, group, bias)
+    elif data is None:
+        raise IntrafusionError("cost activations needs images: pass data=")
+    else:
+        vectors = activation_vectors(model, group, data.subset(calibration, seed), seed)
+    vectors = unit_vectors(vectors)
+    distances = torch.full((group.size, group.size), torch.inf, dtype=torch.float64)
+    for block in range(int(group.block.max()) + 1):
+        rows = (group.block == block).nonzero()[:, 0]
+        distances[rows[:, None], rows] = pairwise(vectors[rows], distance, p)
+    return Geometry(vectors, distances, group.block, distance, p)
+
+
+def check_measure(cost: str, distance: str, p: float, bias: bool) -> None:
+    """Raise IntrafusionError for an unknown choice, and for choices that mean nothing together."""
+    check_choice("cost", cost, COSTS)
+    check_choice("distance", distance, DISTANCES)
+    if not p >= 1:
+        raise IntrafusionError(f"p must be at least 1 for the cost to be a metric, not {p}")
+    if distance == "cosine" and p != 1:
+        raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {p:g}, or choose distance lp")
+    if cost == "activations" and bias:
+        raise IntrafusionError("activations contain the biases already: leave bias out, or choose cost weights")
+
+
+def activation_vectors(model: nn.Module, group: Group, data: ImageData, seed: int = 0) -> Tensor:
+    """What each consumer reads of each channel on these images: float64 (n, d).
+
+    Where a map has many positions, the same seeded sample of them is taken for every channel of an image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    a_image = max(1, _COORDINATES // len(data))
+    parts = []
+    for batch in feature_maps(model, group, data):
+        for _, maps in batch:
+            flat = maps.flatten(2)  # (B, n, h w)
+            if flat.shape[2] > a_image:
+                chosen = torch.rand(len(flat), flat.shape[2], generator=generator).argsort(1)[:, :a_image]
+                flat = flat.gather(2, chosen.to(flat.device)[:, None].expand(-1, flat.shape[1], -1))
+            parts.append(flat.transpose(0, 1).flatten(1).cpu().double())
+    return torch.cat(parts, 1)
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Rows divided by their L2 norm; a dead channel (all zero) stays zero."""
+    norms = vectors.norm(dim=1, keepdim=True)
+    return (vectors / norms.where(norms > 0, torch.ones_like(norms))).cpu()
+
+
+def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
+    """Distances between all rows: (n, d) -> (n, n), symmetric, zero on the diagonal. Each pair is compared once."""
+    power = 2 if distance == "cosine" else p
+    total = vectors.new_zeros(len(vectors), len(vectors))
+    for part in vectors.split(_SLICE, 1):
+        checkpoint()
+        part = part.contiguous()
+        for start in range(0, len(part), _ROWS):
+            total[start : start + _ROWS, start:] += _powers(part[start : start + _ROWS], part[start:], power)
+    upper = _finish(total, distance, p).triu(1)
+    return upper + upper.T
+
+
+def between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
+    """Distances from each row to each point: (n, d), (k, d) -> (n, k)."""
+    power = 2 if distance == "cosine" else p
+    total = vectors.new_zeros(len(vectors), len(points))
+    for some, others in zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True):
+        checkpoint()
+        total += _powers(some.contiguous(), others.contiguous(), power)
+    return _finish(total, distance, p)
+
+
+def _powers(some: Tensor, others: Tensor, p: float) -> Tensor:
+    distances = torch.cdist(some, others, p, "donot_use_mm_for_euclid_dist")
+    return distances if p == 1 else distances.pow(p)
+
+
+def _finish(sums: Tensor, distance: str, p: float) -> Tensor:
+    """From sums of p-th powers to the distance; for unit vectors 1 - cos is half the squared Euclidean distance."""
+    if distance == "cosine":
+        return sums / 2
+    return sums if p == 1 else sums.pow(1 / p)
+
+
+def most_important(scores: Tensor, k: int) -> Tensor:
+    """int64 (k,), sorted: the channels with the largest scores (n,); of equals the first."""
+    return scores.argsort(descending=True, stable=True)[:k].sort().values
+
+
+def choose_anchors(vectors: Tensor, scores: Tensor, k: int, kind: str, seed: int) -> tuple[Tensor | None, Tensor]:
+    """The k targets: their vectors (k, d), None where they are channels; and int64 (k,), the channels they stand for.
+
+    Centroids take the places of distinct channels near them, by an optimal assignment.
+    """
+    if kind == "important" or k == len(scores):
+        return None, most_important(scores, k)
+    from scipy.optimize import linear_sum_assignment
+
+    centroids = torch.from_numpy(_centroids(vectors.numpy(), k, kind, seed))
+    places = torch.from_numpy(linear_sum_assignment(between(centroids, vectors, p=2).numpy())[1])
+    order = places.argsort()
+    return centroids[order], places[order]
+
+
+def _centroids(vectors: np.ndarray, k: int, kind: str, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # duplicated channels leave fewer distinct clusters than k
+        if kind == "kmeans":
+            state = np.random.RandomState(seed)  # what KMeans draws its ten starts from, were they one call
+            starts = []
+            for _ in range(10):
+                checkpoint()
+                starts.append(KMeans(k, n_init=1, random_state=state).fit(vectors))
+            return min(starts, key=lambda start: start.inertia_).cluster_centers_
+        checkpoint()
+        with beside():  # up to minutes in layers of thousands of channels
+            return GaussianMixture(k, covariance_type="spherical", random_state=seed).fit(vectors).means_
+
+
+def embed(geometry: Geometry, method: str = "pca", seed: int = 0) -> tuple[Tensor, str]:
+    """The channels on a plane, float64 (n, 2), and in words what the plane shows.
+
+    method: "pca" (of the unit vectors) or "tsne" (of the distances; van der Maaten & Hinton 2008).
+    """
+    check_choice("map", method, ("pca", "tsne"))
+    n = len(geometry.vectors)
+    if method == "tsne" and n > 3:
+        from sklearn.manifold import TSNE
+
+        finite = geometry.distances.isfinite()
+        apart = geometry.distances.where(finite, 1.1 * geometry.distances[finite].max()).numpy()  # other blocks: far
+        perplexity = min(30.0, max(2.0, math.sqrt(n)))
+        made = TSNE(metric="precomputed", init="random", perplexity=perplexity, random_state=seed).fit_transform(apart)
+        return torch.from_numpy(made).double(), f"t-SNE of the distances, perplexity {perplexity:.0f}"
+    centred = geometry.vectors - geometry.vectors.mean(0)
+    values, axes = torch.linalg.eigh(centred @ centred.T)
+    values = values.clamp(min=0)
+    share = float(values[-2:].sum() / values.sum()) if values.sum() > 0 else 1.0
+    plane = (axes * values.sqrt())[:, -2:].flip(1)
+    plane = plane * torch.where(plane.gather(0, plane.abs().argmax(0, keepdim=True)) < 0, -1, 1)  # no arbitrary mirror
+    return plane, f"PCA of the unit vectors; the plane holds {share:.0%} of their variance"

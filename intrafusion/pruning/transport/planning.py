@@ -1,0 +1,279 @@
+"""The transport plan of one group: marginals, solver, and the matrix that is applied.
+
+Theus et al., "Towards Meta-Pruning via Optimal Transport", ICLR 2024. Names follow POT: M cost, a and b marginals, G
+coupling.
+"""
+
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion._registry import SOLVERS
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError, check_choice, shown
+from intrafusion.models.fx.sharing import check_finite, plain
+from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.transport.cost import ANCHORS, Geometry, between, choose_anchors, measure, most_important
+from intrafusion.pruning.transport.solvers import Problem
+
+MARGINALS = ("uniform", "importance", "softmax")
+NORMALISATIONS = ("source", "target", "none")
+_LEAST = 1e-290  # of a mass: smaller numbers lose digits, and quotients of them are noise
+
+
+@dataclass(frozen=True, eq=False)
+class TransportPlan:
+    """How n channels move onto k targets; all tensors float64 on the CPU but `kept`.
+
+    coupling: (n, k), mass from source to target. matrix: (k, n), what multiplies the channels. kept: int64 (k,), sorted:
+    the channel in whose place each target stands. cost: (n, k), infinite between channels that no layer couples. source
+    (n,) and target (k,): the marginals asked for; the solvers "exact" and "sinkhorn" meet them. reduced: whether the
+    exact reduction was used.
+    """
+
+    coupling: Tensor
+    matrix: Tensor
+    kept: Tensor
+    cost: Tensor
+    source: Tensor
+    target: Tensor
+    reduced: bool
+
+    @property
+    def total_cost(self) -> float:
+        """Sum of cost times mass: <G, M>."""
+        moved = self.coupling > 0
+        return float((self.cost[moved] * self.coupling[moved]).sum())
+
+    @property
+    def entropy(self) -> float:
+        """-sum G log G of the coupling, in nats: 0 where one entry holds all mass, log(n k) where all are equal."""
+        G = self.coupling[self.coupling > 0]
+        return float(-(G * G.log()).sum()) + 0.0
+
+    @property
+    def stays(self) -> Tensor:
+        """(k,): the mass that each kept channel leaves in its own place."""
+        return self.coupling[self.kept, torch.arange(len(self.kept))]
+
+    @property
+    def share_moved(self) -> float:
+        """Mass that goes to another channel's place, as a share of all mass that arrives anywhere."""
+        total = float(self.coupling.sum())
+        return 1 - float(self.stays.sum()) / total if total > 0 else 0.0
+
+    def spread(self) -> Tensor:
+        """The applied matrix in the dense shape (n, n): rows of channels that do not stay are zero."""
+        dense = self.matrix.new_zeros(self.matrix.shape[1], self.matrix.shape[1])
+        dense[self.kept] = self.matrix
+        return dense
+
+
+def kept_count(size: int, sparsity: float) -> int:
+    """Channels that stay of `size` at a neuron sparsity in [0, 1): n (1 - s) rounded down, at least one.
+
+    Where n (1 - s) is a whole number, floats may make it a little less: 160 at 0.8 keep 32, and 160 * (1 - 0.8) < 32.
+    """
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {shown(sparsity)}")
+    return max(1, int(size * (1 - sparsity) + 1e-9))
+
+
+def plan(
+    model: nn.Module,
+    group: Group,
+    scores: Tensor,
+    sparsity: float = 0.5,
+    *,
+    round_to: int = 1,
+    cost: str = "weights",
+    distance: str = "lp",
+    p: float = 1,
+    source: str = "uniform",
+    target: str = "uniform",
+    anchors: str = "important",
+    solver: str = "exact",
+    reg: float = 0.02,
+    reg_m: float = 5.0,
+    mass: float = 0.9,
+    normalise: str = "source",
+    bias: bool = False,
+    seed: int = 0,
+    data: ImageData | None = None,
+    calibration: int | None = 512,
+) -> TransportPlan:
+    """The transport of a group's n channels onto the k that stay.
+
+    scores: (n,), larger stays. round_to: k becomes a multiple of it, see `block_counts`. cost, distance, p, bias, data,
+    calibration: how channels are compared, see `measure`. source, target: marginals, each "uniform", "importance" (share of
+    the scores) or "softmax". anchors: targets are the most "important" channels, or "kmeans" or "gmm" centroids. solver: a
+    registered one; reg, reg_m: strength of its entropy ("sinkhorn") and of its marginals ("unbalanced") in units of the
+    mean cost; mass: the share that "partial" moves. normalise: the coupling divided by the source's marginal ("source",
+    the paper's), by the target's ("target"), or as it is ("none"). Raises IntrafusionError for a group that cannot be
+    pruned, scores of another length, an unknown choice, choices that mean nothing together, and NaN or infinite weights.
+    """
+    if group.reason:
+        raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
+    model = plain(model)
+    check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
+    geometry = measure(
+        model, group, cost=cost, distance=distance, p=p, bias=bias, data=data, calibration=calibration, seed=seed
+    )
+    return solve(
+        geometry, scores, sparsity, round_to=round_to, source=source, target=target, anchors=anchors, solver=solver, reg=reg,
+        reg_m=reg_m, mass=mass, normalise=normalise, seed=seed,
+    )  # fmt: skip
+
+
+def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> TransportPlan:
+    """The plan of a merge that moves nothing: the most important channels keep their places, the others lose their mass.
+
+    Nothing is compared or solved for it. Its cost is zero where a channel stays and infinite elsewhere.
+    """
+    counts, chosen = group_counts(group, sparsity, round_to), scores.detach().double().cpu()
+    kept = []
+    for block, count in enumerate(counts):
+        rows = (group.block == block).nonzero()[:, 0]
+        kept.append(rows[most_important(chosen[rows], count)])
+    places = torch.cat(kept).sort().values
+    matrix, n = selection(places, group.size), group.size
+    uniform = torch.full((n,), 1 / n, dtype=torch.float64)
+    cost = torch.zeros_like(matrix.T).masked_fill(matrix.T == 0, torch.inf)
+    return TransportPlan(matrix.T / n, matrix, places, cost, uniform, uniform[places], True)
+
+
+def selection(kept: Tensor, size: int) -> Tensor:
+    """The matrix (k, n) that takes channels `kept` as they are, float64."""
+    matrix = torch.zeros(len(kept), size, dtype=torch.float64)
+    matrix[torch.arange(len(kept)), kept] = 1
+    return matrix
+
+
+def solve(
+    geometry: Geometry,
+    scores: Tensor,
+    sparsity: float = 0.5,
+    *,
+    round_to: int = 1,
+    source: str = "uniform",
+    target: str = "uniform",
+    anchors: str = "important",
+    solver: str = "exact",
+    reg: float = 0.02,
+    reg_m: float = 5.0,
+    mass: float = 0.9,
+    normalise: str = "source",
+    seed: int = 0,
+) -> TransportPlan:
+    """`plan` on a geometry measured before, which no sparsity, criterion, marginal or solver changes."""
+    n = len(geometry.block)
+    if scores.shape != (n,) or not torch.isfinite(scores).all():
+        raise IntrafusionError(f"scores must be {n} finite numbers, one a channel, not {tuple(scores.shape)}")
+    check_choice("source marginal", source, MARGINALS)
+    check_choice("target marginal", target, MARGINALS)
+    check_choice("anchors", anchors, ANCHORS)
+    check_choice("normalise", normalise, NORMALISATIONS)
+    solver_function = SOLVERS[solver]
+    scores = scores.detach().double().cpu()
+    counts = block_counts(geometry.block, kept_count(n, sparsity), round_to)
+    coupling, cost = torch.zeros(n, sum(counts)).double(), torch.full((n, sum(counts)), torch.inf).double()
+    a, b = torch.zeros(n).double(), torch.zeros(sum(counts)).double()
+    kept, reduced, column = torch.zeros(sum(counts), dtype=torch.int64), True, 0
+    for block, count in enumerate(counts):
+        rows, columns = geometry.members(block), torch.arange(column, column + count)
+        column += count
+        ours = scores[rows]
+        points, local = choose_anchors(geometry.vectors[rows], ours, count, anchors, seed)
+        if points is None:
+            M, importance = geometry.distances[rows[:, None], rows[local]], ours[local]
+        else:
+            M = between(geometry.vectors[rows], points, geometry.distance, geometry.p)
+            importance = nearest_mean(geometry.vectors[rows], points, ours, local)
+        share = len(rows) / n
+        a[rows], b[columns] = share * marginal(ours, source), share * marginal(importance, target)
+        problem = Problem(
+            a[rows].numpy(), b[columns].numpy(), M.numpy(), None if points is not None else local.numpy(),
+            geometry.metric, reg, reg_m, mass,
+        )  # fmt: skip
+        coupling[rows[:, None], columns] = torch.from_numpy(solver_function(problem))
+        cost[rows[:, None], columns], kept[columns] = M, rows[local]
+        reduced = reduced and solver == "exact" and problem.reducible
+    order = kept.argsort()
+    coupling, cost, kept, b = coupling[:, order], cost[:, order], kept[order], b[order]
+    return TransportPlan(coupling, applied_matrix(coupling, a, b, normalise), kept, cost, a, b, reduced)
+
+
+def block_counts(block: Tensor, k: int, round_to: int = 1) -> list[int]:
+    """How many of the k kept channels each block gets: its proportional share, by largest remainder, at least one.
+
+    block: int64 (n,). With more blocks than k, each still keeps one. round_to: the count of each block that loses channels
+    becomes the nearest multiple of it, at least one and at most all; a block of no more channels than that stays whole.
+    """
+    sizes = block.bincount().double()
+    ideal = sizes * k / sizes.sum()
+    counts = ideal.floor().clamp(min=1)
+    for index in (ideal - counts).argsort(descending=True, stable=True):
+        if counts.sum() < k:
+            counts[index] += 1
+    while counts.sum() > k and (counts > 1).any():
+        counts[(counts - ideal).where(counts > 1, torch.tensor(-torch.inf)).argmax()] -= 1
+    return [_rounded(int(c), int(size), round_to) for c, size in zip(counts, sizes, strict=True)]
+
+
+def _rounded(count: int, size: int, multiple: int) -> int:
+    if multiple < 1:
+        raise IntrafusionError(f"round_to must be a whole number from 1, not {multiple}")
+    if count == size:
+        return size
+    return min(size, max(1, (count + multiple // 2) // multiple) * multiple)
+
+
+def group_counts(group: Group, sparsity: float, round_to: int = 1) -> list[int]:
+    """How many channels of each of the group's blocks stay at this sparsity."""
+    return block_counts(group.block, kept_count(group.size, sparsity), round_to)
+
+
+def marginal(scores: Tensor, kind: str) -> Tensor:
+    """A probability vector (n,) from importance scores (n,): "uniform", "importance" (share) or "softmax".
+
+    No mass but that of importance zero vanishes, however far apart the scores are.
+    """
+    if kind == "softmax":
+        return scores.softmax(0).clamp(min=_LEAST)
+    if kind == "importance" and (scores < 0).any():
+        raise IntrafusionError("importance marginals need scores that are not negative: choose softmax or uniform")
+    if kind == "uniform" or not scores.any():
+        return torch.full_like(scores, 1 / len(scores))
+    share = scores / scores.max()  # first: the sum may be no number any more, or subnormal
+    return (share / share.sum()).clamp(min=_LEAST).where(scores > 0, 0.0)
+
+
+def nearest_mean(vectors: Tensor, points: Tensor, scores: Tensor, places: Tensor) -> Tensor:
+    """Importance of each centroid (k,): the mean of the channels nearest to it, or of the one in whose place it stands."""
+    nearest = between(vectors, points, p=2).argmin(1)
+    sums = torch.zeros(len(points), dtype=scores.dtype).index_add_(0, nearest, scores)
+    counts = nearest.bincount(minlength=len(points))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), scores[places])
+
+
+def applied_matrix(coupling: Tensor, a: Tensor, b: Tensor, normalise: str) -> Tensor:
+    """T (k, n) from the coupling (n, k): divided by the source's marginal, the target's, or not.
+
+    Where a plan meets its marginals, columns sum to one ("source"), or rows do ("target")."""
+    if normalise == "source":
+        return (coupling / a.where(a > 0, torch.ones_like(a))[:, None]).T.contiguous()
+    if normalise == "target":
+        return (coupling / b.where(b > 0, torch.ones_like(b))).T.contiguous()
+    return coupling.T.contiguous()
+
+
+def shared_mass(first: TransportPlan, second: TransportPlan) -> float:
+    """The share of the mass that two plans of one group move to the same places: 1 where they agree, 0 where nowhere."""
+    places = []
+    for made in (first, second):
+        dense = made.coupling.new_zeros(len(made.source), len(made.source))
+        dense[:, made.kept] = made.coupling
+        places.append(dense)
+    return float(torch.minimum(*places).sum() / max(place.sum() for place in places))

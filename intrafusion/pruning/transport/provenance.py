@@ -1,0 +1,84 @@
+"""What happens to one channel, as facts that a sentence can be made of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from intrafusion.pruning.transport.planning import TransportPlan
+
+
+@dataclass(frozen=True)
+class Story:
+    """One channel's part in a plan.
+
+    rank: 1 for the most important. goes_to: (kept channel, weight in the applied matrix), heaviest first. absorbs: the
+    same for the channels merged into this one, itself left out; empty when it does not stay.
+    """
+
+    channel: int
+    rank: int
+    score: float
+    kept: bool
+    goes_to: tuple[tuple[int, float], ...]
+    absorbs: tuple[tuple[int, float], ...]
+
+    @property
+    def weights(self) -> tuple[tuple[int, float], ...]:
+        """What a kept channel is made of, itself first; where another one goes."""
+        if not self.kept:
+            return self.goes_to
+        return ((self.channel, dict(self.goes_to).get(self.channel, 0.0)), *self.absorbs)
+
+    def sentence(self, merge: str = "fusion") -> str:
+        """The story in plain words, for fusion or for dropping."""
+        place = f"Channel {self.channel} ranks {self.rank} by importance (score {self.score:.3g})"
+        own = dict(self.goes_to).get(self.channel, 0.0)
+        if self.kept and (merge == "drop" or (not self.absorbs and abs(own - 1) < 0.005)):
+            return f"{place}. It is kept as it is."
+        if self.kept:
+            share = "" if abs(own - 1) < 0.005 else f" with weight {own:.2f} of itself"
+            return f"{place}. It is kept{share}, and absorbs {_listed(self.absorbs)}."
+        if merge == "drop":
+            return f"{place}. It is dropped: nothing of it remains."
+        if not self.goes_to:
+            return f"{place}. It does not stay, and this plan leaves its mass behind: nothing of it remains."
+        return f"{place}. It does not stay: it is merged into {_listed(self.goes_to)}."
+
+
+def story(plan: TransportPlan, scores: Tensor, channel: int) -> Story:
+    """The story of `channel` under `plan`; scores (n,) rank the channels."""
+    rank = 1 + int((scores > scores[channel]).sum())
+    rows = (plan.kept == channel).nonzero()[:, 0]
+    absorbs = _heaviest(plan.matrix[rows[0]], exclude=channel) if len(rows) else ()
+    column = plan.matrix[:, channel]
+    goes_to = tuple((int(plan.kept[row]), weight) for row, weight in _heaviest(column))
+    return Story(channel, rank, float(scores[channel]), len(rows) > 0, goes_to, absorbs)
+
+
+def moves(plan: TransportPlan) -> list[dict[str, Any]]:
+    """One row for each channel and target between which mass moves: its mass, weight in the applied matrix, and cost."""
+    sources, targets = plan.coupling.nonzero(as_tuple=True)
+    columns = {
+        "channel": sources,
+        "target": plan.kept[targets],
+        "mass": plan.coupling[sources, targets],
+        "weight": plan.matrix[targets, sources],
+        "cost": plan.cost[sources, targets],
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+
+
+def _heaviest(weights: Tensor, exclude: int | None = None) -> tuple[tuple[int, float], ...]:
+    order = weights.argsort(descending=True, stable=True)
+    return tuple((int(i), float(weights[i])) for i in order if weights[i] > 0 and int(i) != exclude)
+
+
+def _listed(pairs: tuple[tuple[int, float], ...], most: int = 4) -> str:
+    if not pairs:
+        return "nothing"
+    words = [f"{channel} (weight {weight:.2f})" for channel, weight in pairs[:most]]
+    if len(pairs) > most:
+        words.append(f"{len(pairs) - most} more")
+    listed = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    return ("channel " if len(pairs) == 1 else "channels ") + listed

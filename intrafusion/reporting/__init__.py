@@ -1,0 +1,12 @@
+"""A pruned network made ready to be handed out: measured, written in several formats, each verified, with a report."""
+
+from intrafusion.reporting.artifact import Made, Making, making
+from intrafusion.reporting.exporter import Exported, Exporting, Writing, accompany, archive, comparing, export, writing
+from intrafusion.reporting.formats import FORMATS, TOLERANCE, Written, write
+from intrafusion.reporting.report import Report
+from intrafusion.studies.measurement import Width
+
+__all__ = [
+    "FORMATS", "TOLERANCE", "Exported", "Exporting", "Made", "Making", "Report", "Width", "Writing", "Written", "accompany",
+    "archive", "comparing", "export", "making", "write", "writing",
+]  # fmt: skip

@@ -1,0 +1,146 @@
+"""The network of a spec on its own: pruned, merged, recovered and measured, sharing nothing with the one it came from."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import normalise
+from intrafusion.evaluation.accuracy import Size, size
+from intrafusion.models.card import ModelCard, card_of
+from intrafusion.models.hub import architecture_of
+from intrafusion.models.precision import kind_of
+from intrafusion.pruning.pruner import choose_groups
+from intrafusion.pruning.transport.planning import group_counts
+from intrafusion.runtime.code_digest import code_version
+from intrafusion.runtime.log import say
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.measurement import Result, Width, check, measure
+from intrafusion.studies.session import Bench, merged, recovery
+from intrafusion.training.recovery import Facts
+
+_REAL = 16  # images of the data that exported networks are verified on
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A pruned network and what is known of it.
+
+    network: on the CPU, in eval mode and float32, BN folded, with a card of its own. dense: the unpruned one, BN folded and
+    in float32 too, on the bench's device, which nobody may change. before, after: their sizes. result: its accuracy; None
+    where no images were loaded. real: some normalised test images, float (b, C, H, W), or None. note: how many of the images
+    have labels, in words, where not all have.
+    """
+
+    spec: PruneSpec
+    network: nn.Module
+    dense: nn.Module
+    before: Size
+    after: Size
+    widths: tuple[Width, ...]
+    result: Result | None
+    real: Tensor | None
+    note: str = ""
+
+    @property
+    def card(self) -> ModelCard:
+        return card_of(self.network)
+
+    @property
+    def example(self) -> Tensor:
+        """A zero input, float (1, C, H, W), on the CPU."""
+        return self.card.example()
+
+
+@dataclass(frozen=True)
+class Making:
+    """How far the making is: doing, in words; share in [0, 1]; made at the end."""
+
+    doing: str
+    share: float
+    made: Made | None = None
+
+
+def making(spec: PruneSpec, bench: Bench) -> Iterator[Making]:
+    """Prune, merge, recover and measure as `spec` says, telling how far it is; the last one holds the network.
+
+    Raises IntrafusionError when the spec cannot run on this bench.
+    """
+    check(spec, bench)
+    yield Making("pruning", 0.0)
+    pruned = merged(spec, bench)
+    for told in recovery(spec, bench, pruned):
+        if not isinstance(told, Facts):
+            yield Making(f"recovering: {told}", 0.1 + 0.7 * told.step / told.steps)
+    small = pruned.small
+    result = None
+    if bench.data is not None:
+        yield Making("measuring", 0.8)
+        meter = bench.meter(spec)
+        result = measure(spec, bench, meter, small, len(meter))
+    if (kind := kind_of(small)) != torch.float32:
+        name = str(kind).removeprefix("torch.")
+        say(f"the network is written in float32; its accuracy was measured in its own {name}")
+    network, dense = _alone(small, _card(spec, bench, result)), _in_float32(bench.folded)
+    folded = replace(bench.size, params=sum(p.numel() for p in bench.folded.parameters()))
+    note = bench.data.note if bench.data is not None else ""
+    after, widths, real = size(network, network.card.example()), _widths(spec, bench), _real(bench)  # type: ignore[union-attr,operator]
+    yield Making("done", 1.0, Made(spec, network, dense, folded, after, widths, result, real, note))
+
+
+def _alone(small: nn.Module, card: ModelCard) -> nn.Module:
+    """A copy on the CPU without what only further pruning would ask for."""
+    network = copy.deepcopy(small).cpu().eval().requires_grad_(False).float()
+    for module in network.modules():
+        for name in ("folded_gamma", "folded_norm"):
+            if name in module._buffers:
+                delattr(module, name)
+    network.card = card  # type: ignore[assignment]
+    return network
+
+
+def _in_float32(network: nn.Module) -> nn.Module:
+    return network if kind_of(network) == torch.float32 else copy.deepcopy(network).float()
+
+
+def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:
+    from intrafusion import __version__  # when called: the package imports this module
+
+    before = {key: value for key, value in bench.card.details.items() if key not in ("layers", "architecture")}
+    details: dict[str, Any] = {
+        "made_from": before, "spec": spec.to_dict(), "intrafusion": __version__, "code": code_version(),
+    }  # fmt: skip
+    if result is not None:
+        details["measured"] = {
+            "images": result.count, "accuracy": result.accuracy, "interval": list(result.interval),
+            "dense": result.dense_accuracy,
+        }  # fmt: skip
+    return replace(
+        bench.card,
+        name=architecture_of(spec.model),
+        source=f"pruned by intrafusion from {spec.model} ({bench.card.source})",
+        accuracy=None if result is None else result.accuracy,
+        details=details,
+    )
+
+
+def _widths(spec: PruneSpec, bench: Bench) -> tuple[Width, ...]:
+    """Of all prunable groups, whether they lose channels or not."""
+    chosen = {group.name for group in choose_groups(bench.groups, spec.groups)}
+    return tuple(
+        Width(
+            group.name, group.size,
+            sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) if group.name in chosen else group.size,
+        )
+        for group in bench.groups
+        if group.reason is None
+    )  # fmt: skip
+
+
+def _real(bench: Bench) -> Tensor | None:
+    if bench.data is None:
+        return None
+    return normalise(bench.data.images[:_REAL].cpu(), bench.card.mean, bench.card.std)

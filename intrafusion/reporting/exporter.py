@@ -1,0 +1,169 @@
+"""The whole road of an export: a spec in, a folder out, whole or not at all."""
+
+import copy
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluation.latency import Comparison, compare
+from intrafusion.reporting.artifact import Made, making
+from intrafusion.reporting.formats import FORMATS, Written, write
+from intrafusion.reporting.report import Report
+from intrafusion.runtime.atomic_write import part_of, plain_errors, put
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.session import Bench
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written. files: each format, also those that failed. speed: None where it was not asked for."""
+
+    folder: Path
+    made: Made
+    files: tuple[Written, ...]
+    speed: Comparison | None
+
+    def to_row(self) -> dict[str, Any]:
+        """Flat but for files and speed, JSON-able."""
+        made = self.made
+        if made.result is not None:
+            row = made.result.to_row()
+        else:
+            spec = made.spec.to_dict()
+            row = {"model": spec.pop("model"), "data": spec.pop("dataset"), **spec, "accuracy": None}
+            row |= {"params": made.after.params, "macs": made.after.macs, "macs_before": made.before.macs}
+        return row | {
+            "params_before": made.before.params, "macs_left_out": list(made.before.left_out),
+            "out": str(self.folder), "files": [one.to_row() for one in self.files],
+            "speed": self.speed.summary() if self.speed else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """How far an export is: doing, in words; share in [0, 1]; exported at the end."""
+
+    doing: str
+    share: float
+    exported: Exported | None = None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How far the writing is: doing, in words; share in [0, 1]; files: the formats so far, in `folder`."""
+
+    doing: str
+    share: float
+    folder: Path
+    files: tuple[Written, ...]
+
+
+def export(
+    spec: PruneSpec,
+    bench: Bench,
+    folder: Path | str,
+    formats: Sequence[str] = (),
+    speed: bool = False,
+    batch: int | None = None,
+) -> Iterator[Exporting]:
+    """Prune, measure, write and verify, telling how far it is; the last one says what is in the folder.
+
+    formats: of FORMATS, none for all. speed: whether the two networks are timed, at batch 1 and `batch`. The folder must be
+    new or empty, and is there only once it is complete: with the formats that were verified, spec.json, report.md and
+    report.html. Raises IntrafusionError, before any work, for a folder or a format that will not do; and where no format
+    could be written.
+    """
+    folder, names = Path(folder).expanduser(), tuple(formats) or tuple(FORMATS)
+    for name in names:
+        if name not in FORMATS:
+            raise IntrafusionError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+    part = _begin(folder)
+    try:
+        made = None
+        for told in making(spec, bench):
+            yield Exporting(told.doing, 0.5 * told.share)
+            made = told.made
+        assert made is not None
+        compared = None
+        if speed:
+            for compared in comparing(made, bench, batch):
+                yield Exporting("timing both networks", 0.5 + 0.25 * compared.share)
+        files: tuple[Written, ...] = ()
+        for wrote in writing(made, part, names):
+            files = wrote.files
+            yield Exporting(wrote.doing, 0.75 + 0.25 * wrote.share)
+        if all(one.reason for one in files):
+            raise IntrafusionError(f"nothing was written: {files[0].format} failed, {files[0].reason}")
+        accompany(Report(made, files, compared, formats), part)
+        with plain_errors(folder.parent):
+            put(part, folder)
+        yield Exporting("done", 1.0, Exported(folder, made, files, compared))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]:
+    """Write formats into a folder that is there, one after the other, telling which; see `write`."""
+    files: tuple[Written, ...] = ()
+    for place, name in enumerate(names):
+        yield Writing(f"writing {name}", place / len(names), folder, files)
+        files = (*files, write(made, folder, name))
+    yield Writing("done", 1.0, folder, files)
+
+
+def _begin(folder: Path) -> Path:
+    """A new folder beside the one asked for, to be renamed to it."""
+    try:
+        str(folder).encode()  # PyTorch's exporter ends the process where it cannot
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
+        part = part_of(folder)
+        part.mkdir()
+    except UnicodeEncodeError as error:
+        raise IntrafusionError(f"{folder} cannot be made (its name is not UTF-8): choose another folder") from error
+    except OSError as error:
+        raise IntrafusionError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+    return part
+
+
+def comparing(made: Made, bench: Bench, batch: int | None = None) -> Iterator[Comparison]:
+    """`compare` of the dense and the pruned network, both with BatchNorm folded, on the bench's device."""
+    yield from compare(made.dense, _there(made, bench), bench.example, batch)
+
+
+def _there(made: Made, bench: Bench) -> nn.Module:
+    """The pruned network on the bench's device."""
+    return made.network if bench.device.type == "cpu" else copy.deepcopy(made.network).to(bench.device)
+
+
+def accompany(report: Report, folder: Path) -> None:
+    """Write spec.json, report.md and report.html into a folder."""
+    texts = {
+        "spec.json": json.dumps(report.made.spec.to_dict(), indent=2) + "\n",
+        "report.md": report.markdown(),
+        "report.html": report.html(),
+    }
+    with plain_errors(folder):
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+
+
+def archive(report: Report, folder: Path) -> bytes:
+    """A ZIP of the files that the report tells of, which lie in `folder`, with spec.json, report.md and report.html."""
+    names = [file for one in report.files for file in one.files]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed, tempfile.TemporaryDirectory() as beside:
+        accompany(report, Path(beside))
+        for path in (*(folder / name for name in names), *sorted(Path(beside).iterdir())):
+            packed.write(path, path.name)
+    return made.getvalue()

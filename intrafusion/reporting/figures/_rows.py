@@ -1,0 +1,45 @@
+"""Figures with a row for each group: names, height, subtitle, and signed numbers in their words."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from intrafusion.reporting.figures.importance import label_width
+from intrafusion.reporting.figures.theme import Palette
+from intrafusion.runtime.escaping import hover
+
+HEAD = 84  # pixels above the rows: the title and two lines of what is in the picture
+SOLID = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
+
+
+def subtitle(fig: go.Figure, words: str, colours: Palette) -> None:
+    fig.update_layout(
+        title={
+            "subtitle": {"text": words, "font": {"size": 13, "color": colours.drop}},
+            "y": 1, "yanchor": "top", "pad": {"t": 12},
+        },
+        margin={"t": HEAD},
+    )  # fmt: skip
+
+
+def name_rows(fig: go.Figure, groups: Sequence[str]) -> None:
+    """One row a group, the first on top, with its name."""
+    fig.update_yaxes(
+        tickvals=list(range(len(groups))), ticktext=list(map(hover, groups)), range=[len(groups) - 0.5, -0.5],
+        showgrid=False, ticks="", ticklabelstandoff=5,
+    )  # fmt: skip
+    fig.update_layout(margin={"l": label_width(groups or [""])})
+
+
+def height(rows: int) -> int:
+    """Pixels: generous rows for few groups, dense ones for many."""
+    return HEAD + 72 + rows * (28 if rows <= 12 else 22 if rows <= 32 else 16)
+
+
+def points(share: float, digits: int = 0) -> str:
+    """A signed share in points: +21, −3."""
+    return plain(share, digits) if round(100 * share, digits) <= 0 else "+" + plain(share, digits)
+
+
+def plain(share: float, digits: int = 1) -> str:
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")

@@ -1,0 +1,1 @@
+"""What the rest runs on, and knows no networks: paths, jobs, cancellation, caches, logging, sandboxes, safe files."""

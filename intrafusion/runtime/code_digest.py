@@ -1,0 +1,134 @@
+"""Which code a result is of: a digest of the modules and of the libraries that it depends on.
+
+A release's number says too little: results of a checkout outlive many changes between two releases.
+"""
+
+import dis
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, resolve_name
+from types import CodeType
+from typing import Any
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.runtime.canonical import described
+
+_PACKAGE = __name__.partition(".")[0]
+_NO_PART = {  # of a result: what is said on the way
+    f"{_PACKAGE}.runtime.{name}" for name in ("shutdown", "_shutdown_watcher", "log")
+}
+LIBRARIES = ("captum", "numpy", "pot", "scikit-learn", "scipy", "torch", "torch-pruning", "torchvision")
+
+
+def code_version() -> str:
+    """SHA-256 (hex) of the code that measured points depend on: results of another one are never reused."""
+    return version_of(f"{_PACKAGE}.studies.measurement")
+
+
+def recovery_version() -> str:
+    """The same of the code that a recovery depends on, from the dense network on: not of what measures or loads networks."""
+    return version_of(f"{_PACKAGE}.training.recovery.cache")
+
+
+def lab_version() -> str:
+    """The same of the code that the runs of the training lab depend on."""
+    return version_of(f"{_PACKAGE}.training.methods.runs")
+
+
+@cache
+def version_of(*roots: str) -> str:
+    """SHA-256 (hex) of the modules that these import, directly or not, and of the major and minor versions of LIBRARIES.
+
+    Neither the place of the files nor the ends of their lines count. Patch releases and builds of the libraries ("+cu130")
+    are taken to compute the same; a minor release may choose other algorithms or defaults.
+    """
+    digest = hashlib.sha256()
+    for name, source in sorted(modules(*roots).items()):
+        digest.update(f"{name} {len(source)} {source}".encode())
+    for library in LIBRARIES:
+        digest.update(f"{library} {_minor(library)}".encode())
+    return digest.hexdigest()
+
+
+def modules(*roots: str) -> dict[str, str]:
+    """The source of each of the package's modules that these import, directly or not, also inside functions, by name.
+
+    The `__init__` of the package and those of the packages directly in it are left out: they only offer what others define.
+    So are the modules that log and that end a process. Where an installation holds compiled files alone, a description of
+    the code stands for the source. Raises IntrafusionError where a root has no code that can be read.
+    """
+    found: dict[str, str] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in _NO_PART or not name.startswith(f"{_PACKAGE}."):
+            continue
+        if (loader := _loader(name)) is None:
+            if name in roots:
+                raise IntrafusionError(
+                    f"the code of {name} cannot be read, so that no result can be kept: install it again"
+                )
+            continue
+        if name.count(".") == 1 and loader.is_package(name):
+            continue
+        source = loader.get_source(name)
+        if source is None:
+            code = loader.get_code(name)
+            found[name] = described(code)
+        else:
+            found[name] = source.replace("\r\n", "\n").replace("\r", "\n")
+            code = compile(source, name, "exec", dont_inherit=True)
+        named = imports(code, name if loader.is_package(name) else name.rpartition(".")[0])
+        waiting += [part for one in (name, *named) for part in _with_parents(one)]
+    return found
+
+
+def _loader(name: str) -> Any:
+    """What loads a module, an InspectLoader; None where there is none of this name. Only packages are imported to find out."""
+    parent = name.rpartition(".")[0]
+    if parent and parent != _PACKAGE and ((above := _loader(parent)) is None or not above.is_package(parent)):
+        return None
+    spec = find_spec(name)
+    return spec.loader if spec and hasattr(spec.loader, "get_source") else None  # zipimport's is not registered as one
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """A dotted name and those of the packages around it, which Python imports first."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def imports(code: CodeType, package: str) -> Iterator[str]:
+    """What a module's code may import, also inside functions: names of modules, and of what is in them (modules, too, or not).
+
+    What only type checkers import is left out. Read from compiled code: CPython 3.11's `ast.parse` fails in one of two threads
+    that use it at once (gh-106905), and Streamlit parses pages in threads.
+    """
+    for one in _codes(code):
+        until = 0  # where a branch ends that only type checkers read
+        steps = [step for step in dis.get_instructions(one) if step.opname not in ("EXTENDED_ARG", "TO_BOOL")]
+        for level, members, step in zip([None, None, *steps], [None, *steps], steps, strict=False):
+            if members and members.argval == "TYPE_CHECKING" and "IF_FALSE" in step.opname:
+                until = step.argval
+            if level and members and step.opname == "IMPORT_NAME" and step.offset >= until:
+                module = resolve_name("." * level.argval + step.argval, package) if level.argval else step.argval
+                yield from (module, *(f"{module}.{name}" for name in members.argval or ()))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Compiled code, and that of the functions and classes in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _minor(library: str) -> str:
+    """A library's version as "2.13"; nothing where it is not installed."""
+    try:
+        return ".".join(version(library).split("+")[0].split(".")[:2])
+    except PackageNotFoundError:
+        return ""

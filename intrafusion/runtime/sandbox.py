@@ -1,0 +1,242 @@
+"""Work on a stranger's file in a child process, which may die of the file, be ended at any time, and leaves nothing.
+
+The child (`confined_worker`) is a new process of the same interpreter: with little of the environment, without a network where
+the system permits that, with a temporary folder of its own, and with limits of processor time, memory, open files and the size
+of files. This process watches its memory, too, and the time. At most two run at a time, the others wait. A child that breaks a
+limit, or dies, is one line. What a child answers is data, to be trusted as little as the file: callers check it again.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from intrafusion.errors import IntrafusionError
+from intrafusion.runtime import _sandbox_worker, log
+from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.paths import home
+
+MIB = 1 << 20
+CHILDREN = 2
+Step = tuple[int, int]  # parts done, parts in all
+_LOOK = 0.05  # seconds between two looks at a child
+_LAST = 5.0  # seconds for one that says no more to end
+_START = 300.0  # seconds that a child may take to import its libraries, on a busy machine
+_LINE, _LINES = MIB, 1_000_000  # bytes of a line, and lines, that a child may write
+_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment
+_slots = threading.BoundedSemaphore(CHILDREN)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one child. seconds: of processor time. grow: bytes of memory above those of an idle child.
+
+    file: bytes of a file that it writes. wall: seconds of the clock, of which other work on the machine may take most.
+    """
+
+    seconds: int = 60
+    grow: int = 896 * MIB
+    file: int = 2048 * MIB
+    wall: float = 300.0
+
+
+def steps(
+    task: str, folder: Path, what: str, limits: Limits, arguments: dict[str, Any], note: Callable[[str], None]
+) -> Generator[Step, None, Any]:
+    """Let a child do one task: yields how far it is, and returns what it answers.
+
+    task: "module:function", called in the child as function(folder, tell, **arguments), with JSON for arguments and result;
+    tell(done, total) makes a step. folder: the child's own, absolute; the task runs in its folder `given`, and the caller
+    removes it. what: the file's name, for messages. note: gets lines that the task logs for the person.
+    Raises IntrafusionError for what the task refuses, for a child that breaks a limit or dies, and for an answer that is none;
+    Cancelled where this thread's work is asked to stop.
+    """
+    with _slot(), _Child(task, folder, what, limits, arguments) as child:
+        return (yield from child.heard(note))
+
+
+def drained(work: Generator[Step, None, Any], progress: Callable[[int, int], None] | None = None) -> Any:
+    """What a generator of steps returns in the end."""
+    try:
+        while True:
+            step = next(work)
+            if progress:
+                progress(*step)
+    except StopIteration as end:
+        return end.value
+    finally:
+        work.close()
+
+
+def is_alone() -> bool:
+    """Whether this system lets a child leave the network."""
+    if sys.platform != "linux":
+        return False
+    network = {"network": os.readlink("/proc/self/ns/net")}
+    with tempfile.TemporaryDirectory(prefix="intrafusion-") as folder:
+        task = "intrafusion.runtime._sandbox_worker:has_left"
+        return drained(steps(task, Path(folder), "nothing", Limits(), network, lambda line: None)) is True
+
+
+@contextmanager
+def _slot() -> Iterator[None]:
+    while not _slots.acquire(timeout=_LOOK):
+        checkpoint()
+    try:
+        yield
+    finally:
+        _slots.release()
+
+
+class _Child:
+    """A process at its task; within the block it may run, afterwards it and what it started are gone."""
+
+    def __init__(self, task: str, folder: Path, what: str, limits: Limits, arguments: dict[str, Any]):
+        self._task, self._what, self._limits = task, what, limits
+        self._idle: int | None = None  # bytes of memory before it began
+        self._grown = 0
+        self._ended = False
+        self._began = time.monotonic()
+        own = {"seconds": limits.seconds, "grow": limits.grow, "file": limits.file}
+        request = {"parent": os.getpid(), "path": _path(), "task": task, "limits": own, "arguments": arguments}
+        (folder / "request.json").write_text(json.dumps(request))
+        for name in ("given", "tmp"):
+            (folder / name).mkdir(exist_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", _sandbox_worker.__file__, str(folder)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd=folder / "given",
+            env=_environment(folder / "tmp"), start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "_Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        seconds = round(time.monotonic() - self._began, 2)
+        log.event("check ended", what=self._what, task=self._task, seconds=seconds, grown_mib=self._grown // MIB)
+
+    def heard(self, note: Callable[[str], None]) -> Generator[Step, None, Any]:
+        """What it says, up to its answer."""
+        assert self._process.stdout is not None
+        for number, line in enumerate(_lines(self._process.stdout)):
+            checkpoint()
+            self._watch()
+            if number > _LINES:
+                raise self._nonsense()
+            match self._read(line):
+                case None:
+                    continue
+                case {"ready": int(idle)}:
+                    self._idle, self._began = idle, time.monotonic()
+                case {"done": [int(done), int(total)]} if 0 <= done <= total:
+                    yield done, total
+                case {"note": str(text)}:
+                    note(text)
+                case {"answer": answer}:
+                    return answer
+                case {"refused": str(why)}:
+                    raise IntrafusionError(why)
+                case {"memory": True}:
+                    raise self._too_large()
+                case {"failed": str(why), "traceback": str(where)}:
+                    log.event("check failed", what=self._what, task=self._task, reason=why, traceback=where)
+                    raise IntrafusionError(f"{self._what} cannot be read ({why}): it is refused")
+                case _:
+                    raise self._nonsense()
+        raise self._died(self._end(_LAST))
+
+    def _read(self, line: bytes | None) -> Any:
+        try:
+            return None if line is None else json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self._nonsense() from error
+
+    def _watch(self) -> None:
+        """Raise IntrafusionError where it takes longer or has grown more than it may."""
+        if time.monotonic() - self._began > (_START if self._idle is None else self._limits.wall):
+            raise IntrafusionError(f"checking {self._what} took more than {self._limits.wall:,.0f} s: it is refused")
+        if self._idle:
+            self._grown = max(self._grown, _resident(self._process.pid) - self._idle)
+            if self._grown > self._limits.grow:
+                raise self._too_large()
+
+    def _end(self, patience: float = 0.0) -> int:
+        """Kill it and what it started; its exit status, which is its own where it ends within so many seconds."""
+        if self._ended:
+            return self._process.wait()
+        self._ended = True
+        if patience:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+        if os.name == "posix":
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return self._process.wait()
+
+    def _died(self, status: int) -> IntrafusionError:
+        if status == -getattr(signal, "SIGXCPU", 0):
+            took = f"{self._limits.seconds:,} s of processor time"
+            return IntrafusionError(f"checking {self._what} took more than {took}: it is refused")
+        if status < 0:
+            return IntrafusionError(f"{self._what} ends the process that checks it (signal {-status}): it is refused")
+        return self._nonsense()
+
+    def _too_large(self) -> IntrafusionError:
+        most = f"{self._limits.grow // MIB:,} MiB of memory"
+        return IntrafusionError(f"checking {self._what} takes more than {most}: it is refused")
+
+    def _nonsense(self) -> IntrafusionError:
+        return IntrafusionError(f"the process that checks {self._what} ended without an answer: it is refused")
+
+
+def _lines(pipe: IO[bytes]) -> Iterator[bytes | None]:
+    """Each line as it comes, and None whenever none comes for a while. One without an end is cut."""
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            if not selector.select(_LOOK):
+                yield None
+                continue
+            if not (new := os.read(pipe.fileno(), 1 << 16)):
+                return
+            *lines, rest = (rest + new).split(b"\n")
+            yield from lines
+            if len(rest) > _LINE:
+                yield rest
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds; 0 where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _path() -> list[str]:
+    """Where the child finds what this process found: the package, and its libraries."""
+    own = str(Path(__file__).parents[2])
+    return [own, *(place for place in sys.path if place and place != own and Path(place).is_absolute())]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    places = {name: str(folder) for name in ("HOME", "TMPDIR", "TEMP", "TMP")}
+    return kept | one | places | {"CUDA_VISIBLE_DEVICES": "", "INTRAFUSION_HOME": str(home().absolute())}

@@ -1,0 +1,324 @@
+"""Studies on a Ray cluster: `sweep` with its points spread over the processes of any number of machines.
+
+Points that share a cut go out together, as one task that runs the local sweep and streams its results back. The network
+and the images go to Ray's object store once, and each worker process opens them once. Only this process writes results.
+"""
+
+import itertools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from intrafusion.errors import IntrafusionError, one_line, reason
+from intrafusion.evaluation.incremental import MEMORY
+from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.code_digest import code_version
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.cluster.connection import SESSION
+from intrafusion.studies.cluster.worker import Parts, measure
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.session import Bench
+from intrafusion.studies.store.sqlite import Origin, Store
+from intrafusion.studies.sweeps import Failure, checked, cut_of, origin, tell
+
+_log = logging.getLogger(__name__)
+RETRIES = 3  # how often what a lost worker had left goes out again
+_SHARES = 3  # tasks for each worker, at least: one that is done early takes over from the others
+_POLL = 0.1  # seconds between two looks at whether somebody has cancelled
+_AGAIN = 1.0  # seconds between two looks at points that another process has claimed, and at what the cluster has
+_BEAT = 10.0  # seconds between two signs of life to the store
+_PATIENCE = 300.0  # seconds without a machine that could take a task: a cluster that scales itself may take minutes
+_LEAVE = 5.0  # seconds that a cancelled task has to end by itself
+
+Family = list[PruneSpec]  # points that differ in their merge alone: what `decide` compares stays together
+
+
+def sweep(
+    specs: Iterable[PruneSpec],
+    bench: Bench,
+    store: Store | None = None,
+    *,
+    decide: bool = False,
+    memory: int = MEMORY,
+    address: str | None = None,
+    num_cpus: float = 1,
+    num_gpus: float | None = None,
+) -> Iterator[Result | Failure]:
+    """`studies.sweeps.sweep` on a Ray cluster: the same points, stored the same way, in the order in which they come.
+
+    memory: bytes of activations kept by each task. address: of the cluster ("auto", "host:6379"); None for $RAY_ADDRESS,
+    or else for one on this machine that lasts as long as the sweep; where Ray is initialised already, that one is used.
+    num_cpus, num_gpus: what a task asks for, with one torch thread for each CPU; num_gpus is None for one GPU when the
+    bench is on one. What a lost worker had left goes out again, three times; then its points are Failures. Raises
+    IntrafusionError also when Ray is missing, when no cluster answers, and when the cluster has no place for such tasks.
+    """
+    share = _Share(num_cpus, float(bench.device.type == "cuda") if num_gpus is None else num_gpus)
+    specs = checked(specs, bench)
+    reached = store.get((spec, share.origin(spec, bench)) for spec in specs) if store else {}
+    yield from reached.values()
+    if all(spec in reached and reached[spec].complete for spec in specs):
+        return
+    tensors = [*bench.model.state_dict().values(), bench.images().images]
+    with SESSION.ray(address, sum(tensor.nbytes for tensor in tensors)) as ray:
+        yield from _Driver(ray, specs, bench, store, reached, decide, memory, share).steps()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a task asks for. Raises IntrafusionError for what Ray does not grant."""
+
+    cpus: float
+    gpus: float
+
+    def __post_init__(self) -> None:
+        for amount, what in ((self.cpus, "CPUs"), (self.gpus, "GPUs")):
+            if not (0 <= amount <= 1 or (amount > 1 and float(amount).is_integer())):
+                raise IntrafusionError(
+                    f"a task asks for a share of one or for a whole number of {what}, not {amount:g}"
+                )
+        if not self.cpus and not self.gpus:
+            raise IntrafusionError("a task must ask for CPUs or for GPUs, or all would run at once")
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+
+    def origin(self, spec: PruneSpec, bench: Bench) -> Origin:
+        """What a spec is measured on by such a task: a GPU where it asks for one, wherever the bench is."""
+        here, gpu = origin(spec, bench), bool(self.gpus)
+        return here if gpu == (bench.device.type == "cuda") else replace(here, device="cuda" if gpu else "cpu")
+
+    def fits(self, resources: Mapping[str, float]) -> int:
+        """How many such tasks a machine with these resources runs at once."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        return min((int(resources.get(name, 0) / amount) for name, amount in wanted.items() if amount))
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """The points of one task. lost: how many workers were lost over it. device: where it runs, once it does."""
+
+    families: list[Family]
+    lost: int = 0
+    device: str = ""
+
+    @property
+    def specs(self) -> list[PruneSpec]:
+        return [spec for family in self.families for spec in family]
+
+
+class _Driver:
+    """One sweep: which chunks wait, which are out, what has come back."""
+
+    def __init__(
+        self, ray: Any, specs: list[PruneSpec], bench: Bench, store: Store | None, reached: dict[PruneSpec, Result],
+        decide: bool, memory: int, share: _Share,
+    ):  # fmt: skip
+        self.ray, self.bench, self.store, self.specs, self.reached = ray, bench, store, specs, reached
+        self.decide, self.memory, self.share = decide, memory, share
+        self.failed: set[PruneSpec] = set()
+        self.waiting: deque[_Chunk] = deque()
+        self.contested: list[_Chunk] = []  # other processes are at these
+        self.out: dict[Any, _Chunk] = {}  # by the stream of results
+        self.slots: int | None = None  # how many tasks the cluster runs at once
+        self.welcome = False  # whether any worker has begun
+        self.looked = self.beaten = -math.inf
+        self.served = time.monotonic()  # when there last was a slot
+
+    def steps(self) -> Iterator[Result | Failure]:
+        try:
+            self._look()
+            left = [family for family in _families(self.specs) if not all(map(self._is_done, family))]
+            self.waiting.extend(_split(left, self.bench, self.slots or 1))
+            self._prepare()
+            while self.waiting or self.contested or self.out:
+                self._look()
+                yield from self._send()
+                for stream in self._ready():
+                    yield from self._receive(stream)
+                checkpoint()
+        finally:
+            self._release(self.specs)  # ours alone: other studies may share the store
+            self._cancel()
+
+    def _prepare(self) -> None:
+        """Put what all tasks need into the object store, once."""
+        try:
+            self.parts = self.ray.put(Parts.of(self.bench, self.specs))
+            options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_retries": 0}
+            self.task = self.ray.remote(measure).options(**options)
+        except (TypeError, ValueError, self.ray.exceptions.RayError) as error:
+            raise IntrafusionError(f"this study cannot be sent to a cluster: {one_line(error)}") from error
+
+    def _look(self) -> None:
+        """Now and then: what the cluster has, whether others are done with what they claimed, a sign of life."""
+        now = time.monotonic()
+        if now - self.beaten > _BEAT and self.store:
+            self.beaten = now
+            self.store.beat()
+        if now - self.looked < _AGAIN:
+            return
+        self.looked = now
+        self.waiting.extend(self.contested)
+        self.contested.clear()
+        before, nodes = self.slots, self.ray.nodes()
+        self.slots = sum(self.share.fits(node["Resources"]) for node in nodes if node["Alive"])
+        if self.slots:
+            self.served = now
+            return
+        lack = f"no machine of the Ray cluster has the {self.share} that a task asks for"
+        if SESSION.alone or now - self.served > _PATIENCE:
+            raise IntrafusionError(f"{lack}: ask for less, or add one by `ray start --address=...`")
+        if before != 0:
+            _log.warning("%s: waiting for one", lack)
+
+    def _send(self) -> Iterator[Result]:
+        """Send chunks out: a few more than run at once, so that no worker waits, and others find points left to claim."""
+        while self.waiting and len(self.out) < 2 * (self.slots or 1):
+            chunk = self.waiting.popleft()
+            chunk.families = yield from self._claimed(chunk)
+            if specs := [spec for spec in chunk.specs if spec not in self.failed]:
+                known = {spec: self.reached[spec] for spec in specs if spec in self.reached}
+                threads, device = max(1, int(self.share.cpus)), "cuda" if self.share.gpus else "cpu"
+                stream = self.task.remote(
+                    [self.parts], specs, known, self.decide, self.memory, threads, device, code_version()
+                )
+                self.out[stream] = chunk
+
+    def _claimed(self, chunk: _Chunk) -> Generator[Result, None, list[Family]]:
+        """The families that are left to us; whole ones, as the comparison needs all of their points."""
+        ours, theirs = [], []
+        for family in chunk.families:
+            refused = self._claim(family)
+            yield from self._news(family)
+            if all(map(self._is_done, family)):
+                self._release(family)
+            elif all(map(self._is_done, refused)):
+                ours.append(family)
+            else:
+                self._release(family)
+                theirs.append(family)
+        if theirs:
+            self.contested.append(replace(chunk, families=theirs))
+        return ours
+
+    def _claim(self, family: Family) -> Family:
+        """Ask for a family's points; those that we did not get."""
+        if self.store is None:
+            return []
+        left = [spec for spec in family if not self._is_done(spec)]
+        return [spec for spec in left if not self.store.claim(spec, self.share.origin(spec, self.bench))]
+
+    def _release(self, specs: Iterable[PruneSpec]) -> None:
+        if self.store:
+            for spec in specs:
+                self.store.release(spec, self.share.origin(spec, self.bench))
+
+    def _news(self, family: Family) -> Iterator[Result]:
+        """What other processes have found of these points since we last looked."""
+        if self.store:
+            left = [(spec, self.share.origin(spec, self.bench)) for spec in family if not self._is_done(spec)]
+            for spec, stored in self.store.get(left).items():
+                if spec not in self.reached or stored.count > self.reached[spec].count:
+                    self.reached[spec] = stored
+                    yield stored
+
+    def _ready(self) -> list[Any]:
+        """A stream that has something, after a moment's wait."""
+        if not self.out:
+            time.sleep(_POLL)
+            return []
+        return self.ray.wait(list(self.out), num_returns=1, timeout=_POLL)[0]
+
+    def _receive(self, stream: Any) -> Iterator[Result | Failure]:
+        chunk, errors = self.out[stream], self.ray.exceptions
+        try:
+            item = self.ray.get(next(stream))
+        except StopIteration:
+            self._release(self.out.pop(stream).specs)
+        except errors.RayTaskError as error:
+            self.out.pop(stream)
+            yield from self._give_up(chunk, reason(error.cause or error))
+        except errors.RayError as error:
+            self.ray.cancel(stream)  # where it is only the result that was lost
+            self.out.pop(stream)
+            yield from self._lost(chunk, f"{type(error).__name__}: {one_line(error).split('. ')[0]}")
+        else:
+            if isinstance(item, str):
+                chunk.device, self.welcome = item, True
+            else:
+                yield self._keep(item, chunk.device)
+
+    def _keep(self, item: Result | Failure, device: str) -> Result | Failure:
+        place = replace(self.share.origin(item.spec, self.bench), device=device)
+        if isinstance(item, Failure):
+            self.failed.add(item.spec)
+            if self.store:
+                self.store.fail(item.spec, place, item.reason)
+        else:
+            self.reached[item.spec] = item
+            if item.complete:
+                tell(item)
+            if self.store:
+                self.store.put(item, place)
+        return item
+
+    def _lost(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
+        """Send again what a lost worker had left; from the second time on point by point, in case one of them did it."""
+        chunk.lost += 1
+        left = [spec for spec in chunk.specs if not self._is_done(spec)]
+        if chunk.lost > RETRIES:
+            yield from self._give_up(chunk, f"its worker was lost {chunk.lost} times ({reason})")
+            return
+        _log.warning(
+            "a worker was lost (%s): its %d points go out again (%d of %d)", reason, len(left), chunk.lost, RETRIES
+        )
+        pieces = [chunk.families] if chunk.lost == 1 else [[[spec]] for spec in left]
+        self.waiting.extendleft(_Chunk(piece, chunk.lost) for piece in reversed(pieces))
+
+    def _give_up(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
+        if not self.welcome:  # no worker ever began: the others would not, either
+            raise IntrafusionError(
+                f"the workers cannot begin ({reason.split('. ')[0]}): is the same intrafusion installed on all of them?"
+            )
+        for spec in chunk.specs:
+            if not self._is_done(spec):
+                yield self._keep(Failure(spec, reason), chunk.device)
+        self._release(chunk.specs)
+
+    def _is_done(self, spec: PruneSpec) -> bool:
+        return spec in self.failed or (spec in self.reached and self.reached[spec].complete)
+
+    def _cancel(self) -> None:
+        """Leave no task behind."""
+        if not self.out:
+            return
+        ends, deadline = {stream.completed(): stream for stream in self.out}, time.monotonic() + _LEAVE
+        still = list(ends)
+        while still and time.monotonic() < deadline:  # a task that is about to begin may miss being asked once
+            for end in still:
+                self.ray.cancel(ends[end])
+            _, still = self.ray.wait(still, num_returns=len(still), timeout=min(_AGAIN, _LEAVE))
+        for end in still:
+            self.ray.cancel(ends[end], force=True)
+        self.out.clear()
+
+
+def _families(specs: Sequence[PruneSpec]) -> list[Family]:
+    families: dict[PruneSpec, Family] = {}
+    for spec in specs:
+        families.setdefault(spec.but(merge=""), []).append(spec)
+    return list(families.values())
+
+
+def _split(families: list[Family], bench: Bench, slots: int) -> Iterator[_Chunk]:
+    """Points behind one cut stay together, unless that makes too few chunks to keep all workers busy."""
+    most = max(1, sum(map(len, families)) // (_SHARES * slots))
+    for _, group in itertools.groupby(families, key=lambda family: cut_of(family[0], bench)):
+        behind = list(group)
+        pieces = math.ceil(sum(map(len, behind)) / most)
+        size = math.ceil(len(behind) / pieces)
+        yield from (_Chunk(behind[start : start + size]) for start in range(0, len(behind), size))

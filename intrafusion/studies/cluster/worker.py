@@ -1,0 +1,114 @@
+"""What runs in the worker processes of a cluster: the local sweep, on a bench that each process opens once."""
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluation.accuracy import Size
+from intrafusion.evaluation.incremental import MEMORY, Meter
+from intrafusion.pruning.groups.group import Group
+from intrafusion.runtime.code_digest import code_version
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.session import Bench, sight
+from intrafusion.studies.sweeps import Failure, device_name, sweep
+
+_benches: dict[str, Bench] = {}
+
+
+def measure(
+    parts: list[Any], specs: list[PruneSpec], known: dict[PruneSpec, Result], decide: bool, memory: int, threads: int,
+    device: str, version: str,
+) -> Iterator[str | Result | Failure]:  # fmt: skip
+    """The local sweep over some points, as a task: first the device in words, then results.
+
+    parts: the reference of `Parts`, in a list so that Ray does not fetch them for each task. version: of the code that the
+    results are stored under.
+    """
+    if version != code_version():
+        raise IntrafusionError(
+            "one has other code of intrafusion, or other releases of its libraries, than this machine"
+        )
+    torch.set_num_threads(threads)
+    try:
+        bench = _open(parts[0], device)
+        yield device_name(bench.device)
+        yield from sweep(specs, bench, decide=decide, memory=memory, known=known)
+    except Exception:
+        raise
+    except BaseException:  # cancelled at any point, perhaps half way through noting something down
+        _benches.clear()
+        raise
+
+
+def _open(parts: Any, device: str) -> Bench:
+    """The bench of these parts; a process keeps the last one."""
+    import ray
+
+    key = f"{parts.hex()} {device}"
+    if key not in _benches:
+        _benches.clear()
+        _benches[key] = ray.get(parts).bench(device)
+    return _benches[key]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bench is made of, on the CPU. Images are arrays, which the processes of a machine share in Ray's store."""
+
+    model: nn.Module
+    groups: list[Group]
+    size: Size
+    data: tuple
+    calibrations: dict[tuple, tuple]
+
+    @classmethod
+    def of(cls, bench: Bench, specs: Iterable[PruneSpec]) -> "Parts":
+        """The parts that these specs need."""
+        model = bench.model if bench.device.type == "cpu" else copy.deepcopy(bench.model).cpu()
+        seen = {sight(one): one for spec in specs for one in bench.learned_from(spec)}
+        calibrations = {key: _packed(bench.calibration(one)) for key, one in seen.items()}
+        return cls(model, bench.groups, bench.size, _packed(bench.images()), calibrations)
+
+    def bench(self, device: str) -> Bench:
+        bench = _WorkerBench(self.model.to(device), self.groups, self.size, _unpacked(self.data).to(device))
+        bench.sent = {key: _unpacked(packed).to(device) for key, packed in self.calibrations.items()}
+        return bench
+
+
+class _WorkerBench(Bench):
+    """A bench in a worker. Its meters serve all tasks that come by; the one last used keeps activations."""
+
+    sent: Mapping[tuple, ImageData]
+    last: Meter | None = None
+
+    def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
+        make = super().meter
+        key = "meter", spec.limit, spec.seed, spec.precision, memory
+        meter = self._data_known.get(key, lambda: make(spec, memory))
+        if self.last is not None and self.last is not meter:
+            self.last.forget()
+        self.last = meter
+        return meter
+
+    def calibration(self, spec: PruneSpec) -> ImageData:
+        return self.sent[sight(spec)]
+
+
+def _packed(data: ImageData) -> tuple:
+    images = data.images.cpu().permute(0, 2, 3, 1).contiguous()
+    return data.name, data.split, images.numpy(), data.labels.cpu().numpy(), data.classes
+
+
+def _unpacked(packed: tuple) -> ImageData:
+    name, split, images, labels, classes = packed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Ray's arrays are read-only, and images are never written to
+        return ImageData(name, split, torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), classes)

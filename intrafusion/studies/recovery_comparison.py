@@ -1,0 +1,165 @@
+"""Recoveries side by side: the same pruned networks, each method watched while it trains, and what came of it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion._registry import RECOVERIES
+from intrafusion.evaluation.accuracy import stratified
+from intrafusion.evaluation.incremental import Meter
+from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.runtime.log import explain
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.session import Bench, merged, pruned, recovery
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.sweeps import Failure, checked, digest, sweep
+from intrafusion.training.loop import Moment
+from intrafusion.training.recovery import Facts, similarity
+from intrafusion.training.recovery.cache import read
+from intrafusion.training.recovery.distillation import stages, watching
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the training of one spec's recovery goes: what it costs, and its moments so far."""
+
+    spec: PruneSpec
+    facts: Facts
+    moments: tuple[Moment, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, in [0, 1]."""
+        return self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
+
+
+def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None) -> Iterator[Run | Result | Failure]:
+    """Recover and measure each spec: its run again and again while it trains, then its result.
+
+    What was trained once is not trained again, and what the store has is not measured again. A spec that fails is yielded
+    as a Failure, and the others go on. Raises IntrafusionError when any spec cannot run.
+    """
+    meters: dict[tuple, Meter] = {}
+    for spec in checked(specs, bench):
+        if RECOVERIES[spec.recovery].needs == "labels":
+            try:
+                yield from _watched(spec, bench)
+            except Exception as error:
+                yield Failure(spec, *explain(error, "recovery", key=digest(spec)))
+                continue
+        yield from sweep([spec], bench, store, meters=meters)
+
+
+def _watched(spec: PruneSpec, bench: Bench) -> Iterator[Run]:
+    if (known := known_run(spec, bench)) is not None:
+        yield known
+        return
+    facts, moments = None, ()  # type: Facts | None, tuple[Moment, ...]
+    for told in recovery(spec, bench, merged(spec, bench)):
+        if isinstance(told, Facts):
+            facts, moments = told, ()
+        else:
+            moments = *moments, told
+        assert facts is not None
+        yield Run(spec, facts, moments)
+
+
+def known_run(spec: PruneSpec, bench: Bench) -> Run | None:
+    """The run of a spec whose recovery was trained before; None of any other. It is not trained here."""
+    if RECOVERIES[spec.recovery].needs != "labels":
+        return None
+    found = read(bench.kept_path(spec))
+    return None if found is None else Run(spec, found.facts, found.moments)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recovery's answer. accuracy: mean over the seeds, a fraction; interval: 95 % of it.
+
+    Of one seed it is Wilson's interval, of the images; of several Student's, of the seeds. run: the last seed's.
+    """
+
+    recovery: str
+    budget: str
+    accuracy: float
+    interval: tuple[float, float]
+    seeds: int
+    count: int
+    run: Run | None
+
+    def to_row(self) -> dict[str, Any]:
+        """A flat, JSON-able row."""
+        facts = self.run.facts.to_dict() if self.run else {}
+        moments = self.run.moments if self.run else ()
+        return {
+            "recovery": self.recovery, "budget": self.budget, "accuracy": self.accuracy, "low": self.interval[0],
+            "high": self.interval[1], "seeds": self.seeds, "images": self.count, **facts,
+            "steps": moments[-1].step if moments else 0, "seconds": moments[-1].seconds if moments else 0.0,
+        }  # fmt: skip
+
+
+def rows(results: Sequence[Result], runs: Sequence[Run]) -> list[Row]:
+    """A row for each recovery and budget, over all seeds that were measured, in the order in which they come."""
+    measured: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        measured[result.spec.recovery, result.spec.budget].append(result)
+    last = {(run.spec.recovery, run.spec.budget): run for run in runs}
+    return [
+        Row(*key, *_summary(found), len(found), min(result.count for result in found), last.get(key))
+        for key, found in measured.items()
+    ]
+
+
+def _summary(results: Sequence[Result]) -> tuple[float, tuple[float, float]]:
+    if len(results) == 1:
+        return results[0].accuracy, results[0].interval
+    from scipy.stats import t
+
+    values = [result.accuracy for result in results]
+    mean, half = fmean(values), stdev(values) / math.sqrt(len(values)) * float(t.ppf(0.975, len(values) - 1))
+    return mean, (max(0.0, mean - half), min(1.0, mean + half))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How alike images look to one layer of three networks: G (b, b) each, rows of length one; labels: int64 (b,)."""
+
+    layer: str
+    labels: Tensor
+    dense: Tensor
+    before: Tensor
+    after: Tensor
+
+    def loss(self, which: Tensor) -> float:
+        """L_SP of one of the networks against the dense one."""
+        return float((which - self.dense).square().sum() / len(self.labels) ** 2)
+
+
+def layers_to_compare(bench: Bench) -> list[str]:
+    """The layers whose similarities the losses compare: the last at each size of the images."""
+    return stages(private(bench.folded), bench.example)
+
+
+def alike(spec: PruneSpec, bench: Bench, layer: str, images: int = 48) -> Alike:
+    """Similarities before and after a recovery, on some training images, sorted by class."""
+    data = bench.training(spec) if RECOVERIES[spec.recovery].needs == "labels" else bench.calibration(spec)
+    rows = stratified(data.labels.cpu(), spec.seed)[:images]
+    rows = rows[data.labels.cpu()[rows].argsort(stable=True)].to(data.labels.device)
+    chosen = replace(data, images=data.images[rows], labels=data.labels[rows])
+    inputs, labels = next(normalised(bench.model, chosen))
+
+    def seen(network: nn.Module) -> Tensor:
+        with torch.inference_mode(), watching(network, [layer]) as outputs:
+            network(inputs)
+        return similarity(outputs[layer]).cpu()
+
+    plain = spec.but(recovery="none")
+    networks = private(bench.folded), private(pruned(plain, bench)), private(pruned(spec, bench))
+    return Alike(layer, labels.cpu(), *map(seen, networks))

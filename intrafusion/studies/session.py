@@ -1,0 +1,294 @@
+"""What all points of a study share: the dense network, its groups, the images, and what is known of them."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion._registry import CRITERIA, RECOVERIES
+from intrafusion.data.datasets import ImageData, load_calibration, load_data, train_beside
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluation.accuracy import Evaluation, Size, evaluate, layer_sizes, logits, size
+from intrafusion.evaluation.incremental import MEMORY, Meter
+from intrafusion.models.card import ModelCard
+from intrafusion.models.fingerprint import of_images, of_model, of_text
+from intrafusion.models.hub import load_model
+from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.importance import score
+from intrafusion.pruning.merge import ChannelMap, calibrate
+from intrafusion.pruning.pruner import Pruned, cut
+from intrafusion.pruning.transport.cost import Geometry, measure
+from intrafusion.pruning.transport.planning import TransportPlan, solve
+from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cancellation import clock
+from intrafusion.runtime.code_digest import code_version, recovery_version
+from intrafusion.runtime.paths import home
+from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
+from intrafusion.training.loop import Moment
+from intrafusion.training.recovery import Facts, How, recovering
+
+_DEFAULT = PruneSpec()
+_MEMORY = 1 << 28  # bytes of each kind of result that a bench keeps
+
+
+@dataclass(frozen=True)
+class Scores:
+    """values: float64 (n,), larger stays. seconds: what they took to compute."""
+
+    values: torch.Tensor
+    seconds: float
+
+
+@dataclass(eq=False)
+class Bench:
+    """The dense model, its groups and size, the evaluation images.
+
+    Scores, distances and plans of single groups, on the network as it is, are computed once.
+    """
+
+    model: nn.Module
+    groups: list[Group]
+    size: Size
+    data: ImageData | None = None
+    _known: Memo = field(default_factory=Memo)
+    _seen: Memo = field(default_factory=lambda: Memo(8, memory=_MEMORY))  # calibration images
+    _geometries: Memo = field(default_factory=lambda: Memo(8, memory=_MEMORY))  # 30 megabytes each in wide layers
+    _plans: Memo = field(default_factory=lambda: Memo(32, memory=_MEMORY))  # likewise
+    _merged: Memo = field(default_factory=lambda: Memo(4, memory=_MEMORY))  # whole networks
+    _data_known: Memo = field(default_factory=Memo)
+
+    @property
+    def card(self) -> ModelCard:
+        return self.model.card  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def example(self) -> torch.Tensor:
+        """A zero input on the model's device, float (1, C, H, W)."""
+        return self.card.example().to(self.device)
+
+    @property
+    def layers(self) -> dict[str, Size]:
+        """The size of each layer that multiplies, by name."""
+        return self._known.get("layers", lambda: layer_sizes(self.model, self.example))
+
+    def images(self) -> ImageData:
+        """The evaluation images that have labels. Raises IntrafusionError when none were loaded, or none have."""
+        if self.data is None:
+            raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
+        return self.data.labelled()
+
+    def on(self, data: ImageData) -> "Bench":
+        """This bench with other evaluation images, sharing what is known of the groups."""
+        return replace(self, data=data, _data_known=Memo())
+
+    @property
+    def folded(self) -> nn.Module:
+        """The dense model with BatchNorm folded, which every pruned network starts from. Nobody may change it."""
+
+        def fold() -> nn.Module:
+            twin = private(self.model)
+            fold_groups(twin, self.groups)
+            return twin
+
+        return self._known.get("folded", fold)
+
+    def fingerprints(self, spec: PruneSpec) -> tuple[str, str]:
+        """SHA-256 (hex) of the model, and of the images that measuring this spec looks at."""
+        learned = self.learned_from(spec)
+        return self._known.get("fingerprint", lambda: of_model(self.model)), self._data_known.get(
+            ("fingerprint", spec.limit, spec.seed, learned),
+            lambda: of_images(self.images().subset(spec.limit, spec.seed), *(self.calibration(one) for one in learned)),
+        )
+
+    def kept_path(self, spec: PruneSpec) -> Path:
+        """The file of the spec's recovered network, named after all that this depends on, the kind of device among it."""
+        return self._recovered(spec, code_version(), ".pt")
+
+    def stopped_path(self, spec: PruneSpec) -> Path:
+        """The file of the state of a recovery that was stopped: it goes on while the code that trains is the same."""
+        return self._recovered(spec, recovery_version(), ".run")
+
+    def _recovered(self, spec: PruneSpec, version: str, suffix: str) -> Path:
+        plain = relevant(spec).but(limit=None, precision="", weights=None, data_path=None)
+        seen = self._known.get(
+            ("seen", *self.learned_from(spec)), lambda: of_images(*map(self.calibration, self.learned_from(spec)))
+        )
+        what = plain.key(), *own_code(plain)
+        name = of_text(*what, self.fingerprints(spec)[0], seen, self.device.type, version)
+        return home() / "recovered" / f"{name}{suffix}"
+
+    @staticmethod
+    def learned_from(spec: PruneSpec) -> tuple[PruneSpec, ...]:
+        """Specs whose calibration images are those that pruning, merging and recovering as `spec` says looks at."""
+        plain = PruneSpec(dataset=spec.dataset, data_path=spec.data_path, calibration=spec.calibration, seed=spec.seed)
+        learned = (plain.but(calibration=spec.training),) if trains(spec) else ()
+        return ((plain,) if calibrates(relevant(spec)) else ()) + learned
+
+    def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
+        """Measures networks pruned from this one on the spec's evaluation images. It keeps much: let go of it when done."""
+        data = self.images().subset(spec.limit, spec.seed)
+        key = ("batch", spec.limit, spec.precision)
+        made = Meter(self.folded, data, spec.precision, spec.seed, memory, self._data_known.peek(key))
+        self._data_known.get(key, lambda: made.batch)
+        return made
+
+    def dense(self, limit: int | None, seed: int = 0) -> Evaluation:
+        """The dense model's accuracy, measured once for each choice of images."""
+        return self._data_known.get((limit, seed), lambda: evaluate(self.model, self.images(), limit, seed))
+
+    def calibration(self, spec: PruneSpec) -> ImageData:
+        """The images that the spec's criterion and cost may look at. Raises IntrafusionError where there are none."""
+        size = self.card.input_size
+        return self._seen.get(
+            sight(spec),
+            lambda: load_calibration(
+                spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size
+            ),
+        )
+
+    def training(self, spec: PruneSpec) -> ImageData:
+        """The labelled images that the spec's recovery learns from. Raises IntrafusionError where there are none."""
+        data = self.calibration(spec.but(calibration=spec.training))
+        if data.split != "train":
+            where = Path(spec.data_path or f"{spec.dataset}_test.npz")
+            beside = (
+                train_beside(where).name
+                if where.suffix
+                else f"{spec.dataset}_train.npz into {where}, or a folder train"
+            )
+            raise IntrafusionError(
+                f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: put {beside}"
+                f"{' beside it' if where.suffix else ''}"
+            )
+        return data.labelled()
+
+    def scores(self, spec: PruneSpec, group: Group) -> Scores:
+        """Importance of a group's channels in the network as it is."""
+
+        def compute() -> Scores:
+            data = self.calibration(spec) if sees else None
+            start = clock()
+            values = score(self.model, group, spec.criterion, data, spec.seed, spec.calibration)
+            return Scores(values, clock() - start)
+
+        sees = CRITERIA[spec.criterion].needs != "nothing"
+        return self._known.get((group.name, spec.criterion, sight(spec) if sees else spec.seed), compute)
+
+    def geometry(self, spec: PruneSpec, group: Group) -> Geometry:
+        """Distances between a group's channels in the network as it is, for every sparsity, criterion and solver."""
+        sees = spec.cost == "activations"
+        return self._geometries.get(
+            (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
+            lambda: measure(
+                self.model, group, data=self.calibration(spec) if sees else None, **spec.only(MEASURE_KNOBS)
+            ),
+        )
+
+    def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
+        """The plan of one group in the network as it is."""
+        spec = spec.but(merge="", recovery="", limit=None, precision="", groups="all", sparsities=None,
+                        sparsity=spec.sparsity_of(group.name))  # fmt: skip
+        key = (group.name, spec)
+        return self._plans.get(
+            key,
+            lambda: solve(
+                self.geometry(spec, group),
+                self.scores(spec, group).values,
+                spec.sparsity,
+                **spec.only(SOLVE_KNOBS),
+            ),
+        )
+
+    def output_distance(self, spec: PruneSpec, group: Group) -> torch.Tensor:
+        """How far pruning this group alone moves the logits of each calibration image: L2 distances (N,)."""
+
+        def compute() -> torch.Tensor:
+            small = pruned(spec.but(groups=(group.name,)), self)
+            return (logits(small, data) - dense).norm(dim=1).cpu()
+
+        data = self.calibration(spec)
+        dense = self._known.get(("logits", sight(spec)), lambda: logits(self.model, data))
+        return self._known.get(("distance", group.name, spec.but(limit=None, groups="all")), compute)
+
+
+def sight(spec: PruneSpec) -> tuple:
+    """What tells one choice of calibration images from another."""
+    return "images", spec.dataset, spec.data_path, spec.calibration, spec.seed
+
+
+def open_model(name: str, weights: str | None = None, device: str = "cpu", **options: Any) -> Bench:
+    """Load a model and find its groups; `options` go to `load_model`."""
+    model = load_model(name, weights, device, **options)
+    example = model.card.example().to(device)  # type: ignore[union-attr,operator]
+    return Bench(model, find_groups(model, example), size(model, example))
+
+
+def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
+    """Load what `spec` names, once, for any number of runs; `options` go to `load_data`."""
+    bench = open_model(spec.model, spec.weights, device)
+    bench.data = load_data(
+        spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size, **options
+    )
+    return bench
+
+
+def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
+    """The network of `spec`: pruned, merged and recovered. Without recovery it shares unchanged layers with the bench's."""
+    made = merged(spec, bench)
+    for _ in recovery(spec, bench, made):
+        pass
+    return made.small
+
+
+def merged(spec: PruneSpec, bench: Bench) -> Pruned:
+    """The network of `spec` before its recovery. All recoveries of a network start from copies of one."""
+    if spec.recovery == "none":
+        return _cut(spec, bench, share=True)
+    plain = _DEFAULT.only((*RECOVERY_KNOBS, "recovery", "training", "limit", "precision")) | {"seed": spec.seed}
+    made: Pruned = bench._merged.get(spec.but(**plain), lambda: _cut(spec, bench, share=False))
+    return replace(made, small=copy.deepcopy(made.small))
+
+
+def _cut(spec: PruneSpec, bench: Bench, share: bool) -> Pruned:
+    return cut(
+        bench.folded,
+        bench.groups,
+        spec.sparsity if spec.sparsities is None else dict(zip(spec.groups, spec.sparsities, strict=True)),
+        spec.criterion,
+        spec.merge,
+        spec.groups,
+        bench.calibration(spec) if calibrates(relevant(spec)) else None,
+        first=lambda group: bench.plan(spec, group),
+        share=share,
+        **spec.only((*PLAN_KNOBS, *MERGE_KNOBS)),
+    )
+
+
+def channel_maps(spec: PruneSpec, bench: Bench) -> list[ChannelMap]:
+    """How each consumer of the spec's groups makes their channels of the kept ones, as the calibrated merge learns it."""
+    fit = merged(spec.but(merge="drop"), bench).fit(bench.calibration(spec))
+    calibrate(fit)
+    return fit.maps
+
+
+def recovery(spec: PruneSpec, bench: Bench, made: Pruned) -> Iterator[Facts | Moment]:
+    """Recover a merged network, in place, as `spec` says, telling what training costs and how it goes.
+
+    What was trained is kept in a file, and not trained again.
+    """
+    needs = RECOVERIES[spec.recovery].needs
+    data = bench.training(spec) if needs == "labels" else bench.calibration(spec) if needs == "images" else None
+    keep, stopped = (bench.kept_path(spec), bench.stopped_path(spec)) if needs == "labels" else (None, None)
+    return recovering(made, spec.recovery, data, How(**spec.only(RECOVERY_KNOBS)), keep, stopped)

@@ -1,0 +1,141 @@
+"""A study as a file: one spec, the fields that vary, and how. TOML, for the command line and for people."""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unicodedata import category
+
+from intrafusion.errors import IntrafusionError, one_line, shown
+from intrafusion.pruning.groups.group import Group
+from intrafusion.spec import COUNTS, KINDS, PruneSpec
+from intrafusion.studies.sweeps import grid
+
+FIXED = ("model", "dataset", "weights", "data_path", "sparsities")  # one network and one set of images a study
+_MOST = 100_000
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every combination of the axes' values, put into `base`; the last axis varies fastest.
+
+    axes: field -> values. Of groups, a value is "each" (every prunable group for itself), "all" (together), a name, or
+    names joined by "+" (those together). decide: stop at points whose difference between merges is decided. Raises
+    IntrafusionError for a field that cannot vary, an axis without values, or a value that the field does not take.
+    """
+
+    name: str
+    base: PruneSpec
+    axes: Mapping[str, tuple[Any, ...]]
+    decide: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise IntrafusionError("a study needs a name")
+        if any(category(letter) in ("Cc", "Cs") for letter in self.name):
+            raise IntrafusionError(
+                f"the study's name {self.name!r} has characters that cannot be shown: choose another"
+            )
+        if math.prod(map(len, self.axes.values())) > _MOST:
+            raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
+        for field, values in self.axes.items():
+            if field not in KINDS or field in FIXED:
+                raise IntrafusionError(
+                    f"{field} is no axis of a study: choose from {', '.join(k for k in KINDS if k not in FIXED)}"
+                )
+            if not values:
+                raise IntrafusionError(f"the axis {field} has no values")
+            for value in values:
+                if field != "groups":
+                    self.base.but(**{field: value})
+                elif not isinstance(value, str):
+                    raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {shown(value)}")
+
+    def specs(self, groups: Sequence[Group]) -> list[PruneSpec]:
+        """All points, on a network with these groups."""
+        axes = {field: list(dict.fromkeys(values)) for field, values in self.axes.items()}
+        if "groups" in axes:
+            axes["groups"] = list(
+                dict.fromkeys(choice for value in axes["groups"] for choice in _choices(value, groups))
+            )
+        return list(dict.fromkeys(grid(self.base, **axes)))
+
+    def to_toml(self) -> str:
+        """A text that `from_toml` reads back; None is "all", and a path that is None is left out."""
+        base = {k: "all" if v is None else v for k, v in self.base.to_dict().items() if v is not None or k in COUNTS}
+        lines = [f"name = {_toml(self.name)}", f"decide = {_toml(self.decide)}", "", "[base]"]
+        lines += [f"{field} = {_toml(value)}" for field, value in base.items() if field not in self.axes]
+        lines += ["", "[axes]", *(f"{field} = {_toml(list(values))}" for field, values in self.axes.items())]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str) -> "Study":
+        """The study of such a text. Raises IntrafusionError where it is no TOML, or says what no study says."""
+        try:
+            raw = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # a number too long, tables too deep
+            raise IntrafusionError(f"the study is not TOML: {one_line(error)}") from error
+        unknown = set(raw) - {"name", "decide", "base", "axes"}
+        if unknown:
+            raise IntrafusionError(
+                f"unknown entry {sorted(unknown)[0]!r} in the study: it has name, decide, [base] and [axes]"
+            )
+        base, axes = raw.get("base", {}), raw.get("axes", {})
+        if not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(raw.get("decide", False), bool):
+            raise IntrafusionError("the study's base and axes must be tables of fields, and decide true or false")
+        fields_ = {name: None if value == "all" and name in COUNTS else value for name, value in base.items()}
+        values = {name: parse(name, value) for name, value in axes.items()}
+        return cls(raw.get("name", "study"), PruneSpec.from_dict(fields_), values, raw.get("decide", False))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Study":
+        """The study in a file. Raises IntrafusionError where it cannot be read."""
+        try:
+            return cls.from_toml(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: a home that nobody has
+            raise IntrafusionError(f"the study file {path} cannot be read: {one_line(error)}") from error
+
+
+def parse(field: str, given: object) -> tuple[Any, ...]:
+    """An axis's values from a list or one value. "0.1:0.5:0.1" is a range that holds its end; without a step it is 1."""
+    values = given if isinstance(given, list | tuple) else [given]
+    return tuple(v for value in values for v in _expand(field, value))
+
+
+def _expand(field: str, value: object) -> list[Any]:
+    kind = KINDS.get(field)
+    if field in COUNTS and value == "all":
+        return [None]
+    if kind is bool and value in ("true", "false"):
+        return [value == "true"]
+    if kind not in (int, float) or not isinstance(value, str):
+        return [value]
+    try:
+        ends = [kind(part) for part in value.split(":")]
+        if len(ends) == 1:
+            return ends
+        start, stop, step = ends if len(ends) == 3 else (*ends, 1)
+        count = math.floor((stop - start) / step + 1e-9) + 1
+    except (ValueError, ArithmeticError) as error:
+        raise IntrafusionError(f"{field} takes numbers or a range start:stop:step, not {shown(value)}") from error
+    if not 0 < count <= _MOST:
+        raise IntrafusionError(f"the range {value} of {field} is empty or too long")
+    return [kind(round(start + i * step, 10)) for i in range(count)]
+
+
+def _choices(value: str, groups: Sequence[Group]) -> list[str | tuple[str, ...]]:
+    if value == "each":
+        return [(group.name,) for group in groups if group.reason is None]
+    return ["all" if value == "all" else tuple(value.split("+"))]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str | bool):
+        # JSON's strings but for what TOML lacks: \u in pairs, and a bare DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps("all") if value is None else repr(value)

@@ -1,0 +1,277 @@
+"""Studies: many specs measured on one bench, fast, each point once, none lost.
+
+Every point is first looked at on a small stratified sample, then on all images. What is unchanged between points is
+computed once; results go to a store as they come, and what it holds already is not computed again.
+"""
+
+import gc
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion.errors import IntrafusionError, is_out_of_memory
+from intrafusion.evaluation.incremental import MEMORY, Meter
+from intrafusion.pruning.pruner import choose_groups
+from intrafusion.runtime.cancellation import checkpoint, clock
+from intrafusion.runtime.log import event, explain
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.measurement import Result, check, measure
+from intrafusion.studies.paired import paired
+from intrafusion.studies.session import Bench, pruned
+from intrafusion.studies.store.sqlite import Origin, Store
+
+FIRST = 100  # images of the first look at a point
+_PATIENCE = 1.0  # seconds after which a point shows how far it is
+_NETWORKS = 1 << 28  # bytes of pruned networks kept from the first look to the next
+_RETRY = 0.2  # seconds between two looks at points that another process has claimed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A point that could not be measured, and why, in one line. id: where the log has it, when nobody expected it."""
+
+    spec: PruneSpec
+    reason: str
+    id: str | None = field(default=None, compare=False)
+
+
+def grid(base: PruneSpec, **choices: Sequence[Any]) -> list[PruneSpec]:
+    """`base` with every combination of the given fields' choices; the last field varies fastest."""
+    return [base.but(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+def sweep(
+    specs: Iterable[PruneSpec],
+    bench: Bench,
+    store: Store | None = None,
+    *,
+    decide: bool = False,
+    memory: int = MEMORY,
+    known: Mapping[PruneSpec, Result] | None = None,
+    meters: dict[tuple, Meter] | None = None,
+) -> Iterator[Result | Failure]:
+    """Measure all specs on one bench, yielding each result as soon as it is there, and again on more images.
+
+    A spec's last result counts. store: what it holds is yielded first and not computed again, unless it is incomplete;
+    what is new goes there, and points that another process is at are left to it. decide: stop at a point once the
+    difference between its merge and dropping, on the same images, is decided: the 95 % interval of paired proportions of
+    Agresti and Min (`pairs.matched_wald`), corrected for the number of looks, excludes zero. memory: bytes of activations
+    kept. known: results to go on from; they are not yielded again. meters: those of an earlier sweep on this bench, which
+    this one uses and adds to. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when
+    any spec cannot run, or the store cannot be written.
+    """
+    yield from _Sweep(checked(specs, bench), bench, store, decide, memory, known or {}, meters).steps()
+
+
+def checked(specs: Iterable[PruneSpec], bench: Bench) -> list[PruneSpec]:
+    """The specs, each once, in the order of their work. Raises IntrafusionError when any cannot run."""
+    specs = list(dict.fromkeys(specs))
+    for spec in specs:
+        check(spec, bench)
+        for one in bench.learned_from(spec):
+            bench.calibration(one)
+    return sorted(specs, key=lambda spec: cut_of(spec, bench))
+
+
+def cut_of(spec: PruneSpec, bench: Bench) -> tuple:
+    """Equal for specs that share what lies in front of their first change; grows with the order of the work.
+
+    One set of images comes after the other, and on each set from input to output, so that kept values serve the next cut.
+    """
+    first = choose_groups(bench.groups, spec.groups)[0]
+    return *_images(spec), bench.groups.index(first)
+
+
+def origin(spec: PruneSpec, bench: Bench) -> Origin:
+    """What this spec is measured on, as the store records it."""
+    return Origin(*bench.fingerprints(spec), device_name(bench.device))
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+class _Sweep:
+    def __init__(
+        self, specs: list[PruneSpec], bench: Bench, store: Store | None, decide: bool, memory: int,
+        known: Mapping[PruneSpec, Result], meters: dict[tuple, Meter] | None,
+    ):  # fmt: skip
+        self.bench, self.store, self.decide, self.memory, self.specs = bench, store, decide, memory, specs
+        self.families: dict[PruneSpec, list[PruneSpec]] = {}
+        for spec in self.specs:
+            self.families.setdefault(spec.but(merge=""), []).append(spec)
+        self.reached = dict(known)
+        self.failed: set[PruneSpec] = set()
+        self.measured: set[PruneSpec] = set()
+        self.meters: dict[tuple, Meter] = {} if meters is None else meters
+        self.networks: dict[PruneSpec, nn.Module] = {}  # oldest first
+        self.held = 0  # their bytes
+        self.last: Meter | None = None
+
+    def steps(self) -> Iterator[Result | Failure]:
+        if self.store:
+            stored = self.store.get((spec, origin(spec, self.bench)) for spec in self.specs)
+            self.reached |= stored
+            yield from stored.values()
+        yield from self._unmeasurable()
+        looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
+        for look in range(looks):
+            for spec in self.specs:
+                yield from self._advance(spec, look)
+        while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
+            for spec in left:
+                yield from self._advance(spec, looks)
+            checkpoint(idle=True)
+            time.sleep(_RETRY)
+        for spec in self.specs:
+            if spec in self.measured and not self.reached[spec].complete:
+                tell(self.reached[spec])
+
+    def _unmeasurable(self) -> Iterator[Failure]:
+        """Fail the points whose images are too much for this machine, before it is asked how many each look takes in."""
+        for spec in self.specs:
+            if spec in self.reached and self.reached[spec].complete:
+                continue
+            try:
+                self._meter(spec)
+            except IntrafusionError:
+                raise
+            except Exception as error:
+                yield self._fails(spec, error)
+
+    def _advance(self, spec: PruneSpec, look: int) -> Iterator[Result | Failure]:
+        """Bring one point as far as this look goes, unless another process is at it."""
+        if self._is_done(spec):
+            return
+        target = self._looks(spec)[min(look, len(self._looks(spec)) - 1)]
+        if (known := self.reached.get(spec)) and known.count >= target:
+            return
+        if self.store and not self.store.claim(spec, origin(spec, self.bench)):
+            yield from self._news(spec)
+            return
+        try:
+            yield from self._news(spec)
+            while not self._is_done(spec) and (spec not in self.reached or self.reached[spec].count < target):
+                yield self._measured(spec, target)
+        finally:
+            if self.store:
+                self.store.release(spec, origin(spec, self.bench))
+
+    def _news(self, spec: PruneSpec) -> Iterator[Result]:
+        """What another process has found of this point since we last looked."""
+        if self.store:
+            known, stored = self.reached.get(spec), self.store.get([(spec, origin(spec, self.bench))]).get(spec)
+            if stored and (known is None or stored.count > known.count):
+                self.reached[spec] = stored
+                yield stored
+
+    def _measured(self, spec: PruneSpec, target: int) -> Result | Failure:
+        """One more result of a point; what goes wrong there is its own affair."""
+        try:
+            meter, began = self._meter(spec), clock()
+            small = self._network(spec)
+            took = clock() - began
+            result = measure(spec, self.bench, meter, small, target, self.reached.get(spec), _PATIENCE)
+            result = replace(result, seconds=result.seconds + took)
+        except Exception as error:
+            return self._fails(spec, error)
+        if self.store:
+            self.store.put(result, origin(spec, self.bench))
+        self.reached[spec] = result
+        self.measured.add(spec)
+        if result.complete:
+            self._let_go(spec)
+            tell(result)
+        return result
+
+    def _fails(self, spec: PruneSpec, error: Exception) -> Failure:
+        for meter in self.meters.values():  # it may have been memory
+            meter.forget()
+        self.networks.clear()
+        self.held = 0
+        if is_out_of_memory(error):
+            gc.collect()  # pruned networks sit in reference cycles, and the next point needs their room
+        failure = Failure(spec, *explain(error, "point", key=digest(spec)))
+        self.failed.add(spec)
+        if self.store:
+            self.store.fail(spec, origin(spec, self.bench), failure.reason)
+        return failure
+
+    def _is_done(self, spec: PruneSpec) -> bool:
+        if spec in self.failed or (spec in self.reached and self.reached[spec].complete):
+            return True
+        return self.decide and self._is_decided(spec)
+
+    def _is_decided(self, spec: PruneSpec) -> bool:
+        """Whether every difference between merges that this point takes part in has a sign."""
+        family = self.families[spec.but(merge="")]
+        base = next((other for other in family if other.merge == "drop"), family[0])
+        others = [other for other in family if other is not base] if spec is base else [spec]
+        results = [self.reached.get(one) for one in (base, *others)]
+        if len(family) < 2 or None in results:
+            return False
+        z = NormalDist().inv_cdf(1 - 0.025 / len(self._looks(spec)))
+        return all(paired(other, results[0], z).decided for other in results[1:])  # type: ignore[arg-type]
+
+    def _looks(self, spec: PruneSpec) -> list[int]:
+        """How many images each look at a point takes in."""
+        meter = self._meter(spec)
+        sizes, size = [], FIRST
+        while self.decide and size < len(meter):
+            sizes.append(meter.up_to(size))
+            size *= 3
+        return sorted({*sizes, meter.up_to(FIRST), len(meter)})
+
+    def _meter(self, spec: PruneSpec) -> Meter:
+        """The meter of this spec's images; only the one last used keeps values."""
+        key = _images(spec)
+        if key not in self.meters:
+            self.meters[key] = self.bench.meter(spec, self.memory)
+        if self.last is not None and self.last is not self.meters[key]:
+            self.last.forget()
+        self.last = self.meters[key]
+        return self.last
+
+    def _network(self, spec: PruneSpec) -> nn.Module:
+        if spec not in self.networks:
+            self.networks[spec] = small = pruned(spec, self.bench)
+            self.held += _bytes(small)
+            while len(self.networks) > 1 and self.held > _NETWORKS:
+                self._let_go(next(iter(self.networks)))
+            return small
+        return self.networks[spec]
+
+    def _let_go(self, spec: PruneSpec) -> None:
+        if spec in self.networks:
+            self.held -= _bytes(self.networks.pop(spec))
+
+
+def tell(result: Result) -> None:
+    """Log a point that was measured."""
+    spec = result.spec
+    event(
+        "point", key=digest(spec), model=spec.model, criterion=spec.criterion, merge=spec.merge, sparsity=spec.sparsity,
+        accuracy=result.accuracy, count=result.count, seconds=round(result.seconds, 3),
+    )  # fmt: skip
+
+
+def digest(spec: PruneSpec) -> str:
+    """A short name of a spec, without the paths in it."""
+    return hashlib.sha256(spec.key().encode()).hexdigest()[:12]
+
+
+def _images(spec: PruneSpec) -> tuple:
+    """What tells one way of measuring from another."""
+    return spec.precision, spec.seed, spec.limit or 0
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in network.state_dict().values())

@@ -1,0 +1,82 @@
+"""What a child process does with a person's file (see `confined`): read it, try it, and leave in `made` what is to be kept.
+
+Each is called as task(folder, tell, ...) in the folder of the given files, which it names as the person does, and gives JSON.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from intrafusion import _torch_compat as _compat  # noqa: F401  (before anything imports torchvision)
+from intrafusion.data import upload as of_images
+from intrafusion.data.arrays import Reading
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.models.card import card_of
+from intrafusion.models.exported_program import described, read_program, tensors_of
+from intrafusion.models.hub import load_model
+from intrafusion.models.serialization import save_network
+from intrafusion.models.sources.user import source_of
+from intrafusion.models.torch_file import SUFFIXES
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.runtime.safe_zip import opened
+
+Tell = Callable[[int, int], None]
+
+
+def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
+    """Read a program, and try it; leave its description as program.json, and its tensors as program.safetensors."""
+    model, size, _ = read_program(Path(files[0]))
+    _check_groups(model, size)
+    made = folder / "made"
+    made.mkdir()
+    (made / "program.json").write_text(json.dumps(described(model)))
+    save_file(_alone(tensors_of(model)), made / "program.safetensors")
+
+
+def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Refuse a network whose channels nothing here can follow."""
+    try:
+        find_groups(model, torch.zeros(1, *size))
+    except IntrafusionError:
+        raise
+    except Exception as error:  # a graph of any kind
+        raise IntrafusionError(f"its channel groups cannot be traced: {one_line(error)}") from error
+
+
+def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, key: str | None) -> None:
+    """Read weights into their architecture; leave them as weights.safetensors, float32, with their card."""
+    file = Path(files[0])
+    if file.suffix.lower() not in SUFFIXES:
+        raise IntrafusionError(f"{file} is no weights file: it must end in {', '.join(SUFFIXES)}")
+    if zipfile.is_zipfile(file):
+        with opened(file):
+            pass
+    model = load_model(architecture, file, weights_key=key)
+    base, _ = source_of(architecture).blank(architecture, model.state_dict())
+    card = card_of(model)
+    card = replace(card, name=architecture, source=card.source.replace(str(file), f"weights {file.name}"))
+    save_network(model, base, card, folder / "made" / "weights")
+
+
+def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors none of which shares its memory with another."""
+    state, seen = {}, set()
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        state[name] = value.detach().clone() if place in seen else value.detach().contiguous()
+        seen.add(place)
+    return state
+
+
+def images(
+    folder: Path, tell: Tell, files: Sequence[str], layout: str | None, span: Sequence[float] | None
+) -> list[str]:
+    """Read arrays, or each picture of an archive; leave them in `made` as they are kept. What was passed over or converted."""
+    reading = Reading(layout, None if span is None else (span[0], span[1]))
+    return of_images.read(folder / "made", [Path(file) for file in files], tell, reading)

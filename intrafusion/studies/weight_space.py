@@ -1,0 +1,233 @@
+"""The networks of one pruning as points of one weight space: dense, dropped, fused, and views of what lies around them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluation.accuracy import logits, wilson
+from intrafusion.evaluation.loss_landscape import Plane, Surface, flatten, grid, lanczos, plane, share_within, surface
+from intrafusion.models.hub import load_model
+from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.pruning.surgery import pad
+from intrafusion.runtime.cache import Memo
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.measurement import check
+from intrafusion.studies.session import Bench, merged
+from intrafusion.training.batchnorm import norms_of
+from intrafusion.training.mode_connectivity import Path, connect
+
+MERGED = {"dropped": "drop", "fused": "fusion", "calibrated": "calibrated", "refit": "refit"}
+THREE = ("dense", "dropped", "fused")
+CONTROLS = 20  # random directions that displacements are compared with
+_PIXELS = 1 << 18  # of the images whose loss is differentiated twice
+
+
+@dataclass(frozen=True, eq=False)
+class Solutions:
+    """What a spec's pruning makes of a bench's network by each merge; made once, whoever asks.
+
+    Names: "dense" and those of MERGED. All are BN-folded, and so are their weights. The spec's merge plays no part.
+    Raises IntrafusionError for a spec that cannot run.
+    """
+
+    spec: PruneSpec
+    bench: Bench
+    _known: Memo = field(default_factory=Memo, repr=False)
+
+    def __post_init__(self) -> None:
+        check(self.spec, self.bench)
+
+    @property
+    def images(self) -> ImageData:
+        """The evaluation images that the spec asks for."""
+        return self.bench.images().subset(self.spec.limit, self.spec.seed)
+
+    def small(self, name: str) -> nn.Module:
+        """The network itself, smaller where channels went. Nobody may change it."""
+        return self._both(name)[0]
+
+    def whole(self, name: str) -> nn.Module:
+        """The network in the dense shape, zeros where channels went; it computes the same. Nobody may change it."""
+        return self._both(name)[1]
+
+    def _both(self, name: str) -> tuple[nn.Module, nn.Module]:
+        if name == "dense":
+            return self.bench.folded, self.bench.folded
+
+        def make() -> tuple[nn.Module, nn.Module]:
+            made = merged(self.spec.but(merge=MERGED[name], recovery="none"), self.bench)
+            if not made.merged:
+                raise IntrafusionError(
+                    f"nothing was pruned: at {self.spec.sparsity:.0%} these groups lose no channel, so all networks are the "
+                    "dense one"
+                )
+            return made.small, pad(made.small, self.bench.folded, {one.group: one.kept for one in made.merged})
+
+        return self._known.get(("networks", name), make)
+
+    def logits(self, name: str) -> Tensor:
+        """What the network answers to the evaluation images: float (N, classes), on the CPU."""
+        return self._known.get(("logits", name), lambda: logits(self.small(name), self.images).cpu())
+
+    def plane(self) -> Plane:
+        """The plane through dense, dropped and fused weights.
+
+        Raises IntrafusionError where there is none: nothing was pruned, or norms are left whose statistics are a network's own.
+        """
+        if norms_of(self.bench.folded):
+            raise IntrafusionError(
+                "some norms of this network do not fold into a layer: their statistics belong to one network each, and there "
+                "is no plane of weights alone"
+            )
+        return plane(*map(self.whole, THREE))
+
+
+def between(
+    solutions: Solutions, ends: tuple[str, str], epochs: float, rate: float | None, training: int | None
+) -> Iterator[Path]:
+    """The line and the trained path between two networks, each one of the solutions or a name that `load_model` opens.
+
+    epochs, rate: see `connect`; training: images that the path learns from, None for all.
+    """
+    own = ("dense", *MERGED)
+    device = str(solutions.bench.device)
+    first, last = (solutions.whole(name) if name in own else load_model(name, device=device) for name in ends)
+    learned = solutions.bench.training(solutions.spec.but(training=training))
+    return connect(first, last, learned, solutions.images, epochs, rate, solutions.spec.seed)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One of the three networks on the plane: where (x, y) it lies, and what itself does on `count` images.
+
+    loss in nats; accuracy as `evaluate` has it, with Wilson's 95 % interval; distance: L2, from the dense weights.
+    """
+
+    name: str
+    x: float
+    y: float
+    loss: float
+    accuracy: float
+    interval: tuple[float, float]
+    count: int
+    distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A slice of weight space through dense, dropped and fused weights, and these three on it."""
+
+    surface: Surface
+    marks: tuple[Mark, ...]
+
+    @property
+    def share(self) -> float:
+        """How much of the grid is measured."""
+        return self.surface.share
+
+    def rows(self) -> list[dict[str, Any]]:
+        """JSON-able: each mark, then each point of the grid that is measured. A loss that is no finite number is None."""
+        places = [("mark", m.name, m.x, m.y, m.loss, m.accuracy) for m in self.marks]
+        on = self.surface
+        for row, column in np.argwhere(np.isfinite(on.accuracy)).tolist():
+            values = float(on.loss[row, column]), float(on.accuracy[row, column])
+            places.append(("point", "", float(on.x[column]), float(on.y[row]), *values))
+        return [
+            {
+                "kind": kind,
+                "name": name,
+                "x": x,
+                "y": y,
+                "loss": loss if math.isfinite(loss) else None,
+                "accuracy": accuracy,
+            }
+            for kind, name, x, y, loss, accuracy in places
+        ]
+
+
+def slices(solutions: Solutions, size: int = 17, margin: float = 0.3) -> Iterator[Slice]:
+    """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: see `landscape.grid`."""
+    made, data = solutions.plane(), solutions.images
+    found = Slice(grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
+    yield found
+    for measured in surface(made, data, size, margin, stride=1 << max(0, (size - 1).bit_length() - 2)):
+        found = replace(found, surface=measured)
+        yield found
+
+
+def _mark(solutions: Solutions, made: Plane, place: int) -> Mark:
+    answers, labels = solutions.logits(THREE[place]), solutions.images.labels.cpu()
+    hits, count = int((answers.argmax(1) == labels).sum()), len(labels)
+    x, y = made.at[place].tolist()
+    loss = float(F.cross_entropy(answers.double(), labels))
+    return Mark(THREE[place], x, y, loss, hits / count, wilson(hits, count), count, float(made.at[place].norm()))
+
+
+@dataclass(frozen=True, eq=False)
+class Sharpness:
+    """The sharpest directions of the training loss around the dense weights, and what share of each displacement is in them.
+
+    values: the Hessian's largest eigenvalues (k,), residuals: how far each is from being one, both in nats per squared
+    distance. shares: by name, of the whole displacement's squared length; empty until `step` is the last of `steps`.
+    images: training images whose loss it is. dimensions: D, the number of weights.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    step: int
+    steps: int
+    shares: dict[str, float]
+    images: int
+    dimensions: int
+
+    @property
+    def share(self) -> float:
+        """How much of the work is done, in [0, 1]."""
+        return self.step / self.steps
+
+    def rows(self) -> list[dict[str, Any]]:
+        """JSON-able: each eigenvalue, then each share."""
+        pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
+        values = [
+            {"kind": "eigenvalue", "name": str(rank), "value": value, "residual": residual}
+            for rank, (value, residual) in enumerate(pairs, start=1)
+        ]
+        return values + [{"kind": "share", "name": n, "value": v, "residual": None} for n, v in self.shares.items()]
+
+
+def sharpness(solutions: Solutions, images: int = 256, count: int = 10, steps: int = 40) -> Iterator[Sharpness]:
+    """The `count` sharpest directions by Lanczos, told after every step.
+
+    images: labelled training images, fewer where they are large. Beside the displacements from dense to dropped and fused stand
+    random ones, means of CONTROLS: among all weights, and among those that pruning changes.
+    """
+    bench, spec = solutions.bench, solutions.spec
+    pixels = bench.card.input_size[-1] * bench.card.input_size[-2]
+    data = bench.training(spec.but(training=min(images, max(8, _PIXELS // pixels))))
+    network = private(bench.folded).requires_grad_(True)
+    batches = list(normalised(network, data))
+    inputs, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    origin = flatten(bench.folded)
+    moved = {name: (flatten(solutions.whole(name)) - origin).cpu() for name in THREE[1:]}
+    for found in lanczos(lambda model: F.cross_entropy(model(inputs), labels), network, count, steps, spec.seed):
+        shares = _shares(moved, found.vectors, spec.seed) if found.step == found.steps else {}
+        yield Sharpness(found.values, found.residuals, found.step, found.steps, shares, len(data), len(origin))
+
+
+def _shares(moved: dict[str, Tensor], directions: Tensor, seed: int) -> dict[str, float]:
+    shares = {name: share_within(displacement, directions) for name, displacement in moved.items()}
+    changed = sum(displacement.abs() for displacement in moved.values()) != 0
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.zeros(2, dtype=torch.float64)
+    for _ in range(CONTROLS):
+        noise = torch.randn(len(directions), generator=generator, dtype=torch.float64)
+        random += torch.tensor([share_within(one, directions) for one in (noise, noise * changed)])
+    return shares | dict(zip(("random", "random, changed weights"), (random / CONTROLS).tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""The trainers of the training lab, and its runs."""

@@ -1,0 +1,222 @@
+"""The training lab: a network is trained by a method, watched, measured on test images, and kept in files."""
+
+import logging
+import shutil
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intrafusion._registry import TRAINERS
+from intrafusion.data.datasets import ImageData, load_calibration, load_data
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.evaluation.accuracy import evaluate, logits, size
+from intrafusion.models.card import ModelCard, card_of
+from intrafusion.models.fingerprint import of_images, of_text
+from intrafusion.models.hub import architecture_of, dataset_of, load_saved
+from intrafusion.models.serialization import save_network, saved_card
+from intrafusion.models.sources.architectures import ARCHITECTURES
+from intrafusion.runtime.atomic_write import drop
+from intrafusion.runtime.code_digest import lab_version
+from intrafusion.runtime.paths import home
+from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
+from intrafusion.training.methods.parallel import part_of
+from intrafusion.training.methods.sdprun import without_zeroed
+from intrafusion.training.methods.spec import TrainSpec
+from intrafusion.training.methods.task import Step, Task, layers_of
+from intrafusion.training.recovery.finetune import split
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. accuracy: fraction of `count` test images, and its 95 % interval; zero: share of weights that are
+    zero; params, macs: of the network without the channels that nothing writes; difference: how far taking them out moved
+    any logit, as a share of the largest; dense_params, dense_macs: of the architecture; seconds: of training, by phase.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    count: int
+    zero: float
+    params: int
+    macs: int
+    difference: float
+    dense_params: int
+    dense_macs: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LabRun:
+    """A run that is whole: what it was, how it went, what it came to, and its network, with its card.
+
+    older: whether another version of the code made it: it is listed, but not taken for a run of this one.
+    """
+
+    spec: TrainSpec
+    steps: tuple[Step, ...]
+    outcome: Outcome
+    path: Path
+    older: bool = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, read from its file, in eval mode on the CPU. Raises IntrafusionError where that fails."""
+        model = load_saved(self.path, architecture_of(self.spec.model))
+        model.card = replace(card_of(model), source="trained in the lab", details={"run": self.spec.to_dict()})  # type: ignore[assignment]
+        return model
+
+
+def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | LabRun]:
+    """Train what `spec` says, telling each step, and in the end the run. What was run before is told again at once.
+
+    A run that is stopped goes on where it stood when it is asked for again. Raises IntrafusionError where images are
+    missing, the disk is full, or the training diverges.
+    """
+    path = _path(spec)
+    if (found := read(path)) is not None:
+        yield from found.steps
+        yield found
+        return
+    drop(path)  # what cannot be read
+    learned, held = split(_images(spec, device))
+    rows = part_of(len(learned), spec).to(learned.labels.device)
+    learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
+    card = ARCHITECTURES[architecture_of(spec.model)].card
+    folder = path.with_suffix(".phases")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IntrafusionError(f"could not write {folder}: {one_line(error)}") from error
+    task = Task(spec, card, learned, held, folder, {}, run)
+    steps: list[Step] = []
+    training: Generator[Step, None, nn.Module] = TRAINERS[spec.method](task)
+    try:
+        while True:
+            try:
+                step = next(training)
+            except StopIteration as ended:
+                model = ended.value
+                break
+            steps.append(step)
+            yield step
+    finally:
+        training.close()
+    found = _finish(task, model, steps, path)
+    shutil.rmtree(folder, ignore_errors=True)
+    yield found
+
+
+def check_architecture(model: str) -> None:
+    """Raise IntrafusionError unless the lab can make this model's architecture anew."""
+    if architecture_of(model) not in ARCHITECTURES:
+        raise IntrafusionError(
+            f"the lab trains the architectures of `models` from scratch, and {model} is none of them: choose one, as digits-vgg"
+        )
+
+
+def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
+    """The training images of a spec. Raises IntrafusionError where only a test split is here."""
+    dataset = dataset_of(spec.model)
+    check_architecture(spec.model)
+    size = ARCHITECTURES[architecture_of(spec.model)].card.input_size
+    data = load_calibration(dataset, spec.data_path, device, spec.training, 0, size)
+    if data.split != "train":
+        raise IntrafusionError(
+            f"training needs {dataset}'s training images, and only the {data.split} split is here: put {dataset}_train.npz "
+            f"beside it"
+        )
+    return data.labelled()
+
+
+def _path(spec: TrainSpec) -> Path:
+    """Where a run is kept: a file named after all that it depends on."""
+    stamp = None if spec.data_path is None else Path(spec.data_path).expanduser()
+    changed = stamp.stat().st_mtime_ns if stamp is not None and stamp.exists() else 0
+    seen = _fingerprint(TrainSpec(spec.model, "sgd", spec.data_path, spec.training), changed)
+    return home() / "lab" / f"{of_text(spec.but(data_path=None).key(), seen, lab_version())[:24]}.safetensors"
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(spec: TrainSpec, changed: int) -> str:
+    return of_images(_images(spec, "cpu"))
+
+
+def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabRun:
+    """Measure the network on the test images, and keep all of it."""
+    spec, device = task.spec, task.device
+    model = model.eval().requires_grad_(False)
+    card = replace(task.card, source="trained in the lab", details={"run": spec.to_dict()})
+    _with_card(model, card)
+    test = load_data(task.card.dataset, path=spec.data_path, device=device, input_size=task.card.input_size)
+    result = evaluate(model, test, None)
+    small = without_zeroed(model, task.example)
+    dense, ours = (size(one, task.example) for one in (task.network(), small))
+    before, after = (logits(one, task.held) for one in (model, _with_card(small, card)))
+    moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
+    weights = torch.cat([weight.flatten() for weight in layers_of(model).values()])
+    zero = float((weights == 0).double().mean())
+    outcome = Outcome(
+        result.accuracy, result.interval, result.count, zero, ours.params, ours.macs, moved, dense.params, dense.macs,
+        dict(task.seconds),
+    )  # fmt: skip
+    told = {
+        "run": spec.to_dict(),
+        "code": lab_version(),
+        "outcome": asdict(outcome),
+        "steps": [step.to_dict() for step in steps],
+    }
+    base = ARCHITECTURES[architecture_of(spec.model)].make(model.state_dict())
+    save_network(model, base, replace(card, accuracy=result.accuracy, details=told), path.with_suffix(""))
+    return LabRun(spec, tuple(steps), outcome, path)
+
+
+def _with_card(model: nn.Module, card: Any) -> nn.Module:
+    model.card = card
+    return model
+
+
+def read(path: Path) -> LabRun | None:
+    """The run that a file holds; None where there is none, or none that can be read (it will be trained again)."""
+    if not path.exists():
+        return None
+    try:
+        details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
+        outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
+        steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
+        return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("%s is no run of the lab: %s", path, one_line(error))
+        return None
+
+
+def known(spec: TrainSpec) -> LabRun | None:
+    """The run of this spec that was made before; None where there is none. Raises IntrafusionError where images are missing."""
+    return read(_path(spec))
+
+
+def open_run(spec: TrainSpec) -> LabRun:
+    """The run of this spec. Raises IntrafusionError where it was not made before."""
+    found = known(spec)
+    if found is None:
+        raise IntrafusionError(f"this run of {spec.method} is not here: train it first")
+    return found
+
+
+def runs() -> list[LabRun]:
+    """All runs that are kept on this machine, the newest first."""
+    paths = sorted((home() / "lab").glob("*.safetensors"), key=_written, reverse=True)
+    return [found for path in paths if (found := read(path)) is not None]
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it has gone meanwhile
+        return 0.0

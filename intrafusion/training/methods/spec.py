@@ -1,0 +1,118 @@
+"""What the training lab is asked for: one run, as a hashable, JSON-able description."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from intrafusion._registry import CRITERIA, MERGES, TRAINERS
+from intrafusion.errors import IntrafusionError, check_choice, shown
+from intrafusion.training.methods.masks import WEIGHTS
+from intrafusion.training.methods.smooth import PENALTIES
+
+ALIGNED = ("activations", "weights")
+_BOUNDS: dict[str, tuple[float, float]] = {  # of each number: at least, less than
+    "epochs": (0, 1e5), "lr": (0, 1e4), "batch": (1, 1e5), "seed": (0, 2**62), "training": (20, 1e9), "reach": (0, 1e3),
+    "c": (0, 1e6), "mu": (0, 1), "strength": (0, 1e6), "energy": (0, 1.0000001), "sparsity": (0, 1), "rounds": (1, 101),
+    "tune": (0, 1e4), "folds": (2, 13),
+}  # fmt: skip
+_WHOLE = ("batch", "seed", "training", "rounds", "folds")
+_CHOICES = {"drawn": WEIGHTS, "penalty": PENALTIES, "by": ALIGNED}
+_OPEN = ("lr", "batch", "training", "c", "penalty", "strength")  # may be left to the method
+_COMMON = ("model", "method", "data_path", "training", "epochs", "lr", "batch", "seed", "folds", "part")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One run of the lab. method: a trainer's name; model: its architecture, drawn anew by `seed`.
+
+    training: training images, None for all. None for lr (the peak learning rate), batch (images a step), penalty or
+    strength: the method's own.
+    reach: of SDprun, its threshold at the end of the run, in units of the median norm of what is shrunk, at the start; c:
+    the paper's strength, which reaches what it reaches, instead; mu: how the threshold grows.
+    drawn: frozen weights of subnetworks. penalty, strength: of smooth compression; energy: share of each layer's squared
+    singular values that its truncation keeps. sparsity, criterion, merge, rounds, tune: channels that go, in so many rounds
+    of pruning, each followed by `tune` epochs. folds, by: of split-data training, and what its networks are aligned by.
+    part: the folds of the training images that are learned from; none: all.
+    """
+
+    model: str = "digits-vgg"
+    method: str = "sdprun"
+    data_path: str | None = None
+    training: int | None = None
+    epochs: float = 20.0
+    lr: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    reach: float = 1.4
+    c: float | None = None
+    mu: float = 0.51
+    drawn: str = "kaiming"
+    penalty: str | None = None
+    strength: float | None = None
+    energy: float = 0.98
+    sparsity: float = 0.5
+    criterion: str = "l1"
+    merge: str = "fusion"
+    rounds: int = 2
+    tune: float = 5.0
+    folds: int = 2
+    by: str = "activations"
+    part: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("model", "method", "criterion", "merge"):
+            if not isinstance(getattr(self, name), str):
+                raise IntrafusionError(f"{name} must be a name, not {shown(getattr(self, name))}")
+        if not isinstance(self.data_path, str | None):
+            raise IntrafusionError(f"data_path must be a path or null, not {shown(self.data_path)}")
+        entry = TRAINERS[self.method]
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None and name in _OPEN:
+                continue
+            kind: Any = int if name in _WHOLE else int | float
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < most:
+                whole = "whole " if name in _WHOLE else ""
+                raise IntrafusionError(
+                    f"{name} must be a {whole}number from {least:g} to below {most:g}, not {shown(value)}"
+                )
+            object.__setattr__(self, name, value if name in _WHOLE else float(value))
+        if self.epochs == 0 or self.lr == 0 or self.mu == 0 or self.energy == 0:
+            raise IntrafusionError("epochs, lr, mu and energy must be above 0")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) is not None or name not in _OPEN:
+                check_choice(name, getattr(self, name), choices)
+        _ = CRITERIA[self.criterion], MERGES[self.merge]
+        if not isinstance(self.part, list | tuple) or not all(
+            type(n) is int and 0 <= n < self.folds for n in self.part
+        ):
+            raise IntrafusionError(f"part must be folds from 0 to below {self.folds}, not {shown(self.part)}")
+        object.__setattr__(self, "part", tuple(self.part))
+        for field in fields(self):  # what the method does not read is no part of the run
+            if field.name not in (*_COMMON, *entry.knobs):
+                object.__setattr__(self, field.name, field.default)
+        if not self.part and "folds" not in entry.knobs:
+            object.__setattr__(self, "folds", 2)
+
+    def but(self, **changes: Any) -> "TrainSpec":
+        """This spec with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the same spec back."""
+        return asdict(self) | {"part": list(self.part)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "TrainSpec":
+        """The spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
+        known = {field.name for field in fields(cls)}
+        if not isinstance(raw, Mapping) or (unknown := [str(name) for name in raw if name not in known]):
+            raise IntrafusionError(
+                f"unknown field {unknown[0]!r}" if isinstance(raw, Mapping) else "a spec is a mapping"
+            )
+        return cls(**raw)
+
+    def key(self) -> str:
+        """A canonical text of the spec, equal exactly for equal specs."""
+        return json.dumps(self.to_dict(), sort_keys=True)

@@ -1,0 +1,114 @@
+"""Pruning in rounds, and networks trained on parts of the images: Theus et al., ICLR 2024."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from intrafusion._registry import MERGES, TRAINERS
+from intrafusion.pruning.groups.feature_maps import normalised
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.merge import repair
+from intrafusion.pruning.pruner import cut
+from intrafusion.training.batchnorm import norms_of
+from intrafusion.training.methods.parallel import parts_of, together
+from intrafusion.training.methods.spec import TrainSpec
+from intrafusion.training.methods.task import MEASURED, Step, Task, filters, layers_of
+from intrafusion.training.methods.trainers import Telling
+from intrafusion.training.model_fusion import fuse_models
+from intrafusion.training.recovery.batchnorm import absorb_norms, balance, insert_norms
+
+_PAPER = "Theus et al., ICLR 2024"
+_ROUNDS = (
+    "a round takes its share of what is left, from the output to the input, and REPAIR and a one-cycle rate follow (authors: "
+    "shares of the first width, from the input, BatchNorm kept in training, a constant rate without weight decay)"
+)
+_PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
+
+
+@TRAINERS.register(
+    "iterative",
+    "trained, then pruned and fused in rounds, each followed by fine-tuning",
+    _PAPER,
+    "labels",
+    knobs=_PRUNING,
+    differs=_ROUNDS,
+)
+def iterative(task: Task) -> Telling:
+    model = yield from _trained(task, task.spec.but(method="sgd"))
+    return (yield from _prune_in_rounds(task, model))
+
+
+@TRAINERS.register(
+    "fap", "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
+    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"), differs=_ROUNDS,
+)  # fmt: skip
+def fap(task: Task) -> Telling:
+    members = yield from together(task, [task.spec.but(method="sgd", **part) for part in parts_of(task.spec)])
+    model = yield from _fuse(task, members)
+    return (yield from _prune_in_rounds(task, model))
+
+
+@TRAINERS.register(
+    "paf", "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
+    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"), differs=_ROUNDS,
+)  # fmt: skip
+def paf(task: Task) -> Telling:
+    members = yield from together(task, [task.spec.but(method="iterative", **part) for part in parts_of(task.spec)])
+    return (yield from _fuse(task, members))
+
+
+def _trained(task: Task, spec: TrainSpec) -> Telling:
+    """The network of another run of the lab, which is trained only once."""
+    for told in task.run(spec, task.device):
+        if not isinstance(told, Step):
+            task.seconds.update(told.outcome.seconds)
+            return told.model.to(task.device)
+        yield told
+    raise AssertionError("a run ends with what came of it")
+
+
+def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
+    """The networks as one, its statistics measured on all parts' images, fine-tuned on all images."""
+    seen = task.learned.subset(MEASURED, task.spec.seed)
+    model = fuse_models(members, task.example, seen, task.spec.by)
+    yield task.untaught("fused", model)
+    yield from _tuned(task, "fused, fine-tuned", model)
+    return model
+
+
+def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
+    """Channels go in equal shares of those that are left.
+
+    Where the merge looks at no images, the outputs of every layer get their mean and deviation back (REPAIR): summed or lost
+    channels change the scale of all signals, and training from there can end in a dead network.
+    """
+    spec = task.spec
+    share = 1 - (1 - spec.sparsity) ** (1 / spec.rounds)
+    for number in range(1, spec.rounds + 1):
+        seen = task.learned.subset(MEASURED, spec.seed)
+        found = find_groups(model, task.example)
+        pruned = cut(model, found, share, spec.criterion, spec.merge, data=seen, seed=spec.seed)
+        if MERGES[spec.merge].needs == "nothing" and pruned.merged:
+            repair(pruned.fit(seen))
+        model = pruned.small
+        yield task.untaught(f"pruned {number}", model)
+        yield from _tuned(task, f"pruned {number}, fine-tuned", model)
+    return model
+
+
+def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, None]:
+    """Fine-tune a network in place, with BatchNorm behind every layer but the last for as long as that takes."""
+    if task.spec.tune == 0:
+        return
+    card = model.card
+    has_norm = any(layer.norm for group in find_groups(task.network(), task.example) for layer in group.layers)
+    if has_norm and not norms_of(model):
+        names = list(layers_of(model))[:-1]
+        batches = [images for images, _ in normalised(model, task.learned.subset(MEASURED, task.spec.seed))]
+        insert_norms(model, names, batches)
+        balance(model)
+    recipe = task.recipe(epochs=task.spec.tune)
+    yield from task.teach(phase, model, replace(recipe, lr=recipe.lr / 10), look=filters)
+    absorb_norms(model)
+    model.card = card

@@ -1,0 +1,208 @@
+"""What a trainer of the lab is given, and what it tells: its phases, each watched while it trains, and able to go on."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.card import ModelCard
+from intrafusion.models.hub import architecture_of, load_model
+from intrafusion.pruning.groups.feature_maps import normalised
+from intrafusion.runtime.atomic_write import drop, whole
+from intrafusion.runtime.shutdown import finishing
+from intrafusion.training.augment import augment_for
+from intrafusion.training.batchnorm import measure_norms
+from intrafusion.training.checkpoint import load, save
+from intrafusion.training.loop import Loss, Moment, Recipe, judged, train
+from intrafusion.training.methods.spec import TrainSpec
+
+_log = logging.getLogger(__name__)
+_LOOKS = 25  # moments of a phase
+_BINS = 24
+MEASURED = 512  # images on which norms are measured
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a network looks like while it learns.
+
+    zero: share of each layer's weights that are zero, or masked, by its name. of: what the histogram counts, in words;
+    edges (b + 1,), counts (b,). mark: a value worth a line there, such as a threshold. sampled: accuracy on the held-out
+    images with masks drawn instead of decided, a fraction.
+    """
+
+    zero: dict[str, float]
+    of: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    mark: float | None = None
+    sampled: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A moment of one phase of a run."""
+
+    phase: str
+    moment: Moment
+    look: Look
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the same step back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Step":
+        look: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in raw["look"].items()}
+        return cls(raw["phase"], Moment(**raw["moment"]), Look(**look))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A run of the lab: what it is, the images it learns from, and those that nothing is learned from.
+
+    folder: where a run that is stopped leaves its phases; seconds: of training, by phase, as far as it is; run: makes another
+    run of the lab, `lab.run`.
+    """
+
+    spec: TrainSpec
+    card: ModelCard
+    learned: ImageData
+    held: ImageData
+    folder: Path
+    seconds: dict[str, float]
+    run: Callable[[TrainSpec, torch.device], Iterator[Any]]
+
+    @property
+    def device(self) -> torch.device:
+        return self.learned.labels.device
+
+    @property
+    def example(self) -> Tensor:
+        """A zero input, float (1, C, H, W)."""
+        return self.card.example().to(self.device)
+
+    def network(self, weights: str | None = "random") -> nn.Module:
+        """The architecture, its weights drawn by the seed; with `weights` None, those that it has."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.spec.seed)
+            return load_model(architecture_of(self.spec.model), weights, self.device)
+
+    def recipe(
+        self, lr: float = 0.1, batch: int = 128, epochs: float | None = None, schedule: str = "one-cycle"
+    ) -> Recipe:
+        """The run's settings where they were made, a method's own otherwise."""
+        spec, own = self.spec, min(batch, 64) if self.learned.name == "digits" else batch
+        return Recipe(
+            epochs or spec.epochs, augment_for(self.learned.name), lr=spec.lr or lr, batch=spec.batch or own,
+            seed=spec.seed, schedule=schedule,
+        )  # fmt: skip
+
+    def teach(
+        self,
+        phase: str,
+        model: nn.Module,
+        recipe: Recipe,
+        optimiser: torch.optim.Optimizer | None = None,
+        loss: Loss | None = None,
+        look: Callable[[nn.Module], Look] | None = None,
+        settle: Callable[[nn.Module], object] | None = None,
+    ) -> Iterator[Step]:
+        """Train a network in place. What was trained whole is not trained again, and what was stopped goes on."""
+        name = phase.replace(" ", "-")
+        done, run, looks = (self.folder / f"{name}.{kind}" for kind in ("done", "run", "looks"))
+        steps: list[Step] = []
+        for kept in (done, run):
+            _drop_damaged(kept)
+        if done.exists():
+            state = load(done)
+            model.load_state_dict(state["model"])
+            steps = [Step.from_dict(raw) for raw in json.loads(state["steps"])]
+            yield from steps
+            self.seconds[phase] = steps[-1].moment.seconds
+            return
+        seen = _steps_in(looks) if run.exists() else []
+        moments = train(
+            model, self.learned, recipe, self.card.mean, self.card.std, optimiser=optimiser, loss=loss,
+            held=self.held, choose=False, settle=settle, looks=_LOOKS, keep=run,
+        )  # fmt: skip
+        try:
+            for moment in moments:
+                past = next((step.look for step in seen if step.moment.step == moment.step), None)
+                found = past or (look or filters)(model)
+                steps.append(Step(phase, moment, found))
+                self.seconds[phase] = moment.seconds
+                yield steps[-1]
+        finally:
+            with finishing():
+                known = {step.moment.step: step.to_dict() for step in (*seen, *steps)}
+                with suppress(IntrafusionError), whole(looks) as part:  # before the state that they belong to
+                    part.write_text(json.dumps([*known.values()]))
+                moments.close()  # which leaves its state, where it was stopped
+        with suppress(IntrafusionError):  # it would be trained again, no more
+            save({"model": model.state_dict(), "steps": json.dumps([step.to_dict() for step in steps])}, done)
+
+    def measure_norms(self, model: nn.Module) -> None:
+        """Measure the statistics of every BatchNorm again, in place, on training images."""
+        measure_norms(model, (images for images, _ in normalised(model, self.learned.subset(MEASURED, self.spec.seed))))
+
+    def untaught(self, phase: str, model: nn.Module) -> Step:
+        """A network as it is before it is trained on: its held-out loss and accuracy stand for both."""
+        loss, right = judged(model, self.held, self.card.mean, self.card.std)
+        return Step(phase, Moment(0, 0, 0.0, 0.0, loss, right, loss, right), filters(model))
+
+
+def _drop_damaged(path: Path) -> None:
+    """Remove a state that cannot be read: its phase is trained again."""
+    try:
+        if path.exists():
+            load(path)
+    except IntrafusionError as error:
+        _log.warning("%s", error)
+        drop(path)
+
+
+def _steps_in(path: Path) -> list[Step]:
+    """The steps in a file; none where it is not there, or damaged."""
+    try:
+        return [Step.from_dict(raw) for raw in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, Any]:
+    """The histogram of some values from zero on, as fields of `Look`."""
+    top = max(float(values.max()) if most is None and values.numel() else most or 0.0, 1e-12)
+    counts = torch.histc(values.double().cpu(), _BINS, 0.0, top)
+    return {
+        "of": of,
+        "edges": tuple(top * i / _BINS for i in range(_BINS + 1)),
+        "counts": tuple(map(int, counts.tolist())),
+    }
+
+
+def layers_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of each convolution and linear layer, by dotted name."""
+    return {
+        name: layer.weight.detach() for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+
+
+def filters(model: nn.Module) -> Look:
+    """Zero weights, and the norms of the rows that write each layer's outputs."""
+    weights = layers_of(model)
+    norms = torch.cat([weight.flatten(1).norm(dim=1).cpu() for weight in weights.values()])
+    return Look(zeros(weights), **histogram(norms, "norm of a filter"))
+
+
+def zeros(weights: dict[str, Tensor]) -> dict[str, float]:
+    """The share of each layer's weights that are exactly zero."""
+    return {name: float((weight == 0).double().mean()) for name, weight in weights.items()}

@@ -1,0 +1,233 @@
+"""Low-loss paths between two networks: a Bezier curve whose bends are trained, ends fixed.
+
+Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", NeurIPS 2018. A network at a place on a path
+has parameters that nobody trained together, so its BatchNorm statistics are measured anew there.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError
+from intrafusion.evaluation.loss_landscape import bezier, flatten, measure, unflatten
+from intrafusion.models.card import card_of
+from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.training.augment import augment_for
+from intrafusion.training.batchnorm import measure_norms, norms_of
+from intrafusion.training.loop import Diverged, Moment, Recipe, train
+from intrafusion.training.lr_search import RATES, best_rate
+
+POINTS = 61
+_BATCH = 64
+_LOOKS = 40  # moments of a run
+_MEASURED = 512  # images on which norms are measured again
+_PROBE, _JUDGED, _PLACES = 24, 256, 7  # steps of a rate's test, images that it is judged on, at so many places
+
+
+class Curve(nn.Module):
+    """Networks along a Bezier curve between two of one shape. Its parameters are the bends, float32 (bends, D).
+
+    They begin on the straight line. In train mode every pass runs the network at a place t ~ U(0, 1) of its own, drawn by
+    `seed`, BatchNorm with the batch's statistics; in eval mode the one in the middle.
+    Raises IntrafusionError where the two have other layers or shapes, or are the same.
+    """
+
+    def __init__(self, first: nn.Module, last: nn.Module, bends: int = 3, seed: int = 0):
+        super().__init__()
+        shapes = [{name: tuple(value.shape) for name, value in one.named_parameters()} for one in (first, last)]
+        if shapes[0] != shapes[1] or len(norms_of(first)) != len(norms_of(last)):
+            raise IntrafusionError("a path needs two networks of one shape: these have other layers, widths or norms")
+        self.network = private(first)
+        ends = torch.stack([flatten(first), flatten(last)])
+        if torch.equal(ends[0], ends[1]):
+            raise IntrafusionError("both ends of this path are the same network: choose another end")
+        inside = torch.arange(1, bends + 1, device=ends.device).double()[:, None] / (bends + 1)
+        self.register_buffer("ends", ends, persistent=False)
+        self.bends = nn.Parameter((ends[0] + inside * (ends[1] - ends[0])).float())
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def vectors(self, t: Tensor) -> Tensor:
+        """The networks at places t (g,) of the curve: (g, D), the ends exactly."""
+        return bezier(self.ends, self.bends.double(), t)  # type: ignore[arg-type]
+
+    def straight(self, t: Tensor) -> Tensor:
+        """The networks at places t (g,) of the straight line between the ends: (g, D)."""
+        first, last = self.ends  # type: ignore[misc]
+        return first + t.to(first)[:, None] * (last - first)
+
+    def forward(self, images: Tensor) -> Tensor:
+        t = torch.rand(1, generator=self._generator) if self.training else torch.tensor([0.5])
+        return functional_call(self.network, unflatten(self.network, self.vectors(t)[0]), images)
+
+    def get_extra_state(self) -> Tensor:
+        """Where the draws of t stand, so that training that was stopped goes on as if it had not been."""
+        return self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._generator.set_state(state.cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What networks along a path do: t, loss (nats) and accuracy (a fraction), (points,) each; nan where not yet measured."""
+
+    t: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """How much of it is measured."""
+        return float(np.isfinite(self.accuracy).mean())
+
+    @property
+    def barrier(self) -> float:
+        """How far the loss climbs above that of the worse end, in nats: 0 where it does not. nan before both are measured."""
+        return float(np.nanmax(self.loss) - max(self.loss[0], self.loss[-1]))
+
+
+def nothing(points: int = POINTS) -> Walk:
+    """A walk of which nothing is measured yet."""
+    return Walk(np.linspace(0, 1, points), np.full(points, np.nan), np.full(points, np.nan))
+
+
+def walk(
+    curve: Curve, data: ImageData, seen: ImageData | None = None, straight: bool = False, points: int = POINTS
+) -> Iterator[Walk]:
+    """Loss and accuracy on `data` at so many places from end to end, from coarse to fine: each time with one more measured.
+
+    seen: images on which the statistics of a network's BatchNorms are measured again at every place, the ends too; needed
+    where it has any. straight: along the line between the ends instead.
+    """
+    network, found = curve.network, nothing(points)
+    batches, again = list(normalised(network, data)), [] if seen is None else list(normalised(network, seen))
+    if norms_of(network) and not again:
+        raise IntrafusionError("this network has BatchNorm: a path needs images to measure its statistics on")
+    loss, accuracy = found.loss, found.accuracy
+    for place in _coarse_first(points):
+        t = torch.tensor([found.t[place]])
+        vectors = (curve.straight if straight else curve.vectors)(t).detach()
+        measure_norms(network, (images for images, _ in again), unflatten(network, vectors[0]))
+        losses, right = measure(network, lambda _: vectors, t, batches)  # noqa: B023
+        loss[place], accuracy[place] = float(losses[0]), float(right[0])
+        yield replace(found, loss=loss.copy(), accuracy=accuracy.copy())
+
+
+def _coarse_first(count: int) -> list[int]:
+    """All of range(count), both ends first, then every 16th, every 8th and so on."""
+    return list(dict.fromkeys([0, count - 1, *(i for stride in (16, 8, 4, 2, 1) for i in range(0, count, stride))]))
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A path between two networks. line: straight from end to end; curve: along the Bezier curve, once it is trained.
+
+    rate: peak learning rate of its training, once it is known; moments: of its training. norms: how many BatchNorms had their
+    statistics measured again at each place, on `seen` images. count: images that loss and accuracy are of.
+    """
+
+    line: Walk
+    curve: Walk
+    rate: float | None
+    moments: tuple[Moment, ...]
+    norms: int
+    seen: int
+    count: int
+
+    @property
+    def share(self) -> float:
+        """How much of the work is done, in [0, 1]; training counts as half of it."""
+        trained = self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
+        return (self.line.share + 2 * trained + self.curve.share) / 4
+
+    def rows(self) -> list[dict[str, float]]:
+        """A row for each place: t, and what the networks there do, on the line and on the curve; nan where not measured."""
+        line, curve = self.line, self.curve
+        columns = zip(line.t, line.loss, line.accuracy, curve.loss, curve.accuracy, strict=True)
+        names = "t", "line_loss", "line_accuracy", "curve_loss", "curve_accuracy"
+        return [dict(zip(names, map(float, row), strict=True)) for row in columns]
+
+
+def connect(
+    first: nn.Module, last: nn.Module, train_data: ImageData, data: ImageData, epochs: float = 6.0,
+    rate: float | None = None, seed: int = 0, bends: int = 3, points: int = POINTS,
+) -> Iterator[Path]:  # fmt: skip
+    """Walk the straight line between two networks, train a curve between them, walk that: each time with more of it known.
+
+    train_data: what the curve learns from, for so many epochs; BatchNorms are measured again on 512 of them. data: what both
+    walks are measured on. rate: peak learning rate; None: found by short runs, made smaller where a long one diverges.
+    Raises IntrafusionError as `Curve` does, and where no learning rate learns.
+    """
+    lesson = _Lesson(
+        first, last, bends, train_data, Recipe(epochs, augment_for(train_data.name), 0.0, 0.0, _BATCH, seed=seed)
+    )
+    curve, again = lesson.curve(), lesson.again
+    found = Path(
+        nothing(points), nothing(points), rate, (), len(norms_of(first)), len(again) if again else 0, len(data)
+    )
+    for line in walk(curve, data, again, straight=True, points=points):
+        found = replace(found, line=line)
+        yield found
+    trying = rate or lesson.rate()
+    while not found.moments or found.moments[-1].step < found.moments[-1].steps:
+        curve, found = lesson.curve(), replace(found, rate=trying, moments=())
+        try:
+            for moment in lesson.teach(curve, trying, lesson.recipe.epochs, _LOOKS):
+                found = replace(found, moments=(*found.moments, moment))
+                yield found
+        except Diverged:  # what a short run bears, a long one may not: once more, a rung lower
+            if rate is not None or trying <= RATES[0]:
+                raise
+            trying, found = trying / 10**0.5, replace(found, moments=())
+    for walked in walk(curve, data, again, points=points):
+        found = replace(found, curve=walked)
+        yield found
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What all runs of one path share."""
+
+    first: nn.Module
+    last: nn.Module
+    bends: int
+    data: ImageData
+    recipe: Recipe
+
+    def curve(self) -> Curve:
+        return Curve(self.first, self.last, self.bends, self.recipe.seed)
+
+    @property
+    def again(self) -> ImageData | None:
+        """The images on which norms are measured; None where there are no norms."""
+        return self.data.subset(_MEASURED, self.recipe.seed) if norms_of(self.first) else None
+
+    def teach(self, curve: Curve, rate: float, epochs: float, looks: int) -> Iterator[Moment]:
+        card, recipe = card_of(self.first), replace(self.recipe, lr=rate, epochs=epochs)
+        steps = recipe.steps(len(self.data))
+        return train(curve, self.data, recipe, card.mean, card.std, parameters=[curve.bends], looks=min(looks, steps))
+
+    def rate(self) -> float:
+        """The peak learning rate after which a short run is best."""
+        found = best_rate(self._probe)
+        if found is None:
+            raise IntrafusionError("no learning rate learns a path between these networks: choose other ends")
+        return found
+
+    def _probe(self, rate: float) -> float:
+        """The mean loss between the ends, on training images, after a short run."""
+        curve = self.curve()
+        try:
+            for _ in self.teach(curve, rate, _PROBE / math.ceil(len(self.data) / self.recipe.batch), 1):
+                pass
+        except Diverged:
+            return math.inf
+        *_, walked = walk(curve, self.data.subset(_JUDGED, self.recipe.seed), self.again, points=_PLACES)
+        loss = float(walked.loss[1:-1].mean())
+        return loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,194 @@
+"""Fusing whole networks of one architecture that were trained apart: channels are aligned by transport, then averaged.
+
+Singh & Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020, along channel groups, so that residual sums, depthwise
+convolutions and flattened features are aligned at once. Distances are theirs, squared and between vectors of length one.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import ot
+import torch
+from torch import Tensor, nn
+
+from intrafusion.data.datasets import ImageData
+from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.models.card import card_of
+from intrafusion.models.fx.sharing import check_finite, set_modes, twin
+from intrafusion.pruning.groups.bn_folding import folded_tensors
+from intrafusion.pruning.groups.feature_maps import feature_maps, normalised
+from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
+from intrafusion.training.batchnorm import restate
+from intrafusion.training.methods.spec import ALIGNED
+
+SAMPLES = 200  # images whose activations tell channels apart
+MEASURED = 512  # images on which statistics are measured
+_BATCH = 128  # of them at once, so that each batch has statistics worth the name
+_PLACES = 4096  # of the values of a channel, at most so many are compared in each layer that reads it
+_log = logging.getLogger(__name__)
+
+
+def fuse_models(
+    models: Sequence[nn.Module], example: Tensor, data: ImageData | None = None, by: str = "activations"
+) -> nn.Module:
+    """One network for several of one architecture: all are aligned to the first, group by group from the input, and averaged.
+
+    example: one input, float (1, C, H, W). The transport between two networks' channels, all of one mass, is a permutation,
+    which leaves what a network computes as it is. by: what says which channels belong together, "activations" on `data` (200
+    of the images) or the "weights" that write them, inputs being aligned already.
+
+    data: two images or more. An average of networks has other statistics than they have, and is often no better than chance
+    until these are put right (`averages.restate`): on 512 of the images BatchNorm is measured again, and layers without it
+    get the mean of the networks' means and deviations. Without data, channels are aligned by weights, BatchNorm's statistics
+    are averages, too, and one warning says so: measure them before the network is used.
+
+    The result has the first one's card, mode and device, in plain form (`twins`). Raises IntrafusionError for fewer than two
+    networks, networks of several shapes, numbers that are not finite, and fewer than two images.
+    """
+    check_choice("by", by, ALIGNED)
+    if data is not None and len(data) < 2:
+        raise IntrafusionError("statistics need at least two images: pass more as data")
+    first, *others = _members(models)
+    found = find_groups(first, example)
+    groups = [group for group in found if group.reason is None]
+    seen = data.subset(SAMPLES) if data is not None and by == "activations" else None
+    members = [first, *(align(other, first, groups, seen) for other in others)]
+    fused = copy.deepcopy(first)
+    states = [member.state_dict() for member in members]
+    fused.load_state_dict({name: _average([state[name] for state in states]) for name in states[0]})
+    if data is None:
+        _log.warning("fused without images: its statistics are averages; pass data=, or measure them before it is used")
+    else:
+        normed = {layer.name for group in found for layer in group.layers if layer.norm}
+        restate(fused, members, _batches(first, data.subset(MEASURED)), normed)
+    set_modes(fused, models[0])
+    return fused
+
+
+def _members(models: Sequence[nn.Module]) -> list[nn.Module]:
+    """Copies of the networks. Raises IntrafusionError where they cannot be averaged."""
+    if len(models) < 2:
+        raise IntrafusionError(f"fusing needs at least two networks, not {len(models)}")
+    models = [twin(model) for model in models]
+    for model in models:
+        check_finite(model.named_modules())
+    shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in models]
+    if any(shape != shapes[0] for shape in shapes):
+        raise IntrafusionError("fusing needs networks of one architecture: these have other layers or widths")
+    return models
+
+
+def _batches(model: nn.Module, data: ImageData) -> list[Tensor]:
+    """The images as the model wants them, float (B, C, H, W), in batches of about one size."""
+    images = torch.cat([images for images, _ in normalised(model, data)])
+    return list(images.tensor_split(-(-len(images) // _BATCH)))
+
+
+def align(model: nn.Module, target: nn.Module, groups: Sequence[Group], data: ImageData | None = None) -> nn.Module:
+    """A copy of `model` that computes the same, its channels in the order of those of `target` that they are most like.
+
+    groups: the prunable ones of either, from input to output. data: images to compare activations on; None: weights.
+    """
+    aligned = copy.deepcopy(model)
+    if not hasattr(aligned, "card"):
+        aligned.card = card_of(target)  # type: ignore[assignment]
+    for group, rows, writers in _schedule(groups):
+        ours, theirs = (_vectors(one, group, writers, data)[rows] for one in (aligned, target))
+        order = torch.arange(group.size)
+        order[rows] = rows[_matched(theirs, ours)]
+        permute(aligned, group, order)
+    return aligned
+
+
+def _schedule(groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor, list[Layer]]]:
+    """Which channels to match, one block of a group after the other, and the layers that tell them: (group, rows, writers).
+
+    A layer tells its channels apart once all that it reads is aligned: first by those of which this is so (a residual stream
+    by its stem), in the end by all.
+    """
+    reads: dict[str, set[tuple[str, int]]] = {}
+    for group in groups:
+        for layer in group.role(CONSUMER):
+            blocks = group.block[layer.present()].unique().tolist()
+            reads.setdefault(layer.name, set()).update((group.name, block) for block in blocks)
+    places = [(group, int(block)) for group in groups for block in group.block.unique()]
+    settled: set[tuple[str, int]] = set()
+    while True:
+        told = len(settled)
+        for group, block in places:
+            rows = (group.block == block).nonzero()[:, 0]
+            writers = [
+                layer
+                for layer in group.role(PRODUCER)
+                if layer.present()[rows].all() and reads.get(layer.name, set()) <= settled
+            ]
+            if (group.name, block) not in settled and writers:
+                settled.add((group.name, block))
+                yield group, rows, writers
+        if len(settled) == told:
+            break
+    for group, block in places:  # those in circles, and once more with all that is known
+        yield group, (group.block == block).nonzero()[:, 0], group.role(PRODUCER)
+
+
+def permute(model: nn.Module, group: Group, order: Tensor) -> None:
+    """Put a group's channels into another order, in place; the network computes the same. order: int64 (n,), within blocks."""
+    for layer in group.layers:
+        held = layer.present()
+        places, sources = layer.positions[held].flatten(), layer.positions[order][held].flatten()
+        for view in layer.views(model).values():
+            view[places] = view[sources].clone()
+
+
+def _vectors(model: nn.Module, group: Group, writers: Sequence[Layer], data: ImageData | None) -> Tensor:
+    """What a channel is compared by: float64 (n, d)."""
+    if data is not None:
+        return torch.cat([_sampled(maps) for maps in _maps(model, group, data)], 1)
+    parts = []
+    for layer in writers:
+        weight, bias = folded_tensors(model, layer.name, layer.norm)
+        rows = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
+        parts.append(_held(rows, layer))
+    return torch.cat(parts, 1).cpu()
+
+
+def _held(rows: Tensor, layer: Layer) -> Tensor:
+    found = rows[layer.positions.clamp(min=0).to(rows.device)].flatten(1)
+    return found * layer.present().to(found.device)[:, None]
+
+
+def _maps(model: nn.Module, group: Group, data: ImageData) -> list[Tensor]:
+    """What each consumer reads of each channel: (n, values) each."""
+    found: dict[Layer, list[Tensor]] = {}
+    for batch in feature_maps(model, group, data):
+        for layer, maps in batch:
+            found.setdefault(layer, []).append(maps.transpose(0, 1).flatten(1))
+    return [torch.cat(parts, 1).double().cpu() for parts in found.values()]
+
+
+def _sampled(maps: Tensor) -> Tensor:
+    """At most so many of the values (n, values), the same places for every network."""
+    if maps.shape[1] <= _PLACES:
+        return maps
+    places = torch.randperm(maps.shape[1], generator=torch.Generator().manual_seed(0))[:_PLACES]
+    return maps[:, places]
+
+
+def _matched(targets: Tensor, sources: Tensor) -> Tensor:
+    """For each target the source that the transport plan of equal masses puts there: int64 (n,)."""
+    cost = torch.cdist(_unit(targets), _unit(sources)).square().numpy()
+    mass = np.full(len(cost), 1 / len(cost))
+    return torch.from_numpy(ot.emd(mass, mass, cost).argmax(1))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _average(values: Sequence[Tensor]) -> Tensor:
+    if not values[0].is_floating_point():
+        return values[0]
+    return torch.stack([value.double() for value in values]).mean(0).to(values[0].dtype)

@@ -1,0 +1,199 @@
+"""The recoveries: one function each, that changes a pruned network in place and may tell how it goes."""
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from intrafusion._registry import RECOVERIES
+from intrafusion.errors import IntrafusionError
+from intrafusion.models.card import card_of
+from intrafusion.pruning.merge import repair, reset_norms
+from intrafusion.pruning.merge.matrix_product import inputs_of
+from intrafusion.training.loop import Moment
+from intrafusion.training.recovery.finetune import Method, retrain
+from intrafusion.training.recovery.lora import add_low_rank, merge_low_rank
+from intrafusion.training.recovery.overparam import contract, expand
+from intrafusion.training.recovery.settings import Case, Facts
+
+Telling = Iterator[Facts | Moment]
+Choose = Callable[[nn.Module], list[nn.Parameter]]  # the parameters that learn
+_PERP = "Zimmer et al., arXiv 2312.15230"
+_OVER = "Qian et al., arXiv 2204.11444"
+COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
+_TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all that train
+_SGD = "by SGD, at a rate that a test finds (authors' public code, which is for language models: by AdamW)"
+_RANKS = "of rank 8 and not scaled (authors' code: 16, scaled by 2)"
+_WIDE = "every layer is widened, the first and the last too, with weight decay on each factor and no norm between them"
+_DISTIL = 0.5  # share of the teacher's answers in the loss
+
+
+@RECOVERIES.register("none", "the merged network as it is")
+def none(case: Case) -> None:
+    pass
+
+
+@RECOVERIES.register(
+    "bn-reset",
+    "every BatchNorm's statistics are measured again on unlabelled images",
+    "Jordan et al., ICLR 2023",
+    "images",
+)
+def bn_reset(case: Case) -> None:
+    if case.pruned.merged:
+        reset_norms(case.pruned.fit(case.images()))
+
+
+@RECOVERIES.register(
+    "repair",
+    "every layer's outputs get the mean and deviation that they had before",
+    "Jordan et al., ICLR 2023",
+    "images",
+)
+def repaired(case: Case) -> None:
+    if case.pruned.merged:
+        repair(case.pruned.fit(case.images()))
+
+
+@RECOVERIES.register(
+    "perp-bias",
+    "biases alone are trained, BatchNorm's shifts among them",
+    _PERP,
+    "labels",
+    knobs=_TRAINING,
+    differs=_SGD,
+)
+def perp_bias(case: Case) -> Telling:
+    return retrain(case, Method(choose=_biases))
+
+
+@RECOVERIES.register(
+    "perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD
+)
+def perp_norm(case: Case) -> Telling:
+    return retrain(case, Method(choose=_norms))
+
+
+@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
+def perp_head(case: Case) -> Telling:
+    return retrain(case, Method(choose=_head(case)))
+
+
+@RECOVERIES.register(
+    "perp",
+    "biases, BatchNorm and the last layer are trained; all other weights stay",
+    _PERP,
+    "labels",
+    knobs=_TRAINING,
+    differs=_SGD,
+)
+def perp(case: Case) -> Telling:
+    return retrain(case, Method(choose=_few(case)))
+
+
+@RECOVERIES.register(
+    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels",
+    knobs=(*_TRAINING, "rank"), differs=f"{_RANKS}, {_SGD}",
+)  # fmt: skip
+def perp_lora(case: Case) -> Telling:
+    return retrain(case, _low_rank(case, masked=False))
+
+
+@RECOVERIES.register(
+    "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels",
+    knobs=(*_TRAINING, "rank"),
+    differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
+)  # fmt: skip
+def perp_masklora(case: Case) -> Telling:
+    return retrain(case, _low_rank(case, masked=True))
+
+
+@RECOVERIES.register(
+    "finetune", "all weights are trained: the baseline of every method here", "", "labels", knobs=_TRAINING
+)
+def finetune(case: Case) -> Telling:
+    return retrain(case)
+
+
+@RECOVERIES.register(
+    "distill",
+    "fine-tuned on the labels and on the dense network's answers in equal parts",
+    "Hinton et al., 2015",
+    "labels",
+    knobs=_TRAINING,
+)
+def distill(case: Case) -> Telling:
+    return retrain(case, Method(distil=_DISTIL))
+
+
+@RECOVERIES.register(
+    "similarity", "fine-tuned, and images must look alike to it where they do to the dense network",
+    "Tung & Mori, ICCV 2019", "labels", knobs=(*_TRAINING, "gamma"),
+)  # fmt: skip
+def similarity(case: Case) -> Telling:
+    return retrain(case, Method(similar=case.how.gamma))
+
+
+@RECOVERIES.register(
+    "overparam", "fine-tuned with each layer a product of three, then one again",
+    _OVER, "labels", reconstructed="in ratio, start and schedule", knobs=(*_TRAINING, "ratio"), differs=_WIDE,
+)  # fmt: skip
+def overparam(case: Case) -> Telling:
+    return retrain(case, _wide(case))
+
+
+@RECOVERIES.register(
+    "overparam-sp",
+    "over-parameterized, and images must look alike to it where they do to the dense network",
+    _OVER, "labels", reconstructed="in ratio, start and schedule",
+    knobs=(*_TRAINING, "ratio", "gamma"),
+    differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
+)  # fmt: skip
+def overparam_sp(case: Case) -> Telling:
+    return retrain(case, _wide(case, case.how.gamma))
+
+
+def _wide(case: Case, similar: float = 0.0) -> Method:
+    return Method(lambda network: expand(network, case.how.ratio, case.how.seed), contract, similar=similar)
+
+
+def _low_rank(case: Case, masked: bool) -> Method:
+    few = _few(case)
+
+    def choose(network: nn.Module) -> list[nn.Parameter]:
+        chosen = few(network)
+        low = add_low_rank(network, case.how.rank, case.how.seed, masked)
+        return [*{id(p): p for p in (*chosen, *low)}.values()]
+
+    return Method(choose=choose, narrow=merge_low_rank)
+
+
+def _biases(network: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "bias"]
+
+
+def _norms(network: nn.Module) -> list[nn.Parameter]:
+    found = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
+    if not found:
+        raise IntrafusionError("this network has no BatchNorm to train: choose perp-bias")
+    return found
+
+
+def _head(case: Case) -> Choose:
+    """Chooses the parameters of the layer that runs last, wherever the network holds it."""
+    small = case.pruned.small
+    first = next(small.parameters())
+    example = card_of(case.pruned.original).example().to(first.device, first.dtype)
+    *_, last = inputs_of(small, (_ConvNd, nn.Linear), example)
+    return lambda network: list(network.get_submodule(last).parameters())
+
+
+def _few(case: Case) -> Choose:
+    head = _head(case)
+
+    def choose(network: nn.Module) -> list[nn.Parameter]:
+        norms = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
+        return list({id(p): p for p in (*_biases(network), *norms, *head(network))}.values())
+
+    return choose

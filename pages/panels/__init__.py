@@ -1,0 +1,1 @@
+"""The pieces of each page: one module a page."""

@@ -1,0 +1,145 @@
+"""A smaller network on the Sensitivity page: sparsities for a target, and what the network made with them really reaches."""
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from intrafusion import PruneSpec
+from intrafusion.pruning.importance import needs_images
+from intrafusion.reporting.figures.fragility import suggestion_bars
+from intrafusion.reporting.snippets import curve_line
+from intrafusion.runtime.jobs import Job
+from intrafusion.studies.allocation import Shapes, Suggestion, shapes, suggest
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.sensitivity import Matrix
+from intrafusion.studies.session import Bench
+from intrafusion.studies.store.sqlite import Store
+from pages.panels import export
+from pages.panels.sensitivity import clickable, with_interval
+from pages.shared import job_queue, messages, session, studying
+from pages.shared.session import BIND, Here
+
+KEYS = ("budget", "share", "least", "suggest_merge")
+_TARGETS = {"parameters": "params", "MACs": "macs", "accuracy": "accuracy"}
+_CHEAP = 2e10  # multiply-accumulates that a laptop does within a second: such a network is made unasked
+_PATIENCE = 1.0  # seconds that the page waits for it
+
+
+@st.cache_resource(max_entries=6, show_spinner=False)
+def _shapes(_here: Here, key: tuple) -> Shapes:
+    return shapes(_here.bench.model, _here.bench.groups, _here.bench.example)
+
+
+def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Matrix], kept: Store | None) -> None:
+    """Sparsities for all groups under a target, from the table; and what the network made with them really reaches."""
+    st.markdown(
+        "The sparsity of each group that together cost the least accuracy by the heatmap above, **if the losses add up**. "
+        "They rarely do exactly: the network itself tells."
+    )
+    left, middle, right = st.columns([1.4, 3, 1.4])
+    target = left.selectbox("Target", list(_TARGETS), index=1, key="budget", bind=BIND)
+    with middle:
+        value = _value(target, made)
+    merge = right.selectbox("Merge", list(made), index=len(made) - 1, key="suggest_merge", bind=BIND)
+    found = suggest(made[merge], _shapes(here, here.key()), _TARGETS[target], value)
+    if not found.met:
+        messages.warning(found.note)
+    clickable(suggestion_bars(found, session.is_dark()), "suggestion")
+    if found.dense.note:
+        st.caption(f"{found.dense.note}.")
+    if not all(cell.complete for cell in made[merge].cells.values()):
+        st.caption("The study is not complete: some losses are those on a sample of the images.")
+    losing = {group: share for group, share in found.sparsities.items() if share > 0}
+    if not losing:
+        st.info("Nothing is to be pruned for this target.")
+        return
+    spec = base.but(groups=tuple(losing), sparsities=tuple(losing.values()), merge=found.merge)
+    _verified(here, bench, spec, found, value if target == "accuracy" else None, kept)
+    st.caption("The same network, measured from the command line:")
+    line = curve_line(spec, criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0])
+    st.code(line, language="bash", wrap_lines=True)
+    st.page_link(
+        "pages/export.py", label="Take this network away, on the Export page", icon=":material/archive:",
+        query_params=export.query(spec),
+    )  # fmt: skip
+
+
+def _value(target: str, made: Mapping[str, Matrix]) -> float:
+    """What the reader asks for, a share."""
+    if target != "accuracy":
+        return st.slider(f"At most this share of the {target}, %", 5, 100, 70, key="share", bind=BIND) / 100
+    dense = 100 * max(matrix.dense for matrix in made.values())
+    words = f"At least this accuracy, % (dense: {dense:.1f})"
+    return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, "%.1f", key="least", bind=BIND) / 100
+
+
+def _verified(
+    here: Here, bench: Bench, spec: PruneSpec, found: Suggestion, least: float | None, kept: Store | None
+) -> None:
+    """The expected accuracy beside the measured one, which is asked for where it takes long."""
+    key = ("verify", here.key(), spec)
+    known, job = studying.stored(kept, [spec], bench), session.jobs().get(key)
+    measured = studying.points(known, [spec], job).get(spec)
+    complete = measured is not None and measured.complete
+    count = min(spec.limit or len(bench.images()), len(bench.images()))
+    if not complete and job is None and bench.size.macs * count < _CHEAP and not needs_images(spec):
+        job = studying.start(key, [spec], bench, kept, f"pruned {spec.model}")
+        job.wait(_PATIENCE)
+        measured = studying.points(known, [spec], job).get(spec)
+        complete = measured is not None and measured.complete
+    if measured:
+        st.markdown(in_words(found, measured, least))
+    _numbers(found, measured)
+    if job is not None and job.active:
+        _wait(job)
+    elif not complete and st.button("Prune the whole network like this, and measure", icon=":material/content_cut:"):
+        studying.start(key, [spec], bench, kept, f"pruned {spec.model}")
+        st.rerun()
+    if job is not None:
+        studying.problems(job)
+
+
+def in_words(found: Suggestion, measured: Result, least: float | None = None) -> str:
+    """Whether the accuracy that was expected is there. least: what was asked for."""
+    low, high = measured.interval
+    said = f"Expected {found.accuracy:.1%}, really **{with_interval(measured.accuracy, measured.interval)}**"
+    if low <= found.accuracy <= high:
+        said += f": the losses add up, as far as {measured.count:,} images tell"
+    else:
+        compared = "more" if found.accuracy > high else "less"
+        said += f": together, the groups lose {compared} than the sum of what each loses alone"
+    if least is not None:
+        said += f". The {least:.1%} asked for is {'reached' if measured.accuracy >= least else 'not reached'}"
+    return said + "."
+
+
+def _numbers(found: Suggestion, measured: Result | None) -> None:
+    """The network in four numbers."""
+    dense, size = found.dense, found.size
+    numbers = {
+        "Parameters": (f"{size.params / dense.params:.0%}", f"{size.params:,} of {dense.params:,}"),
+        "MACs": (f"{size.macs / dense.macs:.0%}", f"{_millions(size.macs)} of {_millions(dense.macs)} million"),
+        "Expected accuracy": (f"{found.accuracy:.1%}", "if the losses add up"),
+        "Measured accuracy": ("not yet", "make the network to know"),
+    }
+    if measured:
+        so_far = "" if measured.complete else f" of {measured.total:,}"
+        numbers["Measured accuracy"] = (
+            with_interval(measured.accuracy, measured.interval),
+            f"{measured.count:,}{so_far} images, dense {measured.dense_accuracy:.1%}",
+        )
+    row = st.grid(4, min_column_width=190, gap="small")
+    for name, (value, about) in numbers.items():
+        with row.container():
+            st.metric(name, value, about, delta_color="off", delta_arrow="off", border=True)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f}" if count < 1e8 else f"{count / 1e6:,.0f}"
+
+
+@st.fragment(run_every=0.5)
+def _wait(job: Job) -> None:
+    if not job.active:
+        st.rerun()
+    st.progress(job.share or 0.0, f"Pruning all groups, from output to input, and measuring: {job_queue.words(job)}")

@@ -1,0 +1,230 @@
+"""Pieces of the Export page: its controls, the network before and after, its speed, the files and how to have them."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from intrafusion import IntrafusionError, PruneSpec, _registry
+from intrafusion.evaluation.latency import Comparison
+from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Writing, archive, writing
+from intrafusion.reporting.figures import latency as figures
+from intrafusion.reporting.report import before_and_after, file_rows, speed_rows, speed_words
+from intrafusion.runtime import stale_files
+from pages.shared import links, messages, parts, session
+from pages.shared.session import BIND, Here
+
+KEYS = (
+    "criterion", "sparsity", "export_merge", "export_recovery", "export_scope", "round_to", "export_limit",
+    "export_sparsities",
+    "formats", "epochs", "training", "rate", "patience", "ratio", "gamma", "rank",
+)  # fmt: skip
+_TYPES = {".json": "application/json", ".md": "text/markdown", ".html": "text/html"}
+
+
+def controls(here: Here) -> PruneSpec:
+    """Draw the page's first rows; the spec that they say. Raises IntrafusionError for sparsities that make no sense."""
+    grid = st.grid(4, min_column_width=180)
+    names, merges, recoveries = (list(_registry(kind)) for kind in ("criterion", "merge", "recovery"))
+    criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
+    percent = grid.slider("Sparsity", 5, 95, 30, 5, format="%d %%", key="sparsity", bind=BIND)
+    merge = grid.selectbox(
+        "Merge", merges, index=merges.index("fusion"), key="export_merge", bind=BIND, help=parts.methods_help("merge")
+    )
+    recovery = grid.selectbox(
+        "Recovery", recoveries, key="export_recovery", bind=BIND, help=parts.methods_help("recovery")
+    )
+    scope = grid.segmented_control(
+        "Prune", ["all groups", "this group"], default="all groups", required=True, key="export_scope", bind=BIND
+    )
+    round_to = grid.selectbox(
+        "Channels in multiples of", [1, 4, 8, 16, 32], key="round_to", bind=BIND,
+        help="Widths that are no multiple of what a processor works on at once can be slower than wider ones.",
+    )  # fmt: skip
+    limit = grid.selectbox("Test images", ["500", "2000", "10000", "all"], index=1, key="export_limit", bind=BIND)
+    own = grid.text_input(
+        "Sparsities of single groups", key="export_sparsities", bind=BIND, placeholder="one for all", max_chars=20_000,
+        help="As conv1=0.1 layer2.0.conv1=0.5: these groups alone are pruned, in place of the sparsity above. The Sensitivity "
+        "page suggests some under a budget.",
+    )  # fmt: skip
+    spec = here.spec.but(
+        criterion=criterion, merge=merge, recovery=recovery, sparsity=percent / 100, round_to=int(round_to),
+        groups="all" if (scope or "all groups") == "all groups" else here.spec.groups, limit=None if limit == "all" else int(limit),
+    )  # fmt: skip
+    shares = shares_of(own)
+    unknown = set(shares) - {group.name for group in here.bench.groups if group.reason is None}
+    if unknown:
+        raise IntrafusionError(f"no group {min(unknown)!r} can be pruned here: see the groups in the sidebar")
+    return spec.but(groups=tuple(shares), sparsities=tuple(shares.values())) if shares else spec
+
+
+def shares_of(text: str) -> dict[str, float]:
+    """Sparsities by group, of a text such as "conv1=0.1 layer1.0.conv1=0.5". Raises IntrafusionError for any other."""
+    shares = {}
+    for word in text.replace(",", " ").split():
+        name, _, share = word.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError as error:
+            raise IntrafusionError(f"{word!r} is no group with its sparsity: write conv1=0.1") from error
+        if not name or not 0 <= shares[name] < 1:
+            raise IntrafusionError(f"{word!r} is no group with a sparsity from 0 and below 1: write conv1=0.1")
+    return shares
+
+
+def query(spec: PruneSpec) -> dict[str, Any]:
+    """The page's settings for a network with sparsities of its own for each group, and the sidebar's."""
+    shares = zip(spec.groups, spec.sparsities or (), strict=True)
+    told = {
+        "criterion": spec.criterion, "export_merge": spec.merge,
+        "export_sparsities": " ".join(f"{group}={share:g}" for group, share in shares),
+    }  # fmt: skip
+    sidebar = {key: st.session_state.get(key) for key in links.SIDEBAR}
+    return {key: str(value) for key, value in (sidebar | told).items() if value not in (None, "")}
+
+
+def later(row: DeltaGenerator, label: str) -> None:
+    """The place of a button that has nothing to work on yet."""
+    row.button(label, disabled=True, icon=":material/play_arrow:", width=210, key=f"later {label}")
+    row.caption("When the network is made.")
+
+
+def _frame(rows: Sequence[Sequence[str]]) -> None:
+    st.dataframe(pd.DataFrame(rows[1:], columns=[name or " " for name in rows[0]]), hide_index=True)
+
+
+def show_network(made: Made | None, merge: str) -> None:
+    """Accuracy and size before and after, and the widths of all groups."""
+    left, right = st.columns(2, gap="medium")
+    with right:
+        title = "Channels of each group before and after"
+        figure = (
+            figures.widths(made.widths, merge, session.is_dark()) if made else figures.empty(title, session.is_dark())
+        )
+        parts.chart(figure, "widths")
+    with left:
+        if made is None:
+            st.caption("Accuracy, parameters, multiply-accumulates and channels come here.")
+            return
+        _frame(before_and_after(made))
+        words = "BatchNorm is folded into the weights of both networks."
+        if made.result is not None:
+            words += f" Accuracy is top-1 on {made.result.count:,} test images, with 95 % intervals."
+        st.caption(words)
+
+
+def show_speed(found: Comparison | None) -> None:
+    """The finding first, then every run, then the numbers."""
+    dark = session.is_dark()
+    if found is None:
+        parts.chart(figures.empty("How long one forward pass takes", dark), "speed")
+        st.caption(
+            "Both networks take turns, some 30 times at batch 1 and at a large batch, so that whatever else this machine does "
+            "hits both. Faster or slower is said when the 95 % interval of the ratio says so."
+        )
+        return
+    parts.chart(figures.latencies(found, dark), "speed")
+    if found.share < 1:
+        st.caption("Measuring. The verdict comes with the last turn.")
+        return
+    if found.sentence().startswith("Smaller but not faster"):
+        st.warning(f"{found.sentence()}.", icon=":material/speed:")
+    else:
+        st.success(f"{found.sentence()}.", icon=":material/speed:")
+    _frame(speed_rows(found))
+    st.caption(speed_words(found).partition(". ")[2])
+
+
+def formats_control() -> tuple[str, ...]:
+    """Draw the choice of formats; those chosen, in the table's order."""
+    told = "\n".join(f"- **{name}**: {kind.summary}" for name, kind in FORMATS.items())
+    chosen = st.pills(
+        "Formats", list(FORMATS), selection_mode="multi", default=list(FORMATS), key="formats", bind=BIND, help=told
+    )
+    return tuple(name for name in FORMATS if name in chosen)
+
+
+class _Shelf:
+    """A folder of its own, as long as the object lives."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"{stale_files.EXPORT}{stale_files.mark()}-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Shelved(Writing):
+    """What was written so far, in a folder that goes when nobody holds this any more."""
+
+    shelf: _Shelf
+
+
+def shelved(made: Made, names: Sequence[str]) -> Iterator[Shelved]:
+    """Write the formats into a folder of their own."""
+    shelf = _Shelf()
+    for told in writing(made, shelf.path, names):
+        yield Shelved(**vars(told), shelf=shelf)
+
+
+def show_files(report: Report | None, found: Shelved | None) -> None:
+    """How far each file's answers are from the network's, and buttons to have them."""
+    if report is None or found is None:
+        st.caption(
+            f"A file is offered when its logits are at most {TOLERANCE:g} of the largest apart from the network's, on random "
+            "and on real images. onnxruntime reads the ONNX."
+        )
+        return
+    if not found.files:
+        st.caption(f"{found.doing.capitalize()}.")
+        return
+    _frame(file_rows(found.files))
+    good = [one for one in found.files if one.reason is None]
+    if found.share < 1 or not good:
+        return
+    base = name_of(report.made.spec)
+    with st.container(horizontal=True):
+        st.download_button(
+            "All in one archive", lambda: archive(report, found.folder), f"{base}.zip", "application/zip", type="primary",
+            icon=":material/folder_zip:", on_click="ignore", key="archive",
+        )  # fmt: skip
+        for file in (file for one in good for file in one.files):
+            path = found.folder / file
+            st.download_button(
+                file, path.read_bytes, f"{base}{path.suffix}", _TYPES.get(path.suffix, "application/octet-stream"),
+                icon=":material/download:", on_click="ignore", key=f"download {file}",
+            )  # fmt: skip
+        st.download_button(
+            "report.html", report.html, f"{base}.html", "text/html", icon=":material/description:", on_click="ignore",
+            key="download report",
+        )  # fmt: skip
+    with st.expander("The report", icon=":material/description:"):
+        st.markdown(report.markdown())
+
+
+def name_of(spec: PruneSpec) -> str:
+    """A name for the files of a spec's network."""
+    share = "budget" if spec.sparsities else f"{spec.sparsity:.0%}".rstrip("%")
+    return f"{spec.model.replace('/', '-')}-{spec.merge}-{share}"
+
+
+def keeping(made: Made | None) -> None:
+    """Keep the network under a name, so that every page can open it."""
+    if made is None:
+        return
+    with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.text_input("Keep it on this machine as", name_of(made.spec), width=320)
+        asked = st.form_submit_button("Keep", icon=":material/save:")
+    if asked:
+        try:
+            kept = session.keep(made.network, name.strip())
+        except IntrafusionError as error:
+            messages.error(error)
+        else:
+            st.success(f"Kept. Choose **{kept}** as the sidebar's model, on any page.", icon=":material/check:")

@@ -1,0 +1,211 @@
+"""Pieces of the Importance page: criteria with their formulas and scores, and how far they agree."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, _registry
+from intrafusion.pruning.agreement import Comparison
+from intrafusion.pruning.groups.feature_maps import consumers
+from intrafusion.studies.session import Bench, Scores
+from pages.shared import asking
+from pages.shared.session import Here
+
+NEEDS = {"nothing": "weights alone", "images": "images", "labels": "labelled images"}
+FORMULAS = {
+    "random": r"s_j \sim U(0, 1)",
+    "l1": r"s_j \propto \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} |w|",
+    "l2": r"s_j \propto \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} w^2",
+    "filter": r"s_j = \frac{1}{|\Lambda_\mathrm{w}|} \sum_{\ell \in \Lambda_\mathrm{w}} \lVert (W_{\ell j}, b_{\ell j}) \rVert_2",
+    "lamp": r"s_j = \frac{q_j}{\sum_{m:\, q_m \ge q_j} q_m} \qquad q_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} w^2",
+    "fpgm": r"s_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_m \lVert W_{\ell j} - W_{\ell m} \rVert_2",
+    "bn_scale": r"s_j = |\gamma_j|",
+    "taylor": r"s_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} \left| w \frac{\partial L}{\partial w} \right|",
+    "taylor_sum": r"s_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \left| \sum_{w \in W_{\ell j}} w \frac{\partial L}{\partial w} \right|",
+    "obd": r"s_j = \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} w^2 \, \mathbb E \Big[ \Big( \frac{\partial L_x}{\partial w} \Big)^2 \Big]",
+    "chip": r"s_j = \mathbb E \big[ \lVert A \rVert_* - \lVert A_{\setminus j} \rVert_* \big]",
+    "hrank": r"s_j = \mathbb E \big[ \operatorname{rank} A_j \big]",
+    "relative": r"s_j = \mathbb E \Big[ \sum_{o} \sum_{i \in j} \frac{|w_{oi}\, x_i|}{\sum_m |w_{om}\, x_m|} \Big]",
+    "conductance": r"s_j = \mathbb E \Big[ \operatorname{mean}_p \Big| \int_0^1 \frac{\partial y}{\partial A_{jp}} \frac{\mathrm d A_{jp}(\alpha x)}{\mathrm d \alpha} \mathrm d \alpha \Big| \Big]",
+    "activation-gradient": r"s_j = \mathbb E \Big[ \operatorname{mean}_p \Big| A_{jp} \frac{\partial y}{\partial A_{jp}} \Big| \Big]",
+    "deep-lift": r"s_j = \mathbb E \big[ \operatorname{mean}_p \big| m_{jp} \big( A_{jp}(x) - A_{jp}(0) \big) \big| \big]",
+    "greedy": r"j^\ast = \arg\max_j \frac{\lVert E_j W^\top \rVert^2}{E_{jj}}, \quad E \leftarrow E - \frac{E_{j^\ast} E_{j^\ast}^\top}{E_{j^\ast j^\ast}}, \quad E_0 = \operatorname{Cov}(A)",
+}  # fmt: skip
+_SYMBOLS = (
+    r"$\Lambda$: the group's layers, $\Lambda_\mathrm{w}$: those that write it; $W_{\ell j}$: the weights of layer $\ell$ that write or read channel $j$, BatchNorm folded; "
+    r"$\gamma_j$: BatchNorm's scale; $L$: the loss; $y$: the true class's logit; $A_j$: channel $j$'s map where the next layers "
+    r"read it, $p$ a place in it; $w_{oi}$: the weight of their output $o$ on their input $x_i$; $m$: DeepLIFT's multiplier; "
+    r"$E_j$: row $j$ of what the channels chosen so far leave unexplained, $W$: the weights of what reads them; "
+    r"$\mathbb E$: the mean over calibration images $x$, among which $0$ is the mean pixel."
+)
+PASSES = {  # what a criterion costs in forward passes: once, and again for each layer that reads the group
+    "taylor": (3, 0), "taylor_sum": (3, 0), "obd": (8, 4), "chip": (0, 20), "hrank": (1, 3), "relative": (2, 1),
+    "conductance": (0, 64), "activation-gradient": (0, 4), "deep-lift": (0, 10), "greedy": (1, 1),
+}  # fmt: skip
+
+
+def default_criteria(dataset: str) -> list[str]:
+    """What the page compares unasked: weights everywhere, and what looks at images where those are embedded."""
+    return ["l1", "l2", "fpgm", "bn_scale", *(["taylor", "relative"] if dataset == "digits" else []), "random"]
+
+
+def about(criterion: str) -> None:
+    """What a criterion needs and where it comes from; its formula one click away."""
+    entry = _registry("criterion")[criterion]
+    rebuilt = " :orange-badge[reconstructed]" if entry.reconstructed else ""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"Needs {NEEDS[entry.needs]}. {entry.paper}{rebuilt}", width="stretch")
+        with st.popover("Formula", icon=":material/function:"):
+            formulas([criterion])
+
+
+def formulas(criteria: Iterable[str]) -> None:
+    """What each criterion computes, and the symbols."""
+    for name in criteria:
+        st.markdown(f"**{name}**: {_registry('criterion')[name].told}")
+        st.latex(FORMULAS[name])
+    st.caption(_SYMBOLS)
+
+
+def image_count(data: ImageData) -> str:
+    """How many images, and of which split, in words."""
+    return f"{len(data):,} {'training' if data.split == 'train' else 'test'} images"
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _outcomes(key: tuple) -> dict[str, Scores | str]:
+    """What each criterion said of one group: scores, or why there are none."""
+    return {}
+
+
+def score_each(bench: Bench, specs: Iterable[PruneSpec], group: Group, known: dict[str, Scores | str]) -> Iterator[str]:
+    """Score by each spec's criterion into `known`, yielding its name when it is done."""
+    for spec in specs:
+        try:
+            scores = bench.scores(spec, group)
+            finite = bool(scores.values.isfinite().all())
+            known[spec.criterion] = scores if finite else "its scores are not finite"
+        except IntrafusionError as error:
+            known[spec.criterion] = str(error)
+        yield spec.criterion
+
+
+def scored(
+    here: Here, spec: PruneSpec, criteria: Sequence[str], sees: bool
+) -> tuple[dict[str, Scores], dict[str, str], dict[str, str]]:
+    """Scores of the criteria that have them; why some cannot score this group; and what the others wait for.
+
+    What is cheap is computed at once, the rest by a job when somebody asks. sees: whether calibration images are here.
+    """
+    bench, group = here.bench, here.group
+    key = ("scores", here.key(), spec.data_path, group.name)
+    known = _outcomes(key)
+    possible = [name for name in criteria if sees or _registry("criterion")[name].needs == "nothing"]
+    missing = [name for name in possible if name not in known]
+    now = [name for name in _cheap(here, spec, possible) if name in missing]
+    later = [spec.but(criterion=name) for name in missing if name not in now]
+    if now:
+        with st.spinner(f"Scoring {group.size:,} channels by {', '.join(now)}", show_time=True):
+            list(score_each(bench, [spec.but(criterion=name) for name in now], group, known))
+    if later:
+        names = ", ".join(late.criterion for late in later)
+        label = f"Compute the other {len(later)} criteria" if len(later) > 1 else f"Compute {names}"
+        work = partial(score_each, bench, later, group, known)
+        asking.ask(key, label, len(later), work, f"Still to score: {names}", redraw=True)
+    elif looked := [name for name in possible if _registry("criterion")[name].needs != "nothing"]:
+        st.caption(f"{', '.join(looked)}: scored on {image_count(bench.calibration(spec))}.")
+    else:
+        st.caption("Scored by weights alone.")
+    waiting = {name: "needs images, which are not here" for name in criteria if name not in possible}
+    waiting |= {late.criterion: "not computed yet" for late in later}
+    failed = {name: why for name in possible if isinstance(why := known.get(name), str)}
+    return {name: found for name in possible if isinstance(found := known.get(name), Scores)}, failed, waiting
+
+
+def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
+    """The criteria that together cost so little that nobody need ask for them: the first if it does, then the cheapest."""
+    images = here.bench.size.macs * (spec.calibration or 50_000)
+    costs = {}
+    for name in criteria:
+        once, each = (0, 0) if _registry("criterion")[name].needs == "nothing" else PASSES.get(name, (0, 16))
+        costs[name] = images * (once + each * len(consumers(here.group)))
+    cheap: list[str] = []
+    for name in sorted(criteria, key=lambda name: (name != criteria[0], costs[name])):
+        if costs[name] + sum(costs[other] for other in cheap) < asking.CHEAP:
+            cheap.append(name)
+    return cheap
+
+
+def rank_row(comparison: Comparison, channel: int) -> None:
+    """The channel's rank by each criterion, as badges."""
+    badges = [
+        f":{'primary' if kept else 'gray'}-badge[{name} **{rank}**]"
+        for name, rank, kept in zip(
+            comparison.names, comparison.ranks[:, channel], comparison.kept[:, channel], strict=True
+        )
+    ]
+    count = int(comparison.kept[:, channel].sum())
+    st.markdown(
+        f"Its rank among {comparison.ranks.shape[1]:,}: {' '.join(badges)} "
+        f":small[{count} of {len(badges)} would keep it, those in colour]"
+    )
+
+
+def how_to_read(comparison: Comparison) -> None:
+    """The matrix in words, with what chance alone gives."""
+    chance, k, n = comparison.chance, comparison.k, comparison.scores.shape[1]
+    bound = (
+        "" if np.isnan(chance.correlation) else f" With {n:,} channels, chance stays within ±{chance.correlation:.2f}."
+    )
+    st.markdown(
+        f"**Above the diagonal**, Spearman's rank correlation: 1 for the same order, 0 for none, −1 for the reverse.{bound}"
+    )
+    if comparison.pruned:
+        st.markdown(
+            f"**Below it**, the share of the {k:,} kept channels that two criteria have in common. Blind choice shares "
+            f"{chance.overlap:.0%}, within {chance.low:.0%} to {chance.high:.0%}."
+        )
+    st.markdown(
+        "No colour is chance, :primary[teal] more agreement, :orange[amber] less. Chance ranges hold in 19 of 20 cases."
+    )
+    if np.isnan(comparison.spearman).any():
+        st.markdown("A dash: a criterion gives every channel the same score, and so no ranking.")
+
+
+def agreement_table(comparison: Comparison, scores: dict[str, Scores]) -> pd.DataFrame:
+    """One row a criterion: what it needs and costs, and how far it agrees with the first."""
+    rows, main = [], comparison.names[0]
+    for index, name in enumerate(comparison.names):
+        entry, rho = _registry("criterion")[name], comparison.spearman[0, index]
+        rows.append({
+            "criterion": name,
+            "needs": NEEDS[entry.needs],
+            "time": duration(scores[name].seconds),
+            f"rank correlation with {main}": f"{rho:.2f}".replace("-", "−") if np.isfinite(rho) else "no ranking",
+            f"kept in common with {main}": f"{comparison.shared(0, index)} of {comparison.k}, {comparison.overlap[0, index]:.0%}",
+            "paper": entry.paper,
+            "what it scores": entry.told,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def channel_table(comparison: Comparison) -> pd.DataFrame:
+    """One row a channel: its score and rank by each criterion, and whether that keeps it."""
+    columns = {"channel": np.arange(comparison.scores.shape[1])}
+    for index, name in enumerate(comparison.names):
+        columns |= {
+            f"{name} score": comparison.scores[index],
+            f"{name} rank": comparison.ranks[index],
+            f"{name} kept": comparison.kept[index],
+        }
+    return pd.DataFrame(columns)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in human units."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "under 1 ms"
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

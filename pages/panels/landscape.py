@@ -1,0 +1,266 @@
+"""Pieces of the Landscape page: its controls, and what each of its four computations shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from intrafusion import PruneSpec, _registry
+from intrafusion.models.hub import architecture_of, kept_names, kept_when
+from intrafusion.reporting.figures import landscape as figures
+from intrafusion.reporting.figures import output_distance as output_figures
+from intrafusion.reporting.figures.images import gallery
+from intrafusion.runtime import escaping
+from intrafusion.studies.output_distance import Outputs
+from intrafusion.studies.session import Bench
+from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Slice, Solutions
+from intrafusion.training.mode_connectivity import POINTS, Path
+from pages.shared import parts, session
+from pages.shared.session import BIND, Here
+
+KEYS = (
+    "criterion", "sparsity", "landscape_scope", "landscape_limit", "landscape_size", "shown", "changed", "path_from",
+    "path_to", "path_epochs", "path_training", "path_rate",
+)  # fmt: skip
+_SHOWN = 8  # images of the gallery
+_KINDS = {
+    "fusion keeps": "dense right, dropped wrong, fused right",
+    "both lose": "dense right, both pruned networks wrong",
+    "only fusion loses": "dense and dropped right, fused wrong",
+    "only fusion gains": "dense and dropped wrong, fused right",
+    "only dropping gains": "dense and fused wrong, dropped right",
+    "both gain": "dense wrong, both pruned networks right",
+    "wrong otherwise": "all three wrong, and not all alike",
+}
+
+
+def controls(here: Here) -> PruneSpec:
+    """Draw the page's first row; the spec that it says."""
+    grid = st.grid(4, min_column_width=180)
+    names = list(_registry("criterion"))
+    criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
+    scope = grid.segmented_control(
+        "Prune", ["all groups", "this group"], default="all groups", required=True, key="landscape_scope", bind=BIND
+    )
+    percent = grid.slider("Sparsity", 5, 95, 30, 5, format="%d %%", key="sparsity", bind=BIND)
+    limit = grid.selectbox(
+        "Test images", ["100", "500", "2000", "all"], index=1, key="landscape_limit", bind=BIND,
+        help="Every point of the plane and of the path is measured on all of them.",
+    )  # fmt: skip
+    groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
+    return here.spec.but(
+        criterion=criterion, sparsity=percent / 100, groups=groups, limit=None if limit == "all" else int(limit)
+    )
+
+
+def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
+    """Draw into a row what the plane shows, and on how fine a grid: a key of MEASURES, and the points on a side."""
+    what = row.segmented_control(
+        "Show", list(figures.MEASURES), default="accuracy", required=True, key="shown", bind=BIND,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    size = row.selectbox(
+        "Points on a side", [9, 17, 33], index=1, key="landscape_size", bind=BIND, width=160,
+    )  # fmt: skip
+    return what or "accuracy", int(size)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def solutions(_bench: Bench, key: tuple) -> Solutions:
+    """The networks of `key`'s spec, its last part, made once for all four computations."""
+    return Solutions(key[-1], _bench)
+
+
+def show_plane(found: Slice | None, what: str) -> None:
+    left, right = st.columns([5, 3], gap="medium")
+    with left:
+        if found is None:
+            figure = figures.empty(
+                "The plane through dense, dropped and fused", figures.SLICE_HEIGHT, session.is_dark()
+            )
+        else:
+            figure = figures.slice_map(found, what, session.is_dark())
+        parts.chart(figure, "plane")
+    with right:
+        st.markdown(
+            "Three points always lie in one plane. Its axes show true distances between networks, so what looks near is "
+            "near. Where the ground shows through, networks are good; the more ink, the worse."
+        )
+        if found is not None:
+            rows = [
+                {
+                    "network": mark.name,
+                    "accuracy": f"{mark.accuracy:.1%} ± {50 * (mark.interval[1] - mark.interval[0]):.1f}",
+                    "loss, nats": f"{mark.loss:.3g}",
+                    "from dense": f"{mark.distance:.3g}",
+                }
+                for mark in found.marks
+            ]
+            st.dataframe(pd.DataFrame(rows), hide_index=True)
+            st.caption(
+                f"The three marks are measured by themselves, on {found.marks[0].count:,} test images with 95 % intervals; "
+                f"{found.share:.0%} of the grid is measured. BatchNorm is folded into the weights; a pruned network has zeros "
+                "where channels went."
+            )
+        with st.popover("How is the plane made?", icon=":material/help:"):
+            st.latex(
+                r"u = \frac{w_{drop} - w}{\lVert w_{drop} - w \rVert}, \quad v \propto (w_{fuse} - w) - \langle w_{fuse} - w, u\rangle u"
+            )
+            st.latex(r"(x, y) \mapsto \mathrm{accuracy}(w + x\,u + y\,v)")
+            st.markdown("$w$ holds all weights and biases of the dense network, BatchNorm folded.")
+
+
+def show_outputs(found: Outputs | None, made: Solutions) -> None:
+    left, right = st.columns(2, gap="medium")
+    complete = found is not None and found.share == 1
+    dark = session.is_dark()
+    with left:
+        title = "How far the logits move"
+        figure = (
+            output_figures.distance_histograms(found, dark)
+            if complete
+            else figures.empty(title, output_figures.HEIGHT, dark)
+        )
+        parts.chart(figure, "distances")
+    with right:
+        title = "How far they move, class by class"
+        figure = (
+            output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
+        )
+        parts.chart(figure, "classes")
+    if not complete:
+        st.caption("The images whose prediction changes come here.")
+        return
+    changed = {kind: rows for kind, rows in found.changed().items() if len(rows)}
+    if not changed:
+        st.caption("No prediction changes on these images.")
+        return
+    if st.session_state.get("changed") not in changed:
+        st.session_state.pop("changed", None)
+    kind = st.segmented_control(
+        "Images whose prediction changes", list(changed), default=next(iter(changed)), required=True, key="changed",
+        bind=BIND, wrap=True, help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
+    )  # fmt: skip
+    st.caption("; ".join(f"{name}: {len(rows):,}" for name, rows in changed.items()))
+    kind = kind or next(iter(changed))
+    rows, data = changed[kind][:_SHOWN].tolist(), made.images
+    total = sum(map(len, changed.values()))
+    title = f"{len(changed[kind]):,} of {total:,} changed: {_KINDS[kind]}"
+    pictures = [data.images[i].permute(1, 2, 0).cpu().numpy() for i in rows]
+    parts.chart(gallery(pictures, [_caption(found, i) for i in rows], title, -1, dark), "changed-images")
+    if len(changed[kind]) > _SHOWN:
+        st.caption(f"The {_SHOWN} that the dense network was surest of. The CSV below has every image.")
+
+
+def _caption(found: Outputs, image: int) -> str:
+    """True class, and what the two pruned networks say."""
+
+    def name(label: int) -> str:
+        return escaping.hover(shorten(found.classes[label], 14, placeholder="…")) if label >= 0 else "unknown"
+
+    said = {network: name(int(found.predictions(network)[image])) for network in ("dense", "dropped", "fused")}
+    true, dense = name(int(found.labels[image])), said["dense"]
+    first = f"<b>{true}</b>" if dense == true else f"<b>{true}</b>, dense {dense}"
+    return f"{first}<br>dropped {said['dropped']}<br>fused {said['fused']}"
+
+
+def other_ends(here: Here) -> dict[str, int]:
+    """The kept networks of this architecture, by name, and when each was kept: a path is known as long as both stay."""
+    architecture = architecture_of(here.spec.model)
+    return {name: kept_when(name) for name in kept_names(damaged=False) if architecture_of(name) == architecture}
+
+
+@dataclass(frozen=True)
+class PathHow:
+    """How a path is trained; rate: None for what a test finds; training: images, None for all."""
+
+    epochs: float
+    rate: float | None
+    training: int | None
+
+
+def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, int]]:
+    """Draw the choice of ends and of training; the ends' names, how, and the kept networks among them."""
+    others = other_ends(here)
+    names = ["dense", *MERGED, *others]
+    grid = st.grid(5, min_column_width=150)
+    first = grid.selectbox("From", names, index=0, key="path_from", bind=BIND)
+    last = grid.selectbox("To", names, index=names.index("fused"), key="path_to", bind=BIND)
+    epochs = grid.number_input("Epochs", 0.5, 100.0, 6.0, 1.0, format="%g", key="path_epochs", bind=BIND)
+    rate = grid.number_input(
+        "Peak learning rate", 0.0, 1.0, None, 0.01, format="%g", key="path_rate", bind=BIND, placeholder="found by a test",
+        help="Left empty, it is the one after which a short run is best.",
+    )  # fmt: skip
+    training = grid.selectbox(
+        "Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND
+    )
+    kept = {name: others[name] for name in (first, last) if name in others}
+    return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), kept
+
+
+def show_path(found: Path | None, ends: tuple[str, str]) -> None:
+    dark = session.is_dark()
+    if found is None:
+        parts.chart(figures.empty(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
+    else:
+        parts.chart(figures.path_panels(found, ends, dark), "path")
+    words = (
+        f"{POINTS} networks on the straight line and {POINTS} on a Bezier curve with three bends, which alone were trained; the "
+        "ends stay. Two networks lie in one valley when some path between them never climbs above its worse end."
+    )
+    for name, walked in (("straight line", found.line), ("trained path", found.curve)) if found else ():
+        if walked.share == 1:
+            climbs = f"climbs {walked.barrier:.2g} nats" if walked.barrier > 0 else "never climbs"
+            words += f" Here the {name} {climbs} above it."
+    if found is not None and found.norms:
+        words += f" At every place the statistics of the {found.norms} BatchNorms are measured again on {found.seen:,} training images."
+    elif found is not None:
+        words += (
+            " BatchNorm is folded into these networks, or they have none: there are no statistics to measure again."
+        )
+    st.caption(words)
+    if found is not None and found.moments:
+        st.caption(f"Training, at a peak learning rate of {found.rate:.2g}: {found.moments[-1]}.")
+    elif found is not None and found.line.share == 1:
+        st.caption("Training begins when short runs have found a learning rate.")
+
+
+def show_sharp(found: Sharpness | None) -> None:
+    dark = session.is_dark()
+    if found is None:
+        figure = figures.empty("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
+    else:
+        figure = figures.sharp_bars(found, dark)
+    parts.chart(figure, "sharp")
+    words = (
+        "Along a few directions the training loss climbs steeply, along most it hardly changes: a displacement that keeps out "
+        "of the steep ones stays in the valley."
+    )
+    if found is not None:
+        words += (
+            f" Found by Lanczos, {found.step} products with the Hessian of the loss on {found.images:,} training images, among "
+            f"{found.dimensions:,} dimensions. By chance, any direction has some share there: of all weights together, or of those alone "
+            f"that pruning changes; means of {CONTROLS} draws."
+        )
+    st.caption(words)
+    with st.popover("The formula", icon=":material/help:"):
+        st.latex(r"\mathrm{share}(d) = \sum_{i=1}^{10} \langle v_i, d \rangle^2 / \lVert d \rVert^2")
+        st.markdown("$v_i$: eigenvectors of the Hessian at the dense weights; $d$: from there to the pruned network.")
+
+
+def table(found: Slice | None) -> pd.DataFrame:
+    return pd.DataFrame(found.rows() if found else [])
+
+
+def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
+    """A button for the numbers of each further part that is there."""
+    for name, part in found.items():
+        if part is not None and part.share == 1:
+            st.download_button(
+                f"{name.capitalize()} as CSV", escaping.csv(pd.DataFrame(part.rows())), f"intrafusion-{name}.csv",
+                "text/csv", icon=":material/table_view:", on_click="ignore",
+            )  # fmt: skip

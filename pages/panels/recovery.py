@@ -1,0 +1,220 @@
+"""Pieces of the Recovery page: its controls, the runs so far, the table that is the answer, the similarity matrices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion import PruneSpec, _registry
+from intrafusion.reporting.figures.recovery import similarity_panels
+from intrafusion.runtime.jobs import Job
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.recovery_comparison import Alike, Row, Run, alike, compare, known_run, layers_to_compare
+from intrafusion.studies.session import Bench
+from intrafusion.studies.store.sqlite import Store
+from intrafusion.studies.sweeps import Failure
+from intrafusion.training.recovery.methods import COSTLIER
+from pages.shared import parts, session, studying
+from pages.shared.session import BIND, Here
+
+KEYS = (
+    "recovery_merge", "criterion", "sparsity", "recovery_scope", "methods", "seeds", "recovery_limit", "equal", "epochs",
+    "training", "rate", "patience", "ratio", "gamma", "rank", "against", "looked_at", "alike_layer",
+)  # fmt: skip
+_DEFAULT = ["none", "bn-reset", "perp", "finetune", "overparam-sp"]
+_DEFAULT_PLAIN = ["none", "repair", "perp", "finetune", "overparam-sp"]  # of a network without BatchNorm
+_TRAINS = 0.9  # share of a point's work that its training is
+
+
+def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
+    """Draw the page's first rows: the pruned network, and what is done to it. Spec, seeds, methods, equal compute too."""
+    grid = st.grid(4, min_column_width=180)
+    entries = _registry("merge")
+    merge = grid.selectbox(
+        "Merge", list(entries), index=list(entries).index("fusion"), key="recovery_merge", bind=BIND,
+        help=parts.methods_help("merge"),
+    )  # fmt: skip
+    names = list(_registry("criterion"))
+    criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
+    scope = grid.segmented_control(
+        "Prune", ["all groups", "this group"], default="all groups", required=True, key="recovery_scope", bind=BIND
+    )
+    percent = grid.slider("Sparsity", 5, 95, 50, 5, format="%d %%", key="sparsity", bind=BIND)
+    row = st.container(horizontal=True)
+    norms = any(layer.norm for group in here.bench.groups for layer in group.layers)
+    methods = row.multiselect(
+        "Recoveries", list(_registry("recovery")), default=_DEFAULT if norms else _DEFAULT_PLAIN, key="methods", bind=BIND,
+        width="stretch", help=parts.methods_help("recovery"),
+    )  # fmt: skip
+    seeds = row.segmented_control(
+        "Seeds",
+        [1, 2, 3],
+        default=1,
+        required=True,
+        key="seeds",
+        bind=BIND,
+        help="Each is another run of every method.",
+    )
+    limit = row.selectbox(
+        "Images", ["500", "2000", "10000", "all"], index=1, key="recovery_limit", bind=BIND, width=110,
+        help="Test images that the answer is measured on. Nothing is chosen by them.",
+    )  # fmt: skip
+    equal = st.toggle(
+        "At equal compute, too", value=True, key="equal", bind=BIND,
+        help="Over-parameterized networks and teachers cost more a step. This runs them again with as many "
+        "multiply-accumulates as plain fine-tuning takes.",
+    )  # fmt: skip
+    groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
+    spec = here.spec.but(
+        merge=merge,
+        criterion=criterion,
+        sparsity=percent / 100,
+        groups=groups,
+        limit=None if limit == "all" else int(limit),
+    )
+    return spec, int(seeds or 1), methods, equal
+
+
+def training_controls() -> dict[str, Any]:
+    """Draw the settings of training; the spec's fields that they set."""
+    grid = st.grid(4, min_column_width=180)
+    epochs = grid.number_input(
+        "Epochs", 0.1, 200.0, 5.0, 1.0, format="%g", key="epochs", bind=BIND, help="Passes over the training images."
+    )
+    training = grid.selectbox(
+        "Training images", ["1000", "5000", "20000", "all"], index=1, key="training", bind=BIND,
+        help="A tenth of them, at most 1,000, is held out: the learning rate and the best moment are chosen by these.",
+    )  # fmt: skip
+    rate = grid.number_input(
+        "Peak learning rate", 0.0, 2.0, None, 0.01, format="%g", key="rate", bind=BIND, placeholder="found by a test",
+        help="Left empty, each method gets the one after which a short run is best.",
+    )  # fmt: skip
+    patience = grid.number_input(
+        "Patience", 0, 25, None, 1, key="patience", bind=BIND, placeholder="no early end",
+        help="Looks at the held-out images, 25 a run, without a smaller loss after which training ends.",
+    )  # fmt: skip
+    ratio = grid.number_input(
+        "Over-parameterization", 1.0, 8.0, 2.0, 1.0, format="%g", key="ratio", bind=BIND,
+        help="How many times wider the inner factors are. Reconstructed: the paper's own ratio and schedule are unknown.",
+    )  # fmt: skip
+    gamma = grid.number_input(
+        "Weight of similarity", 0.0, 1000.0, 100.0, 10.0, format="%g", key="gamma", bind=BIND,
+        help="Of the loss that compares which images look alike.",
+    )  # fmt: skip
+    rank = grid.number_input("Rank of low-rank changes", 1, 64, 8, 1, key="rank", bind=BIND)
+    return {
+        "epochs": float(epochs), "training": None if training == "all" else int(training), "rate": rate or None,
+        "patience": patience, "ratio": float(ratio), "gamma": float(gamma), "rank": int(rank),
+    }  # fmt: skip
+
+
+def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> list[PruneSpec]:
+    """A spec for each method and seed, and where it would differ another at equal compute."""
+    found = []
+    for name in methods:
+        spec = base.but(recovery=name)
+        for seed in range(seeds):
+            found.append(spec.but(seed=seed))
+            if equal and name in COSTLIER:
+                found.append(spec.but(seed=seed, budget="compute"))
+    return found
+
+
+def trains(spec: PruneSpec) -> bool:
+    return _registry("recovery")[spec.recovery].needs == "labels"
+
+
+def lookers(specs: Sequence[PruneSpec]) -> list[PruneSpec]:
+    """One spec of those that look at training or calibration images."""
+    return [spec for spec in specs if _registry("recovery")[spec.recovery].needs != "nothing"][:1] or list(specs[:1])
+
+
+def forecast(specs: Sequence[PruneSpec]) -> str:
+    count = sum(map(trains, specs))
+    return f"Trains {count} networks in the background." if count else "Solves for a few numbers; nothing is trained."
+
+
+def runs(specs: Sequence[PruneSpec], bench: Bench, job: Job | None) -> list[Run]:
+    """How the training of each spec goes or went, as far as it is known, in their order."""
+    found = {run.spec: run for run in (job.results if job else ()) if isinstance(run, Run)}
+    for spec in specs:
+        if trains(spec) and spec not in found and (run := known_run(spec, bench)) is not None:
+            found[spec] = run
+    return [found[spec] for spec in specs if spec in found]
+
+
+def start(key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: Store | None, title: str) -> Job:
+    """Recover and measure in the background; rerun the page after it."""
+
+    def part(result: Run | Result | Failure) -> tuple[Any, float]:
+        if isinstance(result, Run):
+            return ("run", result.spec), _TRAINS * result.share
+        return result.spec, studying.share(result) * (1 - _TRAINS if trains(result.spec) else 1.0)
+
+    return session.start(key, len(specs), lambda: compare(specs, bench, kept), title, part=part)
+
+
+def answer(rows: Sequence[Row], methods: Sequence[str], bench: Bench, known: dict[PruneSpec, Result]) -> None:
+    """The table: accuracy without recovery and with each, and what each costs."""
+    if not rows:
+        st.caption("Accuracy without and with each recovery, and the cost of each, come here.")
+        return
+    dense = next(iter(known.values())).dense_accuracy
+    equal = {row.recovery: row for row in rows if row.budget == "compute"}
+    table = [_line(row, equal.get(row.recovery)) for row in rows if row.budget == "epochs"]
+    table.sort(key=lambda line: list(methods).index(line["recovery"]))
+    columns = pd.DataFrame(table).dropna(axis=1, how="all").astype(object).fillna("–")
+    seeds, images = max(row.seeds for row in rows), min(row.count for row in rows)
+    spread = f"95 % interval over {seeds} seeds" if seeds > 1 else "95 % interval"
+    st.caption(f"Top-1 accuracy on {images:,} test images, {spread}. Dense: {dense:.1%}.")
+    st.dataframe(
+        columns.astype(str), hide_index=True, column_config={"recovery": st.column_config.TextColumn(width=120)}
+    )
+    if any(_registry("recovery")[row.recovery].reconstructed for row in rows):
+        st.caption(
+            "Over-parameterization is :orange-badge[reconstructed]: the paper's own ratio and schedule are unknown."
+        )
+
+
+def _line(row: Row, equal: Row | None) -> dict[str, Any]:
+    facts, moments = (row.run.facts, row.run.moments) if row.run else (None, ())
+    return {
+        "recovery": row.recovery,
+        "accuracy": _accuracy(row),
+        "at equal compute": _accuracy(equal) if equal else None,
+        "trainable": f"{facts.trainable:,}" if facts else None,
+        "memory in training": f"{facts.memory / 1e6:,.1f} MB" if facts else None,
+        "learning rate": f"{facts.rate:.2g}" if facts else None,
+        "steps": f"{moments[-1].step:,}" if moments else None,
+        "seconds": f"{moments[-1].seconds:.1f}" if moments else None,
+        "finding the rate, s": f"{facts.tuning:.1f}" if facts else None,
+        "MACs a step and image": f"{facts.macs:,}" if facts else None,
+    }
+
+
+def _accuracy(row: Row) -> str:
+    return f"{row.accuracy:.1%} ± {50 * (row.interval[1] - row.interval[0]):.1f}"
+
+
+def similarities(bench: Bench, base: PruneSpec, done: Sequence[PruneSpec]) -> None:
+    """Similarity matrices of a layer: of the dense network, of the pruned one, and after a recovery."""
+    st.markdown(
+        "Some training images against each other, sorted by class: the stronger the colour, the more alike a layer finds "
+        "the two (amber: the more unlike). Similarity-preserving distillation asks the student for the teacher's square."
+    )
+    row = st.container(horizontal=True)
+    names = list(dict.fromkeys(spec.recovery for spec in done if spec.recovery != "none" and spec.budget == "epochs"))
+    if not names:
+        st.caption("Choose a recovery other than none.")
+        return
+    name = row.selectbox("After", names, index=len(names) - 1, key="looked_at", bind=BIND, width=220)
+    layers = layers_to_compare(bench)
+    layer = row.selectbox("Layer", layers, index=len(layers) - 1, key="alike_layer", bind=BIND, width=260)
+    found = _alike(bench, base.but(recovery=name, seed=0), layer)
+    parts.chart(similarity_panels(found, name, session.is_dark()), "alike")
+
+
+@st.cache_data(max_entries=32, show_spinner="Comparing the images")
+def _alike(_bench: Bench, spec: PruneSpec, layer: str) -> Alike:
+    return alike(spec, _bench, layer)

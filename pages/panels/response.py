@@ -1,0 +1,129 @@
+"""What one channel responds to, on the Importance page: the images that drive it, and their pixels by Captum."""
+
+from collections.abc import Sequence
+from textwrap import shorten
+
+import numpy as np
+import streamlit as st
+import torch
+from torch import Tensor
+
+from intrafusion import ImageData, IntrafusionError
+from intrafusion.evaluation.attribution import METHODS, STEPS, Attribution, activations, channel_attribution
+from intrafusion.reporting.figures.images import attribution_panels, gallery
+from intrafusion.runtime import escaping
+from pages.panels.importance import image_count
+from pages.shared import asking, messages, parts, session
+from pages.shared.session import Here
+
+
+def channel_activations(here: Here, data: ImageData) -> Tensor | None:
+    """Activation (N, n) of every channel on every calibration image; None until somebody asked, where it is dear."""
+    batches = asking.results(
+        ("activations", here.key(), here.spec.data_path, here.group.name),
+        here.bench.size.macs * len(data),
+        f"Show {len(data):,} images to the network",
+        sum(1 for _ in data.batches()),
+        lambda: activations(here.bench.model, here.group, data),
+        "Finds the images that drive a channel most",
+    )
+    return batches and torch.cat(batches)
+
+
+def attribution(here: Here, data: ImageData, channel: int, image: int, method: str) -> Attribution | None:
+    """Captum's view of a channel on one image; None until somebody asked, where it is dear."""
+    passes = 3 * (STEPS if method == "integrated-gradients" else 1)
+    found = asking.results(
+        ("attribution", here.key(), here.spec.data_path, here.group.name, channel, image, method),
+        here.bench.size.macs * passes,
+        f"Compute {method}",
+        1,
+        lambda: iter([channel_attribution(here.bench.model, here.group, channel, data.images[image], method)]),
+        f"Takes about {passes} passes through the network",
+    )
+    return found and found[0]
+
+
+def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> str:
+    """What drives a channel. activation: (N, n), of each channel on each image of `data`, as `layer` reads it."""
+    values, dead = activation[:, channel], int((~activation.any(0)).sum())
+    images = image_count(data)
+    if not values.any():
+        return f"As {escaping.code(layer)} reads it, this channel is zero on all {images}: it is dead, and nothing is lost when it goes."
+    active = float((values != 0).float().mean())
+    words = f"As {escaping.code(layer)} reads it, the channel is active on {active:.0%} of {images}, mean activation {values.mean():.3g}."
+    labels = data.labels.cpu()
+    means = {label: float(values[labels == label].mean()) for label in labels.unique().tolist() if label >= 0}
+    if 1 < len(means) <= len(values) / 5:  # five images of a class, on average: a mean of fewer is an anecdote
+        most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        words += (
+            f" Strongest on **{escaping.markdown(data.classes[most])}** ({means[most]:.3g} on average), weakest on "
+            f"**{escaping.markdown(data.classes[least])}** ({means[least]:.3g})."
+        )
+    if dead:
+        words += f" {dead:,} of the group's {activation.shape[1]:,} channels are dead: zero on every image."
+    return words
+
+
+def image_control(count: int) -> tuple[int, str]:
+    """Which of the top images is explained, from 1, and by which method."""
+    row = st.container(horizontal=True)
+    number = row.segmented_control(
+        "Image to explain", list(range(1, count + 1)), default=1, required=True, key="image", bind=session.BIND,
+        help="1 drives the channel most. Or click one.",
+    ) or 1  # fmt: skip
+    method = row.segmented_control(
+        "Captum's method", list(METHODS), default="integrated-gradients", required=True, key="attribution",
+        bind=session.BIND, wrap=True,
+        help="  \n".join(f"**{name}**: {method.summary} ({method.paper})." for name, method in METHODS.items()),
+    ) or "integrated-gradients"  # fmt: skip
+    return number, method
+
+
+def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int) -> None:
+    """The images that drive a channel most, to choose from. values: its activation (N,) on `data`."""
+    captions = [
+        f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top
+    ]
+    title = f"The {len(top)} of {len(data):,} images that activate it most"
+    figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, session.is_dark())
+
+    def pick() -> None:
+        if points := st.session_state.images.selection.points:
+            st.session_state.image = int(points[0]["customdata"])
+
+    st.plotly_chart(
+        figure, key="images", on_select=pick, selection_mode="points", theme=None, config={"displayModeBar": False}
+    )
+
+
+def show_attribution(here: Here, data: ImageData, channel: int, image: int, method: str) -> None:
+    """What in one image drives the channel, as pictures and in words."""
+    try:
+        found = attribution(here, data, channel, image, method)
+    except IntrafusionError as error:
+        messages.info(error)
+        return
+    if found is None:
+        return
+    title = f"Channel {channel} on “{escaping.hover(_class_name(data, image))}”: activation {found.activation:.3g}"
+    pixels = found.pixels.sum(0).numpy()
+    parts.chart(
+        attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, session.is_dark()), "pixels"
+    )
+    words = f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal raises the activation, amber lowers it."
+    if method == "integrated-gradients":
+        words += (
+            f" All pixels together: {found.pixels.sum():.3g}. Exact would be the activation, {found.activation:.3g}, less the "
+            f"{found.baseline:.3g} of an image of mean pixels."
+        )
+    st.caption(words)
+
+
+def _picture(data: ImageData, image: int) -> np.ndarray:
+    return data.images[image].permute(1, 2, 0).cpu().numpy()
+
+
+def _class_name(data: ImageData, image: int) -> str:
+    label = int(data.labels[image])
+    return data.classes[label] if label >= 0 else "unknown class"

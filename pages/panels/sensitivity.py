@@ -1,0 +1,252 @@
+"""Pieces of the Sensitivity page: how a study runs, its heatmaps, the chosen cell, and what to compare it with."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion import IntrafusionError, PruneSpec
+from intrafusion.models.precision import PRECISIONS, has_bf16
+from intrafusion.reporting.figures.sensitivity import Place, compare_studies, sensitivity_heatmap, sensitivity_panels
+from intrafusion.runtime import escaping
+from intrafusion.runtime.access import is_public
+from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.paired import Paired, paired
+from intrafusion.studies.sensitivity import Matrix, difference, matrix
+from intrafusion.studies.store.sqlite import Store, StudyRow
+from intrafusion.studies.study_file import Study
+from intrafusion.studies.sweeps import sweep
+from pages.shared import messages, parts, session
+from pages.shared.session import BIND, Here
+
+KEYS = (
+    "study_name", "precision", "decide", "executor", "address", "first_merge", "second_merge", "cell", "other_study",
+    "compared_merge",
+)  # fmt: skip
+_DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a study runs. named: whether the reader chose the name; run: what measures; flags: how the command line says so."""
+
+    name: str
+    named: bool
+    precision: str
+    decide: bool
+    run: Callable[..., Any]
+    flags: dict[str, str]
+
+
+def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
+    """Draw the controls; what they say."""
+    grid = st.grid(3, min_column_width=210)
+    left, middle, right = (grid.container() for _ in range(3))
+    fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None and not is_public()
+    precision = middle.segmented_control(
+        "Precision", PRECISIONS, default="exact", required=True, key="precision", bind=BIND, disabled=not fast,
+        help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 points.",
+    )  # fmt: skip
+    precision = precision if fast and precision else "exact"
+    if not fast:
+        middle.caption("Fast needs a device with bfloat16.")
+    decide = middle.toggle(
+        "Stop at what is decided", key="decide", bind=BIND, disabled=not several,
+        help="Looks no further at a cell once the merges differ for sure on the same images (the 95 % interval of paired proportions by Agresti and Min, corrected for the number of looks).",
+    )  # fmt: skip
+    if not several:
+        middle.caption("One merge alone leaves nothing to decide.")
+    automatic = automatic_name(base.but(precision=precision))
+    name = left.text_input(
+        "Name of the study", key="study_name", bind=BIND, placeholder=automatic,
+        help="The store and the command line know it by this name. Without one it is named after its settings.",
+    ).strip()  # fmt: skip
+    executor = right.segmented_control(
+        "Where", ["here", "Ray cluster"], default="here", required=True, key="executor", bind=BIND, disabled=not ray,
+        help="A Ray cluster takes the study past one machine.",
+    )  # fmt: skip
+    run, flags = sweep, {}
+    if not ray:
+        right.caption("No cluster on a public server." if is_public() else "A cluster needs the package ray.")
+    elif executor == "Ray cluster":
+        from intrafusion.studies.cluster import driver
+
+        address = right.text_input(
+            "Address of the cluster", key="address", bind=BIND, placeholder="one on this machine"
+        ).strip()
+        run, flags = partial(driver.sweep, address=address or None), {"executor": "ray"}
+        flags |= {"address": address} if address else {}
+    return Way(name or automatic, bool(name), precision, decide and several, run, flags)
+
+
+def automatic_name(base: PruneSpec) -> str:
+    """A study's name after what its points share: model, weights, criterion, and what else is not as usual."""
+    model = f"{base.model} ({Path(base.weights).stem})" if base.weights else base.model
+    unusual = [n for n in (*PLAN_KNOBS, *MERGE_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
+    return ", ".join([f"{model} {base.criterion}", *(f"{n} {getattr(base, n)}" for n in unusual)])
+
+
+def pair(merges: Sequence[str]) -> tuple[str, str] | None:
+    """The two merges whose difference is shown, chosen by the reader where there are more; None for one alone."""
+    if len(merges) < 2:
+        return None
+    second = "drop" if "drop" in merges else merges[0]
+    first = next(merge for merge in merges if merge != second)
+    if len(merges) == 2:
+        return first, second
+    left, right, _ = st.columns([1, 1, 2])
+    first = left.selectbox("Difference of", merges, merges.index(first), key="first_merge", bind=BIND)
+    others = [merge for merge in merges if merge != first]
+    if st.session_state.get("second_merge") not in others:
+        st.session_state.pop("second_merge", None)
+    default = others.index(second) if second in others else 0
+    return first, right.selectbox("to", others, default, key="second_merge", bind=BIND)
+
+
+def matrices(
+    results: Sequence[Result], merges: Sequence[str], groups: Sequence[str], sparsities: Sequence[float]
+) -> dict[str, Matrix]:
+    return {merge: matrix(results, merge, None, groups, sparsities) for merge in merges}
+
+
+def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
+    """One heatmap a merge and the difference of two; a click on a cell chooses it."""
+    if both:
+        first, second = (made[merge] for merge in both)
+        clickable(sensitivity_panels(first, second, difference(first, second), place, session.is_dark()), "panels")
+    for merge, single in made.items():
+        if not both or merge not in both:
+            clickable(sensitivity_heatmap(single, place, session.is_dark()), f"heatmap-{merge}")
+
+
+def clickable(figure: Any, key: str) -> None:
+    """Draw a figure in which a click on a mark chooses the group, or the group and sparsity, in its customdata."""
+    st.plotly_chart(
+        figure, key=key, config=parts.config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None
+    )
+
+
+def _pick(key: str) -> None:
+    """The sidebar's group and the control of the sparsity follow the click."""
+    points = st.session_state[key].selection.points
+    if not points:
+        return
+    where = points[0]["customdata"]
+    group, *cell = [where] if isinstance(where, str) else where
+    st.session_state.group = group
+    if cell:
+        st.session_state.cell = round(100 * cell[0])
+
+
+def cell_control(percents: Sequence[int]) -> float:
+    """The chosen cell's sparsity, the largest until a reader chooses; clicks write to it, so it is part of the permalink."""
+    if st.session_state.get("cell") not in percents:
+        st.session_state.pop("cell", None)
+    percent = st.segmented_control(
+        "Channels removed, %", sorted(percents), default=max(percents), required=True, key="cell", bind=BIND
+    )
+    return (percent or max(percents)) / 100
+
+
+def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
+    """What is known of the chosen cell, and whether the difference is sure."""
+    cells = {merge: single.cells[place] for merge, single in made.items() if place in single.cells}
+    if not cells:
+        st.caption("This cell is not measured yet.")
+        return
+    least = next(iter(cells.values())).least
+    if not least.prunes:
+        st.markdown(f"**Nothing was pruned**: all {least.channels:,} channels stay, so this says nothing.")
+        return
+    st.markdown(
+        f"{least.channels:,} of {least.channels_before:,} channels stay: {least.params / least.params_before:.1%} of the "
+        f"network's parameters, {least.macs / least.macs_before:.1%} of its MACs."
+    )
+    lines = [f"- **{merge}**: {with_interval(cell.accuracy, cell.interval)}" for merge, cell in cells.items()]
+    count = min(cell.least.count for cell in cells.values())
+    so_far = "" if all(cell.complete for cell in cells.values()) else f" of {least.total:,}, so far"
+    st.markdown("\n".join([*lines, f"- dense: {least.dense_accuracy:.1%}, all on {count:,} images{so_far}"]))
+    if both and all(merge in cells for merge in both):
+        first, second = (cells[merge].results[0] for merge in both)
+        st.markdown(pair_in_words(paired(first, second), both))
+
+
+def with_interval(accuracy: float, interval: tuple[float, float]) -> str:
+    """An accuracy in words: "83.3% ± 0.7"."""
+    return f"{accuracy:.1%} ± {50 * (interval[1] - interval[0]):.1f}"
+
+
+def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
+    """The difference of two merges on the same images, and whether it may be chance."""
+    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found.interval)
+    said = f"{100 * found.difference:+.1f}".replace("-", "−")
+    words = (
+        f"**{names[0]} − {names[1]}: {said} points** (95 %: {low} to {high}). {names[0].capitalize()} alone is right on "
+        f"{found.only_first:,} images, {names[1]} alone on {found.only_second:,}"
+    )
+    return words + (": more than chance." if found.decided else ", which may be chance.")
+
+
+def comparison(
+    study: Study, made: Mapping[str, Matrix], place: Place, kept: Store | None, rows: Mapping[str, StudyRow]
+) -> None:
+    """This study beside a stored one of the same network, on the same images."""
+    others = [name for name, row in rows.items() if name != study.name and _model(row) == study.base.model]
+    if not others or kept is None:
+        st.caption("Change a setting, say the criterion, and run again: the two studies can then be compared here.")
+        return
+    left, right = st.columns(2)
+    if st.session_state.get("other_study") not in others:
+        st.session_state.pop("other_study", None)
+    other = left.selectbox(
+        "Stored study", others, key="other_study", bind=BIND, index=None, placeholder="choose one of this network"
+    )
+    if other is None:
+        return
+    merge = right.selectbox("Merge", list(made), key="compared_merge", bind=BIND, index=len(made) - 1)
+    try:
+        theirs = newest(result for result in kept.results(other) if result.spec.merge == merge)
+        ours = made[merge]
+        both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
+        if any(result.older_code for result in theirs):
+            st.caption(
+                f"Results of “{escaping.markdown(other)}” are of another version of the code: run it again to compare alike."
+            )
+        clickable(compare_studies(both, (study.name, other), place, session.is_dark()), "compare")
+    except IntrafusionError as error:
+        messages.warning(error)
+
+
+def newest(results: Iterable[Result]) -> list[Result]:
+    """One result of each point: this code's, where there is one."""
+    found: dict[PruneSpec, Result] = {}
+    for result in results:
+        if result.spec not in found or found[result.spec].older_code:
+            found[result.spec] = result
+    return list(found.values())
+
+
+def _model(row: StudyRow) -> str | None:
+    """The network of a stored study; None where its text cannot be read."""
+    try:
+        return Study.from_toml(row.text).base.model
+    except IntrafusionError:
+        return None
+
+
+def files(study: Study, rows: pd.DataFrame) -> None:
+    """The study as a file, which the command line runs again, and its results as Parquet."""
+    st.download_button(
+        "Study file (TOML)", study.to_toml(), "study.toml", "text/plain", icon=":material/description:", on_click="ignore",
+        help="`python -m intrafusion sweep --file study.toml` runs it again.",
+    )  # fmt: skip
+    st.download_button(
+        "Data as Parquet", rows.to_parquet(index=False), "study.parquet", "application/octet-stream",
+        icon=":material/table_view:", on_click="ignore",
+    )  # fmt: skip

@@ -1,0 +1,283 @@
+"""Pieces of the Training lab: its controls, a run that is watched, what came of it, and runs side by side."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from intrafusion import IntrafusionError, _registry
+from intrafusion._registry import TRAINERS
+from intrafusion.models.hub import architecture_of
+from intrafusion.runtime.jobs import Job
+from intrafusion.runtime.progress import in_words
+from intrafusion.training.methods.masks import WEIGHTS
+from intrafusion.training.methods.parallel import parts_of
+from intrafusion.training.methods.runs import LabRun, run, runs
+from intrafusion.training.methods.sdprun import without_zeroed
+from intrafusion.training.methods.smooth import PENALTIES
+from intrafusion.training.methods.spec import ALIGNED, TrainSpec
+from intrafusion.training.methods.task import Step
+from pages.shared import job_queue, messages, parts, session
+from pages.shared.session import BIND, Here
+
+_KNOBS = (
+    "epochs", "seed", "training", "lr", "batch", "reach", "c", "mu", "drawn", "penalty", "strength", "energy", "sparsity", "criterion",
+    "merge", "rounds", "tune", "folds", "by",
+)  # fmt: skip
+KEYS = ("method", *(f"lab_{name}" for name in _KNOBS))
+_REDRAW = 2.0  # seconds between two drawings of a run, at least
+_LOOKS = 25  # steps of a phase, about
+_WIDTH = 160
+_MOST_COMPARED = 12
+
+
+def controls(here: Here) -> TrainSpec:
+    """Draw the method and its settings. What they say."""
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    method = row.selectbox(
+        "Method", list(TRAINERS), index=list(TRAINERS).index("sdprun"), key="method", bind=BIND, width=260,
+        help=parts.methods_help("trainer"),
+    )  # fmt: skip
+    given: dict[str, Any] = {"epochs": _number(row, "epochs", "Epochs", 20.0, 0.1, 1000.0, 5.0, width=130)}
+    given["seed"] = _number(row, "seed", "Seed", 0, 0, 9999, 1, width=110)
+    knobs = TRAINERS[method].knobs
+    if knobs:
+        grid = st.grid(4, min_column_width=180)
+        given |= {name: _DRAWN[name](grid) for name in knobs}
+    with st.expander("Training", icon=":material/tune:"):
+        grid = st.grid(3, min_column_width=180)
+        images = grid.selectbox(
+            "Training images", ["1000", "5000", "20000", "all"], index=3, key="lab_training", bind=BIND,
+            help="A tenth of them, at most 1,000, is held out: nothing is learned from these.",
+        )  # fmt: skip
+        given["training"] = None if images == "all" else int(images)
+        given["lr"] = grid.number_input(
+            "Peak learning rate",
+            1e-5,
+            1000.0,
+            None,
+            0.1,
+            format="%g",
+            key="lab_lr",
+            bind=BIND,
+            placeholder="the method's own",
+        )
+        given["batch"] = grid.number_input(
+            "Images a step", 1, 4096, None, 32, key="lab_batch", bind=BIND, placeholder="the method's own"
+        )
+    return TrainSpec(
+        model=architecture_of(here.spec.model), method=method, data_path=here.spec.data_path,
+        **given,
+    )  # fmt: skip
+
+
+def _number(place: Any, name: str, label: str, value: Any, least: Any, most: Any, step: Any, **options: Any) -> Any:
+    form = {} if isinstance(value, int) else {"format": "%g"}
+    return place.number_input(label, least, most, value, step, key=f"lab_{name}", bind=BIND, **form, **options)
+
+
+def _choice(place: Any, name: str, label: str, choices: Sequence[str], default: str | None, help: str) -> Any:
+    index = list(choices).index(default) if default else None
+    return place.selectbox(
+        label, list(choices), index=index, key=f"lab_{name}", bind=BIND, help=help, placeholder="the method's own"
+    )
+
+
+_DRAWN = {
+    "reach": lambda g: _number(
+        g, "reach", "Threshold at the end", 1.4, 0.0, 100.0, 0.1,
+        help="In units of the median norm of what is shrunk, at the start. Above 1 only what grows stays: few epochs want less.",
+    ),
+    "c": lambda g: g.number_input(
+        "Strength c instead", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="from the threshold",
+        help="The paper's own setting: the threshold then ends wherever it takes it.",
+    ),
+    "mu": lambda g: _number(
+        g, "mu", "Growth µ", 0.51, 0.01, 0.99, 0.05, help="The threshold grows as the number of steps to this power."
+    ),
+    "drawn": lambda g: _choice(
+        g, "drawn", "Frozen weights", WEIGHTS, "kaiming", "kaiming: normal, fan-in. signed: their signs times one constant. "
+        "keep: the weights that the model has.",
+    ),
+    "penalty": lambda g: _choice(
+        g, "penalty", "Penalty", PENALTIES, None, "The nuclear norm makes weights low in rank; first and second differences "
+        "make them smooth along channels.",
+    ),
+    "strength": lambda g: g.number_input(
+        "Weight of the penalty", 0.0, 1000.0, None, 0.1, format="%g", key="lab_strength", bind=BIND,
+        placeholder="the method's own",
+    ),
+    "energy": lambda g: _number(
+        g, "energy", "Energy kept", 0.98, 0.5, 1.0, 0.01, help="Share of each layer's squared singular values."
+    ),
+    "sparsity": lambda g: _number(g, "sparsity", "Channels that go", 0.5, 0.05, 0.95, 0.05),
+    "criterion": lambda g: _choice(g, "criterion", "Criterion", list(_registry("criterion")), "l1", "Which channels stay."),
+    "merge": lambda g: _choice(g, "merge", "Merge", list(_registry("merge")), "fusion", "What becomes of those that go."),
+    "rounds": lambda g: _number(g, "rounds", "Rounds of pruning", 2, 1, 20, 1),
+    "tune": lambda g: _number(g, "tune", "Epochs after each round", 5.0, 0.0, 200.0, 1.0),
+    "folds": lambda g: _number(
+        g, "folds", "Folds", 2, 2, 6, 2, help="2: a network on each half of the images. k: one on each choice of k/2 folds."
+    ),
+    "by": lambda g: _choice(g, "by", "Aligned by", ALIGNED, "activations", "What says which channels belong together."),
+}  # fmt: skip
+
+
+def steps(found: LabRun | None, job: Job | None) -> list[Step]:
+    """The steps of a run so far."""
+    if found is not None:
+        return list(found.steps)
+    return [told for told in (job.results if job else ()) if isinstance(told, Step)]
+
+
+def start(key: tuple, spec: TrainSpec, device: str) -> Job:
+    """Train in the background; rerun the page after it."""
+
+    def part(told: Step | LabRun) -> tuple[Any, float]:
+        return (
+            ("run", 0.0)
+            if isinstance(told, LabRun)
+            else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
+        )
+
+    total = _LOOKS * len(phases(spec))
+    return session.start(key, total, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
+
+
+def phases(spec: TrainSpec) -> list[str]:
+    """The phases of a run that train, about."""
+    rounds = [f"pruned {number}" for number in range(spec.rounds)] if "rounds" in TRAINERS[spec.method].knobs else []
+    if spec.method not in ("fap", "paf"):
+        return ["training", *rounds]
+    members = len(parts_of(spec))
+    return ["training"] * members + rounds * (members if spec.method == "paf" else 1) + ["fused"]
+
+
+def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -> bool:
+    """The button that trains, how far it is, and what went wrong; whether the button was pressed."""
+    if job is not None and running:
+        _watch(job)
+        return False
+    with st.container(horizontal=True, vertical_alignment="center"):
+        label = "Continue" if begun and found is None else "Train"
+        asked = st.button(
+            label, type="primary", icon=":material/play_arrow:", disabled=found is not None, key="train", width=_WIDTH,
+            help="Trains in the background; the page may be left and opened again.",
+        )  # fmt: skip
+        if found is not None:
+            st.progress(1.0, f"trained in {in_words(sum(found.outcome.seconds.values()))}", width="stretch")
+        elif job is not None and job.state == "cancelled":
+            st.progress(job.share or 0.0, "stopped; what it learned so far stays", width="stretch")
+        else:
+            st.progress(0.0, "not trained yet", width="stretch")
+    if job is not None and job.state == "failed":
+        messages.error(messages.reason(job))
+    return asked
+
+
+def _watch(job: Job) -> None:
+    drawn = time.monotonic()
+
+    @st.fragment(run_every=1)
+    def look() -> None:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            job_queue.cancel_button(job, "cancel_training", icon=":material/stop:", width=_WIDTH)
+            last = next((told for told in reversed(job.results) if isinstance(told, Step)), None)
+            told = f"{last.phase}, epoch {last.moment.epoch:.3g}; " if last else ""
+            st.progress(
+                job.share or 0.0, told + job_queue.words(job).partition("done, ")[2] or "computing", width="stretch"
+            )
+        if not job.active or time.monotonic() - drawn > max(_REDRAW, job.elapsed / 20):
+            st.rerun()
+
+    look()
+
+
+def outcome(found: LabRun) -> None:
+    """Accuracy, zeros and size of what was trained."""
+    o = found.outcome
+    with st.container(horizontal=True):
+        st.metric("Top-1 accuracy", f"{o.accuracy:.1%} ± {50 * (o.interval[1] - o.interval[0]):.1f}", border=True)
+        st.metric("Weights that are zero", f"{o.zero:.1%}", border=True)
+        st.metric("Parameters left", f"{o.params:,}", f"{o.params / o.dense_params - 1:.0%}", "off", border=True)
+        st.metric("Multiply-accumulates", f"{o.macs:,}", f"{o.macs / o.dense_macs - 1:.0%}", "off", border=True)
+    spent = ", ".join(f"{phase} {in_words(seconds)}" for phase, seconds in o.seconds.items())
+    removed = (
+        f"Channels that nothing writes are taken out; that moved no logit by more than {o.difference:.0e} of the largest. "
+        if o.zero and o.params < 0.99 * o.dense_params
+        else ""
+    )
+    st.caption(f"On all {o.count:,} test images, which chose nothing. {removed}Training: {spent}.")
+
+
+def keeping(found: LabRun) -> None:
+    """Keep the network under a name, so that every page can open it."""
+    with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.text_input("Keep the network as", f"{found.spec.method}-{found.spec.model}", width=320)
+        small = st.checkbox(
+            "without channels that nothing writes", value=False, width=320,
+            help="A smaller network that computes the same, BatchNorm folded.",
+        )  # fmt: skip
+        asked = st.form_submit_button("Keep", icon=":material/save:")
+    if asked:
+        model = found.model
+        if small:
+            card = model.card
+            model = without_zeroed(model, card.example())
+            model.card = card
+        try:
+            kept = session.keep(model, name.strip())
+        except IntrafusionError as error:
+            messages.error(error)
+        else:
+            st.success(f"Kept. Choose **{kept}** as the sidebar's model, on any page.", icon=":material/check:")
+
+
+def chosen(model: str) -> tuple[list[LabRun], list[str]]:
+    """The runs to compare, and a name for each that says what sets it apart."""
+    newest: dict[tuple[TrainSpec, bool], LabRun] = {}
+    for one in runs():
+        if one.spec.model == model and not one.spec.part:
+            newest.setdefault((one.spec, one.older), one)
+    found = list(newest.values())
+    names = [
+        f"{name}, by another version of the code" if one.older else name
+        for name, one in zip(names_of([one.spec for one in found]), found, strict=True)
+    ]
+    by_name = dict(zip(names, found, strict=True))
+    if not by_name:
+        return [], []
+    picked = st.multiselect("Runs", list(by_name), default=list(by_name)[:_MOST_COMPARED])
+    return [by_name[name] for name in picked], picked
+
+
+def names_of(specs: Sequence[TrainSpec]) -> list[str]:
+    """A name for each spec: its method, and what differs between those of one method."""
+    named = []
+    for spec in specs:
+        peers = [other for other in specs if other.method == spec.method]
+        told = [
+            f"{field.name} {getattr(spec, field.name)}"
+            for field in fields(spec)
+            if len({getattr(peer, field.name) for peer in peers}) > 1
+        ]
+        named.append(f"{spec.method} ({', '.join(told)})" if told else spec.method)
+    return named
+
+
+def table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
+    """Runs side by side in numbers."""
+    return pd.DataFrame([
+        {
+            "run": name,
+            "accuracy": f"{one.outcome.accuracy:.1%} ± {50 * (one.outcome.interval[1] - one.outcome.interval[0]):.1f}",
+            "epochs": f"{one.spec.epochs:g}",
+            "weights zero": f"{one.outcome.zero:.1%}",
+            "parameters": f"{one.outcome.params:,}",
+            "MACs": f"{one.outcome.macs:,}",
+            "seconds": f"{sum(one.outcome.seconds.values()):.1f}",
+        }
+        for name, one in zip(names, found, strict=True)
+    ])  # fmt: skip

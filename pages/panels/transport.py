@@ -1,0 +1,99 @@
+"""Pieces of the Transport page: numbers of a plan, the map's places, and what tells two settings apart."""
+
+import pandas as pd
+import streamlit as st
+from torch import Tensor
+
+from intrafusion import IntrafusionError, PruneSpec, TransportPlan
+from intrafusion.pruning.merge import ChannelMap
+from intrafusion.pruning.transport.cost import Geometry, embed
+from intrafusion.reporting.figures.plans import learned_beside
+from intrafusion.spec import PLAN_KNOBS
+from intrafusion.studies.session import Bench, channel_maps
+from pages.shared import asking, messages
+from pages.shared.parts import chart
+from pages.shared.session import BIND, Here, can_see, is_dark
+
+Fact = tuple[str, str, str]  # what it is called, its value, what it means
+
+
+@st.cache_resource(max_entries=32, show_spinner="Drawing the map")
+def _places(_geometry: Geometry, key: tuple, method: str) -> tuple[Tensor, str]:
+    return embed(_geometry, method)
+
+
+def places(here: Here, spec: PruneSpec, method: str) -> tuple[Tensor, str]:
+    """The channels of the sidebar's group on a plane, and what the plane shows; drawn once for each way of comparing."""
+    compared = spec.but(criterion="", sparsity=0, source="", target="", anchors="", solver="", normalise="", reg=1, reg_m=1, mass=1)  # fmt: skip
+    return _places(here.bench.geometry(spec, here.group), (here.device, here.group.name, compared), method)
+
+
+def plan_facts(plan: TransportPlan) -> list[Fact]:
+    """A plan in numbers."""
+    entries = int((plan.coupling > 0).sum())
+    n, k = plan.coupling.shape
+    return [
+        ("Transport cost", f"{plan.total_cost:.4g}", "Sum of distance times mass: what the plan minimises."),
+        ("Share moved", f"{plan.share_moved:.1%}", "Mass that leaves its own channel, of all mass that arrives."),
+        ("Entropy, nats", f"{plan.entropy:.2f}", f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal."),
+        ("Non-zeros", f"{entries:,}", f"Of {n * k:,} entries. An optimal plan needs at most n + k − 1 = {n + k - 1:,}."),
+    ]  # fmt: skip
+
+
+def output_distance(here: Here, spec: PruneSpec) -> None:
+    """Draw how far fusing this group moves the logits, against dropping; measured at once where cheap, else when asked."""
+    bench, group, name = here.bench, here.group, "Outputs move by"
+    about = f"Mean L2 distance of the logits to the dense network's on {spec.calibration} calibration images, with this group pruned alone."
+    work = (float(bench.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
+    macs = bench.size.macs * (spec.calibration or 50_000) * 3
+    try:
+        found = asking.results(
+            ("distance", here.key(), group.name, spec), macs, "Measure", 2, lambda: work, "How far do the outputs move?"
+        )
+    except IntrafusionError:
+        st.metric(name, "no images", help=about + " The Curves page says how to get them.", border=True, width=172)
+        return
+    if found:
+        fused, dropped = found
+        st.metric(
+            name, f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=172
+        )  # fmt: skip
+
+
+def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor, channel: int, order: str) -> None:
+    """The map M that the calibrated merge learns, beside T."""
+    if not can_see(here, spec.but(merge="calibrated")):
+        return
+    try:
+        found = {one.consumer: one for one in _maps(here.bench, spec.but(limit=None), here.device)}
+    except IntrafusionError as error:
+        messages.warning(error)
+        return
+    if not found:
+        st.caption("Nothing is pruned, so there is nothing to learn.")
+        return
+    name = next(iter(found))
+    if len(found) > 1:
+        name = st.selectbox("Read by", list(found), key="reader", bind=BIND, help="Each layer has a map of its own.")
+    chart(learned_beside(plan, found[name], scores.tolist(), channel, order, is_dark()), "learned")
+    st.caption("Both have the same rows and columns. $M$ may subtract: amber is a negative weight.")
+
+
+@st.cache_data(max_entries=16, show_spinner="Learning the map")
+def _maps(_bench: Bench, spec: PruneSpec, device: str) -> list[ChannelMap]:
+    return channel_maps(spec, _bench)
+
+
+def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
+    """Plans side by side, a column each."""
+    rows = {name: {fact: value for fact, value, _ in plan_facts(plan)} for name, plan in plans.items()}
+    return pd.DataFrame(rows).rename_axis("").reset_index()
+
+
+def difference(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
+    """What tells two settings apart, said of each."""
+    names = [name for name in PLAN_KNOBS if getattr(first, name) != getattr(second, name)]
+    if not names:
+        return "this setting", "the same setting"
+    both = [", ".join(f"{name} {getattr(spec, name)}" for name in names) for spec in (first, second)]
+    return both[0], both[1]

@@ -1,0 +1,28 @@
+"""What goes wrong, on the page: one line, without what a stranger must not see of this machine."""
+
+import streamlit as st
+
+from intrafusion.runtime import escaping
+from intrafusion.runtime.access import public
+from intrafusion.runtime.jobs import Job
+from intrafusion.studies.sweeps import Failure
+
+
+def error(said: object, icon: str = ":material/error:") -> None:
+    st.error(escaping.sentence(public(str(said))), icon=icon)
+
+
+def warning(said: object, icon: str = ":material/warning:") -> None:
+    st.warning(escaping.sentence(public(str(said))), icon=icon)
+
+
+def info(said: object, icon: str = ":material/info:") -> None:
+    st.info(escaping.sentence(public(str(said))), icon=icon)
+
+
+def reason(failed: Job | Failure) -> str:
+    """Why a job or a point failed. Of what nobody expected its kind alone, and where the log has its words and traceback."""
+    said, number = (failed.error, failed.error_id) if isinstance(failed, Job) else (failed.reason, failed.id)
+    if number is None:
+        return public(said or "")
+    return f"{(said or '').partition(':')[0]} (id {number}). The details are in the server's log under this id."

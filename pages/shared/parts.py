@@ -1,0 +1,145 @@
+"""Pieces that several pages draw: charts, controls, one channel's story, and what a reader takes away."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+from torch import Tensor
+
+from intrafusion import PruneSpec, TransportPlan, _registry
+from intrafusion.pruning.groups.channel_vectors import channel_vectors
+from intrafusion.pruning.groups.group import PRODUCER
+from intrafusion.pruning.importance import needs_images
+from intrafusion.pruning.transport.provenance import story
+from intrafusion.reporting.figures.kernels import kernel_rows
+from intrafusion.reporting.snippets import curve_line
+from intrafusion.runtime import escaping
+from pages.shared import links
+from pages.shared.session import BIND, Here, is_dark
+
+
+def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
+    """Draw a figure; with `on_channel`, a click on a mark chooses the channel in its customdata."""
+    if on_channel:
+        st.plotly_chart(
+            figure, key=key, config=config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None
+        )
+    else:
+        st.plotly_chart(figure, key=key, config=config(key), theme=None)
+
+
+def config(key: str) -> dict[str, Any]:
+    """Plotly's options for a chart: its camera saves an SVG of this name."""
+    return {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": f"intrafusion-{key}"}}
+
+
+def _pick(key: str) -> None:
+    points = st.session_state[key].selection.points
+    if points:
+        channel = points[0]["customdata"]
+        st.session_state.channel = int(channel[0] if isinstance(channel, list | tuple) else channel)
+
+
+def methods_help(kind: str) -> str:
+    """What each method of a registry does, a line each."""
+    return "\n".join(f"- **{entry.name}**: {entry.told}" for entry in _registry(kind).values())
+
+
+def criterion_control() -> str:
+    entries = _registry("criterion")
+    name = st.selectbox(
+        "Importance criterion", list(entries), index=list(entries).index("l1"), key="criterion", bind=BIND
+    )
+    st.caption(entries[name].told)
+    return name
+
+
+def sparsity_control() -> float:
+    percent = st.slider(
+        "Sparsity: share of the group's channels that go", 0, 95, 30, format="%d %%", key="sparsity", bind=BIND
+    )
+    return percent / 100
+
+
+def channel_control(group_size: int, default: int) -> int:
+    """The chosen channel; charts write to it, so it is part of the permalink."""
+    if not 0 <= st.session_state.get("channel", 0) < group_size:
+        st.session_state.pop("channel", None)
+    return int(
+        st.number_input(
+            "Channel", 0, group_size - 1, value=default, key="channel", bind=BIND, help="Or click one in the picture."
+        )
+    )
+
+
+def scored_plan(here: Here, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
+    """Scores (n,) and plan of the sidebar's group; the bench computes each once."""
+    needs = "images" if needs_images(spec) else "weights"
+    with st.spinner(f"Comparing {here.group.size:,} channels by their {needs}", show_time=True):
+        return here.bench.scores(spec, here.group).values, here.bench.plan(spec, here.group)
+
+
+def group_curve_line(spec: PruneSpec) -> str:
+    """The command line that measures this group, pruned like this, with and without fusion."""
+    return curve_line(spec, criterion=[spec.criterion], merge=["drop", "fusion"], sparsity=[spec.sparsity])
+
+
+def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int) -> None:
+    """One channel in words and kernels: its own, its partners', and what fusion makes of them."""
+    told = story(made, scores, channel)
+    fused, dropped = st.columns(2)
+    fused.markdown(f"**With fusion.** {told.sentence()}")
+    dropped.markdown(f"**With dropping.** {told.sentence('drop')}")
+    writers = (pair for pair in channel_vectors(here.bench.model, here.group) if pair[0].role == PRODUCER)
+    layer, vectors = next(pair for pair in writers if pair[0].present()[channel])
+    shape = _picture_shape(here, layer.name)
+    if shape is None:
+        st.caption(f"{escaping.markdown(layer.name)} is a linear layer on features: its weights are no picture.")
+        return
+    partners = [c for c, _ in (told.absorbs if told.kept else told.goes_to) if c != channel][:2]
+    rows = {f"channel {c}": vectors[c] for c in (channel, *partners)}
+    if told.absorbs or told.goes_to:
+        target = channel if told.kept else told.goes_to[0][0]
+        rows[f"fused {target}"] = made.matrix[(made.kept == target).nonzero()[0, 0]] @ vectors.cpu()
+    kernels = [vector.reshape(-1, *shape)[0].cpu().numpy() for vector in rows.values()]
+    title = f"Weights that write these channels in layer {escaping.hover(layer.name)}" + (
+        ", BatchNorm folded" if layer.norm else ""
+    )
+    chart(kernel_rows(kernels, list(rows), title, dark=is_dark()), "kernels")
+
+
+def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
+    """How one output's weights form pictures (inputs, h, w): a kernel, or an image where a linear layer reads pixels."""
+    weight, pixels = here.bench.model.get_submodule(layer).weight, here.bench.card.input_size
+    if weight.ndim == 4:
+        return tuple(weight.shape[1:])
+    return pixels if weight.shape[1] == math.prod(pixels) else None
+
+
+def take_away(
+    page: str, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...],
+    more: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
+    """The permalink, the data as CSV, and the command line and Python that make the picture. more: draws further files."""
+    st.divider()
+    st.subheader("Take it with you")
+    st.caption("The camera in each picture's corner saves it as SVG.")
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Permalink**: this page, with these settings")
+        st.code(links.permalink(page, keys), language=None, wrap_lines=True)
+        with st.container(horizontal=True):
+            st.download_button(
+                "Data as CSV", escaping.csv(table), f"intrafusion-{page or 'overview'}.csv", "text/csv",
+                icon=":material/table_view:", on_click="ignore",
+            )  # fmt: skip
+            if more:
+                more()
+    with right:
+        st.markdown("**Command line**")
+        st.code(command, language="bash", wrap_lines=True)
+        st.markdown("**Python**")
+        st.code(snippet, language="python", wrap_lines=True)

@@ -1,0 +1,71 @@
+"""Who comes in: the first to see each request says whose it is, and refuses what no page of ours sends."""
+
+import os
+from typing import Any
+
+import streamlit as st
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from pages.shared.client_address import host_and_port, is_loopback, is_ours, reader
+
+_PEER = "intrafusion.peer"
+_READS = ("GET", "HEAD", "OPTIONS")
+
+
+class KeepsPeer(ProxyHeadersMiddleware):
+    """uvicorn's own, which lets whoever connects from this machine say who it is; it notes who really connected."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope[_PEER] = (scope.get("client") or ("",))[0]
+        await super().__call__(scope, receive, send)
+
+
+class Door:
+    """Says whose a request is, in its scope's `client`, and refuses those whose Host or Origin is not ours.
+
+    A Host that is malformed; one that names another host than this machine, unless the server is public, so that neither a
+    web page elsewhere, by a name of its own that it lets mean this machine, nor a proxy that nobody spoke of opens what only
+    the person here may. An Origin that is another page's, of a websocket or of what changes something.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self.app
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            peer = scope.get(_PEER) or (scope.get("client") or ("",))[0]
+            scope["client"] = reader(peer, headers.getlist("x-forwarded-for")), 0
+            answer = _refusal(scope, headers) or self.app
+        await answer(scope, receive, send)
+
+
+def _refusal(scope: Scope, headers: Headers) -> PlainTextResponse | None:
+    hosts = headers.getlist("host")  # none of the old protocol, as some probes speak it
+    try:
+        if len(hosts) > 1:
+            raise ValueError
+        name = host_and_port(hosts[0])[0] if hosts else None
+    except (ValueError, AttributeError):
+        return PlainTextResponse("The Host of this request is malformed.", 400)
+    is_private = os.environ.get("INTRAFUSION_PUBLIC", "0") in ("", "0")
+    if is_private and name and not is_loopback(name):
+        return PlainTextResponse("This server is for its own machine. Set INTRAFUSION_PUBLIC=1 for others.", 403)
+    acts = scope["type"] == "websocket" or scope["method"] not in _READS
+    origins = headers.getlist("origin") if acts and st.get_option("server.enableCORS") else ()
+    if not all(is_ours(origin, hosts[0] if hosts else "", _allowed()) for origin in origins):
+        return PlainTextResponse("This server takes requests of its own pages only.", 403)
+    return None
+
+
+def _allowed() -> tuple[str, ...]:
+    """Origins, and names of hosts, that the server's configuration allows."""
+    from streamlit import config
+
+    named = config.is_manually_set("browser.serverAddress")
+    address = (st.get_option("browser.serverAddress"),) if named else ()
+    return *(origin.strip() for origin in st.get_option("server.corsAllowedOrigins")), *address

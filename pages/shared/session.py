@@ -1,0 +1,396 @@
+"""What every page shares: the sidebar, loaded models and images, and the process's background jobs."""
+
+import gc
+import importlib
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+import torch
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime import exists, get_instance
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from torch import nn
+
+from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, load_data
+from intrafusion.data.datasets import KEPT, OWN, kept_data
+from intrafusion.models import hub
+from intrafusion.models.hub import (
+    dataset_of,
+    describe,
+    is_local,
+    kept_names,
+    model_names,
+    names_weights,
+    runs_code,
+    stream_weights,
+    weight_bytes,
+)
+from intrafusion.models.state_dict import located
+from intrafusion.pruning.importance import needs_images
+from intrafusion.runtime import escaping
+from intrafusion.runtime.access import (
+    GRACE,
+    check_computations,
+    check_path,
+    check_room,
+    check_share,
+    check_size,
+    is_public,
+    public,
+    roots,
+)
+from intrafusion.runtime.jobs import Job, Jobs
+from intrafusion.runtime.paths import home
+from intrafusion.studies.session import Bench, open_model
+from pages.shared import messages
+from pages.shared.navigation import Enough
+
+BIND = "query-params"
+_admission = threading.Lock()
+_TORCHVISION = "ImageNet (torchvision)"
+
+
+@dataclass(frozen=True)
+class Here:
+    """What the sidebar says: the open model, the chosen group, and a spec that holds model, data and group."""
+
+    bench: Bench
+    group: Group
+    spec: PruneSpec
+    device: str
+
+    def key(self) -> tuple:
+        """What a cached result of this model depends on."""
+        return self.spec.model, self.spec.weights, self.device, self.spec.dataset
+
+
+@st.cache_resource(max_entries=6, show_spinner="Opening the model")
+def bench(model: str, weights: str | None, device: str) -> Bench:
+    """The model with its groups, without images. A page opens no model whose name would run code."""
+    if runs_code(model):
+        raise IntrafusionError(
+            f"{model} is code of your own: open it from Python or the command line, or upload it as a program"
+        )
+    return open_model(model, weights, device)
+
+
+@st.cache_resource(max_entries=3, show_spinner="Loading the images")
+def images(
+    dataset: str, path: str | None, device: str, input_size: tuple[int, int, int], limit: int | None
+) -> ImageData:
+    return load_data(dataset, path=path, device=device, input_size=input_size, limit=limit)
+
+
+@st.cache_resource(max_entries=6, show_spinner=False)
+def measuring_bench(_here: Here, key: tuple, path: str | None, limit: int | None) -> Bench:
+    """The open model with its images, sharing the dense accuracy; `key` is `_here.key()`."""
+    size = _here.bench.card.input_size
+    folder_limit = limit if _here.spec.dataset.startswith(("imagenet", OWN, KEPT)) else None
+    return _here.bench.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
+
+
+@st.cache_resource
+def jobs() -> Jobs:
+    """The process's jobs: a reload finds its own again."""
+    return Jobs()
+
+
+def start(
+    key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any
+) -> Job:
+    """`Jobs.start`, remembering which reader asked, who may cancel it anywhere; rerun the page after it.
+
+    lasts: whether it goes on when this session has gone from a public server, as a study does that has a name. Raises
+    IntrafusionError where a public server has enough to do, of this reader or of all.
+    """
+    who = reader()
+    with _admission:
+        active = [job for job in jobs().queue() if job.key != key and job.state != "stopping"]
+        check_computations(sum(job.who == who for job in active), len(active))
+        known = jobs().get(key)
+        job = jobs().start(key, total, work, title, who=who, **options)
+        if lasts:
+            job.askers.clear()
+        elif job is not known or job.askers:  # one that lasts has none
+            job.askers.add(_session())
+    return job
+
+
+def reader() -> str:
+    """The address that this page is for, as `pages.shared.client_address` has it."""
+    found = st.context.ip_address
+    return found if isinstance(found, str) else ""  # none where it is this machine's, or where no browser asks
+
+
+def is_mine(job: Job) -> bool:
+    """Whether this reader asked for it, be it before a reload."""
+    return job.who == reader()
+
+
+def may_cancel(job: Job) -> bool:
+    """Whether this reader may stop it: on a public server only who asked for it."""
+    return not is_public() or is_mine(job)
+
+
+def arrive() -> None:
+    """Take over what this reader asked for in sessions that have gone: a reload is a new session."""
+    if not is_public() or st.session_state.get("arrived"):
+        return
+    st.session_state.arrived = True
+    for job in jobs().queue():
+        if is_mine(job) and job.askers and not any(map(_is_here, job.askers)):
+            job.askers.add(_session())
+
+
+def tend() -> None:
+    """Cancel what was asked for in sessions that have gone; to be called every few seconds."""
+    if is_public():
+        jobs().tend(_is_here, GRACE)
+
+
+def _session() -> str:
+    context = get_script_run_ctx()
+    return context.session_id if context is not None else ""
+
+
+def _is_here(session: str) -> bool:
+    return exists() and get_instance().is_active_session(session)
+
+
+def keep(model: nn.Module, name: str) -> str:
+    """`zoo.keep`, which on a public server neither replaces what somebody keeps nor fills the disk."""
+    check_room()
+    check_share(reader(), sum(value.nbytes for value in model.state_dict().values()))
+    if is_public() and f"{KEPT}{name}" in kept_names():
+        raise IntrafusionError(f"something is kept as kept/{name} already: choose another name")
+    return hub.keep(model, name)
+
+
+@st.cache_resource
+def warm() -> threading.Thread:
+    """Import the slow libraries of the next pages in the background, once a server."""
+    slow = (
+        "ot",
+        "sklearn.cluster",
+        "scipy.stats",
+        "intrafusion.reporting.figures.transport",
+        "torch_pruning",
+        "captum.attr",
+    )
+
+    def load() -> None:
+        for name in slow:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # Streamlit collects garbage after every script run: 0.2 s of CPU as long as it looks through all these
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    return thread
+
+
+def is_dark() -> bool:
+    return st.context.theme.type == "dark"
+
+
+def choose(controls: DeltaGenerator) -> Here:
+    """Draw the sidebar's controls; what they say. Raises IntrafusionError when the model cannot be opened."""
+    with controls:
+        name = _model_name()
+        dataset = _dataset(name)
+        weights, data_path = _files(name)
+        devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        device = st.selectbox("Device", devices, index=min(1, len(devices) - 1), key="device", bind=BIND)
+    try:
+        is_here = is_local(name, weights)
+    except IntrafusionError:  # nobody publishes weights of it
+        is_here, weights = True, "random"
+        controls.caption("No weights of it are published: these are drawn at random. Train it in the Training lab.")
+    if not is_here:
+        _offer_download(name)
+        raise Enough
+    check_size(name, weight_bytes(name))
+    opened = bench(name, weights, device)
+    with controls:
+        for line in opened.card.details.get("told", ()) if weights else ():
+            messages.info(line)
+    group = _choose_group(opened, controls)
+    spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
+    return Here(opened, group, spec, device)
+
+
+def _files(model: str) -> tuple[str | None, str | None]:
+    """Weights and data that the reader names; on a public server they lie in a folder that it was set up with, or are refused."""
+    has_files = not is_public() or bool(roots())
+    with st.expander("Local files" if has_files else "Weights", icon=":material/folder_open:"):
+        weights = st.text_input(
+            "Weights file" if has_files else "Weights by name",
+            key="weights",
+            bind=BIND,
+            placeholder="resnet20.th" if has_files else "random",
+            help="Leave empty for the model's own. `FILE#KEY` names one of several in a file, as `last.ckpt#model_ema`.",
+        )
+        data_path = st.query_params.get("data_path", "")  # of a link to a server whose files stay closed
+        if has_files:
+            data_path = st.text_input(
+                "Data", key="data_path", bind=BIND, placeholder="cifar10_test.npz or a folder",
+                help="An .npz with images and labels, torchvision's CIFAR folder, or a folder of class folders.",
+            )  # fmt: skip
+    weights, data_path = weights.strip() or None, data_path.strip() or None
+    if weights and not names_weights(model, weights):
+        check_path("weights", weights)
+        check_path("weights", str(located(weights)[0]))
+    check_path("data", data_path)
+    return weights, data_path
+
+
+def _model_name() -> str:
+    names = model_names(imagenet=False)
+    chosen = st.selectbox(
+        "Model", [*names, _TORCHVISION], key="model", bind=BIND, index=names.index("digits-resnet"),
+        help="Embedded models need no download; the data set follows the model.",
+    )  # fmt: skip
+    if chosen != _TORCHVISION:
+        about = describe(chosen)
+        st.caption(escaping.markdown(public(f"{about['summary']}; weights: {about['weights']}")))
+        return chosen
+    short = [name.removeprefix("imagenet/") for name in model_names() if name.startswith("imagenet/")]
+    return "imagenet/" + st.selectbox(
+        "Architecture", short, key="imagenet", bind=BIND, index=short.index("squeezenet1_0")
+    )
+
+
+def _dataset(name: str) -> str:
+    """The images that the model is measured on: its own, or some that are kept here."""
+    own, kept = dataset_of(name), kept_data()
+    if not kept:
+        return own
+    places = [own, *(one for one in kept if one != own)]
+    chosen = st.selectbox(
+        "Images", places, index=1 if own == OWN else 0, key="data", bind=BIND,
+        help="The model's own, or some that were uploaded on the page *Your own*.",
+    )  # fmt: skip
+    return chosen if chosen in places else own
+
+
+def _choose_group(opened: Bench, controls: DeltaGenerator) -> Group:
+    usable = [group for group in opened.groups if group.reason is None]
+    if not usable:
+        raise IntrafusionError(
+            "no group of this network can be pruned: `python -m intrafusion groups` lists the reasons"
+        )
+    names = [group.name for group in usable]
+    if st.session_state.get("group") not in names:
+        st.session_state.pop("group", None)
+    default = next((i for i, group in enumerate(usable) if group.size >= 32), 0)
+    with controls:
+        name = st.selectbox(
+            "Group",
+            names,
+            index=default,
+            key="group",
+            bind=BIND,
+            help="Layers whose channels must be pruned together, named after the first layer that writes them.",
+        )
+        group = usable[names.index(name) if name in names else default]
+        st.caption(f"{group.size} channels")
+    return group
+
+
+def _offer_download(name: str) -> None:
+    st.title("These weights are not on this machine")
+    st.write(
+        f"**{escaping.markdown(name)}** has published weights. Download them, give a weights file under *Local files* in the sidebar "
+        f"(or `random` for the architecture alone), or pick an embedded model."
+    )
+    download(f"Download the weights of {escaping.markdown(name)}", ("weights", name), lambda: stream_weights(name))
+
+
+def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]]]) -> None:
+    """A button that fetches in the background, its progress, and the reason when it fails; none for strangers."""
+    if is_public():
+        st.caption("Whoever runs this server can fetch it, from the command line of this machine.")
+        return
+    job = jobs().get(key)
+    if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
+        start(
+            key, 1, work, label, part=lambda bytes: ("file", bytes[0] / bytes[1] if bytes[1] else 0.0), computes=False
+        )
+        st.rerun()
+    if job is not None:
+        _watch_download(job)
+
+
+def _watch_download(job: Job) -> None:
+    @st.fragment(run_every=0.5 if job.active else None)
+    def watch() -> None:
+        done, total = job.results[-1] if job.results else (0, 0)
+        if job.active:
+            st.progress(done / total if total else 0.0, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+            if may_cancel(job) and st.button("Cancel the download"):
+                job.cancel()
+        elif job.error:
+            messages.error(messages.reason(job))
+        elif job.state == "done":
+            st.rerun()
+
+    watch()
+
+
+def measuring(here: Here, limit: int | None) -> Bench | None:
+    """The model with its images; where they are missing, says how to get them and returns None."""
+    dataset, path = here.spec.dataset, here.spec.data_path
+    try:
+        opened = measuring_bench(here, (*here.key(), dataset), path, limit)
+    except IntrafusionError as error:
+        offer_images(here, error)
+        return None
+    for note in opened.images().notes:
+        messages.info(note)
+    return opened
+
+
+def can_see(here: Here, spec: PruneSpec) -> bool:
+    """Whether what `spec` must look at is here; where calibration images are missing, says how to get them."""
+    if not needs_images(spec):
+        return True
+    try:
+        with st.spinner("Loading the calibration images"):
+            seen = here.bench.calibration(spec)
+    except IntrafusionError as error:
+        offer_images(here, error)
+        return False
+    if seen.split != "train":
+        st.caption(
+            f"Calibration images come from the {seen.split} split, as no training split is here: what they choose has seen test images."
+        )
+    return True
+
+
+def offer_images(here: Here, error: IntrafusionError) -> None:
+    """Say that the open model's images are missing, and how to get them."""
+    dataset = here.spec.dataset
+    if dataset == OWN and here.spec.data_path is None:
+        st.info(
+            "Nothing says which images this network is for. Upload some on *Your own*, and choose them in the sidebar.",
+            icon=":material/image_search:",
+        )
+        st.page_link("pages/your_own.py", label="Upload images", icon=":material/upload_file:")
+        return
+    if here.spec.data_path is not None or dataset not in ("cifar10", "cifar100"):
+        messages.warning(error, icon=":material/image_search:")
+        return
+    from intrafusion.data.datasets import stream_cifar
+
+    title = dataset.upper().replace("CIFAR", "CIFAR-")
+    st.info(
+        f"The images of {title} are not on this machine yet. Fetch them once, or give an .npz file or a folder under "
+        f"*Local files* in the sidebar. What looks at weights alone needs no images.",
+        icon=":material/image_search:",
+    )
+    download(f"Fetch {title} (170 MB)", ("data", dataset), lambda: stream_cifar(dataset))
+    if not is_public():
+        st.caption(f"Downloads lie in {home()}.")

@@ -1,0 +1,197 @@
+"""Studies in the background: started by a page, stored point by point, watched by whoever asks for the same."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import streamlit as st
+
+from intrafusion import IntrafusionError, PruneSpec
+from intrafusion.runtime.jobs import Job
+from intrafusion.runtime.paths import store_path
+from intrafusion.runtime.progress import in_words
+from intrafusion.studies.measurement import Result
+from intrafusion.studies.session import Bench
+from intrafusion.studies.store.in_memory import StoreOrMemory
+from intrafusion.studies.store.sqlite import StudyRow
+from intrafusion.studies.study_file import Study
+from intrafusion.studies.sweeps import Failure, origin, sweep
+from pages.shared import job_queue, messages, session
+
+_REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
+_WIDTH = 160  # pixels of the button, whatever it says
+Found = dict[PruneSpec, Result]
+
+
+def store() -> StoreOrMemory | None:
+    """The results of this server; the reason on the page where its file cannot be used, and None where it never could."""
+    try:
+        kept = _store(str(store_path().absolute()))
+    except IntrafusionError as error:
+        messages.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
+        return None
+    if kept.problem:
+        messages.warning(
+            f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:"
+        )
+    return kept
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _store(path: str) -> StoreOrMemory:
+    return StoreOrMemory(path)
+
+
+def stored(kept: StoreOrMemory | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
+    """What the store knows of these points."""
+    try:
+        return kept.get((spec, origin(spec, bench)) for spec in specs) if kept else {}
+    except IntrafusionError as error:
+        messages.warning(error, icon=":material/database_off:")
+        return {}
+
+
+def points(known: Found, specs: Sequence[PruneSpec], job: Job | None) -> Found:
+    """What is known of these points so far, in their order: `known`, or where it has seen more images, the job's."""
+    found = dict(known)
+    for result in job.results if job else ():
+        if isinstance(result, Result) and result.count >= (found[result.spec].count if result.spec in found else 0):
+            found[result.spec] = result
+    return {spec: found[spec] for spec in specs if spec in found}
+
+
+def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
+    """The stored studies by name, newest first; none while results wait for the file, as `store` says."""
+    try:
+        return {row.name: row for row in kept.studies()} if kept and not kept.problem else {}
+    except IntrafusionError as error:
+        messages.warning(error, icon=":material/database_off:")
+        return {}
+
+
+def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], bench: Bench) -> None:
+    """Keep a study under its name, in place of what had it before; later, while results wait for the file."""
+    try:
+        if kept and not kept.problem:
+            kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, bench)) for spec in specs])
+    except IntrafusionError as error:
+        messages.warning(error, icon=":material/database_off:")
+
+
+def start(
+    key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: StoreOrMemory | None, title: str,
+    run: Callable[..., Iterator[Result | Failure]] = sweep, decide: bool = False, lasts: bool = False,
+) -> Job:  # fmt: skip
+    """Measure the specs in the background; rerun the page after it. lasts: see `shell.start`."""
+    return session.start(
+        key,
+        len(specs),
+        lambda: run(specs, bench, kept, decide=decide),
+        title,
+        lasts,
+        part=lambda result: (result.spec, share(result)),
+    )
+
+
+def share(result: Result | Failure) -> float:
+    """How much of its work a point has behind it."""
+    return result.count / result.total if isinstance(result, Result) else 1.0
+
+
+def is_settled(found: Found, specs: Sequence[PruneSpec], job: Job | None) -> bool:
+    """Whether running these points again would find nothing new."""
+    if job is not None and job.state == "done" and not _failed(job):
+        return True
+    return len(found) == len(specs) and all(result.complete for result in found.values())
+
+
+def run_row(
+    label: str, about: str | None, settled: bool, known: Found, specs: Sequence[PruneSpec], job: Job | None,
+    running: bool, images: int,
+) -> bool:  # fmt: skip
+    """The button that starts a study, how far it is, and what went wrong; whether the button was pressed.
+
+    settled: whether there is nothing to start. running: whether it ran before the page read its points; then the button
+    stops it, and the page runs again every few seconds for the points that have come.
+    """
+    if job is not None and running:
+        _watch(known, specs, job, images)
+        problems(job)
+        return False
+    with st.container(horizontal=True, vertical_alignment="center"):
+        asked = st.button(
+            label, help=about, type="primary", icon=":material/play_arrow:", disabled=settled, key="run_points",
+            width=_WIDTH,
+        )  # fmt: skip
+        _progress(points(known, specs, job), specs, job, images)
+    if job is not None:
+        problems(job)
+    return asked
+
+
+def _watch(known: Found, specs: Sequence[PruneSpec], job: Job, images: int) -> None:
+    drawn = time.monotonic()
+
+    @st.fragment(run_every=1)
+    def look() -> None:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            job_queue.cancel_button(job, "cancel_points", icon=":material/stop:", width=_WIDTH)
+            _progress(points(known, specs, job), specs, job, images)
+        # each drawing takes the picture away from under the pointer, and the longer a study takes, the less is new
+        if not job.active or time.monotonic() - drawn > max(_REDRAW, job.elapsed / 20):
+            st.rerun()
+
+    look()
+
+
+def _progress(found: Found, specs: Sequence[PruneSpec], job: Job | None, images: int) -> None:
+    finished = job is not None and job.state == "done"
+    done = sum(finished or result.complete for result in found.values())
+    failed = len(_failed(job)) if job else 0
+    early = sum(not result.complete for result in found.values())
+    said = [
+        _state(job, found, len(specs)),
+        *([f"{early} decided early" if finished else f"{early} on a sample so far"] if early else []),
+        *([f"{failed} failed"] if failed else []),
+    ]
+    behind = sum(1.0 if finished else share(result) for result in found.values()) / len(specs)
+    words = f"{done} of {len(specs)} points on {images:,} images: {'; '.join(said)}"
+    st.progress(min(behind, 1.0), words, width="stretch")
+
+
+def _state(job: Job | None, found: Found, total: int) -> str:
+    active = job is not None and job.active
+    if not active and len(found) == total and all(result.complete for result in found.values()):
+        return "done"
+    if job is None:
+        return "not complete yet" if found else "not computed yet"
+    if not active:
+        return {"cancelled": "cancelled; the points so far stay"}.get(job.state, job.state)
+    if job.started is None or job.state == "stopping":
+        return job_queue.words(job)
+    left = session.jobs().seconds_left(job)
+    return "computing" if left is None else f"computing, about {in_words(left)} left"
+
+
+def problems(job: Job) -> None:
+    """What went wrong: the whole study, or some of its points, one line a reason."""
+    if job.state == "failed":
+        messages.error(messages.reason(job))
+    by_reason: dict[str, list[Failure]] = {}
+    for failure in _failed(job).values():
+        by_reason.setdefault(failure.reason, []).append(failure)
+    for alike in by_reason.values():
+        points = _points([failure.spec for failure in alike])
+        messages.warning(f"{points} could not be measured: {messages.reason(alike[0])}")
+
+
+def _failed(job: Job) -> dict[PruneSpec, Failure]:
+    return {result.spec: result for result in job.results if isinstance(result, Failure)}
+
+
+def _points(specs: Sequence[PruneSpec]) -> str:
+    """Some points in words: the first, and how many more."""
+    first = specs[0]
+    where = "All groups" if isinstance(first.groups, str) else f"Group {', '.join(first.groups[:3])}"
+    said = f"{where} at {first.sparsity:.0%}, {first.criterion}, {first.merge}"
+    said += f", {first.recovery}" if first.recovery != "none" else ""
+    return f"{said}, and {len(specs) - 1} more points" if len(specs) > 1 else said

@@ -1,0 +1,89 @@
+"""The transport knobs as widgets, once for a page or twice to compare two settings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from intrafusion import _registry
+from intrafusion.pruning.merge.folding import FOLD_NORMS
+from intrafusion.pruning.transport.cost import ANCHORS, COSTS
+from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
+from pages.shared.session import BIND
+
+_DISTANCES = {"L1": ("lp", 1), "L2": ("lp", 2), "cosine": ("cosine", 1)}
+_STRENGTHS: dict[str, tuple[str, str, float, float, float]] = {  # solver -> field, help, smallest, largest, default
+    "sinkhorn": (
+        "reg",
+        "Entropy, in units of the mean cost: the larger, the more every channel is spread.",
+        0.001,
+        1.0,
+        0.02,
+    ),
+    "unbalanced": ("reg_m", "How strictly the marginals are kept, in units of the mean cost.", 0.05, 50.0, 5.0),
+    "partial": ("mass", "Share of the mass that moves: the cheapest; the rest is left behind.", 0.05, 1.0, 0.9),
+}
+FORMULAS = r"""M_{ij} = \lVert x_i / \lVert x_i \rVert_2 - x_{t_j} / \lVert x_{t_j} \rVert_2 \rVert_p \qquad
+G = \arg\min_{G \mathbf 1 = a,\ G^\top \mathbf 1 = b} \langle G, M \rangle \qquad T = G^\top \mathrm{diag}(1/a)"""
+KEYS = (
+    "cost", "distance", "bias", "anchors", "source", "target", "solver", "reg", "reg_m", "mass", "normalise", "fold_norms",
+)  # fmt: skip
+
+
+def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[str] = ()) -> dict[str, Any]:
+    """Draw the knobs; the spec's fields that they set. prefix: of the widgets' keys. cost: the default.
+
+    merges: that the page has chosen; what they alone read is drawn, too.
+    """
+
+    def key(name: str) -> dict[str, Any]:
+        return {"key": prefix + name, "bind": BIND}
+
+    left, middle, right = st.columns(3)
+    with left:
+        st.markdown("**Distance between channels**")
+        chosen = st.segmented_control(
+            "Compare", COSTS, default=cost, **key("cost"),
+            help="weights: all weights that write and read a channel. activations: what the next layers read, on calibration images.",
+        ) or cost  # fmt: skip
+        name = st.segmented_control(
+            "Distance", list(_DISTANCES), default="L1", **key("distance"),
+            help="Between vectors of length one. The paper takes L1.",
+        ) or "L1"  # fmt: skip
+        bias = st.toggle(
+            "Biases count", **key("bias"), disabled=chosen != "weights", help="Activations contain the biases already."
+        )
+    with middle:
+        st.markdown("**Mass**")
+        source = st.selectbox("Source mass", MARGINALS, **key("source"), help="How much mass each channel has.")
+        target = st.selectbox("Target mass", MARGINALS, **key("target"), help="How much mass each target takes.")
+        anchors = st.selectbox(
+            "Targets", ANCHORS, **key("anchors"), help="The most important channels, or centroids of clusters."
+        )
+    with right:
+        st.markdown("**Solution**")
+        solvers = _registry("solver")
+        solver = st.selectbox(
+            "Solver", list(solvers), **key("solver"), help="; ".join(f"{e.name}: {e.summary}" for e in solvers.values())
+        )
+        strength = {}
+        if solver in _STRENGTHS:
+            field, about, low, high, default = _STRENGTHS[solver]
+            strength[field] = st.number_input(
+                field, low, high, default, step=low, format="%g", help=about, **key(field)
+            )
+        normalise = st.selectbox(
+            "Normalise by", NORMALISATIONS, **key("normalise"),
+            help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",
+        )  # fmt: skip
+    own = {}
+    if any("fold_norms" in _registry("merge")[merge].knobs for merge in merges):
+        own["fold_norms"] = left.selectbox(
+            "BatchNorm in folding", FOLD_NORMS, **key("fold_norms"),
+            help="none: k-means sees weights alone. columns: BatchNorm's scale and inverse deviation, too.",
+        )  # fmt: skip
+    distance, p = _DISTANCES[name]
+    return {
+        "cost": chosen, "distance": distance, "p": p, "bias": bool(bias) and chosen == "weights", "source": source,
+        "target": target, "anchors": anchors, "solver": solver, "normalise": normalise, **strength, **own,
+    }  # fmt: skip

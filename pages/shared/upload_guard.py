@@ -1,0 +1,148 @@
+"""What readers of a public server upload: only what a widget of theirs asked for, so large, so often, and not for ever."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from streamlit.runtime import exists, get_instance
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.uploaded_file_manager import UploadFileUrlInfo
+
+_PATH = "/_stcore/upload_file/"
+_WIDGET = "file_uploader_state_value"  # the type of value that an uploader has
+_LONGEST = 300.0  # seconds that one upload may take
+_LEFT = 30.0  # seconds for which the files of a session stay after it has gone; it may connect again
+_EXPECTED = 4096  # files that widgets have asked for and that have not come yet
+
+_expected: OrderedDict[tuple[str, str], None] = OrderedDict()  # sessions, and the names that widgets' files have there
+_owners: dict[str, str] = {}  # the address that sessions with files belong to
+_left: dict[str, float] = {}  # since when sessions with files have been away
+
+
+class Uploads:
+    """Bounds on what strangers upload: its size, how much an address sends in a minute, and how much lies in memory.
+
+    What no widget asked for is refused before its first byte is read. The server remembers what it gave a name for.
+    """
+
+    def __init__(self, app: ASGIApp, is_starting: Callable[[], bool]):
+        self.app, self._is_starting = app, is_starting
+        self._rate: Any = None
+        self._coming: list[tuple[str, int]] = []  # of whom, and how large, what is on its way
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "PUT" or _PATH not in scope["path"]:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        refusal = self._refusal(request)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        one = _reader(request), int(request.headers.get("content-length") or 0)
+        self._coming.append(one)
+        try:
+            await asyncio.wait_for(self.app(scope, receive, send), _LONGEST)
+        except TimeoutError:  # nothing has been sent before the file was there
+            await _refused(408, "This upload took too long.")(scope, receive, send)
+        finally:
+            self._coming.remove(one)
+
+    def _refusal(self, request: Request) -> PlainTextResponse | None:
+        if self._is_starting():
+            return PlainTextResponse("The server is starting: try again in a few seconds.", 503, {"Retry-After": "5"})
+        from intrafusion.runtime import access
+
+        if not access.is_public():
+            return None
+        most, who = access.upload_mib() * access.MIB, _reader(request)
+        self._rate = self._rate or access.Rate(access.UPLOADS, 4 * most)
+        text = request.headers.get("content-length", "")
+        if not (text.isascii() and text.isdecimal()):
+            return _refused(411, "Say how large the file is.")
+        size = int(text[:20])
+        if size > most + access.MIB:  # what frames the file counts
+            return _refused(413, f"A file may have at most {access.upload_mib()} MiB.")
+        wait = self._rate.wait(who, size)
+        if wait:
+            seconds = str(int(wait) + 1)
+            return _refused(429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds})
+        session, _, file = request.url.path.rpartition(_PATH)[2].partition("/")
+        if (session, file) not in _expected:
+            return _refused(403, "No page of this server asked for this file.")
+        mine, everybody = self._held(who)
+        of_one, of_all = (times * most for times in access.HELD)
+        if mine + size > of_one or everybody + size > of_all:
+            return _refused(429, "Too much was uploaded and not taken: close pages, or try again in a minute.")
+        del _expected[session, file]
+        _owners[session] = who
+        return None
+
+    def _held(self, who: str) -> tuple[int, int]:
+        """Bytes in memory and on their way: of one address, of everybody."""
+        held = [(_owners.get(session, ""), size) for session, size in _files().items()] + self._coming
+        return sum(size for owner, size in held if owner == who), sum(size for _, size in held)
+
+
+def expect() -> None:
+    """From now on remember the names that Streamlit gives for files, where a widget of the session asks for some."""
+    give = MemoryUploadedFileManager.get_upload_urls
+
+    def remember(manager: Any, session_id: str, file_names: Sequence[str]) -> list[UploadFileUrlInfo]:
+        given = give(manager, session_id, file_names)
+        if _has_uploader(session_id):
+            for one in given:
+                _expected[session_id, one.file_id] = None
+            while len(_expected) > _EXPECTED:
+                _expected.popitem(last=False)
+        return given
+
+    MemoryUploadedFileManager.get_upload_urls = remember  # type: ignore[method-assign]
+
+
+def drop_left(now: float | None = None) -> None:
+    """Let go of the files of sessions that have gone; to be called every few seconds."""
+    now = time.monotonic() if now is None else now
+    if not exists():
+        return
+    runtime = get_instance()
+    for session in _files():
+        if runtime.is_active_session(session):
+            _left.pop(session, None)
+        elif now - _left.setdefault(session, now) >= _LEFT:
+            runtime.uploaded_file_mgr.remove_session_files(session)
+    for known in (_left, _owners):
+        for session in known.keys() - _files().keys():
+            del known[session]
+
+
+def _files() -> dict[str, int]:
+    """Bytes of the files in memory, by session."""
+    storage = get_instance().uploaded_file_mgr.file_storage  # type: ignore[attr-defined]
+    return {session: sum(len(file.data) for file in list(files.values())) for session, files in list(storage.items())}
+
+
+def _has_uploader(session: str) -> bool:
+    """Whether the page that a session looks at takes files."""
+    found = get_instance()._session_mgr.get_active_session_info(session)
+    if found is None:
+        return False
+    known = found.session.session_state._new_widget_state.widget_metadata
+    return any(widget.value_type == _WIDGET for widget in list(known.values()))
+
+
+def _reader(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _refused(status: int, words: str, headers: dict[str, str] | None = None) -> PlainTextResponse:
+    from intrafusion.runtime import log
+
+    log.event("upload refused", logging.WARNING, status=status, reason=words)
+    return PlainTextResponse(words, status, headers)
