@@ -21,7 +21,7 @@ class PruneSpec:
     each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
     is then 0. round_to, cost to bias: keywords of `plan`; fold_norms: how folding sees BatchNorm. calibration: images that
     criteria and costs may look at, limit: images of the evaluation; None for all. training: images that recoveries learn
-    from; epochs to rank: see `recover.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field
+    from; epochs to rank: see `settings.How`. precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field
     has the wrong type or range; names are checked where they are looked up.
     """
 

@@ -81,7 +81,7 @@ def own_files_are_read_here(request: pytest.FixtureRequest, monkeypatch: pytest.
 def _steps(
     task: str, folder: Path, what: str, limits: Any, arguments: dict[str, Any], note: Any
 ) -> Generator[tuple[int, int], None, Any]:
-    """`confined.steps` without a child."""
+    """`sandbox.steps` without a child."""
     module, _, name = task.partition(":")
     told: list[tuple[int, int]] = []
     work = getattr(importlib.import_module(module), name)

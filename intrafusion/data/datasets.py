@@ -1,7 +1,7 @@
 """Labelled images by name: held as uint8 on the device, normalised there.
 
 `digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from
-class folders; your own from an .npz, class folders, or what `own.take_data` keeps. Only digits needs no path and no network.
+class folders; your own from an .npz, class folders, or what `uploads.take_data` keeps. Only digits needs no path and no network.
 What was passed over or converted is logged as a warning, once a process, and stands in `ImageData.notes`.
 """
 
@@ -118,7 +118,7 @@ def load_data(
 ) -> ImageData:
     """A dataset by name; "kept/NAME" is one that was kept on this machine.
 
-    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see `layout`),
+    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see `folder_layout`),
     torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`. limit: decode at most that many
     images of a folder, spread over the classes. input_size: side in pixels of the central crop for ImageNet and own folders
     (the shorter side is resized to 8/7 of it first), or all of (C, H, W). Folders of many pictures are decoded once and kept;

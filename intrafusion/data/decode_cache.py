@@ -33,7 +33,7 @@ _MOST_WORKERS = 16
 
 @dataclass(frozen=True)
 class Wanted:
-    """What pictures become. shape: (H, W). mode: "RGB" or "L". crop: see `decode_worker.decode`."""
+    """What pictures become. shape: (H, W). mode: "RGB" or "L". crop: see `_decode_worker.decode`."""
 
     shape: tuple[int, int]
     mode: str = "RGB"

@@ -59,7 +59,7 @@ class Listing(Generic[Entry]):
 def list_images(name: str, root: Path, split: str = "test") -> Listing[Path]:
     """The pictures of a folder's split: in one folder a class, or all in one, as ImageNet's validation set, with their labels.
 
-    `layout.layout_of` says which folders are splits and classes. A list of labels may also lie one folder above `root`.
+    `folder_layout.layout_of` says which folders are splits and classes. A list of labels may also lie one folder above `root`.
     Raises IntrafusionError where there are no pictures, or where folders or lists name no class.
     """
     tree = on_disk(root)

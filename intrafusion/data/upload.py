@@ -47,7 +47,7 @@ def take_data(
 
     files: one .npz, two of them (x_train.npz and x_test.npz), or one .zip of class folders, perhaps below train/ and test/.
     reading: settles arrays that may be read in several ways. tell: gets a line for what was passed over or converted.
-    A child process reads and decodes them (see `confined`). Raises IntrafusionError, and keeps nothing, for what is damaged,
+    A child process reads and decodes them (see `sandbox`). Raises IntrafusionError, and keeps nothing, for what is damaged,
     too large, unsafe or no labelled images.
     """
     free_path(IMAGES, name)

@@ -3,7 +3,7 @@
 Images are taken in an order of which every beginning is a fair sample. What the dense network makes of them in
 front of the first changed layer is kept, within a bound, for all networks that are changed there.
 
-With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screen`.
+With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screening`.
 """
 
 import math

@@ -54,7 +54,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speed:
-    """latencies: at batch 1 and at a large batch, once measured. params, macs: as `evaluate.size`. bytes: of its safetensors.
+    """latencies: at batch 1 and at a large batch, once measured. params, macs: as `accuracy.size`. bytes: of its safetensors.
 
     memory: bytes that one pass at the large batch holds at its peak, beyond weights and images: on CUDA by torch's own
     counter, elsewhere of the results of operations that are alive at once (what a kernel uses for itself is not seen).

@@ -117,7 +117,7 @@ def load_model(
 
 
 def load_saved(path: Path, architecture: str) -> nn.Module:
-    """A network of `architecture` that `saved.save_network` wrote into a file, with its card, as `load_model` gives one.
+    """A network of `architecture` that `serialization.save_network` wrote into a file, with its card, as `load_model` gives one.
 
     Only for files that we wrote ourselves. Raises IntrafusionError where it is damaged.
     """

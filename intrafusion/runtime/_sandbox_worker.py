@@ -1,4 +1,4 @@
-"""The child process of `confined`: limits itself, does one piece of work on a stranger's file, and answers on a pipe.
+"""The child process of `sandbox`: limits itself, does one piece of work on a stranger's file, and answers on a pipe.
 
 It runs as a script (`python -I`, with its folder for an argument), reads `request.json` there, and writes JSON lines to stdout:
 {"ready": bytes of memory}, then {"done": [n, of]}, {"note": a line}, and in the end one of {"answer": ...}, {"refused": why},

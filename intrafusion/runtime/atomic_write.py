@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all.
 
 They are written under a temporary name beside their own, brought to the disk, and renamed: a process that is killed, a full
-disk or a power cut leaves the old one or the new one. What such a process leaves of a temporary one, `leftovers` removes.
+disk or a power cut leaves the old one or the new one. What such a process leaves of a temporary one, `stale_files` removes.
 """
 
 import errno

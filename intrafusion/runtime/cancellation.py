@@ -2,7 +2,7 @@
 
 There a job that was asked to stop ends, and one whose turn is over waits while another job computes (see `jobs`). Code that
 holds a lock at a checkpoint therefore holds it while other jobs compute: whoever waits for such a lock must call
-`checkpoint(idle=True)` while it waits, as `memo.Memo` does, so that the job that has the lock gets its turn.
+`checkpoint(idle=True)` while it waits, as `cache.Memo` does, so that the job that has the lock gets its turn.
 """
 
 import signal
@@ -63,7 +63,7 @@ def interruptible() -> Iterator[None]:
     """Within this block, of the main thread, Ctrl-C or a SIGTERM ends work at its next `checkpoint`; a second one, at once.
 
     So that what a run leaves behind when it is stopped is never in the middle of a step. Where a signal came and no
-    checkpoint after it, the block ends with Cancelled. After a signal, SIGURG raises it wherever the work stands: see `ending`.
+    checkpoint after it, the block ends with Cancelled. After a signal, SIGURG raises it wherever the work stands: see `shutdown`.
     In other threads, which hear of no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():

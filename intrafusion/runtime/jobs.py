@@ -1,7 +1,7 @@
 """Background work of the app: started once for each key, observed by anyone, in turns, cancelled at any time.
 
 One job computes at a time, so that timings mean something and the device is not shared. The turn goes round: a job that
-has computed for half a second lets another one, at its next result or `pace.checkpoint`, so that a short job never waits
+has computed for half a second lets another one, at its next result or `cancellation.checkpoint`, so that a short job never waits
 for the end of a long one; `Line` says which. Jobs belong to the process, not to a browser session: a reload, or a second
 reader, finds them running; those that nobody waits for any more end after a while, see `Jobs.tend`.
 """
@@ -33,7 +33,7 @@ class Job(Generic[T]):
 
     key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
     who: the reader who asked for it. askers: the sessions that wait for it; none where it is to end by itself alone.
-    waited: seconds of waiting for its turns so far, see `pace.Turns`.
+    waited: seconds of waiting for its turns so far, see `cancellation.Turns`.
     asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
     failed; error_id: where the log has it, when nobody expected it. held: bytes of its results, once it has ended.
     See `Jobs.start` for the rest.
@@ -286,7 +286,7 @@ class Jobs:
         part: where several results may come of one part, which part a result is of (any key) and how much of it is done,
         in [0, 1]; the part's last result is kept. None: each result is a part of its own. computes: False for work that
         leaves the device alone, such as a download: it neither waits for a turn nor takes one. who: the reader who asks.
-        Other jobs may compute whenever `work` yields or calls `pace.checkpoint`; `pace` says what that means for locks.
+        Other jobs may compute whenever `work` yields or calls `cancellation.checkpoint`; `cancellation` says what that means for locks.
         """
         with self._lock:
             job = self._jobs.get(key)

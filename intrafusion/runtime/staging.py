@@ -34,10 +34,10 @@ def free_path(kind: str, name: str) -> Path:
 def checked(
     task: str, workshop: "Workshop", files: Sequence[Path], arguments: dict[str, Any], tell: Callable[[str], None]
 ) -> Generator[sandbox.Step, None, Any]:
-    """Let a child do a task of `own.inside` with these given files: its steps, and in the end what it answers.
+    """Let a child do a task of `uploads.checks` with these given files: its steps, and in the end what it answers.
 
     It may take more memory, and time, for a larger file: a network is a few copies of it. Raises IntrafusionError as
-    `confined.steps` does, and for a link that the child has left.
+    `sandbox.steps` does, and for a link that the child has left.
     """
     names, size = [file.name for file in files], sum(file.stat().st_size for file in files)
     what = ", ".join(names)
@@ -56,7 +56,7 @@ def checked(
 class Workshop:
     """A folder beside the kept things for a child to work in; gone at the end of its block, or with the last reference to it.
 
-    folder: with this process in its name, so that another one can tell what a killed process has left (see `leftovers`).
+    folder: with this process in its name, so that another one can tell what a killed process has left (see `stale_files`).
     given: copies of a person's files in it, which the child reads. made: a folder in it, for what the child hands back.
     """
 

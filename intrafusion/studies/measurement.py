@@ -38,7 +38,7 @@ class Result:
 
     total: images that the spec asks for; where count is less, they are a stratified beginning of them. channels: how many
     of the chosen groups' channels stayed, of channels_before. macs: of one image. seconds: wall time. correct: which of
-    the `count` images were right, in the order of `evaluate.stratified`, as np.packbits packs them. older_code: whether it
+    the `count` images were right, in the order of `accuracy.stratified`, as np.packbits packs them. older_code: whether it
     was stored by another version of the code, and so is no answer to what is asked of this one.
     """
 

@@ -62,7 +62,7 @@ def sweep(
     A spec's last result counts. store: what it holds is yielded first and not computed again, unless it is incomplete;
     what is new goes there, and points that another process is at are left to it. decide: stop at a point once the
     difference between its merge and dropping, on the same images, is decided: the 95 % interval of paired proportions of
-    Agresti and Min (`pairs.matched_wald`), corrected for the number of looks, excludes zero. memory: bytes of activations
+    Agresti and Min (`paired.matched_wald`), corrected for the number of looks, excludes zero. memory: bytes of activations
     kept. known: results to go on from; they are not yielded again. meters: those of an earlier sweep on this bench, which
     this one uses and adds to. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when
     any spec cannot run, or the store cannot be written.

@@ -163,7 +163,7 @@ class Lesson:
         return self.kept[int(self.plan.matrix[:, neuron].argmax())]
 
     def moves(self) -> list[dict[str, Any]]:
-        """`story.moves` without the mass that stays where it is: masses times costs add up to the total cost."""
+        """`provenance.moves` without the mass that stays where it is: masses times costs add up to the total cost."""
         return [move for move in moves(self.plan) if move["channel"] != move["target"]]
 
     def crowded_out(self) -> list[int]:

@@ -154,7 +154,7 @@ class Slice:
 
 
 def slices(solutions: Solutions, size: int = 17, margin: float = 0.3) -> Iterator[Slice]:
-    """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: see `landscape.grid`."""
+    """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: see `loss_landscape.grid`."""
     made, data = solutions.plane(), solutions.images
     found = Slice(grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
     yield found

@@ -45,7 +45,7 @@ def fuse_models(
     get the mean of the networks' means and deviations. Without data, channels are aligned by weights, BatchNorm's statistics
     are averages, too, and one warning says so: measure them before the network is used.
 
-    The result has the first one's card, mode and device, in plain form (`twins`). Raises IntrafusionError for fewer than two
+    The result has the first one's card, mode and device, in plain form (`sharing`). Raises IntrafusionError for fewer than two
     networks, networks of several shapes, numbers that are not finite, and fewer than two images.
     """
     check_choice("by", by, ALIGNED)

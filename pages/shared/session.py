@@ -161,7 +161,7 @@ def _is_here(session: str) -> bool:
 
 
 def keep(model: nn.Module, name: str) -> str:
-    """`zoo.keep`, which on a public server neither replaces what somebody keeps nor fills the disk."""
+    """`hub.keep`, which on a public server neither replaces what somebody keeps nor fills the disk."""
     check_room()
     check_share(reader(), sum(value.nbytes for value in model.state_dict().values()))
     if is_public() and f"{KEPT}{name}" in kept_names():

@@ -81,7 +81,7 @@ def start(
     key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: StoreOrMemory | None, title: str,
     run: Callable[..., Iterator[Result | Failure]] = sweep, decide: bool = False, lasts: bool = False,
 ) -> Job:  # fmt: skip
-    """Measure the specs in the background; rerun the page after it. lasts: see `shell.start`."""
+    """Measure the specs in the background; rerun the page after it. lasts: see `session.start`."""
     return session.start(
         key,
         len(specs),

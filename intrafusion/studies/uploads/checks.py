@@ -1,4 +1,4 @@
-"""What a child process does with a person's file (see `confined`): read it, try it, and leave in `made` what is to be kept.
+"""What a child process does with a person's file (see `sandbox`): read it, try it, and leave in `made` what is to be kept.
 
 Each is called as task(folder, tell, ...) in the folder of the given files, which it names as the person does, and gives JSON.
 """

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def take_weights(file: Path, architecture: str, name: str, key: str | None = None) -> str:
     """Keep a weights file of a known architecture; the name that opens it, as "kept/NAME". key: `weights_key` of `load_model`.
 
-    A child process reads it (see `confined`). Raises IntrafusionError, and keeps nothing, for a file that is damaged, too
+    A child process reads it (see `sandbox`). Raises IntrafusionError, and keeps nothing, for a file that is damaged, too
     large, could run code, holds NaN, or does not fit the architecture.
     """
     free_path(NETWORKS, name)
@@ -60,7 +60,7 @@ def take_program(
 
     dataset: what it was trained on, of `DATASETS` or `kept_data()`. mean, std: of its normalisation, one number a channel, on
     pixels from 0 to 1; None for what is usual with that data, and for own data none (0 and 1). A child process reads and tries
-    the file (see `confined`). Raises IntrafusionError, and keeps nothing, for one that `read_program` refuses, or for a card
+    the file (see `sandbox`). Raises IntrafusionError, and keeps nothing, for one that `read_program` refuses, or for a card
     that makes no sense.
     """
     free_path(NETWORKS, name)

@@ -70,7 +70,7 @@ class Task:
     """A run of the lab: what it is, the images it learns from, and those that nothing is learned from.
 
     folder: where a run that is stopped leaves its phases; seconds: of training, by phase, as far as it is; run: makes another
-    run of the lab, `lab.run`.
+    run of the lab, `runs.run`.
     """
 
     spec: TrainSpec
