@@ -14,8 +14,8 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import Evaluation, evaluate
 from intrafusion.models.card import ModelCard
 from intrafusion.models.hub import load_model
+from intrafusion.pruning.groups.bn_folding import fold
 from intrafusion.pruning.groups.find import find_groups
-from intrafusion.pruning.groups.folding import fold
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.pruner import prune

@@ -24,9 +24,9 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program import built, described, read_program, tensors_of
 from intrafusion.models.exported_program.assemble import made_by
 from intrafusion.models.exported_program.aten import SAME
-from intrafusion.models.exported_program.graph import Program, Value, Weight
 from intrafusion.models.exported_program.importer import _CALLS
 from intrafusion.models.exported_program.operators import OPERATORS, Operator
+from intrafusion.models.exported_program.program import Program, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
 
 HOSTILE = (0, -1, -2, 7, 2**16, 2**31 - 1, 2**31, 2**40, 2**40 + 1, 2**63 - 1, -(2**63), 10**30)

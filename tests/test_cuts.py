@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.models.fx.partition import Cuts, trace
 from intrafusion.models.fx.sharing import differing
-from intrafusion.pruning.groups.bn_folding import fold_groups
 from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.pruner import prune_groups
 
 

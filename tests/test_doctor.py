@@ -5,8 +5,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from intrafusion.cli import doctor
-from intrafusion.cli.doctor import BROKEN, MISSING, OK, Finding, examine, is_well
+from intrafusion.cli import health_checks
+from intrafusion.cli.health_checks import BROKEN, MISSING, OK, Finding, examine, is_well
 from intrafusion.cli.main import main
 from intrafusion.runtime.paths import store_path
 from intrafusion.studies.store.schema import FORMAT
@@ -20,9 +20,9 @@ def found(**options) -> dict[str, Finding]:
 @pytest.fixture
 def alone(monkeypatch):
     """Only what a test changes: models and packages are as they are on every machine."""
-    monkeypatch.setattr(doctor, "PACKAGES", ())
-    monkeypatch.setattr(doctor, "OPTIONAL", {})
-    monkeypatch.setattr(doctor.ours, "names", list)
+    monkeypatch.setattr(health_checks, "PACKAGES", ())
+    monkeypatch.setattr(health_checks, "OPTIONAL", {})
+    monkeypatch.setattr(health_checks.ours, "names", list)
 
 
 def test_a_machine_that_is_well(capsys):
@@ -54,7 +54,7 @@ def test_a_machine_that_is_well(capsys):
     (True, OK, "with limits and without a network"), (False, MISSING, "this system lets it have no network namespace"),
 ])  # fmt: skip
 def test_whether_checks_of_files_can_leave_the_network(monkeypatch, permitted, state, said):
-    monkeypatch.setattr(doctor.confined, "is_alone", lambda: permitted)
+    monkeypatch.setattr(health_checks.confined, "is_alone", lambda: permitted)
     about = found()["checks"]
     assert (about.state, about.needed) == (state, False)
     assert said in about.said
@@ -108,8 +108,8 @@ class TestStore:
 @pytest.mark.usefixtures("alone")
 class TestDisk:
     def test_a_full_one(self, monkeypatch):
-        usage = doctor.shutil.disk_usage("/")._replace(free=1000)
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+        usage = health_checks.shutil.disk_usage("/")._replace(free=1000)
+        monkeypatch.setattr(health_checks.shutil, "disk_usage", lambda path: usage)
         cache = found()["cache"]
         assert (cache.state, "0.0 GB free" in cache.said, cache.todo[:15]) == (BROKEN, True, "free some space")
 
@@ -131,22 +131,22 @@ class TestData:
 
 def test_a_damaged_model_is_broken(monkeypatch, tmp_path):
     for name in ("digits-mlp.json", "digits-mlp.safetensors"):
-        (tmp_path / name).write_bytes((doctor.ours.ASSETS / name).read_bytes())
-    monkeypatch.setattr(doctor.ours, "ASSETS", tmp_path)
-    assert doctor._careful("m", doctor._model, "digits-mlp").state == OK
+        (tmp_path / name).write_bytes((health_checks.ours.ASSETS / name).read_bytes())
+    monkeypatch.setattr(health_checks.ours, "ASSETS", tmp_path)
+    assert health_checks._careful("m", health_checks._model, "digits-mlp").state == OK
     (tmp_path / "digits-mlp.safetensors").write_bytes(b"nothing")
-    assert doctor._careful("m", doctor._model, "digits-mlp").state == BROKEN
+    assert health_checks._careful("m", health_checks._model, "digits-mlp").state == BROKEN
 
 
 @pytest.mark.usefixtures("alone")
 def test_what_is_not_installed_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
-    monkeypatch.setattr(doctor, "OPTIONAL", {"no-such-extra": "pip install it"})
+    monkeypatch.setattr(health_checks, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(health_checks, "OPTIONAL", {"no-such-extra": "pip install it"})
     findings = found()
     assert findings["no-such-package"] == Finding(
         "no-such-package", MISSING, "not installed", "pip install -r requirements.txt"
     )
     assert (findings["no-such-extra"].state, findings["no-such-extra"].todo) == (MISSING, "pip install it")
     assert not is_well(list(findings.values()))
-    monkeypatch.setattr(doctor, "PACKAGES", ())
+    monkeypatch.setattr(health_checks, "PACKAGES", ())
     assert is_well(list(found().values()))

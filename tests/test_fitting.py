@@ -9,7 +9,7 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion._registry import MERGES
-from intrafusion.pruning.groups.folding import fold
+from intrafusion.pruning.groups.bn_folding import fold
 from intrafusion.pruning.merge import calibrate
 from intrafusion.pruning.merge.least_squares import Fit, Merged
 from intrafusion.pruning.merge.ridge import Regression

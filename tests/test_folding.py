@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.pruning.groups.bn_folding import norm_of
-from intrafusion.pruning.groups.folding import fold
+from intrafusion.pruning.groups.bn_folding import fold
+from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge.folding import FOLD_NORMS, _gain, clusters
 
 FOLDS = ("fold", "fold-naive")

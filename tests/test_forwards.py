@@ -13,9 +13,9 @@ from intrafusion.evaluation.incremental import Meter
 from intrafusion.evaluation.output_mixing import remixed
 from intrafusion.models.fx.partition import Cuts, trace
 from intrafusion.models.fx.sharing import differing
-from intrafusion.pruning.groups.bn_folding import fold_groups
 from intrafusion.pruning.groups.feature_maps import private
 from intrafusion.pruning.groups.find import find_groups
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.merge.layer_calls import Calls
 from intrafusion.pruning.pruner import prune_groups
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from intrafusion.runtime.memory import held_bytes
+from intrafusion.runtime.cache import held_bytes
 
 TENSOR, ARRAY = torch.zeros(10, 10), np.zeros((4, 4))
 

@@ -12,7 +12,7 @@ import torch
 
 import intrafusion as itf
 from intrafusion.runtime import jobs as jobs_module
-from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import beside, checkpoint
 from intrafusion.runtime.jobs import Job, Jobs, Line
 
@@ -419,7 +419,7 @@ class TestTurnsWithinAStep:
         assert long.waited > 0
 
     def test_work_that_needs_what_a_waiting_job_computes_lets_it(self):
-        jobs, memo, begun, over = Jobs(turn=60), Memo(), threading.Event(), threading.Event()
+        jobs, memo, begun, over = Jobs(turn=60), Cache(), threading.Event(), threading.Event()
 
         def holds() -> Iterator[int]:
             begun.set()

@@ -3,12 +3,12 @@ import time
 
 import pytest
 
-from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 
 
 def test_each_key_is_computed_once():
-    memo, calls = Memo(), []
+    memo, calls = Cache(), []
     assert [memo.get(key, lambda key=key: calls.append(key) or 10 * key) for key in (1, 2, 1)] == [10, 20, 10]
     assert calls == [1, 2]
     assert memo.peek(1) == 10
@@ -16,7 +16,7 @@ def test_each_key_is_computed_once():
 
 
 def test_the_least_recently_used_is_forgotten():
-    memo = Memo(limit=2)
+    memo = Cache(limit=2)
     memo.get("a", lambda: 1)
     memo.get("b", lambda: 2)
     memo.get("a", lambda: 0)
@@ -25,7 +25,7 @@ def test_the_least_recently_used_is_forgotten():
 
 
 def test_results_that_hold_much_are_forgotten_sooner_but_not_the_last():
-    memo = Memo(memory=1000)
+    memo = Cache(memory=1000)
     memo.get("a", lambda: b"x" * 600)
     memo.get("b", lambda: b"x" * 300)
     assert memo.peek("a") is not None
@@ -36,14 +36,14 @@ def test_results_that_hold_much_are_forgotten_sooner_but_not_the_last():
 
 
 def test_an_error_is_not_remembered():
-    memo = Memo()
+    memo = Cache()
     with pytest.raises(ZeroDivisionError):
         memo.get("a", lambda: 1 / 0)
     assert memo.get("a", lambda: 5) == 5
 
 
 def test_threads_that_ask_for_one_key_wait_for_one_computation():
-    memo, calls, got, gate = Memo(), [], [], threading.Event()
+    memo, calls, got, gate = Cache(), [], [], threading.Event()
 
     def slow():
         calls.append(1)
@@ -62,12 +62,12 @@ def test_threads_that_ask_for_one_key_wait_for_one_computation():
 
 
 def test_a_result_may_ask_for_others():
-    memo = Memo()
+    memo = Cache()
     assert memo.get("a", lambda: memo.get("b", lambda: 2) + 1) == 3
 
 
 def test_who_waits_for_another_can_be_cancelled_and_the_other_is_not_disturbed():
-    memo, let, stop = Memo(), threading.Event(), threading.Event()
+    memo, let, stop = Cache(), threading.Event(), threading.Event()
     worker = threading.Thread(target=lambda: memo.get("a", lambda: let.wait(10) and 7))
     worker.start()
     while "a" not in memo._turns:

@@ -13,8 +13,8 @@ import intrafusion as itf
 from intrafusion.evaluation.accuracy import stratified
 from intrafusion.evaluation.incremental import Meter
 from intrafusion.models.fx.sharing import differing
-from intrafusion.pruning.groups.bn_folding import fold_groups
 from intrafusion.pruning.groups.feature_maps import private
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.pruner import prune_groups
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 

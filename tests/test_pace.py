@@ -6,7 +6,7 @@ from contextvars import copy_context
 
 import pytest
 
-from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import Cancelled, beside, checkpoint, clock, interruptible, stoppable
 
 
@@ -77,7 +77,7 @@ def test_other_threads_go_on_unless_they_carry_the_context(stop):
 
 
 def test_a_memo_stays_clean_and_whoever_waits_for_the_same_key_computes_it(stop):
-    memo, computing, waiting = Memo(), threading.Event(), threading.Event()
+    memo, computing, waiting = Cache(), threading.Event(), threading.Event()
 
     def stopped() -> str:
         computing.set()
@@ -200,7 +200,7 @@ def test_work_beside_others_comes_back_however_it_ends():
 
 
 def test_whoever_waits_for_a_memo_gives_its_turn_away():
-    memo, turns, inside, go_on = Memo(), Counted(), threading.Event(), threading.Event()
+    memo, turns, inside, go_on = Cache(), Counted(), threading.Event(), threading.Event()
 
     def compute() -> str:
         inside.set()

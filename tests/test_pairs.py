@@ -6,7 +6,7 @@ from made_results import made_result
 from scipy.stats import binomtest
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.studies.paired import Paired, matched_wald, paired
+from intrafusion.studies.paired_comparison import Paired, matched_wald, paired
 
 
 def answers(count: int, share: float, seed: int) -> np.ndarray:

@@ -11,8 +11,8 @@ import intrafusion as itf
 from intrafusion.evaluation.output_mixing import remixed
 from intrafusion.models.fx.partition import trace
 from intrafusion.models.fx.sharing import differing
+from intrafusion.pruning.groups.bn_folding import fold
 from intrafusion.pruning.groups.find import find_groups
-from intrafusion.pruning.groups.folding import fold
 from intrafusion.pruning.pruner import prune_groups
 
 Pair = Callable[..., tuple[nn.Sequential, nn.Sequential]]

@@ -15,8 +15,8 @@ import intrafusion as itf
 from intrafusion.cli.main import main
 from intrafusion.models.hub import architecture_of, dataset_of, describe, keep, kept_names, model_names
 from intrafusion.models.serialization import layers_of, set_layers
-from intrafusion.models.sources.architectures import ARCHITECTURES
-from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.models.sources.builtin import ARCHITECTURES
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.runtime.paths import home

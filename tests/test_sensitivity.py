@@ -6,7 +6,7 @@ from made_results import DENSE, made_result
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.paired import paired
+from intrafusion.studies.paired_comparison import paired
 from intrafusion.studies.sensitivity import UNMEASURED, UNPRUNED, Matrix, alone, difference, fragility, matrix, table
 
 SPARSITIES = (0.2, 0.4, 0.8)

@@ -13,7 +13,7 @@ from intrafusion.evaluation.incremental import Meter
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.studies import sweeps as module
 from intrafusion.studies.measurement import Result, run
-from intrafusion.studies.paired import paired
+from intrafusion.studies.paired_comparison import paired
 from intrafusion.studies.session import Bench, open_bench
 from intrafusion.studies.store.sqlite import Store, point_key
 from intrafusion.studies.sweeps import Failure, grid, origin, sweep

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from intrafusion._registry import registry
-from intrafusion.cli.doctor_command import add_doctor
+from intrafusion.cli.doctor import add_doctor
 from intrafusion.cli.landscape import add_landscape
 from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, join_key, reading, show, spec_of
 from intrafusion.cli.prune import add_prune

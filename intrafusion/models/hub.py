@@ -16,7 +16,7 @@ from intrafusion.models.card import ModelCard
 from intrafusion.models.fx.sharing import check_finite
 from intrafusion.models.sources import builtin, timm, user
 from intrafusion.models.sources import torchvision as imagenet
-from intrafusion.models.sources.architectures import ARCHITECTURES as ARCHITECTURES
+from intrafusion.models.sources.builtin import ARCHITECTURES as ARCHITECTURES
 from intrafusion.models.sources.lookup import runs_code as runs_code
 from intrafusion.models.sources.nearest import nearest
 from intrafusion.models.sources.user import keep as keep

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.fx.sharing import check_call, check_finite, leaves, set_modes, twin
-from intrafusion.pruning.groups.bn_folding import fold_groups
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.merge import MERGES, Fit, Merged
 from intrafusion.pruning.surgery import shrink

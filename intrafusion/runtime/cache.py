@@ -1,15 +1,18 @@
-"""Results by key: each computed once, whoever asks, and the least recently used forgotten."""
+"""A thread-safe LRU cache in which each key is computed once, bounded in number and bytes; and how many bytes results hold."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor, nn
+
 from intrafusion.runtime.cancellation import checkpoint
-from intrafusion.runtime.memory import held_bytes
 
 
-class Memo:
+class Cache:
     """At most `limit` results, of at most `memory` bytes in all, but for the last one, which is kept whatever it holds.
 
     Two threads that ask for one key compute it once; other keys do not wait for it.
@@ -52,3 +55,35 @@ class Memo:
             if key in self._results:
                 self._results.move_to_end(key)
             return self._results.get(key)
+
+
+def held_bytes(thing: object) -> int:
+    """Bytes of the tensors, arrays and byte strings in something, through containers, dataclasses and modules.
+
+    What lies in one place is counted once.
+    """
+    ahead: list[object] = [thing]
+    seen: dict[int, object] = {}
+    places: dict[int, int] = {}
+    while ahead:
+        one = ahead.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one  # held on to, as the next object could get its number
+        if isinstance(one, Tensor):
+            places[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+        elif isinstance(one, np.ndarray):
+            while isinstance(one.base, np.ndarray):  # a view holds all that it looks into
+                one = one.base
+            places[id(one)] = one.nbytes
+        elif isinstance(one, bytes | bytearray):
+            places[id(one)] = len(one)
+        elif isinstance(one, nn.Module):
+            ahead += [*one.parameters(), *one.buffers()]
+        elif isinstance(one, Mapping):
+            ahead += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set | frozenset):
+            ahead += one
+        elif is_dataclass(one) and not isinstance(one, type):
+            ahead += vars(one).values()
+    return sum(places.values())

@@ -2,7 +2,7 @@
 
 There a job that was asked to stop ends, and one whose turn is over waits while another job computes (see `jobs`). Code that
 holds a lock at a checkpoint therefore holds it while other jobs compute: whoever waits for such a lock must call
-`checkpoint(idle=True)` while it waits, as `cache.Memo` does, so that the job that has the lock gets its turn.
+`checkpoint(idle=True)` while it waits, as `cache.Cache` does, so that the job that has the lock gets its turn.
 """
 
 import signal

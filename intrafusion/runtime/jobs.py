@@ -17,9 +17,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from intrafusion.runtime.cache import held_bytes
 from intrafusion.runtime.cancellation import Cancelled, checkpoint, stoppable
 from intrafusion.runtime.log import event, explain
-from intrafusion.runtime.memory import held_bytes
 from intrafusion.runtime.progress import Arrivals
 from intrafusion.runtime.scheduling import Line
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.paired import Paired, paired
+from intrafusion.studies.paired_comparison import Paired, paired
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,16 +17,16 @@ from intrafusion.evaluation.incremental import MEMORY, Meter
 from intrafusion.models.card import ModelCard
 from intrafusion.models.fingerprint import of_images, of_model, of_text
 from intrafusion.models.hub import load_model
-from intrafusion.pruning.groups.bn_folding import fold_groups
 from intrafusion.pruning.groups.feature_maps import private
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.merge import ChannelMap, calibrate
 from intrafusion.pruning.pruner import Pruned, cut
 from intrafusion.pruning.transport.cost import Geometry, measure
 from intrafusion.pruning.transport.planning import TransportPlan, solve
-from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import clock
 from intrafusion.runtime.code_digest import code_version, recovery_version
 from intrafusion.runtime.paths import home
@@ -58,12 +58,12 @@ class Bench:
     groups: list[Group]
     size: Size
     data: ImageData | None = None
-    _known: Memo = field(default_factory=Memo)
-    _seen: Memo = field(default_factory=lambda: Memo(8, memory=_MEMORY))  # calibration images
-    _geometries: Memo = field(default_factory=lambda: Memo(8, memory=_MEMORY))  # 30 megabytes each in wide layers
-    _plans: Memo = field(default_factory=lambda: Memo(32, memory=_MEMORY))  # likewise
-    _merged: Memo = field(default_factory=lambda: Memo(4, memory=_MEMORY))  # whole networks
-    _data_known: Memo = field(default_factory=Memo)
+    _known: Cache = field(default_factory=Cache)
+    _seen: Cache = field(default_factory=lambda: Cache(8, memory=_MEMORY))  # calibration images
+    _geometries: Cache = field(default_factory=lambda: Cache(8, memory=_MEMORY))  # 30 megabytes each in wide layers
+    _plans: Cache = field(default_factory=lambda: Cache(32, memory=_MEMORY))  # likewise
+    _merged: Cache = field(default_factory=lambda: Cache(4, memory=_MEMORY))  # whole networks
+    _data_known: Cache = field(default_factory=Cache)
 
     @property
     def card(self) -> ModelCard:
@@ -91,7 +91,7 @@ class Bench:
 
     def on(self, data: ImageData) -> "Bench":
         """This bench with other evaluation images, sharing what is known of the groups."""
-        return replace(self, data=data, _data_known=Memo())
+        return replace(self, data=data, _data_known=Cache())
 
     @property
     def folded(self) -> nn.Module:

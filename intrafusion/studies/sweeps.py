@@ -23,7 +23,7 @@ from intrafusion.runtime.cancellation import checkpoint, clock
 from intrafusion.runtime.log import event, explain
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, check, measure
-from intrafusion.studies.paired import paired
+from intrafusion.studies.paired_comparison import paired
 from intrafusion.studies.session import Bench, pruned
 from intrafusion.studies.store.sqlite import Origin, Store
 

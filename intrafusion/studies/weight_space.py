@@ -17,7 +17,7 @@ from intrafusion.evaluation.loss_landscape import Plane, Surface, flatten, grid,
 from intrafusion.models.hub import load_model
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.pruning.surgery import pad
-from intrafusion.runtime.cache import Memo
+from intrafusion.runtime.cache import Cache
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import check
 from intrafusion.studies.session import Bench, merged
@@ -40,7 +40,7 @@ class Solutions:
 
     spec: PruneSpec
     bench: Bench
-    _known: Memo = field(default_factory=Memo, repr=False)
+    _known: Cache = field(default_factory=Cache, repr=False)
 
     def __post_init__(self) -> None:
         check(self.spec, self.bench)

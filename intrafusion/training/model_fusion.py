@@ -17,10 +17,10 @@ from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.models.card import card_of
 from intrafusion.models.fx.sharing import check_finite, set_modes, twin
-from intrafusion.pruning.groups.bn_folding import folded_tensors
 from intrafusion.pruning.groups.feature_maps import feature_maps, normalised
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
+from intrafusion.pruning.groups.norms import folded_tensors
 from intrafusion.training.batchnorm import restate
 from intrafusion.training.methods.spec import ALIGNED
 

@@ -17,7 +17,7 @@ from intrafusion.runtime import escaping
 from intrafusion.runtime.access import is_public
 from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.paired import Paired, paired
+from intrafusion.studies.paired_comparison import Paired, paired
 from intrafusion.studies.sensitivity import Matrix, difference, matrix
 from intrafusion.studies.store.sqlite import Store, StudyRow
 from intrafusion.studies.study_file import Study

@@ -14,7 +14,7 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion.evaluation.latency import Comparison, Speed, compare
-from intrafusion.pruning.groups.bn_folding import fold_groups
+from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 

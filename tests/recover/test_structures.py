@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 import intrafusion as itf
 from intrafusion._registry import MERGES, RECOVERIES
-from intrafusion.pruning.groups.bn_folding import norm_of
 from intrafusion.pruning.groups.group import CHANNELWISE
+from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge.matrix_product import rows_of
 from intrafusion.pruning.pruner import Pruned, cut
 from intrafusion.training.recovery import How, recover

@@ -27,8 +27,8 @@ from intrafusion.models.exported_program.archive import read_archive
 from intrafusion.models.exported_program.assemble import built as built
 from intrafusion.models.exported_program.assemble import described as described
 from intrafusion.models.exported_program.assemble import tensors_of as tensors_of
-from intrafusion.models.exported_program.graph import Program as Program
 from intrafusion.models.exported_program.importer import lifted
+from intrafusion.models.exported_program.program import Program as Program
 from intrafusion.models.exported_program.shapes import DYNAMIC
 
 __all__ = ["Program", "built", "described", "read_program", "tensors_of"]

@@ -24,9 +24,9 @@ from intrafusion.models.exported_program.aten import (
     arguments,
     check_idle,
 )
-from intrafusion.models.exported_program.graph import Value, Weight
 from intrafusion.models.exported_program.layers import KINDS, layer_built, layer_described, layer_made
 from intrafusion.models.exported_program.operators import OPERATORS, axis
+from intrafusion.models.exported_program.program import Value, Weight
 from intrafusion.models.exported_program.shapes import (
     Batch,
     Shape,

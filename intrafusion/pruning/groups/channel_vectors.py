@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.pruning.groups.bn_folding import folded_tensors
 from intrafusion.pruning.groups.group import CONSUMER, Group, Layer
+from intrafusion.pruning.groups.norms import folded_tensors
 
 
 def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]]:

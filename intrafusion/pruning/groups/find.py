@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.fx.sharing import check_call, twin
 from intrafusion.models.precision import inputs_for
-from intrafusion.pruning.groups.bn_folding import fold_norms, norms_of_groups
 from intrafusion.pruning.groups.dependency import Graph
 from intrafusion.pruning.groups.group import Group
+from intrafusion.pruning.groups.norms import fold_norms, norms_of_groups
 from intrafusion.pruning.surgery import shrink
 
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intrafusion._registry import CRITERIA
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.pruning.groups.bn_folding import folded_tensors
 from intrafusion.pruning.groups.channel_vectors import channel_vectors
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group
+from intrafusion.pruning.groups.norms import folded_tensors
 from intrafusion.pruning.importance.reduce import mean_over_layers, spread
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from intrafusion._registry import MERGES
 from intrafusion.errors import check_choice
-from intrafusion.pruning.groups.bn_folding import Norm, norm_of
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
+from intrafusion.pruning.groups.norms import Norm, norm_of
 from intrafusion.pruning.merge.fusion import apply
 from intrafusion.pruning.merge.kmeans import gram, kmeans
 from intrafusion.pruning.merge.repair import reset_norms

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion._registry import MERGES
-from intrafusion.pruning.groups.bn_folding import affine
 from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, Group, Layer
+from intrafusion.pruning.groups.norms import affine
 from intrafusion.pruning.transport.planning import TransportPlan, selection
 
 

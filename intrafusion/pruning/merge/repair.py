@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.pruning.groups.bn_folding import norm_of
+from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge.least_squares import Fit
 
 

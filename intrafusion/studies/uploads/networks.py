@@ -12,7 +12,7 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import ModelCard, check_card
 from intrafusion.models.exported_program import built
 from intrafusion.models.hub import keep
-from intrafusion.models.sources.architectures import ARCHITECTURES
+from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.models.sources.user import is_safe, keep_program, open_saved
 from intrafusion.models.state_dict import checked as checked_state
 from intrafusion.models.torch_file import read

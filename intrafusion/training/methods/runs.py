@@ -19,7 +19,7 @@ from intrafusion.models.card import ModelCard, card_of
 from intrafusion.models.fingerprint import of_images, of_text
 from intrafusion.models.hub import architecture_of, dataset_of, load_saved
 from intrafusion.models.serialization import save_network, saved_card
-from intrafusion.models.sources.architectures import ARCHITECTURES
+from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.runtime.atomic_write import drop
 from intrafusion.runtime.code_digest import lab_version
 from intrafusion.runtime.paths import home

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.pruning.groups.bn_folding import fold
 from intrafusion.pruning.groups.find import find_groups
-from intrafusion.pruning.groups.folding import fold
 from intrafusion.pruning.groups.group import CHANNELWISE, PRODUCER, Group
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.pruner import prune

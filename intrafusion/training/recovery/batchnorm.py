@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from intrafusion.models.fx.sharing import put
-from intrafusion.pruning.groups.bn_folding import affine
+from intrafusion.pruning.groups.norms import affine
 from intrafusion.pruning.merge.matrix_product import no_products, rows_of, scale_outputs, set_weight, weight_of
 from intrafusion.pruning.merge.ridge import Moments
 from intrafusion.training.recovery.distillation import watching

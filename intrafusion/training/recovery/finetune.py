@@ -19,8 +19,8 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import size
 from intrafusion.models.card import ModelCard, card_of
 from intrafusion.models.fx.sharing import plain
-from intrafusion.pruning.groups.bn_folding import norm_of
 from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge import reset_norms
 from intrafusion.runtime.cancellation import clock
 from intrafusion.training.augment import augment_for

@@ -1,0 +1,230 @@
+"""What works here, what is missing and how to get it: a quick look at versions, devices, the store, the disk and the models."""
+
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intrafusion.data.datasets import OWN, load_data
+from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.evaluation.accuracy import evaluate
+from intrafusion.models.card import card_of
+from intrafusion.models.hub import load_model
+from intrafusion.models.precision import has_bf16
+from intrafusion.models.sources import builtin
+from intrafusion.runtime import sandbox
+from intrafusion.runtime.paths import home, store_path
+from intrafusion.spec import PruneSpec
+from intrafusion.studies.store.schema import plain_errors
+from intrafusion.studies.store.sqlite import Store
+
+OK, MISSING, BROKEN = "ok", "missing", "broken"
+PACKAGES = (
+    "torch", "torchvision", "streamlit", "POT", "torch-pruning", "captum", "scikit-learn", "scipy", "numpy", "pandas",
+    "plotly", "rich", "safetensors", "onnx", "onnxscript", "onnxruntime",
+)  # fmt: skip
+OPTIONAL = {
+    "timm": "pip install 'intrafusion[timm]'",
+    "ray": "pip install 'intrafusion[ray]'",
+    "playwright": "pip install 'intrafusion[test]'",
+}
+_ROOM = 256 << 20  # bytes of the disk without which nothing can be kept
+_OFF = 0.01  # of accuracy, by which an embedded model may differ from its card on another machine
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, how it is (ok, missing or broken), in words, and what to do. needed: without it little works."""
+
+    name: str
+    state: str
+    said: str
+    todo: str = ""
+    needed: bool = True
+
+
+def examine(data_path: str | None = None, dataset: str = OWN) -> Iterator[Finding]:
+    """Look at everything in turn. data_path: where images of `dataset` lie, as --data-path takes it."""
+    yield _python()
+    yield from (_package(name) for name in PACKAGES)
+    yield from _devices()
+    yield _careful("cache", _folder, "cache", home())
+    yield _careful("store", _store, store_path().absolute())
+    yield from (_careful(f"model {name}", _model, name) for name in builtin.names() if builtin.embedded(name))
+    yield _careful("data digits", lambda: f"{len(load_data('digits')):,} test images, embedded")
+    yield from (_cifar(name) for name in ("cifar10", "cifar100"))
+    if data_path is not None:
+        yield _careful(
+            "data path", lambda path: f"{len(load_data(dataset, path=path)):,} images of {dataset}", data_path
+        )
+    yield _careful("checks", _checks)
+    yield from (_optional(name, command) for name, command in OPTIONAL.items())
+    yield _chromium()
+
+
+def is_well(findings: list[Finding]) -> bool:
+    """Whether everything that is needed works."""
+    return all(found.state == OK for found in findings if found.needed)
+
+
+def _careful(name: str, look: Callable[..., str | Finding], *of: Any) -> Finding:
+    """What a look says, or what kept it from looking."""
+    again = "pip install -r requirements.txt"
+    try:
+        found = look(*of)
+    except IntrafusionError as error:
+        return Finding(name, BROKEN, str(error), "get the file again, or give another path")
+    except Exception as error:  # whatever is broken here is what is asked for
+        return Finding(name, BROKEN, f"{type(error).__name__}: {one_line(error)}", again)
+    return found if isinstance(found, Finding) else Finding(name, OK, found)
+
+
+def _python() -> Finding:
+    old = sys.version_info < (3, 11)
+    return Finding(
+        "python", BROKEN if old else OK, platform.python_version(), "use Python 3.11 or newer" if old else ""
+    )
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, OK, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, MISSING, "not installed", "pip install -r requirements.txt")
+
+
+def _optional(name: str, command: str) -> Finding:
+    found = _package(name)
+    return Finding(name, found.state, found.said, "" if found.state == OK else command, needed=False)
+
+
+def _checks() -> Finding:
+    """How the processes that check what strangers bring are confined; a system may refuse them namespaces."""
+    if sandbox.is_alone():
+        return Finding("checks", OK, "files are checked in a process with limits and without a network", needed=False)
+    said = "files are checked in a process with limits, but this system lets it have no network namespace of its own"
+    todo = "on Linux, permit user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)"
+    return Finding("checks", MISSING, said, todo, needed=False)
+
+
+def _chromium() -> Finding:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path:
+        return Finding("chromium", OK, path, needed=False)
+    return Finding("chromium", MISSING, "only browser tests want it", "apt-get install chromium", needed=False)
+
+
+def _devices() -> Iterator[Finding]:
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield _careful("cpu", lambda: f"{torch.get_num_threads()} threads on {able} cores, {_bf16(torch.device('cpu'))}")
+    for number in range(torch.cuda.device_count()):
+        device = torch.device(f"cuda:{number}")
+        yield _careful(str(device), _gpu, str(device))
+    if not torch.cuda.is_available():
+        yield Finding("cuda", MISSING, "no CUDA device: everything runs on the CPU", needed=False)
+
+
+def _gpu(name: str) -> str:
+    device, about = torch.device(name), torch.cuda.get_device_properties(name)
+    return f"{about.name}, {about.total_memory >> 30} GiB, {_bf16(device)}"
+
+
+def _bf16(device: torch.device) -> str:
+    """Whether precision fast is to be had, and how much faster a product of two matrices is."""
+    if not has_bf16(device):
+        return "no bf16: precision exact alone"
+    exact, fast = (
+        _seconds(torch.ones(1024, 1024, device=device, dtype=kind)) for kind in (torch.float32, torch.bfloat16)
+    )
+    return f"bf16 {exact / fast:.1f} times as fast as fp32 in a product of matrices"
+
+
+def _seconds(matrix: torch.Tensor) -> float:
+    """The shortest time of a few products; what is read back has been computed."""
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _folder(name: str, folder: Path) -> Finding:
+    """Whether a folder, or the one that it would be made in, can be written, and how much room there is."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    free = shutil.disk_usage(there).free
+    said = f"{folder}: {held / 1e6:,.0f} MB kept, {free / 1e9:,.1f} GB free"
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"0" * 4096)
+    except OSError as error:
+        return Finding(
+            name, BROKEN, f"{folder} cannot be written: {one_line(error)}", "set INTRAFUSION_HOME to another folder"
+        )
+    if free < _ROOM:
+        return Finding(name, BROKEN, said, "free some space, or set INTRAFUSION_HOME to another disk")
+    return Finding(name, OK, said)
+
+
+def _store(path: Path) -> Finding:
+    """Whether results are safe; a file that is not there is not made."""
+    if not path.exists():
+        folder = _folder("store", path.parent)
+        said = f"{path}: none yet, the first study makes it" if folder.state == OK else folder.said
+        return Finding("store", folder.state, said, "set INTRAFUSION_STORE to another file" if folder.todo else "")
+    try:
+        with Store(path, wait=1) as store:
+            rows = store.studies()
+        with plain_errors(path, 1), closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            db.execute("BEGIN IMMEDIATE")
+            (points,) = db.execute("SELECT count(*) FROM points").fetchone()
+            (form,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute("ROLLBACK")
+    except IntrafusionError as error:
+        return Finding("store", BROKEN, str(error), "set INTRAFUSION_STORE to another file, or do what it says")
+    if verdict != "ok":
+        said = f"{path} is damaged: {one_line(ValueError(verdict))}"
+        return Finding("store", BROKEN, said, "move it away; .recover of the sqlite3 program saves what can be read")
+    return Finding("store", OK, f"{path}: format {form}, {len(rows)} studies, {points:,} points")
+
+
+def _model(name: str) -> str:
+    """Let an embedded model answer: the default one all test images, as its card says it does; another one an empty image."""
+    model = load_model(name)
+    card = card_of(model)
+    if name != PruneSpec.model:
+        logits = model(card.example())
+        if logits.shape[1:] != (card.classes,) or not logits.isfinite().all():
+            raise IntrafusionError(f"it answers {tuple(logits.shape)} numbers, or some that are not finite")
+        return f"answers; its card says {card.accuracy:.1%}"
+    found = evaluate(model, load_data(card.dataset))
+    said = f"{found.accuracy:.1%} of {found.count} test images right; its card says {card.accuracy:.1%}"
+    if card.accuracy is None or abs(found.accuracy - card.accuracy) > _OFF:
+        raise IntrafusionError(said)
+    return said
+
+
+def _cifar(name: str) -> Finding:
+    """Whether a download is there; that it is whole is checked when it is opened."""
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    places = [home() / "data" / part for part in (kind.base_folder, kind.filename)]
+    found = next((place for place in places if place.exists()), None)
+    if found is not None:
+        return Finding(f"data {name}", OK, str(found), needed=False)
+    command = f"python -m intrafusion data {name} --download, or --data-path"
+    return Finding(f"data {name}", MISSING, "not downloaded", command, needed=False)
