@@ -62,9 +62,7 @@ def trace_alone() -> None:
             return trace(self, *args, **options)
 
     @functools.wraps(patch)
-    def patch_for_this_thread(
-        self: _Patcher, cls: type, name: str, new: Callable[..., Any], deduplicate: bool = True
-    ) -> None:
+    def patch_for_this_thread(self: _Patcher, cls: type, name: str, new: Callable[..., Any], deduplicate: bool = True) -> None:
         usual, tracing = getattr(cls, name), threading.get_ident()
 
         @functools.wraps(new)

@@ -115,9 +115,7 @@ class PruneSpec:
             object.__setattr__(self, name, _tidy(getattr(self, name)))
         _expect("bias", self.bias, bool, "true or false")
         if type(self.round_to) is not int or not 1 <= self.round_to <= MOST_ROUNDED:
-            raise IntrafusionError(
-                f"round_to must be a whole number from 1 to {MOST_ROUNDED}, not {shown(self.round_to)}"
-            )
+            raise IntrafusionError(f"round_to must be a whole number from 1 to {MOST_ROUNDED}, not {shown(self.round_to)}")
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise IntrafusionError(f"seed must be a whole number from 0, not {shown(self.seed)}")
         for name in COUNTS:
@@ -172,9 +170,7 @@ class PruneSpec:
 MOST_ROUNDED = 4096
 _MOST = sys.float_info.max  # whole numbers above it are no floats
 COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
-KINDS = (
-    {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
-)
+KINDS = {f.name: type(f.default) for f in fields(PruneSpec)} | dict.fromkeys((*COUNTS, "patience"), int) | {"rate": float}
 SOLVE_KNOBS = ("round_to", "source", "target", "anchors", "solver", "reg", "reg_m", "mass", "normalise", "seed")
 MEASURE_KNOBS = ("cost", "distance", "p", "bias", "calibration", "seed")
 RECOVERY_KNOBS = ("epochs", "budget", "rate", "patience", "ratio", "gamma", "rank", "seed")

@@ -23,9 +23,7 @@ st.markdown(
 columns = st.columns([2.6, 2, 1.6, 2.8])
 with columns[0]:
     scope = (
-        st.segmented_control(
-            "Prune", ["all groups", "this group"], default="all groups", key="scope", bind=session.BIND
-        )
+        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=session.BIND)
         or "all groups"
     )
     limit_name = st.selectbox(
@@ -36,12 +34,8 @@ with columns[0]:
         bind=session.BIND,
         help="More images, narrower bands.",
     )
-merges = columns[1].multiselect(
-    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="merges", bind=session.BIND
-)
-criteria = columns[2].multiselect(
-    "Criteria", list(_registry("criterion")), default=["l1"], key="criteria", bind=session.BIND
-)
+merges = columns[1].multiselect("Merges", list(_registry("merge")), default=["drop", "fusion"], key="merges", bind=session.BIND)
+criteria = columns[2].multiselect("Criteria", list(_registry("criterion")), default=["l1"], key="criteria", bind=session.BIND)
 percents = columns[3].multiselect(
     "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=session.BIND
 )

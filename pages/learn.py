@@ -81,12 +81,8 @@ step(
 left, right = two()
 with left:
     picture = importance_bars(made.scores.tolist(), kept, criterion, False, neuron, dark)
-    picture.update_layout(title_text=f"{stay} of {hidden} neurons stay, {hidden - stay} go").update_xaxes(
-        title="neuron"
-    )
-    chart(
-        picture.update_traces(hovertemplate="neuron %{x}<br>score %{y:.3f}<extra></extra>"), "scores", "lesson_neuron"
-    )
+    picture.update_layout(title_text=f"{stay} of {hidden} neurons stay, {hidden - stay} go").update_xaxes(title="neuron")
+    chart(picture.update_traces(hovertemplate="neuron %{x}<br>score %{y:.3f}<extra></extra>"), "scores", "lesson_neuron")
 with right:
     if criterion in ("l1", "l2"):
         terms, power = toy_network.score_terms(made.dense, neuron, int(criterion[1])), "^2" * (criterion == "l2")
@@ -96,9 +92,7 @@ with right:
         )
         written, read = (plus(values, f"|{{:.2f}}|{power}") for values in ((w1, w2), (v1, v2)))
         st.latex(rf"\tfrac12\big[\,({written}) + ({read})\,\big] = {terms.own:.3f}")
-        st.latex(
-            rf"\text{{score of neuron {neuron}}} = \frac{{{terms.own:.3f}}}{{{terms.average:.3f}}} = {terms.score:.3f}"
-        )
+        st.latex(rf"\text{{score of neuron {neuron}}} = \frac{{{terms.own:.3f}}}{{{terms.average:.3f}}} = {terms.score:.3f}")
     else:
         st.markdown(
             f"**{criterion}**: {_registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
@@ -170,9 +164,7 @@ for cell, name, cells, sums, title in (
         chart(pictures.matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron")
 with left:
     priced = " + ".join(f"{fraction(move['mass'])} × {move['cost']:.2f}" for move in made.moves()) or "0"
-    st.markdown(
-        f"Mass times distance of all that moves: {priced} = **{plan.total_cost:.3f}**. No other plan needs less."
-    )
+    st.markdown(f"Mass times distance of all that moves: {priced} = **{plan.total_cost:.3f}**. No other plan needs less.")
 with right:
     mass, weight = float(plan.coupling[neuron, column]), float(T[column, neuron])
     st.markdown(

@@ -24,9 +24,7 @@ def group_table(bench: Bench) -> pd.DataFrame:
     sizes = bench.layers
     rows = []
     for group in bench.groups:
-        writers = [
-            sizes[layer.name] for layer in group.layers if layer.role not in (CONSUMER, PAD) and layer.name in sizes
-        ]
+        writers = [sizes[layer.name] for layer in group.layers if layer.role not in (CONSUMER, PAD) and layer.name in sizes]
         rows.append(
             {
                 "group": group.name,

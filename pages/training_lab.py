@@ -52,9 +52,7 @@ if not steps:
 
 st.subheader("What came of it")
 if run is None:
-    st.caption(
-        "Accuracy on the test images, what is left of the network, and how to keep it, come here when it is trained."
-    )
+    st.caption("Accuracy on the test images, what is left of the network, and how to keep it, come here when it is trained.")
 else:
     training_lab.outcome(run)
     training_lab.keeping(run)

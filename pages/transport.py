@@ -67,9 +67,7 @@ if told.weights:
 
 st.subheader("Another look")
 looks = ["map", "sparsity player", "two settings", "learned map"]
-look = st.segmented_control(
-    "Another look", looks, default="map", key="look", bind=session.BIND, label_visibility="collapsed"
-)
+look = st.segmented_control("Another look", looks, default="map", key="look", bind=session.BIND, label_visibility="collapsed")
 look = look or "map"
 others = ("plane", "reader", *(f"b_{key}" for key in transport_controls.KEYS))  # of the looks, each of which draws some
 keys = ("criterion", "sparsity", *transport_controls.KEYS, "view", "arrange", "channel", "look", *others)
@@ -86,8 +84,7 @@ elif look == "sparsity player":
     step = 5 if here.group.size <= 128 else 10
     with st.spinner("Solving the plan at every sparsity"):
         plans = [
-            (percent / 100, here.bench.plan(spec.but(sparsity=percent / 100), here.group))
-            for percent in range(0, 91, step)
+            (percent / 100, here.bench.plan(spec.but(sparsity=percent / 100), here.group)) for percent in range(0, 91, step)
         ]
     parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, session.is_dark()), "player")
     st.caption("Press ▶. The diagonal is what stays itself; what leaves it is fused. The chosen channel is amber.")

@@ -60,9 +60,7 @@ def array_file(header: bytes, name: str = "images.npy") -> Make:
 
     def make(folder: Path, sentinel: Path) -> Path:
         content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
-        return files.rewritten(
-            files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.update({name: content})
-        )
+        return files.rewritten(files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.update({name: content}))
 
     return make
 
@@ -97,9 +95,7 @@ def _nested(folder: Path, sentinel: Path) -> Path:
 
 
 def _without(folder: Path, sentinel: Path) -> Path:
-    return files.rewritten(
-        files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.update({"labels.npy": b""})
-    )
+    return files.rewritten(files.npz(folder / "x.npz"), folder / "d.npz", lambda found: found.update({"labels.npy": b""}))
 
 
 def _fifo(folder: Path, sentinel: Path) -> Path:

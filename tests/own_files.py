@@ -48,9 +48,7 @@ def network() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def export(
-    model: nn.Module, path: Path, size: tuple[int, ...] = (1, 8, 8), dynamic: bool = True, core: bool = False
-) -> Path:
+def export(model: nn.Module, path: Path, size: tuple[int, ...] = (1, 8, 8), dynamic: bool = True, core: bool = False) -> Path:
     """Save a network as a program, with an open batch and, with `core`, in PyTorch's smallest set of operators."""
     shapes: Any = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
     with warnings.catch_warnings():
@@ -149,9 +147,7 @@ def wide_picture() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 def postscript(sentinel: Path) -> bytes:

@@ -51,9 +51,7 @@ class _Writer:
             kind = self.rng.random()
             if kind < 0.1:
                 return torch.randint(-1 if kind < 0.03 else 0, 4, sizes)
-            return (
-                torch.rand(sizes) < 0.5 if kind < 0.2 else torch.randn(sizes).to(torch.float64 if kind > 0.97 else None)
-            )
+            return torch.rand(sizes) < 0.5 if kind < 0.2 else torch.randn(sizes).to(torch.float64 if kind > 0.97 else None)
 
         found = {f"w{number}": tensor() for number in range(8)}
         return found | {"w8": found["w0"], "w9": torch.full((2, 3), float("nan")), "w10": torch.empty(0, 3)}
@@ -131,16 +129,10 @@ class _Writer:
 
     def _argument(self, hint: Any) -> Any:
         if self.rng.random() < 0.02:
-            return self.rng.choice(
-                (*HOSTILE, *WORDS, None, float("nan"), float("inf"), True, 0.5, [], {"weight": "w9"})
-            )
+            return self.rng.choice((*HOSTILE, *WORDS, None, float("nan"), float("inf"), True, 0.5, [], {"weight": "w9"}))
         if hint is Shape:
             values = self.rng.random() < 0.8
-            return (
-                {"value": self.rng.choice(list(self.shapes))}
-                if values
-                else {"weight": self.rng.choice(list(self.tensors))}
-            )
+            return {"value": self.rng.choice(list(self.shapes))} if values else {"weight": self.rng.choice(list(self.tensors))}
         if hint is int:
             return self._near(self.rng.randint(-3, 4))
         if hint is float:
@@ -212,9 +204,7 @@ def check_run(program: Program) -> None:
                     one = made[place] if several else made
                     if name is not None:
                         expected = tuple(at(size, images) for size in shapes[name].sizes)
-                        assert tuple(one.shape) == expected, (
-                            f"{step}: {tuple(one.shape)} for {images} images, not {expected}"
-                        )
+                        assert tuple(one.shape) == expected, f"{step}: {tuple(one.shape)} for {images} images, not {expected}"
                         assert one.dtype == shapes[name].dtype, f"{step}: {one.dtype}"
                         values[name] = one
                 after = {name: value._version for name, value in (*values.items(), *program.state_dict().items())}

@@ -17,9 +17,7 @@ from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120  # seconds that nobody waits for, unless something is wrong
-PROGRESS = re.compile(
-    r'(\d+) of (\d+) points on [\d,]+ images: ([^"\x00-\x1f]*)'
-)  # what the pages that run studies say
+PROGRESS = re.compile(r'(\d+) of (\d+) points on [\d,]+ images: ([^"\x00-\x1f]*)')  # what the pages that run studies say
 
 
 @contextmanager

@@ -154,7 +154,5 @@ class TestRoom:
 
     def test_a_bad_setting_is_told(self, monkeypatch):
         monkeypatch.setenv("INTRAFUSION_UPLOAD_MB", "much")
-        with pytest.raises(
-            itf.IntrafusionError, match="INTRAFUSION_UPLOAD_MB must be a whole number of MiB, not 'much'"
-        ):
+        with pytest.raises(itf.IntrafusionError, match="INTRAFUSION_UPLOAD_MB must be a whole number of MiB, not 'much'"):
             upload_mib()

@@ -131,9 +131,7 @@ def test_names_of_the_usual_libraries(tmp_path, case):
 
 def test_test_images_come_before_validation_images(tmp_path):
     arrays = {f"{split}_images": COLOUR // (n + 1) for n, split in enumerate(("test", "train", "val"))}
-    path = save(
-        tmp_path / "x.npz", **arrays, **{f"{split}_labels": LABELS[:, None] for split in ("train", "val", "test")}
-    )
+    path = save(tmp_path / "x.npz", **arrays, **{f"{split}_labels": LABELS[:, None] for split in ("train", "val", "test")})
     assert np.array_equal(read(path)[0], COLOUR)
     assert np.array_equal(read(path, "train")[0], COLOUR // 2)
 

@@ -40,9 +40,7 @@ class TestWhole:
         assert (tmp_path / "a" / "deep" / "file").read_text() == "x"
         assert names(tmp_path) == ["a"]
 
-    @pytest.mark.parametrize(
-        "error", [OSError(errno.ENOSPC, "full"), RuntimeError("torch"), KeyboardInterrupt(), KeyError()]
-    )
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("torch"), KeyboardInterrupt(), KeyError()])
     def test_an_error_leaves_what_was_there(self, tmp_path, error):
         path = tmp_path / "a"
         path.write_text("old")
@@ -54,9 +52,7 @@ class TestWhole:
 
         with pytest.raises(BaseException, match=r".*") as caught:
             write()
-        assert isinstance(
-            caught.value, itf.IntrafusionError if isinstance(error, OSError | RuntimeError) else type(error)
-        )
+        assert isinstance(caught.value, itf.IntrafusionError if isinstance(error, OSError | RuntimeError) else type(error))
         assert (path.read_text(), names(tmp_path)) == ("old", ["a"])
 
     def test_a_folder_in_its_place_is_one_line(self, tmp_path):
@@ -105,8 +101,7 @@ def temporaries(tmp_path, monkeypatch) -> Path:
 def lay(names: list[str], temporaries: Path) -> list[Path]:
     """Folders with a file of 1 MiB each, where such names lie."""
     placed = [
-        (temporaries if name.startswith("intrafusion-") else home() / "models" if name.endswith(".part") else home())
-        / name
+        (temporaries if name.startswith("intrafusion-") else home() / "models" if name.endswith(".part") else home()) / name
         for name in names
     ]
     for path in placed:

@@ -223,9 +223,7 @@ class TestSuggest:
         assert found.dense == size(network.model, network.example)
         assert found.accuracy == pytest.approx(max(0, DENSE - loss_of(study, found.sparsities)))
         assert found.dense_accuracy == DENSE
-        assert found.channels == {
-            g.name: (sum(group_counts(g, found.sparsities[g.name])), g.size) for g in network.prunable
-        }
+        assert found.channels == {g.name: (sum(group_counts(g, found.sparsities[g.name])), g.size) for g in network.prunable}
         assert (found.met, found.note) == (True, "")
 
     def test_takes_from_the_group_that_loses_least(self, networks):
@@ -306,9 +304,7 @@ class TestSuggest:
         with pytest.raises(itf.IntrafusionError, match=says):
             suggest(measured({"conv1": {0.2: 0.1}}), shapes_of(networks("resnet-pad")), target, value)
 
-    @pytest.mark.parametrize(
-        "results", [[], [made_result("conv1", 0.2, channels=(4, 4))], [made_result("elsewhere", 0.2)]]
-    )
+    @pytest.mark.parametrize("results", [[], [made_result("conv1", 0.2, channels=(4, 4))], [made_result("elsewhere", 0.2)]])
     def test_without_measurements_there_is_no_suggestion(self, networks, results):
         with pytest.raises(itf.IntrafusionError, match=r"no group of this network was measured .* run the study"):
             suggest(matrix(results, "fusion"), shapes_of(networks("resnet-pad")), "macs", 0.5)

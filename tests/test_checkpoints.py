@@ -435,9 +435,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
 }  # fmt: skip
 
 
-INERT: dict[
-    str, Callable[[], Any]
-] = {  # objects of types that are passed over, with what they would do if they were made
+INERT: dict[str, Callable[[], Any]] = {  # objects of types that are passed over, with what they would do if they were made
     "a class that is changed": lambda: Built(argparse.Namespace, {}, __class__=dict, __setstate__=3, keys=3),
     "a table that hides its own": lambda: Built(OrderedDict, {"a": 1}, items=3, get=4, values=5, __class__=6),
     "an array of 10^15 numbers": lambda: Call(np.zeros(1).__reduce__()[0], np.ndarray, (10**15,), b"b"),

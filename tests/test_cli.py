@@ -139,9 +139,7 @@ class TestCurve:
     def test_defaults_draw_drop_and_fusion_of_the_default_model(self, rows):
         points = rows("curve", "--limit", "5")
         assert {(p["model"], p["data"], p["criterion"]) for p in points} == {("digits-resnet", "digits", "l1")}
-        assert {(p["merge"], p["sparsity"]) for p in points} == {
-            (m, s) for m in ("drop", "fusion") for s in (0.1, 0.3, 0.5)
-        }
+        assert {(p["merge"], p["sparsity"]) for p in points} == {(m, s) for m in ("drop", "fusion") for s in (0.1, 0.3, 0.5)}
 
     def test_dataset_follows_the_model(self, rows, tmp_path):
         images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

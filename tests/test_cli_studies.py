@@ -89,18 +89,14 @@ def study_file(
 
 class TestSweep:
     def test_lists_and_ranges_cross(self, rows):
-        found = rows(
-            *FAST, "--groups", "1", "1+3", "--sparsity", "0.1", "0.2:0.4:0.1", "--merge", "drop", "--seed", "0:1"
-        )
+        found = rows(*FAST, "--groups", "1", "1+3", "--sparsity", "0.1", "0.2:0.4:0.1", "--merge", "drop", "--seed", "0:1")
         assert points(found) == sorted(
             (str(groups), "l1", "drop", sparsity, seed)
             for groups in (["1"], ["1", "3"])
             for sparsity in (0.1, 0.2, 0.3, 0.4)
             for seed in (0, 1)
         )
-        assert {(row["model"], row["data"], row["count"], row["total"]) for row in found} == {
-            ("digits-mlp", "digits", 20, 20)
-        }
+        assert {(row["model"], row["data"], row["count"], row["total"]) for row in found} == {("digits-mlp", "digits", 20, 20)}
 
     def test_defaults_are_each_group_alone_dropped_and_fused(self, rows):
         expected = sorted((str([g]), "l1", m, s, 0) for g in "13" for m in ("drop", "fusion") for s in (0.1, 0.3, 0.5))
@@ -122,9 +118,7 @@ class TestSweep:
         assert points(found) == [("['1']", "l1", "drop", s, seed) for s in (0.2, 0.5) for seed in (1, 2)]
         assert {row["total"] for row in found} == {10}
 
-    @pytest.mark.parametrize(
-        ("given", "groups"), [("1", {"['1']"}), ("each", {"['1']", "['3']"}), ("1+3", {"['1', '3']"})]
-    )
+    @pytest.mark.parametrize(("given", "groups"), [("1", {"['1']"}), ("each", {"['1']", "['3']"}), ("1+3", {"['1', '3']"})])
     def test_groups_go_before_a_file_that_names_none(self, rows, given, groups):
         found = rows("sweep", "--file", study_file(axes="sparsity = [0.2]"), "--groups", given)
         assert {str(row["groups"]) for row in found} == groups
@@ -430,9 +424,7 @@ BAD = {
 
 @pytest.mark.parametrize(("words", "match"), BAD.values(), ids=BAD)
 def test_bad_input_is_two_and_one_line(complaint, words, match):
-    Path("bad.toml").write_text(
-        "this is = = no TOML, and no database, though it is longer than a hundred characters " * 3
-    )
+    Path("bad.toml").write_text("this is = = no TOML, and no database, though it is longer than a hundred characters " * 3)
     study_file("colour.toml", "colour = [1]")
     study_file("model.toml", 'model = ["digits-mlp", "digits-vgg"]')
     study_file("nested.toml", 'groups = [["1", "3"]]')

@@ -355,9 +355,7 @@ class TestLosses:
             f"{n} of 2)" for n in (1, 2)
         ]
 
-    def test_what_a_killed_machine_had_left_is_measured_by_the_other(
-        self, workers, bench, store, tamper, caplog, tmp_path
-    ):
+    def test_what_a_killed_machine_had_left_is_measured_by_the_other(self, workers, bench, store, tamper, caplog, tmp_path):
         diary = tmp_path / "begun"
 
         def first(spec, diary=str(diary)):
@@ -394,9 +392,7 @@ class TestConnecting:
         assert f"ray=={ray.__version__}" == connection.RAY
         assert f'"{connection.RAY}"' in (itf.places.ASSETS.parent / "pyproject.toml").read_text()
 
-    @pytest.mark.parametrize(
-        "address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense", "ray://a:1"]
-    )
+    @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense", "ray://a:1"])
     def test_an_address_where_no_cluster_is_is_one_line(self, bench, address):
         ray.shutdown()
         with pytest.raises(itf.IntrafusionError, match="Ray") as caught:

@@ -62,9 +62,7 @@ class TestCompare:
         specs = [SPEC.but(recovery=name, merge="calibrated", epochs=1) for name in ("bn-reset", "repair", "perp-head")]
         found = {one.spec: one for one in compare(specs, open_bench(SPEC)) if isinstance(one, Result)}
         assert len(cuts) == 1
-        alone = {
-            one.spec: one for spec in specs for one in compare([spec], open_bench(SPEC)) if isinstance(one, Result)
-        }
+        alone = {one.spec: one for spec in specs for one in compare([spec], open_bench(SPEC)) if isinstance(one, Result)}
         assert {spec: one.accuracy for spec, one in found.items()} == {s: one.accuracy for s, one in alone.items()}
 
     def test_what_fails_is_said_and_the_others_go_on(self, monkeypatch):

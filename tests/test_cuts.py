@@ -35,9 +35,7 @@ def read_by(model: nn.Module, names: set[str], images: Tensor) -> dict[str, Tens
     """What these layers read while the network runs."""
     read: dict[str, Tensor] = {}
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _, given, name=name: read.update({name: given[0].clone()})
-        )
+        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: read.update({name: given[0].clone()}))
         for name in names
     ]
     model(images)

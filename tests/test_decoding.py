@@ -82,9 +82,7 @@ def test_some_rows_are_all_that_is_decoded(folder, monkeypatch):
 
 def test_another_folder_size_or_file_is_another_key(folder, tmp_path):
     files = files_of(folder)
-    keys = {
-        decode_cache._folder(folder, files, Wanted(shape, mode)) for shape in (SHAPE, (13, 12)) for mode in ("RGB", "L")
-    }
+    keys = {decode_cache._folder(folder, files, Wanted(shape, mode)) for shape in (SHAPE, (13, 12)) for mode in ("RGB", "L")}
     assert len(keys) == 4
     mine = scattered(tmp_path / "mine", 3)
     before = decode_cache._folder(mine, files_of(mine), Wanted(SHAPE))
@@ -117,9 +115,7 @@ def test_a_killed_process_leaves_what_it_decoded(folder):
         f"decoded(folder, sorted(folder.rglob('*.png')), range(300), Wanted({SHAPE}), tell)\n"
     )
     root = Path(__file__).parents[1]
-    ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False
-    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
     assert ended.returncode == -signal.SIGKILL
     (done,) = home().glob("decoded/*/done.npy")
     assert 100 <= np.load(done).sum() < 300

@@ -154,9 +154,7 @@ def after(change: Callable[[Any], Any]) -> nn.Module:
 
 def run(network: Any) -> None:
     network[0](torch.ones(2, 3, 8, 8))
-    network.load_state_dict(
-        {k: v for k, v in after(lambda same: None).state_dict().items() if "num_batches" not in k}, False
-    )
+    network.load_state_dict({k: v for k, v in after(lambda same: None).state_dict().items() if "num_batches" not in k}, False)
 
 
 def with_equal_values(network: Any) -> None:
@@ -223,9 +221,7 @@ class Net(nn.Module):
 
 def test_every_process_tells_the_same(tmp_path, monkeypatch):
     (tmp_path / "other_network.py").write_text(f"import functools{NETWORK}")
-    script = (
-        "from other_network import Net; from intrafusion.runtime.canonical import described; print(described(Net()))"
-    )
+    script = "from other_network import Net; from intrafusion.runtime.canonical import described; print(described(Net()))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120,
         env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},

@@ -92,14 +92,10 @@ def test_what_is_zero_can_be_removed_and_nothing_changes(network):
         factors = torch.ones(one.size)
         factors[torch.randperm(one.size, generator=G)[: one.size // 3]] = 0
         one.scale_(factors, lambda p: p.data)
-    assert {name: int(gone.sum()) for name, gone in zeroed(channels).items()} == {
-        one.name: one.size // 3 for one in channels
-    }
+    assert {name: int(gone.sum()) for name, gone in zeroed(channels).items()} == {one.name: one.size // 3 for one in channels}
     small = without_zeroed(model, network.example)
     before = model(network.images)
-    torch.testing.assert_close(
-        small(network.images), before, rtol=0, atol=1e-5 * float(before.abs().max().clamp(min=1))
-    )
+    torch.testing.assert_close(small(network.images), before, rtol=0, atol=1e-5 * float(before.abs().max().clamp(min=1)))
 
 
 def test_removing_makes_it_smaller(networks):

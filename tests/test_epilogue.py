@@ -151,9 +151,7 @@ def test_joins_what_nothing_else_reads(step, count):
     torch.testing.assert_close(graph(x), net(x))
 
 
-@pytest.mark.parametrize(
-    "options", [{"padding_mode": "reflect"}, {"padding_mode": "circular"}, {"padding": "same"}], ids=str
-)
+@pytest.mark.parametrize("options", [{"padding_mode": "reflect"}, {"padding_mode": "circular"}, {"padding": "same"}], ids=str)
 @torch.inference_mode()
 def test_leaves_alone_padding_of_other_kinds(options):
     net, x = Net(lambda net, x: F.relu(net.a(x))).eval(), torch.randn(2, 3, 5, 5)

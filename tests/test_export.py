@@ -181,8 +181,7 @@ def test_the_spec_and_the_card_say_how_to_make_it_again(tmp_path):
     again = itf.load_model("digits-mlp", weights=folder / "model.safetensors")
     *_, made = making(itf.PruneSpec.from_dict(raw), open_bench(spec))
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(again.state_dict().values(), made.made.network.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), made.made.network.state_dict().values(), strict=True)
     )
     assert all(w.after % 8 == 0 for w in last.exported.made.widths)
 
@@ -220,12 +219,8 @@ class TestReport:
         assert page.count("plotly-graph-div") >= 2
 
     def test_names_cannot_be_markup(self, report):
-        evil = replace(
-            report.made, widths=tuple(replace(w, group="<script>alert(1)</script>|") for w in report.made.widths)
-        )
-        page = re.sub(
-            r'<script type="text/javascript">.*?</script>', "", replace(report, made=evil).html(), flags=re.DOTALL
-        )
+        evil = replace(report.made, widths=tuple(replace(w, group="<script>alert(1)</script>|") for w in report.made.widths))
+        page = re.sub(r'<script type="text/javascript">.*?</script>', "", replace(report, made=evil).html(), flags=re.DOTALL)
         assert "<script>alert" not in page
         assert "<script>" not in replace(report, made=evil).markdown()
 

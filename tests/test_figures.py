@@ -102,9 +102,7 @@ class TestImportance:
     def test_selected_channel_alone_is_marked(self, planned, by_rank):
         scores, plan = planned(0.3)
         (bars,) = importance_bars(scores.tolist(), plan.kept.tolist(), "l1", by_rank, selected=7).data
-        marked = [
-            int(c) for c, edge in zip(bars.customdata, bars.marker.line.color, strict=True) if edge == LIGHT.second
-        ]
+        marked = [int(c) for c, edge in zip(bars.customdata, bars.marker.line.color, strict=True) if edge == LIGHT.second]
         assert marked == [7]
 
     def test_light_and_dark_differ(self, planned):

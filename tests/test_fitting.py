@@ -141,9 +141,7 @@ def test_what_the_kept_channels_determine_is_recovered(networks, random_weights,
 def test_an_intercept_is_right_at_the_border_on_average():
     """A channel that is always one: dropped, its reader's bias takes it, in so far as the padding leaves it there."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.Sequential(*model, nn.Linear(5, 5)).eval().requires_grad_(False)
     model[0].weight.data[3], model[0].bias.data[3] = 0, 1
     model.card = itf.ModelCard("constant", (0.5,) * 3, (0.3,) * 3, (3, 6, 6), 5, "noise")
@@ -268,9 +266,7 @@ EMBEDDED = {"digits-mlp": 0.8, "digits-vgg": 0.6, "digits-resnet": 0.5}
 def test_solving_beats_fusion_on_every_embedded_model(name):
     spec = itf.PruneSpec(model=name, sparsity=EMBEDDED[name], limit=None)
     bench = open_bench(spec)
-    fusion, *others = (
-        run(spec.but(merge=merge), bench).accuracy for merge in ("fusion", "calibrated", "refit", "refit-all")
-    )
+    fusion, *others = (run(spec.but(merge=merge), bench).accuracy for merge in ("fusion", "calibrated", "refit", "refit-all"))
     assert min(others) > fusion
 
 

@@ -199,9 +199,7 @@ def test_a_fold_that_loses_its_numbers_to_rounding_is_not_made(same_logits):
     model[0].bias.data += 1e6
     model[1].running_mean.fill_(1e6)
     images = torch.randn(4, 3, 8, 8)
-    same_logits(
-        itf.fold(model, images[:1]).double()(images.double()), copy.deepcopy(model).double()(images.double()), 1e-4
-    )
+    same_logits(itf.fold(model, images[:1]).double()(images.double()), copy.deepcopy(model).double()(images.double()), 1e-4)
 
 
 def test_folding_touches_nothing(networks):

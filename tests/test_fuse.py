@@ -52,9 +52,7 @@ def test_fusing_a_network_with_its_shuffle_is_the_network(network):
 def test_three_networks_are_averaged(networks):
     network = networks("mlp")
     models = [network.model, shuffled(network), shuffled(network)]
-    torch.testing.assert_close(
-        fuse_models(models, network.example)(network.images), network.logits, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(fuse_models(models, network.example)(network.images), network.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_alignment_helps_networks_trained_apart():
@@ -163,9 +161,7 @@ def test_a_fused_network_has_the_mean_of_the_statistics_of_its_members(pair):
     assert names
     for name, found in statistics(fused, names).items():
         mean = (wanted[0][name] + wanted[1][name]) / 2
-        torch.testing.assert_close(
-            found, mean, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found, mean, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
     for name, (mean, std) in statistics(fused, norms, inputs=True).items():
         norm = fused.get_submodule(name)
         torch.testing.assert_close(norm.running_mean.double(), mean, rtol=tolerance, atol=tolerance)

@@ -412,9 +412,7 @@ def test_rounding_is_not_taken_for_mixing(random_weights):
 
 @pytest.mark.parametrize("place", range(5))
 def test_one_wrong_group_is_told_from_the_right_ones(random_weights, place):
-    layers = [
-        [nn.Conv2d(3 if i == 0 else 6, 6, 1), nn.ReLU(), _Shuffle() if i == place else nn.Identity()] for i in range(5)
-    ]
+    layers = [[nn.Conv2d(3 if i == 0 else 6, 6, 1), nn.ReLU(), _Shuffle() if i == place else nn.Identity()] for i in range(5)]
     model = nn.Sequential(*(layer for three in layers for layer in three), nn.Flatten(), nn.Linear(6 * 64, 5))
     groups = itf.find_groups(random_weights(model), torch.zeros(1, 3, 8, 8))
     assert [group.reason is None for group in groups[:5]] == [i != place for i in range(5)]

@@ -89,9 +89,7 @@ WEIGHTS = {
 
 
 def graph(change: Any) -> Any:
-    return lambda folder, sentinel, program: files.with_graph(
-        program, folder / "p.pt2", lambda about: change(about, sentinel)
-    )
+    return lambda folder, sentinel, program: files.with_graph(program, folder / "p.pt2", lambda about: change(about, sentinel))
 
 
 def listed(change: Any) -> Any:
@@ -101,9 +99,7 @@ def listed(change: Any) -> Any:
 
 
 def inside(change: Any) -> Any:
-    return lambda folder, sentinel, program: files.rewritten(
-        program, folder / "p.pt2", lambda found: change(found, sentinel)
-    )
+    return lambda folder, sentinel, program: files.rewritten(program, folder / "p.pt2", lambda found: change(found, sentinel))
 
 
 def _nodes(about: dict[str, Any]) -> list[dict[str, Any]]:
@@ -145,9 +141,7 @@ def _pickled_weight(found: dict[str, bytes], sentinel: Path) -> None:
 
 def _object(found: dict[str, bytes], sentinel: Path) -> None:
     root = next(iter(found)).partition("/")[0]
-    constants = {
-        "config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}
-    }
+    constants = {"config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}}
     found[f"{root}/data/constants/model_constants_config.json"] = json.dumps(constants).encode()
     found[f"{root}/data/constants/opaque_obj_0"] = pickle.dumps(Touch(sentinel))
 

@@ -114,17 +114,13 @@ def check(argv: list[str]) -> int:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_flags_do_what_they_say_or_are_one_line(command, data):
     flags, value = FLAGS[command], st.sampled_from(ODD) | st.text(st.characters(), max_size=8)
     wanted = st.sampled_from([*flags]).flatmap(lambda flag: st.tuples(st.just(flag), *[value] * flags[flag]))
     words = data.draw(
-        st.lists(
-            wanted | wanted | wanted | st.tuples(value) | st.tuples(st.sampled_from([*flags]), value, value), max_size=3
-        )
+        st.lists(wanted | wanted | wanted | st.tuples(value) | st.tuples(st.sampled_from([*flags]), value, value), max_size=3)
     )
     check([*command.split(), *COMMANDS[command], *(word for group in words for word in group)])
 

@@ -89,9 +89,7 @@ def last(name: str) -> list[Call]:
 def squares(count: int) -> list[Call]:
     """A size that is squared again and again."""
     start = ("sym_size.int", {"self": tensor("linear"), "dim": whole_number(1)}, "n0")
-    given = [
-        {"a": {"as_sym_int": {"as_name": f"n{i}"}}, "b": {"as_sym_int": {"as_name": f"n{i}"}}} for i in range(count)
-    ]
+    given = [{"a": {"as_sym_int": {"as_name": f"n{i}"}}, "b": {"as_sym_int": {"as_name": f"n{i}"}}} for i in range(count)]
     return [start, *(("_operator.mul", given[i], f"n{i + 1}") for i in range(count))]
 
 
@@ -182,9 +180,7 @@ CASES: dict[str, tuple[list[Call], str]] = {
 def _named(about: dict[str, Any]) -> None:
     """Put names of the file for WEIGHT and NORM."""
     specs = about["graph_module"]["signature"]["input_specs"]
-    names = {
-        kind: told["arg"]["name"] for spec in specs for kind, told in spec.items() if kind in ("parameter", "buffer")
-    }
+    names = {kind: told["arg"]["name"] for spec in specs for kind, told in spec.items() if kind in ("parameter", "buffer")}
     text = json.dumps(about).replace('"WEIGHT"', f'"{names["parameter"]}"').replace('"NORM"', f'"{names["buffer"]}"')
     about.clear()
     about.update(json.loads(text))

@@ -135,9 +135,7 @@ class TestAgreement:
 
     @pytest.mark.parametrize("count", [2, 15])
     def test_both_themes(self, count):
-        check_both_themes(
-            lambda dark: agreement_matrix(compared(names=tuple(f"c{i}" for i in range(count))), 540, dark)
-        )
+        check_both_themes(lambda dark: agreement_matrix(compared(names=tuple(f"c{i}" for i in range(count))), 540, dark))
 
 
 class TestImages:

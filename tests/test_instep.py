@@ -136,7 +136,5 @@ def test_a_network_that_fails_is_one_line():
     dense, images = Written().eval(), torch.randn(4, 6)
     small = copy.deepcopy(dense)
     small.first = nn.Linear(6, 7)
-    with pytest.raises(
-        itf.IntrafusionError, match=r"^the network cannot be fitted, as it fails on these images: shape '"
-    ):
+    with pytest.raises(itf.IntrafusionError, match=r"^the network cannot be fitted, as it fails on these images: shape '"):
         InStep(dense, small, [images])

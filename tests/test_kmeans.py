@@ -21,9 +21,7 @@ def drawn(seed: int, n: int, d: int) -> torch.Tensor:
 
 
 def inertia(vectors: torch.Tensor, labels: torch.Tensor) -> float:
-    return sum(
-        float((vectors[labels == one] - vectors[labels == one].mean(0)).square().sum()) for one in labels.unique()
-    )
+    return sum(float((vectors[labels == one] - vectors[labels == one].mean(0)).square().sum()) for one in labels.unique())
 
 
 @pytest.mark.parametrize("widths", [(5,), (2, 0, 3), (1,) * 5])

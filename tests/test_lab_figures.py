@@ -14,9 +14,7 @@ from intrafusion.training.methods.task import Look, Step
 
 def step(phase: str, epoch: float, zero: float = 0.0, sampled: float | None = None, steps: int = 10) -> Step:
     look = Look({"a": zero, "b": 0.0}, "norm of a channel", (0.0, 1.0, 2.0), (3, 1), 0.5 + epoch / 10, sampled)
-    return Step(
-        phase, Moment(int(epoch * 5), steps, epoch, epoch, 1.0 / (1 + epoch), 0.6, 0.5, 0.7 + epoch / 100), look
-    )
+    return Step(phase, Moment(int(epoch * 5), steps, epoch, epoch, 1.0 / (1 + epoch), 0.6, 0.5, 0.7 + epoch / 100), look)
 
 
 ALONE = [step("training", epoch, epoch / 4, 0.5) for epoch in (0.5, 1.0, 2.0)]
@@ -27,9 +25,7 @@ PARTS = [
 
 
 def made(method: str, accuracy: float, params: int) -> LabRun:
-    outcome = Outcome(
-        accuracy, (accuracy - 0.02, accuracy + 0.01), 100, 0.2, params, 50, 0.0, 1000, 100, {"training": 3.0}
-    )
+    outcome = Outcome(accuracy, (accuracy - 0.02, accuracy + 0.01), 100, 0.2, params, 50, 0.0, 1000, 100, {"training": 3.0})
     return LabRun(TrainSpec(method=method), (), outcome, None)
 
 

@@ -116,9 +116,7 @@ def test_the_finest_even_grid_that_is_measured():
 
 def test_networks_on_a_line_have_no_plane(three):
     middle = copy.deepcopy(three[0])
-    middle.load_state_dict(
-        {name: (value + three[1].state_dict()[name]) / 2 for name, value in three[0].state_dict().items()}
-    )
+    middle.load_state_dict({name: (value + three[1].state_dict()[name]) / 2 for name, value in three[0].state_dict().items()})
     for second, third in ((three[1], three[1]), (three[0], three[1])):
         with pytest.raises(itf.IntrafusionError, match="lie on one line"):
             plane(three[0], second, third)

@@ -115,9 +115,7 @@ class TestSharp:
         assert title(sharp_bars(early)) == "The 1 sharpest directions so far, step 1 of 9"
         serialised(sharp_bars(early))
 
-    @pytest.mark.parametrize(
-        ("share", "says"), [(0.5, "50 %"), (0.00123, "0.123 %"), (1e-7, "1.0e-05 %"), (0.0, "0 %")]
-    )
+    @pytest.mark.parametrize(("share", "says"), [(0.5, "50 %"), (0.00123, "0.123 %"), (1e-7, "1.0e-05 %"), (0.0, "0 %")])
     def test_small_shares_in_words(self, share, says):
         assert percent(share) == says
 

@@ -287,9 +287,7 @@ class TestZips:
 
     @pytest.mark.parametrize("word", ["../../evil", "a/b", "a\\b", ".hidden", "@eaDir", "x" * 300, "a\tb"])
     def test_a_list_names_no_folder_elsewhere(self, tmp_path, word):
-        path = in_a_zip(
-            tmp_path / "x.zip", {"0.png": 1, "1.png": 2, "labels.csv": f"0.png,{word}\n1.png,dog\n".encode()}
-        )
+        path = in_a_zip(tmp_path / "x.zip", {"0.png": 1, "1.png": 2, "labels.csv": f"0.png,{word}\n1.png,dog\n".encode()})
         with pytest.raises(itf.IntrafusionError, match="odd name"):
             take_data([path], "mine")
         assert not (tmp_path / "evil").exists()
@@ -302,9 +300,7 @@ class TestZips:
 
 def test_of_one_split_the_other_is_not_listed(tmp_path):
     """A million training pictures are not looked at to read the test split."""
-    on_a_disk(
-        tmp_path, {f"train/{c}/{n}.png": 1 for c in "ab" for n in range(2)} | {"test/a/0.png": 1, "test/b/0.png": 1}
-    )
+    on_a_disk(tmp_path, {f"train/{c}/{n}.png": 1 for c in "ab" for n in range(2)} | {"test/a/0.png": 1, "test/b/0.png": 1})
     tree = on_disk(tmp_path)
     layout = layout_of(tree)
     assert [layout.splits[split].name for split in ("train", "test")] == ["train", "test"]

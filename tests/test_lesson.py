@@ -62,9 +62,7 @@ def test_the_lessons_that_the_page_sends_its_reader_to_do_lose(hidden: int, stay
 
 @pytest.mark.parametrize("hidden", range(4, 9))
 def test_the_sparsity_keeps_as_many_as_asked(hidden: int) -> None:
-    assert [kept_count(hidden, toy_network.sparsity(hidden, k)) for k in range(1, hidden + 1)] == [
-        *range(1, hidden + 1)
-    ]
+    assert [kept_count(hidden, toy_network.sparsity(hidden, k)) for k in range(1, hidden + 1)] == [*range(1, hidden + 1)]
 
 
 def test_points_are_two_rings() -> None:
@@ -226,9 +224,7 @@ def _pictures(made: Lesson, dark: bool) -> dict[str, Callable[[], go.Figure]]:
     return {
         "network": lambda: pictures.network(rows, range(n), "dense", 2, "title", dark),
         "plane": lambda: pictures.plane(cloud, rows, range(n), ["dense"] * n, 2, "title", (1, 0), dark),
-        "matrix": lambda: pictures.matrix(
-            made.plan.matrix.numpy(), words, made.kept, frame, "title", ("a" * n, "b" * k), dark
-        ),
+        "matrix": lambda: pictures.matrix(made.plan.matrix.numpy(), words, made.kept, frame, "title", ("a" * n, "b" * k), dark),
         "region": lambda: pictures.region((axis.numpy(), gap.numpy()), result, "Fused", "fusion", cloud, (1, 0), dark),
         "fortunes": lambda: pictures.fortunes([(0, 0.7, 0.8), (1, 0.9, 0.6)], 1, dark),
     }

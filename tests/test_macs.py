@@ -190,9 +190,7 @@ def test_the_fast_path_of_attention_is_as_before(enabled):
 
 def test_threads_count_each_their_own():
     models, found = [Tokens(Attention()), Across(nn.Conv2d(3, 5, 3))] * 4, {}
-    threads = [
-        threading.Thread(target=lambda i=i, m=m: found.update({i: size(m, IMAGE).macs})) for i, m in enumerate(models)
-    ]
+    threads = [threading.Thread(target=lambda i=i, m=m: found.update({i: size(m, IMAGE).macs})) for i, m in enumerate(models)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -86,9 +86,7 @@ def test_a_depthwise_convolution_is_averaged_and_its_bias_summed(random_weights)
 def test_depthwise_convolutions_of_one_kernel_commute_with_the_merge(random_weights):
     # averaging is right because of this: summed channels through a shared kernel are the sum of its outputs
     torch.manual_seed(0)
-    model = random_weights(
-        nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 3, 1), nn.Flatten())
-    )
+    model = random_weights(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 3, 1), nn.Flatten()))
     model[1].weight.data[:] = model[1].weight.data[0].clone()
     new, x = merged(model, "0", torch.zeros(1, 2, 5, 5)), torch.randn(3, 2, 5, 5)
     hidden = model[:2](x).double()
@@ -176,9 +174,7 @@ def test_a_merge_leaves_every_layer_outside_the_group_alone(network, merge):
     MERGES[merge](new, group, itf.plan(folded, group, itf.score(folded, group)))
     inside = {layer.name for layer in group.layers}
     assert all(
-        torch.equal(value, state[key])
-        for key, value in new.state_dict().items()
-        if key.rpartition(".")[0] not in inside
+        torch.equal(value, state[key]) for key, value in new.state_dict().items() if key.rpartition(".")[0] not in inside
     )
 
 

@@ -431,9 +431,7 @@ class TestRefusals:
         ("change", "match"),
         [
             (
-                lambda d: itf.ImageData(
-                    "big", "test", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), d.labels[:4], d.classes
-                ),
+                lambda d: itf.ImageData("big", "test", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), d.labels[:4], d.classes),
                 "big",
             ),
             (lambda d: itf.ImageData("more", "test", d.images, d.labels, tuple(map(str, range(11)))), "11"),

@@ -128,9 +128,7 @@ def test_several_number_types_are_one_line(networks):
         lambda: Meter(model, network.data), lambda: measure(model, network.example, batch=2, runs=6),
     ]  # fmt: skip
     for attempt in tries:
-        with pytest.raises(
-            itf.IntrafusionError, match=r"weights are of float16 and float32: .* model\.float\(\)"
-        ) as caught:
+        with pytest.raises(itf.IntrafusionError, match=r"weights are of float16 and float32: .* model\.float\(\)") as caught:
             attempt()
         assert "\n" not in str(caught.value)
 

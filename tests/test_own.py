@@ -95,9 +95,7 @@ class TestFactory:
         assert not itf.load_model(name, path)(torch.ones(1, 1, 28, 28)).any()
 
     def test_nan_weights_are_refused_with_their_layers_name(self, module):
-        text = (
-            CODE + "def broken():\n    model = make()\n    model[2].weight.data[0] = float('nan')\n    return model\n"
-        )
+        text = CODE + "def broken():\n    model = make()\n    model[2].weight.data[0] = float('nan')\n    return model\n"
         with pytest.raises(itf.IntrafusionError, match="2 holds NaN or infinite numbers in its weight"):
             itf.load_model(f"{module(text)}:broken")
 
@@ -193,9 +191,7 @@ class TestOnlyPythonAndTheCommandLineRunCode:
     @pytest.fixture
     def trap(self, tmp_path, monkeypatch):
         """A module that leaves a mark when it is imported; its name, and whether it was."""
-        (tmp_path / "own_trap.py").write_text(
-            f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n" + CODE
-        )
+        (tmp_path / "own_trap.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n" + CODE)
         monkeypatch.syspath_prepend(tmp_path)
         return "own_trap:make", (tmp_path / "mark").exists
 
@@ -263,9 +259,7 @@ class TestImages:
         (("a.npz", "b.npz"), "x_train.npz and x_test.npz"), (("a.npz", "b.zip"), "give one .npz"), ((), "no file was given"),
     ])  # fmt: skip
     def test_other_pairs_are_refused(self, tmp_path, names, match):
-        paths = [
-            files.npz(tmp_path / name) if name.endswith("npz") else files.pictures(tmp_path / name) for name in names
-        ]
+        paths = [files.npz(tmp_path / name) if name.endswith("npz") else files.pictures(tmp_path / name) for name in names]
         with pytest.raises(itf.IntrafusionError, match=match):
             take_data(paths, "mine")
 
@@ -283,9 +277,7 @@ class TestImages:
         data = itf.load_data("kept/mine", input_size=(3, 8, 8))
         assert data.classes == ("cat", "dog")
         assert data.labels.tolist() == [0, 0, 1, 1]
-        assert (
-            data.images[:, :, 0, 0].tolist() == [[0, 7, 9], [1, 7, 9]] * 2
-        )  # pictures of the right size are not touched
+        assert data.images[:, :, 0, 0].tolist() == [[0, 7, 9], [1, 7, 9]] * 2  # pictures of the right size are not touched
         assert told[-1] == (4, 4)
         assert itf.load_data("kept/mine", input_size=(1, 16, 12)).images.shape == (4, 1, 16, 12)
 
@@ -311,9 +303,7 @@ class TestImages:
         with pytest.raises(itf.IntrafusionError, match="already"):
             take_data([path], "mine")
         remove("images", "kept/mine")
-        with pytest.raises(
-            itf.IntrafusionError, match=r"no images are kept as 'kept/mine': choose one of \(none yet\)"
-        ):
+        with pytest.raises(itf.IntrafusionError, match=r"no images are kept as 'kept/mine': choose one of \(none yet\)"):
             itf.load_data("kept/mine")
         assert take_data([path], "mine") == "kept/mine"
 
@@ -520,9 +510,7 @@ class TestCommand:
         take_program(files.export(files.network(), tmp_path / "net.pt2"), "net")
         shapes = {f"{c}/{n}.png": files.picture(n, (30, 20)) for c in "abc" for n in range(2)}
         rows("own", "data", str(files.pictures(tmp_path / "x.zip", shapes)), "--name", "pictures")
-        (point, _) = rows(
-            "curve", "--model", "kept/net", "--data", "kept/pictures", "--sparsity", "0.5", "--limit", "5"
-        )
+        (point, _) = rows("curve", "--model", "kept/net", "--data", "kept/pictures", "--sparsity", "0.5", "--limit", "5")
         assert point["count"] == 5
 
     @pytest.mark.parametrize(("words", "match"), [

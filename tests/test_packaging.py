@@ -36,9 +36,7 @@ def test_what_is_imported_is_required():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add((node.module or "").partition(".")[0])
     others = imported - {*sys.stdlib_module_names, "intrafusion", "pages"}
-    required = {
-        line.partition("==")[0].lower() for line in (*REQUIRED, *EXTRAS["timm"], *EXTRAS["ray"], *EXTRAS["test"])
-    }
+    required = {line.partition("==")[0].lower() for line in (*REQUIRED, *EXTRAS["timm"], *EXTRAS["ray"], *EXTRAS["test"])}
     known = metadata.packages_distributions()
     missing = {name for name in others if not {one.lower() for one in known.get(name, [name])} & required}
     assert missing == set()

@@ -104,9 +104,7 @@ class TestInterval:
         expected = contrast @ shares + np.array([-1, 1]) * 1.959964 * np.sqrt(variance)
         assert matched_wald(b, c, count) == pytest.approx(expected)
 
-    @pytest.mark.parametrize(
-        ("b", "c", "count"), [(0, 0, 1), (1, 0, 1), (0, 3, 3), (5, 0, 5), (0, 0, 9), (2000, 0, 2000)]
-    )
+    @pytest.mark.parametrize(("b", "c", "count"), [(0, 0, 1), (1, 0, 1), (0, 3, 3), (5, 0, 5), (0, 0, 9), (2000, 0, 2000)])
     def test_lies_in_range_and_holds_the_measured_difference(self, b, c, count):
         low, high = matched_wald(b, c, count)
         assert -1 <= low <= (b - c) / count <= high <= 1

@@ -46,13 +46,7 @@ def jpeg(width: int, height: int, scans: int, **options: Any) -> bytes:
 
 def tiff(*tags: tuple[int, int, int, int], more: bytes = b"") -> bytes:
     """tags: each of number, type, count, value."""
-    return (
-        b"II*\0"
-        + struct.pack("<IH", 8, len(tags))
-        + b"".join(struct.pack("<HHII", *tag) for tag in tags)
-        + bytes(4)
-        + more
-    )
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4) + more
 
 
 def sized(width: int, height: int, **others: int) -> list[tuple[int, int, int, int]]:

@@ -122,9 +122,9 @@ class TestLow:
         changed = differing(bench.folded, small)
         dense = low(bench.folded)
         cheap = low(small, dense, changed)
-        assert {
-            n for n, m in cheap.named_modules() if isinstance(m, nn.Conv2d) and m is not dense.get_submodule(n)
-        } == {name for name in changed if isinstance(small.get_submodule(name), nn.Conv2d)}
+        assert {n for n, m in cheap.named_modules() if isinstance(m, nn.Conv2d) and m is not dense.get_submodule(n)} == {
+            name for name in changed if isinstance(small.get_submodule(name), nn.Conv2d)
+        }
         for name, tensor in cheap.state_dict().items():
             assert torch.equal(tensor, small.state_dict()[name].bfloat16())
         assert {p.dtype for p in small.parameters()} == {torch.float32}
@@ -135,10 +135,7 @@ class TestFast:
     def test_runs_in_bf16_and_is_nearly_exact(self, bench):
         specs = grid(BASE, groups=[("layer1.0.conv1",), ("layer3.1.conv1",)], sparsity=[0.2, 0.5])
         exact = {result.spec: result for result in sweep(specs, bench)}
-        fast = {
-            result.spec.but(precision="exact"): result
-            for result in sweep([s.but(precision="fast") for s in specs], bench)
-        }
+        fast = {result.spec.but(precision="exact"): result for result in sweep([s.but(precision="fast") for s in specs], bench)}
         for spec in specs:
             assert fast[spec].complete
             assert fast[spec].accuracy == pytest.approx(exact[spec].accuracy, abs=0.01)

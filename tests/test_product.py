@@ -94,9 +94,7 @@ class TestLayers:
         scale, shift = torch.randn(2, width, dtype=torch.float64)
         was = layer.weight
         scale_outputs(layer, scale, shift)
-        torch.testing.assert_close(
-            rows_of(layer, layer(x)), before * scale.float() + shift.float(), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(rows_of(layer, layer(x)), before * scale.float() + shift.float(), rtol=1e-4, atol=1e-4)
         assert layer.weight is not was  # which another layer may hold as well
         assert not layer.weight.requires_grad
         assert not layer.bias.requires_grad

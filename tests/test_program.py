@@ -179,8 +179,7 @@ def test_a_kept_program_is_a_model_like_any_other(kept):
     data = itf.load_data("digits")
     for merge in ("drop", "fusion"):
         ours, theirs = (
-            itf.evaluate(itf.prune(one, card.example(), 0.3, merge=merge), data, limit=None).accuracy
-            for one in (model, dense)
+            itf.evaluate(itf.prune(one, card.example(), 0.3, merge=merge), data, limit=None).accuracy for one in (model, dense)
         )
         assert ours == theirs
     assert torch.equal(itf.evaluate(copy.deepcopy(model), data).correct, itf.evaluate(dense, data).correct)

@@ -14,8 +14,7 @@ from intrafusion.pruning.surgery import shrink
 from intrafusion.pruning.transport.planning import block_counts, kept_count
 
 DATA_FREE = {
-    kind: [name for name, entry in itf.registry(kind).items() if entry.needs == "nothing"]
-    for kind in ("criterion", "merge")
+    kind: [name for name, entry in itf.registry(kind).items() if entry.needs == "nothing"] for kind in ("criterion", "merge")
 }
 
 
@@ -64,9 +63,7 @@ def test_groups_are_merged_from_the_output_to_the_input(networks, monkeypatch):
 def test_sparsity_zero_is_the_identity(network, same_logits):
     small = itf.prune(network.model, network.example, sparsity=0)
     same_logits(small(network.images), network.logits)
-    shapes = {
-        name: module.weight.shape for name, module in network.model.named_modules() if isinstance(module, nn.Conv2d)
-    }
+    shapes = {name: module.weight.shape for name, module in network.model.named_modules() if isinstance(module, nn.Conv2d)}
     assert {n: m.weight.shape for n, m in small.named_modules() if isinstance(m, nn.Conv2d)} == shapes
 
 
@@ -194,8 +191,7 @@ def test_every_knob_of_the_plan_reaches_the_merge(networks, same_logits, knobs):
 def test_the_seed_reaches_the_criterion(networks):
     network = networks("vgg")
     first, again, other = (
-        itf.prune(network.model, network.example, 0.5, "random", "drop", seed=seed)(network.images)
-        for seed in (0, 0, 1)
+        itf.prune(network.model, network.example, 0.5, "random", "drop", seed=seed)(network.images) for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -272,9 +268,7 @@ def test_a_pruned_network_can_be_pruned_again(networks):
     network = networks("resnet-pad")
     once = itf.prune(network.model, network.example, 0.5)
     found = {group.name: group.size for group in itf.find_groups(once, network.example) if group.reason is None}
-    assert found == {
-        group.name: sum(block_counts(group.block, kept_count(group.size, 0.5))) for group in network.prunable
-    }
+    assert found == {group.name: sum(block_counts(group.block, kept_count(group.size, 0.5))) for group in network.prunable}
     twice = itf.prune(once, network.example, 0.5)
     assert parameters(twice) < parameters(once)
     assert twice(network.images).shape == network.logits.shape

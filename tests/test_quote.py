@@ -162,9 +162,7 @@ class TestCurveSnippet:
         bench = open_bench(base)
         specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
         results = [measurement.run(spec, bench) for spec in specs]
-        assert lines == [
-            f"{r.spec.sparsity} {r.spec.criterion} {r.spec.merge} {r.accuracy} {r.interval}" for r in results
-        ]
+        assert lines == [f"{r.spec.sparsity} {r.spec.criterion} {r.spec.merge} {r.accuracy} {r.interval}" for r in results]
 
     def test_no_digit_of_a_sparsity_is_lost(self, capsys):
         base = itf.PruneSpec(model="digits-mlp", limit=1)

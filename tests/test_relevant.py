@@ -101,9 +101,7 @@ def test_an_unknown_name_is_left_to_who_measures(name):
 def test_the_code_of_methods_that_others_register_counts():
     key = {}
     for times in (1, 2):
-        CRITERIA.register("own", "one's own")(
-            lambda model, group, data, generator, times=times: times * torch.ones(group.size)
-        )
+        CRITERIA.register("own", "one's own")(lambda model, group, data, generator, times=times: times * torch.ones(group.size))
         try:
             key[times] = point_key(SPEC.but(criterion="own"), CPU)
         finally:

@@ -62,9 +62,7 @@ class TestKnown:
         bench, calls = open_bench(BASE), []
         for name in ("score", "measure", "load_calibration"):
             function = getattr(bench_module, name)
-            monkeypatch.setattr(
-                bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o)
-            )
+            monkeypatch.setattr(bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
         return bench, bench.groups[1], calls
 
     def test_distances_are_measured_once_for_every_sparsity_criterion_marginal_and_solver(self, counted):

@@ -49,9 +49,7 @@ def test_a_kept_network_opens_by_its_name_and_computes_the_same(network):
     images = torch.randn(5, *network.card.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(again(images), network(images), rtol=0, atol=1e-5)
-    assert all(
-        torch.equal(a, b) for a, b in zip(again.state_dict().values(), network.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), network.state_dict().values(), strict=True))
     assert again.card.name == name
     assert (architecture_of(name), dataset_of(name)) == (network.card.name, network.card.dataset)
     assert describe(name)["weights"] == "kept"
@@ -64,9 +62,7 @@ def test_a_kept_network_can_be_pruned_and_kept_again():
     quarter = itf.prune(half, half.card.example(), sparsity=0.5)
     quarter.card = half.card
     keep(quarter, "quarter")
-    assert sum(p.numel() for p in itf.load_model("kept/quarter").parameters()) == sum(
-        p.numel() for p in quarter.parameters()
-    )
+    assert sum(p.numel() for p in itf.load_model("kept/quarter").parameters()) == sum(p.numel() for p in quarter.parameters())
 
 
 def narrowed(model: torch.nn.Module, share: float = 0.3) -> torch.nn.Module:
@@ -282,9 +278,7 @@ class TestCardsOfOlderVersions:
         made_older(kept_file("mine"))
         stale = kept_file("mine").with_suffix(".json").read_text()
         keep(pruned("digits-mlp"), "mine")
-        kept_file("mine").with_suffix(".json").write_text(
-            stale
-        )  # as a process leaves it that is killed before it removes it
+        kept_file("mine").with_suffix(".json").write_text(stale)  # as a process leaves it that is killed before it removes it
         assert architecture_of("kept/mine") == "digits-mlp"
         itf.load_model("kept/mine")
 
@@ -320,9 +314,7 @@ class TestAFullDisk:
 
     def test_it_leaves_the_old_network_and_nothing_else(self, two, full):
         before = two.read_bytes()
-        with pytest.raises(
-            itf.IntrafusionError, match=r"is full: free some space|could not write .*: .*too large"
-        ) as caught:
+        with pytest.raises(itf.IntrafusionError, match=r"is full: free some space|could not write .*: .*too large") as caught:
             keep(pruned("digits-mlp"), "mine")
         assert "\n" not in str(caught.value)
         assert two.read_bytes() == before

@@ -15,9 +15,7 @@ class Net:
         self.rough = logits + noise * (2 * torch.rand(logits.shape, generator=generator) - 1)
 
     def best(self, screen: Screen, batch: int = 128) -> Tensor:
-        pairs = (
-            ((rough,), (exact,)) for rough, exact in zip(self.rough.split(batch), self.logits.split(batch), strict=True)
-        )
+        pairs = (((rough,), (exact,)) for rough, exact in zip(self.rough.split(batch), self.logits.split(batch), strict=True))
         return screen.predictions(pairs, lambda v: v[0], self._exact, lambda rows: (self.logits[rows],), batch)
 
     def _exact(self, values: tuple[Tensor, ...]) -> Tensor:
@@ -26,9 +24,7 @@ class Net:
 
 
 def clear(n: int, classes: int, g: torch.Generator) -> Tensor:
-    return (
-        3 * torch.nn.functional.one_hot(torch.randint(0, classes, (n,), generator=g), classes) + near(n, classes, g) / 3
-    )
+    return 3 * torch.nn.functional.one_hot(torch.randint(0, classes, (n,), generator=g), classes) + near(n, classes, g) / 3
 
 
 def near(n: int, classes: int, g: torch.Generator) -> Tensor:
@@ -70,9 +66,7 @@ def test_predictions_are_the_exact_ones(draw, classes, count, noise):
             assert torch.equal(net.best(screen), net.logits.argmax(1)), seed
 
 
-@pytest.mark.parametrize(
-    "noises", [(0.001, 0.003, 0.01, 0.03, 0.1), (0.001, 0.3), (0.3, 0.001, 0.3), (0, 0.05)], ids=str
-)
+@pytest.mark.parametrize("noises", [(0.001, 0.003, 0.01, 0.03, 0.1), (0.001, 0.3), (0.3, 0.001, 0.3), (0, 0.05)], ids=str)
 @pytest.mark.parametrize("draw", [clear, near, tied], ids=lambda draw: draw.__name__)
 def test_errors_that_grow_from_network_to_network_are_found_out(draw, noises):
     for seed in SEEDS:

@@ -22,9 +22,7 @@ def unpruned(group: str, sparsity: float, merge: str = "fusion") -> Result:
 
 class TestMatrix:
     def test_lays_out_what_is_known(self):
-        made = matrix(
-            [*curve("a", {0.8: 0.3, 0.2: 0.8}), *curve("b", {0.4: 0.5}), *curve("a", {0.2: 0.1}, "drop")], "fusion"
-        )
+        made = matrix([*curve("a", {0.8: 0.3, 0.2: 0.8}), *curve("b", {0.4: 0.5}), *curve("a", {0.2: 0.1}, "drop")], "fusion")
         assert (made.groups, made.sparsities, made.merge, made.criterion) == (("a", "b"), SPARSITIES, "fusion", "l1")
         np.testing.assert_allclose(made.accuracy, [[0.8, np.nan, 0.3], [np.nan, 0.5, np.nan]])
         assert made.prunes.tolist() == [[True, False, True], [False, True, False]]
@@ -119,9 +117,7 @@ class TestDifference:
         assert gap.count == 50
 
     def test_seeds_are_paired_with_themselves(self):
-        fused = matrix(
-            [made_result("a", 0.2, right=share, seed=s) for s, share in enumerate((0.6, 0.9, 0.7))], "fusion"
-        )
+        fused = matrix([made_result("a", 0.2, right=share, seed=s) for s, share in enumerate((0.6, 0.9, 0.7))], "fusion")
         dropped = matrix([made_result("a", 0.2, "drop", share, seed=s) for s, share in ((1, 0.5), (0, 0.58))], "drop")
         (gap,) = difference(fused, dropped).cells.values()
         assert gap.difference == pytest.approx((0.02 + 0.4) / 2)
@@ -155,16 +151,12 @@ class TestFragility:
         assert ranked(*curve("a", {0.4: 0.6}))["a"].loss == pytest.approx(0.3)
 
     def test_ranks_by_loss_and_keeps_network_order_among_equals(self):
-        found = ranked(
-            *curve("a", {0.2: 0.8}), *curve("b", {0.2: 0.5}), *curve("c", {0.2: 0.8}), *curve("d", {0.2: 0.95})
-        )
+        found = ranked(*curve("a", {0.2: 0.8}), *curve("b", {0.2: 0.5}), *curve("c", {0.2: 0.8}), *curve("d", {0.2: 0.95}))
         assert list(found) == ["b", "a", "c", "d"]
         assert found["d"].loss == pytest.approx(-0.05)
 
     def test_what_was_not_pruned_or_not_measured_is_last_and_never_robust(self):
-        found = ranked(
-            unpruned("a", 0.2), unpruned("a", 0.4), *curve("c", {0.2: 0.89}), *curve("d", {0.4: 0.3}), groups="abcd"
-        )
+        found = ranked(unpruned("a", 0.2), unpruned("a", 0.4), *curve("c", {0.2: 0.89}), *curve("d", {0.4: 0.3}), groups="abcd")
         assert list(found) == ["d", "c", "a", "b"]
         assert (found["a"].note, found["b"].note) == (UNPRUNED, UNMEASURED)
         for name in "ab":

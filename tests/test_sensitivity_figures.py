@@ -196,9 +196,7 @@ class TestHeatmap:
 class TestDifference:
     def test_shows_points_bold_where_decided_and_faint_where_not(self, gaps):
         fig = difference_heatmap(gaps)
-        np.testing.assert_allclose(
-            drawn(fig), np.where(gaps.prunes, 100 * gaps.values("difference"), np.nan), atol=1e-9
-        )
+        np.testing.assert_allclose(drawn(fig), np.where(gaps.prunes, 100 * gaps.values("difference"), np.nan), atol=1e-9)
         assert written(fig) == [["+10", "+10", "+10"], ["", "0", "0"], ["0", "0", ""]]
         decided = gaps.values("decided") == 1
         for trace in traces(fig, "heatmap"):
@@ -329,9 +327,7 @@ class TestTitles:
 
     def test_tells_the_cell_that_loses_most(self, dropped):
         assert headline(dropped) == "With drop, conv1 at 80 % leaves least: 20 %"
-        assert headline(grid([made_result("conv1", 0.2, right=0.95)], "fusion")).endswith(
-            "no group alone loses any accuracy"
-        )
+        assert headline(grid([made_result("conv1", 0.2, right=0.95)], "fusion")).endswith("no group alone loses any accuracy")
 
 
 class TestFragility:
@@ -348,17 +344,13 @@ class TestFragility:
             ):
                 (found,) = [f for f in own if f.group == group]
                 assert fig.layout.yaxis.ticktext[row] == group
-                assert (x, x - down, x + up) == pytest.approx(
-                    (100 * found.loss, *(100 * end for end in found.interval))
-                )
+                assert (x, x - down, x + up) == pytest.approx((100 * found.loss, *(100 * end for end in found.interval)))
         first = ranked["drop"][0]
         assert title(fig).startswith(f"{first.group} is the most fragile: {100 * first.loss:.1f} points lost with drop")
         assert all(merge in fig.layout.title.subtitle.text for merge in ranked)
 
     def test_what_was_not_pruned_or_not_measured_is_said_and_has_no_bar(self):
-        made = grid(
-            [made_result("conv1", 0.2, right=DENSE, channels=(4, 4)), made_result("layer2.0.conv1", 0.5)], "fusion"
-        )
+        made = grid([made_result("conv1", 0.2, right=DENSE, channels=(4, 4)), made_result("layer2.0.conv1", 0.5)], "fusion")
         fig = fragility_bars({"fusion": fragility(made)})
         assert list(fig.layout.yaxis.ticktext) == ["layer2.0.conv1", "conv1", "layer1.0.conv1"]
         assert list(traces(fig, "bar")[0].customdata) == ["layer2.0.conv1"]

@@ -20,9 +20,7 @@ from test_studies_survive import finished
 from intrafusion.studies.store.sqlite import Store
 
 MERGES = "merges=drop&merges=fusion&merges=fold"
-PAGE = f"curves?model=digits-mlp&limit=all&{MERGES}&" + "&".join(
-    f"sparsities={percent}" for percent in range(10, 91, 5)
-)
+PAGE = f"curves?model=digits-mlp&limit=all&{MERGES}&" + "&".join(f"sparsities={percent}" for percent in range(10, 91, 5))
 POINTS = 17 * 3
 
 
@@ -52,9 +50,7 @@ def count_measurements(path: Path) -> None:
     """Have the store write down each result that is brought to it: the point, and how many images it has seen."""
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE brought (key TEXT, count INTEGER)")
-        db.execute(
-            "CREATE TRIGGER note BEFORE INSERT ON points BEGIN INSERT INTO brought VALUES (NEW.key, NEW.count); END"
-        )
+        db.execute("CREATE TRIGGER note BEFORE INSERT ON points BEGIN INSERT INTO brought VALUES (NEW.key, NEW.count); END")
         db.commit()
 
 

@@ -60,8 +60,7 @@ def broken(tmp_path_factory):
         f"fails(IntrafusionError('choose another'))\nfails(OSError('{SECRET}'))\nst.session_state.again = True\n"
     )
     (app / "pages" / "recovery.py").write_text(
-        f"import streamlit as st\n\ndef fails():\n    raise RuntimeError('{SECRET}')\n\n"
-        "st.button('Press', on_click=fails)\n"
+        f"import streamlit as st\n\ndef fails():\n    raise RuntimeError('{SECRET}')\n\nst.button('Press', on_click=fails)\n"
     )
     with dashboard(tmp_path_factory.mktemp("broken"), app=app) as server:
         yield server
@@ -203,9 +202,7 @@ class TestBoundWider:
                 reader.open(page=page)
                 assert not alerts(reader.messages), page
                 sent = b"".join(message.SerializeToString() for message in reader.messages)
-            found = re.search(
-                rb".{0,60}((?<!:material)/(root|home|tmp|usr|opt)\b|site-packages|Traceback).{0,60}", sent
-            )
+            found = re.search(rb".{0,60}((?<!:material)/(root|home|tmp|usr|opt)\b|site-packages|Traceback).{0,60}", sent)
             assert found is None, (page, found)
         for path in (
             "/",

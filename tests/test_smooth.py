@@ -48,9 +48,7 @@ class TestPenalty:
 
 class TestTruncate:
     def test_of_full_rank_nothing_changes(self, network):
-        torch.testing.assert_close(
-            truncate(network.model, energy=1.0)(network.images), network.logits, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(truncate(network.model, energy=1.0)(network.images), network.logits, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize(
         ("layer", "inputs"),
@@ -62,9 +60,7 @@ class TestTruncate:
     )
     def test_a_layer_of_low_rank_is_two_small_ones(self, layer, inputs):
         shape, m = layer.weight.shape, layer.weight[0].numel()
-        layer.weight.data = (torch.randn(len(layer.weight), 2, generator=G) @ torch.randn(2, m, generator=G)).reshape(
-            shape
-        )
+        layer.weight.data = (torch.randn(len(layer.weight), 2, generator=G) @ torch.randn(2, m, generator=G)).reshape(shape)
         small = truncate(nn.Sequential(layer), energy=0.999999)
         assert isinstance(small[0], nn.Sequential)
         assert len(small[0][1].weight[0]) == 2

@@ -130,9 +130,7 @@ def test_no_cost_at_all_is_no_problem(solver):
     assert G.sum() == pytest.approx(problem.mass if solver == "partial" else 1, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("knob", "value"), [("reg", 0), ("reg", -1), ("reg_m", float("nan")), ("mass", 0), ("mass", 2)]
-)
+@pytest.mark.parametrize(("knob", "value"), [("reg", 0), ("reg", -1), ("reg_m", float("nan")), ("mass", 0), ("mass", 2)])
 def test_bad_strengths_are_one_clear_line(networks, knob, value):
     network = networks("mlp")
     with pytest.raises(itf.IntrafusionError) as caught:

@@ -192,9 +192,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize(
-    "make", [lambda raw: PruneSpec(**raw), PruneSpec.from_dict, lambda raw: PruneSpec().but(**raw)]
-)
+@pytest.mark.parametrize("make", [lambda raw: PruneSpec(**raw), PruneSpec.from_dict, lambda raw: PruneSpec().but(**raw)])
 def test_every_bad_field_is_one_line_that_names_it(case, make):
     with pytest.raises(itf.IntrafusionError) as caught:
         make(BAD[case])

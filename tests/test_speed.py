@@ -35,9 +35,7 @@ def net(width: int) -> nn.Module:
 
 
 def made(before: tuple[float, ...], after: tuple[float, ...], smaller: bool = True) -> Comparison:
-    first, second = (
-        Speed((Latency(1, one),), params, 1, 1, 1) for one, params in ((before, 9), (after, 8 if smaller else 9))
-    )
+    first, second = (Speed((Latency(1, one),), params, 1, 1, 1) for one, params in ((before, 9), (after, 8 if smaller else 9)))
     return Comparison(first, second, "cpu", 1.0)
 
 
@@ -80,13 +78,9 @@ def test_a_single_network_is_measured_alone():
     assert low <= found.latencies[0].median <= high
 
 
-@pytest.mark.parametrize(
-    "measured", [lambda a, b: measure(a, EXAMPLE, 2, 6), lambda a, b: list(compare(a, b, EXAMPLE, 2, 6))]
-)
+@pytest.mark.parametrize("measured", [lambda a, b: measure(a, EXAMPLE, 2, 6), lambda a, b: list(compare(a, b, EXAMPLE, 2, 6))])
 def test_the_networks_are_left_in_the_modes_that_they_came_in(measured):
-    first, second = (
-        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 5)) for _ in range(2)
-    )
+    first, second = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 5)) for _ in range(2))
     first[1].eval()
     modes = [module.training for network in (first, second) for module in network.modules()]
     state = copy.deepcopy(first.state_dict())

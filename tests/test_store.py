@@ -622,9 +622,7 @@ class TestClaims:
 
     @pytest.mark.parametrize(("seconds", "free"), [(-50, False), (-70, True), (50, False), (70, True)])
     @pytest.mark.parametrize("place", ["here", "elsewhere"])
-    def test_end_without_a_heartbeat(
-        self, store: Store, other: Store, path: Path, place: str, seconds: float, free: bool
-    ):
+    def test_end_without_a_heartbeat(self, store: Store, other: Store, path: Path, place: str, seconds: float, free: bool):
         """By the steady clock on the host of both, by the wall clock on another; the other clock does not count there."""
         assert other.claim(PruneSpec(), CPU)
         wrong, told = ("beat", "steady") if place == "here" else ("steady", "beat")
@@ -685,9 +683,7 @@ class TestThreads:
             thread.join(PATIENCE)
         store.close()
         store.close()
-        assert [file.name for file in path.parent.iterdir()] == [
-            path.name
-        ]  # the last one to close takes WAL's files away
+        assert [file.name for file in path.parent.iterdir()] == [path.name]  # the last one to close takes WAL's files away
         assert "closed" in complaint(lambda: store.get(points(1)), path)
 
 
@@ -847,9 +843,7 @@ def small_disk(folder: Path) -> list[str]:
     pytest.skip("needs the right to mount a small disk")
 
 
-@pytest.mark.parametrize(
-    "scene", [fill_the_disk, open_on_a_full_disk, write_on_a_read_only_disk, read_on_a_read_only_disk]
-)
+@pytest.mark.parametrize("scene", [fill_the_disk, open_on_a_full_disk, write_on_a_read_only_disk, read_on_a_read_only_disk])
 def test_small_disks(scene: Callable[[Path], None], tmp_path: Path):
     script = f"import sys, test_store as t; t.{scene.__name__}(t.Path(sys.argv[1]))"
     command = [*small_disk(tmp_path), shlex.join([sys.executable, "-c", script, str(tmp_path)])]

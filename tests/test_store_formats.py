@@ -68,9 +68,7 @@ def _row(spec: PruneSpec) -> dict[str, Any]:
 
 
 def _insert(table: str, row: dict[str, Any]) -> str:
-    values = (
-        f"x'{v.hex()}'" if isinstance(v, bytes) else f"'{v}'" if isinstance(v, str) else repr(v) for v in row.values()
-    )
+    values = (f"x'{v.hex()}'" if isinstance(v, bytes) else f"'{v}'" if isinstance(v, str) else repr(v) for v in row.values())
     return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(values)})"
 
 

@@ -246,9 +246,7 @@ class TestTrain:
     def test_on_a_gpu_in_bf16(self, few):
         torch.manual_seed(1)
         model = mlp((64, 16, 10)).cuda()
-        *_, last = train(
-            model, few.to("cuda"), Recipe(epochs=30, augment=untouched, lr=0.05, batch=16), CARD.mean, CARD.std
-        )
+        *_, last = train(model, few.to("cuda"), Recipe(epochs=30, augment=untouched, lr=0.05, batch=16), CARD.mean, CARD.std)
         assert last.accuracy > 0.8
 
     def test_loss_falls_and_epochs_report_what_happened(self, few):

@@ -247,9 +247,7 @@ def test_the_scale_of_a_channel_does_not_matter():
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.randn(6, 4, generator=generator), torch.randn(6, 3, generator=generator)
     scale = torch.tensor([1.0, 10, 0.1, 3, 7, 0.5])[:, None]
-    first, second = (
-        itf.plan(*two_layers(rows * by, columns * by), torch.arange(6.0)) for by in (torch.ones(6, 1), scale)
-    )
+    first, second = (itf.plan(*two_layers(rows * by, columns * by), torch.arange(6.0)) for by in (torch.ones(6, 1), scale))
     torch.testing.assert_close(first.cost, second.cost, rtol=1e-5, atol=1e-6)
 
 

@@ -100,9 +100,7 @@ class TestWrappers:
         whole, part = torch.compile(copy.deepcopy(model)), copy.deepcopy(model)
         part[3] = torch.compile(part[3])
         for wrapped in (whole, part):
-            assert [g.name for g in itf.find_groups(wrapped, example)] == [
-                g.name for g in itf.find_groups(model, example)
-            ]
+            assert [g.name for g in itf.find_groups(wrapped, example)] == [g.name for g in itf.find_groups(model, example)]
             small = itf.prune(wrapped, example, 0.5).state_dict()
             assert small.keys() == expected.keys()
             assert all(torch.equal(value, expected[name]) for name, value in small.items())

@@ -195,19 +195,12 @@ def test_another_place_or_another_end_of_lines_is_the_same_code(installed):
 
 
 def test_a_byte_makes_other_code(installed):
-    assert (
-        len({code_version(), *(installed(edited(name)) for name in ("importance/weights.py", "decode_worker.py"))}) == 3
-    )
-    assert (
-        installed(edited("figures/theme.py", "cli.py", "doctor.py", "log.py", "store.py", "__init__.py"))
-        == code_version()
-    )
+    assert len({code_version(), *(installed(edited(name)) for name in ("importance/weights.py", "decode_worker.py"))}) == 3
+    assert installed(edited("figures/theme.py", "cli.py", "doctor.py", "log.py", "store.py", "__init__.py")) == code_version()
 
 
 def test_what_is_imported_for_types_alone_does_not_count(installed):
-    types = (
-        b"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from intrafusion.reporting.figures import theme\n"
-    )
+    types = b"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from intrafusion.reporting.figures import theme\n"
     lazily = b"def draw():\n    from .figures import theme\n"
     for lines, same in ((types, True), (lazily, False)):
         plain = installed(edited("solvers.py", new=lines))
@@ -222,8 +215,6 @@ def test_code_that_cannot_be_read_is_one_line(installed):
 
 def test_compiled_files_alone_will_do(installed, tmp_path):
     first = installed(compiled)
-    elsewhere = installed(
-        lambda copy: compiled(edited("cli.py", new=b"import os")(copy)).rename(tmp_path / "elsewhere")
-    )
+    elsewhere = installed(lambda copy: compiled(edited("cli.py", new=b"import os")(copy)).rename(tmp_path / "elsewhere"))
     assert elsewhere == first
     assert installed(lambda copy: compiled(edited("solvers.py", new=b"_ITERATIONS = {}")(copy))) != first

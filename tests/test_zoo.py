@@ -218,9 +218,7 @@ class TestRefused:
         path, complaints = tmp_path / f"w{suffix}", {}
         write_plain(path, state_of())
         whole = path.read_bytes()
-        damaged = {
-            f"first {length} bytes": whole[:length] for length in (0, 1, 8, 100, len(whole) // 2, len(whole) - 1)
-        }
+        damaged = {f"first {length} bytes": whole[:length] for length in (0, 1, 8, 100, len(whole) // 2, len(whole) - 1)}
         damaged |= {f"byte {value}": bytes([value]) for value in range(256)}
         damaged |= {"text": b"no weights\n", "zeros": bytes(1000), "zip": b"PK\x03\x04" + bytes(100)}
         for name, content in damaged.items():

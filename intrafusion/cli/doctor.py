@@ -10,9 +10,7 @@ from intrafusion.cli.options import HELP
 
 def add_doctor(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the command line's; its parser."""
-    doctor = commands.add_parser(
-        "doctor", help="look at versions, devices, store, disk and models; exit 1 where one is broken"
-    )
+    doctor = commands.add_parser("doctor", help="look at versions, devices, store, disk and models; exit 1 where one is broken")
     doctor.add_argument("--data-path", help=HELP["data_path"])
     doctor.add_argument("--data", default="own", help="what --data-path holds: a name from `data`")
     doctor.set_defaults(command=_doctor)

@@ -65,9 +65,7 @@ def examine(data_path: str | None = None, dataset: str = OWN) -> Iterator[Findin
     yield _careful("data digits", lambda: f"{len(load_data('digits')):,} test images, embedded")
     yield from (_cifar(name) for name in ("cifar10", "cifar100"))
     if data_path is not None:
-        yield _careful(
-            "data path", lambda path: f"{len(load_data(dataset, path=path)):,} images of {dataset}", data_path
-        )
+        yield _careful("data path", lambda path: f"{len(load_data(dataset, path=path)):,} images of {dataset}", data_path)
     yield _careful("checks", _checks)
     yield from (_optional(name, command) for name, command in OPTIONAL.items())
     yield _chromium()
@@ -92,9 +90,7 @@ def _careful(name: str, look: Callable[..., str | Finding], *of: Any) -> Finding
 
 def _python() -> Finding:
     old = sys.version_info < (3, 11)
-    return Finding(
-        "python", BROKEN if old else OK, platform.python_version(), "use Python 3.11 or newer" if old else ""
-    )
+    return Finding("python", BROKEN if old else OK, platform.python_version(), "use Python 3.11 or newer" if old else "")
 
 
 def _package(name: str) -> Finding:
@@ -144,9 +140,7 @@ def _bf16(device: torch.device) -> str:
     """Whether precision fast is to be had, and how much faster a product of two matrices is."""
     if not has_bf16(device):
         return "no bf16: precision exact alone"
-    exact, fast = (
-        _seconds(torch.ones(1024, 1024, device=device, dtype=kind)) for kind in (torch.float32, torch.bfloat16)
-    )
+    exact, fast = (_seconds(torch.ones(1024, 1024, device=device, dtype=kind)) for kind in (torch.float32, torch.bfloat16))
     return f"bf16 {exact / fast:.1f} times as fast as fp32 in a product of matrices"
 
 
@@ -170,9 +164,7 @@ def _folder(name: str, folder: Path) -> Finding:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0" * 4096)
     except OSError as error:
-        return Finding(
-            name, BROKEN, f"{folder} cannot be written: {one_line(error)}", "set INTRAFUSION_HOME to another folder"
-        )
+        return Finding(name, BROKEN, f"{folder} cannot be written: {one_line(error)}", "set INTRAFUSION_HOME to another folder")
     if free < _ROOM:
         return Finding(name, BROKEN, said, "free some space, or set INTRAFUSION_HOME to another disk")
     return Finding(name, OK, said)

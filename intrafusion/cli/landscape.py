@@ -29,9 +29,7 @@ def add_landscape(commands: Any) -> argparse.ArgumentParser:
     add_spec_flags(parser)
     parser.set_defaults(command=_landscape, sparsity=[0.4], merge=None, limit=500, epochs=6.0, training=2000)
     parser.add_argument("--size", type=int, default=17, help="of a plane: points on a side of the grid")
-    parser.add_argument(
-        "--margin", type=float, default=0.3, help="of a plane: around the networks, in shares of their extent"
-    )
+    parser.add_argument("--margin", type=float, default=0.3, help="of a plane: around the networks, in shares of their extent")
     parser.add_argument(
         "--ends", nargs=2, default=["dense", "fused"], metavar="NAME",
         help="of a path: dense, dropped, fused, calibrated, refit, or a kept network, as kept/NAME",

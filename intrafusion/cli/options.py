@@ -63,9 +63,7 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"dest": field.name, "default": field.default, "help": HELP.get(field.name)}
         kind = KINDS[field.name]
         if field.name in SWEPT:
-            default = (
-                [0.1, 0.3, 0.5] if field.name == "sparsity" else ["drop", "fusion"] if field.name == "merge" else ["l1"]
-            )
+            default = [0.1, 0.3, 0.5] if field.name == "sparsity" else ["drop", "fusion"] if field.name == "merge" else ["l1"]
             options |= {"nargs": "+", "type": kind, "default": default}
         elif field.name in ("groups", "sparsities"):
             options |= {"nargs": "+", "type": str if field.name == "groups" else float}

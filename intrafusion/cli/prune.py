@@ -88,8 +88,6 @@ def _tell(exported: Any) -> None:
     tables = [(before_and_after(made), f"{made.spec.model}, pruned")]
     if exported.speed is not None:
         tables.append((speed_rows(exported.speed), speed_words(exported.speed)))
-    tables.append(
-        (file_rows(exported.files), f"written to {exported.folder}, with report.html, report.md and spec.json")
-    )
+    tables.append((file_rows(exported.files), f"written to {exported.folder}, with report.html, report.md and spec.json"))
     for rows, title in tables:
         show([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], False, title)

@@ -48,9 +48,7 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
     add_weights_key(sweep)
     sweep.add_argument("--file", help="a study file (TOML); other flags go before what it says")
     sweep.add_argument("--name", default=argparse.SUPPRESS, help="of the study in the store")
-    sweep.add_argument(
-        "--decide", action="store_true", help="stop at points whose difference between merges is decided"
-    )
+    sweep.add_argument("--decide", action="store_true", help="stop at points whose difference between merges is decided")
     sweep.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="use what the store holds")
     sweep.add_argument("--executor", default="local", choices=EXECUTORS, help="this process, or a Ray cluster")
     sweep.add_argument("--address", help="of the Ray cluster; without one, $RAY_ADDRESS or a cluster on this machine")
@@ -154,9 +152,7 @@ def _measured(
         for result in _executed(specs, bench, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
-                why = (
-                    result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
-                )
+                why = result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
                 bar.console.print(_failed(result.spec, why), soft_wrap=True, markup=False, highlight=False)
                 continue
             last[result.spec] = result
@@ -248,14 +244,10 @@ def _studies(args: argparse.Namespace) -> None:
             say(row.text)
             for spec, reason in store.failures(args.name).items():
                 say(_failed(spec, reason))
-            title = (
-                f"{args.name}: {row.done} of {row.points} points complete, {row.partial} partial, {row.failed} failed"
-            )
+            title = f"{args.name}: {row.done} of {row.points} points complete, {row.partial} partial, {row.failed} failed"
             if row.older:
                 title += f", {row.older} measured by another version of the code"
-                say(
-                    "results of another version of the code are listed, but not used: `sweep` measures their points again"
-                )
+                say("results of another version of the code are listed, but not used: `sweep` measures their points again")
             show(_readable(results), False, title)
 
 

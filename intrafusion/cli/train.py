@@ -94,9 +94,7 @@ def _spec(args: argparse.Namespace) -> TrainSpec:
     for name, value in given.items():
         if getattr(spec, name) != (tuple(value) if name == "part" else value):
             knobs = ", ".join(f"--{knob}" for knob in TRAINERS[spec.method].knobs) or "none"
-            raise IntrafusionError(
-                f"--{name.replace('_', '-')} means nothing to {spec.method}, whose own flags are: {knobs}"
-            )
+            raise IntrafusionError(f"--{name.replace('_', '-')} means nothing to {spec.method}, whose own flags are: {knobs}")
     return spec
 
 

@@ -93,9 +93,7 @@ def _data(args: argparse.Namespace) -> None:
     reading = Reading(args.layout, args.range and tuple(args.range))
     with progress() as bar:
         task = bar.add_task("reading pictures", total=None)
-        name = take_data(
-            args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total), reading
-        )
+        name = take_data(args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total), reading)
     rows = _described(name)
     show(rows, args.json, f"Kept as {name}: use them with --data {name}")
 

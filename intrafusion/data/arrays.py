@@ -55,9 +55,7 @@ class Reading:
         if self.layout is not None and self.layout not in LAYOUTS:
             raise IntrafusionError(f"unknown layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
         if self.span is not None and not (np.isfinite(self.span).all() and self.span[0] < self.span[1]):
-            raise IntrafusionError(
-                f"a range goes from a number to a larger one, not from {self.span[0]} to {self.span[1]}"
-            )
+            raise IntrafusionError(f"a range goes from a number to a larger one, not from {self.span[0]} to {self.span[1]}")
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ def keys_of(path: Path) -> list[str]:
         return list(file.files)
 
 
-def read_arrays(
-    path: Path, split: str, channels: Iterable[int] | None = None, reading: Reading | None = None
-) -> Arrays:
+def read_arrays(path: Path, split: str, channels: Iterable[int] | None = None, reading: Reading | None = None) -> Arrays:
     """The images and labels of a split. channels: how many an image may have; 1 to `CHANNELS` without.
 
     Raises IntrafusionError for a damaged file, for one without images and labels of this split, and for arrays that are none.
@@ -170,9 +166,7 @@ def _chosen(path: Path, split: str, keys: Iterable[str]) -> dict[str, str]:
     """The key of each role for a split."""
     there = splits_of(keys)
     if there and split not in there:
-        raise IntrafusionError(
-            f"{path} holds {next(iter(there))} images and no {split} images, by the names of its arrays"
-        )
+        raise IntrafusionError(f"{path} holds {next(iter(there))} images and no {split} images, by the names of its arrays")
     found: dict[str, list[str]] = {"images": [], "labels": [], "classes": []}
     for key in keys:
         role = role_of(key)
@@ -242,9 +236,7 @@ def _settle(path: Path, flag: str, other: str = "") -> str:
     return f"say which by `python -m intrafusion own data {path} --name NAME {flag}`{other}, and use kept/NAME"
 
 
-def _shaped(
-    path: Path, told: str, images: np.ndarray, channels: tuple[int, ...], layout: str | None
-) -> tuple[np.ndarray, str]:
+def _shaped(path: Path, told: str, images: np.ndarray, channels: tuple[int, ...], layout: str | None) -> tuple[np.ndarray, str]:
     """(N, H, W, C) of images with channels last or first, of grey ones without channels, or of rows of numbers."""
     shape = images.shape
     if images.ndim == 2:
@@ -270,9 +262,7 @@ def _unflattened(
     if side**2 == numbers and side >= _FLAT and 1 in channels:
         return images.reshape(count, side, side), layout
     if 3 * coloured**2 != numbers or coloured < _FLAT or 3 not in channels:
-        raise IntrafusionError(
-            f"{told}, not {images.dtype} {images.shape}, whose rows are no square pictures: reshape them"
-        )
+        raise IntrafusionError(f"{told}, not {images.dtype} {images.shape}, whose rows are no square pictures: reshape them")
     if layout is None:
         raise IntrafusionError(
             f"{told}, and rows of {numbers} may be {coloured}x{coloured} pixels with channels first or last: "

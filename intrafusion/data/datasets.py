@@ -1,8 +1,8 @@
 """Labelled images by name: held as uint8 on the device, normalised there.
 
-`digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from
-class folders; your own from an .npz, class folders, or what `uploads.take_data` keeps. Only digits needs no path and no network.
-What was passed over or converted is logged as a warning, once a process, and stands in `ImageData.notes`.
+`digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from class
+folders; your own from an .npz, class folders, or what `uploads.take_data` keeps. Only digits needs no path and no network. What
+was passed over or converted is logged as a warning, once a process, and stands in `ImageData.notes`.
 """
 
 import hashlib
@@ -118,12 +118,12 @@ def load_data(
 ) -> ImageData:
     """A dataset by name; "kept/NAME" is one that was kept on this machine.
 
-    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see `folder_layout`),
-    torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`. limit: decode at most that many
-    images of a folder, spread over the classes. input_size: side in pixels of the central crop for ImageNet and own folders
-    (the shorter side is resized to 8/7 of it first), or all of (C, H, W). Folders of many pictures are decoded once and kept;
-    progress(done, all) tells how far that is.
-    Raises IntrafusionError for an unknown name or split, or a path that does not hold such a dataset.
+    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see
+    `folder_layout`), torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`. limit: decode at
+    most that many images of a folder, spread over the classes. input_size: side in pixels of the central crop for ImageNet and
+    own folders (the shorter side is resized to 8/7 of it first), or all of (C, H, W). Folders of many pictures are decoded once
+    and kept; progress(done, all) tells how far that is. Raises IntrafusionError for an unknown name or split, or a path that
+    does not hold such a dataset.
     """
     if name not in DATASETS and not name.startswith(KEPT):
         raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
@@ -141,13 +141,9 @@ def load_data(
     elif name in ("cifar10", "cifar100"):
         data = _torchvision_cifar(name, split, home() / "data", download=download)
     elif name == OWN:
-        raise IntrafusionError(
-            "own images need a path= (--data-path), or the name under which they are kept, as kept/NAME"
-        )
+        raise IntrafusionError("own images need a path= (--data-path), or the name under which they are kept, as kept/NAME")
     else:
-        raise IntrafusionError(
-            f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders"
-        )
+        raise IntrafusionError(f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders")
     for note in data.notes:
         _tell(note)
     return data.to(device)
@@ -168,9 +164,7 @@ def _kept(name: str, path: str | Path | None) -> Path:
     if path is not None:
         raise IntrafusionError(f"{name} is kept on this machine and takes no path: leave {path} out")
     if name not in kept_data():
-        raise IntrafusionError(
-            f"no images are kept as {name!r}: choose one of {', '.join(kept_data()) or '(none yet)'}"
-        )
+        raise IntrafusionError(f"no images are kept as {name!r}: choose one of {', '.join(kept_data()) or '(none yet)'}")
     folder = home() / "images" / name.removeprefix(KEPT)
     if not folder.is_dir():
         raise IntrafusionError(f"{name} is damaged: it is no folder of images; remove it")
@@ -311,9 +305,7 @@ def _cifar_place(name: str, path: Path) -> tuple[Path, str | None] | None:
     return None
 
 
-def _torchvision_cifar(
-    name: str, split: str, root: Path, folder: str | None = None, download: bool = False
-) -> ImageData:
+def _torchvision_cifar(name: str, split: str, root: Path, folder: str | None = None, download: bool = False) -> ImageData:
     """torchvision's batches in `root`, or in a folder of it. They are pickles: it opens those of the published MD5 alone."""
     maker = _cifar_class(name)
     if download and not (root / maker.base_folder).exists():
@@ -346,13 +338,9 @@ def _npz(name: str, split: str, path: Path, reading: Reading | None) -> ImageDat
     labels, last = found.labels, int(found.labels.max())
     classes = found.classes or _class_names(name, max(last + 1, found.columns))
     if labels.min() < 0 or last >= len(classes):
-        raise IntrafusionError(
-            f"{path}: labels run from {labels.min()} to {last}, but {name} has {len(classes)} classes"
-        )
+        raise IntrafusionError(f"{path}: labels run from {labels.min()} to {last}, but {name} has {len(classes)} classes")
     if found.columns and found.columns != len(classes):
-        raise IntrafusionError(
-            f"{path}: one-hot labels have {found.columns} columns, but {name} has {len(classes)} classes"
-        )
+        raise IntrafusionError(f"{path}: one-hot labels have {found.columns} columns, but {name} has {len(classes)} classes")
     return _pack(name, split, found.images, labels, classes, found.notes)
 
 

@@ -94,9 +94,7 @@ def _make(folder: Path, count: int, wanted: Wanted) -> None:
         with whole(folder) as part:
             part.mkdir()
             np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *wanted.pixels))
-            np.save(
-                part / "done.npy", np.zeros(count, np.bool_)
-            )  # no holes: a map of one on a full disk ends the process
+            np.save(part / "done.npy", np.zeros(count, np.bool_))  # no holes: a map of one on a full disk ends the process
     except IntrafusionError:
         if not _is_whole(folder, count, wanted):  # else another process was first
             raise
@@ -141,8 +139,7 @@ def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Want
         return
     answers: queue.Queue[tuple[int, str | None] | None] = queue.Queue()
     workers = [
-        _Worker(images, [(row, str(files[row])) for row in todo[first::count]], wanted, answers)
-        for first in range(count)
+        _Worker(images, [(row, str(files[row])) for row in todo[first::count]], wanted, answers) for first in range(count)
     ]
     try:
         ended, got = 0, 0

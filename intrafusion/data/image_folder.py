@@ -175,9 +175,7 @@ def _odd(classes: Sequence[str]) -> list[str]:
     numbers = _numbers(classes)
     if numbers is None or [*numbers.values()] == [*range(len(classes))]:
         return []
-    return [
-        f"classes are numbered {classes[0]} to {classes[-1]}; their labels are 0 to {len(classes) - 1}, in this order"
-    ]
+    return [f"classes are numbered {classes[0]} to {classes[-1]}; their labels are 0 to {len(classes) - 1}, in this order"]
 
 
 def _cifar_labels(name: str, where: object, folders: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -258,9 +256,7 @@ def _lines(told: str, name: str, content: bytes) -> dict[str, tuple[str, str]]:
         return {file: (told, str(label)) for file, label in _labels_json(told, content, name == OWN).items()}
     try:
         text = content.decode("utf-8-sig")
-        rows = (
-            [*csv.reader(io.StringIO(text, newline=""))] if told.endswith(".csv") else map(str.split, text.splitlines())
-        )
+        rows = [*csv.reader(io.StringIO(text, newline=""))] if told.endswith(".csv") else map(str.split, text.splitlines())
         return {
             PurePosixPath(words[0]).name: (f"{told}, line {number}", words[1].strip() if len(words) > 1 else "")
             for number, words in enumerate(rows, 1)
@@ -291,8 +287,6 @@ def _imagenet_words(lines: Mapping[str, tuple[str, str]]) -> tuple[dict[str, int
         said = words if words in names else (words.split() or [""])[0]
         label = int(said) if re.fullmatch(r"-1|[0-9]{1,4}", said) else names.get(said, len(categories))
         if label >= len(categories):
-            raise IntrafusionError(
-                f"{place}: {said[:40]!r} is no label from 0 to {len(categories) - 1} and no WordNet id"
-            )
+            raise IntrafusionError(f"{place}: {said[:40]!r} is no label from 0 to {len(categories) - 1} and no WordNet id")
         labels[file] = label
     return labels, categories

@@ -222,9 +222,7 @@ def _ppm(content: bytes) -> bytes:
         most = said[1] if said else b""
     _check(width, height, (3 if content[1:2] == b"6" else 1) * (1 if most == b"255" else 2))
     if most not in (b"255", b"65535") and width * height > _SLOW:
-        raise ValueError(
-            f"its numbers do not run to 255 or 65535, and it has more than {_SLOW:,} pixels: save it as PNG"
-        )
+        raise ValueError(f"its numbers do not run to 255 or 65535, and it has more than {_SLOW:,} pixels: save it as PNG")
     return content
 
 

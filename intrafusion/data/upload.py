@@ -108,9 +108,7 @@ def _check_made(made: Path) -> None:
                 pictures += 1
                 fits = len(parts) == 2 and is_picture(name) and size <= _PICTURE
             if not fits or pictures > PICTURES or total > 2 * UNPACKED:
-                raise IntrafusionError(
-                    f"checking these images left {name[:80]!r}, which is none of them: they are refused"
-                )
+                raise IntrafusionError(f"checking these images left {name[:80]!r}, which is none of them: they are refused")
 
 
 def _take_arrays(files: Sequence[Path], made: Path, reading: Reading) -> list[str]:
@@ -158,9 +156,7 @@ def _check_arrays(file: Path) -> list[str]:
             key = info.filename.removesuffix(".npy")
             role = role_of(key) if key != info.filename else None
             if role is None:
-                raise IntrafusionError(
-                    f"{file} holds {info.filename[:80]!r}: images, labels and perhaps classes are taken"
-                )
+                raise IntrafusionError(f"{file} holds {info.filename[:80]!r}: images, labels and perhaps classes are taken")
             keys.append(key)
             shape, kind = header(archive, info)
             if kind.hasobject:
@@ -200,14 +196,10 @@ def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path) -> None:
         decode(picture, (8, 8), "L", "always")
     except ValueError as error:
         said = str(error).replace(str(picture), info.filename[:80])
-        raise IntrafusionError(
-            f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}"
-        ) from error
+        raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}") from error
 
 
-def _listed(
-    file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]
-) -> dict[str, Listing[zipfile.ZipInfo]]:
+def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Listing[zipfile.ZipInfo]]:
     """The pictures of each split."""
     for info in infos:
         _check_member(file, info)
@@ -230,9 +222,7 @@ def _listed(
 
 def _is_folder_name(of_class: str) -> bool:
     """Whether pictures of a class can be kept in a folder of its name; a file system takes 255 bytes."""
-    fits = (
-        len(of_class.encode(errors="replace")) <= 200 and of_class.isprintable() and not re.search(r"[/\\]", of_class)
-    )
+    fits = len(of_class.encode(errors="replace")) <= 200 and of_class.isprintable() and not re.search(r"[/\\]", of_class)
     return fits and bool(of_class) and not is_junk(of_class)
 
 

@@ -123,9 +123,7 @@ def channel_attribution(
         attributed = getattr(captum.attr, chosen.explainer)(twin, twin.get_submodule(layer.name)).attribute(
             pixels.requires_grad_(), activation, attribute_to_neuron_input=True, **options
         )
-    return Attribution(
-        attributed[0].detach().float().cpu(), seen[0].float(), float(seen[0].mean()), float(seen[1].mean())
-    )
+    return Attribution(attributed[0].detach().float().cpu(), seen[0].float(), float(seen[0].mean()), float(seen[1].mean()))
 
 
 def _with_relus(model: nn.Module, method: str) -> nn.Module:

@@ -81,9 +81,7 @@ class Meter:
             with torch.inference_mode():
                 cheap(inputs_for(cheap, self._input(0, 1)))
         except _MISFITS as error:
-            say(
-                f"precision fast is left out, as the network does not run in bf16 ({one_line(error)}): it is measured as it is"
-            )
+            say(f"precision fast is left out, as the network does not run in bf16 ({one_line(error)}): it is measured as it is")
             self.precision = "exact"
         else:
             self.model = cheap
@@ -98,9 +96,7 @@ class Meter:
     def dense(self, stop: int) -> Tensor:
         """Which of the first `stop` images the dense network gets right: bool (stop,)."""
         if stop > len(self._dense):
-            front = self._turn_to(
-                (), self.model, self.model
-            )  # whole: a cut is trusted only for what a pruned network shows
+            front = self._turn_to((), self.model, self.model)  # whole: a cut is trusted only for what a pruned network shows
             more = self._correct(self.model, self._cheap, front, range(len(self._dense), stop), float("inf"))
             self._dense = torch.cat([self._dense, more])
         return self._dense[:stop]
@@ -158,9 +154,7 @@ class Meter:
                 event("uncut", reason=self._cuts.misfit(network, images))
         return agrees
 
-    def _correct(
-        self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float
-    ) -> Tensor:
+    def _correct(self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float) -> Tensor:
         """`correct` behind a cut; the device is not waited for in the loop. cheap: the network in bf16, to screen with it."""
 
         def batches() -> Iterator[tuple[int, slice]]:
@@ -182,9 +176,7 @@ class Meter:
         with torch.inference_mode():
             best = None
             if cheap is not None:
-                pairs = (
-                    (self._values(front, at, part, low=True), self._values(front, at, part)) for at, part in batches()
-                )
+                pairs = ((self._values(front, at, part, low=True), self._values(front, at, part)) for at, part in batches())
                 try:
                     best = front.screen.predictions(
                         pairs, lambda values: front.tail(cheap, *values)[0], exact, again, self.batch

@@ -191,9 +191,7 @@ def compare(
         yield Comparison(first, second, device, share, " and ".join(kinds))
 
 
-def _timed(
-    networks: Sequence[nn.Module], example: Tensor, batch: int | None, runs: int
-) -> Iterator[tuple[list[Speed], float]]:
+def _timed(networks: Sequence[nn.Module], example: Tensor, batch: int | None, runs: int) -> Iterator[tuple[list[Speed], float]]:
     """What is known of each network after each turn, and which share of the work is done."""
     batch = large_batch(example) if batch is None else batch
     if type(batch) is not int or batch < 2:

@@ -12,7 +12,8 @@ _PART = 1024  # images at once, as a large data set lies in a mapped file
 
 
 def of_model(model: nn.Module) -> str:
-    """SHA-256 (hex) of all that tells what a network computes, as `canonical.described` has it, and of its input's normalisation.
+    """SHA-256 (hex) of all that tells what a network computes, as `canonical.described` has it, and of its input's
+    normalisation.
 
     Raises IntrafusionError for a network without a card.
     """

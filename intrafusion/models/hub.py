@@ -61,11 +61,7 @@ def names_weights(name: str, weights: str) -> bool:
     """Whether these weights of a model are a name and no path: "random", or published ones that are here already."""
     if weights == "random":
         return True
-    return (
-        source_of(name) is imagenet
-        and imagenet.is_member(name, weights)
-        and imagenet.published(name, weights)[1].exists()
-    )
+    return source_of(name) is imagenet and imagenet.is_member(name, weights) and imagenet.published(name, weights)[1].exists()
 
 
 def stream_weights(name: str) -> Iterator[tuple[int, int]]:
@@ -117,7 +113,8 @@ def load_model(
 
 
 def load_saved(path: Path, architecture: str) -> nn.Module:
-    """A network of `architecture` that `serialization.save_network` wrote into a file, with its card, as `load_model` gives one.
+    """A network of `architecture` that `serialization.save_network` wrote into a file, with its card, as `load_model` gives
+    one.
 
     Only for files that we wrote ourselves. Raises IntrafusionError where it is damaged.
     """

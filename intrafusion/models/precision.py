@@ -18,9 +18,7 @@ def kind_of(model: nn.Module) -> torch.dtype:
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(kinds) > 1:
         names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        raise IntrafusionError(
-            f"the network's weights are of {names}: convert all of them to one, as model.float() does"
-        )
+        raise IntrafusionError(f"the network's weights are of {names}: convert all of them to one, as model.float() does")
     return kinds.pop() if kinds else torch.float32
 
 
@@ -58,16 +56,12 @@ def low(model: nn.Module, like: nn.Module | None = None, changed: Collection[str
     like: such a copy of another network, whose layers serve where the two do not differ: everywhere but in `changed`.
     """
     layers = leaves(model)
-    places = [
-        layer for _, layer in model.named_modules(remove_duplicate=False) if not any(True for _ in layer.children())
-    ]
+    places = [layer for _, layer in model.named_modules(remove_duplicate=False) if not any(True for _ in layer.children())]
     simple = sum(len(list(layer.parameters())) for layer in places) == len(list(model.parameters()))
     if like is None or not simple:  # a layer in two places, or numbers that belong to no layer
         return _low(copy.deepcopy(model))
     theirs = leaves(like)
-    return replaced(
-        model, {name: _low(copy.deepcopy(layers[name])) if name in changed else theirs[name] for name in layers}
-    )
+    return replaced(model, {name: _low(copy.deepcopy(layers[name])) if name in changed else theirs[name] for name in layers})
 
 
 def _low(module: nn.Module) -> nn.Module:

@@ -73,9 +73,7 @@ def _resized(ours: nn.Module, theirs: nn.Module, name: str) -> dict[str, Any]:
             numbers[field] = list(value) if isinstance(value, tuple) else value
     shapes = {part: shape for part, shape in _shapes(ours).items() if shape != _shapes(theirs)[part]}
     if not numbers and not shapes:
-        raise IntrafusionError(
-            f"layer {name or 'of the whole network'} differs from its architecture's in no number or shape"
-        )
+        raise IntrafusionError(f"layer {name or 'of the whole network'} differs from its architecture's in no number or shape")
     return {"kind": _RESIZED, "numbers": numbers, "shapes": shapes}
 
 
@@ -137,11 +135,7 @@ def _check_shape(name: str, shape: Sequence[int], state: Mapping[str, Tensor]) -
 def _resize(layer: nn.Module, described: Mapping[str, Any], name: str, state: Mapping[str, Tensor]) -> None:
     """Give a layer of the architecture the numbers and the shapes of a card, in place."""
     numbers, shapes, own = described.get("numbers"), described.get("shapes"), _numbers(layer)
-    if (
-        not isinstance(numbers, Mapping)
-        or not isinstance(shapes, Mapping)
-        or {*described} != {"kind", "numbers", "shapes"}
-    ):
+    if not isinstance(numbers, Mapping) or not isinstance(shapes, Mapping) or {*described} != {"kind", "numbers", "shapes"}:
         raise _senseless(name, described)
     for field, value in numbers.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -150,9 +144,7 @@ def _resize(layer: nn.Module, described: Mapping[str, Any], name: str, state: Ma
         setattr(layer, field, value)
     for part, shape in shapes.items():
         table = layer._parameters if part in layer._parameters else layer._buffers
-        if part not in _shapes(layer) or not (
-            shape is None or (isinstance(shape, list) and all(map(_is_whole, shape)))
-        ):
+        if part not in _shapes(layer) or not (shape is None or (isinstance(shape, list) and all(map(_is_whole, shape)))):
             raise _senseless(name, described)
         if shape is None:
             table[part] = None

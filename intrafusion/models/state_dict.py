@@ -69,9 +69,7 @@ def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             raise IntrafusionError(f"{path} hides {hidden[0]} of the tensor {name}: save model.state_dict() alone")
     state = {name: Tensor.detach(value) for name, value in table.items() if isinstance(value, Tensor)}
     if odd := next((name for name, value in state.items() if not _is_plain(value)), None):
-        raise IntrafusionError(
-            f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict"
-        )
+        raise IntrafusionError(f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict")
     check_count(len(state), path)
     for name, value in state.items():
         check_dimensions(value.ndim, name, path)
@@ -116,9 +114,7 @@ def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             continue
         made[_place(value)] = whole = value.float()
         if not torch.isfinite(whole).all():
-            raise IntrafusionError(
-                f"{path} holds NaN or infinite weights in {name}: it is damaged or diverged in training"
-            )
+            raise IntrafusionError(f"{path} holds NaN or infinite weights in {name}: it is damaged or diverged in training")
     return {name: made.get(_place(value), value) for name, value in state.items()}
 
 
@@ -189,9 +185,7 @@ def _may_lack(key: str) -> bool:
     return key.endswith("num_batches_tracked")
 
 
-def _computed(
-    own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling
-) -> tuple[Mapping[str, Tensor], list[str]]:
+def _computed(own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling) -> tuple[Mapping[str, Tensor], list[str]]:
     """Weights in place of the two parts that a mask or weight_norm computes each from, where the network has no such parts."""
     names, made, parts = {spelling(name) for name in own}, dict[str, Tensor](), set[str]()
     for name, first in state.items():

@@ -102,9 +102,7 @@ def read(path: Path) -> Any:
     Raises IntrafusionError for a missing or damaged file, one of another kind, or one that would run code.
     """
     if not os.path.isfile(path):
-        raise IntrafusionError(
-            f"no weights file at {path}: check the path, or leave weights out for the embedded model"
-        )
+        raise IntrafusionError(f"no weights file at {path}: check the path, or leave weights out for the embedded model")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(SUFFIXES)}")
@@ -333,9 +331,7 @@ def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, d
         holds = ", ".join(map(_text, list(content)[:6])) if isinstance(content, dict) else ""
         if _has_arrays(content):
             holds += "; its NumPy arrays are not read, so save them as tensors"
-        raise IntrafusionError(
-            f"{path} holds no state dict (names to tensors)" + (f": it holds {holds}" if holds else "")
-        )
+        raise IntrafusionError(f"{path} holds no state dict (names to tensors)" + (f": it holds {holds}" if holds else ""))
     return found
 
 

@@ -113,6 +113,4 @@ def _cut(module: nn.Module, name: str, stays: Tensor, axis: int) -> None:
     if tensor is None:
         return
     cut = tensor.data.index_select(axis, stays.to(tensor.device)).contiguous()
-    setattr(
-        module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
-    )
+    setattr(module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)

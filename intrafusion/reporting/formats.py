@@ -141,9 +141,7 @@ def _quiet() -> Iterator[None]:
 def _trace(made: Made) -> tuple[torch.export.ExportedProgram, bool]:
     """The network's graph, for batches of any size; where that cannot be traced, for one image."""
     images = torch.zeros(2, *made.example.shape[1:])
-    network = copy.deepcopy(
-        made.network
-    )  # the exporter puts tensors without values into it; others may run the network
+    network = copy.deepcopy(made.network)  # the exporter puts tensors without values into it; others may run the network
     try:
         any_size = ({0: torch.export.Dim("batch", min=1)},)
         return torch.export.export(network, (images,), dynamic_shapes=any_size), True

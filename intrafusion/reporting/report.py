@@ -87,9 +87,7 @@ class Report:
         rows = [("group", "before", "after"), *((w.group, str(w.before), str(w.after)) for w in made.widths)]
         yield _Section("Channel groups", "", rows, figure=figures.widths(made.widths, made.spec.merge))
         if self.speed is not None:
-            yield _Section(
-                "Speed", speed_words(self.speed), speed_rows(self.speed), figure=figures.latencies(self.speed)
-            )
+            yield _Section("Speed", speed_words(self.speed), speed_rows(self.speed), figure=figures.latencies(self.speed))
         if self.files:
             yield _Section("Files", self._verified(), file_rows(self.files))
         speed = self.speed is not None
@@ -159,9 +157,7 @@ def before_and_after(made: Made) -> list[tuple[str, ...]]:
         f"MACs{left_out}": (made.before.macs, made.after.macs),
         "prunable channels": channels,
     }
-    return rows + [
-        (name, f"{before:,}", f"{after:,}", f"{after / before:.0%}") for name, (before, after) in numbers.items()
-    ]
+    return rows + [(name, f"{before:,}", f"{after:,}", f"{after / before:.0%}") for name, (before, after) in numbers.items()]
 
 
 def speed_words(found: Comparison) -> str:

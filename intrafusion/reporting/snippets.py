@@ -86,9 +86,7 @@ def _load_lines(base: PruneSpec) -> list[str]:
 def _calibration_lines(base: PruneSpec) -> list[str]:
     path = f", path={base.data_path!r}" if base.data_path else ""
     size = ", input_size=model.card.input_size" if _is_cropped(base) else ""
-    return [
-        f"calibration = itf.load_calibration({base.dataset!r}{path}, limit={base.calibration}, seed={base.seed}{size})"
-    ]
+    return [f"calibration = itf.load_calibration({base.dataset!r}{path}, limit={base.calibration}, seed={base.seed}{size})"]
 
 
 def _is_cropped(base: PruneSpec) -> bool:

@@ -57,9 +57,7 @@ def _speaker() -> Callable[..., None]:
     return say
 
 
-def _outcome(
-    work: Callable[..., Any], folder: Path, say: Callable[..., None], arguments: dict[str, Any]
-) -> dict[str, Any]:
+def _outcome(work: Callable[..., Any], folder: Path, say: Callable[..., None], arguments: dict[str, Any]) -> dict[str, Any]:
     from intrafusion.errors import IntrafusionError, one_line
 
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes(say)])

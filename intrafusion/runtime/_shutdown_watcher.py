@@ -1,4 +1,5 @@
-"""Sees to it that a command ends within a second of a signal; see `shutdown`. This file is run as a script, without the package.
+"""Sees to it that a command ends within a second of a signal; see `shutdown`. This file is run as a script, without the
+package.
 
 stdin: a byte for each signal that reaches the command, its number, and BEGIN, END and TOLD from the command itself. stdout:
 WAIT or LEAVE for the command's thread. Arguments: the command's process, and what is said for it where it must be killed.

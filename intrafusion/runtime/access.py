@@ -97,9 +97,7 @@ def check_path(what: str, text: str | None) -> None:
         allowed = False
     if not allowed:
         where = "only in the folders that it was started with" if roots() else "none"
-        raise IntrafusionError(
-            f"{what} {text[:200]!r} cannot be opened: of the files of this server a reader may name {where}"
-        )
+        raise IntrafusionError(f"{what} {text[:200]!r} cannot be opened: of the files of this server a reader may name {where}")
 
 
 def check_size(model: str, weights: int) -> None:
@@ -118,9 +116,7 @@ def check_room() -> None:
     most, places = _number("INTRAFUSION_KEPT_MB", 2048), [home() / "models", home() / "images", *temporary()]
     held = sum({file: _size(file) for place in places for file in (place, *place.rglob("*"))}.values())
     if held >= most * MIB:
-        raise IntrafusionError(
-            f"this server keeps at most {most:,} MiB, and has them: whoever runs it must remove some"
-        )
+        raise IntrafusionError(f"this server keeps at most {most:,} MiB, and has them: whoever runs it must remove some")
     there = next(folder for folder in (home(), *home().absolute().parents) if folder.exists())
     if shutil.disk_usage(there).free < _FREE:
         raise IntrafusionError("the disk of this server is almost full: whoever runs it must free some space")

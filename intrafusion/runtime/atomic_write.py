@@ -103,9 +103,7 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def _full(path: Path) -> IntrafusionError:
-    return IntrafusionError(
-        f"the disk of {path} is full: free some space and run again; nothing half-written is left behind"
-    )
+    return IntrafusionError(f"the disk of {path} is full: free some space and run again; nothing half-written is left behind")
 
 
 def is_full(error: Exception, path: Path) -> bool:

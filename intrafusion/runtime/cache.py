@@ -39,9 +39,7 @@ class Cache:
             size = held_bytes(result) if self._memory < float("inf") else 0
             with self._lock:
                 self._results[key], self._bytes[key] = result, size
-                while len(self._results) > 1 and (
-                    len(self._results) > self._limit or sum(self._bytes.values()) > self._memory
-                ):
+                while len(self._results) > 1 and (len(self._results) > self._limit or sum(self._bytes.values()) > self._memory):
                     del self._bytes[self._results.popitem(last=False)[0]]
             return result
         finally:

@@ -62,9 +62,9 @@ def stoppable(stop: threading.Event, turns: Turns | None = None) -> Iterator[Non
 def interruptible() -> Iterator[None]:
     """Within this block, of the main thread, Ctrl-C or a SIGTERM ends work at its next `checkpoint`; a second one, at once.
 
-    So that what a run leaves behind when it is stopped is never in the middle of a step. Where a signal came and no
-    checkpoint after it, the block ends with Cancelled. After a signal, SIGURG raises it wherever the work stands: see `shutdown`.
-    In other threads, which hear of no signals, this does nothing.
+    So that what a run leaves behind when it is stopped is never in the middle of a step. Where a signal came and no checkpoint
+    after it, the block ends with Cancelled. After a signal, SIGURG raises it wherever the work stands: see `shutdown`. In other
+    threads, which hear of no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -123,9 +123,7 @@ class _Description:
 
 
 def _numbers(tensor: Tensor) -> str:
-    plain = (
-        tensor.dequantize() if tensor.is_quantized else tensor if tensor.layout is torch.strided else tensor.to_dense()
-    )
+    plain = tensor.dequantize() if tensor.is_quantized else tensor if tensor.layout is torch.strided else tensor.to_dense()
     values = plain.detach().cpu().resolve_conj().resolve_neg().contiguous()
     raw = values.reshape(-1).view(torch.uint8).numpy().data
     return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(raw).hexdigest()}"

@@ -1,7 +1,7 @@
 """Background work of the app: started once for each key, observed by anyone, in turns, cancelled at any time.
 
-One job computes at a time, so that timings mean something and the device is not shared. The turn goes round: a job that
-has computed for half a second lets another one, at its next result or `cancellation.checkpoint`, so that a short job never waits
+One job computes at a time, so that timings mean something and the device is not shared. The turn goes round: a job that has
+computed for half a second lets another one, at its next result or `cancellation.checkpoint`, so that a short job never waits
 for the end of a long one; `Line` says which. Jobs belong to the process, not to a browser session: a reload, or a second
 reader, finds them running; those that nobody waits for any more end after a while, see `Jobs.tend`.
 """
@@ -148,9 +148,7 @@ class Job(Generic[T]):
                 self.held = held_bytes(self.results)
             finally:
                 self._outcome = outcome
-            event(
-                "job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts)
-            )
+            event("job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts))
             try:
                 give_back_memory()  # before the next turn: nobody's timings shall hold it
             finally:
@@ -282,11 +280,11 @@ class Jobs:
     ) -> Job:
         """The active job of this key, or a new one; a finished one is replaced.
 
-        total: how many parts the work has; 0 when not known. title: what it is, in words ("curve of digits-resnet").
-        part: where several results may come of one part, which part a result is of (any key) and how much of it is done,
-        in [0, 1]; the part's last result is kept. None: each result is a part of its own. computes: False for work that
-        leaves the device alone, such as a download: it neither waits for a turn nor takes one. who: the reader who asks.
-        Other jobs may compute whenever `work` yields or calls `cancellation.checkpoint`; `cancellation` says what that means for locks.
+        total: how many parts the work has; 0 when not known. title: what it is, in words ("curve of digits-resnet"). part:
+        where several results may come of one part, which part a result is of (any key) and how much of it is done, in [0, 1];
+        the part's last result is kept. None: each result is a part of its own. computes: False for work that leaves the device
+        alone, such as a download: it neither waits for a turn nor takes one. who: the reader who asks. Other jobs may compute
+        whenever `work` yields or calls `cancellation.checkpoint`; `cancellation` says what that means for locks.
         """
         with self._lock:
             job = self._jobs.get(key)

@@ -25,9 +25,7 @@ def store_path() -> Path:
 def check_name(name: str) -> str:
     """A name for a kept network. Raises IntrafusionError unless it is of letters, digits, and . _ - between them."""
     if not is_name(name):
-        raise IntrafusionError(
-            f"{name!r} is no name for a network: letters, digits, and . _ - after the first, at most 64"
-        )
+        raise IntrafusionError(f"{name!r} is no name for a network: letters, digits, and . _ - after the first, at most 64")
     return name
 
 

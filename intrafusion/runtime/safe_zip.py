@@ -104,12 +104,8 @@ def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     if packed > size:
         raise IntrafusionError(f"{path} is not a readable archive: its files lie over one another")
     total = sum(info.file_size for info in infos)
-    if total > (
-        UNPACKED if size <= FILE else max(UNPACKED, size)
-    ):  # a person's own file may be larger, stored as it is
-        raise IntrafusionError(
-            f"{path} unpacks to {total / MIB:,.0f} MiB, and at most {UNPACKED // MIB:,} MiB are taken"
-        )
+    if total > (UNPACKED if size <= FILE else max(UNPACKED, size)):  # a person's own file may be larger, stored as it is
+        raise IntrafusionError(f"{path} unpacks to {total / MIB:,.0f} MiB, and at most {UNPACKED // MIB:,} MiB are taken")
 
 
 def _plain(info: zipfile.ZipInfo) -> str:

@@ -1,7 +1,7 @@
 """The end of a command that was asked to stop by a signal: within a second, whatever it computes.
 
-A first signal asks the work (`cancellation.interruptible`), which ends at its next checkpoint and tidies up. Other code may reach no
-checkpoint for minutes, and while C code keeps the interpreter's lock no line of Python runs. So a process of its own
+A first signal asks the work (`cancellation.interruptible`), which ends at its next checkpoint and tidies up. Other code may
+reach no checkpoint for minutes, and while C code keeps the interpreter's lock no line of Python runs. So a process of its own
 (`ending_watcher`) hears of every signal through the interpreter's wakeup file. Unless the command ends by itself, the watcher
 interrupts the work where it stands, then has a thread end the process, and at last kills it. What is on disk survives that.
 """

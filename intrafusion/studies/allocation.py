@@ -261,10 +261,7 @@ class _Search:
     def _all_at(self, sparsity: float) -> np.ndarray:
         """Each group at this sparsity, or at the next one below at which it was measured."""
         return np.array(
-            [
-                np.flatnonzero((self.owner == i) & (self.sparsity <= sparsity))[-1]
-                for i in range(len(self.shapes.groups))
-            ]
+            [np.flatnonzero((self.owner == i) & (self.sparsity <= sparsity))[-1] for i in range(len(self.shapes.groups))]
         )
 
     def sparsities(self) -> dict[str, float]:

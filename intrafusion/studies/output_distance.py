@@ -68,9 +68,7 @@ class Outputs:
         said = torch.stack([self.predictions(name) for name in THREE])
         right, changed = said == self.labels, (said != said[0]).any(0)
         order = self.logits["dense"].softmax(1).amax(1).argsort(descending=True, stable=True)
-        return {
-            kind: order[((right == torch.tensor(are)[:, None]).all(0) & changed)[order]] for kind, are in KINDS.items()
-        }
+        return {kind: order[((right == torch.tensor(are)[:, None]).all(0) & changed)[order]] for kind, are in KINDS.items()}
 
 
 def outputs(solutions: Solutions) -> Iterator[Outputs]:

@@ -46,9 +46,7 @@ def paired(first: Result, second: Result, z: float = 1.959964) -> Paired:
         if ours != theirs:
             raise IntrafusionError(f"these results were measured on different images: {name} {ours} and {theirs}")
     if first.total != second.total:
-        raise IntrafusionError(
-            f"these results were measured on different images: of {first.total:,} and of {second.total:,}"
-        )
+        raise IntrafusionError(f"these results were measured on different images: of {first.total:,} and of {second.total:,}")
     count = min(first.count, second.count)
     right, also = _answers(first, count), _answers(second, count)
     only_first, only_second = (int(np.bitwise_count(bits).sum()) for bits in (right & ~also, also & ~right))

@@ -52,11 +52,7 @@ def _code(entry: Entry) -> str:
 def calibrates(spec: PruneSpec) -> bool:
     """Whether pruning, merging or recovering, as this relevant part of a spec says, looks at calibration images."""
     looking = CRITERIA[spec.criterion].needs, MERGES[spec.merge].needs
-    return (
-        spec.cost == "activations"
-        or any(n != "nothing" for n in looking)
-        or RECOVERIES[spec.recovery].needs == "images"
-    )
+    return spec.cost == "activations" or any(n != "nothing" for n in looking) or RECOVERIES[spec.recovery].needs == "images"
 
 
 def trains(spec: PruneSpec) -> bool:

@@ -166,9 +166,7 @@ def matrix(
     sparsities: None for those measured. Raises IntrafusionError when the results differ in more than group, sparsity and
     seed, so that a cell would have two meanings.
     """
-    chosen = [
-        result for result in alone(results) if result.spec.merge == merge and criterion in (None, result.spec.criterion)
-    ]
+    chosen = [result for result in alone(results) if result.spec.merge == merge and criterion in (None, result.spec.criterion)]
     for name in _varied(chosen):
         if name not in _AXES:
             values = ", ".join(dict.fromkeys(str(getattr(result.spec, name)) for result in chosen))

@@ -153,9 +153,7 @@ class Bench:
         size = self.card.input_size
         return self._seen.get(
             sight(spec),
-            lambda: load_calibration(
-                spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size
-            ),
+            lambda: load_calibration(spec.dataset, spec.data_path, self.device, spec.calibration, spec.seed, input_size=size),
         )
 
     def training(self, spec: PruneSpec) -> ImageData:
@@ -163,11 +161,7 @@ class Bench:
         data = self.calibration(spec.but(calibration=spec.training))
         if data.split != "train":
             where = Path(spec.data_path or f"{spec.dataset}_test.npz")
-            beside = (
-                train_beside(where).name
-                if where.suffix
-                else f"{spec.dataset}_train.npz into {where}, or a folder train"
-            )
+            beside = train_beside(where).name if where.suffix else f"{spec.dataset}_train.npz into {where}, or a folder train"
             raise IntrafusionError(
                 f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: put {beside}"
                 f"{' beside it' if where.suffix else ''}"
@@ -191,9 +185,7 @@ class Bench:
         sees = spec.cost == "activations"
         return self._geometries.get(
             (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
-            lambda: measure(
-                self.model, group, data=self.calibration(spec) if sees else None, **spec.only(MEASURE_KNOBS)
-            ),
+            lambda: measure(self.model, group, data=self.calibration(spec) if sees else None, **spec.only(MEASURE_KNOBS)),
         )
 
     def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
@@ -238,9 +230,7 @@ def open_model(name: str, weights: str | None = None, device: str = "cpu", **opt
 def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
     """Load what `spec` names, once, for any number of runs; `options` go to `load_data`."""
     bench = open_model(spec.model, spec.weights, device)
-    bench.data = load_data(
-        spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size, **options
-    )
+    bench.data = load_data(spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size, **options)
     return bench
 
 

@@ -36,9 +36,7 @@ class Study:
         if not isinstance(self.name, str) or not self.name.strip():
             raise IntrafusionError("a study needs a name")
         if any(category(letter) in ("Cc", "Cs") for letter in self.name):
-            raise IntrafusionError(
-                f"the study's name {self.name!r} has characters that cannot be shown: choose another"
-            )
+            raise IntrafusionError(f"the study's name {self.name!r} has characters that cannot be shown: choose another")
         if math.prod(map(len, self.axes.values())) > _MOST:
             raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
         for field, values in self.axes.items():
@@ -58,9 +56,7 @@ class Study:
         """All points, on a network with these groups."""
         axes = {field: list(dict.fromkeys(values)) for field, values in self.axes.items()}
         if "groups" in axes:
-            axes["groups"] = list(
-                dict.fromkeys(choice for value in axes["groups"] for choice in _choices(value, groups))
-            )
+            axes["groups"] = list(dict.fromkeys(choice for value in axes["groups"] for choice in _choices(value, groups)))
         return list(dict.fromkeys(grid(self.base, **axes)))
 
     def to_toml(self) -> str:
@@ -80,9 +76,7 @@ class Study:
             raise IntrafusionError(f"the study is not TOML: {one_line(error)}") from error
         unknown = set(raw) - {"name", "decide", "base", "axes"}
         if unknown:
-            raise IntrafusionError(
-                f"unknown entry {sorted(unknown)[0]!r} in the study: it has name, decide, [base] and [axes]"
-            )
+            raise IntrafusionError(f"unknown entry {sorted(unknown)[0]!r} in the study: it has name, decide, [base] and [axes]")
         base, axes = raw.get("base", {}), raw.get("axes", {})
         if not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(raw.get("decide", False), bool):
             raise IntrafusionError("the study's base and axes must be tables of fields, and decide true or false")

@@ -48,9 +48,7 @@ def measured(model: nn.Module) -> Iterator[None]:
         model.eval()
 
 
-def restate(
-    fused: nn.Module, members: Sequence[nn.Module], batches: Sequence[Tensor], normed: Container[str] = ()
-) -> None:
+def restate(fused: nn.Module, members: Sequence[nn.Module], batches: Sequence[Tensor], normed: Container[str] = ()) -> None:
     """Give an average of networks the statistics that averaging took from it, in place (REPAIR, Jordan et al., ICLR 2023).
 
     Every BatchNorm is measured again. Every convolution and linear layer is scaled and shifted, channel by channel, so that

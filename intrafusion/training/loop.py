@@ -223,9 +223,7 @@ class _Run:
         loss.backward()
         self.optimiser.step()
         right = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack(
-            [loss.detach().float() * len(rows), right.float(), right.new_tensor(len(rows)).float()]
-        )
+        self.sums += torch.stack([loss.detach().float() * len(rows), right.float(), right.new_tensor(len(rows)).float()])
         self.step += 1
 
     def _moment(self) -> Moment:

@@ -164,13 +164,9 @@ def connect(
     walks are measured on. rate: peak learning rate; None: found by short runs, made smaller where a long one diverges.
     Raises IntrafusionError as `Curve` does, and where no learning rate learns.
     """
-    lesson = _Lesson(
-        first, last, bends, train_data, Recipe(epochs, augment_for(train_data.name), 0.0, 0.0, _BATCH, seed=seed)
-    )
+    lesson = _Lesson(first, last, bends, train_data, Recipe(epochs, augment_for(train_data.name), 0.0, 0.0, _BATCH, seed=seed))
     curve, again = lesson.curve(), lesson.again
-    found = Path(
-        nothing(points), nothing(points), rate, (), len(norms_of(first)), len(again) if again else 0, len(data)
-    )
+    found = Path(nothing(points), nothing(points), rate, (), len(norms_of(first)), len(again) if again else 0, len(data))
     for line in walk(curve, data, again, straight=True, points=points):
         found = replace(found, line=line)
         yield found

@@ -73,9 +73,7 @@ def _value(target: str, made: Mapping[str, Matrix]) -> float:
     return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, "%.1f", key="least", bind=BIND) / 100
 
 
-def _verified(
-    here: Here, bench: Bench, spec: PruneSpec, found: Suggestion, least: float | None, kept: Store | None
-) -> None:
+def _verified(here: Here, bench: Bench, spec: PruneSpec, found: Suggestion, least: float | None, kept: Store | None) -> None:
     """The expected accuracy beside the measured one, which is asked for where it takes long."""
     key = ("verify", here.key(), spec)
     known, job = studying.stored(kept, [spec], bench), session.jobs().get(key)

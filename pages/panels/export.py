@@ -38,9 +38,7 @@ def controls(here: Here) -> PruneSpec:
     merge = grid.selectbox(
         "Merge", merges, index=merges.index("fusion"), key="export_merge", bind=BIND, help=parts.methods_help("merge")
     )
-    recovery = grid.selectbox(
-        "Recovery", recoveries, key="export_recovery", bind=BIND, help=parts.methods_help("recovery")
-    )
+    recovery = grid.selectbox("Recovery", recoveries, key="export_recovery", bind=BIND, help=parts.methods_help("recovery"))
     scope = grid.segmented_control(
         "Prune", ["all groups", "this group"], default="all groups", required=True, key="export_scope", bind=BIND
     )
@@ -105,9 +103,7 @@ def show_network(made: Made | None, merge: str) -> None:
     left, right = st.columns(2, gap="medium")
     with right:
         title = "Channels of each group before and after"
-        figure = (
-            figures.widths(made.widths, merge, session.is_dark()) if made else figures.empty(title, session.is_dark())
-        )
+        figure = figures.widths(made.widths, merge, session.is_dark()) if made else figures.empty(title, session.is_dark())
         parts.chart(figure, "widths")
     with left:
         if made is None:

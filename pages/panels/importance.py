@@ -143,9 +143,7 @@ def rank_row(comparison: Comparison, channel: int) -> None:
     """The channel's rank by each criterion, as badges."""
     badges = [
         f":{'primary' if kept else 'gray'}-badge[{name} **{rank}**]"
-        for name, rank, kept in zip(
-            comparison.names, comparison.ranks[:, channel], comparison.kept[:, channel], strict=True
-        )
+        for name, rank, kept in zip(comparison.names, comparison.ranks[:, channel], comparison.kept[:, channel], strict=True)
     ]
     count = int(comparison.kept[:, channel].sum())
     st.markdown(
@@ -157,9 +155,7 @@ def rank_row(comparison: Comparison, channel: int) -> None:
 def how_to_read(comparison: Comparison) -> None:
     """The matrix in words, with what chance alone gives."""
     chance, k, n = comparison.chance, comparison.k, comparison.scores.shape[1]
-    bound = (
-        "" if np.isnan(chance.correlation) else f" With {n:,} channels, chance stays within ±{chance.correlation:.2f}."
-    )
+    bound = "" if np.isnan(chance.correlation) else f" With {n:,} channels, chance stays within ±{chance.correlation:.2f}."
     st.markdown(
         f"**Above the diagonal**, Spearman's rank correlation: 1 for the same order, 0 for none, −1 for the reverse.{bound}"
     )

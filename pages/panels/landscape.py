@@ -79,9 +79,7 @@ def show_plane(found: Slice | None, what: str) -> None:
     left, right = st.columns([5, 3], gap="medium")
     with left:
         if found is None:
-            figure = figures.empty(
-                "The plane through dense, dropped and fused", figures.SLICE_HEIGHT, session.is_dark()
-            )
+            figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, session.is_dark())
         else:
             figure = figures.slice_map(found, what, session.is_dark())
         parts.chart(figure, "plane")
@@ -121,16 +119,12 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
     with left:
         title = "How far the logits move"
         figure = (
-            output_figures.distance_histograms(found, dark)
-            if complete
-            else figures.empty(title, output_figures.HEIGHT, dark)
+            output_figures.distance_histograms(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
         )
         parts.chart(figure, "distances")
     with right:
         title = "How far they move, class by class"
-        figure = (
-            output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
-        )
+        figure = output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
         parts.chart(figure, "classes")
     if not complete:
         st.caption("The images whose prediction changes come here.")
@@ -195,9 +189,7 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
         "Peak learning rate", 0.0, 1.0, None, 0.01, format="%g", key="path_rate", bind=BIND, placeholder="found by a test",
         help="Left empty, it is the one after which a short run is best.",
     )  # fmt: skip
-    training = grid.selectbox(
-        "Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND
-    )
+    training = grid.selectbox("Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND)
     kept = {name: others[name] for name in (first, last) if name in others}
     return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), kept
 
@@ -219,9 +211,7 @@ def show_path(found: Path | None, ends: tuple[str, str]) -> None:
     if found is not None and found.norms:
         words += f" At every place the statistics of the {found.norms} BatchNorms are measured again on {found.seen:,} training images."
     elif found is not None:
-        words += (
-            " BatchNorm is folded into these networks, or they have none: there are no statistics to measure again."
-        )
+        words += " BatchNorm is folded into these networks, or they have none: there are no statistics to measure again."
     st.caption(words)
     if found is not None and found.moments:
         st.caption(f"Training, at a peak learning rate of {found.rate:.2g}: {found.moments[-1]}.")

@@ -175,9 +175,7 @@ def other_control(neuron: int, kept: Sequence[int], default: int) -> int:
         st.session_state.lesson_other = default
     st.session_state.lesson_followed = neuron
     _keep_within("lesson_other", kept, default)
-    return st.selectbox(
-        "Compared with neuron", kept, index=kept.index(default), key="lesson_other", bind=BIND, width=200
-    )
+    return st.selectbox("Compared with neuron", kept, index=kept.index(default), key="lesson_other", bind=BIND, width=200)
 
 
 def ask(

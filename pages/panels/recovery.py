@@ -168,13 +168,9 @@ def answer(rows: Sequence[Row], methods: Sequence[str], bench: Bench, known: dic
     seeds, images = max(row.seeds for row in rows), min(row.count for row in rows)
     spread = f"95 % interval over {seeds} seeds" if seeds > 1 else "95 % interval"
     st.caption(f"Top-1 accuracy on {images:,} test images, {spread}. Dense: {dense:.1%}.")
-    st.dataframe(
-        columns.astype(str), hide_index=True, column_config={"recovery": st.column_config.TextColumn(width=120)}
-    )
+    st.dataframe(columns.astype(str), hide_index=True, column_config={"recovery": st.column_config.TextColumn(width=120)})
     if any(_registry("recovery")[row.recovery].reconstructed for row in rows):
-        st.caption(
-            "Over-parameterization is :orange-badge[reconstructed]: the paper's own ratio and schedule are unknown."
-        )
+        st.caption("Over-parameterization is :orange-badge[reconstructed]: the paper's own ratio and schedule are unknown.")
 
 
 def _line(row: Row, equal: Row | None) -> dict[str, Any]:

@@ -82,9 +82,7 @@ def image_control(count: int) -> tuple[int, str]:
 
 def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int) -> None:
     """The images that drive a channel most, to choose from. values: its activation (N,) on `data`."""
-    captions = [
-        f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top
-    ]
+    captions = [f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top]
     title = f"The {len(top)} of {len(data):,} images that activate it most"
     figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, session.is_dark())
 
@@ -92,9 +90,7 @@ def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int
         if points := st.session_state.images.selection.points:
             st.session_state.image = int(points[0]["customdata"])
 
-    st.plotly_chart(
-        figure, key="images", on_select=pick, selection_mode="points", theme=None, config={"displayModeBar": False}
-    )
+    st.plotly_chart(figure, key="images", on_select=pick, selection_mode="points", theme=None, config={"displayModeBar": False})
 
 
 def show_attribution(here: Here, data: ImageData, channel: int, image: int, method: str) -> None:
@@ -111,7 +107,9 @@ def show_attribution(here: Here, data: ImageData, channel: int, image: int, meth
     parts.chart(
         attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, session.is_dark()), "pixels"
     )
-    words = f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal raises the activation, amber lowers it."
+    words = (
+        f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal raises the activation, amber lowers it."
+    )
     if method == "integrated-gradients":
         words += (
             f" All pixels together: {found.pixels.sum():.3g}. Exact would be the activation, {found.activation:.3g}, less the "

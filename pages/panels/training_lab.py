@@ -136,11 +136,7 @@ def start(key: tuple, spec: TrainSpec, device: str) -> Job:
     """Train in the background; rerun the page after it."""
 
     def part(told: Step | LabRun) -> tuple[Any, float]:
-        return (
-            ("run", 0.0)
-            if isinstance(told, LabRun)
-            else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
-        )
+        return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
 
     total = _LOOKS * len(phases(spec))
     return session.start(key, total, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
@@ -186,9 +182,7 @@ def _watch(job: Job) -> None:
             job_queue.cancel_button(job, "cancel_training", icon=":material/stop:", width=_WIDTH)
             last = next((told for told in reversed(job.results) if isinstance(told, Step)), None)
             told = f"{last.phase}, epoch {last.moment.epoch:.3g}; " if last else ""
-            st.progress(
-                job.share or 0.0, told + job_queue.words(job).partition("done, ")[2] or "computing", width="stretch"
-            )
+            st.progress(job.share or 0.0, told + job_queue.words(job).partition("done, ")[2] or "computing", width="stretch")
         if not job.active or time.monotonic() - drawn > max(_REDRAW, job.elapsed / 20):
             st.rerun()
 

@@ -96,9 +96,7 @@ def weights(here: Here) -> None:
         max_upload_size=_most(),
     )
     row = st.columns(3)
-    name = row[0].text_input(
-        "Name", _proposed(file), key=f"own_weights_name {_proposed(file)}", placeholder="my-weights"
-    )
+    name = row[0].text_input("Name", _proposed(file), key=f"own_weights_name {_proposed(file)}", placeholder="my-weights")
     known = [one for one in model_names() if not one.startswith(("kept/", "timm/"))]
     model = row[1].selectbox(
         "Architecture",
@@ -195,7 +193,9 @@ def _uploader(what: str) -> str:
 
 
 def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: str) -> None:
-    """Check and keep what was uploaded, as a job; how far that is, and then a button that opens it, or one line of what was wrong."""
+    """Check and keep what was uploaded, as a job; how far that is, and then a button that opens it, or one line of what was
+    wrong.
+    """
     job = _job(what)
     if st.button(
         "Check and keep", key=f"own_{what}_take", type="primary", icon=":material/verified_user:",
@@ -319,9 +319,7 @@ def kept() -> None:
         return
     for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(
-                f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(words)}]", width="stretch"
-            )
+            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(words)}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):

@@ -45,7 +45,8 @@ def permalink(page: str, keys: tuple[str, ...]) -> str:
 
 @contextmanager
 def noticed(page: str, place: DeltaGenerator) -> Iterator[None]:
-    """Draw a page within, up to where it has Enough; say in `place` what it did not understand of the link that opened the session.
+    """Draw a page within, up to where it has Enough; say in `place` what it did not understand of the link that opened the
+    session.
 
     The line stays until the reader changes a setting or leaves the page.
     """

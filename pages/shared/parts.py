@@ -24,9 +24,7 @@ from pages.shared.session import BIND, Here, is_dark
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
     """Draw a figure; with `on_channel`, a click on a mark chooses the channel in its customdata."""
     if on_channel:
-        st.plotly_chart(
-            figure, key=key, config=config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None
-        )
+        st.plotly_chart(figure, key=key, config=config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None)
     else:
         st.plotly_chart(figure, key=key, config=config(key), theme=None)
 
@@ -50,17 +48,13 @@ def methods_help(kind: str) -> str:
 
 def criterion_control() -> str:
     entries = _registry("criterion")
-    name = st.selectbox(
-        "Importance criterion", list(entries), index=list(entries).index("l1"), key="criterion", bind=BIND
-    )
+    name = st.selectbox("Importance criterion", list(entries), index=list(entries).index("l1"), key="criterion", bind=BIND)
     st.caption(entries[name].told)
     return name
 
 
 def sparsity_control() -> float:
-    percent = st.slider(
-        "Sparsity: share of the group's channels that go", 0, 95, 30, format="%d %%", key="sparsity", bind=BIND
-    )
+    percent = st.slider("Sparsity: share of the group's channels that go", 0, 95, 30, format="%d %%", key="sparsity", bind=BIND)
     return percent / 100
 
 

@@ -137,9 +137,7 @@ def _hear() -> None:
         give_to_root(logging.getLogger(name))
     served = logging.getLogger("uvicorn.error")
     served.setLevel(logging.WARNING)  # else each reader who comes is a line
-    served.addFilter(
-        lambda told: "completing handshake" not in str(told.msg)
-    )  # of a refused websocket, which is complete
+    served.addFilter(lambda told: "completing handshake" not in str(told.msg))  # of a refused websocket, which is complete
     for name in ("uvicorn.access", "streamlit.error_util"):  # addresses may hold paths; `sorry` logs errors
         logging.getLogger(name).disabled = True
 

@@ -78,9 +78,7 @@ def bench(model: str, weights: str | None, device: str) -> Bench:
 
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the images")
-def images(
-    dataset: str, path: str | None, device: str, input_size: tuple[int, int, int], limit: int | None
-) -> ImageData:
+def images(dataset: str, path: str | None, device: str, input_size: tuple[int, int, int], limit: int | None) -> ImageData:
     return load_data(dataset, path=path, device=device, input_size=input_size, limit=limit)
 
 
@@ -98,9 +96,7 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-def start(
-    key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any
-) -> Job:
+def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any) -> Job:
     """`Jobs.start`, remembering which reader asked, who may cancel it anywhere; rerun the page after it.
 
     lasts: whether it goes on when this session has gone from a public server, as a study does that has a name. Raises
@@ -258,9 +254,7 @@ def _model_name() -> str:
         st.caption(escaping.markdown(public(f"{about['summary']}; weights: {about['weights']}")))
         return chosen
     short = [name.removeprefix("imagenet/") for name in model_names() if name.startswith("imagenet/")]
-    return "imagenet/" + st.selectbox(
-        "Architecture", short, key="imagenet", bind=BIND, index=short.index("squeezenet1_0")
-    )
+    return "imagenet/" + st.selectbox("Architecture", short, key="imagenet", bind=BIND, index=short.index("squeezenet1_0"))
 
 
 def _dataset(name: str) -> str:
@@ -279,9 +273,7 @@ def _dataset(name: str) -> str:
 def _choose_group(opened: Bench, controls: DeltaGenerator) -> Group:
     usable = [group for group in opened.groups if group.reason is None]
     if not usable:
-        raise IntrafusionError(
-            "no group of this network can be pruned: `python -m intrafusion groups` lists the reasons"
-        )
+        raise IntrafusionError("no group of this network can be pruned: `python -m intrafusion groups` lists the reasons")
     names = [group.name for group in usable]
     if st.session_state.get("group") not in names:
         st.session_state.pop("group", None)
@@ -316,9 +308,7 @@ def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]
         return
     job = jobs().get(key)
     if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
-        start(
-            key, 1, work, label, part=lambda bytes: ("file", bytes[0] / bytes[1] if bytes[1] else 0.0), computes=False
-        )
+        start(key, 1, work, label, part=lambda bytes: ("file", bytes[0] / bytes[1] if bytes[1] else 0.0), computes=False)
         st.rerun()
     if job is not None:
         _watch_download(job)

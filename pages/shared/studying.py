@@ -30,9 +30,7 @@ def store() -> StoreOrMemory | None:
         messages.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
         return None
     if kept.problem:
-        messages.warning(
-            f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:"
-        )
+        messages.warning(f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:")
     return kept
 
 

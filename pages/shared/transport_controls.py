@@ -69,9 +69,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
         strength = {}
         if solver in _STRENGTHS:
             field, about, low, high, default = _STRENGTHS[solver]
-            strength[field] = st.number_input(
-                field, low, high, default, step=low, format="%g", help=about, **key(field)
-            )
+            strength[field] = st.number_input(field, low, high, default, step=low, format="%g", help=about, **key(field))
         normalise = st.selectbox(
             "Normalise by", NORMALISATIONS, **key("normalise"),
             help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",

@@ -118,9 +118,7 @@ def runs(model: nn.Module, merge: str, chosen: list[Group], groups: list[Group])
 def measured(name: str) -> dict[str, object]:
     """The row of a network, or why there is none."""
     try:
-        told = subprocess.run(
-            [sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=_PATIENCE
-        )
+        told = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         return {"name": name, "why not": f"not within {_PATIENCE} s"}
     if told.returncode:

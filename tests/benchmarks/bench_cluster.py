@@ -45,9 +45,7 @@ def test_study():
     groups = [(group.name,) for group in bench.groups if group.reason is None]
     base = itf.PruneSpec(model="cifar10-resnet20", dataset="cifar10", limit=None)
     specs = grid(base, groups=groups, sparsity=[0.3, 0.6], merge=["drop", "fusion"])
-    print(
-        f"\n{len(specs)} points, {len(groups)} groups, {IMAGES} images; seconds to the first result, then to the last"
-    )
+    print(f"\n{len(specs)} points, {len(groups)} groups, {IMAGES} images; seconds to the first result, then to the last")
     took = {}
     for threads in (1, os.cpu_count()):
         torch.set_num_threads(threads)

@@ -212,9 +212,7 @@ async def visit(browser: Any, address: str, numbers: range, seconds: float, thin
 async def visit_beside_study(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
     """These visitors at once while a study of thousands of points computes, which none of them asked for."""
     page = await browser.new_page()
-    many = [("study_merges", merge) for merge in _registry("merge")] + [
-        ("study_sparsities", n) for n in range(5, 100, 5)
-    ]
+    many = [("study_merges", merge) for merge in _registry("merge")] + [("study_sparsities", n) for n in range(5, 100, 5)]
     await page.goto(f"{address}/sensitivity?{urlencode(many)}")
     await page.get_by_role("button", name=re.compile("Run the study|Continue")).click()
     stop = page.get_by_role("button", name="Cancel").first
@@ -330,9 +328,7 @@ async def together(browser: Any, address: str, visitors: int, seconds: float, th
     print(f"{visitors} visitors, {seconds:.0f} s, thinking {think} s\n{tally.told()}", flush=True)
     if memory:
         after = await settled(browser, address)
-        print(
-            f"server: {before:,.0f} MB before, {peak:,.0f} with them, {after:,.0f} MB after ({after / before - 1:+.1%})"
-        )
+        print(f"server: {before:,.0f} MB before, {peak:,.0f} with them, {after:,.0f} MB after ({after / before - 1:+.1%})")
     return tally
 
 

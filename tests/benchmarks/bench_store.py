@@ -73,9 +73,7 @@ def main(studies: int = 500, points: int = 2000) -> float:
             made(path, studies, each)
             writing = time.process_time() - began
             times.append(listed(path))
-            print(
-                f"{studies * each:,} points: made in {writing:.1f} s, listed in {times[-1] * 1000:.1f} ms", flush=True
-            )
+            print(f"{studies * each:,} points: made in {writing:.1f} s, listed in {times[-1] * 1000:.1f} ms", flush=True)
     return times[1] / times[0]
 
 

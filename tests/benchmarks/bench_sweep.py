@@ -107,8 +107,7 @@ def main() -> None:
         "fast": ({"precision": "fast"}, {}), "fast, early decisions": ({"precision": "fast"}, {"decide": True}),
     }  # fmt: skip
     measured = {
-        name: ours([spec.but(**changes) for spec in specs], arguments, **options)
-        for name, (changes, options) in ways.items()
+        name: ours([spec.but(**changes) for spec in specs], arguments, **options) for name, (changes, options) in ways.items()
     }
     loops += [plain(spec, bench, images) for spec in sample[1::2]]
     a_point = statistics.mean(seconds for _, seconds in loops)

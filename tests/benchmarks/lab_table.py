@@ -14,9 +14,7 @@ _SAID = ("model", "method", "seed", "data_path", "part", "folds")
 
 def settings(spec: dict, default: dict) -> str:
     """What a run's spec says beyond the defaults, in words."""
-    return ", ".join(
-        f"{name} {value}" for name, value in spec.items() if value != default.get(name) and name not in _SAID
-    )
+    return ", ".join(f"{name} {value}" for name, value in spec.items() if value != default.get(name) and name not in _SAID)
 
 
 def main(path: str) -> None:

@@ -23,9 +23,7 @@ def main(*files: str) -> None:
             cells = []
             for name in names:
                 values = part[(part["merge"] == merge) & (part["recovery"] == name)]["accuracy"]
-                spread = (
-                    f" ± {values.std():.1f}" if len(values) > 1 and name not in ("none", "bn-reset", "repair") else ""
-                )
+                spread = f" ± {values.std():.1f}" if len(values) > 1 and name not in ("none", "bn-reset", "repair") else ""
                 cells.append(f"{values.mean():.1f}{spread}" if len(values) else "")
             print(f"| {model} | {sparsity:.0%} | `{merge}` |", " | ".join(cells), "|")
 

@@ -37,9 +37,7 @@ def sharp(model: nn.Module, data: itf.ImageData, count: int = 10, steps: int = 4
     return found.vectors
 
 
-def tell(
-    name: str, first: nn.Module, last: nn.Module, directions: Tensor, seen: itf.ImageData, data: itf.ImageData
-) -> None:
+def tell(name: str, first: nn.Module, last: nn.Module, directions: Tensor, seen: itf.ImageData, data: itf.ImageData) -> None:
     *_, path = connect(first, last, seen, data)
     moved = flatten(last) - flatten(first)
     changed = moved != 0
@@ -73,9 +71,7 @@ def main(model: str = "digits-vgg", epochs: str = "20", reach: str = "1.4", path
     few = seen.subset(256)
     print(f"{model}, {epochs} epochs: SGD {plain.outcome.accuracy:.1%}, SDprun {lean.outcome.accuracy:.1%}, ", end="")
     print(f"{lean.outcome.params / lean.outcome.dense_params:.0%} of the parameters; {len(data):,} test images")
-    print(
-        "| from SGD's solution to | both ends | distance | line: least accuracy, barrier | path: the same | share / chance |"
-    )
+    print("| from SGD's solution to | both ends | distance | line: least accuracy, barrier | path: the same | share / chance |")
     print("|---|---|---|---|---|---|")
     tell("SDprun's", a, b, sharp(a, few), seen, data)
     gone = zeroed(one for one in _channels(b))

@@ -92,9 +92,7 @@ def test_the_default_curves_draw_themselves(page, address):
 
 
 def test_a_long_study_waits_to_be_asked_arrives_point_by_point_and_can_be_cancelled(page, address):
-    many = (
-        "&".join(f"sparsities={percent}" for percent in range(5, 100, 5)) + "&criteria=l1&criteria=l2&criteria=random"
-    )
+    many = "&".join(f"sparsities={percent}" for percent in range(5, 100, 5)) + "&criteria=l1&criteria=l2&criteria=random"
     page.goto(f"{address}/curves?model=digits-resnet&limit=500&{many}")
     shows(page, "0 of 114 points on 500 images: not computed yet")
     page.get_by_role("button", name="Draw the curves").click()

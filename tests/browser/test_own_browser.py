@@ -6,9 +6,7 @@ CURVE = "() => [...document.querySelectorAll('.js-plotly-plot')].some(p => p.dat
 
 
 def upload(page, which: int, *paths) -> None:
-    page.locator('[data-testid="stFileUploader"] input[type="file"]').nth(which).set_input_files(
-        [str(path) for path in paths]
-    )
+    page.locator('[data-testid="stFileUploader"] input[type="file"]').nth(which).set_input_files([str(path) for path in paths])
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Check and keep").nth(which).click()
 

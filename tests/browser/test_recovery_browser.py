@@ -52,9 +52,7 @@ def test_every_merge_runs_end_to_end(page, address):
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Draw the curves").click()
     page.get_by_text(f"{points} of {points} points on 500 images: done").wait_for()
-    names = (
-        "new Set(document.querySelector('.js-plotly-plot').data.map(line => line.name?.split(',')[0]).filter(Boolean))"
-    )
+    names = "new Set(document.querySelector('.js-plotly-plot').data.map(line => line.name?.split(',')[0]).filter(Boolean))"
     page.wait_for_function(f"{names}.size == {points}")
     assert set(page.evaluate(f"[...{names}]")) == set(MERGES)
     no_exception(page)

@@ -14,9 +14,7 @@ def cell(page, group: int, sparsity: int, groups: int = 9, sparsities: int = 4) 
     ground = page.locator(".js-plotly-plot").first.locator(".nsewdrag").first
     ground.wait_for(state="attached")
     box = ground.bounding_box()
-    page.mouse.click(
-        box["x"] + box["width"] * (sparsity + 0.5) / sparsities, box["y"] + box["height"] * (group + 0.5) / groups
-    )
+    page.mouse.click(box["x"] + box["width"] * (sparsity + 0.5) / sparsities, box["y"] + box["height"] * (group + 0.5) / groups)
 
 
 def test_a_cell_shows_its_group_and_the_sidebar_follows(page, address):
@@ -48,9 +46,7 @@ def test_a_bar_of_the_fragile_groups_chooses_its_group(page, address):
     no_exception(page)
 
 
-def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and_it_stops_at_once(
-    page, address, browser
-):
+def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and_it_stops_at_once(page, address, browser):
     page.goto(f"{address}/sensitivity?{LONG}&criterion=l2")
     shows(page, "0 of 342 points on 500 images: not computed yet")
     page.wait_for_timeout(1000)

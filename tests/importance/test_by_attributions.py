@@ -42,15 +42,11 @@ def test_each_reader_answers_for_its_own_path(criterion):
     model = TwoReaders().eval()
     model.first.bias.data.zero_()
     model.card = itf.ModelCard("two readers", (0.0,), (1.0,), (1, 2, 2), 2, "noise")
-    data = itf.ImageData(
-        "noise", "test", torch.full((1, 1, 2, 2), 200, dtype=torch.uint8), torch.tensor([1]), ("a", "b")
-    )
+    data = itf.ImageData("noise", "test", torch.full((1, 1, 2, 2), 200, dtype=torch.uint8), torch.tensor([1]), ("a", "b"))
     h = F.relu(model.first(torch.full((1, 4), 200 / 255)))[0].detach()
     expected = ((h * model.left.weight[1]).abs() + (h * model.right.weight[1]).abs()) / 2
     scores = itf.score(model, itf.find_groups(model, model.card.example())[0], criterion, data)
-    torch.testing.assert_close(
-        scores, expected.detach().double(), rtol=0.02 if criterion == "conductance" else 1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(scores, expected.detach().double(), rtol=0.02 if criterion == "conductance" else 1e-5, atol=1e-6)
 
 
 def gap(model, layer, images, labels):

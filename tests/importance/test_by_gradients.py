@@ -41,9 +41,7 @@ def test_a_flattened_channel_counts_all_of_its_weights(networks):
     last = model.classifier[0]
     last.weight.requires_grad_()
     losses(model, network.data).mean().backward()
-    change = (
-        (last.weight * last.weight.grad).detach().unflatten(1, (8, 4)).transpose(0, 1).flatten(1)
-    )  # 2x2 pixels each
+    change = (last.weight * last.weight.grad).detach().unflatten(1, (8, 4)).transpose(0, 1).flatten(1)  # 2x2 pixels each
     conv = model.features[4]
     conv.weight.requires_grad_()
     losses(model, network.data).mean().backward()
@@ -72,9 +70,7 @@ def test_a_layer_that_reads_what_it_writes_counts_twice():
     torch.manual_seed(0)
     model = ReadsWhatItWrites().eval()
     model.card = itf.ModelCard("loop", (0.0,), (1.0,), (1, 2, 2), 2, "noise")
-    data = itf.ImageData(
-        "noise", "test", torch.randint(256, (1, 1, 2, 2), dtype=torch.uint8), torch.tensor([1]), ("a", "b")
-    )
+    data = itf.ImageData("noise", "test", torch.randint(256, (1, 1, 2, 2), dtype=torch.uint8), torch.tensor([1]), ("a", "b"))
     (group,) = (group for group in itf.find_groups(model, model.card.example()) if group.reason is None)
     losses(model, data).sum().backward()
     first, middle, last = (layer.weight.detach() * layer.weight.grad for layer in model.children())

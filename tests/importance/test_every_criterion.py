@@ -22,9 +22,7 @@ def applies(criterion, model, group):
 
 def state(model):
     """Everything of a network that scoring must leave alone."""
-    hooks = [
-        (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in model.modules()
-    ]
+    hooks = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in model.modules()]
     return (
         {name: tensor.clone() for name, tensor in model.state_dict().items()},
         [parameter.requires_grad for parameter in model.parameters()],

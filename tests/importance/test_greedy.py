@@ -41,9 +41,7 @@ def test_every_kind_of_coupling(network):
 def test_dead_channels_come_last(random_weights):
     torch.manual_seed(0)
     model = random_weights(
-        nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-        )
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     )
     model[0].weight.data[[1, 4]], model[0].bias.data[[1, 4]] = 0, -1
     model.card = itf.ModelCard("dead", (0.5,) * 3, (0.3,) * 3, (3, 8, 8), 3, "noise")

@@ -32,7 +32,5 @@ def _nothing_unexpected(request: pytest.FixtureRequest, caplog: pytest.LogCaptur
     """Fails a test on whose pages something went wrong: readers see one line of it, and Streamlit no exception."""
     yield
     if "unexpected" not in request.fixturenames:
-        found = [
-            record for record in caplog.get_records("call") if getattr(record, "fields", {}).get("where") == "page"
-        ]
+        found = [record for record in caplog.get_records("call") if getattr(record, "fields", {}).get("where") == "page"]
         assert not found, [str(record.exc_info[1]) for record in found]

@@ -106,9 +106,7 @@ class TestOthers:
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "8")
         access.check_share("a", 2 << 20)
         for size, words in ((1, "try again tomorrow"), (3 << 20, "try again tomorrow")):
-            with pytest.raises(
-                itf.IntrafusionError, match=f"one reader may keep at most 2 MiB a day on this server: {words}"
-            ):
+            with pytest.raises(itf.IntrafusionError, match=f"one reader may keep at most 2 MiB a day on this server: {words}"):
                 access.check_share("a", size)
         access.check_share("b", 1)
 
@@ -170,9 +168,7 @@ class TestErrors:
         app = finished(open_page("curves", model="digits-mlp"), jobs)
         said = next(warning.value for warning in app.warning)
         assert SECRET not in text(app)
-        found = re.search(
-            r"RuntimeError \(id ([0-9a-f]{8})\)\. The details are in the server's log under this id\.$", said
-        )
+        found = re.search(r"RuntimeError \(id ([0-9a-f]{8})\)\. The details are in the server's log under this id\.$", said)
         (record,) = [r for r in caplog.records if getattr(r, "fields", {}).get("id") == found[1]]
         assert SECRET in str(record.exc_info[1])
 
@@ -183,9 +179,7 @@ class TestErrors:
 
         job = jobs.start("key", 1, work)
         job.wait(30)
-        assert messages.reason(job) == (
-            f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
-        )
+        assert messages.reason(job) == (f"RuntimeError (id {job.error_id}). The details are in the server's log under this id.")
 
     @pytest.mark.parametrize(
         ("page", "place"),

@@ -136,9 +136,7 @@ def test_sparsities_that_make_no_sense_are_one_line(query, words):
     assert [words in one.value for one in app.warning] == [True]
 
 
-@pytest.mark.parametrize(
-    "query", ["sparsity=900", "round_to=3", "export_merge=melt", "formats=tflite", "export_limit=0"]
-)
+@pytest.mark.parametrize("query", ["sparsity=900", "round_to=3", "export_merge=melt", "formats=tflite", "export_limit=0"])
 def test_a_link_with_nonsense_opens(query):
     name, _, value = query.partition("=")
     assert "Export" in text(open_export(**{name: value}))

@@ -114,9 +114,7 @@ def test_any_link_opens(page, data):
     """No traceback, settings that a link spells well kept, and one notice where something in it means nothing here."""
     known = choices(page)
     bad: dict[str, Any] = dict.fromkeys(data.draw(st.sets(st.sampled_from([*known, "group"]), max_size=3)), "☃\x00")
-    bad |= data.draw(
-        st.dictionaries(st.text("abcXYZ_é \x00<", min_size=1, max_size=9), st.sampled_from(ODD), max_size=2)
-    )
+    bad |= data.draw(st.dictionaries(st.text("abcXYZ_é \x00<", min_size=1, max_size=9), st.sampled_from(ODD), max_size=2))
     light = sorted(
         set(known) - set(bad) - {"criterion", "compare", "criteria", "cell"}
     )  # some criteria look at images for long
@@ -147,9 +145,7 @@ def _items(value: Any) -> Sequence[str]:
 @FORM
 @given(data=st.data())
 def test_any_value_of_any_setting_opens(page, data):
-    names = st.sampled_from(
-        [*choices(page), *SIDEBAR, *FREE, "criterion", "embed", "rank", "lab_rounds", "lesson_seed"]
-    )
+    names = st.sampled_from([*choices(page), *SIDEBAR, *FREE, "criterion", "embed", "rank", "lab_rounds", "lesson_seed"])
     value = st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
     query = data.draw(st.dictionaries(names, st.one_of(value, st.lists(value, min_size=1, max_size=3)), max_size=6))
     app = follow(page, query)

@@ -233,9 +233,7 @@ def test_kept_things_can_be_removed(tmp_path):
 
 
 @pytest.mark.parametrize("page", ["overview", "curves", "your_own"])
-@pytest.mark.parametrize(
-    "key", ["model", "imagenet", "weights", "data", "data_path", "own_weights_model", "own_program_data"]
-)
+@pytest.mark.parametrize("key", ["model", "imagenet", "weights", "data", "data_path", "own_weights_model", "own_program_data"])
 def test_no_parameter_of_a_link_runs_code(tmp_path, monkeypatch, page, key):
     (tmp_path / "own_trap.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -151,9 +151,7 @@ def test_curves_take_the_transport_knobs():
     [("curves", "merges"), ("sensitivity", "study_merges"), ("recovery", "recovery_merge"), ("export", "export_merge")],
 )
 def test_what_folding_sees_of_norms_is_chosen_where_something_is_folded(page, key):
-    folds, drops = (
-        open_page(page, model="digits-mlp", fold_norms="columns", **{key: merge}) for merge in ("fold", "drop")
-    )
+    folds, drops = (open_page(page, model="digits-mlp", fold_norms="columns", **{key: merge}) for merge in ("fold", "drop"))
     assert not folds.exception
     assert not drops.exception
     assert "--fold-norms columns" in text(folds)

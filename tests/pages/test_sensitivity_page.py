@@ -357,9 +357,7 @@ class TestSmallerNetwork:
         values = {metric.label: metric.value for metric in app.metric}
         line = next(code.value for code in app.code if "--sparsities" in code.value)
         groups, shares = re.search(r"--groups (.*?) --.*--sparsities (.*?) --", line).groups()
-        spec = itf.PruneSpec(
-            model="digits-mlp", groups=tuple(groups.split()), sparsities=tuple(map(float, shares.split()))
-        )
+        spec = itf.PruneSpec(model="digits-mlp", groups=tuple(groups.split()), sparsities=tuple(map(float, shares.split())))
         result = run(spec, bench)
         assert values["Measured accuracy"].startswith(f"{result.accuracy:.1%} ± ")
         assert values["MACs"] == f"{result.macs / result.macs_before:.0%}"

@@ -138,8 +138,7 @@ class TestTraining:
         spec = SPEC.but(recovery="finetune")
         path = bench.kept_path(spec)
         others = [
-            spec.but(**{k: v})
-            for k, v in {"epochs": 4, "training": 300, "seed": 1, "merge": "fusion", "rate": None}.items()
+            spec.but(**{k: v}) for k, v in {"epochs": 4, "training": 300, "seed": 1, "merge": "fusion", "rate": None}.items()
         ]
         assert len({path, *map(bench.kept_path, others)}) == 6
         assert bench.kept_path(spec.but(limit=5)) == path
@@ -154,9 +153,7 @@ class TestTraining:
         assert made == [False, False, True]
 
     @pytest.mark.parametrize(("other", "goes_on"), [("code_version", True), ("recovery_version", False)])
-    def test_what_was_stopped_goes_on_while_the_trainers_code_is_the_same(
-        self, bench, monkeypatch, tmp_path, other, goes_on
-    ):
+    def test_what_was_stopped_goes_on_while_the_trainers_code_is_the_same(self, bench, monkeypatch, tmp_path, other, goes_on):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         spec, steps, advance = SPEC.but(recovery="perp-bias", rate=0.01, epochs=8), [], _Run._advance
         monkeypatch.setattr(_Run, "_advance", lambda run, device: steps.append(run.step) or advance(run, device))

@@ -82,9 +82,7 @@ def test_every_network(network):
     torch.testing.assert_close(wide(network.images), network.logits, rtol=1e-4, atol=1e-4)
     assert sum(p.numel() for p in wide.parameters()) > sum(p.numel() for p in network.model.parameters())
     small = contract(wide)
-    assert {n: v.shape for n, v in small.state_dict().items()} == {
-        n: v.shape for n, v in network.model.state_dict().items()
-    }
+    assert {n: v.shape for n, v in small.state_dict().items()} == {n: v.shape for n, v in network.model.state_dict().items()}
     torch.testing.assert_close(small(network.images), network.logits, rtol=1e-4, atol=1e-4)
 
 

@@ -58,9 +58,7 @@ def read_archive(path: Path) -> Written:
                 )
             return Written(module["graph"], module["signature"], _tensors(archive, files))
         except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-            raise IntrafusionError(
-                f"{path} is no program of torch.export.save: {error!r} in its description"
-            ) from error
+            raise IntrafusionError(f"{path} is no program of torch.export.save: {error!r} in its description") from error
 
 
 def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
@@ -71,9 +69,7 @@ def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInf
         raise IntrafusionError(f"{path} is no program of torch.export.save: it lacks models/model.json")
     for name in files:
         if name.startswith("data/aotinductor"):
-            raise IntrafusionError(
-                f"{path} holds compiled code ({name[:80]}): save it by torch.export.save, not compiled"
-            )
+            raise IntrafusionError(f"{path} holds compiled code ({name[:80]}): save it by torch.export.save, not compiled")
         if not _FILES.fullmatch(name):
             raise IntrafusionError(f"{path} holds {name[:80]!r}, which a program of torch.export.save does not")
     return files
@@ -100,9 +96,7 @@ def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> 
         for name, meta in _json(archive, files, listed)["config"].items():
             place = _place(archive, files, kind, name, meta)
             about[name] = _Layout.read(f"{archive.filename}: {name}", meta["tensor_meta"])
-            total += about[name].count * about[name].kind.itemsize + (
-                files[place].file_size if place not in places else 0
-            )
+            total += about[name].count * about[name].kind.itemsize + (files[place].file_size if place not in places else 0)
             places.setdefault(place, []).append(name)
             if total > 2 * _TENSORS:  # of the files and of what is made of them
                 raise IntrafusionError(f"{archive.filename} holds tensors of more than {_TENSORS // MIB} MiB")
@@ -120,9 +114,7 @@ def _place(
     place = f"data/{kind}/{about['path_name']}"
     plain = re.fullmatch(r"(weight|tensor)_\d+", about["path_name"]) and about["tensor_meta"]
     if about.get("use_pickle") or not plain:
-        raise IntrafusionError(
-            f"{archive.filename} holds {name[:80]!r} as a pickle or custom object, which could run code"
-        )
+        raise IntrafusionError(f"{archive.filename} holds {name[:80]!r} as a pickle or custom object, which could run code")
     if not is_path(name):
         raise IntrafusionError(
             f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _, - and dots are taken"
@@ -153,11 +145,7 @@ class _Layout:
         sizes, strides = (tuple(one["as_int"] for one in about[key]) for key in ("sizes", "strides"))
         start = about["storage_offset"]["as_int"]
         numbers = [*sizes, *strides, start]
-        if (
-            not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers)
-            or len(sizes) != len(strides)
-            or about["layout"] != 7
-        ):
+        if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) or len(sizes) != len(strides) or about["layout"] != 7:
             raise IntrafusionError(f"{what} has a shape that makes no sense: {str(sizes)[:80]}")
         return cls(what, kind, sizes, strides, start)
 

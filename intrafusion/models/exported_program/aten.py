@@ -48,8 +48,7 @@ upsample_nearest2d.default upsample_nearest self output_size
 upsample_bilinear2d.default upsample_bilinear self output_size align_corners
 """
 SAME: dict[str, tuple[str, tuple[str, ...]]] = {
-    target: (name, tuple(args))
-    for target, name, *args in (line.split() for line in re.split(r"[\n|]+", _SAME) if line.strip())
+    target: (name, tuple(args)) for target, name, *args in (line.split() for line in re.split(r"[\n|]+", _SAME) if line.strip())
 }
 CHECKS = (
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range",

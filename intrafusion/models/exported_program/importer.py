@@ -152,9 +152,7 @@ class _Lift:
                 if kind == "parameter":
                     self.learned.add(path)
             else:
-                raise IntrafusionError(
-                    f"it takes a {kind} besides images: one batch of images is what networks take here"
-                )
+                raise IntrafusionError(f"it takes a {kind} besides images: one batch of images is what networks take here")
         if len(given) != 1:
             raise IntrafusionError(f"it takes {len(given)} tensors: one batch of images is what networks take here")
         about = self.graph["tensor_values"][given[0]]
@@ -340,9 +338,7 @@ class _Lift:
             outputs, inputs, *kernel = self._dims(weight, 4)
             if type(groups) is not int or not 0 < groups <= outputs or outputs % groups:
                 raise IntrafusionError(f"it has a convolution of {outputs} channels in {str(groups)[:20]} groups")
-            config = dict(
-                zip(KINDS["Conv2d"].numbers, (inputs * groups, outputs, tuple(kernel), *numbers), strict=True)
-            )
+            config = dict(zip(KINDS["Conv2d"].numbers, (inputs * groups, outputs, tuple(kernel), *numbers), strict=True))
             layer = self._layer("Conv2d", config, {"weight": weight, "bias": bias}, told["input"])
             if layer is not None:
                 return layer
@@ -400,9 +396,7 @@ class _Lift:
     def _are_weights(self, first: Any, second: Any) -> bool:
         """Whether the first is a float32 weight, and the second one, too, or nothing."""
         return (
-            isinstance(first, Weight)
-            and self.tensors[first.path].dtype == torch.float32
-            and isinstance(second, Weight | None)
+            isinstance(first, Weight) and self.tensors[first.path].dtype == torch.float32 and isinstance(second, Weight | None)
         )
 
     def _layer(self, kind: str, config: dict[str, Any], parts: Mapping[str, Weight | None], x: Any) -> Any:
@@ -553,9 +547,7 @@ class _Lift:
         correction = 1 if told["correction"] is None else told["correction"]
         if correction not in (0, 1):
             raise IntrafusionError(f"it has a variance with a correction of {str(correction)[:20]}")
-        made = self._step(
-            "var", told["self"], self._all_of(told["self"], told["dim"]), int(correction), told["keepdim"]
-        )
+        made = self._step("var", told["self"], self._all_of(told["self"], told["dim"]), int(correction), told["keepdim"])
         return self._step("sqrt", made) if root else made
 
     def _length(self, told: dict[str, Any]) -> Any:
@@ -565,9 +557,7 @@ class _Lift:
 
     def _instance_norm(self, told: dict[str, Any]) -> Any:
         if told["running_mean"] is not None or told["running_var"] is not None or not told["use_input_stats"]:
-            raise IntrafusionError(
-                "it has an instance norm with statistics of its own, which programs may not use here"
-            )
+            raise IntrafusionError("it has an instance norm with statistics of its own, which programs may not use here")
         channels = self._shape(told["input"]).sizes[1]
         return self._step("group_norm", told["input"], channels, told["weight"], told["bias"], told["eps"])
 

@@ -82,9 +82,7 @@ def layer_built(path: str, described: Any, tensors: Mapping[str, Tensor]) -> tup
         raise IntrafusionError(f"its layer {path} makes no sense")
     numbers = {name: tuple(one) if isinstance(one, list) else one for name, one in described.items()}
     del numbers["kind"]
-    whole = (
-        {"affine" if len(kind.optional) > 1 else "bias": numbers.pop("whole", None) is True} if kind.optional else {}
-    )
+    whole = {"affine" if len(kind.optional) > 1 else "bias": numbers.pop("whole", None) is True} if kind.optional else {}
     if {*numbers} != {*kind.numbers}:
         raise IntrafusionError(f"its layer {path} lacks some numbers")
     try:

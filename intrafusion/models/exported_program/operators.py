@@ -354,9 +354,7 @@ def convolved(
     made = sides if padding == "same" else map(_window_of_kernel, sides, kernel, stride, numbers, dilation)
     shape = Shape((batch, outputs, *made))
     columns = scaled(product((batch, *shape.sizes[2:])), inputs * math.prod(kernel))
-    return Made(
-        (shape,), scaled(product(shape.sizes), inputs * math.prod(kernel)), beside=total_of(columns, product(x.sizes))
-    )
+    return Made((shape,), scaled(product(shape.sizes), inputs * math.prod(kernel)), beside=total_of(columns, product(x.sizes)))
 
 
 def total_of(first: Size, second: Size) -> Size:

@@ -124,9 +124,7 @@ def broadcast(*shapes: Sequence[Size]) -> Sizes:
     for place in range(max(map(len, shapes))):
         here = {sizes[-1 - place] for sizes in shapes if place < len(sizes)} - {1}
         if len(here) > 1:
-            raise IntrafusionError(
-                f"it joins shapes that do not fit: {', '.join(str(Shape(tuple(s))) for s in shapes)}"
-            )
+            raise IntrafusionError(f"it joins shapes that do not fit: {', '.join(str(Shape(tuple(s))) for s in shapes)}")
         found.append(next(iter(here), 1))
     return tuple(found[::-1])
 

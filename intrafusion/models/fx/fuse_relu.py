@@ -10,9 +10,7 @@ from torch import Tensor, fx, nn
 _RELUS = (F.relu, torch.relu, "relu")
 _ADDS = (operator.add, torch.add, "add")
 # oneDNN's operators that torch.compile itself calls; where a build lacks them, the steps are done one by one
-_ONEDNN: Any = (
-    getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def join_relus(graph: fx.Graph, model: nn.Module) -> None:

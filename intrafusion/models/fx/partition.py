@@ -144,9 +144,7 @@ class Cuts:
         """
         return self._part(start, list(self._output.all_input_nodes), ("tail", start, frozenset(again)), again)
 
-    def _part(
-        self, start: tuple[str, ...], ends: Sequence[fx.Node], key: tuple, again: Collection[str] = ()
-    ) -> Part | None:
+    def _part(self, start: tuple[str, ...], ends: Sequence[fx.Node], key: tuple, again: Collection[str] = ()) -> Part | None:
         if key not in self._parts:
             self._parts[key] = self._compiled(start, ends, again)
         return self._parts[key]

@@ -91,9 +91,7 @@ def _made(name: str) -> tuple[nn.Module, ModelCard, list[str]]:
         except Exception as error:
             raise IntrafusionError(f"{name}() failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise IntrafusionError(
-            f"{name}() gave a {type(model).__name__}: a factory takes nothing and gives an nn.Module"
-        )
+        raise IntrafusionError(f"{name}() gave a {type(model).__name__}: a factory takes nothing and gives an nn.Module")
     model = _plain(name, model)
     model.code = _code_of(module)  # type: ignore[assignment]
     given = getattr(model, "card", None)
@@ -111,9 +109,7 @@ def _plain(name: str, model: nn.Module) -> nn.Module:
         raise IntrafusionError(
             f"{name}() gave a scripted network, whose layers cannot be cut: let it give the nn.Module that was scripted"
         )
-    kinds = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()} - {
-        torch.float32
-    }
+    kinds = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()} - {torch.float32}
     if kinds:
         _log.warning("%s is in %s: converted to float32", name, ", ".join(sorted(str(kind)[6:] for kind in kinds)))
     return model.float().eval() if kinds else model.eval()

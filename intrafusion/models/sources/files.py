@@ -124,9 +124,7 @@ def _check_head(model: nn.Module, card: ModelCard, path: Path) -> None:
     except Exception:  # a forward that counts on another number
         whole = False
     if not whole:
-        raise Misfit(
-            f"{path} does not fit {card.name}, which does not work with a head of {card.classes} classes", card.name
-        )
+        raise Misfit(f"{path} does not fit {card.name}, which does not work with a head of {card.classes} classes", card.name)
 
 
 def _chosen(place: str, tables: Mapping[str, Mapping[str, Any]], model: nn.Module, spelling: Spelling) -> list[str]:
@@ -164,9 +162,7 @@ def _left_out(found: Fit, table: Mapping[str, Any]) -> list[str]:
         told.append(f"computed from two parts each, as masks and weight_norm do: {_listed(found.computed)}")
     if averaged:
         key = averaged[0].partition(".")[0]
-        told.append(
-            f"left out, as they are an average's: {_listed(averaged)}; weights_key (--weights-key) {key} chooses them"
-        )
+        told.append(f"left out, as they are an average's: {_listed(averaged)}; weights_key (--weights-key) {key} chooses them")
     return told
 
 

@@ -87,9 +87,7 @@ def architecture(name: str) -> str:
         return name
     found = _found(name)[1].details.get("architecture")
     if not isinstance(found, str) or not is_safe(found):
-        raise IntrafusionError(
-            f"the card of {name} names no architecture that is known here: remove it and keep it again"
-        )
+        raise IntrafusionError(f"the card of {name} names no architecture that is known here: remove it and keep it again")
     return found
 
 

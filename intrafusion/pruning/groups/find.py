@@ -256,9 +256,7 @@ def _permuted(model: nn.Module, groups: list[Group], turn: int | None = None) ->
     for group in groups:
         order = torch.arange(group.size)
         for members in _blocks(group):
-            order[members] = (
-                members[torch.randperm(len(members), generator=generator)] if turn is None else members.roll(turn)
-            )
+            order[members] = members[torch.randperm(len(members), generator=generator)] if turn is None else members.roll(turn)
         for layer in group.layers:
             held = layer.present()
             for view in layer.views(model).values():

@@ -45,9 +45,7 @@ def score(
         scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().double().cpu()
     if not bool(torch.isfinite(scores).all()):
         check_finite(model.named_modules())  # the layer to blame
-        raise IntrafusionError(
-            f"criterion {criterion} gives NaN or infinite scores of {group.name}: choose another one"
-        )
+        raise IntrafusionError(f"criterion {criterion} gives NaN or infinite scores of {group.name}: choose another one")
     return scores
 
 

@@ -91,8 +91,7 @@ def _contributions(model: nn.Module, group: Group, data: ImageData) -> Iterator[
         for images, _ in normalised(twin, data):
             twin(images)
             yield [
-                (layer, maps_of(twin, layer, _shares(magnitude, read[layer.name])))
-                for layer, magnitude in magnitudes.items()
+                (layer, maps_of(twin, layer, _shares(magnitude, read[layer.name]))) for layer, magnitude in magnitudes.items()
             ]
 
 

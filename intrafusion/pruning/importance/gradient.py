@@ -65,14 +65,10 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
         try:
             per_image = gradients(weights, images, labels)
         except RuntimeError as error:  # vmap cannot follow every forward, as where it branches on values
-            raise IntrafusionError(
-                f"obd cannot take this network's gradients image by image: {one_line(error)}"
-            ) from error
+            raise IntrafusionError(f"obd cannot take this network's gradients image by image: {one_line(error)}") from error
         for name, per_sample in per_image.items():
             fisher[name] += per_sample.square().sum(0)
-    return mean_over_layers(
-        sum_of_weights(layer, weights[name].square() * fisher[name] / len(data)) for layer, name in layers
-    )
+    return mean_over_layers(sum_of_weights(layer, weights[name].square() * fisher[name] / len(data)) for layer, name in layers)
 
 
 @contextmanager

@@ -80,9 +80,7 @@ def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: 
 
 def _magnitude(model: nn.Module, group: Group, power: int) -> Tensor:
     """sum |w|^p of each channel, averaged over the layers that hold it, relative to the mean channel."""
-    rows = [
-        spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)
-    ]
+    rows = [spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)]
     scores = mean_over_layers(rows)
     return scores / scores.mean() if scores.any() else scores
 

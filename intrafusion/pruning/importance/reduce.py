@@ -26,16 +26,12 @@ def sum_of_weights(layer: Layer, values: Tensor) -> Tensor:
     return spread(sums[layer.positions.clamp(min=0)].sum(1), layer.present())
 
 
-def mean_over_images(
-    group: Group, batches: Iterable[list[tuple[Layer, Tensor]]], values: Callable[[Tensor], Tensor]
-) -> Tensor:
+def mean_over_images(group: Group, batches: Iterable[list[tuple[Layer, Tensor]]], values: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean over the images, then over the consumers, of `values`: maps (B, c, h, w) -> (B, c), c the channels held.
 
     batches: for each batch of images, what each consumer of the group reads, (B, n, h, w).
     """
-    totals = {
-        layer: spread(torch.zeros(group.size, dtype=torch.float64), layer.present()) for layer in consumers(group)
-    }
+    totals = {layer: spread(torch.zeros(group.size, dtype=torch.float64), layer.present()) for layer in consumers(group)}
     images = 0
     for batch in batches:
         for layer, maps in batch:

@@ -62,7 +62,5 @@ _WAYS = {
 }
 for _name, (_fit, _summary) in _WAYS.items():
     _paper, _differs = (_GRAIL, _CALIBRATED) if _name == "calibrated" else (_HE, _REFIT)
-    MERGES.register(_name, f"dropped, then {_summary}", _paper, "images", fit=_fit, transports=False, differs=_differs)(
-        drop
-    )
+    MERGES.register(_name, f"dropped, then {_summary}", _paper, "images", fit=_fit, transports=False, differs=_differs)(drop)
     MERGES.register(f"{_name}-fusion", f"fused, then as {_name}", _paper, "images", fit=_fit, differs=_differs)(fusion)

@@ -216,9 +216,7 @@ class Fit:
         ]
         before = torch.cat(gone).sort().values
         positions = layer.positions[kept]
-        return replace(
-            layer, positions=torch.where(positions < 0, -1, positions - torch.searchsorted(before, positions))
-        )
+        return replace(layer, positions=torch.where(positions < 0, -1, positions - torch.searchsorted(before, positions)))
 
 
 def _rest(merged: Merged) -> Tensor:

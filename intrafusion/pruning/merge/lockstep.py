@@ -36,9 +36,7 @@ class InStep:
         except Exception as error:  # a user's forward can fail in any way
             if is_out_of_memory(error):
                 raise
-            raise IntrafusionError(
-                f"the network cannot be fitted, as it fails on these images: {one_line(error)}"
-            ) from error
+            raise IntrafusionError(f"the network cannot be fitted, as it fails on these images: {one_line(error)}") from error
         self._names: tuple[str, ...] = ()
         self._kept: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
@@ -96,9 +94,7 @@ def _chosen(dense: nn.Module, small: nn.Module, images: Tensor) -> Cuts | Calls:
     return calls if told else cuts
 
 
-def _known(
-    cuts: Cuts, network: nn.Module, names: tuple[str, ...], values: tuple[Tensor, ...], more: Sequence[str]
-) -> Values:
+def _known(cuts: Cuts, network: nn.Module, names: tuple[str, ...], values: tuple[Tensor, ...], more: Sequence[str]) -> Values:
     found = dict(zip(names, values, strict=True))
     ends = tuple(name for name in more if name not in found)
     return found | dict(zip(ends, _run(cuts, network, names, ends, values), strict=True))

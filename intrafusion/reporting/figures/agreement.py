@@ -45,18 +45,14 @@ def agreement_matrix(comparison: "Comparison", height: int = 540, dark: bool = F
     return fig.update_layout(margin={"l": label_width(names), "t": top, "b": 10}, title={"y": 0.98, "yanchor": "top"})
 
 
-def _half(
-    fig: go.Figure, names: Sequence[str], where: np.ndarray, values: np.ndarray, words: np.ndarray, meaning: str
-) -> None:
+def _half(fig: go.Figure, names: Sequence[str], where: np.ndarray, values: np.ndarray, words: np.ndarray, meaning: str) -> None:
     """One triangle of the square: values for the colours, words for the cells."""
     hover = [[f"{a} and {b}<br>{meaning}: {words[i, j]}" for j, b in enumerate(names)] for i, a in enumerate(names)]
     fig.add_heatmap(z=np.where(where, values, np.nan), text=np.where(where, words, ""), hovertext=hover)
 
 
 def _written(values: np.ndarray, form: str) -> np.ndarray:
-    return np.array(
-        [["–" if np.isnan(v) else form.format(round(v, 2) + 0.0).replace("-", "−") for v in row] for row in values]
-    )
+    return np.array([["–" if np.isnan(v) else form.format(round(v, 2) + 0.0).replace("-", "−") for v in row] for row in values])
 
 
 def headline(comparison: "Comparison") -> str:

@@ -58,8 +58,7 @@ def curves(
             line={"color": colour, "width": 2.5, "dash": _DASHES[criteria.index(criterion) % len(_DASHES)]},
             marker={"size": 7, "symbol": ["circle" if p.prunes else "circle-open" for p in points]},
             customdata=[
-                [*p.interval, p.params / p.params_before, p.macs / p.macs_before, p.channels, p.channels_before]
-                for p in points
+                [*p.interval, p.params / p.params_before, p.macs / p.macs_before, p.channels, p.channels_before] for p in points
             ],
             hovertext=["" if p.prunes else "<br>nothing was pruned" for p in points],
             hovertemplate=f"{merge} ({criterion}) at %{{x:.0f}} %: %{{y:.1f}} %"

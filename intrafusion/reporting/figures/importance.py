@@ -35,9 +35,7 @@ def importance_bars(
     n, stays = len(values), np.isin(np.arange(len(values)), kept)
     order = np.argsort(-values, kind="stable") if by_rank else np.arange(n)
     gone = n - int(stays.sum())
-    title = f"{n - gone:,} of {n:,} channels stay" + (
-        f", {gone:,} go" if gone else ": nothing is pruned at this sparsity"
-    )
+    title = f"{n - gone:,} of {n:,} channels stay" + (f", {gone:,} go" if gone else ": nothing is pruned at this sparsity")
     fig = figure(title, 360, colours)
     thin = int(n <= _THIN)
     solid = [colours.fusion if stays[c] else rgba(colours.drop, 0.12) for c in order]

@@ -165,8 +165,7 @@ def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
     )  # fmt: skip
     names = list(found.shares)[::-1]
     shades = [
-        network_colour(n, colours) if n in ("dropped", "fused") else tint(colours.drop, colours.paper, 0.5)
-        for n in names
+        network_colour(n, colours) if n in ("dropped", "fused") else tint(colours.drop, colours.paper, 0.5) for n in names
     ]
     fig.add_bar(
         x=[found.shares[name] for name in names], y=names, orientation="h", marker={"color": shades}, row=1, col=2,
@@ -175,9 +174,7 @@ def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
     )  # fmt: skip
     fig.update_xaxes(dtick=1, row=1, col=1)
     widest = max(found.shares.values(), default=1.0)
-    fig.update_xaxes(
-        range=[0, 1.25 * widest], tickformat="~%", nticks=5, showgrid=True, gridcolor=colours.grid, row=1, col=2
-    )
+    fig.update_xaxes(range=[0, 1.25 * widest], tickformat="~%", nticks=5, showgrid=True, gridcolor=colours.grid, row=1, col=2)
     fig.update_yaxes(title="nats per squared distance", rangemode="tozero", row=1, col=1)
     fig.update_yaxes(showgrid=False, ticks="", showticklabels=bool(names), row=1, col=2)
     fig.update_annotations(font={"size": 14, "color": colours.dense}, selector={"yref": "paper"})

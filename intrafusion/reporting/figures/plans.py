@@ -104,9 +104,7 @@ def sparsity_player(
     for sparsity, plan in plans:
         title = f"At {sparsity:.0%}: {n - len(plan.kept)} of {n} channels are fused into {len(plan.kept)}"
         frames.append(
-            go.Frame(
-                data=[_marks(plan, place, selected, colours)], name=f"{sparsity:.0%}", layout={"title": {"text": title}}
-            )
+            go.Frame(data=[_marks(plan, place, selected, colours)], name=f"{sparsity:.0%}", layout={"title": {"text": title}})
         )
     first = int(np.argmin([abs(sparsity - start) for sparsity, _ in plans]))
     fig.add_trace(frames[first].data[0])
@@ -132,9 +130,7 @@ def sparsity_player(
     )  # fmt: skip
     ticks = np.unique(np.linspace(0, n - 1, min(n, 24)).round().astype(int))
     labels = order[ticks].tolist()
-    fig.update_xaxes(
-        title="source channel, most important first", tickvals=ticks, ticktext=labels, range=[-0.7, n - 0.3]
-    )
+    fig.update_xaxes(title="source channel, most important first", tickvals=ticks, ticktext=labels, range=[-0.7, n - 0.3])
     fig.update_yaxes(
         title="target channel", tickvals=ticks, ticktext=labels, range=[n - 0.3, -0.7], showgrid=False, scaleanchor="x",
         constrain="domain",

@@ -26,9 +26,7 @@ def training_curves(runs: Sequence["Run"], rows: Sequence["Row"], by: str = "ste
     by: "steps", "seconds" or "compute". rows: what was measured so far, for the title.
     """
     colours = palette(dark)
-    fig = make_subplots(
-        1, 2, subplot_titles=("loss, training images", "accuracy, held-out images, %"), horizontal_spacing=0.09
-    )
+    fig = make_subplots(1, 2, subplot_titles=("loss, training images", "accuracy, held-out images, %"), horizontal_spacing=0.09)
     styled(fig, headline(rows), 430, colours)
     names = list(dict.fromkeys(run.spec.recovery for run in runs))
     for run in runs:
@@ -110,9 +108,7 @@ def similarity_panels(alike: "Alike", name: str, dark: bool = False) -> go.Figur
             hovertemplate="%{customdata[0]} and %{customdata[1]}<br>%{z:.3f}<extra></extra>",
         )  # fmt: skip
     fig.update_xaxes(showticklabels=False, ticks="", constrain="domain")
-    fig.update_yaxes(
-        showticklabels=False, ticks="", showgrid=False, autorange="reversed", scaleanchor="x", constrain="domain"
-    )
+    fig.update_yaxes(showticklabels=False, ticks="", showgrid=False, autorange="reversed", scaleanchor="x", constrain="domain")
     for column in (2, 3):
         fig.update_yaxes(scaleanchor=f"x{column}", row=1, col=column)
     fig.update_annotations(font={"size": 14, "color": colours.dense})

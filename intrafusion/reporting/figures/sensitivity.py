@@ -125,9 +125,7 @@ def _accuracies(fig: go.Figure, matrix: "Matrix", top: float, column: int, colou
     _marks(fig, matrix, _cell_words, column, colours)
 
 
-def _differences(
-    fig: go.Figure, difference: "Difference", names: tuple[str, str], column: int, colours: Palette
-) -> None:
+def _differences(fig: go.Figure, difference: "Difference", names: tuple[str, str], column: int, colours: Palette) -> None:
     """Draw differences into a subplot: what is decided in full colour and bold, what is not faint."""
     shown = np.where(difference.prunes, 100 * difference.values("difference"), np.nan)
     decided, limit = difference.values("decided") == 1, max(5.0, float(np.nanmax(np.abs(shown), initial=0)))

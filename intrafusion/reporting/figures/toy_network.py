@@ -19,9 +19,7 @@ _HEIGHT, _REACH = 400, 1.6
 _AS_IT_IS = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
 
 
-def network(
-    rows: np.ndarray, names: Sequence[int], merge: str, selected: int, title: str, dark: bool = False
-) -> go.Figure:
+def network(rows: np.ndarray, names: Sequence[int], merge: str, selected: int, title: str, dark: bool = False) -> go.Figure:
     """Inputs, neurons, outputs, and a line for each weight: the thicker the larger, dotted below zero.
 
     rows: (n, 5). merge: "dense" or "fusion", the discs' colour. The selected neuron's weights stand on its lines.
@@ -149,9 +147,7 @@ def _square(fig: go.Figure, colours: Palette) -> go.Figure:
     return fig.update_yaxes(**axis, mirror=True, linecolor=colours.grid, scaleanchor="x")
 
 
-def _points(
-    fig: go.Figure, cloud: tuple[np.ndarray, np.ndarray], colours: Palette, wrong: np.ndarray | None = None
-) -> None:
+def _points(fig: go.Figure, cloud: tuple[np.ndarray, np.ndarray], colours: Palette, wrong: np.ndarray | None = None) -> None:
     """Points, hollow for the outer class and solid for the inner one; a cross where a network is wrong."""
     X, y = cloud
     faint, right = rgba(colours.dense, 0.45), np.ones(len(y), bool) if wrong is None else ~wrong
@@ -212,9 +208,7 @@ def matrix(
     fig.update_yaxes(title="stays", range=[bottom, -0.5], tickvals=y[::n], ticktext=[str(j) for j in kept])
     fig.update_xaxes(showline=False, ticks="")
     fig.update_yaxes(showgrid=False, ticks="")
-    return fig.update_layout(
-        margin={"t": 86, "b": 20, "r": 10}, title={"yref": "container", "y": 0.98, "yanchor": "top"}
-    )
+    return fig.update_layout(margin={"t": 86, "b": 20, "r": 10}, title={"yref": "container", "y": 0.98, "yanchor": "top"})
 
 
 def region(

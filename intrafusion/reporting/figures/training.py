@@ -135,11 +135,7 @@ def zeros(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure
     layers = list(last)
     verb = "masked" if method in _SUBNETWORKS else "zero"
     most = max(last, key=last.__getitem__) if last else ""
-    title = (
-        f"Most weights are {verb} in {most}: {last[most]:.0%}"
-        if last and last[most] > 0
-        else f"No weight is {verb} yet"
-    )
+    title = f"Most weights are {verb} in {most}: {last[most]:.0%}" if last and last[most] > 0 else f"No weight is {verb} yet"
     fig = figure(title if steps else f"Which weights are {verb}", 400, colours)
     if rows:
         at = timeline(rows)
@@ -245,6 +241,4 @@ def compared(runs: Sequence["LabRun"], names: Sequence[str]) -> str:
     share = runs[least].outcome.params / runs[least].outcome.dense_params
     if best == least:
         return f"{told}, and smallest: {share:.0%} of the parameters"
-    return (
-        f"{told}; {names[least]} is smallest: {share:.0%} of the parameters, {100 * runs[least].outcome.accuracy:.1f} %"
-    )
+    return f"{told}; {names[least]} is smallest: {share:.0%} of the parameters, {100 * runs[least].outcome.accuracy:.1f} %"

@@ -161,9 +161,7 @@ def _markers(
     )
 
 
-def _margins(
-    fig: go.Figure, plan: "TransportPlan", view: str, columns: np.ndarray, rows: np.ndarray, colours: Palette
-) -> None:
+def _margins(fig: go.Figure, plan: "TransportPlan", view: str, columns: np.ndarray, rows: np.ndarray, colours: Palette) -> None:
     """Sums over rows and columns: what stays in its own place solid, what moves tinted."""
     k, n = plan.matrix.shape
     own = np.zeros(n)
@@ -207,25 +205,18 @@ def weight_bars(weights: Sequence[tuple[int, float]], channel: int, kept: bool, 
     colours = palette(dark)
     others = sum(other != channel for other, _ in weights)
     title = (
-        (
-            f"Channel {channel} absorbs {others} other{'s' * (others != 1)}"
-            if others
-            else f"Channel {channel} stays itself"
-        )
+        (f"Channel {channel} absorbs {others} other{'s' * (others != 1)}" if others else f"Channel {channel} stays itself")
         if kept
         else f"Channel {channel} goes to {others} target{'s' * (others != 1)}"
     )
     shown, more = list(weights[:20]), len(weights) - 20
-    fig = figure(
-        title + (f"; the heaviest 20 of {len(weights)}" if more > 0 else ""), 120 + 30 * max(1, len(shown)), colours
-    )
+    fig = figure(title + (f"; the heaviest 20 of {len(weights)}" if more > 0 else ""), 120 + 30 * max(1, len(shown)), colours)
     fig.add_bar(
         x=[weight for _, weight in shown],
         y=[f"channel {other}" for other, _ in shown],
         orientation="h",
         marker_color=[
-            colours.fusion if other == channel or not kept else tint(colours.fusion, colours.paper, 0.35)
-            for other, _ in shown
+            colours.fusion if other == channel or not kept else tint(colours.fusion, colours.paper, 0.35) for other, _ in shown
         ],
         text=[f"{weight:.3f}" for _, weight in shown],
         textposition="auto",

@@ -89,9 +89,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise IntrafusionError(
-            f"executor ray needs Ray: pip install 'intrafusion[ray]', or pip install {RAY}"
-        ) from error
+        raise IntrafusionError(f"executor ray needs Ray: pip install 'intrafusion[ray]', or pip install {RAY}") from error
     return ray
 
 

@@ -77,9 +77,7 @@ class _Share:
     def __post_init__(self) -> None:
         for amount, what in ((self.cpus, "CPUs"), (self.gpus, "GPUs")):
             if not (0 <= amount <= 1 or (amount > 1 and float(amount).is_integer())):
-                raise IntrafusionError(
-                    f"a task asks for a share of one or for a whole number of {what}, not {amount:g}"
-                )
+                raise IntrafusionError(f"a task asks for a share of one or for a whole number of {what}, not {amount:g}")
         if not self.cpus and not self.gpus:
             raise IntrafusionError("a task must ask for CPUs or for GPUs, or all would run at once")
 
@@ -183,9 +181,7 @@ class _Driver:
             if specs := [spec for spec in chunk.specs if spec not in self.failed]:
                 known = {spec: self.reached[spec] for spec in specs if spec in self.reached}
                 threads, device = max(1, int(self.share.cpus)), "cuda" if self.share.gpus else "cpu"
-                stream = self.task.remote(
-                    [self.parts], specs, known, self.decide, self.memory, threads, device, code_version()
-                )
+                stream = self.task.remote([self.parts], specs, known, self.decide, self.memory, threads, device, code_version())
                 self.out[stream] = chunk
 
     def _claimed(self, chunk: _Chunk) -> Generator[Result, None, list[Family]]:
@@ -273,9 +269,7 @@ class _Driver:
         if chunk.lost > RETRIES:
             yield from self._give_up(chunk, f"its worker was lost {chunk.lost} times ({reason})")
             return
-        _log.warning(
-            "a worker was lost (%s): its %d points go out again (%d of %d)", reason, len(left), chunk.lost, RETRIES
-        )
+        _log.warning("a worker was lost (%s): its %d points go out again (%d of %d)", reason, len(left), chunk.lost, RETRIES)
         pieces = [chunk.families] if chunk.lost == 1 else [[[spec]] for spec in left]
         self.waiting.extendleft(_Chunk(piece, chunk.lost) for piece in reversed(pieces))
 

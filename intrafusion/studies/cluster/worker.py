@@ -33,9 +33,7 @@ def measure(
     results are stored under.
     """
     if version != code_version():
-        raise IntrafusionError(
-            "one has other code of intrafusion, or other releases of its libraries, than this machine"
-        )
+        raise IntrafusionError("one has other code of intrafusion, or other releases of its libraries, than this machine")
     torch.set_num_threads(threads)
     try:
         bench = _open(parts[0], device)

@@ -46,9 +46,7 @@ BEHIND = 1 << 32  # from this position on, members are what other code has measu
 
 def _add(select: str) -> str:
     """Add what is selected to the tallies: study, version, device, points, done, partial, failed, seconds."""
-    sums = ", ".join(
-        f"{name} = {name} + excluded.{name}" for name in ("points", "done", "partial", "failed", "seconds")
-    )
+    sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in ("points", "done", "partial", "failed", "seconds"))
     return f"INSERT INTO tallies {select} ON CONFLICT (study, version, device) DO UPDATE SET {sums};"
 
 

@@ -320,9 +320,7 @@ def _spec(text: str) -> PruneSpec:
 
 def _older(db: sqlite3.Connection, study: int) -> Iterator[tuple[str, PruneSpec]]:
     """Keys and pathless specs of a study's points that other code has measured, as far as this code can read them."""
-    query = (
-        "SELECT key, m.spec FROM members m JOIN points p USING (key) WHERE study = ? AND version != ? ORDER BY position"
-    )
+    query = "SELECT key, m.spec FROM members m JOIN points p USING (key) WHERE study = ? AND version != ? ORDER BY position"
     for row in db.execute(query, (study, code_version())).fetchall():
         with suppress(IntrafusionError):
             yield row["key"], _pathless(_spec(row["spec"]))

@@ -74,9 +74,7 @@ def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def images(
-    folder: Path, tell: Tell, files: Sequence[str], layout: str | None, span: Sequence[float] | None
-) -> list[str]:
+def images(folder: Path, tell: Tell, files: Sequence[str], layout: str | None, span: Sequence[float] | None) -> list[str]:
     """Read arrays, or each picture of an archive; leave them in `made` as they are kept. What was passed over or converted."""
     reading = Reading(layout, None if span is None else (span[0], span[1]))
     return of_images.read(folder / "made", [Path(file) for file in files], tell, reading)

@@ -38,9 +38,7 @@ def parts_of(spec: TrainSpec) -> list[dict[str, Any]]:
 def part_of(count: int, spec: TrainSpec) -> torch.Tensor:
     """The rows of `count` images that a spec learns from, sorted: those of its folds, drawn by no seed of its own."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return (
-        torch.cat([order[fold :: spec.folds] for fold in spec.part]).sort().values if spec.part else torch.arange(count)
-    )
+    return torch.cat([order[fold :: spec.folds] for fold in spec.part]).sort().values if spec.part else torch.arange(count)
 
 
 def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, list[nn.Module]]:

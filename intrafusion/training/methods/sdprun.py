@@ -110,11 +110,7 @@ class SDprun(torch.optim.Optimizer):
         if not any(kind["params"] for kind in kinds):
             raise IntrafusionError("nothing to optimise: give parameters, or channels_of(model, groups)")
         super().__init__([kind for kind in kinds if kind["params"]], {"lr": lr, "c": c, "mu": mu, "by": "weight"})
-        unit = (
-            float(torch.cat([one.norms().detach() for one in self.channels]).median())
-            if relative and self.channels
-            else 1.0
-        )
+        unit = float(torch.cat([one.norms().detach() for one in self.channels]).median()) if relative and self.channels else 1.0
         for group in self.param_groups:
             group |= {"c": group["c"] * unit, "threshold": 0.0, "steps": 0}
 

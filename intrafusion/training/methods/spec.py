@@ -74,9 +74,7 @@ class TrainSpec:
             kind: Any = int if name in _WHOLE else int | float
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < most:
                 whole = "whole " if name in _WHOLE else ""
-                raise IntrafusionError(
-                    f"{name} must be a {whole}number from {least:g} to below {most:g}, not {shown(value)}"
-                )
+                raise IntrafusionError(f"{name} must be a {whole}number from {least:g} to below {most:g}, not {shown(value)}")
             object.__setattr__(self, name, value if name in _WHOLE else float(value))
         if self.epochs == 0 or self.lr == 0 or self.mu == 0 or self.energy == 0:
             raise IntrafusionError("epochs, lr, mu and energy must be above 0")
@@ -84,9 +82,7 @@ class TrainSpec:
             if getattr(self, name) is not None or name not in _OPEN:
                 check_choice(name, getattr(self, name), choices)
         _ = CRITERIA[self.criterion], MERGES[self.merge]
-        if not isinstance(self.part, list | tuple) or not all(
-            type(n) is int and 0 <= n < self.folds for n in self.part
-        ):
+        if not isinstance(self.part, list | tuple) or not all(type(n) is int and 0 <= n < self.folds for n in self.part):
             raise IntrafusionError(f"part must be folds from 0 to below {self.folds}, not {shown(self.part)}")
         object.__setattr__(self, "part", tuple(self.part))
         for field in fields(self):  # what the method does not read is no part of the run
@@ -108,9 +104,7 @@ class TrainSpec:
         """The spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
         known = {field.name for field in fields(cls)}
         if not isinstance(raw, Mapping) or (unknown := [str(name) for name in raw if name not in known]):
-            raise IntrafusionError(
-                f"unknown field {unknown[0]!r}" if isinstance(raw, Mapping) else "a spec is a mapping"
-            )
+            raise IntrafusionError(f"unknown field {unknown[0]!r}" if isinstance(raw, Mapping) else "a spec is a mapping")
         return cls(**raw)
 
     def key(self) -> str:

@@ -96,9 +96,7 @@ class Task:
             torch.manual_seed(self.spec.seed)
             return load_model(architecture_of(self.spec.model), weights, self.device)
 
-    def recipe(
-        self, lr: float = 0.1, batch: int = 128, epochs: float | None = None, schedule: str = "one-cycle"
-    ) -> Recipe:
+    def recipe(self, lr: float = 0.1, batch: int = 128, epochs: float | None = None, schedule: str = "one-cycle") -> Recipe:
         """The run's settings where they were made, a method's own otherwise."""
         spec, own = self.spec, min(batch, 64) if self.learned.name == "digits" else batch
         return Recipe(
@@ -191,9 +189,7 @@ def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, A
 
 def layers_of(model: nn.Module) -> dict[str, Tensor]:
     """The weights of each convolution and linear layer, by dotted name."""
-    return {
-        name: layer.weight.detach() for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
+    return {name: layer.weight.detach() for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 def filters(model: nn.Module) -> Look:

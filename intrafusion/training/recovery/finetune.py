@@ -152,9 +152,7 @@ class _Lesson:
         """The peak learning rate after which a short run is best. Raises IntrafusionError when no rate learns."""
         rate = best_rate(self._probe)
         if rate is None:
-            raise IntrafusionError(
-                "the loss of this network is no number: choose another merge, or fewer channels to go"
-            )
+            raise IntrafusionError("the loss of this network is no number: choose another merge, or fewer channels to go")
         return rate
 
     def _probe(self, rate: float) -> float:

@@ -109,9 +109,7 @@ def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
 
 
-@RECOVERIES.register(
-    "finetune", "all weights are trained: the baseline of every method here", "", "labels", knobs=_TRAINING
-)
+@RECOVERIES.register("finetune", "all weights are trained: the baseline of every method here", "", "labels", knobs=_TRAINING)
 def finetune(case: Case) -> Telling:
     return retrain(case)
 

@@ -120,9 +120,7 @@ def _product(first: Any, middle: Any, last: Any, dtype: torch.dtype | None = Non
     """`C B A` in the shape of the layer's weight, in another precision where one is given."""
     groups = getattr(middle, "groups", 1)
     A, B, C = (
-        factor.weight.to(dtype or factor.weight.dtype).reshape(
-            groups, -1, factor.weight.shape[1], factor.weight[0, 0].numel()
-        )
+        factor.weight.to(dtype or factor.weight.dtype).reshape(groups, -1, factor.weight.shape[1], factor.weight[0, 0].numel())
         for factor in (first, middle, last)
     )
     product = torch.einsum("gnq,gqpt,gpm->gnmt", C[..., 0], B, A[..., 0])
