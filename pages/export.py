@@ -63,6 +63,9 @@ if made and formats:
 export.keeping(made)
 timed = complete is not None
 parts.take_away(
-    "export", pd.DataFrame(complete.rows() if complete else []), prune_line(spec, export.name_of(spec), chosen, timed),
-    prune_snippet(spec, export.name_of(spec), chosen, timed), (*export.KEYS, *transport_controls.KEYS),
-)  # fmt: skip
+    "export",
+    pd.DataFrame(complete.rows() if complete else []),
+    prune_line(spec, export.name_of(spec), chosen, timed),
+    prune_snippet(spec, export.name_of(spec), chosen, timed),
+    (*export.KEYS, *transport_controls.KEYS),
+)

@@ -30,9 +30,14 @@ with columns[0]:
 with columns[1]:
     sparsity = parts.sparsity_control()
     compared = st.multiselect(
-        "Compare with", list(_registry("criterion")), default=importance.default_criteria(here.spec.dataset),
-        key="compare", bind=session.BIND, wrap=True, help="Any number of criteria, side by side on this group.",
-    )  # fmt: skip
+        "Compare with",
+        list(_registry("criterion")),
+        default=importance.default_criteria(here.spec.dataset),
+        key="compare",
+        bind=session.BIND,
+        wrap=True,
+        help="Any number of criteria, side by side on this group.",
+    )
 with columns[2]:
     order = st.segmented_control(
         "Order", ["by rank", "by channel"], default="by rank", key="order", bind=session.BIND, wrap=True
@@ -65,9 +70,13 @@ if len(here.group.block.unique()) > 1:
 
 st.subheader("Criteria side by side")
 cells = st.segmented_control(
-    "Show", ["ranks", "scores"], default="ranks", key="cells", bind=session.BIND,
+    "Show",
+    ["ranks", "scores"],
+    default="ranks",
+    key="cells",
+    bind=session.BIND,
     help="ranks: one step a channel. scores: as a share of the criterion's largest, so that you see how far apart they lie.",
-)  # fmt: skip
+)
 parts.chart(
     side_by_side(
         comparison,

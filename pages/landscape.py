@@ -41,9 +41,11 @@ landscape.show_outputs(found_outputs, made)
 st.subheader("A path between two networks")
 ends, how, kept = landscape.path_controls(here)
 path = working.Work(
-    "path", "Train a path", (*key, ends, how, tuple(kept.items())),
+    "path",
+    "Train a path",
+    (*key, ends, how, tuple(kept.items())),
     lambda: between(made, ends, how.epochs, how.rate, how.training),
-)  # fmt: skip
+)
 found_path = path.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape.show_path(found_path, ends)
 
@@ -56,6 +58,10 @@ with top:
     working.board((plane, answers, path, sharp))
 tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
 parts.take_away(
-    "landscape", landscape.table(found_plane), landscape_line(spec, size), landscape_snippet(spec, size),
-    (*landscape.KEYS, *transport_controls.KEYS), lambda: landscape.files(tables),
-)  # fmt: skip
+    "landscape",
+    landscape.table(found_plane),
+    landscape_line(spec, size),
+    landscape_snippet(spec, size),
+    (*landscape.KEYS, *transport_controls.KEYS),
+    lambda: landscape.files(tables),
+)

@@ -73,6 +73,9 @@ axes = {
 }
 study = Study("recovery", base.but(seed=0), axes | ({"budget": ("epochs", "compute")} if equal else {}))
 parts.take_away(
-    "recovery", table, sweep_line(study), recovery_snippet(base.but(recovery=methods[-1])),
+    "recovery",
+    table,
+    sweep_line(study),
+    recovery_snippet(base.but(recovery=methods[-1])),
     (*recovery.KEYS, *transport_controls.KEYS),
-)  # fmt: skip
+)

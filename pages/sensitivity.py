@@ -27,9 +27,14 @@ merges = row.multiselect(
     "Merges", list(_registry("merge")), default=["drop", "fusion"], key="study_merges", bind=session.BIND, width=250
 )
 criterion = row.selectbox(
-    "Importance criterion", list(_registry("criterion")), index=list(_registry("criterion")).index("l1"), key="criterion",
-    bind=session.BIND, width=200, help="Which channels go. The Importance page shows what each criterion says.",
-)  # fmt: skip
+    "Importance criterion",
+    list(_registry("criterion")),
+    index=list(_registry("criterion")).index("l1"),
+    key="criterion",
+    bind=session.BIND,
+    width=200,
+    help="Which channels go. The Importance page shows what each criterion says.",
+)
 percents = row.multiselect(
     "Sparsities, %",
     list(range(5, 100, 5)),
@@ -39,9 +44,14 @@ percents = row.multiselect(
     width=320,
 )
 limit_name = row.selectbox(
-    "Images", ["500", "2000", "10000", "all"], index=1, key="study_limit", bind=session.BIND, width=110,
+    "Images",
+    ["500", "2000", "10000", "all"],
+    index=1,
+    key="study_limit",
+    bind=session.BIND,
+    width=110,
     help="Every point is first looked at on about 100 of them, then on all.",
-)  # fmt: skip
+)
 if not (merges and percents):
     st.info("Choose at least one merge and one sparsity.")
     raise Enough
@@ -124,6 +134,10 @@ else:
         st.dataframe(numbers, hide_index=True)
 keys = ("study_merges", "criterion", "study_sparsities", "study_limit", *sensitivity.KEYS, *allocation.KEYS)
 parts.take_away(
-    "sensitivity", numbers, sweep_line(study, **way.flags), study_snippet(study), (*keys, *transport_controls.KEYS),
+    "sensitivity",
+    numbers,
+    sweep_line(study, **way.flags),
+    study_snippet(study),
+    (*keys, *transport_controls.KEYS),
     lambda: sensitivity.files(study, numbers),
-)  # fmt: skip
+)

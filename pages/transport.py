@@ -73,13 +73,22 @@ others = ("plane", "reader", *(f"b_{key}" for key in transport_controls.KEYS))  
 keys = ("criterion", "sparsity", *transport_controls.KEYS, "view", "arrange", "channel", "look", *others)
 
 if look == "map":
-    method = st.segmented_control(
-        "Plane", ["pca", "tsne"], default="pca", key="plane", bind=session.BIND,
-        help="pca: the plane on which the channels differ most. tsne: near channels stay near, far ones may lie anywhere.",
-    ) or "pca"  # fmt: skip
+    method = (
+        st.segmented_control(
+            "Plane",
+            ["pca", "tsne"],
+            default="pca",
+            key="plane",
+            bind=session.BIND,
+            help="pca: the plane on which the channels differ most. tsne: near channels stay near, far ones may lie anywhere.",
+        )
+        or "pca"
+    )
     places, words = transport.places(here, spec, method)
     parts.chart(channel_map(plan, places.numpy(), words, channel, session.is_dark()), "map", on_channel=True)
-    st.caption("Solid channels stay, hollow ones go; an arrow points where weight moves, dark where it is more than half. Click a channel.")  # fmt: skip
+    st.caption(
+        "Solid channels stay, hollow ones go; an arrow points where weight moves, dark where it is more than half. Click a channel."
+    )
 elif look == "sparsity player":
     step = 5 if here.group.size <= 128 else 10
     with st.spinner("Solving the plan at every sparsity"):

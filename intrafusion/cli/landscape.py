@@ -20,20 +20,24 @@ _SHARES = ("accuracy", "line_accuracy", "curve_accuracy", "share")
 def add_landscape(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the command line's; its parser."""
     parser = commands.add_parser(
-        "landscape", help="what lies around and between the dense, the dropped and the fused network",
+        "landscape",
+        help="what lies around and between the dense, the dropped and the fused network",
         description="plane: loss and accuracy of the three networks, then of each point of the grid, from coarse to fine. "
         "path: along the straight line and a trained curve between two networks. directions: the sharpest of the loss, and the "
         "share of each displacement in them. answers: each image's predictions, and how far its logits move.",
-    )  # fmt: skip
+    )
     parser.add_argument("view", nargs="?", default="plane", metavar="VIEW", help=f"{', '.join(VIEWS)} (plane)")
     add_spec_flags(parser)
     parser.set_defaults(command=_landscape, sparsity=[0.4], merge=None, limit=500, epochs=6.0, training=2000)
     parser.add_argument("--size", type=int, default=17, help="of a plane: points on a side of the grid")
     parser.add_argument("--margin", type=float, default=0.3, help="of a plane: around the networks, in shares of their extent")
     parser.add_argument(
-        "--ends", nargs=2, default=["dense", "fused"], metavar="NAME",
+        "--ends",
+        nargs=2,
+        default=["dense", "fused"],
+        metavar="NAME",
         help="of a path: dense, dropped, fused, calibrated, refit, or a kept network, as kept/NAME",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--download", action="store_true", help="fetch the data when they are not there")
     return parser
@@ -54,8 +58,12 @@ def _landscape(args: argparse.Namespace) -> None:
         bench = open_bench(spec, args.device, download=args.download, limit=args.limit, progress=tell)
     solutions = Solutions(spec, bench)
     about = {
-        "model": spec.model, "data": spec.dataset, "groups": spec.groups, **chosen, "count": len(solutions.images),
-    }  # fmt: skip
+        "model": spec.model,
+        "data": spec.dataset,
+        "groups": spec.groups,
+        **chosen,
+        "count": len(solutions.images),
+    }
     rows: dict[str, dict[str, Any]] = {}
     with progress() as bar:
         task = bar.add_task(args.view, total=1.0)

@@ -203,11 +203,16 @@ def _scores(args: argparse.Namespace) -> None:
             columns = compared.scores[0].tolist(), compared.ranks[0].tolist(), compared.kept[0].tolist()
             rows += [
                 {
-                    "group": group.name, "criterion": spec.criterion, "sparsity": spec.sparsity, "channel": channel,
-                    "score": score, "rank": rank, "kept": kept,
+                    "group": group.name,
+                    "criterion": spec.criterion,
+                    "sparsity": spec.sparsity,
+                    "channel": channel,
+                    "score": score,
+                    "rank": rank,
+                    "kept": kept,
                 }
                 for channel, (score, rank, kept) in enumerate(zip(*columns, strict=True))
-            ]  # fmt: skip
+            ]
     show(rows, args.json, f"{args.model}: importance of the channels")
 
 

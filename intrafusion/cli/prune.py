@@ -15,10 +15,11 @@ from intrafusion.spec import PruneSpec
 def add_prune(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the command line's; its parser."""
     parser = commands.add_parser(
-        "prune", help="make one smaller network, and write it into a folder with a report",
+        "prune",
+        help="make one smaller network, and write it into a folder with a report",
         description="Prunes, recovers and measures one network and writes it in each format. Every file is opened again and "
         "its logits are compared with the network's; what differs by more than 1e-4 of the largest logit is not kept.",
-    )  # fmt: skip
+    )
     add_spec_flags(parser)
     parser.set_defaults(command=_prune, sparsity=[0.3], merge=["fusion"])
     parser.add_argument("--out", type=Path, required=True, help="folder for the files: a new or an empty one")

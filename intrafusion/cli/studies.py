@@ -36,10 +36,11 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
     curve.set_defaults(command=_curve)
 
     sweep = commands.add_parser(
-        "sweep", help="a study: every combination of the given values, each measured once and kept",
+        "sweep",
+        help="a study: every combination of the given values, each measured once and kept",
         description="Every field takes several values or a range start:stop:step. --groups takes each (the default), all, "
         "names, and names joined by +.",
-    )  # fmt: skip
+    )
     for field in fields(PruneSpec):
         if field.name != "sparsities":
             sweep.add_argument(
@@ -261,9 +262,16 @@ def _names(groups: str | Sequence[str]) -> str:
 
 def _study_row(row: Any) -> dict[str, Any]:
     return {
-        "name": row.name, "created": row.created, "points": row.points, "done": row.done, "partial": row.partial,
-        "failed": row.failed, "other_code": row.older, "seconds": round(row.seconds, 1), "devices": ", ".join(row.devices),
-    }  # fmt: skip
+        "name": row.name,
+        "created": row.created,
+        "points": row.points,
+        "done": row.done,
+        "partial": row.partial,
+        "failed": row.failed,
+        "other_code": row.older,
+        "seconds": round(row.seconds, 1),
+        "devices": ", ".join(row.devices),
+    }
 
 
 def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> None:

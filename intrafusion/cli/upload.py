@@ -80,10 +80,16 @@ def _show_network(name: str, args: argparse.Namespace) -> None:
     bench = open_model(name)
     prunable = sum(group.reason is None for group in bench.groups)
     row = {
-        "kept": name, "data": bench.card.dataset, "input": list(bench.card.input_size), "classes": bench.card.classes,
-        "params": bench.size.params, "macs": bench.size.macs, "macs_left_out": list(bench.size.left_out),
-        "groups": len(bench.groups), "prunable": prunable,
-    }  # fmt: skip
+        "kept": name,
+        "data": bench.card.dataset,
+        "input": list(bench.card.input_size),
+        "classes": bench.card.classes,
+        "params": bench.size.params,
+        "macs": bench.size.macs,
+        "macs_left_out": list(bench.size.left_out),
+        "groups": len(bench.groups),
+        "prunable": prunable,
+    }
     show([row], args.json, f"Kept as {name}: open it with --model {name}")
 
 

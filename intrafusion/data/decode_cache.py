@@ -173,8 +173,11 @@ class _Worker:
     def __init__(self, images: Path, share: Sequence[tuple[int, str]], wanted: Wanted, answers: queue.Queue):
         self._process = subprocess.Popen(
             [sys.executable, "-P", _decode_worker.__file__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,  # no Ctrl-C of a terminal
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # no Ctrl-C of a terminal
+        )
         about = {"images": str(images), "mode": wanted.mode, "crop": wanted.crop}
         self._lines = [json.dumps(line) + "\n" for line in (about, *share)]
         self._answers = answers

@@ -53,9 +53,14 @@ class Meter:
     """
 
     def __init__(
-        self, model: nn.Module, data: ImageData, precision: str = "exact", seed: int = 0, memory: int = MEMORY,
+        self,
+        model: nn.Module,
+        data: ImageData,
+        precision: str = "exact",
+        seed: int = 0,
+        memory: int = MEMORY,
         batch: int | None = None,
-    ):  # fmt: skip
+    ):
         card, data = card_for(model, data), data.labelled()
         self.model = self._exact = model
         self.card, self.precision, self.memory = card, precision, memory

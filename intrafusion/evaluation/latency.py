@@ -130,11 +130,19 @@ class Comparison:
         """JSON-able: the medians, quartiles and ratios, and both networks' sizes."""
         told: dict[str, Any] = {"device": self.device, "verdict": self.sentence(), "latency": []}
         for one, first, second in zip(self.ratios, self.before.latencies, self.after.latencies, strict=True):
-            told["latency"].append({
-                "batch": one.batch, "turns": one.turns, "before": first.median, "before_quartiles": first.quartiles,
-                "after": second.median, "after_quartiles": second.quartiles, "times_faster": one.times,
-                "interval": one.interval, "verdict": one.verdict,
-            })  # fmt: skip
+            told["latency"].append(
+                {
+                    "batch": one.batch,
+                    "turns": one.turns,
+                    "before": first.median,
+                    "before_quartiles": first.quartiles,
+                    "after": second.median,
+                    "after_quartiles": second.quartiles,
+                    "times_faster": one.times,
+                    "interval": one.interval,
+                    "verdict": one.verdict,
+                }
+            )
         for name, speed in (("before", self.before), ("after", self.after)):
             told[name] = {"params": speed.params, "macs": speed.macs, "bytes": speed.bytes, "memory": speed.memory}
         return told

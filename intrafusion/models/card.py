@@ -58,9 +58,10 @@ def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
     )
     if other or tuple(data.images.shape[1:]) != tuple(card.input_size):
         advice = (
-            f"choose the data the model was trained on ({card.dataset})" if card.dataset != data.name
+            f"choose the data the model was trained on ({card.dataset})"
+            if card.dataset != data.name
             else "give images of that size and with those classes, or say otherwise in the card of the model"
-        )  # fmt: skip
+        )
         raise IntrafusionError(
             f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
             f"of {tuple(data.images.shape[1:])}: {advice}"

@@ -157,9 +157,10 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plai
     state, computed = _computed(own, state, spelling)
     named = _named(own, state, spelling)
     aside = [
-        key for key, value in named.items()
+        key
+        for key, value in named.items()
         if (key not in own and is_averaged(key)) or (is_counter(key) and own.get(key, _NOTHING).shape != value.shape)
-    ]  # fmt: skip
+    ]
     kept = {key: value for key, value in named.items() if key not in aside}
     return Fit(
         kept,
@@ -240,10 +241,12 @@ def put(model: nn.Module, found: Fit, path: Path, name: str) -> None:
     own, state = model.state_dict(), found.state
     if not found.is_whole():
         first = (
-            f"it lacks {found.missing[0]}" if found.missing
-            else f"it has {found.extra[0]} too many" if found.extra
+            f"it lacks {found.missing[0]}"
+            if found.missing
+            else f"it has {found.extra[0]} too many"
+            if found.extra
             else f"its {(odd := found.misshapen[0])} is {tuple(state[odd].shape)} where {tuple(own[odd].shape)} is needed"
-        )  # fmt: skip
+        )
         counts = f"{len(found.missing)} missing, {len(found.extra)} extra, {len(found.misshapen)} misshapen"
         raise Misfit(f"{path} does not fit {name}: {first} ({counts})", name)
     if whole := next((k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()), None):

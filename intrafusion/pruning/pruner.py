@@ -58,11 +58,30 @@ def prune(
     check_call(model, example)
     check_finite(model.named_modules())
     small = prune_groups(
-        model, find_groups(model, example), sparsity, criterion, merge, groups, data,
-        round_to=round_to, cost=cost, distance=distance, p=p, source=source, target=target, anchors=anchors, solver=solver,
-        reg=reg, reg_m=reg_m, mass=mass, normalise=normalise, bias=bias, fold_norms=fold_norms, seed=seed,
+        model,
+        find_groups(model, example),
+        sparsity,
+        criterion,
+        merge,
+        groups,
+        data,
+        round_to=round_to,
+        cost=cost,
+        distance=distance,
+        p=p,
+        source=source,
+        target=target,
+        anchors=anchors,
+        solver=solver,
+        reg=reg,
+        reg_m=reg_m,
+        mass=mass,
+        normalise=normalise,
+        bias=bias,
+        fold_norms=fold_norms,
+        seed=seed,
         calibration=calibration,
-    )  # fmt: skip
+    )
     set_modes(small, model)
     return small
 
@@ -180,10 +199,21 @@ def cut(
                 group_plan = first(group)
             else:
                 scores = score(small, group, criterion, data, seed, calibration)
-                group_plan = stay(group, scores, shares[group], round_to) if not moves else plan(
-                    small, group, scores, shares[group], round_to=round_to, data=data, seed=seed, calibration=calibration,
-                    **knobs,
-                )  # fmt: skip
+                group_plan = (
+                    stay(group, scores, shares[group], round_to)
+                    if not moves
+                    else plan(
+                        small,
+                        group,
+                        scores,
+                        shares[group],
+                        round_to=round_to,
+                        data=data,
+                        seed=seed,
+                        calibration=calibration,
+                        **knobs,
+                    )
+                )
             matrix = merging(small, group, group_plan, **own)
             merged.append(Merged(group, matrix, group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})

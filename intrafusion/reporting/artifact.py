@@ -111,13 +111,18 @@ def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:
 
     before = {key: value for key, value in bench.card.details.items() if key not in ("layers", "architecture")}
     details: dict[str, Any] = {
-        "made_from": before, "spec": spec.to_dict(), "intrafusion": __version__, "code": code_version(),
-    }  # fmt: skip
+        "made_from": before,
+        "spec": spec.to_dict(),
+        "intrafusion": __version__,
+        "code": code_version(),
+    }
     if result is not None:
         details["measured"] = {
-            "images": result.count, "accuracy": result.accuracy, "interval": list(result.interval),
+            "images": result.count,
+            "accuracy": result.accuracy,
+            "interval": list(result.interval),
             "dense": result.dense_accuracy,
-        }  # fmt: skip
+        }
     return replace(
         bench.card,
         name=architecture_of(spec.model),
@@ -132,12 +137,13 @@ def _widths(spec: PruneSpec, bench: Bench) -> tuple[Width, ...]:
     chosen = {group.name for group in choose_groups(bench.groups, spec.groups)}
     return tuple(
         Width(
-            group.name, group.size,
+            group.name,
+            group.size,
             sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) if group.name in chosen else group.size,
         )
         for group in bench.groups
         if group.reason is None
-    )  # fmt: skip
+    )
 
 
 def _real(bench: Bench) -> Tensor | None:

@@ -42,10 +42,12 @@ class Exported:
             row = {"model": spec.pop("model"), "data": spec.pop("dataset"), **spec, "accuracy": None}
             row |= {"params": made.after.params, "macs": made.after.macs, "macs_before": made.before.macs}
         return row | {
-            "params_before": made.before.params, "macs_left_out": list(made.before.left_out),
-            "out": str(self.folder), "files": [one.to_row() for one in self.files],
+            "params_before": made.before.params,
+            "macs_left_out": list(made.before.left_out),
+            "out": str(self.folder),
+            "files": [one.to_row() for one in self.files],
             "speed": self.speed.summary() if self.speed else None,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,14 @@ class Written:
 
     def to_row(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"format": self.format, "files": list(self.files), "bytes": self.bytes, "difference": self.difference,
-                "batch": "any" if self.any_batch else 1, "reason": self.reason}  # fmt: skip
+        return {
+            "format": self.format,
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "difference": self.difference,
+            "batch": "any" if self.any_batch else 1,
+            "reason": self.reason,
+        }
 
 
 def write(made: Made, folder: Path, name: str) -> Written:
@@ -165,9 +171,15 @@ def _write_onnx(made: Made, folder: Path) -> bool:
     with _quiet():
         program, any_batch = _trace(made)
         torch.onnx.export(
-            program, f=folder / "model.onnx", input_names=["images"], output_names=["logits"], opset_version=_OPSET,
-            external_data=False, verbose=False, dynamo=True,
-        )  # fmt: skip
+            program,
+            f=folder / "model.onnx",
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=_OPSET,
+            external_data=False,
+            verbose=False,
+            dynamo=True,
+        )
     return any_batch
 
 

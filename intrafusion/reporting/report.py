@@ -121,21 +121,23 @@ class Report:
 
     def _opening(self) -> str:
         card = self.made.card
-        return "\n".join([
-            "import intrafusion as itf",
-            "",
-            f'model = itf.load_model({card.name!r}, weights="model.safetensors")  # model.json beside it says its layers',
-            "",
-            "import torch",
-            "",
-            'model = torch.export.load("model.pt2").module()',
-            "",
-            "import onnxruntime",
-            "",
-            'session = onnxruntime.InferenceSession("model.onnx")',
-            f"# images: float32 (batch, {', '.join(map(str, card.input_size))}), (pixels / 255 - mean) / std",
-            f"# mean {card.mean}, std {card.std}",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                "import intrafusion as itf",
+                "",
+                f'model = itf.load_model({card.name!r}, weights="model.safetensors")  # model.json beside it says its layers',
+                "",
+                "import torch",
+                "",
+                'model = torch.export.load("model.pt2").module()',
+                "",
+                "import onnxruntime",
+                "",
+                'session = onnxruntime.InferenceSession("model.onnx")',
+                f"# images: float32 (batch, {', '.join(map(str, card.input_size))}), (pixels / 255 - mean) / std",
+                f"# mean {card.mean}, std {card.std}",
+            ]
+        )
 
 
 def before_and_after(made: Made) -> list[tuple[str, ...]]:
@@ -174,10 +176,14 @@ def speed_rows(found: Comparison) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("", "dense", "pruned", "times as fast")]
     for one, first, second in zip(found.ratios, found.before.latencies, found.after.latencies, strict=True):
         low, high = one.interval
-        rows.append((
-            f"one pass at batch {one.batch:,}, median (quartiles)", _time(first.median, first.quartiles),
-            _time(second.median, second.quartiles), f"{one.times:.2f} ({low:.2f} to {high:.2f})",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"one pass at batch {one.batch:,}, median (quartiles)",
+                _time(first.median, first.quartiles),
+                _time(second.median, second.quartiles),
+                f"{one.times:.2f} ({low:.2f} to {high:.2f})",
+            )
+        )
 
     def pair(name: str, value: str) -> None:
         before, after = (getattr(speed, value) for speed in (found.before, found.after))

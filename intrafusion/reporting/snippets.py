@@ -37,20 +37,22 @@ def sweep_line(study: "Study", **options: str) -> str:
 def study_snippet(study: "Study") -> str:
     """Python that measures a study and keeps its results."""
     base = "".join(f", {n}={v!r}" for n, v in vars(study.base).items() if v != _DEFAULT[n] and n not in study.axes)
-    return "\n".join([
-        "import intrafusion as itf",
-        "from intrafusion.studies.session import open_bench",
-        "from intrafusion.studies.store.sqlite import Store",
-        "from intrafusion.studies.study_file import Study",
-        "from intrafusion.studies.sweeps import sweep",
-        "",
-        f"base = itf.PruneSpec({base.removeprefix(', ')})",
-        f"study = Study({study.name!r}, base, {dict(study.axes)!r})",
-        "bench = open_bench(base)",
-        "with Store() as store:",
-        f"    for result in sweep(study.specs(bench.groups), bench, store, decide={study.decide}):",
-        "        print(result)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "import intrafusion as itf",
+            "from intrafusion.studies.session import open_bench",
+            "from intrafusion.studies.store.sqlite import Store",
+            "from intrafusion.studies.study_file import Study",
+            "from intrafusion.studies.sweeps import sweep",
+            "",
+            f"base = itf.PruneSpec({base.removeprefix(', ')})",
+            f"study = Study({study.name!r}, base, {dict(study.axes)!r})",
+            "bench = open_bench(base)",
+            "with Store() as store:",
+            f"    for result in sweep(study.specs(bench.groups), bench, store, decide={study.decide}):",
+            "        print(result)",
+        ]
+    )
 
 
 def scores_line(base: PruneSpec, criteria: Sequence[str]) -> str:
@@ -107,23 +109,27 @@ def scores_snippet(base: PruneSpec, group: str, criteria: Sequence[str]) -> str:
     """Python that scores one group's channels by several criteria."""
     sees = any(needs_images(base.but(criterion=criterion, cost="weights")) for criterion in criteria)
     data = ", data=calibration" if sees else ""
-    return "\n".join([
-        *_group_lines(base, group, sees),
-        f"for criterion in {list(criteria)!r}:",
-        f"    print(criterion, itf.score(model, group, criterion{data}{_knobs(base, 'seed', 'calibration')}))",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *_group_lines(base, group, sees),
+            f"for criterion in {list(criteria)!r}:",
+            f"    print(criterion, itf.score(model, group, criterion{data}{_knobs(base, 'seed', 'calibration')}))",
+        ]
+    )
 
 
 def plan_snippet(base: PruneSpec, group: str) -> str:
     """Python that computes one group's scores and transport plan."""
     sees = needs_images(base)
     data = ", data=calibration" if sees else ""
-    return "\n".join([
-        *_group_lines(base, group, sees),
-        f"scores = itf.score(model, group, criterion={base.criterion!r}{data}{_knobs(base, 'seed', 'calibration')})",
-        f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{_knobs(base, *PLAN_KNOBS)}{data})",
-        "plan.kept, plan.matrix, plan.cost",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *_group_lines(base, group, sees),
+            f"scores = itf.score(model, group, criterion={base.criterion!r}{data}{_knobs(base, 'seed', 'calibration')})",
+            f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{_knobs(base, *PLAN_KNOBS)}{data})",
+            "plan.kept, plan.matrix, plan.cost",
+        ]
+    )
 
 
 def curve_snippet(
@@ -154,18 +160,20 @@ def curve_snippet(
 def recovery_snippet(base: PruneSpec) -> str:
     """Python that prunes one network, recovers it and measures it."""
     base_ = "".join(f", {n}={v!r}" for n, v in vars(base).items() if v != _DEFAULT[n])
-    return "\n".join([
-        "import intrafusion as itf",
-        "from intrafusion.studies.session import merged, open_bench, recovery",
-        "",
-        f"spec = itf.PruneSpec({base_.removeprefix(', ')})",
-        "bench = open_bench(spec)",
-        "made = merged(spec, bench)",
-        "for told in recovery(spec, bench, made):",
-        "    print(told)",
-        "made.small.card = bench.card",
-        "print(itf.evaluate(made.small, bench.images(), limit=spec.limit, seed=spec.seed).accuracy)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "import intrafusion as itf",
+            "from intrafusion.studies.session import merged, open_bench, recovery",
+            "",
+            f"spec = itf.PruneSpec({base_.removeprefix(', ')})",
+            "bench = open_bench(spec)",
+            "made = merged(spec, bench)",
+            "for told in recovery(spec, bench, made):",
+            "    print(told)",
+            "made.small.card = bench.card",
+            "print(itf.evaluate(made.small, bench.images(), limit=spec.limit, seed=spec.seed).accuracy)",
+        ]
+    )
 
 
 def _knobs(base: PruneSpec, *names: str) -> str:
@@ -183,15 +191,17 @@ def lab_line(spec: "TrainSpec") -> str:
 def lab_snippet(spec: "TrainSpec") -> str:
     """Python that trains a run of the lab and opens its network."""
     told = ", ".join(f"{name}={value!r}" for name, value in _changed(spec).items())
-    return "\n".join([
-        "from intrafusion.training.methods.runs import open_run, run",
-        "from intrafusion.training.methods.spec import TrainSpec",
-        "",
-        f"spec = TrainSpec({told})",
-        "for told in run(spec):",
-        "    print(told)",
-        "model = open_run(spec).model",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "from intrafusion.training.methods.runs import open_run, run",
+            "from intrafusion.training.methods.spec import TrainSpec",
+            "",
+            f"spec = TrainSpec({told})",
+            "for told in run(spec):",
+            "    print(told)",
+            "model = open_run(spec).model",
+        ]
+    )
 
 
 def _changed(spec: "TrainSpec") -> dict[str, object]:
@@ -209,19 +219,21 @@ def landscape_line(base: PruneSpec, size: int) -> str:
 def landscape_snippet(base: PruneSpec, size: int) -> str:
     """Python that measures the slice through dense, dropped and fused weights."""
     given = ", ".join(f"{name}={value!r}" for name, value in vars(base).items() if value != _DEFAULT[name])
-    return "\n".join([
-        "import intrafusion as itf",
-        "from intrafusion.studies.session import open_bench",
-        "from intrafusion.studies.weight_space import Solutions, slices",
-        "",
-        f"spec = itf.PruneSpec({given})",
-        "solutions = Solutions(spec, open_bench(spec))",
-        f"for found in slices(solutions, size={size}):",
-        '    print(f"{found.surface.share:.0%} of the grid")',
-        "for mark in found.marks:",
-        "    print(mark.name, mark.accuracy, mark.loss)",
-        "found.surface.x, found.surface.y, found.surface.accuracy, found.surface.loss",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "import intrafusion as itf",
+            "from intrafusion.studies.session import open_bench",
+            "from intrafusion.studies.weight_space import Solutions, slices",
+            "",
+            f"spec = itf.PruneSpec({given})",
+            "solutions = Solutions(spec, open_bench(spec))",
+            f"for found in slices(solutions, size={size}):",
+            '    print(f"{found.surface.share:.0%} of the grid")',
+            "for mark in found.marks:",
+            "    print(mark.name, mark.accuracy, mark.loss)",
+            "found.surface.x, found.surface.y, found.surface.accuracy, found.surface.loss",
+        ]
+    )
 
 
 def prune_line(base: PruneSpec, out: str, formats: Sequence[str] = (), speed: bool = False) -> str:
@@ -239,14 +251,16 @@ def prune_snippet(base: PruneSpec, out: str, formats: Sequence[str] = (), speed:
     """Python that prunes one network and writes it into a folder."""
     given = "".join(f", {name}={value!r}" for name, value in vars(base).items() if value != _DEFAULT[name])
     options = (f", {list(formats)!r}" if formats else "") + (", speed=True" if speed else "")
-    return "\n".join([
-        "import intrafusion as itf",
-        "from intrafusion.studies.session import open_bench",
-        "from intrafusion.reporting import export",
-        "",
-        f"spec = itf.PruneSpec({given.removeprefix(', ')})",
-        f"for told in export(spec, open_bench(spec), {out!r}{options}):",
-        "    print(told.doing)",
-        "for file in told.exported.files:",
-        "    print(file.format, file.difference, file.reason)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "import intrafusion as itf",
+            "from intrafusion.studies.session import open_bench",
+            "from intrafusion.reporting import export",
+            "",
+            f"spec = itf.PruneSpec({given.removeprefix(', ')})",
+            f"for told in export(spec, open_bench(spec), {out!r}{options}):",
+            "    print(told.doing)",
+            "for file in told.exported.files:",
+            "    print(file.format, file.difference, file.reason)",
+        ]
+    )

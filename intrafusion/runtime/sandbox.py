@@ -114,9 +114,14 @@ class _Child:
             (folder / name).mkdir(exist_ok=True)
         self._process = subprocess.Popen(
             [sys.executable, "-I", _sandbox_worker.__file__, str(folder)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd=folder / "given",
-            env=_environment(folder / "tmp"), start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            cwd=folder / "given",
+            env=_environment(folder / "tmp"),
+            start_new_session=True,
+        )
 
     def __enter__(self) -> "_Child":
         return self

@@ -44,8 +44,11 @@ def watch() -> None:
         words = json.dumps({"level": "info", "event": "message", "message": words})
     _watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", _shutdown_watcher.__file__, str(os.getpid()), words],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    )
     assert _watcher.stdin is not None
     assert _watcher.stdout is not None
     os.set_blocking(_watcher.stdin.fileno(), False)  # as a wakeup file must be

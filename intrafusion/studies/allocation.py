@@ -125,7 +125,7 @@ def shapes(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Shapes
     fixed = sum(p.numel() for p in folded.parameters()) - int((rows * (columns * weights + biases)).sum())
     whole = Shapes(
         prunable, size(model, example), spans, rows, columns, cuts[0], cuts[1], weights, biases, each, fixed, 0, folded, example
-    )  # fmt: skip
+    )
     made = replace(whole, rest=whole.rest_of({}))
     changes = made.rest_of({group.name: 0.5 for group in prunable}) != made.rest
     return made if changes else replace(made, network=None)
@@ -191,10 +191,15 @@ def suggest(matrix: Matrix, shapes: Shapes, target: str, value: float, smaller: 
     sparsities = search.sparsities()
     after, expected = shapes.size(sparsities), max(0.0, matrix.dense - search.loss())
     return Suggestion(
-        matrix.merge, sparsities,
+        matrix.merge,
+        sparsities,
         {g.name: (sum(group_counts(g, sparsities[g.name])), g.size) for g in shapes.groups},
-        expected, matrix.dense, after, shapes.dense, *_verdict(target, value, unit, expected, after, shapes.dense),
-    )  # fmt: skip
+        expected,
+        matrix.dense,
+        after,
+        shapes.dense,
+        *_verdict(target, value, unit, expected, after, shapes.dense),
+    )
 
 
 def _verdict(target: str, value: float, unit: str, expected: float, after: Size, dense: Size) -> tuple[bool, str]:

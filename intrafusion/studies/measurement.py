@@ -117,7 +117,7 @@ def measure(
     """The result of the spec's network `small` on the first `stop` images, or on fewer once `patience` seconds are over.
 
     before: the result on fewer images, from which to go on. A network that lost nothing is the dense one, on all images.
-    """  # fmt: skip
+    """
     start = clock()
     if before is None:
         before = _unmeasured(spec, bench, meter, small)
@@ -144,9 +144,21 @@ def _unmeasured(spec: PruneSpec, bench: Bench, meter: Meter, small: nn.Module) -
     stays = sum(sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) for group in chosen)
     after = size(small, bench.example)
     return Result(
-        spec, 0.0, (0.0, 1.0), 0, len(meter), 0.0, after.params, bench.size.params, after.macs, bench.size.macs,
-        stays, sum(group.size for group in chosen), 0.0, b"",
-    )  # fmt: skip
+        spec,
+        0.0,
+        (0.0, 1.0),
+        0,
+        len(meter),
+        0.0,
+        after.params,
+        bench.size.params,
+        after.macs,
+        bench.size.macs,
+        stays,
+        sum(group.size for group in chosen),
+        0.0,
+        b"",
+    )
 
 
 def _unpacked(result: Result) -> torch.Tensor:

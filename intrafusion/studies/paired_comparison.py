@@ -51,9 +51,12 @@ def paired(first: Result, second: Result, z: float = 1.959964) -> Paired:
     right, also = _answers(first, count), _answers(second, count)
     only_first, only_second = (int(np.bitwise_count(bits).sum()) for bits in (right & ~also, also & ~right))
     return Paired(
-        (only_first - only_second) / count, matched_wald(only_first, only_second, count, z), only_first, only_second,
+        (only_first - only_second) / count,
+        matched_wald(only_first, only_second, count, z),
+        only_first,
+        only_second,
         count,
-    )  # fmt: skip
+    )
 
 
 def matched_wald(only_first: int, only_second: int, count: int, z: float = 1.959964) -> tuple[float, float]:

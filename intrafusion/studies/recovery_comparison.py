@@ -99,10 +99,17 @@ class Row:
         facts = self.run.facts.to_dict() if self.run else {}
         moments = self.run.moments if self.run else ()
         return {
-            "recovery": self.recovery, "budget": self.budget, "accuracy": self.accuracy, "low": self.interval[0],
-            "high": self.interval[1], "seeds": self.seeds, "images": self.count, **facts,
-            "steps": moments[-1].step if moments else 0, "seconds": moments[-1].seconds if moments else 0.0,
-        }  # fmt: skip
+            "recovery": self.recovery,
+            "budget": self.budget,
+            "accuracy": self.accuracy,
+            "low": self.interval[0],
+            "high": self.interval[1],
+            "seeds": self.seeds,
+            "images": self.count,
+            **facts,
+            "steps": moments[-1].step if moments else 0,
+            "seconds": moments[-1].seconds if moments else 0.0,
+        }
 
 
 def rows(results: Sequence[Result], runs: Sequence[Run]) -> list[Row]:

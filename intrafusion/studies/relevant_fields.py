@@ -24,8 +24,11 @@ def relevant(spec: PruneSpec) -> PruneSpec:
     all others always. `seed` does: images are looked at in an order that it draws.
     """
     chosen: list[tuple[Registry, str]] = [
-        (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery),
-    ]  # fmt: skip
+        (CRITERIA, spec.criterion),
+        (MERGES, spec.merge),
+        (SOLVERS, spec.solver),
+        (RECOVERIES, spec.recovery),
+    ]
     if not all(name in registry for registry, name in chosen):
         return spec
     declared = {knob for registry, _ in chosen for entry in registry.values() for knob in entry.knobs}

@@ -270,10 +270,16 @@ def table(results: Iterable[Result]) -> "pd.DataFrame":
     for result in chosen:
         low, high = result.interval
         known = {**result.__dict__, "low": low, "high": high}
-        rows.append({
-            "group": result.spec.groups[0], **result.spec.only(tuple(fields)), **{name: known[name] for name in _COLUMNS},
-            "loss": result.dense_accuracy - result.accuracy, "prunes": result.prunes, "complete": result.complete,
-        })  # fmt: skip
+        rows.append(
+            {
+                "group": result.spec.groups[0],
+                **result.spec.only(tuple(fields)),
+                **{name: known[name] for name in _COLUMNS},
+                "loss": result.dense_accuracy - result.accuracy,
+                "prunes": result.prunes,
+                "complete": result.complete,
+            }
+        )
     return pd.DataFrame(rows, columns=["group", *fields, *_COLUMNS, "loss", "prunes", "complete"])
 
 

@@ -190,8 +190,15 @@ class Bench:
 
     def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
         """The plan of one group in the network as it is."""
-        spec = spec.but(merge="", recovery="", limit=None, precision="", groups="all", sparsities=None,
-                        sparsity=spec.sparsity_of(group.name))  # fmt: skip
+        spec = spec.but(
+            merge="",
+            recovery="",
+            limit=None,
+            precision="",
+            groups="all",
+            sparsities=None,
+            sparsity=spec.sparsity_of(group.name),
+        )
         key = (group.name, spec)
         return self._plans.get(
             key,

@@ -101,9 +101,15 @@ def device_name(device: torch.device) -> str:
 
 class _Sweep:
     def __init__(
-        self, specs: list[PruneSpec], bench: Bench, store: Store | None, decide: bool, memory: int,
-        known: Mapping[PruneSpec, Result], meters: dict[tuple, Meter] | None,
-    ):  # fmt: skip
+        self,
+        specs: list[PruneSpec],
+        bench: Bench,
+        store: Store | None,
+        decide: bool,
+        memory: int,
+        known: Mapping[PruneSpec, Result],
+        meters: dict[tuple, Meter] | None,
+    ):
         self.bench, self.store, self.decide, self.memory, self.specs = bench, store, decide, memory, specs
         self.families: dict[PruneSpec, list[PruneSpec]] = {}
         for spec in self.specs:
@@ -258,9 +264,16 @@ def tell(result: Result) -> None:
     """Log a point that was measured."""
     spec = result.spec
     event(
-        "point", key=digest(spec), model=spec.model, criterion=spec.criterion, merge=spec.merge, sparsity=spec.sparsity,
-        accuracy=result.accuracy, count=result.count, seconds=round(result.seconds, 3),
-    )  # fmt: skip
+        "point",
+        key=digest(spec),
+        model=spec.model,
+        criterion=spec.criterion,
+        merge=spec.merge,
+        sparsity=spec.sparsity,
+        accuracy=result.accuracy,
+        count=result.count,
+        seconds=round(result.seconds, 3),
+    )
 
 
 def digest(spec: PruneSpec) -> str:

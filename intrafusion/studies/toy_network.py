@@ -281,18 +281,20 @@ def snippet(seed: int, hidden: int, changes: str, lesson: Lesson) -> str:
     """Python that makes the lesson's numbers."""
     changes = f", changes={changes!r}" if changes else ""
     knobs = f"sparsity={lesson.sparsity!r}, criterion={lesson.criterion!r}"
-    return "\n".join([
-        "import torch",
-        "import intrafusion as itf",
-        "from intrafusion.studies.toy_network import measure, train",
-        "",
-        f"model = train(seed={seed!r}, hidden={hidden!r}{changes})",
-        "example = torch.zeros(1, 2)",
-        "group = itf.find_groups(model, example)[0]",
-        f"scores = itf.score(model, group, criterion={lesson.criterion!r})",
-        f"plan = itf.plan(model, group, scores, sparsity={lesson.sparsity!r}, p={lesson.p!r})",
-        "print(scores, plan.cost, plan.coupling, plan.matrix, sep='\\n')",
-        "for merge in ('drop', 'fusion'):",
-        f"    small = itf.prune(model, example, {knobs}, merge=merge, p={lesson.p!r})",
-        "    print(merge, measure(small).accuracy, list(small.parameters()))",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "import torch",
+            "import intrafusion as itf",
+            "from intrafusion.studies.toy_network import measure, train",
+            "",
+            f"model = train(seed={seed!r}, hidden={hidden!r}{changes})",
+            "example = torch.zeros(1, 2)",
+            "group = itf.find_groups(model, example)[0]",
+            f"scores = itf.score(model, group, criterion={lesson.criterion!r})",
+            f"plan = itf.plan(model, group, scores, sparsity={lesson.sparsity!r}, p={lesson.p!r})",
+            "print(scores, plan.cost, plan.coupling, plan.matrix, sep='\\n')",
+            "for merge in ('drop', 'fusion'):",
+            f"    small = itf.prune(model, example, {knobs}, merge=merge, p={lesson.p!r})",
+            "    print(merge, measure(small).accuracy, list(small.parameters()))",
+        ]
+    )

@@ -144,10 +144,20 @@ def train(
 
 class _Run:
     def __init__(
-        self, model: nn.Module, data: ImageData, recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...],
-        optimiser: torch.optim.Optimizer, loss: Loss | None, held: ImageData | None, choose: bool,
-        settle: Callable[[nn.Module], object] | None, looks: int | None, keep: Path | None,
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        data: ImageData,
+        recipe: Recipe,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        optimiser: torch.optim.Optimizer,
+        loss: Loss | None,
+        held: ImageData | None,
+        choose: bool,
+        settle: Callable[[nn.Module], object] | None,
+        looks: int | None,
+        keep: Path | None,
+    ):
         self.model, self.data, self.recipe, self.mean, self.std = model, data, recipe, mean, std
         self.loss = loss or _cross_entropy(recipe.smoothing)
         self.held, self.keep = held, keep
@@ -262,11 +272,19 @@ class _Run:
 
     def _save(self, path: Path) -> None:
         state = {
-            "about": self._about(), "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(), "order": self.order, "step": self.step, "seconds": self.seconds,
-            "sums": self.sums, "waited": self.waited, "best": self.best,
-            "past": [asdict(moment) for moment in self.past], "lr": self.recipe.lr,
-        }  # fmt: skip
+            "about": self._about(),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "order": self.order,
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "waited": self.waited,
+            "best": self.best,
+            "past": [asdict(moment) for moment in self.past],
+            "lr": self.recipe.lr,
+        }
         save(state, path)
 
     def _resume(self, path: Path) -> None:
@@ -290,8 +308,10 @@ def _sgd(learning: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     decay, plain = ([p for p in learning if (p.ndim > 1) is many] for many in (True, False))
     return torch.optim.SGD(
         [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
+        lr=recipe.lr,
+        momentum=0.9,
+        nesterov=True,
+    )
 
 
 def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[float, float]:

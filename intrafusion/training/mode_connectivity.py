@@ -155,9 +155,16 @@ class Path:
 
 
 def connect(
-    first: nn.Module, last: nn.Module, train_data: ImageData, data: ImageData, epochs: float = 6.0,
-    rate: float | None = None, seed: int = 0, bends: int = 3, points: int = POINTS,
-) -> Iterator[Path]:  # fmt: skip
+    first: nn.Module,
+    last: nn.Module,
+    train_data: ImageData,
+    data: ImageData,
+    epochs: float = 6.0,
+    rate: float | None = None,
+    seed: int = 0,
+    bends: int = 3,
+    points: int = POINTS,
+) -> Iterator[Path]:
     """Walk the straight line between two networks, train a curve between them, walk that: each time with more of it known.
 
     train_data: what the curve learns from, for so many epochs; BatchNorms are measured again on 512 of them. data: what both

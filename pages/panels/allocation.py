@@ -59,9 +59,11 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
     line = curve_line(spec, criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0])
     st.code(line, language="bash", wrap_lines=True)
     st.page_link(
-        "pages/export.py", label="Take this network away, on the Export page", icon=":material/archive:",
+        "pages/export.py",
+        label="Take this network away, on the Export page",
+        icon=":material/archive:",
         query_params=export.query(spec),
-    )  # fmt: skip
+    )
 
 
 def _value(target: str, made: Mapping[str, Matrix]) -> float:

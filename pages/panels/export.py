@@ -43,19 +43,31 @@ def controls(here: Here) -> PruneSpec:
         "Prune", ["all groups", "this group"], default="all groups", required=True, key="export_scope", bind=BIND
     )
     round_to = grid.selectbox(
-        "Channels in multiples of", [1, 4, 8, 16, 32], key="round_to", bind=BIND,
+        "Channels in multiples of",
+        [1, 4, 8, 16, 32],
+        key="round_to",
+        bind=BIND,
         help="Widths that are no multiple of what a processor works on at once can be slower than wider ones.",
-    )  # fmt: skip
+    )
     limit = grid.selectbox("Test images", ["500", "2000", "10000", "all"], index=1, key="export_limit", bind=BIND)
     own = grid.text_input(
-        "Sparsities of single groups", key="export_sparsities", bind=BIND, placeholder="one for all", max_chars=20_000,
+        "Sparsities of single groups",
+        key="export_sparsities",
+        bind=BIND,
+        placeholder="one for all",
+        max_chars=20_000,
         help="As conv1=0.1 layer2.0.conv1=0.5: these groups alone are pruned, in place of the sparsity above. The Sensitivity "
         "page suggests some under a budget.",
-    )  # fmt: skip
+    )
     spec = here.spec.but(
-        criterion=criterion, merge=merge, recovery=recovery, sparsity=percent / 100, round_to=int(round_to),
-        groups="all" if (scope or "all groups") == "all groups" else here.spec.groups, limit=None if limit == "all" else int(limit),
-    )  # fmt: skip
+        criterion=criterion,
+        merge=merge,
+        recovery=recovery,
+        sparsity=percent / 100,
+        round_to=int(round_to),
+        groups="all" if (scope or "all groups") == "all groups" else here.spec.groups,
+        limit=None if limit == "all" else int(limit),
+    )
     shares = shares_of(own)
     unknown = set(shares) - {group.name for group in here.bench.groups if group.reason is None}
     if unknown:
@@ -81,9 +93,10 @@ def query(spec: PruneSpec) -> dict[str, Any]:
     """The page's settings for a network with sparsities of its own for each group, and the sidebar's."""
     shares = zip(spec.groups, spec.sparsities or (), strict=True)
     told = {
-        "criterion": spec.criterion, "export_merge": spec.merge,
+        "criterion": spec.criterion,
+        "export_merge": spec.merge,
         "export_sparsities": " ".join(f"{group}={share:g}" for group, share in shares),
-    }  # fmt: skip
+    }
     sidebar = {key: st.session_state.get(key) for key in links.SIDEBAR}
     return {key: str(value) for key, value in (sidebar | told).items() if value not in (None, "")}
 
@@ -187,19 +200,35 @@ def show_files(report: Report | None, found: Shelved | None) -> None:
     base = name_of(report.made.spec)
     with st.container(horizontal=True):
         st.download_button(
-            "All in one archive", lambda: archive(report, found.folder), f"{base}.zip", "application/zip", type="primary",
-            icon=":material/folder_zip:", on_click="ignore", key="archive",
-        )  # fmt: skip
+            "All in one archive",
+            lambda: archive(report, found.folder),
+            f"{base}.zip",
+            "application/zip",
+            type="primary",
+            icon=":material/folder_zip:",
+            on_click="ignore",
+            key="archive",
+        )
         for file in (file for one in good for file in one.files):
             path = found.folder / file
             st.download_button(
-                file, path.read_bytes, f"{base}{path.suffix}", _TYPES.get(path.suffix, "application/octet-stream"),
-                icon=":material/download:", on_click="ignore", key=f"download {file}",
-            )  # fmt: skip
+                file,
+                path.read_bytes,
+                f"{base}{path.suffix}",
+                _TYPES.get(path.suffix, "application/octet-stream"),
+                icon=":material/download:",
+                on_click="ignore",
+                key=f"download {file}",
+            )
         st.download_button(
-            "report.html", report.html, f"{base}.html", "text/html", icon=":material/description:", on_click="ignore",
+            "report.html",
+            report.html,
+            f"{base}.html",
+            "text/html",
+            icon=":material/description:",
+            on_click="ignore",
             key="download report",
-        )  # fmt: skip
+        )
     with st.expander("The report", icon=":material/description:"):
         st.markdown(report.markdown())
 

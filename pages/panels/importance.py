@@ -176,15 +176,17 @@ def agreement_table(comparison: Comparison, scores: dict[str, Scores]) -> pd.Dat
     rows, main = [], comparison.names[0]
     for index, name in enumerate(comparison.names):
         entry, rho = _registry("criterion")[name], comparison.spearman[0, index]
-        rows.append({
-            "criterion": name,
-            "needs": NEEDS[entry.needs],
-            "time": duration(scores[name].seconds),
-            f"rank correlation with {main}": f"{rho:.2f}".replace("-", "−") if np.isfinite(rho) else "no ranking",
-            f"kept in common with {main}": f"{comparison.shared(0, index)} of {comparison.k}, {comparison.overlap[0, index]:.0%}",
-            "paper": entry.paper,
-            "what it scores": entry.told,
-        })  # fmt: skip
+        rows.append(
+            {
+                "criterion": name,
+                "needs": NEEDS[entry.needs],
+                "time": duration(scores[name].seconds),
+                f"rank correlation with {main}": f"{rho:.2f}".replace("-", "−") if np.isfinite(rho) else "no ranking",
+                f"kept in common with {main}": f"{comparison.shared(0, index)} of {comparison.k}, {comparison.overlap[0, index]:.0%}",
+                "paper": entry.paper,
+                "what it scores": entry.told,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -48,9 +48,13 @@ def controls(here: Here) -> PruneSpec:
     )
     percent = grid.slider("Sparsity", 5, 95, 30, 5, format="%d %%", key="sparsity", bind=BIND)
     limit = grid.selectbox(
-        "Test images", ["100", "500", "2000", "all"], index=1, key="landscape_limit", bind=BIND,
+        "Test images",
+        ["100", "500", "2000", "all"],
+        index=1,
+        key="landscape_limit",
+        bind=BIND,
         help="Every point of the plane and of the path is measured on all of them.",
-    )  # fmt: skip
+    )
     groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
     return here.spec.but(
         criterion=criterion, sparsity=percent / 100, groups=groups, limit=None if limit == "all" else int(limit)
@@ -60,12 +64,22 @@ def controls(here: Here) -> PruneSpec:
 def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
     """Draw into a row what the plane shows, and on how fine a grid: a key of MEASURES, and the points on a side."""
     what = row.segmented_control(
-        "Show", list(figures.MEASURES), default="accuracy", required=True, key="shown", bind=BIND,
+        "Show",
+        list(figures.MEASURES),
+        default="accuracy",
+        required=True,
+        key="shown",
+        bind=BIND,
         label_visibility="collapsed",
-    )  # fmt: skip
+    )
     size = row.selectbox(
-        "Points on a side", [9, 17, 33], index=1, key="landscape_size", bind=BIND, width=160,
-    )  # fmt: skip
+        "Points on a side",
+        [9, 17, 33],
+        index=1,
+        key="landscape_size",
+        bind=BIND,
+        width=160,
+    )
     return what or "accuracy", int(size)
 
 
@@ -136,9 +150,15 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
     if st.session_state.get("changed") not in changed:
         st.session_state.pop("changed", None)
     kind = st.segmented_control(
-        "Images whose prediction changes", list(changed), default=next(iter(changed)), required=True, key="changed",
-        bind=BIND, wrap=True, help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
-    )  # fmt: skip
+        "Images whose prediction changes",
+        list(changed),
+        default=next(iter(changed)),
+        required=True,
+        key="changed",
+        bind=BIND,
+        wrap=True,
+        help="  \n".join(f"**{name}**: {words}." for name, words in _KINDS.items()),
+    )
     st.caption("; ".join(f"{name}: {len(rows):,}" for name, rows in changed.items()))
     kind = kind or next(iter(changed))
     rows, data = changed[kind][:_SHOWN].tolist(), made.images
@@ -186,9 +206,17 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
     last = grid.selectbox("To", names, index=names.index("fused"), key="path_to", bind=BIND)
     epochs = grid.number_input("Epochs", 0.5, 100.0, 6.0, 1.0, format="%g", key="path_epochs", bind=BIND)
     rate = grid.number_input(
-        "Peak learning rate", 0.0, 1.0, None, 0.01, format="%g", key="path_rate", bind=BIND, placeholder="found by a test",
+        "Peak learning rate",
+        0.0,
+        1.0,
+        None,
+        0.01,
+        format="%g",
+        key="path_rate",
+        bind=BIND,
+        placeholder="found by a test",
         help="Left empty, it is the one after which a short run is best.",
-    )  # fmt: skip
+    )
     training = grid.selectbox("Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND)
     kept = {name: others[name] for name in (first, last) if name in others}
     return (first, last), PathHow(float(epochs), rate or None, None if training == "all" else int(training)), kept
@@ -251,6 +279,10 @@ def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
     for name, part in found.items():
         if part is not None and part.share == 1:
             st.download_button(
-                f"{name.capitalize()} as CSV", escaping.csv(pd.DataFrame(part.rows())), f"intrafusion-{name}.csv",
-                "text/csv", icon=":material/table_view:", on_click="ignore",
-            )  # fmt: skip
+                f"{name.capitalize()} as CSV",
+                escaping.csv(pd.DataFrame(part.rows())),
+                f"intrafusion-{name}.csv",
+                "text/csv",
+                icon=":material/table_view:",
+                on_click="ignore",
+            )

@@ -91,13 +91,22 @@ def setting() -> tuple[int, int, str, int, str, int]:
         )
         entries = _registry("criterion")
         criterion = st.selectbox(
-            "Criterion", _criteria(), index=_criteria().index("l1"), key="lesson_criterion", bind=BIND,
+            "Criterion",
+            _criteria(),
+            index=_criteria().index("l1"),
+            key="lesson_criterion",
+            bind=BIND,
             help="What makes a neuron important. " + "; ".join(f"**{n}**: {entries[n].summary}" for n in _criteria()),
-        )  # fmt: skip
+        )
         p = st.segmented_control(
-            "Cost: p-norm", [1, 2], default=1, required=True, key="lesson_p", bind=BIND,
+            "Cost: p-norm",
+            [1, 2],
+            default=1,
+            required=True,
+            key="lesson_p",
+            bind=BIND,
             help="How the differences between two neurons add up, in step 3.",
-        )  # fmt: skip
+        )
     return int(seed), hidden, _changes(hidden), stay, criterion, p or 1
 
 
@@ -140,18 +149,29 @@ def neuron_bar(seed: int, hidden: int, changes: str) -> int:
     grid = st.bottom.container(border=True).grid(5, min_column_width=130, gap=("xsmall", "medium"))
     with grid.cell(column_span=2):
         neuron = st.segmented_control(
-            "Neuron", list(range(hidden)), default=default, required=True, key="lesson_neuron", bind=BIND,
+            "Neuron",
+            list(range(hidden)),
+            default=default,
+            required=True,
+            key="lesson_neuron",
+            bind=BIND,
             help="Or click one in a picture.",
-        )  # fmt: skip
+        )
     neuron = default if neuron is None else neuron
     with grid.cell(column_span=3):
         columns = st.columns([3] * 5 + [2], vertical_alignment="bottom")
     for column, name, sign, value in zip(columns[:5], toy_network.WEIGHTS, SIGNS, was[neuron].tolist(), strict=True):
         key = f"lesson_{name} {seed} {hidden} {neuron} {st.session_state.get('lesson_turn', 0)}"
         column.slider(
-            sign, -toy_network.LIMIT, toy_network.LIMIT, now.get((neuron, name), value), 0.01, key=key, on_change=_drag,
+            sign,
+            -toy_network.LIMIT,
+            toy_network.LIMIT,
+            now.get((neuron, name), value),
+            0.01,
+            key=key,
+            on_change=_drag,
             args=(key, (neuron, name), value, hidden),
-        )  # fmt: skip
+        )
     columns[5].button(
         ":material/undo:", key="lesson_undo", on_click=_change, args=("",), disabled=not now, help="Undo all changes"
     )

@@ -32,9 +32,13 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     grid = st.grid(4, min_column_width=180)
     entries = _registry("merge")
     merge = grid.selectbox(
-        "Merge", list(entries), index=list(entries).index("fusion"), key="recovery_merge", bind=BIND,
+        "Merge",
+        list(entries),
+        index=list(entries).index("fusion"),
+        key="recovery_merge",
+        bind=BIND,
         help=parts.methods_help("merge"),
-    )  # fmt: skip
+    )
     names = list(_registry("criterion"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
     scope = grid.segmented_control(
@@ -44,9 +48,14 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     row = st.container(horizontal=True)
     norms = any(layer.norm for group in here.bench.groups for layer in group.layers)
     methods = row.multiselect(
-        "Recoveries", list(_registry("recovery")), default=_DEFAULT if norms else _DEFAULT_PLAIN, key="methods", bind=BIND,
-        width="stretch", help=parts.methods_help("recovery"),
-    )  # fmt: skip
+        "Recoveries",
+        list(_registry("recovery")),
+        default=_DEFAULT if norms else _DEFAULT_PLAIN,
+        key="methods",
+        bind=BIND,
+        width="stretch",
+        help=parts.methods_help("recovery"),
+    )
     seeds = row.segmented_control(
         "Seeds",
         [1, 2, 3],
@@ -57,14 +66,22 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
         help="Each is another run of every method.",
     )
     limit = row.selectbox(
-        "Images", ["500", "2000", "10000", "all"], index=1, key="recovery_limit", bind=BIND, width=110,
+        "Images",
+        ["500", "2000", "10000", "all"],
+        index=1,
+        key="recovery_limit",
+        bind=BIND,
+        width=110,
         help="Test images that the answer is measured on. Nothing is chosen by them.",
-    )  # fmt: skip
+    )
     equal = st.toggle(
-        "At equal compute, too", value=True, key="equal", bind=BIND,
+        "At equal compute, too",
+        value=True,
+        key="equal",
+        bind=BIND,
         help="Over-parameterized networks and teachers cost more a step. This runs them again with as many "
         "multiply-accumulates as plain fine-tuning takes.",
-    )  # fmt: skip
+    )
     groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
     spec = here.spec.but(
         merge=merge,
@@ -83,30 +100,68 @@ def training_controls() -> dict[str, Any]:
         "Epochs", 0.1, 200.0, 5.0, 1.0, format="%g", key="epochs", bind=BIND, help="Passes over the training images."
     )
     training = grid.selectbox(
-        "Training images", ["1000", "5000", "20000", "all"], index=1, key="training", bind=BIND,
+        "Training images",
+        ["1000", "5000", "20000", "all"],
+        index=1,
+        key="training",
+        bind=BIND,
         help="A tenth of them, at most 1,000, is held out: the learning rate and the best moment are chosen by these.",
-    )  # fmt: skip
+    )
     rate = grid.number_input(
-        "Peak learning rate", 0.0, 2.0, None, 0.01, format="%g", key="rate", bind=BIND, placeholder="found by a test",
+        "Peak learning rate",
+        0.0,
+        2.0,
+        None,
+        0.01,
+        format="%g",
+        key="rate",
+        bind=BIND,
+        placeholder="found by a test",
         help="Left empty, each method gets the one after which a short run is best.",
-    )  # fmt: skip
+    )
     patience = grid.number_input(
-        "Patience", 0, 25, None, 1, key="patience", bind=BIND, placeholder="no early end",
+        "Patience",
+        0,
+        25,
+        None,
+        1,
+        key="patience",
+        bind=BIND,
+        placeholder="no early end",
         help="Looks at the held-out images, 25 a run, without a smaller loss after which training ends.",
-    )  # fmt: skip
+    )
     ratio = grid.number_input(
-        "Over-parameterization", 1.0, 8.0, 2.0, 1.0, format="%g", key="ratio", bind=BIND,
+        "Over-parameterization",
+        1.0,
+        8.0,
+        2.0,
+        1.0,
+        format="%g",
+        key="ratio",
+        bind=BIND,
         help="How many times wider the inner factors are. Reconstructed: the paper's own ratio and schedule are unknown.",
-    )  # fmt: skip
+    )
     gamma = grid.number_input(
-        "Weight of similarity", 0.0, 1000.0, 100.0, 10.0, format="%g", key="gamma", bind=BIND,
+        "Weight of similarity",
+        0.0,
+        1000.0,
+        100.0,
+        10.0,
+        format="%g",
+        key="gamma",
+        bind=BIND,
         help="Of the loss that compares which images look alike.",
-    )  # fmt: skip
+    )
     rank = grid.number_input("Rank of low-rank changes", 1, 64, 8, 1, key="rank", bind=BIND)
     return {
-        "epochs": float(epochs), "training": None if training == "all" else int(training), "rate": rate or None,
-        "patience": patience, "ratio": float(ratio), "gamma": float(gamma), "rank": int(rank),
-    }  # fmt: skip
+        "epochs": float(epochs),
+        "training": None if training == "all" else int(training),
+        "rate": rate or None,
+        "patience": patience,
+        "ratio": float(ratio),
+        "gamma": float(gamma),
+        "rank": int(rank),
+    }
 
 
 def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> list[PruneSpec]:

@@ -68,15 +68,31 @@ def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> s
 def image_control(count: int) -> tuple[int, str]:
     """Which of the top images is explained, from 1, and by which method."""
     row = st.container(horizontal=True)
-    number = row.segmented_control(
-        "Image to explain", list(range(1, count + 1)), default=1, required=True, key="image", bind=session.BIND,
-        help="1 drives the channel most. Or click one.",
-    ) or 1  # fmt: skip
-    method = row.segmented_control(
-        "Captum's method", list(METHODS), default="integrated-gradients", required=True, key="attribution",
-        bind=session.BIND, wrap=True,
-        help="  \n".join(f"**{name}**: {method.summary} ({method.paper})." for name, method in METHODS.items()),
-    ) or "integrated-gradients"  # fmt: skip
+    number = (
+        row.segmented_control(
+            "Image to explain",
+            list(range(1, count + 1)),
+            default=1,
+            required=True,
+            key="image",
+            bind=session.BIND,
+            help="1 drives the channel most. Or click one.",
+        )
+        or 1
+    )
+    method = (
+        row.segmented_control(
+            "Captum's method",
+            list(METHODS),
+            default="integrated-gradients",
+            required=True,
+            key="attribution",
+            bind=session.BIND,
+            wrap=True,
+            help="  \n".join(f"**{name}**: {method.summary} ({method.paper})." for name, method in METHODS.items()),
+        )
+        or "integrated-gradients"
+    )
     return number, method
 
 

@@ -50,27 +50,45 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
     left, middle, right = (grid.container() for _ in range(3))
     fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None and not is_public()
     precision = middle.segmented_control(
-        "Precision", PRECISIONS, default="exact", required=True, key="precision", bind=BIND, disabled=not fast,
+        "Precision",
+        PRECISIONS,
+        default="exact",
+        required=True,
+        key="precision",
+        bind=BIND,
+        disabled=not fast,
         help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 points.",
-    )  # fmt: skip
+    )
     precision = precision if fast and precision else "exact"
     if not fast:
         middle.caption("Fast needs a device with bfloat16.")
     decide = middle.toggle(
-        "Stop at what is decided", key="decide", bind=BIND, disabled=not several,
+        "Stop at what is decided",
+        key="decide",
+        bind=BIND,
+        disabled=not several,
         help="Looks no further at a cell once the merges differ for sure on the same images (the 95 % interval of paired proportions by Agresti and Min, corrected for the number of looks).",
-    )  # fmt: skip
+    )
     if not several:
         middle.caption("One merge alone leaves nothing to decide.")
     automatic = automatic_name(base.but(precision=precision))
     name = left.text_input(
-        "Name of the study", key="study_name", bind=BIND, placeholder=automatic,
+        "Name of the study",
+        key="study_name",
+        bind=BIND,
+        placeholder=automatic,
         help="The store and the command line know it by this name. Without one it is named after its settings.",
-    ).strip()  # fmt: skip
+    ).strip()
     executor = right.segmented_control(
-        "Where", ["here", "Ray cluster"], default="here", required=True, key="executor", bind=BIND, disabled=not ray,
+        "Where",
+        ["here", "Ray cluster"],
+        default="here",
+        required=True,
+        key="executor",
+        bind=BIND,
+        disabled=not ray,
         help="A Ray cluster takes the study past one machine.",
-    )  # fmt: skip
+    )
     run, flags = sweep, {}
     if not ray:
         right.caption("No cluster on a public server." if is_public() else "A cluster needs the package ray.")
@@ -243,10 +261,19 @@ def _model(row: StudyRow) -> str | None:
 def files(study: Study, rows: pd.DataFrame) -> None:
     """The study as a file, which the command line runs again, and its results as Parquet."""
     st.download_button(
-        "Study file (TOML)", study.to_toml(), "study.toml", "text/plain", icon=":material/description:", on_click="ignore",
+        "Study file (TOML)",
+        study.to_toml(),
+        "study.toml",
+        "text/plain",
+        icon=":material/description:",
+        on_click="ignore",
         help="`python -m intrafusion sweep --file study.toml` runs it again.",
-    )  # fmt: skip
+    )
     st.download_button(
-        "Data as Parquet", rows.to_parquet(index=False), "study.parquet", "application/octet-stream",
-        icon=":material/table_view:", on_click="ignore",
-    )  # fmt: skip
+        "Data as Parquet",
+        rows.to_parquet(index=False),
+        "study.parquet",
+        "application/octet-stream",
+        icon=":material/table_view:",
+        on_click="ignore",
+    )

@@ -38,9 +38,14 @@ def controls(here: Here) -> TrainSpec:
     """Draw the method and its settings. What they say."""
     row = st.container(horizontal=True, vertical_alignment="bottom")
     method = row.selectbox(
-        "Method", list(TRAINERS), index=list(TRAINERS).index("sdprun"), key="method", bind=BIND, width=260,
+        "Method",
+        list(TRAINERS),
+        index=list(TRAINERS).index("sdprun"),
+        key="method",
+        bind=BIND,
+        width=260,
         help=parts.methods_help("trainer"),
-    )  # fmt: skip
+    )
     given: dict[str, Any] = {"epochs": _number(row, "epochs", "Epochs", 20.0, 0.1, 1000.0, 5.0, width=130)}
     given["seed"] = _number(row, "seed", "Seed", 0, 0, 9999, 1, width=110)
     knobs = TRAINERS[method].knobs
@@ -50,9 +55,13 @@ def controls(here: Here) -> TrainSpec:
     with st.expander("Training", icon=":material/tune:"):
         grid = st.grid(3, min_column_width=180)
         images = grid.selectbox(
-            "Training images", ["1000", "5000", "20000", "all"], index=3, key="lab_training", bind=BIND,
+            "Training images",
+            ["1000", "5000", "20000", "all"],
+            index=3,
+            key="lab_training",
+            bind=BIND,
             help="A tenth of them, at most 1,000, is held out: nothing is learned from these.",
-        )  # fmt: skip
+        )
         given["training"] = None if images == "all" else int(images)
         given["lr"] = grid.number_input(
             "Peak learning rate",
@@ -69,9 +78,11 @@ def controls(here: Here) -> TrainSpec:
             "Images a step", 1, 4096, None, 32, key="lab_batch", bind=BIND, placeholder="the method's own"
         )
     return TrainSpec(
-        model=architecture_of(here.spec.model), method=method, data_path=here.spec.data_path,
+        model=architecture_of(here.spec.model),
+        method=method,
+        data_path=here.spec.data_path,
         **given,
-    )  # fmt: skip
+    )
 
 
 def _number(place: Any, name: str, label: str, value: Any, least: Any, most: Any, step: Any, **options: Any) -> Any:
@@ -159,9 +170,14 @@ def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -
     with st.container(horizontal=True, vertical_alignment="center"):
         label = "Continue" if begun and found is None else "Train"
         asked = st.button(
-            label, type="primary", icon=":material/play_arrow:", disabled=found is not None, key="train", width=_WIDTH,
+            label,
+            type="primary",
+            icon=":material/play_arrow:",
+            disabled=found is not None,
+            key="train",
+            width=_WIDTH,
             help="Trains in the background; the page may be left and opened again.",
-        )  # fmt: skip
+        )
         if found is not None:
             st.progress(1.0, f"trained in {in_words(sum(found.outcome.seconds.values()))}", width="stretch")
         elif job is not None and job.state == "cancelled":
@@ -211,9 +227,11 @@ def keeping(found: LabRun) -> None:
     with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.text_input("Keep the network as", f"{found.spec.method}-{found.spec.model}", width=320)
         small = st.checkbox(
-            "without channels that nothing writes", value=False, width=320,
+            "without channels that nothing writes",
+            value=False,
+            width=320,
             help="A smaller network that computes the same, BatchNorm folded.",
-        )  # fmt: skip
+        )
         asked = st.form_submit_button("Keep", icon=":material/save:")
     if asked:
         model = found.model
@@ -263,15 +281,17 @@ def names_of(specs: Sequence[TrainSpec]) -> list[str]:
 
 def table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
     """Runs side by side in numbers."""
-    return pd.DataFrame([
-        {
-            "run": name,
-            "accuracy": f"{one.outcome.accuracy:.1%} ± {50 * (one.outcome.interval[1] - one.outcome.interval[0]):.1f}",
-            "epochs": f"{one.spec.epochs:g}",
-            "weights zero": f"{one.outcome.zero:.1%}",
-            "parameters": f"{one.outcome.params:,}",
-            "MACs": f"{one.outcome.macs:,}",
-            "seconds": f"{sum(one.outcome.seconds.values()):.1f}",
-        }
-        for name, one in zip(names, found, strict=True)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "run": name,
+                "accuracy": f"{one.outcome.accuracy:.1%} ± {50 * (one.outcome.interval[1] - one.outcome.interval[0]):.1f}",
+                "epochs": f"{one.spec.epochs:g}",
+                "weights zero": f"{one.outcome.zero:.1%}",
+                "parameters": f"{one.outcome.params:,}",
+                "MACs": f"{one.outcome.macs:,}",
+                "seconds": f"{sum(one.outcome.seconds.values()):.1f}",
+            }
+            for name, one in zip(names, found, strict=True)
+        ]
+    )

@@ -24,7 +24,9 @@ def _places(_geometry: Geometry, key: tuple, method: str) -> tuple[Tensor, str]:
 
 def places(here: Here, spec: PruneSpec, method: str) -> tuple[Tensor, str]:
     """The channels of the sidebar's group on a plane, and what the plane shows; drawn once for each way of comparing."""
-    compared = spec.but(criterion="", sparsity=0, source="", target="", anchors="", solver="", normalise="", reg=1, reg_m=1, mass=1)  # fmt: skip
+    compared = spec.but(
+        criterion="", sparsity=0, source="", target="", anchors="", solver="", normalise="", reg=1, reg_m=1, mass=1
+    )
     return _places(here.bench.geometry(spec, here.group), (here.device, here.group.name, compared), method)
 
 
@@ -35,9 +37,13 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
     return [
         ("Transport cost", f"{plan.total_cost:.4g}", "Sum of distance times mass: what the plan minimises."),
         ("Share moved", f"{plan.share_moved:.1%}", "Mass that leaves its own channel, of all mass that arrives."),
-        ("Entropy, nats", f"{plan.entropy:.2f}", f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal."),
+        (
+            "Entropy, nats",
+            f"{plan.entropy:.2f}",
+            f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal.",
+        ),
         ("Non-zeros", f"{entries:,}", f"Of {n * k:,} entries. An optimal plan needs at most n + k − 1 = {n + k - 1:,}."),
-    ]  # fmt: skip
+    ]
 
 
 def output_distance(here: Here, spec: PruneSpec) -> None:
@@ -56,8 +62,15 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
     if found:
         fused, dropped = found
         st.metric(
-            name, f"{fused:.2f}", f"dropping: {dropped:.2f}", delta_color="off", delta_arrow="off", help=about, border=True, width=172
-        )  # fmt: skip
+            name,
+            f"{fused:.2f}",
+            f"dropping: {dropped:.2f}",
+            delta_color="off",
+            delta_arrow="off",
+            help=about,
+            border=True,
+            width=172,
+        )
 
 
 def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor, channel: int, order: str) -> None:

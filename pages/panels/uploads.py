@@ -65,16 +65,20 @@ def program() -> None:
     row = st.columns(2)
     name = row[0].text_input("Name", _proposed(file), key=f"own_program_name {_proposed(file)}", placeholder="my-net")
     data = row[1].selectbox(
-        "Trained on", [*dict.fromkeys([OWN, *kept_data(), *DATASETS])], key="own_program_data",
+        "Trained on",
+        [*dict.fromkeys([OWN, *kept_data(), *DATASETS])],
+        key="own_program_data",
         help="Decides the normalisation, unless you give one, and the images that the pages measure it on.",
-    )  # fmt: skip
+    )
     mean, std = (
         place.text_input(
-            label, key=f"own_program_{label}", placeholder="usual for the data",
+            label,
+            key=f"own_program_{label}",
+            placeholder="usual for the data",
             help="One number a channel, as 0.485, 0.456, 0.406, on pixels from 0 to 1.",
         )
         for place, label in zip(st.columns(2), ("Mean", "Standard deviation"), strict=True)
-    )  # fmt: skip
+    )
 
     def ask() -> Begin:
         own = {"mean": _numbers("mean", mean), "std": _numbers("standard deviation", std)}
@@ -105,9 +109,11 @@ def weights(here: Here) -> None:
         key="own_weights_model",
     )
     which = row[2].text_input(
-        "Weights key", key="own_weights_key", placeholder="the plain ones",
+        "Weights key",
+        key="own_weights_key",
+        placeholder="the plain ones",
         help="Which weights of the file, where it has several, as `model_ema` or `model.state_dict`.",
-    )  # fmt: skip
+    )
 
     def ask() -> Begin:
         free_path(NETWORKS, name.strip())
@@ -138,13 +144,19 @@ def images() -> None:
     with st.expander("Arrays that may be read in several ways", icon=":material/tune:"):
         row = st.columns(2)
         layout = row[0].selectbox(
-            "Layout", LAYOUTS, index=None, key="own_images_layout", placeholder="as the shape says",
+            "Layout",
+            LAYOUTS,
+            index=None,
+            key="own_images_layout",
+            placeholder="as the shape says",
             help="Channels last (nhwc) or first (nchw), where the shape leaves it open.",
-        )  # fmt: skip
+        )
         span = row[1].text_input(
-            "Range", key="own_images_range", placeholder="as the numbers say",
+            "Range",
+            key="own_images_range",
+            placeholder="as the numbers say",
             help="The values of black and of white, as 0, 16, where the numbers leave it open.",
-        )  # fmt: skip
+        )
 
     def ask() -> Begin:
         reading = _reading(layout, span)
@@ -198,9 +210,12 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     """
     job = _job(what)
     if st.button(
-        "Check and keep", key=f"own_{what}_take", type="primary", icon=":material/verified_user:",
+        "Check and keep",
+        key=f"own_{what}_take",
+        type="primary",
+        icon=":material/verified_user:",
         disabled=not files or (job is not None and job.active),
-    ):  # fmt: skip
+    ):
         try:
             check_room()
             check_share(reader(), sum(file.size for file in files))

@@ -114,9 +114,13 @@ def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
 
 
 def take_away(
-    page: str, table: pd.DataFrame, command: str, snippet: str, keys: tuple[str, ...],
+    page: str,
+    table: pd.DataFrame,
+    command: str,
+    snippet: str,
+    keys: tuple[str, ...],
     more: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """The permalink, the data as CSV, and the command line and Python that make the picture. more: draws further files."""
     st.divider()
     st.subheader("Take it with you")
@@ -127,9 +131,13 @@ def take_away(
         st.code(links.permalink(page, keys), language=None, wrap_lines=True)
         with st.container(horizontal=True):
             st.download_button(
-                "Data as CSV", escaping.csv(table), f"intrafusion-{page or 'overview'}.csv", "text/csv",
-                icon=":material/table_view:", on_click="ignore",
-            )  # fmt: skip
+                "Data as CSV",
+                escaping.csv(table),
+                f"intrafusion-{page or 'overview'}.csv",
+                "text/csv",
+                icon=":material/table_view:",
+                on_click="ignore",
+            )
             if more:
                 more()
     with right:

@@ -101,9 +101,12 @@ def _warm_up() -> None:
         stale_files.remove_once()
         _hear()
         log.event(
-            "server started", public=access.is_public(), roots=len(access.roots()), upload_mib=access.upload_mib(),
+            "server started",
+            public=access.is_public(),
+            roots=len(access.roots()),
+            upload_mib=access.upload_mib(),
             proxies=proxies(),
-        )  # fmt: skip
+        )
         _answer()
     except Exception as error:
         _health.update(status="failed", id=log.unexpected(error, "start"))

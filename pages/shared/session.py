@@ -232,9 +232,12 @@ def _files(model: str) -> tuple[str | None, str | None]:
         data_path = st.query_params.get("data_path", "")  # of a link to a server whose files stay closed
         if has_files:
             data_path = st.text_input(
-                "Data", key="data_path", bind=BIND, placeholder="cifar10_test.npz or a folder",
+                "Data",
+                key="data_path",
+                bind=BIND,
+                placeholder="cifar10_test.npz or a folder",
                 help="An .npz with images and labels, torchvision's CIFAR folder, or a folder of class folders.",
-            )  # fmt: skip
+            )
     weights, data_path = weights.strip() or None, data_path.strip() or None
     if weights and not names_weights(model, weights):
         check_path("weights", weights)
@@ -246,9 +249,13 @@ def _files(model: str) -> tuple[str | None, str | None]:
 def _model_name() -> str:
     names = model_names(imagenet=False)
     chosen = st.selectbox(
-        "Model", [*names, _TORCHVISION], key="model", bind=BIND, index=names.index("digits-resnet"),
+        "Model",
+        [*names, _TORCHVISION],
+        key="model",
+        bind=BIND,
+        index=names.index("digits-resnet"),
         help="Embedded models need no download; the data set follows the model.",
-    )  # fmt: skip
+    )
     if chosen != _TORCHVISION:
         about = describe(chosen)
         st.caption(escaping.markdown(public(f"{about['summary']}; weights: {about['weights']}")))
@@ -264,9 +271,13 @@ def _dataset(name: str) -> str:
         return own
     places = [own, *(one for one in kept if one != own)]
     chosen = st.selectbox(
-        "Images", places, index=1 if own == OWN else 0, key="data", bind=BIND,
+        "Images",
+        places,
+        index=1 if own == OWN else 0,
+        key="data",
+        bind=BIND,
         help="The model's own, or some that were uploaded on the page *Your own*.",
-    )  # fmt: skip
+    )
     return chosen if chosen in places else own
 
 

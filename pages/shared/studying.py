@@ -76,9 +76,15 @@ def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], b
 
 
 def start(
-    key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: StoreOrMemory | None, title: str,
-    run: Callable[..., Iterator[Result | Failure]] = sweep, decide: bool = False, lasts: bool = False,
-) -> Job:  # fmt: skip
+    key: tuple,
+    specs: Sequence[PruneSpec],
+    bench: Bench,
+    kept: StoreOrMemory | None,
+    title: str,
+    run: Callable[..., Iterator[Result | Failure]] = sweep,
+    decide: bool = False,
+    lasts: bool = False,
+) -> Job:
     """Measure the specs in the background; rerun the page after it. lasts: see `session.start`."""
     return session.start(
         key,
@@ -103,9 +109,15 @@ def is_settled(found: Found, specs: Sequence[PruneSpec], job: Job | None) -> boo
 
 
 def run_row(
-    label: str, about: str | None, settled: bool, known: Found, specs: Sequence[PruneSpec], job: Job | None,
-    running: bool, images: int,
-) -> bool:  # fmt: skip
+    label: str,
+    about: str | None,
+    settled: bool,
+    known: Found,
+    specs: Sequence[PruneSpec],
+    job: Job | None,
+    running: bool,
+    images: int,
+) -> bool:
     """The button that starts a study, how far it is, and what went wrong; whether the button was pressed.
 
     settled: whether there is nothing to start. running: whether it ran before the page read its points; then the button
@@ -117,9 +129,14 @@ def run_row(
         return False
     with st.container(horizontal=True, vertical_alignment="center"):
         asked = st.button(
-            label, help=about, type="primary", icon=":material/play_arrow:", disabled=settled, key="run_points",
+            label,
+            help=about,
+            type="primary",
+            icon=":material/play_arrow:",
+            disabled=settled,
+            key="run_points",
             width=_WIDTH,
-        )  # fmt: skip
+        )
         _progress(points(known, specs, job), specs, job, images)
     if job is not None:
         problems(job)

@@ -42,14 +42,26 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
     left, middle, right = st.columns(3)
     with left:
         st.markdown("**Distance between channels**")
-        chosen = st.segmented_control(
-            "Compare", COSTS, default=cost, **key("cost"),
-            help="weights: all weights that write and read a channel. activations: what the next layers read, on calibration images.",
-        ) or cost  # fmt: skip
-        name = st.segmented_control(
-            "Distance", list(_DISTANCES), default="L1", **key("distance"),
-            help="Between vectors of length one. The paper takes L1.",
-        ) or "L1"  # fmt: skip
+        chosen = (
+            st.segmented_control(
+                "Compare",
+                COSTS,
+                default=cost,
+                **key("cost"),
+                help="weights: all weights that write and read a channel. activations: what the next layers read, on calibration images.",
+            )
+            or cost
+        )
+        name = (
+            st.segmented_control(
+                "Distance",
+                list(_DISTANCES),
+                default="L1",
+                **key("distance"),
+                help="Between vectors of length one. The paper takes L1.",
+            )
+            or "L1"
+        )
         bias = st.toggle(
             "Biases count", **key("bias"), disabled=chosen != "weights", help="Activations contain the biases already."
         )
@@ -71,17 +83,30 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
             field, about, low, high, default = _STRENGTHS[solver]
             strength[field] = st.number_input(field, low, high, default, step=low, format="%g", help=about, **key(field))
         normalise = st.selectbox(
-            "Normalise by", NORMALISATIONS, **key("normalise"),
+            "Normalise by",
+            NORMALISATIONS,
+            **key("normalise"),
             help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",
-        )  # fmt: skip
+        )
     own = {}
     if any("fold_norms" in _registry("merge")[merge].knobs for merge in merges):
         own["fold_norms"] = left.selectbox(
-            "BatchNorm in folding", FOLD_NORMS, **key("fold_norms"),
+            "BatchNorm in folding",
+            FOLD_NORMS,
+            **key("fold_norms"),
             help="none: k-means sees weights alone. columns: BatchNorm's scale and inverse deviation, too.",
-        )  # fmt: skip
+        )
     distance, p = _DISTANCES[name]
     return {
-        "cost": chosen, "distance": distance, "p": p, "bias": bool(bias) and chosen == "weights", "source": source,
-        "target": target, "anchors": anchors, "solver": solver, "normalise": normalise, **strength, **own,
-    }  # fmt: skip
+        "cost": chosen,
+        "distance": distance,
+        "p": p,
+        "bias": bool(bias) and chosen == "weights",
+        "source": source,
+        "target": target,
+        "anchors": anchors,
+        "solver": solver,
+        "normalise": normalise,
+        **strength,
+        **own,
+    }

@@ -47,9 +47,12 @@ class Work:
         again = job is not None and self.is_open
         with row:
             if st.button(
-                f"{self.label} again" if again else self.label, key=f"ask {self.name}", icon=":material/play_arrow:",
-                disabled=not self.is_open, width=_WIDTH,
-            ):  # fmt: skip
+                f"{self.label} again" if again else self.label,
+                key=f"ask {self.name}",
+                icon=":material/play_arrow:",
+                disabled=not self.is_open,
+                width=_WIDTH,
+            ):
                 self.start()
                 st.rerun()
             if job is None:
@@ -69,9 +72,13 @@ def board(works: Sequence[Work]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         label = "Compute all" if len(todo) == len(works) else "Compute the rest" if todo else "All computed"
         if st.button(
-            label if todo or not computing else "Computing", type="primary", icon=":material/play_arrow:",
-            disabled=not todo, width=_WIDTH, key="ask all",
-        ):  # fmt: skip
+            label if todo or not computing else "Computing",
+            type="primary",
+            icon=":material/play_arrow:",
+            disabled=not todo,
+            width=_WIDTH,
+            key="ask all",
+        ):
             for work in todo:
                 work.start()
             st.rerun()

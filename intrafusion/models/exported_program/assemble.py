@@ -40,10 +40,14 @@ def described(program: Program) -> dict[str, Any]:
     plan = program.plan
     layers = {step.run for step in plan.steps if isinstance(step.run, str)}
     return {
-        "format": FORMAT, "image": list(plan.image), "given": plan.given, "answer": plan.answer,
+        "format": FORMAT,
+        "image": list(plan.image),
+        "given": plan.given,
+        "answer": plan.answer,
         "layers": {path: layer_described(program.get_submodule(path)) for path in sorted(layers)},
-        "learned": dict(plan.learned), "steps": [_written(step) for step in plan.steps],
-    }  # fmt: skip
+        "learned": dict(plan.learned),
+        "steps": [_written(step) for step in plan.steps],
+    }
 
 
 def tensors_of(program: Program) -> dict[str, Tensor]:
@@ -200,9 +204,13 @@ def shape_of(path: str, tensors: Mapping[str, Tensor]) -> Shape:
 
 
 def _proven(
-    steps: Sequence[Step], given: str, answer: str, image: tuple[int, ...], layers: Mapping[str, nn.Module],
+    steps: Sequence[Step],
+    given: str,
+    answer: str,
+    image: tuple[int, ...],
+    layers: Mapping[str, nn.Module],
     weights: Mapping[str, Shape],
-) -> Shape:  # fmt: skip
+) -> Shape:
     """The shape of the answer. Raises IntrafusionError where a step does not fit, or where all take too much."""
     shapes = {given: Shape((Batch(1), *image))}
     cost = _Cost(given, shapes[given])

@@ -129,10 +129,14 @@ class _Lift:
         if other := [path for path in learned if self.found.get(path, self.tensors[path]) is not self.tensors[path]]:
             raise IntrafusionError(f"it has a layer that borrows weights, and {other[0]} besides")
         description = {
-            "format": FORMAT, "image": self.image, "given": "images", "answer": answer.value.name,
+            "format": FORMAT,
+            "image": self.image,
+            "given": "images",
+            "answer": answer.value.name,
             "layers": {path: layer_described(layer) for path, layer in self.layers.items()},
-            "learned": learned, "steps": self.steps,
-        }  # fmt: skip
+            "learned": learned,
+            "steps": self.steps,
+        }
         return description, {path: self.tensors[path] for path in self.weights} | self.found
 
     # -- what comes in and goes out
@@ -421,9 +425,14 @@ class _Lift:
             return self._step("pad_as", x, around, mode)
         sizes = self._shape(x).sizes
         if (
-            isinstance(_value(x), Value) and len(sizes) == 4 and len(around) == 6 and value in (None, 0)
-            and not any(around[:4]) and min(around) >= 0 and isinstance(sizes[1], int)
-        ):  # fmt: skip
+            isinstance(_value(x), Value)
+            and len(sizes) == 4
+            and len(around) == 6
+            and value in (None, 0)
+            and not any(around[:4])
+            and min(around) >= 0
+            and isinstance(sizes[1], int)
+        ):
             return self._zeros(x, sizes[1], around[4], around[5])
         return self._step("pad", x, around, 0.0 if value is None else value)
 

@@ -270,8 +270,11 @@ def _binary(name: str, run: Callable[..., Any]) -> None:
 
 
 for _name, _run in {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
-}.items():  # fmt: skip
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+}.items():
     _binary(_name, _run)
 
 
@@ -370,9 +373,14 @@ def _window_of_kernel(size: Size, kernel: int, stride: int, padding: int, dilati
 
 @_operator(F.conv2d)
 def conv2d(
-    x: Shape, weight: Shape, bias: Shape | None, stride: Pair, padding: Pair | Literal["same", "valid"], dilation: Pair,
+    x: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    stride: Pair,
+    padding: Pair | Literal["same", "valid"],
+    dilation: Pair,
     groups: int,
-) -> Made:  # fmt: skip
+) -> Made:
     return convolved(x, weight, bias, stride, padding, dilation, groups)
 
 

@@ -176,5 +176,8 @@ def describe(name: str) -> dict[str, Any]:
     if weights == "embedded":
         card = read_card(ASSETS / f"{name}.json", card)
     return {
-        "dataset": card.dataset, "weights": weights, "accuracy": card.accuracy, "summary": ARCHITECTURES[name].summary,
-    }  # fmt: skip
+        "dataset": card.dataset,
+        "weights": weights,
+        "accuracy": card.accuracy,
+        "summary": ARCHITECTURES[name].summary,
+    }

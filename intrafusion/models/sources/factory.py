@@ -145,9 +145,13 @@ def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCa
     size, logits = _tried(name, model, told.get("input_size"))
     channels = size[0]
     guess = {
-        "input_size": size, "classes": logits, "mean": (0.0,) * channels, "std": (1.0,) * channels, "dataset": "own",
+        "input_size": size,
+        "classes": logits,
+        "mean": (0.0,) * channels,
+        "std": (1.0,) * channels,
+        "dataset": "own",
         "source": "its factory",
-    }  # fmt: skip
+    }
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in {**guess, **told}.items()
     }

@@ -53,9 +53,10 @@ def _of_size(numbers: int) -> list[str]:
     """The torchvision classifiers with about so many numbers, the nearest first."""
     sizes = {name: torchvision.member(name, None).meta["num_params"] for name in torchvision.names()}
     near = [
-        name for name, size in sizes.items()
+        name
+        for name, size in sizes.items()
         if _SIZES[0] * size <= numbers <= _SIZES[1] * size and (size <= _MOST or not _needs_memory(name))
-    ]  # fmt: skip
+    ]
     return sorted(near, key=lambda name: abs(math.log(numbers / sizes[name])))[:_TRIED]
 
 

@@ -93,6 +93,11 @@ def _card(name: str, about: Mapping[str, Any]) -> ModelCard:
     classes = int(about["num_classes"])
     data = "imagenet" if classes == 1000 else unnamed(classes)
     return ModelCard(
-        name, tuple(about["mean"]), tuple(about["std"]), tuple(about["input_size"]), classes, data,
+        name,
+        tuple(about["mean"]),
+        tuple(about["std"]),
+        tuple(about["input_size"]),
+        classes,
+        data,
         licence=str(about.get("license") or ""),
-    )  # fmt: skip
+    )

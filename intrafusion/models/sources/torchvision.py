@@ -107,6 +107,13 @@ def card(name: str, weights: Any) -> ModelCard:
     preset = weights.transforms()
     crop, accuracy = preset.crop_size[0], weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
     return ModelCard(
-        name, tuple(preset.mean), tuple(preset.std), (3, crop, crop), CLASSES, "imagenet", f"torchvision {weights}",
-        accuracy, "BSD-3-Clause",
-    )  # fmt: skip
+        name,
+        tuple(preset.mean),
+        tuple(preset.std),
+        (3, crop, crop),
+        CLASSES,
+        "imagenet",
+        f"torchvision {weights}",
+        accuracy,
+        "BSD-3-Clause",
+    )

@@ -178,8 +178,11 @@ def describe(name: str) -> dict[str, Any]:
     card = _found(name)[1]
     what = "a program of torch.export" if is_program(name) else architecture(name)
     return {
-        "dataset": card.dataset, "weights": "kept", "accuracy": card.accuracy, "summary": f"{what}, kept on this machine",
-    }  # fmt: skip
+        "dataset": card.dataset,
+        "weights": "kept",
+        "accuracy": card.accuracy,
+        "summary": f"{what}, kept on this machine",
+    }
 
 
 def told(name: str) -> list[str]:

@@ -72,8 +72,9 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     if noise.dtype in (torch.float16, torch.bfloat16) and any(isinstance(one, _BatchNorm) for one in traced.modules()):
         _log.warning(
             "the network is in %s, in which folding BatchNorm would change its logits: norms stay layers; convert it by "
-            "model.float() for what float32 gives", str(noise.dtype).removeprefix("torch."),
-        )  # fmt: skip
+            "model.float() for what float32 gives",
+            str(noise.dtype).removeprefix("torch."),
+        )
     if not _within(_CHANCE, alone, logits[:1]):
         _log.warning(
             "the network answers an image otherwise beside other images than alone, as BatchNorm does without running "

@@ -31,9 +31,12 @@ def conductance(model: nn.Module, group: Group, data: ImageData, generator: torc
     from captum.attr import LayerConductance
 
     return _mean_attribution(
-        LayerConductance, examined(model), group, data,
+        LayerConductance,
+        examined(model),
+        group,
+        data,
         lambda images: {"n_steps": 16, "internal_batch_size": 5 * len(images)},
-    )  # fmt: skip
+    )
 
 
 @CRITERIA.register("activation-gradient", "activation times the logit's gradient there", "Captum", "labels")

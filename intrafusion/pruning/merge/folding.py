@@ -30,27 +30,39 @@ _CLUSTERS = (
 
 
 @MERGES.register(
-    "fold", "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)", _PAPER,
-    transports=False, knobs=("fold_norms",),
+    "fold",
+    "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)",
+    _PAPER,
+    transports=False,
+    knobs=("fold_norms",),
     differs=f"{_CLUSTERS}; cosines are of what producers write (authors: of what consumers read, too)",
-)  # fmt: skip
+)
 def fold_ar(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:
     return _fold(model, group, plan, fold_norms, repair=True)
 
 
 @MERGES.register(
-    "fold-naive", "k-means clusters become one channel; scales and statistics are averaged", _PAPER, transports=False,
-    knobs=("fold_norms",), differs=_CLUSTERS,
-)  # fmt: skip
+    "fold-naive",
+    "k-means clusters become one channel; scales and statistics are averaged",
+    _PAPER,
+    transports=False,
+    knobs=("fold_norms",),
+    differs=_CLUSTERS,
+)
 def fold_naive(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:
     return _fold(model, group, plan, fold_norms, repair=False)
 
 
 MERGES.register(
-    "fold-r", "folded naively; then every BatchNorm's statistics are measured again on images (fold-R)", _PAPER, "images",
-    fit=reset_norms, transports=False, knobs=("fold_norms",),
+    "fold-r",
+    "folded naively; then every BatchNorm's statistics are measured again on images (fold-R)",
+    _PAPER,
+    "images",
+    fit=reset_norms,
+    transports=False,
+    knobs=("fold_norms",),
     differs=f"{_CLUSTERS}; statistics of the calibration images (authors: of all training images, augmented)",
-)(fold_naive)  # fmt: skip
+)(fold_naive)
 
 
 def clusters(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:

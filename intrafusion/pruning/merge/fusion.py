@@ -26,9 +26,11 @@ def drop(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
 
 
 @MERGES.register(
-    "fusion", "fuse the less important channels into the kept ones by the transport plan", "Theus et al., ICLR 2024",
+    "fusion",
+    "fuse the less important channels into the kept ones by the transport plan",
+    "Theus et al., ICLR 2024",
     differs="BatchNorm's eps counts when it is folded (the authors' code leaves it out); their marginal `radical` is missing",
-)  # fmt: skip
+)
 def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return apply(model, group, plan.matrix, plan.kept)
 

@@ -122,9 +122,20 @@ def plan(
         model, group, cost=cost, distance=distance, p=p, bias=bias, data=data, calibration=calibration, seed=seed
     )
     return solve(
-        geometry, scores, sparsity, round_to=round_to, source=source, target=target, anchors=anchors, solver=solver, reg=reg,
-        reg_m=reg_m, mass=mass, normalise=normalise, seed=seed,
-    )  # fmt: skip
+        geometry,
+        scores,
+        sparsity,
+        round_to=round_to,
+        source=source,
+        target=target,
+        anchors=anchors,
+        solver=solver,
+        reg=reg,
+        reg_m=reg_m,
+        mass=mass,
+        normalise=normalise,
+        seed=seed,
+    )
 
 
 def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> TransportPlan:
@@ -194,9 +205,15 @@ def solve(
         share = len(rows) / n
         a[rows], b[columns] = share * marginal(ours, source), share * marginal(importance, target)
         problem = Problem(
-            a[rows].numpy(), b[columns].numpy(), M.numpy(), None if points is not None else local.numpy(),
-            geometry.metric, reg, reg_m, mass,
-        )  # fmt: skip
+            a[rows].numpy(),
+            b[columns].numpy(),
+            M.numpy(),
+            None if points is not None else local.numpy(),
+            geometry.metric,
+            reg,
+            reg_m,
+            mass,
+        )
         coupling[rows[:, None], columns] = torch.from_numpy(solver_function(problem))
         cost[rows[:, None], columns], kept[columns] = M, rows[local]
         reduced = reduced and solver == "exact" and problem.reducible

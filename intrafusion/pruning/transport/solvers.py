@@ -96,9 +96,11 @@ def _room(stays: np.ndarray, b: np.ndarray, goes: float) -> np.ndarray:
 
 
 @SOLVERS.register(
-    "sinkhorn", "entropy-smoothed plan: every channel is spread, the more so the larger reg", "Cuturi, NeurIPS 2013",
+    "sinkhorn",
+    "entropy-smoothed plan: every channel is spread, the more so the larger reg",
+    "Cuturi, NeurIPS 2013",
     knobs=("reg",),
-)  # fmt: skip
+)
 def sinkhorn(problem: Problem) -> np.ndarray:
     """argmin <G, M> - reg H(G) in the log domain, then rounded onto the marginals (Altschuler et al., NeurIPS 2017)."""
     import ot
@@ -107,17 +109,22 @@ def sinkhorn(problem: Problem) -> np.ndarray:
     a, b, M = problem.a[rows], problem.b[columns], problem.M[np.ix_(rows, columns)]
     G = np.zeros_like(problem.M)
     smooth = ot.bregman.sinkhorn_log(
-        *map(torch.from_numpy, (a, b, M)), problem.reg * problem.scale, numItermax=_ITERATIONS["sinkhorn"],
-        stopThr=1e-5, warn=False,
-    )  # fmt: skip
+        *map(torch.from_numpy, (a, b, M)),
+        problem.reg * problem.scale,
+        numItermax=_ITERATIONS["sinkhorn"],
+        stopThr=1e-5,
+        warn=False,
+    )
     G[np.ix_(rows, columns)] = _rounded(smooth.numpy(), a, b)
     return G
 
 
 @SOLVERS.register(
-    "unbalanced", "marginals are only wished for: far-off channels give up mass, the more so the smaller reg_m",
-    "Chapel et al., NeurIPS 2021", knobs=("reg_m",),
-)  # fmt: skip
+    "unbalanced",
+    "marginals are only wished for: far-off channels give up mass, the more so the smaller reg_m",
+    "Chapel et al., NeurIPS 2021",
+    knobs=("reg_m",),
+)
 def unbalanced(problem: Problem) -> np.ndarray:
     """argmin <G, M> + reg_m (KL(G 1 | a) + KL(G^T 1 | b)), by majorisation-minimisation."""
     import ot
@@ -138,9 +145,11 @@ def unbalanced(problem: Problem) -> np.ndarray:
 
 
 @SOLVERS.register(
-    "partial", "only the share `mass` that is cheapest to move is moved: the farthest channels are dropped",
-    "Chapel et al., NeurIPS 2020", knobs=("mass",),
-)  # fmt: skip
+    "partial",
+    "only the share `mass` that is cheapest to move is moved: the farthest channels are dropped",
+    "Chapel et al., NeurIPS 2020",
+    knobs=("mass",),
+)
 def partial(problem: Problem) -> np.ndarray:
     """argmin <G, M> with G 1 <= a, G^T 1 <= b and sum(G) = mass sum(a), exactly.
 
@@ -191,9 +200,12 @@ def _with_light(
 
 
 def _place(
-    G: np.ndarray, problem: _Solved, heavy: tuple[np.ndarray, np.ndarray], prices: np.ndarray,
+    G: np.ndarray,
+    problem: _Solved,
+    heavy: tuple[np.ndarray, np.ndarray],
+    prices: np.ndarray,
     arrives: Callable[[np.ndarray], np.ndarray],
-) -> None:  # fmt: skip
+) -> None:
     """Add to G what the light sources give, each to one target that has room. prices: of the heavy targets."""
     (a, b, M), (rows, columns) = problem, heavy
     light, targets = np.flatnonzero(~rows & (a > 0)), np.flatnonzero(columns)

@@ -32,24 +32,51 @@ def draw_matrix(
     rows, columns = values.shape
     if values.size <= CELLS:
         fig.add_heatmap(
-            z=values.astype(np.float32), colorscale=scale, zmin=low, zmax=high, row=row, col=col,
-            showscale=bar is not None, colorbar={"title": unit, **(bar or {})},
-            xgap=int(columns <= 80), ygap=int(columns <= 80),
-            customdata=text, hovertemplate=f"{hover}<br>{unit} %{{z:.4g}}<extra></extra>",
-        )  # fmt: skip
+            z=values.astype(np.float32),
+            colorscale=scale,
+            zmin=low,
+            zmax=high,
+            row=row,
+            col=col,
+            showscale=bar is not None,
+            colorbar={"title": unit, **(bar or {})},
+            xgap=int(columns <= 80),
+            ygap=int(columns <= 80),
+            customdata=text,
+            hovertemplate=f"{hover}<br>{unit} %{{z:.4g}}<extra></extra>",
+        )
         return
     axis = fig.get_subplot(row, col)
     fig.add_layout_image(
-        source=picture(values, scale, limits), xref=axis.xaxis.plotly_name.replace("axis", ""),
-        yref=axis.yaxis.plotly_name.replace("axis", ""), x=-0.5, y=-0.5, sizex=columns, sizey=rows,
-        xanchor="left", yanchor="top", sizing="stretch", layer="below",
-    )  # fmt: skip
+        source=picture(values, scale, limits),
+        xref=axis.xaxis.plotly_name.replace("axis", ""),
+        yref=axis.yaxis.plotly_name.replace("axis", ""),
+        x=-0.5,
+        y=-0.5,
+        sizex=columns,
+        sizey=rows,
+        xanchor="left",
+        yanchor="top",
+        sizing="stretch",
+        layer="below",
+    )
     if bar is not None:  # a picture has no colour bar of its own
         fig.add_scatter(
-            x=[None], y=[None], mode="markers", row=row, col=col, hoverinfo="skip",
-            marker={"color": [low], "colorscale": scale, "cmin": low, "cmax": high, "showscale": True,
-                    "colorbar": {"title": unit, **bar}},
-        )  # fmt: skip
+            x=[None],
+            y=[None],
+            mode="markers",
+            row=row,
+            col=col,
+            hoverinfo="skip",
+            marker={
+                "color": [low],
+                "colorscale": scale,
+                "cmin": low,
+                "cmax": high,
+                "showscale": True,
+                "colorbar": {"title": unit, **bar},
+            },
+        )
 
 
 def picture(values: np.ndarray, scale: Sequence[Sequence[object]], limits: tuple[float, float]) -> str:

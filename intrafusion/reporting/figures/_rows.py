@@ -16,18 +16,24 @@ def subtitle(fig: go.Figure, words: str, colours: Palette) -> None:
     fig.update_layout(
         title={
             "subtitle": {"text": words, "font": {"size": 13, "color": colours.drop}},
-            "y": 1, "yanchor": "top", "pad": {"t": 12},
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 12},
         },
         margin={"t": HEAD},
-    )  # fmt: skip
+    )
 
 
 def name_rows(fig: go.Figure, groups: Sequence[str]) -> None:
     """One row a group, the first on top, with its name."""
     fig.update_yaxes(
-        tickvals=list(range(len(groups))), ticktext=list(map(hover, groups)), range=[len(groups) - 0.5, -0.5],
-        showgrid=False, ticks="", ticklabelstandoff=5,
-    )  # fmt: skip
+        tickvals=list(range(len(groups))),
+        ticktext=list(map(hover, groups)),
+        range=[len(groups) - 0.5, -0.5],
+        showgrid=False,
+        ticks="",
+        ticklabelstandoff=5,
+    )
     fig.update_layout(margin={"l": label_width(groups or [""])})
 
 

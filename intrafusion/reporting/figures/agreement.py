@@ -32,13 +32,23 @@ def agreement_matrix(comparison: "Comparison", height: int = 540, dark: bool = F
         words = _written(comparison.overlap, "{:.0%}")
         _half(fig, names, upper.T, beyond, words, f"same among the {comparison.k} that stay")
     fig.update_traces(
-        zmin=-1, zmax=1, colorscale=colours.difference(), showscale=False, hoverinfo="text", hoverongaps=False,
-        texttemplate="%{text}", xgap=2, ygap=2,
-    )  # fmt: skip
+        zmin=-1,
+        zmax=1,
+        colorscale=colours.difference(),
+        showscale=False,
+        hoverinfo="text",
+        hoverongaps=False,
+        texttemplate="%{text}",
+        xgap=2,
+        ygap=2,
+    )
     axis = {
-        "tickvals": list(range(c)), "ticktext": [f"<b>{names[0]}</b>", *names[1:]], "ticks": "", "showgrid": False,
+        "tickvals": list(range(c)),
+        "ticktext": [f"<b>{names[0]}</b>", *names[1:]],
+        "ticks": "",
+        "showgrid": False,
         "constrain": "domain",
-    }  # fmt: skip
+    }
     angle, top = (-35, 120) if c <= _FEW else (-90, 50 + label_width(names))
     fig.update_xaxes(**axis, side="top", tickangle=angle, range=[-0.5, c - 0.5], constraintoward="left")
     fig.update_yaxes(**axis, scaleanchor="x", range=[c - 0.5, -0.5], constraintoward="top")

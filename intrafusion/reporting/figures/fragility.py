@@ -29,9 +29,14 @@ def fragility_bars(ranked: Mapping[str, Sequence["Fragility"]], dark: bool = Fal
         if found.note:
             ends = (100 * f.interval[1] for own in ranked.values() for f in own if f.group == found.group and f.over)
             fig.add_annotation(
-                x=max(ends, default=0), y=row, text=found.note, showarrow=False, xanchor="left", xshift=4,
+                x=max(ends, default=0),
+                y=row,
+                text=found.note,
+                showarrow=False,
+                xanchor="left",
+                xshift=4,
                 font={"color": colours.drop, "size": 12},
-            )  # fmt: skip
+            )
     subtitle(fig, " ".join(f'<span style="color:{colours.merge(m)}">■</span> {m}' for m in ranked), colours)
     words = "accuracy lost, mean over the sparsities, points"
     fig.update_xaxes(title=words, rangemode="tozero", gridcolor=colours.grid)
@@ -44,12 +49,17 @@ def _loss_bars(fig: go.Figure, merge: str, rows: Mapping[int, "Fragility"], colo
     ends = np.array([(f.loss, *f.interval) for f in rows.values()]).reshape(-1, 3)
     loss, low, high = 100 * ends.T
     fig.add_bar(
-        x=loss, y=list(rows), orientation="h", name=merge, marker={"color": colours.merge(merge), "line": {"width": 0}},
+        x=loss,
+        y=list(rows),
+        orientation="h",
+        name=merge,
+        marker={"color": colours.merge(merge), "line": {"width": 0}},
         error_x={"array": high - loss, "arrayminus": loss - low, "thickness": 1, "width": 0, "color": colours.dense},
         customdata=[found.group for found in rows.values()],
-        hovertext=[_fragility_words(merge, found) for found in rows.values()], hovertemplate="%{hovertext}<extra></extra>",
+        hovertext=[_fragility_words(merge, found) for found in rows.values()],
+        hovertemplate="%{hovertext}<extra></extra>",
         **SOLID,
-    )  # fmt: skip
+    )
 
 
 def suggestion_bars(suggestion: "Suggestion", dark: bool = False) -> go.Figure:
@@ -58,14 +68,22 @@ def suggestion_bars(suggestion: "Suggestion", dark: bool = False) -> go.Figure:
     shares = [100 * share for share in suggestion.sparsities.values()]
     fig = figure(_offer(suggestion), height(len(groups)), colours)
     fig.add_bar(
-        x=shares, y=list(range(len(groups))), orientation="h", customdata=groups, width=0.7, hoverinfo="skip",
-        marker={"color": colours.merge(suggestion.merge), "line": {"width": 0}}, textposition="outside", cliponaxis=False,
+        x=shares,
+        y=list(range(len(groups))),
+        orientation="h",
+        customdata=groups,
+        width=0.7,
+        hoverinfo="skip",
+        marker={"color": colours.merge(suggestion.merge), "line": {"width": 0}},
+        textposition="outside",
+        cliponaxis=False,
         text=[
             f"{share:.0f} %: {stay:,} of {n:,} stay" if share else f"all {n:,} stay"
             for share, (stay, n) in zip(shares, suggestion.channels.values(), strict=True)
         ],
-        textfont={"color": [colours.dense if share else colours.drop for share in shares], "size": 12}, **SOLID,
-    )  # fmt: skip
+        textfont={"color": [colours.dense if share else colours.drop for share in shares], "size": 12},
+        **SOLID,
+    )
     subtitle(fig, suggestion.note or "expected if the losses of the groups add up: prune to see", colours)
     fig.update_xaxes(title="channels removed from the group, %", range=[0, 100])
     name_rows(fig, groups)

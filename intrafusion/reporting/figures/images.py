@@ -23,11 +23,16 @@ def gallery(
     colours, lefts = palette(dark), np.arange(len(images)) * (1 + _GAP)
     fig = figure(title, 224, colours)
     fig.add_scatter(
-        x=lefts + 0.5, y=np.full(len(images), 0.5), mode="markers", customdata=np.arange(1, len(images) + 1),
-        hovertext=list(captions), hoverinfo="text",
+        x=lefts + 0.5,
+        y=np.full(len(images), 0.5),
+        mode="markers",
+        customdata=np.arange(1, len(images) + 1),
+        hovertext=list(captions),
+        hoverinfo="text",
         marker={"symbol": "square", "size": 60, "opacity": 0, "color": colours.fusion},
-        selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
-    )  # fmt: skip
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+    )
     edges = [(colours.second, 4) if i == chosen else (colours.grid, 1) for i in range(len(images))]
     fig.update_layout(
         images=[_placed(image, left) for left, image in zip(lefts, images, strict=True)],
@@ -69,25 +74,45 @@ def attribution_panels(
     fig.update_xaxes(visible=False, range=[0, width], constrain="domain")
     for number, axis in enumerate(axes, 1):
         fig.update_yaxes(
-            visible=False, range=[height, 0], scaleanchor=f"x{axis}", constrain="domain", constraintoward="top",
-            row=1, col=number,
-        )  # fmt: skip
+            visible=False,
+            range=[height, 0],
+            scaleanchor=f"x{axis}",
+            constrain="domain",
+            constraintoward="top",
+            row=1,
+            col=number,
+        )
     return fig
 
 
 def _placed(image: np.ndarray, left: float, size: tuple[float, float] = (1, 1)) -> dict[str, Any]:
     """An image (H, W, C) on the first axes, its upper left corner at (left, 0)."""
     return {
-        "source": png(_enlarged(image)), "xref": "x", "yref": "y", "x": left, "y": 0, "sizex": size[0], "sizey": size[1],
-        "xanchor": "left", "yanchor": "top", "sizing": "stretch", "layer": "below",
-    }  # fmt: skip
+        "source": png(_enlarged(image)),
+        "xref": "x",
+        "yref": "y",
+        "x": left,
+        "y": 0,
+        "sizex": size[0],
+        "sizey": size[1],
+        "xanchor": "left",
+        "yanchor": "top",
+        "sizing": "stretch",
+        "layer": "below",
+    }
 
 
 def _frame(left: float, colour: str, width: int, size: tuple[float, float] = (1, 1), axis: str = "") -> dict[str, Any]:
     return {
-        "type": "rect", "x0": left, "x1": left + size[0], "y0": 0, "y1": size[1], "xref": f"x{axis}", "yref": f"y{axis}",
+        "type": "rect",
+        "x0": left,
+        "x1": left + size[0],
+        "y0": 0,
+        "y1": size[1],
+        "xref": f"x{axis}",
+        "yref": f"y{axis}",
         "line": {"color": colour, "width": width},
-    }  # fmt: skip
+    }
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
@@ -107,6 +132,14 @@ def _map(
     """A map of any resolution, stretched over an image of `size` (width, height)."""
     across, down = size[0] / values.shape[1], size[1] / values.shape[0]
     return go.Heatmap(
-        z=values.astype(np.float32), x0=across / 2, dx=across, y0=down / 2, dy=down, colorscale=scale,
-        zmin=limits[0], zmax=limits[1], showscale=False, hovertemplate=unit + " %{z:.3g}<extra></extra>",
-    )  # fmt: skip
+        z=values.astype(np.float32),
+        x0=across / 2,
+        dx=across,
+        y0=down / 2,
+        dy=down,
+        colorscale=scale,
+        zmin=limits[0],
+        zmax=limits[1],
+        showscale=False,
+        hovertemplate=unit + " %{z:.3g}<extra></extra>",
+    )

@@ -119,9 +119,13 @@ def side_by_side(
     if selected is not None:
         place = int((order == selected).argmax())
         fig.add_shape(
-            type="rect", x0=place - 0.5, x1=place + 0.5, y0=-0.5, y1=c - 0.5,
+            type="rect",
+            x0=place - 0.5,
+            x1=place + 0.5,
+            y0=-0.5,
+            y1=c - 0.5,
             line={"color": colours.second, "width": 2},
-        )  # fmt: skip
+        )
     for row, note in enumerate(notes.values(), c):
         fig.add_annotation(x=-0.4, y=row, text=note, showarrow=False, xanchor="left", font={"color": colours.drop})
     _channel_axis(fig, order, by_rank)
@@ -165,9 +169,12 @@ def _hollow(fig: go.Figure, kept: np.ndarray, colours: Palette) -> None:
     rows, columns = (~kept).nonzero()
     size = float(np.clip(360 / kept.shape[1], 3, 7))
     fig.add_scatter(
-        x=columns, y=rows, mode="markers", hoverinfo="skip",
+        x=columns,
+        y=rows,
+        mode="markers",
+        hoverinfo="skip",
         marker={"symbol": "square-open", "size": size, "color": colours.drop, "line": {"width": 1}},
-    )  # fmt: skip
+    )
 
 
 def _marks(fig: go.Figure, comparison: "Comparison", order: np.ndarray, colour: str) -> None:
@@ -195,7 +202,12 @@ def _marks(fig: go.Figure, comparison: "Comparison", order: np.ndarray, colour: 
         )
         fig.update_layout(hoverdistance=-1)
     fig.add_scatter(
-        x=columns, y=rows, mode="markers", customdata=data, hovertemplate=hover + "<extra></extra>",
-        marker={"symbol": "square", "size": 12, "opacity": 0, "color": colour}, selected={"marker": {"opacity": 0}},
+        x=columns,
+        y=rows,
+        mode="markers",
+        customdata=data,
+        hovertemplate=hover + "<extra></extra>",
+        marker={"symbol": "square", "size": 12, "opacity": 0, "color": colour},
+        selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},
-    )  # fmt: skip
+    )

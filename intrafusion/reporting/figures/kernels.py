@@ -41,13 +41,21 @@ def kernel_rows(
         colorbar={"title": "weight", "thickness": 10},
     )
     fig.update_xaxes(
-        tickvals=[(wide + 1) * i + (wide - 1) / 2 for i in range(columns)], ticktext=across, side="top", ticks="",
-        showline=False, constrain="domain",
-    )  # fmt: skip
+        tickvals=[(wide + 1) * i + (wide - 1) / 2 for i in range(columns)],
+        ticktext=across,
+        side="top",
+        ticks="",
+        showline=False,
+        constrain="domain",
+    )
     fig.update_yaxes(
-        tickvals=[(high + 1) * i + (high - 1) / 2 for i in range(rows)], ticktext=down, autorange="reversed",
-        showgrid=False, scaleanchor="x", constrain="domain",
-    )  # fmt: skip
+        tickvals=[(high + 1) * i + (high - 1) / 2 for i in range(rows)],
+        ticktext=down,
+        autorange="reversed",
+        showgrid=False,
+        scaleanchor="x",
+        constrain="domain",
+    )
     return fig.update_layout(margin={"l": 90, "t": 84, "b": 10})
 
 

@@ -46,16 +46,25 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
         value = f"{mark.accuracy:.1%}" if what == "accuracy" else f"{mark.loss:.3g} nats"
         colour = network_colour(mark.name, colours)
         fig.add_scatter(
-            x=[mark.x], y=[mark.y], mode="markers", name=mark.name,
+            x=[mark.x],
+            y=[mark.y],
+            mode="markers",
+            name=mark.name,
             marker={"size": 15, "color": colour, "line": {"color": colours.paper, "width": 3}},
             hovertemplate=f"{mark.name}: {mark.accuracy:.1%}, loss {mark.loss:.3g} nats<br>{mark.distance:.3g} from dense"
             "<extra></extra>",
-        )  # fmt: skip
+        )
         fig.add_annotation(
-            x=mark.x, y=mark.y, text=f"<b>{mark.name}</b> {value}", showarrow=False, yanchor="bottom", yshift=11,
+            x=mark.x,
+            y=mark.y,
+            text=f"<b>{mark.name}</b> {value}",
+            showarrow=False,
+            yanchor="bottom",
+            yshift=11,
             font={"color": colours.dense if mark.name == "dropped" else colour, "size": 14},
-            bgcolor=rgba(colours.paper, 0.8), borderpad=2,
-        )  # fmt: skip
+            bgcolor=rgba(colours.paper, 0.8),
+            borderpad=2,
+        )
     ends = found.surface
     fig.update_xaxes(
         title="distance from dense towards dropped (L2 of all weights)",
@@ -63,34 +72,48 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
         constrain="domain",
     )
     fig.update_yaxes(
-        title="at right angles, towards fused", range=[ends.y[0], ends.y[-1]], scaleanchor="x", showgrid=False,
+        title="at right angles, towards fused",
+        range=[ends.y[0], ends.y[-1]],
+        scaleanchor="x",
+        showgrid=False,
         constrain="domain",
-    )  # fmt: skip
+    )
     return fig
 
 
 def _contour(grid: "Surface", what: str, colours: Palette) -> go.Contour:
     ink = tint(colours.dense, colours.paper, 0.62)
     shared: dict[str, Any] = {
-        "x": grid.x, "y": grid.y, "line": {"color": rgba(colours.dense, 0.35), "width": 1},
+        "x": grid.x,
+        "y": grid.y,
+        "line": {"color": rgba(colours.dense, 0.35), "width": 1},
         "hovertemplate": "%{customdata[0]:.1%}, loss %{customdata[1]:.3g} nats<extra></extra>",
         "customdata": np.stack([grid.accuracy, np.nan_to_num(grid.loss, posinf=1e30, nan=1e30)], -1),
-    }  # fmt: skip
+    }
     labels = {"showlabels": True, "labelfont": {"size": 11, "color": colours.dense}, "coloring": "heatmap"}
     if what == "accuracy":
         return go.Contour(
-            z=100 * grid.accuracy, zmin=0, zmax=100, colorscale=[[0, ink], [1, colours.paper]],
-            contours={"start": 10, "end": 90, "size": 10, **labels}, showscale=False, **shared,
-        )  # fmt: skip
+            z=100 * grid.accuracy,
+            zmin=0,
+            zmax=100,
+            colorscale=[[0, ink], [1, colours.paper]],
+            contours={"start": 10, "end": 90, "size": 10, **labels},
+            showscale=False,
+            **shared,
+        )
     powers = np.log10(np.clip(np.nan_to_num(grid.loss, posinf=1e3, nan=1e3), 1e-3, 1e3))
     low, high = np.floor(powers.min()), np.ceil(powers.max())
     ticks = np.arange(low, high + 1)
     names = {"tickvals": ticks.tolist(), "ticktext": [f"{10.0**tick:g}" for tick in ticks]}
     return go.Contour(
-        z=powers, zmin=low, zmax=max(high, low + 1), colorscale=[[0, colours.paper], [1, ink]],
-        contours={"start": low, "end": high, "size": 0.5, **labels, "showlabels": False}, **shared,
+        z=powers,
+        zmin=low,
+        zmax=max(high, low + 1),
+        colorscale=[[0, colours.paper], [1, ink]],
+        contours={"start": low, "end": high, "size": 0.5, **labels, "showlabels": False},
+        **shared,
         colorbar={"title": {"text": MEASURES[what]}, "thickness": 12, "len": 0.9, **names},
-    )  # fmt: skip
+    )
 
 
 def headline(marks: Sequence["Mark"]) -> str:
@@ -112,16 +135,28 @@ def path_panels(found: "Path", names: tuple[str, str], dark: bool = False) -> go
         for column, values, form in ((1, 100 * walk.accuracy, "%{y:.1f} %"), (2, walk.loss, "%{y:.3g} nats")):
             shown = known & np.isfinite(values)
             fig.add_scatter(
-                x=walk.t[shown], y=values[shown], mode="lines+markers", name=name, row=1, col=column,
-                line={"color": colour, "width": 2.5, "dash": dash}, marker={"size": 4},
+                x=walk.t[shown],
+                y=values[shown],
+                mode="lines+markers",
+                name=name,
+                row=1,
+                col=column,
+                line={"color": colour, "width": 2.5, "dash": dash},
+                marker={"size": 4},
                 hovertemplate=f"{name} at %{{x:.2f}}: {form}<extra></extra>",
-            )  # fmt: skip
+            )
         if known[1:-1].any():
             place = _clearest(walk.accuracy, found.line.accuracy if walk is found.curve else found.curve.accuracy)
             fig.add_annotation(
-                x=walk.t[place], y=100 * walk.accuracy[place], text=name, showarrow=False, row=1, col=1, font={"color": colour},
+                x=walk.t[place],
+                y=100 * walk.accuracy[place],
+                text=name,
+                showarrow=False,
+                row=1,
+                col=1,
+                font={"color": colour},
                 yshift=12 if walk is found.curve else -14,
-            )  # fmt: skip
+            )
     ticks = {"tickvals": [0, 0.5, 1], "ticktext": [names[0], "half way", names[1]], "range": [-0.04, 1.04]}
     fig.update_xaxes(**ticks)
     fig.update_yaxes(range=[0, 104], row=1, col=1)
@@ -153,25 +188,39 @@ def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
     """The largest eigenvalues of the Hessian, and once they are found the share of each displacement in their span."""
     colours = palette(dark)
     fig = make_subplots(
-        1, 2, horizontal_spacing=0.22, column_widths=[0.45, 0.55],
+        1,
+        2,
+        horizontal_spacing=0.22,
+        column_widths=[0.45, 0.55],
         subplot_titles=("largest eigenvalues of the Hessian, by rank", "share of the displacement in these directions"),
-    )  # fmt: skip
+    )
     styled(fig, sharp_headline(found), SHARP_HEIGHT, colours)
     values = found.values.tolist()
     fig.add_bar(
-        x=list(range(1, len(values) + 1)), y=values, marker={"color": colours.dense}, row=1, col=1,
+        x=list(range(1, len(values) + 1)),
+        y=values,
+        marker={"color": colours.dense},
+        row=1,
+        col=1,
         error_y={"array": found.residuals.tolist(), "color": colours.drop, "thickness": 1.5},
         hovertemplate="eigenvalue %{x}: %{y:.4g} ± %{error_y.array:.2g}<extra></extra>",
-    )  # fmt: skip
+    )
     names = list(found.shares)[::-1]
     shades = [
         network_colour(n, colours) if n in ("dropped", "fused") else tint(colours.drop, colours.paper, 0.5) for n in names
     ]
     fig.add_bar(
-        x=[found.shares[name] for name in names], y=names, orientation="h", marker={"color": shades}, row=1, col=2,
-        text=[percent(found.shares[name]) for name in names], textposition="outside", cliponaxis=False,
+        x=[found.shares[name] for name in names],
+        y=names,
+        orientation="h",
+        marker={"color": shades},
+        row=1,
+        col=2,
+        text=[percent(found.shares[name]) for name in names],
+        textposition="outside",
+        cliponaxis=False,
         hovertemplate="%{y}: %{x:.3%}<extra></extra>",
-    )  # fmt: skip
+    )
     fig.update_xaxes(dtick=1, row=1, col=1)
     widest = max(found.shares.values(), default=1.0)
     fig.update_xaxes(range=[0, 1.25 * widest], tickformat="~%", nticks=5, showgrid=True, gridcolor=colours.grid, row=1, col=2)

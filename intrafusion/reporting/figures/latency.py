@@ -31,11 +31,21 @@ def latencies(found: "Comparison", dark: bool = False) -> go.Figure:
         for name, speed, colour in networks:
             seconds = [value / scale for value in speed.latencies[column - 1].seconds]
             fig.add_box(
-                x=seconds, name=name, orientation="h", boxpoints="all", jitter=0.7, pointpos=0, row=1, col=column,
-                line={"color": colour, "width": 2}, marker={"color": rgba(colour, 0.45), "size": 5},
-                fillcolor=rgba(colour, 0.12), hoveron="points", whiskerwidth=0,
+                x=seconds,
+                name=name,
+                orientation="h",
+                boxpoints="all",
+                jitter=0.7,
+                pointpos=0,
+                row=1,
+                col=column,
+                line={"color": colour, "width": 2},
+                marker={"color": rgba(colour, 0.45), "size": 5},
+                fillcolor=rgba(colour, 0.12),
+                hoveron="points",
+                whiskerwidth=0,
                 hovertemplate=f"{name}: %{{x:.3~g}} {unit}<extra></extra>",
-            )  # fmt: skip
+            )
         fig.update_xaxes(title=f"one forward pass, {unit}", row=1, col=column)
         _leave_out(fig, found, column, scale)
     fig.update_yaxes(autorange="reversed", showgrid=False)
@@ -52,9 +62,14 @@ def _leave_out(fig: go.Figure, found: "Comparison", column: int, scale: float) -
     if beyond:
         words = f"{beyond} run{'s' if beyond > 1 else ''} beyond"
         fig.add_annotation(
-            text=words, x=1, y=0.5, xref=f"x{column if column > 1 else ''} domain", yref="y domain", showarrow=False,
+            text=words,
+            x=1,
+            y=0.5,
+            xref=f"x{column if column > 1 else ''} domain",
+            yref="y domain",
+            showarrow=False,
             xanchor="right",
-        )  # fmt: skip
+        )
 
 
 def _unit(seconds: float) -> tuple[float, str]:
@@ -82,14 +97,18 @@ def widths(groups: Sequence["Width"], merge: str, dark: bool = False) -> go.Figu
     fig = figure(f"{after:,} of {before:,} channels stay", HEIGHT, colours)
     names = [hover(one.group) for one in groups]
     fig.add_bar(
-        x=names, y=[one.after for one in groups], marker={"color": colours.merge(merge), "line": {"width": 0}},
+        x=names,
+        y=[one.after for one in groups],
+        marker={"color": colours.merge(merge), "line": {"width": 0}},
         customdata=[one.before for one in groups],
         hovertemplate="%{x}<br>%{y} of %{customdata} channels stay<extra></extra>",
-    )  # fmt: skip
+    )
     fig.add_bar(
-        x=names, y=[one.before - one.after for one in groups], hoverinfo="skip",
+        x=names,
+        y=[one.before - one.after for one in groups],
+        hoverinfo="skip",
         marker={"color": "rgba(0,0,0,0)", "line": {"color": colours.drop, "width": 1}},
-    )  # fmt: skip
+    )
     fig.update_xaxes(title="group" if len(names) <= 40 else f"{len(names)} groups, from input to output", tickangle=-40)
     fig.update_xaxes(showticklabels=len(names) <= 40, automargin=True)
     fig.update_yaxes(title="channels")

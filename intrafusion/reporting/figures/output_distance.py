@@ -28,20 +28,30 @@ def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
         counts, colour = np.histogram(values, edges)[0], network_colour(name, colours)
         highest = max(highest, int(counts.max()))
         fig.add_bar(
-            x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges), name=name,
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=counts,
+            width=np.diff(edges),
+            name=name,
             customdata=np.stack([edges[:-1], edges[1:]], 1),
             marker={"color": rgba(colour, 0.55), "line": {"color": colour, "width": 1}},
             hovertemplate=f"{name}: %{{y}} images between %{{customdata[0]:.3g}} and %{{customdata[1]:.3g}}<extra></extra>",
-        )  # fmt: skip
+        )
     near = min(medians, key=medians.__getitem__)
     for name, value in medians.items():
         colour = network_colour(name, colours)
         fig.add_vline(x=value, line={"color": colour, "width": 2, "dash": "dash"})
         fig.add_annotation(
-            x=value, y=1.0, yref="paper", text=f"{name}, median {value:.3g}", showarrow=False, font={"color": colour},
-            xanchor="right" if name == near else "left", xshift=-5 if name == near else 5, yanchor="top",
+            x=value,
+            y=1.0,
+            yref="paper",
+            text=f"{name}, median {value:.3g}",
+            showarrow=False,
+            font={"color": colour},
+            xanchor="right" if name == near else "left",
+            xshift=-5 if name == near else 5,
+            yanchor="top",
             bgcolor=rgba(colours.paper, 0.8),
-        )  # fmt: skip
+        )
     fig.update_xaxes(title="L2 distance of an image's logits to the dense network's")
     fig.update_yaxes(title="images", range=[0, 1.15 * highest])
     return fig.update_layout(barmode="overlay", bargap=0)
@@ -69,9 +79,12 @@ def class_bars(found: "Outputs", dark: bool = False) -> go.Figure:
     fig = figure(title, HEIGHT, colours)
     for name, values in medians.items():
         fig.add_bar(
-            x=list(map(hover, values)), y=list(values.values()), name=name, marker={"color": network_colour(name, colours)},
+            x=list(map(hover, values)),
+            y=list(values.values()),
+            name=name,
+            marker={"color": network_colour(name, colours)},
             hovertemplate=f"class %{{x}}, {name}: median %{{y:.3g}}<extra></extra>",
-        )  # fmt: skip
+        )
     fig.update_xaxes(title="true class", type="category")
     fig.update_yaxes(title="median L2 distance of logits")
     return fig.update_layout(barmode="group", bargap=0.25)

@@ -44,10 +44,15 @@ def channel_map(
         _add_channels(fig, places, np.flatnonzero(chosen), size, fill, edge, word)
     if selected is not None:
         fig.add_scatter(
-            x=places[[selected], 0], y=places[[selected], 1], mode="markers+text", text=[f"<b>{selected}</b>"],
-            textposition="top center", textfont={"color": colours.second, "size": 15}, hoverinfo="skip",
+            x=places[[selected], 0],
+            y=places[[selected], 1],
+            mode="markers+text",
+            text=[f"<b>{selected}</b>"],
+            textposition="top center",
+            textfont={"color": colours.second, "size": 15},
+            hoverinfo="skip",
             marker={"size": size + 7, "color": "rgba(0,0,0,0)", "line": {"color": colours.second, "width": 3}},
-        )  # fmt: skip
+        )
     fig.update_xaxes(title=words, showticklabels=False, ticks="")
     fig.update_yaxes(showticklabels=False, showgrid=False, scaleanchor="x")
     return fig
@@ -69,20 +74,28 @@ def _add_arrows(
     x, y = ([value for a, b, _ in arrows for value in (places[a, axis], places[b, axis], None)] for axis in (0, 1))
     heads = [0, 6 + 2 * width, 0] * len(arrows)
     fig.add_scatter(
-        x=x, y=y, mode="lines+markers", line={"color": colour, "width": width}, hoverinfo="skip",
+        x=x,
+        y=y,
+        mode="lines+markers",
+        line={"color": colour, "width": width},
+        hoverinfo="skip",
         marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": colour, "standoff": 7, "opacity": 1},
-    )  # fmt: skip
+    )
 
 
 def _add_channels(
     fig: go.Figure, places: np.ndarray, channels: np.ndarray, size: float, fill: str, edge: str, word: str
 ) -> None:
     fig.add_scatter(
-        x=places[channels, 0], y=places[channels, 1], mode="markers", customdata=channels.tolist(),
+        x=places[channels, 0],
+        y=places[channels, 1],
+        mode="markers",
+        customdata=channels.tolist(),
         hovertemplate=f"channel %{{customdata}}: {word}<extra>click for its story</extra>",
         marker={"size": size, "color": fill, "line": {"color": edge, "width": 2}},
-        selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
-    )  # fmt: skip
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 1}},
+    )
 
 
 def sparsity_player(
@@ -114,27 +127,47 @@ def sparsity_player(
     fig.update_layout(
         title={"text": frames[first].layout.title.text},
         margin={"b": 130},
-        sliders=[{
-            "active": first,
-            "steps": [{"label": f.name, "method": "animate", "args": [[f.name], still]} for f in frames],
-            "currentvalue": {"prefix": "sparsity "}, "x": 0.12, "len": 0.88, "y": -0.12, "bgcolor": colours.grid,
-        }],
-        updatemenus=[{
-            "type": "buttons", "direction": "left", "x": 0, "y": -0.14, "xanchor": "left", "yanchor": "top",
-            "pad": {"t": 12}, "bgcolor": colours.paper, "bordercolor": colours.grid,
-            "buttons": [
-                {"label": "▶", "method": "animate", "args": [None, timing]},
-                {"label": "❚❚", "method": "animate", "args": [[None], still]},
-            ],
-        }],
-    )  # fmt: skip
+        sliders=[
+            {
+                "active": first,
+                "steps": [{"label": f.name, "method": "animate", "args": [[f.name], still]} for f in frames],
+                "currentvalue": {"prefix": "sparsity "},
+                "x": 0.12,
+                "len": 0.88,
+                "y": -0.12,
+                "bgcolor": colours.grid,
+            }
+        ],
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "left",
+                "x": 0,
+                "y": -0.14,
+                "xanchor": "left",
+                "yanchor": "top",
+                "pad": {"t": 12},
+                "bgcolor": colours.paper,
+                "bordercolor": colours.grid,
+                "buttons": [
+                    {"label": "▶", "method": "animate", "args": [None, timing]},
+                    {"label": "❚❚", "method": "animate", "args": [[None], still]},
+                ],
+            }
+        ],
+    )
     ticks = np.unique(np.linspace(0, n - 1, min(n, 24)).round().astype(int))
     labels = order[ticks].tolist()
     fig.update_xaxes(title="source channel, most important first", tickvals=ticks, ticktext=labels, range=[-0.7, n - 0.3])
     fig.update_yaxes(
-        title="target channel", tickvals=ticks, ticktext=labels, range=[n - 0.3, -0.7], showgrid=False, scaleanchor="x",
+        title="target channel",
+        tickvals=ticks,
+        ticktext=labels,
+        range=[n - 0.3, -0.7],
+        showgrid=False,
+        scaleanchor="x",
         constrain="domain",
-    )  # fmt: skip
+    )
     return fig.update_xaxes(constrain="domain")
 
 
@@ -149,17 +182,23 @@ def _marks(plan: "TransportPlan", place: np.ndarray, selected: int | None, colou
         chosen, colours.second, np.where(sources == targets, tint(colours.fusion, colours.paper, 0.45), colours.fusion)
     )
     return go.Scatter(
-        x=place[sources], y=place[targets], mode="markers",
+        x=place[sources],
+        y=place[targets],
+        mode="markers",
         customdata=np.stack([sources, targets, weights], 1).tolist(),
         hovertemplate="channel %{customdata[0]} → %{customdata[1]}, weight %{customdata[2]:.2f}<extra></extra>",
         marker={"symbol": "square", "size": side * np.sqrt(weights.clip(0.1, 1)), "color": colour, "line": {"width": 0}},
-    )  # fmt: skip
+    )
 
 
 def learned_beside(
-    plan: "TransportPlan", learned: "ChannelMap", scores: Sequence[float], selected: int | None = None,
-    order: str = "index", dark: bool = False,
-) -> go.Figure:  # fmt: skip
+    plan: "TransportPlan",
+    learned: "ChannelMap",
+    scores: Sequence[float],
+    selected: int | None = None,
+    order: str = "index",
+    dark: bool = False,
+) -> go.Figure:
     """The applied matrix T and the learned map M of the same kept channels, targets as rows and source channels as columns.
 
     order: as `plan_heatmap` has it. Weights beyond 1 in either direction have the colour of 1.
@@ -169,9 +208,12 @@ def learned_beside(
     kept, n = plan.kept.numpy(), len(columns)
     gone = np.setdiff1d(np.arange(n), kept)
     fig = make_subplots(
-        1, 2, subplot_titles=["T: transport, from weights", f"M: learned, as {learned.consumer} reads them"],
-        horizontal_spacing=0.03, shared_yaxes=True,
-    )  # fmt: skip
+        1,
+        2,
+        subplot_titles=["T: transport, from weights", f"M: learned, as {learned.consumer} reads them"],
+        horizontal_spacing=0.03,
+        shared_yaxes=True,
+    )
     share = float(learned.explained.numpy()[gone].mean()) if len(gone) else 1.0
     styled(fig, f"M predicts {share:.0%} of what the {len(gone)} channels that go carried", 470, colours)
     names = np.stack(np.broadcast_arrays(columns[None], kept[rows][:, None]), -1)
@@ -179,9 +221,17 @@ def learned_beside(
         values = matrix[rows[:, None], columns]
         bar = {"thickness": 12, "len": 0.9} if column == 2 else None
         draw_matrix(
-            fig, values, colours.difference(), (-1, 1), "weight", 1, column,
-            "channel %{customdata[0]} in target %{customdata[1]}", names, bar,
-        )  # fmt: skip
+            fig,
+            values,
+            colours.difference(),
+            (-1, 1),
+            "weight",
+            1,
+            column,
+            "channel %{customdata[0]} in target %{customdata[1]}",
+            names,
+            bar,
+        )
     if selected is not None:
         place = int(columns.argsort()[selected])
         for column in (1, 2):

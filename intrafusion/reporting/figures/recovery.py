@@ -40,9 +40,15 @@ def training_curves(runs: Sequence["Run"], rows: Sequence["Row"], by: str = "ste
             (2, [None if moment.held is None else 100 * moment.held for moment in run.moments], "%{y:.1f} %"),
         ):
             fig.add_scatter(
-                x=x, y=values, mode="lines", line=line, name=said, row=1, col=column,
+                x=x,
+                y=values,
+                mode="lines",
+                line=line,
+                name=said,
+                row=1,
+                col=column,
                 hovertemplate=f"{said}<br>{form} after %{{x:,.4~g}} {AXES[by].split(',')[0]}<extra></extra>",
-            )  # fmt: skip
+            )
     _name_lines(fig, runs, names, by, colours)
     fig.update_xaxes(title=AXES[by], rangemode="tozero")
     fig.update_yaxes(rangemode="tozero", row=1, col=1)
@@ -76,9 +82,16 @@ def _name_lines(fig: go.Figure, runs: Sequence["Run"], names: Sequence[str], by:
     for name, (x, y) in sorted(ends.items(), key=lambda end: -end[1][1]):
         last = min(y, last - gap)
         fig.add_annotation(
-            x=x, y=last, text=name, showarrow=False, xanchor="left", xshift=6, row=1, col=2,
+            x=x,
+            y=last,
+            text=name,
+            showarrow=False,
+            xanchor="left",
+            xshift=6,
+            row=1,
+            col=2,
             font={"color": _line(name, names, colours)[0], "size": 13},
-        )  # fmt: skip
+        )
 
 
 def headline(rows: Sequence["Row"]) -> str:
@@ -104,9 +117,13 @@ def similarity_panels(alike: "Alike", name: str, dark: bool = False) -> go.Figur
     words = [f"an image {f'of class {label}' if label >= 0 else 'without a label'}" for label in alike.labels.tolist()]
     for column, values in enumerate((alike.dense, alike.before, alike.after), start=1):
         fig.add_heatmap(
-            z=values.numpy(), coloraxis="coloraxis", row=1, col=column, customdata=[[[a, b] for b in words] for a in words],
+            z=values.numpy(),
+            coloraxis="coloraxis",
+            row=1,
+            col=column,
+            customdata=[[[a, b] for b in words] for a in words],
             hovertemplate="%{customdata[0]} and %{customdata[1]}<br>%{z:.3f}<extra></extra>",
-        )  # fmt: skip
+        )
     fig.update_xaxes(showticklabels=False, ticks="", constrain="domain")
     fig.update_yaxes(showticklabels=False, ticks="", showgrid=False, autorange="reversed", scaleanchor="x", constrain="domain")
     for column in (2, 3):

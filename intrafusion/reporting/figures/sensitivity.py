@@ -160,18 +160,39 @@ def _cells(
     """Cells in their colours; those with dark numbers and those with light ones are a trace each."""
     if words is None:
         fig.add_heatmap(
-            z=shown, zmin=limits[0], zmax=limits[1], colorscale=scale, showscale=bar is not None, colorbar=bar,
-            hoverinfo="skip", hoverongaps=False, xgap=2, ygap=2, row=1, col=column,
-        )  # fmt: skip
+            z=shown,
+            zmin=limits[0],
+            zmax=limits[1],
+            colorscale=scale,
+            showscale=bar is not None,
+            colorbar=bar,
+            hoverinfo="skip",
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+            row=1,
+            col=column,
+        )
         return
     ink = _reads_in_ink((shown - limits[0]) / (limits[1] - limits[0]), scale, colours)
     for chosen, colour in ((ink, colours.dense), (~ink, colours.paper)):
         own = chosen & ~np.isnan(shown)
         fig.add_heatmap(
-            z=np.where(own, shown, np.nan), zmin=limits[0], zmax=limits[1], colorscale=scale, showscale=False,
-            text=np.where(own, words, ""), texttemplate="%{text}", hoverinfo="skip", hoverongaps=False, xgap=2, ygap=2,
-            textfont={"color": colour, "size": 12, "weight": weight}, row=1, col=column,
-        )  # fmt: skip
+            z=np.where(own, shown, np.nan),
+            zmin=limits[0],
+            zmax=limits[1],
+            colorscale=scale,
+            showscale=False,
+            text=np.where(own, words, ""),
+            texttemplate="%{text}",
+            hoverinfo="skip",
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+            textfont={"color": colour, "size": 12, "weight": weight},
+            row=1,
+            col=column,
+        )
 
 
 def _reads_in_ink(share: np.ndarray, scale: list[list[Any]], colours: Palette) -> np.ndarray:
@@ -203,7 +224,12 @@ def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: in
     places = [(group, s) for group in grid.groups for s in grid.sparsities]
     rows, columns = np.indices((len(grid.groups), len(grid.sparsities))).reshape(2, -1)
     fig.add_scatter(
-        x=columns, y=rows, mode="markers", customdata=[list(place) for place in places], row=1, col=column,
+        x=columns,
+        y=rows,
+        mode="markers",
+        customdata=[list(place) for place in places],
+        row=1,
+        col=column,
         hovertext=[
             f"<b>{hover(group)}</b> at {100 * s:.3g} %<br>"
             + (words(grid.cells[group, s]) if (group, s) in grid.cells else "not measured yet")
@@ -211,13 +237,18 @@ def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: in
         ],
         hovertemplate="%{hovertext}<extra></extra>",
         marker={"symbol": "square", "size": 18, "opacity": 0, "color": colours.fusion},
-        selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
-    )  # fmt: skip
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+    )
     ticks = list(range(len(grid.sparsities)))
     fig.update_xaxes(
-        title="channels removed, %", tickvals=ticks, ticktext=[f"{100 * s:.3g}" for s in grid.sparsities],
-        range=[-0.5, len(ticks) - 0.5], row=1, col=column,
-    )  # fmt: skip
+        title="channels removed, %",
+        tickvals=ticks,
+        ticktext=[f"{100 * s:.3g}" for s in grid.sparsities],
+        range=[-0.5, len(ticks) - 0.5],
+        row=1,
+        col=column,
+    )
 
 
 def _partial(grid: "Grid") -> np.ndarray:
@@ -241,9 +272,15 @@ def _finished(
     if selected is not None and selected[0] in grid.groups and selected[1] in grid.sparsities:
         row, column = grid.groups.index(selected[0]), grid.sparsities.index(selected[1])
         fig.add_shape(
-            type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, row="all", col="all",
+            type="rect",
+            x0=column - 0.5,
+            x1=column + 0.5,
+            y0=row - 0.5,
+            y1=row + 0.5,
+            row="all",
+            col="all",
             line={"color": colours.second, "width": 2.5},
-        )  # fmt: skip
+        )
     return fig.update_layout(margin_t=HEAD, hoverdistance=-1)  # wide cells are found from anywhere in them
 
 

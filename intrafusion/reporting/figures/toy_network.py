@@ -49,18 +49,27 @@ def _weight(
     fig: go.Figure, end: tuple[float, float], disc: tuple[float, float], value: float, selected: bool, colours: Palette
 ) -> None:
     fig.add_scatter(
-        x=[end[0], disc[0]], y=[end[1], disc[1]], mode="lines", hoverinfo="skip",
+        x=[end[0], disc[0]],
+        y=[end[1], disc[1]],
+        mode="lines",
+        hoverinfo="skip",
         line={
-            "width": 0.4 + 1.8 * abs(value), "dash": "dot" if value < 0 else "solid",
+            "width": 0.4 + 1.8 * abs(value),
+            "dash": "dot" if value < 0 else "solid",
             "color": colours.second if selected else rgba(colours.dense, 0.28),
         },
-    )  # fmt: skip
+    )
     if selected:
         x, y = 0.42 * np.array(end) + 0.58 * np.array(disc)
         fig.add_annotation(
-            x=x, y=y, text=f"{value:.2f}", showarrow=False, bgcolor=colours.paper, borderpad=1,
+            x=x,
+            y=y,
+            text=f"{value:.2f}",
+            showarrow=False,
+            bgcolor=colours.paper,
+            borderpad=1,
             font={"color": colours.second, "size": 13},
-        )  # fmt: skip
+        )
 
 
 def _discs(
@@ -92,9 +101,15 @@ def _discs(
 
 
 def plane(
-    cloud: tuple[np.ndarray, np.ndarray], rows: np.ndarray, names: Sequence[int], merges: Sequence[str], selected: int,
-    title: str, star: tuple[float, float] | None = None, dark: bool = False,
-) -> go.Figure:  # fmt: skip
+    cloud: tuple[np.ndarray, np.ndarray],
+    rows: np.ndarray,
+    names: Sequence[int],
+    merges: Sequence[str],
+    selected: int,
+    title: str,
+    star: tuple[float, float] | None = None,
+    dark: bool = False,
+) -> go.Figure:
     """The points, each neuron's line w·x + b = 0, and its disc on the side where it is active.
 
     cloud: points (m, 2) and classes (m,), class 1 solid. merges: a neuron each, "drop" for what fusion has taken up. The
@@ -113,16 +128,24 @@ def plane(
         chosen, gone = names[i] == selected and merges[i] != "drop", merges[i] == "drop"
         if chosen:
             fig.add_scatter(
-                x=side[:, 0], y=side[:, 1], fill="toself", fillcolor=rgba(colours.second, 0.13), mode="none",
+                x=side[:, 0],
+                y=side[:, 1],
+                fill="toself",
+                fillcolor=rgba(colours.second, 0.13),
+                mode="none",
                 hoverinfo="skip",
-            )  # fmt: skip
+            )
         fig.add_scatter(
-            x=side[:2, 0], y=side[:2, 1], mode="lines", hoverinfo="skip",
+            x=side[:2, 0],
+            y=side[:2, 1],
+            mode="lines",
+            hoverinfo="skip",
             line={
-                "color": colours.second if chosen else rgba(colours.dense, 0.3), "width": 2.5 if chosen else 1,
+                "color": colours.second if chosen else rgba(colours.dense, 0.3),
+                "width": 2.5 if chosen else 1,
                 "dash": "dot" if gone else "solid",
             },
-        )  # fmt: skip
+        )
     if star is not None:
         _star(fig, star, colours)
     _discs(fig, _apart(normals), [names[i] for i in sighted], [merges[i] for i in sighted], selected, colours)
@@ -154,24 +177,33 @@ def _points(fig: go.Figure, cloud: tuple[np.ndarray, np.ndarray], colours: Palet
     kinds = [((y == 0) & right, "circle-open", 4.5, faint, "outer"), ((y == 1) & right, "circle", 4.5, faint, "inner")]
     for mask, symbol, size, colour, word in [*kinds, (~right, "x-thin-open", 6, colours.dense, "wrong")]:
         fig.add_scatter(
-            x=X[mask, 0].round(3), y=X[mask, 1].round(3), mode="markers",
+            x=X[mask, 0].round(3),
+            y=X[mask, 1].round(3),
+            mode="markers",
             marker={"symbol": symbol, "size": size, "color": colour},
             hovertemplate=f"{word}<br>(%{{x:.2f}}, %{{y:.2f}})<extra></extra>",
-        )  # fmt: skip
+        )
 
 
 def _star(fig: go.Figure, place: tuple[float, float], colours: Palette) -> None:
     fig.add_scatter(
-        x=[place[0]], y=[place[1]], mode="markers",
+        x=[place[0]],
+        y=[place[1]],
+        mode="markers",
         marker={"symbol": "star", "size": 17, "color": colours.second, "line": {"color": colours.paper, "width": 1.5}},
         hovertemplate="the star (%{x}, %{y})<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def matrix(
-    cells: np.ndarray, words: Sequence[Sequence[str]], kept: Sequence[int], selected: tuple[int, int], title: str,
-    sums: tuple[Sequence[str], Sequence[str]] | None = None, dark: bool = False,
-) -> go.Figure:  # fmt: skip
+    cells: np.ndarray,
+    words: Sequence[Sequence[str]],
+    kept: Sequence[int],
+    selected: tuple[int, int],
+    title: str,
+    sums: tuple[Sequence[str], Sequence[str]] | None = None,
+    dark: bool = False,
+) -> go.Figure:
     """A matrix with its numbers in the cells: kept neurons as rows, all neurons as columns.
 
     cells, words: (k, n), colour and text. selected: (source, target), framed. sums: texts of the column sums (n) below and
@@ -182,15 +214,27 @@ def matrix(
     bottom = k - 0.05 if sums else k - 0.5
     fig = figure(title, round(118 + 46 * (bottom + 0.5)), colours)
     fig.add_heatmap(
-        z=cells, zmin=0, zmax=float(cells.max()) or 1.0, colorscale=colours.mass() if sums else colours.cost(),
-        showscale=False, xgap=2, ygap=2, text=words, texttemplate="%{text}", textfont={"size": 15}, hoverinfo="skip",
-    )  # fmt: skip
+        z=cells,
+        zmin=0,
+        zmax=float(cells.max()) or 1.0,
+        colorscale=colours.mass() if sums else colours.cost(),
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        text=words,
+        texttemplate="%{text}",
+        textfont={"size": 15},
+        hoverinfo="skip",
+    )
     x, y = np.tile(np.arange(n), k), np.repeat(np.arange(k), n)
     fig.add_scatter(
-        x=x, y=y, mode="markers", marker={"symbol": "square", "size": 36, "color": "rgba(0,0,0,0)"},
+        x=x,
+        y=y,
+        mode="markers",
+        marker={"symbol": "square", "size": 36, "color": "rgba(0,0,0,0)"},
         customdata=np.stack([x, np.asarray(kept)[y]], 1).tolist(),
         hovertemplate="neurons %{customdata[0]} and %{customdata[1]}<extra>click to choose them</extra>",
-    )  # fmt: skip
+    )
     column, row, half = selected[0], list(kept).index(selected[1]), 0.48
     frame = {"x0": column - half, "x1": column + half, "y0": row - half, "y1": row + half}
     fig.add_shape(type="rect", **frame, line={"color": colours.second, "width": 3})
@@ -212,9 +256,14 @@ def matrix(
 
 
 def region(
-    grid: tuple[np.ndarray, np.ndarray], result: "Evaluation", name: str, merge: str,
-    cloud: tuple[np.ndarray, np.ndarray], star: tuple[float, float], dark: bool = False,
-) -> go.Figure:  # fmt: skip
+    grid: tuple[np.ndarray, np.ndarray],
+    result: "Evaluation",
+    name: str,
+    merge: str,
+    cloud: tuple[np.ndarray, np.ndarray],
+    star: tuple[float, float],
+    dark: bool = False,
+) -> go.Figure:
     """Where a network says "inner", shaded in its merge's colour; a cross on each point of the cloud that it gets wrong.
 
     grid: coordinates (side,) and by how much inner beats outer (side, side).
@@ -225,10 +274,15 @@ def region(
     fig = figure(f"<b>{name}</b>: {100 * result.accuracy:.1f} % right{interval}", 390, colours)
     axis, gap = grid
     fig.add_contour(
-        x=axis, y=axis, z=gap.round(3), hoverinfo="skip", showscale=False,
+        x=axis,
+        y=axis,
+        z=gap.round(3),
+        hoverinfo="skip",
+        showscale=False,
         contours={"type": "constraint", "operation": "<", "value": 0},  # plotly fills where this does not hold
-        line={"color": ink, "width": 2.5}, fillcolor=rgba(ink, 0.2),
-    )  # fmt: skip
+        line={"color": ink, "width": 2.5},
+        fillcolor=rgba(ink, 0.2),
+    )
     _points(fig, cloud, colours, ~result.correct.numpy())
     _star(fig, star, colours)
     return _square(fig, colours).update_layout(margin={"l": 30, "r": 10, "t": 70, "b": 30})

@@ -60,10 +60,16 @@ def learning(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Fig
                 if values is None or all(value is None for value in values):
                     continue
                 fig.add_scatter(
-                    x=x, y=values, row=1, col=column, name=name, mode="lines" if len(x) > 1 else "markers",
-                    line={"color": colour, "width": 2.2, "dash": dash}, marker={"color": colour, "size": 7},
+                    x=x,
+                    y=values,
+                    row=1,
+                    col=column,
+                    name=name,
+                    mode="lines" if len(x) > 1 else "markers",
+                    line={"color": colour, "width": 2.2, "dash": dash},
+                    marker={"color": colour, "size": 7},
                     hovertemplate=f"{phase}, {name}<br>{form} after %{{x:.3~g}} epochs<extra></extra>",
-                )  # fmt: skip
+                )
                 if column == 2:
                     ends[name] = x[-1], float(values[-1] or 0), colour
     _label_ends(fig, ends)
@@ -121,9 +127,18 @@ def _divide(fig: go.Figure, steps: Sequence["Step"], at: Sequence[float], colour
             fig.add_vline(begin, line={"color": colours.grid, "width": 1}, row=1, col=column)
         if not step.moment.steps:
             fig.add_annotation(
-                x=begin, y=1, yref="y domain", text=step.phase, showarrow=False, textangle=-90, xanchor="left", yanchor="top",
-                font={"size": 11, "color": colours.drop}, row=1, col=1,
-            )  # fmt: skip
+                x=begin,
+                y=1,
+                yref="y domain",
+                text=step.phase,
+                showarrow=False,
+                textangle=-90,
+                xanchor="left",
+                yanchor="top",
+                font={"size": 11, "color": colours.drop},
+                row=1,
+                col=1,
+            )
 
 
 def zeros(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
@@ -140,10 +155,15 @@ def zeros(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure
     if rows:
         at = timeline(rows)
         fig.add_heatmap(
-            x=at, y=layers, z=[[100 * step.look.zero[layer] for step in rows] for layer in layers], zmin=0, zmax=100,
-            colorscale=[[0, colours.paper], [1, colours.fusion]], colorbar={"title": "%", "thickness": 12},
+            x=at,
+            y=layers,
+            z=[[100 * step.look.zero[layer] for step in rows] for layer in layers],
+            zmin=0,
+            zmax=100,
+            colorscale=[[0, colours.paper], [1, colours.fusion]],
+            colorbar={"title": "%", "thickness": 12},
             hovertemplate=f"%{{y}} after %{{x:.3~g}} epochs<br>%{{z:.1f}} % {verb}<extra></extra>",
-        )  # fmt: skip
+        )
     fig.update_xaxes(title="epochs")
     fig.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
     return fig
@@ -160,22 +180,31 @@ def spread(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
         edges = np.linspace(0, top, len(rows[0].look.edges))
         z = np.array([_rebinned(step.look.edges, step.look.counts, edges) for step in rows]).T
         fig.add_heatmap(
-            x=at, y=(edges[1:] + edges[:-1]) / 2, z=100 * z, colorscale=colours.mass(),
+            x=at,
+            y=(edges[1:] + edges[:-1]) / 2,
+            z=100 * z,
+            colorscale=colours.mass(),
             colorbar={"title": "%", "thickness": 12},
             hovertemplate="%{z:.1f} % at %{y:.3~g}<br>after %{x:.3~g} epochs<extra></extra>",
-        )  # fmt: skip
+        )
         marks = [(x, step.look.mark) for x, step in zip(at, rows, strict=True) if step.look.mark is not None]
         if marks:
             fig.add_scatter(
-                x=[x for x, _ in marks], y=[mark for _, mark in marks], mode="lines",
+                x=[x for x, _ in marks],
+                y=[mark for _, mark in marks],
+                mode="lines",
                 line={"color": colours.second, "width": 2},
                 hovertemplate="threshold %{y:.3~g}<extra></extra>",
-            )  # fmt: skip
+            )
             fig.add_annotation(
-                x=marks[len(marks) // 2][0], y=marks[len(marks) // 2][1], text="threshold", showarrow=False,
-                xanchor="left", yanchor="top",
+                x=marks[len(marks) // 2][0],
+                y=marks[len(marks) // 2][1],
+                text="threshold",
+                showarrow=False,
+                xanchor="left",
+                yanchor="top",
                 font={"color": colours.second},
-            )  # fmt: skip
+            )
         fig.update_yaxes(range=[0, top])
     fig.update_xaxes(title="epochs")
     fig.update_yaxes(title=of.partition(":")[0].partition(",")[0], showgrid=False)
@@ -214,13 +243,17 @@ def side_by_side(runs: Sequence["LabRun"], names: Sequence[str], dark: bool = Fa
     low = [100 * (run.outcome.accuracy - run.outcome.interval[0]) for run in runs]
     high = [100 * (run.outcome.interval[1] - run.outcome.accuracy) for run in runs]
     fig.add_scatter(
-        x=shares, y=right, mode="markers+text", text=list(names), textposition="top center",
+        x=shares,
+        y=right,
+        mode="markers+text",
+        text=list(names),
+        textposition="top center",
         error_y={"array": high, "arrayminus": low, "color": rgba(colours.dense, 0.4), "thickness": 1},
         marker={"size": 11, "color": [_colour(run.spec.method, colours) for run in runs]},
         customdata=[[run.outcome.zero, sum(run.outcome.seconds.values())] for run in runs],
         hovertemplate="%{text}: %{y:.1f} %<br>%{x:.1f} % of the parameters<br>%{customdata[0]:.0%} of the weights zero"
         "<br>%{customdata[1]:.1f} s of training<extra></extra>",
-    )  # fmt: skip
+    )
     fig.update_xaxes(title="parameters that are left, %", range=[0, 108])
     return fig.update_yaxes(title="top-1 accuracy, test images, %")
 

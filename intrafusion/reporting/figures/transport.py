@@ -68,17 +68,31 @@ def plan_heatmap(
     }
     values = cells[view][rows[:, None], columns]
     fig = make_subplots(
-        2, 2, column_widths=[0.86, 0.14], row_heights=[0.16, 0.84], shared_xaxes=True, shared_yaxes=True,
-        horizontal_spacing=0.015, vertical_spacing=0.02,
-    )  # fmt: skip
+        2,
+        2,
+        column_widths=[0.86, 0.14],
+        row_heights=[0.16, 0.84],
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.015,
+        vertical_spacing=0.02,
+    )
     styled(fig, _title(plan, view), _height(len(rows)), colours)
     names = None
     if values.size <= CELLS:
         names = np.stack(np.broadcast_arrays(columns[None], kept[rows][:, None]), -1)
     draw_matrix(
-        fig, values, colours.cost() if view == "cost" else colours.mass(), (0, _top(values)), _UNITS[view], 2, 1,
-        "channel %{customdata[0]} → target %{customdata[1]}", names, {"thickness": 12, "len": 0.84, "y": 0.42},
-    )  # fmt: skip
+        fig,
+        values,
+        colours.cost() if view == "cost" else colours.mass(),
+        (0, _top(values)),
+        _UNITS[view],
+        2,
+        1,
+        "channel %{customdata[0]} → target %{customdata[1]}",
+        names,
+        {"thickness": 12, "len": 0.84, "y": 0.42},
+    )
     _markers(fig, plan, view, selected, columns, rows, colours)
     _margins(fig, plan, view, columns, rows, colours)
     across, down = _ticks(n, 24), _ticks(len(rows), 24)
@@ -86,13 +100,21 @@ def plan_heatmap(
     fig.update_yaxes(showgrid=False, zeroline=False)
     words = {"index": "", "importance": ", most important first", "target": ", grouped by where they go"}[order]
     fig.update_xaxes(
-        title=f"source channel{words}", tickvals=across, ticktext=columns[across].tolist(), range=[-0.6, n - 0.4],
-        row=2, col=1,
-    )  # fmt: skip
+        title=f"source channel{words}",
+        tickvals=across,
+        ticktext=columns[across].tolist(),
+        range=[-0.6, n - 0.4],
+        row=2,
+        col=1,
+    )
     fig.update_yaxes(
-        title="target (kept channel)", tickvals=down, ticktext=kept[rows[down]].tolist(), range=[len(rows) - 0.4, -0.6],
-        row=2, col=1,
-    )  # fmt: skip
+        title="target (kept channel)",
+        tickvals=down,
+        ticktext=kept[rows[down]].tolist(),
+        range=[len(rows) - 0.4, -0.6],
+        row=2,
+        col=1,
+    )
     return fig
 
 
@@ -125,9 +147,14 @@ def _ticks(count: int, most: int) -> np.ndarray:
 
 
 def _markers(
-    fig: go.Figure, plan: "TransportPlan", view: str, selected: int | None, columns: np.ndarray, rows: np.ndarray,
+    fig: go.Figure,
+    plan: "TransportPlan",
+    view: str,
+    selected: int | None,
+    columns: np.ndarray,
+    rows: np.ndarray,
     colours: Palette,
-) -> None:  # fmt: skip
+) -> None:
     sources, targets = (index.numpy() for index in (plan.coupling > 0).nonzero(as_tuple=True))
     kept, weights = plan.kept.numpy()[targets], plan.matrix.numpy()[targets, sources]
     chosen = (sources == selected) | (kept == selected) if selected is not None else np.zeros(len(kept), bool)
@@ -189,9 +216,15 @@ def _margins(fig: go.Figure, plan: "TransportPlan", view: str, columns: np.ndarr
     for values, colour, word in ((own_rows, colours.fusion, "its own"), (absorbed, light, "absorbed or missing")):
         hover = f"target %{{customdata}}<br>{labels[1]}: %{{x:.3f}} {word}<extra></extra>"
         fig.add_bar(
-            x=values[rows], y=np.arange(k), customdata=plan.kept.numpy()[rows], orientation="h", row=2, col=2,
-            marker_color=colour, hovertemplate=hover,
-        )  # fmt: skip
+            x=values[rows],
+            y=np.arange(k),
+            customdata=plan.kept.numpy()[rows],
+            orientation="h",
+            row=2,
+            col=2,
+            marker_color=colour,
+            hovertemplate=hover,
+        )
     fig.update_layout(barmode="stack")
     fig.update_yaxes(title=labels[0], nticks=3, rangemode="tozero", row=1, col=1)
     fig.update_xaxes(title=labels[1], nticks=3, rangemode="tozero", row=2, col=2)

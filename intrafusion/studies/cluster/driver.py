@@ -112,9 +112,16 @@ class _Driver:
     """One sweep: which chunks wait, which are out, what has come back."""
 
     def __init__(
-        self, ray: Any, specs: list[PruneSpec], bench: Bench, store: Store | None, reached: dict[PruneSpec, Result],
-        decide: bool, memory: int, share: _Share,
-    ):  # fmt: skip
+        self,
+        ray: Any,
+        specs: list[PruneSpec],
+        bench: Bench,
+        store: Store | None,
+        reached: dict[PruneSpec, Result],
+        decide: bool,
+        memory: int,
+        share: _Share,
+    ):
         self.ray, self.bench, self.store, self.specs, self.reached = ray, bench, store, specs, reached
         self.decide, self.memory, self.share = decide, memory, share
         self.failed: set[PruneSpec] = set()

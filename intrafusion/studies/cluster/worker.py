@@ -24,9 +24,15 @@ _benches: dict[str, Bench] = {}
 
 
 def measure(
-    parts: list[Any], specs: list[PruneSpec], known: dict[PruneSpec, Result], decide: bool, memory: int, threads: int,
-    device: str, version: str,
-) -> Iterator[str | Result | Failure]:  # fmt: skip
+    parts: list[Any],
+    specs: list[PruneSpec],
+    known: dict[PruneSpec, Result],
+    decide: bool,
+    memory: int,
+    threads: int,
+    device: str,
+    version: str,
+) -> Iterator[str | Result | Failure]:
     """The local sweep over some points, as a task: first the device in words, then results.
 
     parts: the reference of `Parts`, in a list so that Ray does not fetch them for each task. version: of the code that the

@@ -340,12 +340,17 @@ def _study(row: sqlite3.Row, tallies: Sequence[sqlite3.Row]) -> StudyRow:
     ours = [tally for tally in tallies if tally["version"] == code_version()]
     theirs = [tally for tally in tallies if tally["version"] != code_version()]
     return StudyRow(
-        row["name"], row["text"], row["created"],
-        points=total("points"), done=total("done", ours), partial=total("partial", ours), failed=total("failed"),
+        row["name"],
+        row["text"],
+        row["created"],
+        points=total("points"),
+        done=total("done", ours),
+        partial=total("partial", ours),
+        failed=total("failed"),
         seconds=max(0.0, math.fsum(tally["seconds"] for tally in tallies)),
         devices=tuple(sorted({tally["device"] for tally in tallies if tally["done"] + tally["partial"]})),
         older=total("done", theirs) + total("partial", theirs),
-    )  # fmt: skip
+    )
 
 
 def _find(db: sqlite3.Connection, path: Path, name: str) -> int:

@@ -90,8 +90,12 @@ def _started(
     process = subprocess.Popen(
         [sys.executable, "-m", "intrafusion", "lab", "--spec", spec.key(), "--device", str(device), "--json"],
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
     def listen() -> None:
         last: list[str] = []

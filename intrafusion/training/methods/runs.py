@@ -163,9 +163,17 @@ def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabR
     weights = torch.cat([weight.flatten() for weight in layers_of(model).values()])
     zero = float((weights == 0).double().mean())
     outcome = Outcome(
-        result.accuracy, result.interval, result.count, zero, ours.params, ours.macs, moved, dense.params, dense.macs,
+        result.accuracy,
+        result.interval,
+        result.count,
+        zero,
+        ours.params,
+        ours.macs,
+        moved,
+        dense.params,
+        dense.macs,
         dict(task.seconds),
-    )  # fmt: skip
+    )
     told = {
         "run": spec.to_dict(),
         "code": lab_version(),

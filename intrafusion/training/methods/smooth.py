@@ -87,9 +87,16 @@ def _factored(layer: Any, U: Tensor, S: Tensor, V: Tensor) -> nn.Sequential:
         first, last = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias)
     else:
         first = nn.Conv2d(
-            layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1, False,
+            layer.in_channels,
+            rank,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            1,
+            False,
             layer.padding_mode,
-        )  # fmt: skip
+        )
         last = nn.Conv2d(rank, layer.out_channels, 1, bias=bias)
     root = S.sqrt()
     first.weight.data = (root[:, None] * V).reshape(first.weight.shape).to(layer.weight)

@@ -40,9 +40,13 @@ def iterative(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "fap", "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
-    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"), differs=_ROUNDS,
-)  # fmt: skip
+    "fap",
+    "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
+    _PAPER,
+    "labels",
+    knobs=(*_PRUNING, "folds", "by"),
+    differs=_ROUNDS,
+)
 def fap(task: Task) -> Telling:
     members = yield from together(task, [task.spec.but(method="sgd", **part) for part in parts_of(task.spec)])
     model = yield from _fuse(task, members)
@@ -50,9 +54,13 @@ def fap(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "paf", "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
-    _PAPER, "labels", knobs=(*_PRUNING, "folds", "by"), differs=_ROUNDS,
-)  # fmt: skip
+    "paf",
+    "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
+    _PAPER,
+    "labels",
+    knobs=(*_PRUNING, "folds", "by"),
+    differs=_ROUNDS,
+)
 def paf(task: Task) -> Telling:
     members = yield from together(task, [task.spec.but(method="iterative", **part) for part in parts_of(task.spec)])
     return (yield from _fuse(task, members))

@@ -100,9 +100,13 @@ class Task:
         """The run's settings where they were made, a method's own otherwise."""
         spec, own = self.spec, min(batch, 64) if self.learned.name == "digits" else batch
         return Recipe(
-            epochs or spec.epochs, augment_for(self.learned.name), lr=spec.lr or lr, batch=spec.batch or own,
-            seed=spec.seed, schedule=schedule,
-        )  # fmt: skip
+            epochs or spec.epochs,
+            augment_for(self.learned.name),
+            lr=spec.lr or lr,
+            batch=spec.batch or own,
+            seed=spec.seed,
+            schedule=schedule,
+        )
 
     def teach(
         self,
@@ -129,9 +133,19 @@ class Task:
             return
         seen = _steps_in(looks) if run.exists() else []
         moments = train(
-            model, self.learned, recipe, self.card.mean, self.card.std, optimiser=optimiser, loss=loss,
-            held=self.held, choose=False, settle=settle, looks=_LOOKS, keep=run,
-        )  # fmt: skip
+            model,
+            self.learned,
+            recipe,
+            self.card.mean,
+            self.card.std,
+            optimiser=optimiser,
+            loss=loss,
+            held=self.held,
+            choose=False,
+            settle=settle,
+            looks=_LOOKS,
+            keep=run,
+        )
         try:
             for moment in moments:
                 past = next((step.look for step in seen if step.moment.step == moment.step), None)

@@ -33,9 +33,12 @@ _DRAWS = 3  # of the masks, for the accuracy of a sampled subnetwork
 
 
 @TRAINERS.register(
-    "sgd", "stochastic gradient descent with momentum and weight decay: the baseline", "", "labels",
+    "sgd",
+    "stochastic gradient descent with momentum and weight decay: the baseline",
+    "",
+    "labels",
     differs="SDprun and gRDA have neither momentum nor weight decay, nor has the SGD that their papers compare with",
-)  # fmt: skip
+)
 def sgd(task: Task) -> Telling:
     model = task.network()
     yield from task.teach("training", model, task.recipe())
@@ -43,10 +46,14 @@ def sgd(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "sdprun", "whole channels move to zero, in directions in which the loss is flat; nothing is trained again",
-    _LI, "labels", knobs=("reach", "c", "mu"), reconstructed="for channels, from gRDA",
+    "sdprun",
+    "whole channels move to zero, in directions in which the loss is flat; nothing is trained again",
+    _LI,
+    "labels",
+    knobs=("reach", "c", "mu"),
+    reconstructed="for channels, from gRDA",
     differs="a group is all that writes a channel, all over a residual stream; `reach` sets the strength unless `c` does",
-)  # fmt: skip
+)
 def sdprun(task: Task) -> Telling:
     model = task.network()
     recipe = task.recipe(schedule="flat")
@@ -64,10 +71,13 @@ def sdprun(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "grda", "single weights move to zero, in directions in which the loss is flat", "Chao et al., NeurIPS 2020", "labels",
+    "grda",
+    "single weights move to zero, in directions in which the loss is flat",
+    "Chao et al., NeurIPS 2020",
+    "labels",
     knobs=("reach", "c", "mu"),
     differs="biases and BatchNorm are not shrunk (authors: everything is); `reach` sets the strength unless `c` does",
-)  # fmt: skip
+)
 def grda(task: Task) -> Telling:
     model = task.network()
     recipe = task.recipe(schedule="flat")
@@ -80,9 +90,12 @@ def grda(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "group-lasso", "SGD, each step followed by a proximal one that shrinks every channel's norm", "Yuan & Lin, 2006", "labels",
+    "group-lasso",
+    "SGD, each step followed by a proximal one that shrinks every channel's norm",
+    "Yuan & Lin, 2006",
+    "labels",
     knobs=("strength",),
-)  # fmt: skip
+)
 def group_lasso(task: Task) -> Telling:
     model = task.network()
     recipe = task.recipe()
@@ -99,36 +112,50 @@ def group_lasso(task: Task) -> Telling:
 
 
 @TRAINERS.register(
-    "aslp", "weights stay as drawn; a Gumbel-Softmax mask over them learns, with a scale a layer", "Dupont et al., ICIP 2022",
-    "labels", knobs=("drawn",), differs=f"{_FROZEN}; the scale always learns (authors: off by default)",
-)  # fmt: skip
+    "aslp",
+    "weights stay as drawn; a Gumbel-Softmax mask over them learns, with a scale a layer",
+    "Dupont et al., ICIP 2022",
+    "labels",
+    knobs=("drawn",),
+    differs=f"{_FROZEN}; the scale always learns (authors: off by default)",
+)
 def aslp(task: Task) -> Telling:
     return (yield from _subnetwork(task, "aslp", 50.0))
 
 
 @TRAINERS.register(
-    "supermask", "weights stay as drawn; masks are Bernoulli draws whose probabilities learn", "Zhou et al., NeurIPS 2019",
-    "labels", knobs=("drawn",),
+    "supermask",
+    "weights stay as drawn; masks are Bernoulli draws whose probabilities learn",
+    "Zhou et al., NeurIPS 2019",
+    "labels",
+    knobs=("drawn",),
     differs=f"{_FROZEN}; judged by the likelier half of each mask, rescaled (authors: the mean accuracy of ten drawn ones)",
-)  # fmt: skip
+)
 def supermask(task: Task) -> Telling:
     return (yield from _subnetwork(task, "supermask", 50.0))
 
 
 @TRAINERS.register(
-    "edge-popup", "weights stay as drawn; half of them stays, those with the largest learned scores",
-    "Ramanujan et al., CVPR 2020", "labels", knobs=("drawn",),
+    "edge-popup",
+    "weights stay as drawn; half of them stays, those with the largest learned scores",
+    "Ramanujan et al., CVPR 2020",
+    "labels",
+    knobs=("drawn",),
     differs=f"{_FROZEN}; weights that stay are scaled for those that go (the baseline of ASLP's authors: not)",
-)  # fmt: skip
+)
 def edge_popup(task: Task) -> Telling:
     return (yield from _subnetwork(task, "edge-popup", 0.1))
 
 
 @TRAINERS.register(
-    "smooth-svd", "a penalty makes weights low in rank, or smooth; then each layer is its truncated SVD",
-    _RUNKEL, "labels", knobs=("penalty", "strength", "energy"), reconstructed="from the abstract",
+    "smooth-svd",
+    "a penalty makes weights low in rank, or smooth; then each layer is its truncated SVD",
+    _RUNKEL,
+    "labels",
+    knobs=("penalty", "strength", "energy"),
+    reconstructed="from the abstract",
     differs=f"{_RELATIVE}; the rank keeps a share of the squared singular values",
-)  # fmt: skip
+)
 def smooth_svd(task: Task) -> Telling:
     model = yield from _smooth(task, "nuclear", 0.5)
     small = truncate(model, energy=task.spec.energy)
@@ -140,8 +167,12 @@ def smooth_svd(task: Task) -> Telling:
 @TRAINERS.register(
     "smooth-interpolation",
     "a penalty makes weights smooth, or low in rank; then fewer channels interpolate them",
-    _RUNKEL, "labels", knobs=("penalty", "strength", "sparsity"), reconstructed="from the abstract", differs=_RELATIVE,
-)  # fmt: skip
+    _RUNKEL,
+    "labels",
+    knobs=("penalty", "strength", "sparsity"),
+    reconstructed="from the abstract",
+    differs=_RELATIVE,
+)
 def smooth_interpolation(task: Task) -> Telling:
     model = yield from _smooth(task, "first", 2.0)
     groups, seen = find_groups(model, task.example), task.learned.subset(MEASURED, task.spec.seed)

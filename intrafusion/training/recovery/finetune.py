@@ -126,9 +126,17 @@ class _Lesson:
         """Train a pupil; of a case, in a way that can be stopped and gone on with."""
         with self._loss(network) as loss:
             yield from train(
-                network, self.learned, recipe, self.card.mean, self.card.std, parameters=learning, loss=loss,
-                held=self.held if case else None, looks=looks, keep=case.keep if case else None,
-            )  # fmt: skip
+                network,
+                self.learned,
+                recipe,
+                self.card.mean,
+                self.card.std,
+                parameters=learning,
+                loss=loss,
+                held=self.held if case else None,
+                looks=looks,
+                keep=case.keep if case else None,
+            )
 
     @contextmanager
     def _loss(self, network: nn.Module) -> Iterator[Loss]:

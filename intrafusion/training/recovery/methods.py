@@ -93,18 +93,25 @@ def perp(case: Case) -> Telling:
 
 
 @RECOVERIES.register(
-    "perp-lora", "as perp, and all other weights learn low-rank changes, merged into them at the end", _PERP, "labels",
-    knobs=(*_TRAINING, "rank"), differs=f"{_RANKS}, {_SGD}",
-)  # fmt: skip
+    "perp-lora",
+    "as perp, and all other weights learn low-rank changes, merged into them at the end",
+    _PERP,
+    "labels",
+    knobs=(*_TRAINING, "rank"),
+    differs=f"{_RANKS}, {_SGD}",
+)
 def perp_lora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=False))
 
 
 @RECOVERIES.register(
-    "perp-masklora", "as perp-lora, and weights that are zero stay zero", _PERP, "labels",
+    "perp-masklora",
+    "as perp-lora, and weights that are zero stay zero",
+    _PERP,
+    "labels",
     knobs=(*_TRAINING, "rank"),
     differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
-)  # fmt: skip
+)
 def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
 
@@ -126,17 +133,25 @@ def distill(case: Case) -> Telling:
 
 
 @RECOVERIES.register(
-    "similarity", "fine-tuned, and images must look alike to it where they do to the dense network",
-    "Tung & Mori, ICCV 2019", "labels", knobs=(*_TRAINING, "gamma"),
-)  # fmt: skip
+    "similarity",
+    "fine-tuned, and images must look alike to it where they do to the dense network",
+    "Tung & Mori, ICCV 2019",
+    "labels",
+    knobs=(*_TRAINING, "gamma"),
+)
 def similarity(case: Case) -> Telling:
     return retrain(case, Method(similar=case.how.gamma))
 
 
 @RECOVERIES.register(
-    "overparam", "fine-tuned with each layer a product of three, then one again",
-    _OVER, "labels", reconstructed="in ratio, start and schedule", knobs=(*_TRAINING, "ratio"), differs=_WIDE,
-)  # fmt: skip
+    "overparam",
+    "fine-tuned with each layer a product of three, then one again",
+    _OVER,
+    "labels",
+    reconstructed="in ratio, start and schedule",
+    knobs=(*_TRAINING, "ratio"),
+    differs=_WIDE,
+)
 def overparam(case: Case) -> Telling:
     return retrain(case, _wide(case))
 
@@ -144,10 +159,12 @@ def overparam(case: Case) -> Telling:
 @RECOVERIES.register(
     "overparam-sp",
     "over-parameterized, and images must look alike to it where they do to the dense network",
-    _OVER, "labels", reconstructed="in ratio, start and schedule",
+    _OVER,
+    "labels",
+    reconstructed="in ratio, start and schedule",
     knobs=(*_TRAINING, "ratio", "gamma"),
     differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
-)  # fmt: skip
+)
 def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))
 

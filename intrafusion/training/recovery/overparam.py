@@ -84,11 +84,18 @@ def _widened(layer: Any, ratio: float, generator: torch.Generator) -> Widened:
         factors = [
             type(layer)(groups * m, groups * p, 1, groups=groups, bias=False),
             type(layer)(
-                groups * p, groups * q, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, False,
+                groups * p,
+                groups * q,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                groups,
+                False,
                 layer.padding_mode,
             ),
             type(layer)(groups * q, groups * n, 1, groups=groups, bias=bias),
-        ]  # fmt: skip
+        ]
     for factor, values in zip(factors, (A, B, C), strict=True):
         factor.weight.data = values.reshape(factor.weight.shape).to(layer.weight.dtype)
     if layer.bias is not None:
@@ -107,9 +114,16 @@ def _contracted(wide: Widened) -> nn.Module:
         layer: Any = nn.Linear(first.in_features, last.out_features, last.bias is not None)
     else:
         layer = type(middle)(
-            first.in_channels, last.out_channels, middle.kernel_size, middle.stride, middle.padding, middle.dilation,
-            middle.groups, last.bias is not None, middle.padding_mode,
-        )  # fmt: skip
+            first.in_channels,
+            last.out_channels,
+            middle.kernel_size,
+            middle.stride,
+            middle.padding,
+            middle.dilation,
+            middle.groups,
+            last.bias is not None,
+            middle.padding_mode,
+        )
     layer.weight.data = _product(first, middle, last, torch.float64).detach().to(middle.weight.dtype)
     if last.bias is not None:
         layer.bias.data = last.bias.data.clone()
