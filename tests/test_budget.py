@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.evaluation.accuracy import Size, size
 from intrafusion.pruning.groups.norms import fold_groups
-from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.studies.allocation import Shapes, shapes, suggest
 from intrafusion.studies.sensitivity import Matrix, matrix

@@ -7,8 +7,8 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, PRODUCER
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.merge import MERGES
-from intrafusion.pruning.surgery import shrink
 
 # root -> (size, layers that write the channels, layers that read them, layers with one weight a channel)
 COUPLINGS = {

@@ -9,8 +9,8 @@ from torch import nn
 import intrafusion as itf
 from intrafusion.models.architectures import PadShortcut
 from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PRODUCER
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.pruner import choose_groups, prune_groups
-from intrafusion.pruning.surgery import shrink
 from intrafusion.pruning.transport.planning import block_counts, kept_count
 
 DATA_FREE = {

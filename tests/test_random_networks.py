@@ -13,9 +13,9 @@ import intrafusion as itf
 from intrafusion._registry import RECOVERIES
 from intrafusion.data.datasets import ImageData
 from intrafusion.models.card import ModelCard
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.merge import MERGES
 from intrafusion.pruning.pruner import cut
-from intrafusion.pruning.surgery import shrink
 from intrafusion.training.recovery import How, recover
 
 EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "12"))

@@ -17,7 +17,7 @@ from intrafusion.models.hub import architecture_of, dataset_of, describe, keep, 
 from intrafusion.models.serialization import layers_of, set_layers
 from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.pruning.groups.norms import fold_groups
-from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.runtime.paths import home
 from intrafusion.studies.uploads import remove, take_weights

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from intrafusion.pruning.groups.surgery import pad
 from intrafusion.pruning.pruner import cut
-from intrafusion.pruning.surgery import pad
 
 
 @pytest.mark.parametrize("merge", ["drop", "fusion"])

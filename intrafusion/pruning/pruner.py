@@ -13,9 +13,9 @@ from intrafusion.models.fx.sharing import check_call, check_finite, leaves, set_
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.groups.norms import fold_groups
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.merge import MERGES, Fit, Merged
-from intrafusion.pruning.surgery import shrink
 from intrafusion.pruning.transport.planning import TransportPlan, group_counts, kept_count, plan, stay
 from intrafusion.runtime.cancellation import checkpoint
 

@@ -19,7 +19,7 @@ from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.evaluation.accuracy import Size, layer_sizes, size
 from intrafusion.pruning.groups.group import CONSUMER, PAD, Group
 from intrafusion.pruning.groups.norms import fold_groups
-from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.studies.sensitivity import Matrix
 

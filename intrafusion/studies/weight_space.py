@@ -16,7 +16,7 @@ from intrafusion.evaluation.accuracy import logits, wilson
 from intrafusion.evaluation.loss_landscape import Plane, Surface, flatten, grid, lanczos, plane, share_within, surface
 from intrafusion.models.hub import load_model
 from intrafusion.pruning.groups.feature_maps import normalised, private
-from intrafusion.pruning.surgery import pad
+from intrafusion.pruning.groups.surgery import pad
 from intrafusion.runtime.cache import Cache
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import check

@@ -22,8 +22,8 @@ from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.pruning.groups.norms import folded_tensors
 from intrafusion.training.batchnorm import restate
-from intrafusion.training.methods.spec import ALIGNED
 
+ALIGNED = ("activations", "weights")  # what says which channels belong together
 SAMPLES = 200  # images whose activations tell channels apart
 MEASURED = 512  # images on which statistics are measured
 _BATCH = 128  # of them at once, so that each batch has statistics worth the name

@@ -18,8 +18,9 @@ from intrafusion.training.methods.parallel import parts_of
 from intrafusion.training.methods.runs import LabRun, run, runs
 from intrafusion.training.methods.sdprun import without_zeroed
 from intrafusion.training.methods.smooth import PENALTIES
-from intrafusion.training.methods.spec import ALIGNED, TrainSpec
+from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import Step
+from intrafusion.training.model_fusion import ALIGNED
 from pages.shared import job_queue, messages, parts, session
 from pages.shared.session import BIND, Here
 

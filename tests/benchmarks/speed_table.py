@@ -15,7 +15,7 @@ from torch import nn
 import intrafusion as itf
 from intrafusion.evaluation.latency import Comparison, Speed, compare
 from intrafusion.pruning.groups.norms import fold_groups
-from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 
 MODELS = "imagenet/resnet18", "imagenet/mobilenet_v2"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import intrafusion as itf
 from intrafusion.evaluation.loss_landscape import flatten, lanczos, share_within
 from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.pruning.groups.surgery import pad
 from intrafusion.pruning.pruner import cut
-from intrafusion.pruning.surgery import pad
 from intrafusion.training.methods.runs import LabRun, run
 from intrafusion.training.methods.sdprun import zeroed
 from intrafusion.training.methods.spec import TrainSpec

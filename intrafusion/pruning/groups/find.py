@@ -23,7 +23,7 @@ from intrafusion.models.precision import inputs_for
 from intrafusion.pruning.groups.dependency import Graph
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.groups.norms import fold_norms, norms_of_groups
-from intrafusion.pruning.surgery import shrink
+from intrafusion.pruning.groups.surgery import shrink
 
 _log = logging.getLogger(__name__)
 _MIXED = (

@@ -9,8 +9,8 @@ from intrafusion._registry import CRITERIA, MERGES, TRAINERS
 from intrafusion.errors import IntrafusionError, check_choice, shown
 from intrafusion.training.methods.masks import WEIGHTS
 from intrafusion.training.methods.smooth import PENALTIES
+from intrafusion.training.model_fusion import ALIGNED
 
-ALIGNED = ("activations", "weights")
 _BOUNDS: dict[str, tuple[float, float]] = {  # of each number: at least, less than
     "epochs": (0, 1e5), "lr": (0, 1e4), "batch": (1, 1e5), "seed": (0, 2**62), "training": (20, 1e9), "reach": (0, 1e3),
     "c": (0, 1e6), "mu": (0, 1), "strength": (0, 1e6), "energy": (0, 1.0000001), "sparsity": (0, 1), "rounds": (1, 101),
