@@ -219,7 +219,7 @@ def test_an_error_that_quotes_a_link_makes_no_picture_of_it():
 def test_widgets_of_one_name_are_of_one_kind():
     """A session carries a setting from page to page, where a widget of another kind would fail on it."""
     kinds: dict[str, set[str]] = {}
-    for path in (*ROOT.glob("pages/*.py"), *ROOT.glob("pages/common/*.py")):
+    for path in (*ROOT.glob("pages/**/*.py"),):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
                 for word in call.keywords:
