@@ -93,7 +93,7 @@ def test_all_that_is_registered_counts(found):
     "name",
     ["data.datasets", "data.decode_cache", "data._decode_worker", "data.image_folder", "models.state_dict",
      "models.sources.builtin", "models.sources.torchvision", "models.exported_program.importer", "pruning.groups.find",
-     "pruning.groups.dependency", "pruning.groups.bn_folding", "pruning.transport.cost", "pruning.transport.planning",
+     "pruning.groups.dependency", "pruning.groups.norms", "pruning.transport.cost", "pruning.transport.planning",
      "pruning.transport.solvers", "pruning.pruner", "pruning.groups.surgery", "studies.session", "studies.measurement",
      "evaluation.incremental", "evaluation.screening", "evaluation.output_mixing", "models.fx.partition",
      "evaluation.accuracy", "models.precision", "models.architectures", "training.loop", "training.augment",
@@ -105,25 +105,20 @@ def test_the_road_from_data_to_a_number_counts(found, name):
 
 def test_what_shows_results_does_not_count(found):
     names = {name.removeprefix("intrafusion.") for name in found}
-    aside = "log shutdown jobs progress scheduling escaping stale_files"
-    assert not {f"runtime.{name}" for name in aside.split()} & names
-    shown = "toy_network sweeps study_file store cluster uploads weight_space sensitivity"
-    assert not {name for name in names if name.startswith(tuple(f"studies.{part}" for part in shown.split()))}
-    assert not {
-        name for name in names if name.startswith(("reporting", "cli", "pruning.transport.provenance", "evaluation.latency"))
-    }
+    assert not {f"runtime.{name}" for name in ("log", "shutdown", "jobs", "progress", "scheduling")} & names
+    shown = ("toy_network", "sweeps", "study_file", "store", "cluster", "uploads", "weight_space", "sensitivity")
+    others = (*(f"studies.{part}" for part in shown), "reporting", "cli", "pruning.transport.provenance", "evaluation.latency")
+    assert not [name for name in names if name.startswith(others)]
     assert not names & {"runtime", "data", "models", "pruning", "evaluation", "training", "studies"}  # they only offer
     assert all(name.startswith("intrafusion.") for name in found)
 
 
 def test_recoveries_depend_on_less():
     found = set(modules("intrafusion.training.recovery.cache"))
-    assert {
-        f"intrafusion.{name}"
-        for name in ("training.recovery.methods", "training.loop", "pruning.pruner", "pruning.importance.magnitude")
-    } <= found
-    assert not [name for name in found if name.startswith(("intrafusion.studies", "intrafusion.evaluation.incremental"))]
-    assert not {f"intrafusion.{name}" for name in ("evaluation.screening", "models.hub", "models.state_dict")} & found
+    needed = ("training.recovery.methods", "training.loop", "pruning.pruner", "pruning.importance.magnitude")
+    assert {f"intrafusion.{name}" for name in needed} <= found
+    others = ("studies", "evaluation.incremental", "evaluation.screening", "models.hub", "models.state_dict")
+    assert not [name for name in found if name.removeprefix("intrafusion.").startswith(others)]
     assert len({code_version(), recovery_version(), lab_version()}) == 3
 
 
@@ -192,31 +187,19 @@ def test_another_place_or_another_end_of_lines_is_the_same_code(installed):
 
 
 def test_a_byte_makes_other_code(installed):
-    assert (
-        len(
-            {
-                code_version(),
-                *(installed(edited(name)) for name in ("pruning/importance/magnitude.py", "data/_decode_worker.py")),
-            }
-        )
-        == 3
-    )
-    assert (
-        installed(edited("reporting/figures/theme.py", "cli/main.py", "runtime/log.py", "pruning/__init__.py", "__init__.py"))
-        == code_version()
-    )
+    counted = ("pruning/importance/magnitude.py", "data/_decode_worker.py")
+    assert len({code_version(), *(installed(edited(name)) for name in counted)}) == 3
+    others = ("reporting/figures/theme.py", "cli/main.py", "runtime/log.py", "pruning/__init__.py", "__init__.py")
+    assert installed(edited(*others)) == code_version()
 
 
 def test_what_is_imported_for_types_alone_does_not_count(installed):
     types = b"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from intrafusion.reporting.figures import theme\n"
-    lazily = b"def draw():\n    from .figures import theme\n"
+    lazily = b"def draw():\n    from ...reporting.figures import theme\n"
     for lines, same in ((types, True), (lazily, False)):
         plain = installed(edited("pruning/transport/solvers.py", new=lines))
-        also = installed(
-            lambda copy, lines=lines: edited("reporting/figures/theme.py")(
-                edited("pruning/transport/solvers.py", new=lines)(copy)
-            )
-        )
+        both = edited("reporting/figures/theme.py"), edited("pruning/transport/solvers.py", new=lines)
+        also = installed(lambda copy, both=both: both[0](both[1](copy)))
         assert (plain == also) == same
 
 
