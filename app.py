@@ -24,16 +24,16 @@ def look() -> None:
 
     # torch takes seconds to import, once a server: navigation and greeting do not wait for it
     from intrafusion import IntrafusionError
-    from pages.shared import job_queue, messages, session
+    from pages.shared import app_state, job_queue, messages
 
     controls = st.sidebar.container()
-    session.arrive()
+    app_state.arrive()
     job_queue.show()  # below the controls, and before the page, which may stop early
     try:
         with links.noticed(page.title, notice):
-            st.session_state.here = session.choose(controls)
+            st.session_state.here = app_state.choose(controls)
             run(page)
-        session.warm()
+        app_state.warm()
     except IntrafusionError as error:
         messages.error(error)
 

@@ -9,13 +9,13 @@ from intrafusion.reporting.figures.curves import curves
 from intrafusion.reporting.snippets import curve_line, curve_snippet
 from intrafusion.runtime.jobs import Job
 from intrafusion.studies.sweeps import grid
-from pages.shared import parts, session, studying, transport_controls
+from pages.shared import app_state, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
 
 enter_app()
-here: session.Here = st.session_state.here
+here: app_state.Here = st.session_state.here
 st.markdown(
     "How much accuracy is left when channels go, without any fine-tuning? Fused and dropped networks keep the same channels and see the same images."
 )
@@ -23,7 +23,7 @@ st.markdown(
 columns = st.columns([2.6, 2, 1.6, 2.8])
 with columns[0]:
     scope = (
-        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=session.BIND)
+        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=app_state.BIND)
         or "all groups"
     )
     limit_name = st.selectbox(
@@ -31,13 +31,15 @@ with columns[0]:
         ["500", "2000", "10000", "all"],
         index=1,
         key="limit",
-        bind=session.BIND,
+        bind=app_state.BIND,
         help="More images, narrower bands.",
     )
-merges = columns[1].multiselect("Merges", list(_registry("merge")), default=["drop", "fusion"], key="merges", bind=session.BIND)
-criteria = columns[2].multiselect("Criteria", list(_registry("criterion")), default=["l1"], key="criteria", bind=session.BIND)
+merges = columns[1].multiselect(
+    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="merges", bind=app_state.BIND
+)
+criteria = columns[2].multiselect("Criteria", list(_registry("criterion")), default=["l1"], key="criteria", bind=app_state.BIND)
 percents = columns[3].multiselect(
-    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=session.BIND
+    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=app_state.BIND
 )
 if not (merges and criteria and percents):
     st.info("Choose at least one merge, one criterion and one sparsity.")
@@ -51,30 +53,30 @@ sparsities = [percent / 100 for percent in sorted(percents)]
 base: PruneSpec = here.spec.but(limit=limit, groups="all" if scope == "all groups" else here.spec.groups, **chosen)
 specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
 
-bench = session.measuring(here, limit)
+session = app_state.measuring(here, limit)
 looking = [spec for spec in specs if needs_images(spec)]
-if bench is None or (looking and not session.can_see(here, looking[0])):
+if session is None or (looking and not app_state.can_see(here, looking[0])):
     raise Enough
 store = studying.store()
 key = ("curve", here.key(), base, tuple(specs))
-job: Job | None = session.jobs().get(key)
+job: Job | None = app_state.jobs().get(key)
 running = job is not None and job.active
-stored = studying.stored(store, specs, bench)
+stored = studying.stored(store, specs, session)
 known = studying.points(stored, specs, job)
 settled = studying.is_settled(known, specs, job)
 
-count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
-cheap = bench.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
+count = len(session.images()) if limit is None else min(limit, len(session.images()))
+cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
 label = "Continue" if known and not settled else "Draw the curves"
 asked = studying.run_row(label, None, settled, stored, specs, job, running, count)
 if asked or (job is None and cheap and not settled):
-    studying.start(key, specs, bench, store, f"curve of {base.model}")
+    studying.start(key, specs, session, store, f"curve of {base.model}")
     st.rerun()
 
 results = list(known.values())
 widest = max(results, key=lambda result: result.count, default=None)
 dense = widest and (widest.dense_accuracy, widest.dense_interval)
-parts.chart(curves(results, sparsities, dense, session.is_dark()), "curves")
+parts.chart(curves(results, sparsities, dense, app_state.is_dark()), "curves")
 if not results and job is None:
     st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
 table = pd.DataFrame([result.to_row() for result in results])

@@ -7,11 +7,11 @@ from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.reporting import FORMATS, Report, comparing, making
 from intrafusion.reporting.snippets import prune_line, prune_snippet
 from pages.panels import export, recovery
-from pages.shared import messages, parts, session, transport_controls, working
+from pages.shared import app_state, messages, parts, transport_controls, working
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: session.Here = st.session_state.here
+here: app_state.Here = st.session_state.here
 st.markdown(
     "The smaller network itself: **made** as you say, **timed** against the one it came from on this machine, and "
     "**written** in formats that others read. Every file is opened again and must answer as the network does."
@@ -26,9 +26,9 @@ if recovery.trains(spec):
         spec = spec.but(**recovery.training_controls())
 with st.expander("Transport knobs", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs(merges=[spec.merge]))
-measuring = session.measuring(here, spec.limit)
-bench = here.bench if measuring is None else measuring
-if not session.can_see(here, spec):
+measuring = app_state.measuring(here, spec.limit)
+session = here.session if measuring is None else measuring
+if not app_state.can_see(here, spec):
     raise Enough
 if measuring is None:
     st.caption("Without images the network can be made, timed and written; its accuracy is not measured.")
@@ -36,13 +36,13 @@ key = ("export", here.key(), spec, measuring is None)
 top = st.container()
 
 st.subheader("Before and after")
-network = working.Work("network", "Make the network", key, lambda: making(spec, bench))
+network = working.Work("network", "Make the network", key, lambda: making(spec, session))
 found = network.section(st.container(horizontal=True, vertical_alignment="center"))
 made = found and found.made
 export.show_network(made, spec.merge)
 
 st.subheader("Is it faster?")
-speed = working.Work("speed", "Measure the speed", key, lambda: comparing(made, bench))
+speed = working.Work("speed", "Measure the speed", key, lambda: comparing(made, session))
 row = st.container(horizontal=True, vertical_alignment="center")
 compared = speed.section(row) if made else export.later(row, speed.label)
 export.show_speed(compared)

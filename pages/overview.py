@@ -8,22 +8,22 @@ import streamlit as st
 from intrafusion.pruning.groups.group import CONSUMER, PAD, coupling
 from intrafusion.runtime import escaping
 from intrafusion.runtime.access import public
-from intrafusion.studies.session import Bench
-from pages.shared import parts, session
+from intrafusion.studies.session import Session
+from pages.shared import app_state, parts
 from pages.shared.navigation import enter_app
 
 enter_app()
-here: session.Here = st.session_state.here
-card, bench = here.bench.card, here.bench
+here: app_state.Here = st.session_state.here
+card, session = here.session.card, here.session
 
-prunable = [group for group in bench.groups if group.reason is None]
+prunable = [group for group in session.groups if group.reason is None]
 
 
-def group_table(bench: Bench) -> pd.DataFrame:
+def group_table(session: Session) -> pd.DataFrame:
     """One row a group: what it holds, what it costs, why its layers belong together."""
-    sizes = bench.layers
+    sizes = session.layers
     rows = []
-    for group in bench.groups:
+    for group in session.groups:
         writers = [sizes[layer.name] for layer in group.layers if layer.role not in (CONSUMER, PAD) and layer.name in sizes]
         rows.append(
             {
@@ -38,17 +38,17 @@ def group_table(bench: Bench) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-left_out = "".join(f", without {operator}" for operator in bench.size.left_out)
+left_out = "".join(f", without {operator}" for operator in session.size.left_out)
 st.page_link("pages/learn.py", label="New to this? Learn the method on six neurons", icon=":material/school:")
 st.subheader("Channel groups, from input to output")
 st.markdown(
-    f"**{escaping.markdown(card.name)}** has {bench.size.params:,} parameters and takes {bench.size.macs / 1e6:,.1f} million multiply-accumulates "
-    f"an image{left_out}. {len(prunable)} of its {len(bench.groups)} groups can be pruned."
+    f"**{escaping.markdown(card.name)}** has {session.size.params:,} parameters and takes {session.size.macs / 1e6:,.1f} million multiply-accumulates "
+    f"an image{left_out}. {len(prunable)} of its {len(session.groups)} groups can be pruned."
 )
 st.caption(
     "Layers in one row share their channels: one cannot lose a channel without the others. Sizes are of the layers that write them."
 )
-table = group_table(bench)
+table = group_table(session)
 st.dataframe(
     table,
     hide_index=True,
@@ -82,7 +82,7 @@ with right:
         images = f" of {card.details['test_images']:,} test images" if "test_images" in card.details else ""
         st.markdown(f"The card says **{card.accuracy:.1%}**{images}{span}.")
     if st.button("Measure it here, on at most 2,000 images", icon=":material/speed:"):
-        measured_on = session.measuring(here, 2000)
+        measured_on = app_state.measuring(here, 2000)
         if measured_on is not None:
             with st.spinner("Measuring"):
                 dense = measured_on.dense(2000)

@@ -9,11 +9,11 @@ from intrafusion.reporting.snippets import recovery_snippet, sweep_line
 from intrafusion.studies.recovery_comparison import rows
 from intrafusion.studies.study_file import Study
 from pages.panels import recovery
-from pages.shared import messages, parts, session, studying, transport_controls
+from pages.shared import app_state, messages, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: session.Here = st.session_state.here
+here: app_state.Here = st.session_state.here
 st.markdown(
     "Pruning costs accuracy; how much of it comes back, and at what price? Every method starts from **the same pruned network**, "
     "sees the same training images, and has its learning rate found by the same short test."
@@ -28,40 +28,40 @@ if not methods:
     raise Enough
 
 specs = recovery.specs(base, methods, seeds, equal)
-bench = session.measuring(here, base.limit)
-if bench is None or not all(session.can_see(here, spec) for spec in recovery.lookers(specs)):
+session = app_state.measuring(here, base.limit)
+if session is None or not all(app_state.can_see(here, spec) for spec in recovery.lookers(specs)):
     raise Enough
 store = studying.store()
 key = ("recovery", here.key(), tuple(specs))
-job = session.jobs().get(key)
+job = app_state.jobs().get(key)
 running = job is not None and job.active
-stored = studying.stored(store, specs, bench)
+stored = studying.stored(store, specs, session)
 known = studying.points(stored, specs, job)
-runs = recovery.runs(specs, bench, job)
+runs = recovery.runs(specs, session, job)
 settled = studying.is_settled(known, specs, job) and len(runs) == len([s for s in specs if recovery.trains(s)])
-count = len(bench.images()) if base.limit is None else min(base.limit, len(bench.images()))
+count = len(session.images()) if base.limit is None else min(base.limit, len(session.images()))
 label = "Continue" if known and not settled else "Recover"
 if studying.run_row(label, recovery.forecast(specs), settled, stored, specs, job, running, count):
-    recovery.start(key, specs, bench, store, f"recovery of {base.model}")
+    recovery.start(key, specs, session, store, f"recovery of {base.model}")
     st.rerun()
 
 answer = rows(list(known.values()), runs)
-by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=session.BIND)
+by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
 by = by or "steps"  # an empty parameter of a link empties even what is required
-parts.chart(training_curves(runs, answer, by, session.is_dark()), "recovery")
+parts.chart(training_curves(runs, answer, by, app_state.is_dark()), "recovery")
 if not known and job is None:
     st.caption("Nothing is computed before you ask. Press *Recover*.")
 elif not runs:
     st.caption("Methods that solve instead of training have no curve: the table has them.")
 
 st.subheader("The answer")
-recovery.answer(answer, methods, here.bench, known)
+recovery.answer(answer, methods, here.session, known)
 st.subheader("Which images look alike")
 if running or not known:
     st.caption("The similarity matrices of teacher and student follow when the methods are done.")
 else:
     try:
-        recovery.similarities(bench, base, [spec for spec in specs if spec in known])
+        recovery.similarities(session, base, [spec for spec in specs if spec in known])
     except IntrafusionError as error:
         messages.warning(error)
 

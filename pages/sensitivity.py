@@ -11,27 +11,27 @@ from intrafusion.runtime import escaping
 from intrafusion.studies.sensitivity import alone, fragility, table
 from intrafusion.studies.study_file import Study
 from pages.panels import allocation, sensitivity
-from pages.shared import messages, parts, session, studying, transport_controls
+from pages.shared import app_state, messages, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 _CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: such studies run unasked
 
 enter_app()
-here: session.Here = st.session_state.here
+here: app_state.Here = st.session_state.here
 st.markdown(
     "Each group of channels is pruned **alone**, at several sparsities, and the whole network is measured: fragile groups "
     "show at once. From the same numbers come sparsities for all groups together."
 )
 row = st.container(horizontal=True)
 merges = row.multiselect(
-    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="study_merges", bind=session.BIND, width=250
+    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="study_merges", bind=app_state.BIND, width=250
 )
 criterion = row.selectbox(
     "Importance criterion",
     list(_registry("criterion")),
     index=list(_registry("criterion")).index("l1"),
     key="criterion",
-    bind=session.BIND,
+    bind=app_state.BIND,
     width=200,
     help="Which channels go. The Importance page shows what each criterion says.",
 )
@@ -40,7 +40,7 @@ percents = row.multiselect(
     list(range(5, 100, 5)),
     default=[10, 30, 50, 70],
     key="study_sparsities",
-    bind=session.BIND,
+    bind=app_state.BIND,
     width=320,
 )
 limit_name = row.selectbox(
@@ -48,7 +48,7 @@ limit_name = row.selectbox(
     ["500", "2000", "10000", "all"],
     index=1,
     key="study_limit",
-    bind=session.BIND,
+    bind=app_state.BIND,
     width=110,
     help="Every point is first looked at on about 100 of them, then on all.",
 )
@@ -65,22 +65,22 @@ base: PruneSpec = here.spec.but(groups="all", criterion=criterion, limit=limit, 
 with how:
     way = sensitivity.way_to_run(here, base, merges)
 base = base.but(precision=way.precision)
-names = tuple(group.name for group in here.bench.groups if group.reason is None)
+names = tuple(group.name for group in here.session.groups if group.reason is None)
 study = Study(way.name, base, {"groups": ("each",), "sparsity": sparsities, "merge": tuple(merges)}, way.decide)
-specs = study.specs(here.bench.groups)
-bench = session.measuring(here, limit)
-if bench is None or not session.can_see(here, base):
+specs = study.specs(here.session.groups)
+session = app_state.measuring(here, limit)
+if session is None or not app_state.can_see(here, base):
     raise Enough
 both = sensitivity.pair(merges)
 
 store = studying.store()
 key = ("study", here.key(), study.base, tuple(specs), study.decide)
-job = session.jobs().get(key)
+job = app_state.jobs().get(key)
 running = job is not None and job.active
-stored, rows = studying.stored(store, specs, bench), studying.studies(store)
+stored, rows = studying.stored(store, specs, session), studying.studies(store)
 known = studying.points(stored, specs, job)
-count = len(bench.images()) if limit is None else min(limit, len(bench.images()))
-cheap = bench.size.macs * count * len(specs) < _CHEAP and not needs_images(base) and not way.flags
+count = len(session.images()) if limit is None else min(limit, len(session.images()))
+cheap = session.size.macs * count * len(specs) < _CHEAP and not needs_images(base) and not way.flags
 settled = studying.is_settled(known, specs, job)
 same = study.name in rows and rows[study.name].text == study.to_toml()
 replaces = way.named and study.name in rows and not same
@@ -93,9 +93,9 @@ about = (
 asked = studying.run_row(label, about, settled and not replaces, stored, specs, job, running, count)
 unasked = job is None and cheap and not settled
 if asked or (not replaces and (unasked or (settled and not same))):
-    studying.keep(store, study, specs, bench)
+    studying.keep(store, study, specs, session)
 if asked or unasked:
-    studying.start(key, specs, bench, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
+    studying.start(key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
     st.rerun()
 results = list(known.values())
 made, numbers = sensitivity.matrices(results, merges, names, sparsities), table(alone(results))
@@ -107,7 +107,7 @@ with detail.container():
     own = [result for result in results if result.spec.groups == (here.group.name,)]
     widest = max(own, key=lambda result: result.count, default=None)
     dense = widest and (widest.dense_accuracy, widest.dense_interval)
-    parts.chart(curves(own, sparsities, dense, session.is_dark()).update_layout(height=380), "group-curve")
+    parts.chart(curves(own, sparsities, dense, app_state.is_dark()).update_layout(height=380), "group-curve")
 with detail.container():
     st.caption("Click a cell above, or choose it here and the group in the sidebar.")
     place = here.group.name, sensitivity.cell_control(percents)
@@ -122,10 +122,10 @@ elif not results:
 else:
     st.subheader("Fragile groups")
     ranked = {merge: fragility(matrix) for merge, matrix in made.items() if matrix.cells}
-    sensitivity.clickable(fragility_bars(ranked, session.is_dark()), "fragility")
+    sensitivity.clickable(fragility_bars(ranked, app_state.is_dark()), "fragility")
     st.subheader("A smaller network")
     try:
-        allocation.suggestion(here, bench, base, {merge: made[merge] for merge in ranked}, store)
+        allocation.suggestion(here, session, base, {merge: made[merge] for merge in ranked}, store)
     except IntrafusionError as error:
         messages.warning(error)
     st.subheader("Against another study")

@@ -9,11 +9,11 @@ from intrafusion.reporting.figures.training import learning, side_by_side, sprea
 from intrafusion.reporting.snippets import lab_line, lab_snippet
 from intrafusion.training.methods.runs import check_architecture, known
 from pages.panels import training_lab
-from pages.shared import messages, parts, session
+from pages.shared import app_state, messages, parts
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: session.Here = st.session_state.here
+here: app_state.Here = st.session_state.here
 st.markdown(
     "One-shot pruning takes a trained network apart. These methods prune **while a network learns**, or find a good network "
     "inside one that never does. Training starts from weights drawn anew, in the architecture of the sidebar's model."
@@ -29,24 +29,24 @@ st.caption(f"**{spec.method}**: {entry.told}. {entry.paper}")
 if entry.differs:
     st.caption(f"Not as in its source: {entry.differs}.")
 key = ("lab", spec, here.device)
-job = session.jobs().get(key)
+job = app_state.jobs().get(key)
 running = job is not None and job.active
 try:
     run = None if running else known(spec)
 except IntrafusionError as error:
-    session.offer_images(here, error)
+    app_state.offer_images(here, error)
     raise Enough from error
 steps = training_lab.steps(run, job)
 if training_lab.run_row(run, job, running, bool(steps)):
     training_lab.start(key, spec, here.device)
     st.rerun()
 
-parts.chart(learning(steps, spec.method, session.is_dark()), "learning")
+parts.chart(learning(steps, spec.method, app_state.is_dark()), "learning")
 left, right = st.columns(2)
 with left:
-    parts.chart(zeros(steps, spec.method, session.is_dark()), "zeros")
+    parts.chart(zeros(steps, spec.method, app_state.is_dark()), "zeros")
 with right:
-    parts.chart(spread(steps, session.is_dark()), "spread")
+    parts.chart(spread(steps, app_state.is_dark()), "spread")
 if not steps:
     st.caption("Nothing is trained before you ask. Press *Train*.")
 
@@ -60,7 +60,7 @@ else:
 st.subheader("Runs side by side")
 runs, names = training_lab.chosen(spec.model)
 if runs:
-    parts.chart(side_by_side(runs, names, session.is_dark()), "side_by_side")
+    parts.chart(side_by_side(runs, names, app_state.is_dark()), "side_by_side")
     st.dataframe(training_lab.table(runs, names), hide_index=True)
 else:
     st.caption("Every run of this architecture on this machine can be compared here.")

@@ -7,16 +7,16 @@ from scipy.stats import hypergeom, spearmanr
 
 import intrafusion as itf
 from intrafusion.pruning.agreement import chance, compare, overlap, spearman, stays
-from intrafusion.studies.session import open_model
+from intrafusion.studies.session import open_session
 
 
 @pytest.fixture(scope="module")
 def model():
-    return open_model("digits-resnet")
+    return open_session("digits-resnet")
 
 
-def group_of(bench, name="layer2.0.conv1"):
-    return next(group for group in bench.groups if group.name == name)
+def group_of(session, name="layer2.0.conv1"):
+    return next(group for group in session.groups if group.name == name)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

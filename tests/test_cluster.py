@@ -19,7 +19,7 @@ from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.studies import sweeps as local
 from intrafusion.studies.cluster import connection, driver
 from intrafusion.studies.measurement import Result, run
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure, grid, origin
 
@@ -32,8 +32,8 @@ QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "hea
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(BASE)
+def session() -> Session:
+    return open_session(BASE)
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +116,13 @@ def new_lines(file: Path) -> Iterator[str]:
 
 
 class TestChunks:
-    def pieces(self, specs: list[itf.PruneSpec], slots: int, bench: Bench) -> list[list[itf.PruneSpec]]:
-        families = driver._families(local.checked(specs, bench))
-        return [chunk.specs for chunk in driver._split(families, bench, slots)]
+    def pieces(self, specs: list[itf.PruneSpec], slots: int, session: Session) -> list[list[itf.PruneSpec]]:
+        families = driver._families(local.checked(specs, session))
+        return [chunk.specs for chunk in driver._split(families, session, slots)]
 
     @pytest.mark.parametrize("slots", [1, 2, 3, 100])
-    def test_hold_every_point_once_and_families_whole(self, bench, slots):
-        pieces = self.pieces(SPECS, slots, bench)
+    def test_hold_every_point_once_and_families_whole(self, session, slots):
+        pieces = self.pieces(SPECS, slots, session)
         assert sorted(spec.key() for piece in pieces for spec in piece) == sorted(spec.key() for spec in SPECS)
         for piece in pieces:
             assert len({spec.groups for spec in piece}) == 1
@@ -130,87 +130,87 @@ class TestChunks:
 
     @pytest.mark.parametrize(("slots", "count"), [(1, 9), (2, 9), (8, 27)])
     def test_a_group_is_cut_up_only_where_workers_would_wait(self, slots, count):
-        bench = open_bench(itf.PruneSpec(model="digits-resnet"))
-        groups = [(group.name,) for group in bench.groups if group.reason is None]
+        session = open_session(itf.PruneSpec(model="digits-resnet"))
+        groups = [(group.name,) for group in session.groups if group.reason is None]
         specs = grid(BASE, groups=groups, merge=["drop", "fusion"], sparsity=[s / 10 for s in range(1, 10)])
-        assert len(self.pieces(specs, slots, bench)) == count
+        assert len(self.pieces(specs, slots, session)) == count
 
 
 class TestSweep:
     @pytest.mark.usefixtures("workers")
-    def test_results_are_those_of_the_local_sweep(self, bench):
+    def test_results_are_those_of_the_local_sweep(self, session):
         specs = [*SPECS[:6], BASE.but(criterion="taylor"), BASE.but(limit=50, cost="activations", seed=3)]
-        found = last(driver.sweep(specs, bench))
-        assert numbers(found) == numbers(last(local.sweep(specs, bench)))
+        found = last(driver.sweep(specs, session))
+        assert numbers(found) == numbers(last(local.sweep(specs, session)))
         assert all(result.complete for result in found.values())
 
     @pytest.mark.usefixtures("workers")
-    def test_the_network_and_the_images_go_out_once(self, bench, monkeypatch):
+    def test_the_network_and_the_images_go_out_once(self, session, monkeypatch):
         sent: list[Any] = []
         monkeypatch.setattr(ray, "put", lambda value, put=ray.put: sent.append(value) or put(value))
-        assert len(last(driver.sweep(SPECS, bench))) == 12
+        assert len(last(driver.sweep(SPECS, session))) == 12
         assert len(sent) == 1
 
     @pytest.mark.usefixtures("workers")
-    def test_results_reach_the_store_as_they_come_and_serve_the_next_study(self, bench, store, tamper, monkeypatch):
+    def test_results_reach_the_store_as_they_come_and_serve_the_next_study(self, session, store, tamper, monkeypatch):
         tamper(lambda spec: time.sleep(0.05))
-        points = [(spec, origin(spec, bench)) for spec in SPECS]
+        points = [(spec, origin(spec, session)) for spec in SPECS]
         held = []
-        for result in driver.sweep(SPECS, bench, store):
+        for result in driver.sweep(SPECS, session, store):
             stored = store.get(points)
             assert stored[result.spec].count >= result.count
             held.append(len(stored))
         assert held[0] < held[len(held) // 2] <= held[-1] == len(SPECS)
         monkeypatch.setattr(driver, "SESSION", None)  # Ray is not even asked for
-        again = list(driver.sweep(SPECS, bench, store))
+        again = list(driver.sweep(SPECS, session, store))
         assert len(again) == len(SPECS)
-        assert numbers(last(again)) == numbers(last(local.sweep(SPECS, bench)))
+        assert numbers(last(again)) == numbers(last(local.sweep(SPECS, session)))
 
     @pytest.mark.usefixtures("workers")
-    def test_a_partial_point_goes_on_from_where_it_was(self, bench, store, monkeypatch):
+    def test_a_partial_point_goes_on_from_where_it_was(self, session, store, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
-            looks = local.sweep(SPECS[:1], open_bench(BASE), store)
+            looks = local.sweep(SPECS[:1], open_session(BASE), store)
             assert next(looks).count == 100
             looks.close()
-        first, *rest = driver.sweep(SPECS[:1], bench, store)
+        first, *rest = driver.sweep(SPECS[:1], session, store)
         assert first.count == 100
-        assert rest[-1].correct == run(SPECS[0], bench).correct
+        assert rest[-1].correct == run(SPECS[0], session).correct
         assert all(result.count > 100 for result in rest)
 
     @pytest.mark.usefixtures("workers")
-    def test_points_that_another_process_has_claimed_are_left_to_it(self, bench, store, tmp_path):
-        taken, point = SPECS[0], origin(SPECS[0], bench)
+    def test_points_that_another_process_has_claimed_are_left_to_it(self, session, store, tmp_path):
+        taken, point = SPECS[0], origin(SPECS[0], session)
         with Store(tmp_path / "s.sqlite") as other:
             assert other.claim(taken, point)
             found = []
-            for result in driver.sweep(SPECS, bench, store):
+            for result in driver.sweep(SPECS, session, store):
                 found.append(result)
                 finished = {r.spec for r in found if r.complete}
                 if len(finished) == len(SPECS) - 2:  # the taken one's partner waits with it
-                    theirs = run(taken, bench)
+                    theirs = run(taken, session)
                     other.put(theirs, point)
                     other.release(taken, point)
         assert [result for result in found if result.spec == taken] == [theirs]
         assert set(last(found)) == set(SPECS)
 
     @pytest.mark.usefixtures("workers")
-    def test_a_point_that_fails_is_told_in_one_line_and_the_others_go_on(self, bench, store, tamper):
+    def test_a_point_that_fails_is_told_in_one_line_and_the_others_go_on(self, session, store, tamper):
         def first(spec, bad=SPECS[1]):
             if spec == bad:
                 raise RuntimeError("no such shape\nlots of it")
 
         tamper(first)
-        store.save_study("s", "", [(spec, origin(spec, bench)) for spec in SPECS])
-        found = list(driver.sweep(SPECS, bench, store))
+        store.save_study("s", "", [(spec, origin(spec, session)) for spec in SPECS])
+        found = list(driver.sweep(SPECS, session, store))
         assert [f for f in found if isinstance(f, Failure)] == [Failure(SPECS[1], "RuntimeError: no such shape")]
         assert set(last(found)) == {*SPECS} - {SPECS[1]}
         assert store.failures("s") == {SPECS[1]: "RuntimeError: no such shape"}
 
     @pytest.mark.usefixtures("workers")
-    def test_decided_points_are_not_refined(self, bench):
-        data = bench.images()
-        many = bench.on(
+    def test_decided_points_are_not_refined(self, session):
+        data = session.images()
+        many = session.on(
             itf.ImageData(data.name, data.split, data.images.repeat(9, 1, 1, 1), data.labels.repeat(9), data.classes)
         )
         specs = grid(BASE, sparsity=[0.8], merge=["drop", "fusion"])  # 58 % and 83 %
@@ -218,22 +218,22 @@ class TestSweep:
         assert max(dropped.count, fused.count) < dropped.total
 
     @pytest.mark.parametrize("changes", [{"merge": "melt"}, {"groups": ("nine",)}], ids=str)
-    def test_a_bad_spec_is_refused_before_anything_starts(self, bench, monkeypatch, changes):
+    def test_a_bad_spec_is_refused_before_anything_starts(self, session, monkeypatch, changes):
         monkeypatch.setattr(driver, "SESSION", None)
         with pytest.raises(itf.IntrafusionError):
-            next(driver.sweep([*SPECS, BASE.but(**changes)], bench))
+            next(driver.sweep([*SPECS, BASE.but(**changes)], session))
 
 
 class TestStopping:
     @pytest.mark.usefixtures("workers")
     @pytest.mark.parametrize("cancelled", [True, False])
-    def test_leaves_no_task_and_no_claim(self, bench, store, tmp_path, tamper, monkeypatch, cancelled):
+    def test_leaves_no_task_and_no_claim(self, session, store, tmp_path, tamper, monkeypatch, cancelled):
         asked, cancel = [], ray.cancel
         monkeypatch.setattr(ray, "cancel", lambda task, force=False: asked.append(force) or cancel(task, force=force))
         monkeypatch.setattr(driver, "_LEAVE", 10.0)  # a busy machine is slow
         tamper(lambda spec: any(time.sleep(0.05) for _ in itertools.repeat(0, 0 if spec.sparsity == 0.2 else 10**6)))
         stop = threading.Event()
-        looks = driver.sweep(SPECS, bench, store)
+        looks = driver.sweep(SPECS, session, store)
         with stoppable(stop):
             next(looks)
             if cancelled:
@@ -247,35 +247,35 @@ class TestStopping:
         assert not asked[0]
         assert idle()
         with Store(tmp_path / "s.sqlite") as other:
-            assert all(other.claim(spec, origin(spec, bench)) for spec in SPECS[2:])
+            assert all(other.claim(spec, origin(spec, session)) for spec in SPECS[2:])
 
     @pytest.mark.usefixtures("workers")
-    def test_what_was_measured_before_serves_the_next_run(self, bench, store):
-        looks = driver.sweep(SPECS, bench, store)
+    def test_what_was_measured_before_serves_the_next_run(self, session, store):
+        looks = driver.sweep(SPECS, session, store)
         early = next(looks)
         looks.close()
-        assert early in list(driver.sweep(SPECS, bench, store))
+        assert early in list(driver.sweep(SPECS, session, store))
 
     @pytest.mark.usefixtures("workers")
-    def test_tasks_that_fit_nowhere_are_waited_for_and_then_refused(self, bench, monkeypatch, caplog):
+    def test_tasks_that_fit_nowhere_are_waited_for_and_then_refused(self, session, monkeypatch, caplog):
         monkeypatch.setattr(driver, "_PATIENCE", 1.5)
         monkeypatch.setattr(driver, "_AGAIN", 0.2)
         with pytest.raises(itf.IntrafusionError, match="no machine of the Ray cluster has the 1 CPUs and 2 GPUs"):
-            list(driver.sweep(SPECS, bench, num_gpus=2))
+            list(driver.sweep(SPECS, session, num_gpus=2))
         assert [record.message for record in caplog.records if "waiting for one" in record.message]
 
     @pytest.mark.usefixtures("workers")
-    def test_workers_of_another_version_are_refused(self, bench, monkeypatch):
+    def test_workers_of_another_version_are_refused(self, session, monkeypatch):
         monkeypatch.setattr(driver, "code_version", lambda: "another")
         with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has other code of intrafusion, or other"):
-            list(driver.sweep(SPECS, bench))
+            list(driver.sweep(SPECS, session))
         assert idle()
 
     @pytest.mark.usefixtures("workers")
-    def test_a_task_that_does_not_listen_is_ended(self, bench, tamper, monkeypatch):
+    def test_a_task_that_does_not_listen_is_ended(self, session, tamper, monkeypatch):
         tamper(lambda spec: time.sleep(0 if spec.sparsity == 0.2 else 60))
         monkeypatch.setattr(driver, "_LEAVE", 0.5)
-        looks = driver.sweep(SPECS, bench)
+        looks = driver.sweep(SPECS, session)
         next(looks)
         looks.close()
         assert idle()
@@ -283,9 +283,9 @@ class TestStopping:
 
 class TestShares:
     @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda")])
-    def test_what_is_trained_there_is_of_the_kind_of_device_that_tasks_ask_for(self, bench, gpus, kind):
-        place = driver._Share(1, gpus).origin(SPECS[0], bench)
-        assert (place.kind, place.model, place.data) == (kind, *bench.fingerprints(SPECS[0]))
+    def test_what_is_trained_there_is_of_the_kind_of_device_that_tasks_ask_for(self, session, gpus, kind):
+        place = driver._Share(1, gpus).origin(SPECS[0], session)
+        assert (place.kind, place.model, place.data) == (kind, *session.fingerprints(SPECS[0]))
 
     @pytest.mark.parametrize(
         ("cpus", "gpus", "count"),
@@ -297,13 +297,13 @@ class TestShares:
     @pytest.mark.parametrize(
         "asked", [{"num_cpus": -1}, {"num_cpus": 0}, {"num_gpus": 1.5}, {"num_gpus": float("inf")}], ids=str
     )
-    def test_an_impossible_one_is_refused_before_anything_starts(self, bench, monkeypatch, asked):
+    def test_an_impossible_one_is_refused_before_anything_starts(self, session, monkeypatch, asked):
         monkeypatch.setattr(driver, "SESSION", None)
         with pytest.raises(itf.IntrafusionError, match="a task"):
-            list(driver.sweep(SPECS, bench, **asked))
+            list(driver.sweep(SPECS, session, **asked))
 
     @pytest.mark.usefixtures("workers")
-    def test_is_asked_for_by_every_task_which_uses_that_device(self, bench, monkeypatch):
+    def test_is_asked_for_by_every_task_which_uses_that_device(self, session, monkeypatch):
         asked: list[Any] = []
 
         class Task:
@@ -318,7 +318,7 @@ class TestShares:
         monkeypatch.setattr(ray, "remote", lambda function: Task())
         for share in ({}, {"num_cpus": 0.5, "num_gpus": 0.25}, {"num_cpus": 4}):
             with pytest.raises(itf.IntrafusionError, match="enough"):
-                list(driver.sweep(SPECS, bench, **share))
+                list(driver.sweep(SPECS, session, **share))
         assert asked == [
             {"num_cpus": 1, "num_gpus": 0, "max_retries": 0}, (1, "cpu"),
             {"num_cpus": 0.5, "num_gpus": 0.25, "max_retries": 0}, (1, "cuda"),
@@ -329,23 +329,23 @@ class TestShares:
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_a_bench_on_a_gpu_is_measured_on_gpus(self, store):
         ray.shutdown()
-        bench = open_bench(BASE, "cuda")
-        found = last(driver.sweep(SPECS, bench, store))
-        assert numbers(found) == numbers(last(local.sweep(SPECS, bench)))
-        store.save_study("s", "", [(spec, origin(spec, bench)) for spec in SPECS])
+        session = open_session(BASE, "cuda")
+        found = last(driver.sweep(SPECS, session, store))
+        assert numbers(found) == numbers(last(local.sweep(SPECS, session)))
+        store.save_study("s", "", [(spec, origin(spec, session)) for spec in SPECS])
         assert store.study("s").devices == (torch.cuda.get_device_name(),)
 
 
 class TestLosses:
     @pytest.mark.usefixtures("workers")
-    def test_a_point_that_kills_its_workers_takes_no_others_with_it(self, bench, tamper, caplog, monkeypatch):
+    def test_a_point_that_kills_its_workers_takes_no_others_with_it(self, session, tamper, caplog, monkeypatch):
         def first(spec, deadly=SPECS[3]):
             if spec == deadly:
                 os._exit(1)
 
         tamper(first)
         monkeypatch.setattr(driver, "RETRIES", 2)
-        found = list(driver.sweep(SPECS, bench))
+        found = list(driver.sweep(SPECS, session))
         failures = {f.spec: f.reason for f in found if isinstance(f, Failure)}
         assert set(failures) == {SPECS[3]}
         assert "lost 3 times (WorkerCrashedError" in failures[SPECS[3]]
@@ -355,7 +355,7 @@ class TestLosses:
             f"{n} of 2)" for n in (1, 2)
         ]
 
-    def test_what_a_killed_machine_had_left_is_measured_by_the_other(self, workers, bench, store, tamper, caplog, tmp_path):
+    def test_what_a_killed_machine_had_left_is_measured_by_the_other(self, workers, session, store, tamper, caplog, tmp_path):
         diary = tmp_path / "begun"
 
         def first(spec, diary=str(diary)):
@@ -367,15 +367,15 @@ class TestLosses:
         specs = [spec.but(limit=50) for spec in SPECS]  # measured in one go
         found: list[Result | Failure] = []
         hit = ""
-        for result in driver.sweep(specs, bench, store):
+        for result in driver.sweep(specs, session, store):
             found.append(result)
             if not hit:
                 node, pid, hit = next(line.split(" ", 2) for line in new_lines(diary) if '"merge": "drop"' in line)
                 workers.remove_node(next(n for n in workers.worker_nodes if n.node_id == node), allow_graceful=False)
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)  # in the first of its two points
-        assert numbers(last(found)) == numbers(last(local.sweep(specs, bench)))
-        assert store.get((spec, origin(spec, bench)) for spec in specs) == last(found)
+        assert numbers(last(found)) == numbers(last(local.sweep(specs, session)))
+        assert store.get((spec, origin(spec, session)) for spec in specs) == last(found)
         assert len({line.split()[0] for line in diary.read_text().splitlines() if line.endswith(hit)}) == 2
         lost = [record.message for record in caplog.records if "a worker was lost" in record.message]
         assert any("its 2 points go out again (1 of 3)" in line for line in lost)
@@ -383,30 +383,30 @@ class TestLosses:
 
 
 class TestConnecting:
-    def test_no_ray_is_one_line(self, bench, monkeypatch):
+    def test_no_ray_is_one_line(self, session, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(itf.IntrafusionError, match=r"needs Ray: pip install 'intrafusion\[ray\]'"):
-            list(driver.sweep(SPECS, bench))
+            list(driver.sweep(SPECS, session))
 
     def test_the_version_asked_for_is_the_one_tested(self):
         assert f"ray=={ray.__version__}" == connection.RAY
         assert f'"{connection.RAY}"' in (itf.places.ASSETS.parent / "pyproject.toml").read_text()
 
     @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense", "ray://a:1"])
-    def test_an_address_where_no_cluster_is_is_one_line(self, bench, address):
+    def test_an_address_where_no_cluster_is_is_one_line(self, session, address):
         ray.shutdown()
         with pytest.raises(itf.IntrafusionError, match="Ray") as caught:
-            list(driver.sweep(SPECS, bench, address=address))
+            list(driver.sweep(SPECS, session, address=address))
         assert "\n" not in str(caught.value)
         assert not ray.is_initialized()
 
-    def test_an_address_that_does_not_answer_is_given_up(self, bench, monkeypatch):
+    def test_an_address_that_does_not_answer_is_given_up(self, session, monkeypatch):
         ray.shutdown()
         monkeypatch.setattr(connection, "_CONNECT", 2.0)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
             with pytest.raises(itf.IntrafusionError, match=r"no Ray cluster answers at .* \(no answer in 2 s\)"):
-                list(driver.sweep(SPECS, bench))
+                list(driver.sweep(SPECS, session))
 
     def test_a_cluster_is_joined_by_its_address_and_left(self, machines):
         ray.shutdown()
@@ -415,28 +415,28 @@ class TestConnecting:
             assert not connection.SESSION.alone
         assert not ray.is_initialized()
 
-    def test_without_an_address_ray_starts_here_and_ends_with_the_study(self, bench, monkeypatch):
+    def test_without_an_address_ray_starts_here_and_ends_with_the_study(self, session, monkeypatch):
         ray.shutdown()
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        looks = driver.sweep(SPECS[:2], bench)
+        looks = driver.sweep(SPECS[:2], session)
         first = threading.Thread(target=next, args=[looks])  # as in a page, where studies come and go in threads
         first.start()
         first.join()
         with pytest.raises(itf.IntrafusionError, match="no machine"):  # a second study joins in, and leaves Ray running
-            list(driver.sweep(SPECS, bench, num_cpus=1000))
+            list(driver.sweep(SPECS, session, num_cpus=1000))
         assert ray.is_initialized()
         assert set(last(looks)) == {*SPECS[:2]}
         assert not ray.is_initialized()
 
 
-def test_a_worker_has_the_images_that_recoveries_learn_from(bench):
+def test_a_worker_has_the_images_that_recoveries_learn_from(session):
     from intrafusion.studies.cluster.worker import Parts
 
     spec = BASE.but(recovery="perp-head", merge="calibrated", training=100)
-    sent = Parts.of(bench, [spec]).bench("cpu")
+    sent = Parts.of(session, [spec]).session("cpu")
     for ours, theirs in (
-        (sent.training(spec), bench.training(spec)),
-        (sent.calibration(spec), bench.calibration(spec)),
+        (sent.training(spec), session.training(spec)),
+        (sent.calibration(spec), session.calibration(spec)),
     ):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)

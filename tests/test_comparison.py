@@ -13,7 +13,7 @@ from intrafusion.pruning.pruner import cut
 from intrafusion.reporting.figures.recovery import headline, similarity_panels, training_curves
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.recovery_comparison import Alike, Run, alike, compare, known_run, layers_to_compare, rows
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
 from intrafusion.training.loop import Moment
@@ -33,15 +33,15 @@ def moments(*held: float) -> tuple[Moment, ...]:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(SPEC)
+def session() -> Session:
+    return open_session(SPEC)
 
 
 class TestCompare:
-    def test_yields_runs_while_they_train_then_results(self, bench, tmp_path):
+    def test_yields_runs_while_they_train_then_results(self, session, tmp_path):
         specs = [SPEC.but(recovery=name) for name in ("none", "bn-reset", "perp", "overparam-sp")]
         with Store(tmp_path / "store.sqlite") as store:
-            found = list(compare(specs, bench, store))
+            found = list(compare(specs, session, store))
             results = [one for one in found if isinstance(one, Result)]
             runs = [one for one in found if isinstance(one, Run)]
             assert {result.spec for result in results if result.complete} == set(specs)
@@ -51,22 +51,22 @@ class TestCompare:
             last = {run.spec.recovery: run for run in runs}
             assert last.keys() == {"perp", "overparam-sp"}
             assert {run.share for run in last.values()} == {1.0}
-            again = list(compare(specs, bench, store))
+            again = list(compare(specs, session, store))
         assert [type(one) for one in again] == [Result, Result, Run, Result, Run, Result]
-        assert again[2] == last["perp"] == known_run(specs[2], bench)
-        assert known_run(specs[0], bench) is None
+        assert again[2] == last["perp"] == known_run(specs[2], session)
+        assert known_run(specs[0], session) is None
 
     def test_merges_a_network_once_for_all_its_recoveries(self, monkeypatch):
         cuts = []
         monkeypatch.setattr("intrafusion.studies.session.cut", lambda *a, **k: cuts.append(1) or cut(*a, **k))
         specs = [SPEC.but(recovery=name, merge="calibrated", epochs=1) for name in ("bn-reset", "repair", "perp-head")]
-        found = {one.spec: one for one in compare(specs, open_bench(SPEC)) if isinstance(one, Result)}
+        found = {one.spec: one for one in compare(specs, open_session(SPEC)) if isinstance(one, Result)}
         assert len(cuts) == 1
-        alone = {one.spec: one for spec in specs for one in compare([spec], open_bench(SPEC)) if isinstance(one, Result)}
+        alone = {one.spec: one for spec in specs for one in compare([spec], open_session(SPEC)) if isinstance(one, Result)}
         assert {spec: one.accuracy for spec, one in found.items()} == {s: one.accuracy for s, one in alone.items()}
 
     def test_what_fails_is_said_and_the_others_go_on(self, monkeypatch):
-        mlp = open_bench(SPEC.but(model="digits-mlp"))
+        mlp = open_session(SPEC.but(model="digits-mlp"))
         specs = [SPEC.but(model="digits-mlp", recovery=name) for name in ("bn-reset", "perp-norm", "perp-head")]
         found = list(compare(specs, mlp))
         failures = {one.spec.recovery: one.reason for one in found if isinstance(one, Failure)}
@@ -74,20 +74,20 @@ class TestCompare:
         assert all(reason.startswith("this network has no BatchNorm") for reason in failures.values())
         assert {one.spec.recovery for one in found if isinstance(one, Result)} == {"perp-head"}
 
-    def test_a_defect_is_one_line_too(self, bench, monkeypatch):
+    def test_a_defect_is_one_line_too(self, session, monkeypatch):
         def fall(case):
             raise ZeroDivisionError("by zero")
 
         monkeypatch.setitem(RECOVERIES, "finetune", replace(RECOVERIES["finetune"], function=fall))
-        assert list(compare([SPEC.but(recovery="finetune")], bench)) == [
+        assert list(compare([SPEC.but(recovery="finetune")], session)) == [
             Failure(SPEC.but(recovery="finetune"), "ZeroDivisionError: by zero")
         ]
 
-    def test_the_costlier_ones_cost_more(self, bench):
+    def test_the_costlier_ones_cost_more(self, session):
         macs = {}
         for name, entry in RECOVERIES.items():
             if entry.needs == "labels":
-                macs[name] = next(one for one in compare([SPEC.but(recovery=name)], bench)).facts.macs
+                macs[name] = next(one for one in compare([SPEC.but(recovery=name)], session)).facts.macs
         assert {name for name, count in macs.items() if count > macs["finetune"]} == set(COSTLIER)
 
 
@@ -113,11 +113,11 @@ class TestRows:
 
 
 class TestAlike:
-    def test_the_recovered_network_is_the_kept_one(self, bench):
+    def test_the_recovered_network_is_the_kept_one(self, session):
         spec = SPEC.but(recovery="similarity", epochs=6)
-        list(compare([spec], bench))
-        layer = layers_to_compare(bench)[-1]
-        found = alike(spec, bench, layer, images=20)
+        list(compare([spec], session))
+        layer = layers_to_compare(session)[-1]
+        found = alike(spec, session, layer, images=20)
         assert found.dense.shape == found.before.shape == found.after.shape == (20, 20)
         torch.testing.assert_close(found.dense.norm(dim=1), torch.ones(20))
         assert found.labels.tolist() == sorted(found.labels.tolist())
@@ -160,9 +160,9 @@ class TestPictures:
         assert headline(rows(results[:2], [])) == "perp brings 20.0 % to 80.0 %"
         assert headline([]) == "How the training of each method goes"
 
-    def test_similarity_panels(self, bench):
+    def test_similarity_panels(self, session):
         spec = SPEC.but(recovery="bn-reset")
-        found = alike(spec, bench, "layer3.1.conv2", images=12)
+        found = alike(spec, session, "layer3.1.conv2", images=12)
         fig = similarity_panels(found, "bn-reset")
         assert [trace.z.shape for trace in fig.data] == [(12, 12)] * 3
         assert any("after bn-reset" in note.text for note in fig.layout.annotations)

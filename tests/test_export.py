@@ -18,7 +18,7 @@ from intrafusion.models.hub import keep
 from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, archive, export, making, write, writing
 from intrafusion.reporting.snippets import prune_line, prune_snippet
 from intrafusion.runtime import atomic_write
-from intrafusion.studies.session import open_bench, open_model
+from intrafusion.studies.session import open_session
 
 SPEC = itf.PruneSpec(model="digits-mlp", sparsity=0.5, limit=50)
 _made: dict[str, Made] = {}
@@ -28,7 +28,7 @@ def make(name: str) -> Made:
     """A pruned network, made once for all tests."""
     if name not in _made:
         spec = SPEC.but(model=name)
-        *_, last = making(spec, open_bench(spec))
+        *_, last = making(spec, open_session(spec))
         assert last.made is not None
         _made[name] = last.made
     return _made[name]
@@ -131,14 +131,14 @@ def test_an_exporter_that_fails_is_one_line_and_the_others_go_on(monkeypatch, tm
         raise TypeError("no such operator\nand a long story")
 
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=fail))
-    *_, last = export(SPEC, open_bench(SPEC), tmp_path / "out", ["onnx", "safetensors"])
+    *_, last = export(SPEC, open_session(SPEC), tmp_path / "out", ["onnx", "safetensors"])
     assert [one.reason for one in last.exported.files] == ["TypeError: no such operator", None]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "model.json", "model.safetensors", "report.html", "report.md", "spec.json",
     ]  # fmt: skip
     assert "not written: TypeError: no such operator" in (tmp_path / "out" / "report.md").read_text()
     with pytest.raises(itf.IntrafusionError, match="nothing was written: onnx failed, TypeError: no such operator"):
-        list(export(SPEC, open_bench(SPEC), tmp_path / "other", ["onnx"]))
+        list(export(SPEC, open_session(SPEC), tmp_path / "other", ["onnx"]))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
 
     monkeypatch.setitem(FORMATS, "torch.export", replace(FORMATS["torch.export"], write=fail))
     with pytest.raises(itf.IntrafusionError, match="is full: free some space") as caught:
-        list(export(SPEC, open_bench(SPEC), tmp_path / "out", ["safetensors", "torch.export"]))
+        list(export(SPEC, open_session(SPEC), tmp_path / "out", ["safetensors", "torch.export"]))
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -165,7 +165,7 @@ def test_a_full_disk_that_a_library_tells_in_its_own_words_is_known(monkeypatch,
 
 
 def test_an_export_that_is_stopped_leaves_nothing(tmp_path):
-    steps = export(SPEC, open_bench(SPEC), tmp_path / "out")
+    steps = export(SPEC, open_session(SPEC), tmp_path / "out")
     while "writing" not in next(steps).doing:
         pass
     steps.close()
@@ -175,11 +175,11 @@ def test_an_export_that_is_stopped_leaves_nothing(tmp_path):
 def test_the_spec_and_the_card_say_how_to_make_it_again(tmp_path):
     folder = tmp_path / "deep" / "out"
     spec = SPEC.but(round_to=8, merge="drop")
-    *_, last = export(spec, open_bench(spec), folder, ["safetensors"])
+    *_, last = export(spec, open_session(spec), folder, ["safetensors"])
     raw = json.loads((folder / "spec.json").read_text())
     assert itf.PruneSpec.from_dict(raw) == spec
     again = itf.load_model("digits-mlp", weights=folder / "model.safetensors")
-    *_, made = making(itf.PruneSpec.from_dict(raw), open_bench(spec))
+    *_, made = making(itf.PruneSpec.from_dict(raw), open_session(spec))
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), made.made.network.state_dict().values(), strict=True)
     )
@@ -188,7 +188,7 @@ def test_the_spec_and_the_card_say_how_to_make_it_again(tmp_path):
 
 def test_without_images_nothing_is_said_of_accuracy(tmp_path):
     spec = itf.PruneSpec(model="cifar10-resnet20", dataset="cifar10", merge="drop")
-    *_, last = export(spec, open_model("cifar10-resnet20", "random"), tmp_path / "out", ["safetensors"])
+    *_, last = export(spec, open_session("cifar10-resnet20", weights="random"), tmp_path / "out", ["safetensors"])
     assert last.exported.to_row()["accuracy"] is None
     assert last.exported.made.card.accuracy is None
     assert "Accuracy was not measured" in (tmp_path / "out" / "report.md").read_text()
@@ -199,7 +199,7 @@ class TestReport:
     def report(self, tmp_path) -> Report:
         made = make("digits-mlp")
         *_, wrote = writing(made, tmp_path, ["safetensors"])
-        *_, compared = package.comparing(made, open_model("digits-mlp"), batch=2)
+        *_, compared = package.comparing(made, open_session("digits-mlp"), batch=2)
         return Report(made, wrote.files, compared)
 
     def test_numbers_and_commands_are_in_both(self, report):

@@ -12,25 +12,25 @@ from intrafusion.reporting.figures.curves import curves, headline
 from intrafusion.reporting.figures.importance import importance_bars
 from intrafusion.reporting.figures.theme import DARK, LIGHT, rgba, tint
 from intrafusion.studies.measurement import Result, run
-from intrafusion.studies.session import Bench, open_bench, open_model
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.sweeps import grid, sweep
 
 BASE = itf.PruneSpec(model="digits-resnet", limit=60)
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(BASE)
+def session() -> Session:
+    return open_session(BASE)
 
 
 @pytest.fixture(scope="module")
-def planned(bench: Bench) -> Callable[..., tuple[Tensor, TransportPlan]]:
+def planned(session: Session) -> Callable[..., tuple[Tensor, TransportPlan]]:
     """Scores and plan of a 32-channel group of digits-resnet."""
-    group = next(group for group in bench.groups if group.name == "layer2.0.conv1")
-    scores = itf.score(bench.model, group)
+    group = next(group for group in session.groups if group.name == "layer2.0.conv1")
+    scores = itf.score(session.model, group)
 
     def make(sparsity: float = 0.3, **knobs: object) -> tuple[Tensor, TransportPlan]:
-        return scores, itf.plan(bench.model, group, scores, sparsity, **knobs)  # type: ignore[arg-type]
+        return scores, itf.plan(session.model, group, scores, sparsity, **knobs)  # type: ignore[arg-type]
 
     return make
 
@@ -39,16 +39,16 @@ def planned(bench: Bench) -> Callable[..., tuple[Tensor, TransportPlan]]:
 def zero_padded() -> tuple[Tensor, TransportPlan]:
     """A group of several blocks, between which the cost is infinite."""
     torch.manual_seed(0)
-    bench = open_model("cifar10-resnet20", weights="random")
-    group = next(group for group in bench.groups if group.name == "conv1")
-    scores = itf.score(bench.model, group)
-    return scores, itf.plan(bench.model, group, scores, 0.4)
+    session = open_session("cifar10-resnet20", weights="random")
+    group = next(group for group in session.groups if group.name == "conv1")
+    scores = itf.score(session.model, group)
+    return scores, itf.plan(session.model, group, scores, 0.4)
 
 
 @pytest.fixture(scope="module")
-def results(bench: Bench) -> list[Result]:
+def results(session: Session) -> list[Result]:
     specs = grid(BASE, criterion=["l1", "random"], merge=["drop", "fusion"], sparsity=[0.2, 0.5, 0.8])
-    return list(sweep(specs, bench))
+    return list(sweep(specs, session))
 
 
 class TestImportance:
@@ -212,9 +212,9 @@ class TestCurves:
             assert curves(results[:count], [0.2, 0.5, 0.8], None).layout.yaxis.range == whole.layout.yaxis.range
         assert whole.layout.xaxis.range[1] > 80
 
-    def test_real_headline_quotes_real_numbers(self, bench):
+    def test_real_headline_quotes_real_numbers(self, session):
         base = BASE.but(sparsity=0.2, limit=None)
-        points = {merge: run(base.but(merge=merge), bench) for merge in ("drop", "fusion")}
+        points = {merge: run(base.but(merge=merge), session) for merge in ("drop", "fusion")}
         words = headline(list(points.values()))
         for point in points.values():
             assert f"{100 * point.accuracy:.0f} %" in words

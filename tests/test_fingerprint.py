@@ -9,7 +9,7 @@ from torch import nn
 
 import intrafusion as itf
 from intrafusion.models.fingerprint import of_images, of_model
-from intrafusion.studies.session import open_bench
+from intrafusion.studies.session import open_session
 
 
 @pytest.fixture
@@ -115,14 +115,14 @@ class TestImages:
 
 
 def test_a_benchs_images_are_those_that_the_spec_looks_at():
-    bench = open_bench(itf.PruneSpec(model="digits-mlp"))
+    session = open_session(itf.PruneSpec(model="digits-mlp"))
     base = itf.PruneSpec(model="digits-mlp", limit=50)
-    plain = bench.fingerprints(base)
+    plain = session.fingerprints(base)
     same = [base.but(sparsity=0.7), base.but(calibration=7), base.but(merge="drop")]
-    assert {bench.fingerprints(spec) for spec in same} == {plain}
+    assert {session.fingerprints(spec) for spec in same} == {plain}
     sees = base.but(criterion="taylor")
     others = [base.but(limit=51), base.but(seed=1), sees, sees.but(calibration=7), sees.but(cost="activations")]
-    found = [bench.fingerprints(spec)[1] for spec in others]
+    found = [session.fingerprints(spec)[1] for spec in others]
     assert found[4] == found[2]
     assert len({plain[1], *found}) == 5
-    assert {bench.fingerprints(spec)[0] for spec in others} == {of_model(bench.model)}
+    assert {session.fingerprints(spec)[0] for spec in others} == {of_model(session.model)}

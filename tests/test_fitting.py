@@ -15,7 +15,7 @@ from intrafusion.pruning.merge.least_squares import Fit, Merged
 from intrafusion.pruning.merge.ridge import Regression
 from intrafusion.pruning.pruner import cut, prune_groups
 from intrafusion.studies.measurement import run
-from intrafusion.studies.session import open_bench
+from intrafusion.studies.session import open_session
 
 FITTED = [name for name, entry in MERGES.items() if entry.fit is not None and name != "fold-r"]
 
@@ -252,10 +252,10 @@ def test_real_images_reach_the_numbers(reference, way):
         data_path=str(reference("data/cifar10_test.npz")), merge=merge, criterion=criterion, calibration=images, limit=3000,
     )  # fmt: skip
     reference("data/cifar10_train.npz")
-    bench = open_bench(spec)
-    inner = tuple(group.name for group in bench.groups if group.name.endswith("conv1") and group.name != "conv1")
+    session = open_session(spec)
+    inner = tuple(group.name for group in session.groups if group.name.endswith("conv1") and group.name != "conv1")
     for sparsity, least in NUMBERS[way].items():
-        result = run(spec.but(groups=inner, sparsity=sparsity), bench)
+        result = run(spec.but(groups=inner, sparsity=sparsity), session)
         assert 100 * result.accuracy > least - 1, sparsity
 
 
@@ -265,8 +265,8 @@ EMBEDDED = {"digits-mlp": 0.8, "digits-vgg": 0.6, "digits-resnet": 0.5}
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_solving_beats_fusion_on_every_embedded_model(name):
     spec = itf.PruneSpec(model=name, sparsity=EMBEDDED[name], limit=None)
-    bench = open_bench(spec)
-    fusion, *others = (run(spec.but(merge=merge), bench).accuracy for merge in ("fusion", "calibrated", "refit", "refit-all"))
+    session = open_session(spec)
+    fusion, *others = (run(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit", "refit-all"))
     assert min(others) > fusion
 
 
@@ -276,6 +276,6 @@ def test_solving_beats_fusion_on_the_embedded_cifar_resnet(reference):
         model="cifar10-resnet20", dataset="cifar10", data_path=str(reference("data/cifar10_test.npz")), sparsity=0.4,
         limit=1000,
     )  # fmt: skip
-    bench = open_bench(spec)
-    fusion, *others = (run(spec.but(merge=merge), bench).accuracy for merge in ("fusion", "calibrated", "refit"))
+    session = open_session(spec)
+    fusion, *others = (run(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit"))
     assert min(others) > fusion

@@ -16,7 +16,7 @@ from intrafusion.evaluation.latency import measure
 from intrafusion.models.precision import has_bf16, kind_of
 from intrafusion.reporting import export
 from intrafusion.studies.measurement import run
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.sweeps import Failure, sweep
 
 KINDS = {"float64": (torch.float64, 1e-5), "bfloat16": (torch.bfloat16, 0.15), "float16": (torch.float16, 0.02)}
@@ -32,7 +32,7 @@ def other(request, networks):
 
 
 def bench_of(model, network):
-    return Bench(model, itf.find_groups(model, network.example), size(model, network.example), network.data)
+    return Session(model, itf.find_groups(model, network.example), size(model, network.example), network.data)
 
 
 def assert_near(found, expected, apart):
@@ -86,17 +86,17 @@ def test_what_is_pruned_is_of_its_numbers_too(other, merge):
 def test_recoveries(other, recovery):
     model, network, _ = other
     spec = SPEC.but(recovery=recovery, epochs=1.0, rate=0.01)
-    bench = bench_of(model, network)
-    bench.calibration = lambda *_: network.data  # type: ignore[method-assign]
-    *_, result = sweep([spec], bench)
+    session = bench_of(model, network)
+    session.calibration = lambda *_: network.data  # type: ignore[method-assign]
+    *_, result = sweep([spec], session)
     assert not isinstance(result, Failure), result.reason
     assert result.count == 24
 
 
 def test_exports_are_in_float32_and_say_so(other, tmp_path, capsys):
     model, network, _ = other
-    bench = bench_of(model, network)
-    *_, last = export(SPEC, bench, tmp_path / "out", speed=False)
+    session = bench_of(model, network)
+    *_, last = export(SPEC, session, tmp_path / "out", speed=False)
     kind = str(kind_of(model)).removeprefix("torch.")
     assert f"written in float32; its accuracy was measured in its own {kind}" in capsys.readouterr().err
     assert [one.reason for one in last.exported.files if one.format == "torch.export"] == [None]
@@ -168,8 +168,8 @@ def asking(request, networks):
 def test_a_forward_that_asks_for_float32_is_measured_without_a_screen(asking, monkeypatch, pays):
     model, example, data = asking
     monkeypatch.setattr(meters, "_PAYS", 100.0 if pays else 0.75)  # whether a screen would be taken where it runs
-    bench = Bench(model, itf.find_groups(model, example), size(model, example), data)
-    *_, result = sweep([SPEC], bench)
+    session = Session(model, itf.find_groups(model, example), size(model, example), data)
+    *_, result = sweep([SPEC], session)
     small = itf.prune(model, example, SPEC.sparsity, merge="drop")
     assert result.count == 300
     assert result.dense_accuracy == itf.evaluate(model, data, limit=None).accuracy

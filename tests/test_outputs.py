@@ -8,7 +8,7 @@ from torch import Tensor
 import intrafusion as itf
 from intrafusion.reporting.figures.output_distance import class_bars, distance_histograms
 from intrafusion.studies.output_distance import KINDS, Outputs, outputs
-from intrafusion.studies.session import open_bench
+from intrafusion.studies.session import open_session
 from intrafusion.studies.weight_space import Solutions
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 0]
@@ -60,12 +60,12 @@ def test_rows_name_the_classes(found):
 
 def test_real_answers_come_one_network_after_the_other():
     spec = itf.PruneSpec(sparsity=0.4, limit=200)
-    bench = open_bench(spec)
-    steps = list(outputs(Solutions(spec, bench)))
+    session = open_session(spec)
+    steps = list(outputs(Solutions(spec, session)))
     assert [step.share for step in steps] == pytest.approx([1 / 3, 2 / 3, 1])
-    data = bench.images()
+    data = session.images()
     for name, merge in (("dropped", "drop"), ("fused", "fusion")):
-        small = itf.prune(bench.model, bench.example, 0.4, merge=merge)
+        small = itf.prune(session.model, session.example, 0.4, merge=merge)
         right = itf.evaluate(small, data, limit=200).correct
         assert torch.equal(steps[-1].predictions(name) == steps[-1].labels, right)
 

@@ -10,7 +10,7 @@ import torch
 import intrafusion as itf
 from intrafusion.evaluation.loss_landscape import flatten, unflatten
 from intrafusion.pruning.groups.feature_maps import normalised
-from intrafusion.studies.session import open_bench
+from intrafusion.studies.session import open_session
 from intrafusion.studies.weight_space import Solutions
 from intrafusion.training import mode_connectivity
 from intrafusion.training.augment import wobble
@@ -35,7 +35,7 @@ def train_data():
 @pytest.fixture(scope="module")
 def folded():
     spec = itf.PruneSpec(sparsity=0.4, limit=200)
-    made = Solutions(spec, open_bench(spec))
+    made = Solutions(spec, open_session(spec))
     return made.whole("dense"), made.whole("fused")
 
 

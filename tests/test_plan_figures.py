@@ -14,24 +14,24 @@ from intrafusion.reporting.figures.kernels import kernel_rows
 from intrafusion.reporting.figures.plans import channel_map, learned_beside, sparsity_player, two_plans
 from intrafusion.reporting.figures.theme import LIGHT
 from intrafusion.reporting.figures.transport import ORDERS, VIEWS, arrange, plan_heatmap, weight_bars
-from intrafusion.studies.session import open_model
+from intrafusion.studies.session import open_session
 
 
 @pytest.fixture(scope="module")
 def opened():
-    bench = open_model("digits-resnet")
-    return bench, next(group for group in bench.groups if group.name == "layer2.0.conv1")
+    session = open_session("digits-resnet")
+    return session, next(group for group in session.groups if group.name == "layer2.0.conv1")
 
 
 @pytest.fixture(scope="module")
 def planned(opened):
     """Scores and plan of a 32-channel group of digits-resnet."""
-    bench, group = opened
+    session, group = opened
     spec = itf.PruneSpec()
-    scores = bench.scores(spec, group).values
+    scores = session.scores(spec, group).values
 
     def make(sparsity=0.3, **knobs):
-        return scores, solve(bench.geometry(spec, group), scores, sparsity, **knobs)
+        return scores, solve(session.geometry(spec, group), scores, sparsity, **knobs)
 
     return make
 
@@ -40,10 +40,10 @@ def planned(opened):
 def zero_padded():
     """A group of several blocks, between which the cost is infinite."""
     torch.manual_seed(0)
-    bench = open_model("cifar10-resnet20", weights="random")
-    group = next(group for group in bench.groups if group.name == "conv1")
-    scores = itf.score(bench.model, group)
-    return scores, itf.plan(bench.model, group, scores, 0.4)
+    session = open_session("cifar10-resnet20", weights="random")
+    group = next(group for group in session.groups if group.name == "conv1")
+    scores = itf.score(session.model, group)
+    return scores, itf.plan(session.model, group, scores, 0.4)
 
 
 def large(n=256, k=64):

@@ -13,7 +13,7 @@ from intrafusion.models.fx.sharing import differing
 from intrafusion.models.precision import check_accuracy, check_bf16, has_bf16, low
 from intrafusion.pruning.pruner import prune_groups
 from intrafusion.studies.measurement import run
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.sweeps import grid, sweep
 
 CPU = torch.device("cpu")
@@ -22,8 +22,8 @@ needs_bf16 = pytest.mark.skipif(not has_bf16(CPU), reason="this CPU has no bf16 
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(BASE)
+def session() -> Session:
+    return open_session(BASE)
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ class TestHardware:
         assert not has_bf16(torch.device("meta"))
 
     @pytest.mark.usefixtures("lacking")
-    def test_fast_is_refused_in_one_line_where_it_would_be_slow(self, bench):
+    def test_fast_is_refused_in_one_line_where_it_would_be_slow(self, session):
         for refused in (
             lambda: check_bf16(CPU),
-            lambda: Meter(bench.folded, bench.images(), "fast"),
-            lambda: run(BASE.but(precision="fast"), bench),
-            lambda: next(sweep([BASE, BASE.but(precision="fast")], bench)),
+            lambda: Meter(session.folded, session.images(), "fast"),
+            lambda: run(BASE.but(precision="fast"), session),
+            lambda: next(sweep([BASE, BASE.but(precision="fast")], session)),
         ):
             with pytest.raises(
                 itf.IntrafusionError, match="bf16 instructions, which cpu lacks: choose precision exact"
@@ -73,14 +73,14 @@ class TestHardware:
             ]
 
     @pytest.mark.usefixtures("lacking")
-    def test_exact_needs_none(self, bench):
-        result = run(BASE, bench)
-        assert result.dense_accuracy == itf.evaluate(bench.model, bench.images(), limit=None).accuracy
+    def test_exact_needs_none(self, session):
+        result = run(BASE, session)
+        assert result.dense_accuracy == itf.evaluate(session.model, session.images(), limit=None).accuracy
 
     @pytest.mark.parametrize("precision", ["fp16", "", "EXACT"])
-    def test_another_precision_is_one_line(self, bench, precision):
+    def test_another_precision_is_one_line(self, session, precision):
         with pytest.raises(itf.IntrafusionError, match="choose one of exact, fast"):
-            next(sweep([BASE, BASE.but(precision=precision)], bench))
+            next(sweep([BASE, BASE.but(precision=precision)], session))
 
 
 class TestAccuracy:
@@ -108,19 +108,19 @@ class TestAccuracy:
 
 
 class TestLow:
-    def test_a_copy_in_bf16(self, bench):
-        before = copy.deepcopy(bench.folded.state_dict())
-        cheap = low(bench.folded)
+    def test_a_copy_in_bf16(self, session):
+        before = copy.deepcopy(session.folded.state_dict())
+        cheap = low(session.folded)
         assert {p.dtype for p in cheap.parameters()} == {torch.bfloat16}
-        assert {p.dtype for p in bench.folded.parameters()} == {torch.float32}
-        assert all(torch.equal(tensor, before[name]) for name, tensor in bench.folded.state_dict().items())
+        assert {p.dtype for p in session.folded.parameters()} == {torch.float32}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in session.folded.state_dict().items())
         for name, tensor in cheap.state_dict().items():
             assert torch.equal(tensor, before[name].bfloat16())
 
-    def test_layers_that_do_not_differ_are_those_of_another_copy(self, bench):
-        small = prune_groups(bench.folded, bench.groups, 0.5, groups=("layer2.0.conv1",))
-        changed = differing(bench.folded, small)
-        dense = low(bench.folded)
+    def test_layers_that_do_not_differ_are_those_of_another_copy(self, session):
+        small = prune_groups(session.folded, session.groups, 0.5, groups=("layer2.0.conv1",))
+        changed = differing(session.folded, small)
+        dense = low(session.folded)
         cheap = low(small, dense, changed)
         assert {n for n, m in cheap.named_modules() if isinstance(m, nn.Conv2d) and m is not dense.get_submodule(n)} == {
             name for name in changed if isinstance(small.get_submodule(name), nn.Conv2d)
@@ -132,25 +132,27 @@ class TestLow:
 
 @needs_bf16
 class TestFast:
-    def test_runs_in_bf16_and_is_nearly_exact(self, bench):
+    def test_runs_in_bf16_and_is_nearly_exact(self, session):
         specs = grid(BASE, groups=[("layer1.0.conv1",), ("layer3.1.conv1",)], sparsity=[0.2, 0.5])
-        exact = {result.spec: result for result in sweep(specs, bench)}
-        fast = {result.spec.but(precision="exact"): result for result in sweep([s.but(precision="fast") for s in specs], bench)}
+        exact = {result.spec: result for result in sweep(specs, session)}
+        fast = {
+            result.spec.but(precision="exact"): result for result in sweep([s.but(precision="fast") for s in specs], session)
+        }
         for spec in specs:
             assert fast[spec].complete
             assert fast[spec].accuracy == pytest.approx(exact[spec].accuracy, abs=0.01)
             assert fast[spec].dense_accuracy == pytest.approx(exact[spec].dense_accuracy, abs=0.002)
             assert (fast[spec].params, fast[spec].macs) == (exact[spec].params, exact[spec].macs)
 
-    def test_its_numbers_are_bf16s(self, bench):
+    def test_its_numbers_are_bf16s(self, session):
         """Answers are those of the network whose weights and images are bf16, to the few where it rounds on the way."""
-        small = prune_groups(bench.folded, bench.groups, 0.5, merge="drop", groups=("layer2.0.conv1",))
-        data, seen = bench.images(), []
-        hook = bench.folded.linear.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
-        meter = Meter(bench.folded, data, "fast")  # whose copy of the layer has the hook, too
+        small = prune_groups(session.folded, session.groups, 0.5, merge="drop", groups=("layer2.0.conv1",))
+        data, seen = session.images(), []
+        hook = session.folded.linear.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
+        meter = Meter(session.folded, data, "fast")  # whose copy of the layer has the hook, too
         hook.remove()
         seen.clear()
-        found = meter.correct(small, differing(bench.folded, small), 0, len(data))
+        found = meter.correct(small, differing(session.folded, small), 0, len(data))
         assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
         exact = itf.evaluate(small, data, limit=None).correct[stratified(data.labels)]
         assert (found != exact).sum() <= 6  # of 597
@@ -167,12 +169,12 @@ class TestExact:
             "cifar10-resnet20", "cifar10", str(reference("weights/cifar10_resnet20.th")),
             str(reference("data/cifar10_test.npz")), limit=2000, merge="drop",
         )  # fmt: skip
-        bench = open_bench(base, limit=base.limit)
-        data, meter = bench.images().subset(base.limit), bench.meter(base)
+        session = open_session(base, limit=base.limit)
+        data, meter = session.images().subset(base.limit), session.meter(base)
         order, wrong, count = stratified(data.labels), 0, 0
         for name, sparsity in (("layer3.1.conv1", 0.1), ("layer3.0.conv1", 0.7), ("layer2.1.conv1", 0.3)):
-            small = prune_groups(bench.folded, bench.groups, sparsity, groups=(name,), share=True)
-            found = meter.correct(small, differing(bench.folded, small), 0, len(data))
+            small = prune_groups(session.folded, session.groups, sparsity, groups=(name,), share=True)
+            found = meter.correct(small, differing(session.folded, small), 0, len(data))
             plain = itf.evaluate(small, data, limit=None).correct[order]
             wrong, count = wrong + int((found != plain).sum()), count + len(plain)
         assert count == 6_000

@@ -12,7 +12,7 @@ from intrafusion.cli.studies import _study_of
 from intrafusion.reporting.snippets import curve_line, curve_snippet, flag, plan_snippet, study_snippet, sweep_line
 from intrafusion.spec import PLAN_KNOBS
 from intrafusion.studies import measurement
-from intrafusion.studies.session import open_bench, open_model
+from intrafusion.studies.session import open_session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import grid, origin, sweep
@@ -89,7 +89,7 @@ class TestSweepLine:
         program, *words = shlex.split(sweep_line(study))
         assert (program, words[:3]) == ("python", ["-m", "intrafusion", "sweep"])
         read = _study_of(main._parser().parse_args(words[2:]))
-        groups = open_model("digits-mlp").groups
+        groups = open_session("digits-mlp").groups
         assert read.specs(groups) == study.specs(groups)
         assert (read.name, read.decide) == (study.name, study.decide)
 
@@ -108,10 +108,10 @@ class TestStudySnippet:
         study = Study("it's mine", base, AXES)
         names: dict = {}
         exec(study_snippet(study), names)
-        bench = open_bench(base)
-        expected = {result.spec: result for result in sweep(study.specs(bench.groups), bench)}
+        session = open_session(base)
+        expected = {result.spec: result for result in sweep(study.specs(session.groups), session)}
         with Store() as store:
-            stored = store.get((spec, origin(spec, bench)) for spec in expected)
+            stored = store.get((spec, origin(spec, session)) for spec in expected)
         assert {spec: result.correct for spec, result in stored.items()} == {
             spec: result.correct for spec, result in expected.items()
         }
@@ -129,11 +129,11 @@ class TestPlanSnippet:
         spec = itf.PruneSpec(model="digits-mlp", **changes)
         names: dict = {}
         exec(plan_snippet(spec, "1"), names)
-        bench = open_model("digits-mlp")
-        group = next(group for group in bench.groups if group.name == "1")
-        data = bench.calibration(spec)
-        scores = itf.score(bench.model, group, spec.criterion, data, spec.seed, spec.calibration)
-        expected = itf.plan(bench.model, group, scores, spec.sparsity, **spec.only(PLAN_KNOBS), data=data)
+        session = open_session("digits-mlp")
+        group = next(group for group in session.groups if group.name == "1")
+        data = session.calibration(spec)
+        scores = itf.score(session.model, group, spec.criterion, data, spec.seed, spec.calibration)
+        expected = itf.plan(session.model, group, scores, spec.sparsity, **spec.only(PLAN_KNOBS), data=data)
         assert torch.equal(names["scores"], scores)
         assert torch.equal(names["plan"].kept, expected.kept)
         assert torch.equal(names["plan"].matrix, expected.matrix)
@@ -159,9 +159,9 @@ class TestCurveSnippet:
         merges, sparsities = ["drop", base.merge], [0.25, 0.5]
         exec(curve_snippet(base, merges, sparsities, criteria), {})
         lines = capsys.readouterr().out.splitlines()
-        bench = open_bench(base)
+        session = open_session(base)
         specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
-        results = [measurement.run(spec, bench) for spec in specs]
+        results = [measurement.run(spec, session) for spec in specs]
         assert lines == [f"{r.spec.sparsity} {r.spec.criterion} {r.spec.merge} {r.accuracy} {r.interval}" for r in results]
 
     def test_no_digit_of_a_sparsity_is_lost(self, capsys):

@@ -14,7 +14,7 @@ from intrafusion._registry import CRITERIA, MERGES, RECOVERIES, SOLVERS
 from intrafusion.models.card import ModelCard
 from intrafusion.pruning.transport.solvers import Problem
 from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
-from intrafusion.studies.session import Bench, merged, open_bench
+from intrafusion.studies.session import Session, merged, open_session
 from intrafusion.studies.store.sqlite import Origin, point_key
 from intrafusion.training.recovery import How
 from intrafusion.training.recovery.settings import Case
@@ -127,12 +127,12 @@ def test_solvers_read_what_they_declare(solver):
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(SPEC.but(model="digits-mlp", limit=50))
+def session() -> Session:
+    return open_session(SPEC.but(model="digits-mlp", limit=50))
 
 
 @pytest.mark.parametrize("recovery", [name for name, entry in RECOVERIES.items() if entry.needs == "labels"])
-def test_recoveries_read_what_they_declare(recovery, bench):
+def test_recoveries_read_what_they_declare(recovery, session):
     read = set()
 
     class Watched(How):
@@ -144,7 +144,7 @@ def test_recoveries_read_what_they_declare(recovery, bench):
     how = Watched(epochs=1, rate=0.01)
     read.clear()
     try:
-        list(RECOVERIES[recovery](Case(merged(spec.but(recovery=recovery), bench), bench.training(spec), how)) or ())
+        list(RECOVERIES[recovery](Case(merged(spec.but(recovery=recovery), session), session.training(spec), how)) or ())
     except itf.IntrafusionError:
         assert recovery == "perp-norm"  # there is none in this network
     named = {field.name for field in dataclasses.fields(How)} & read

@@ -12,28 +12,28 @@ from intrafusion.data.datasets import normalise
 from intrafusion.evaluation.accuracy import Size, layer_sizes, size
 from intrafusion.spec import PLAN_KNOBS
 from intrafusion.studies.measurement import Result, check, run
-from intrafusion.studies.session import Bench, open_bench, open_model, pruned
+from intrafusion.studies.session import Session, open_session, pruned
 from intrafusion.studies.sweeps import grid
 
 BASE = itf.PruneSpec(model="digits-resnet", limit=200)
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(BASE)
+def session() -> Session:
+    return open_session(BASE)
 
 
 class TestBench:
-    def test_holds_what_the_spec_names(self, bench):
-        assert bench.card.name == "digits-resnet"
-        assert len(bench.images()) == 597
-        assert bench.example.shape == (1, 1, 8, 8)
-        found = itf.find_groups(bench.model, bench.example)
-        assert [(g.name, g.size) for g in bench.groups] == [(g.name, g.size) for g in found]
-        assert bench.size.params == bench.card.details["parameters"]
+    def test_holds_what_the_spec_names(self, session):
+        assert session.card.name == "digits-resnet"
+        assert len(session.images()) == 597
+        assert session.example.shape == (1, 1, 8, 8)
+        found = itf.find_groups(session.model, session.example)
+        assert [(g.name, g.size) for g in session.groups] == [(g.name, g.size) for g in found]
+        assert session.size.params == session.card.details["parameters"]
 
     def test_dense_accuracy_is_measured_once_for_each_choice_of_images(self, monkeypatch):
-        bench = open_bench(BASE)
+        session = open_session(BASE)
         calls = []
 
         def counting(model, data, limit, seed):
@@ -41,13 +41,13 @@ class TestBench:
             return itf.evaluate(model, data, limit, seed)
 
         monkeypatch.setattr("intrafusion.studies.session.evaluate", counting)
-        first = bench.dense(100)
-        assert bench.dense(100) is first
-        assert bench.dense(50, seed=3).count == 50
+        first = session.dense(100)
+        assert session.dense(100) is first
+        assert session.dense(50, seed=3).count == 50
         assert calls == [(100, 0), (50, 3)]
 
     def test_bench_without_images_says_so(self):
-        bare = open_model("digits-mlp")
+        bare = open_session("digits-mlp")
         for use in (bare.images, lambda: bare.dense(10), lambda: run(BASE.but(model="digits-mlp"), bare)):
             with pytest.raises(itf.IntrafusionError, match="no digits images") as caught:
                 use()
@@ -59,90 +59,90 @@ class TestKnown:
 
     @pytest.fixture
     def counted(self, monkeypatch):
-        bench, calls = open_bench(BASE), []
+        session, calls = open_session(BASE), []
         for name in ("score", "measure", "load_calibration"):
             function = getattr(bench_module, name)
             monkeypatch.setattr(bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
-        return bench, bench.groups[1], calls
+        return session, session.groups[1], calls
 
     def test_distances_are_measured_once_for_every_sparsity_criterion_marginal_and_solver(self, counted):
-        bench, group, calls = counted
+        session, group, calls = counted
         for change in ({}, {"sparsity": 0.5}, {"criterion": "l2"}, {"solver": "sinkhorn"}, {"source": "softmax"},
                        {"anchors": "kmeans"}, {"normalise": "none"}, {"merge": "drop"}, {"limit": 7}):  # fmt: skip
-            bench.plan(BASE.but(**change), group)
+            session.plan(BASE.but(**change), group)
         assert calls.count("measure") == 1
-        bench.plan(BASE.but(p=2), group)
-        bench.plan(BASE.but(bias=True), group)
+        session.plan(BASE.but(p=2), group)
+        session.plan(BASE.but(bias=True), group)
         assert calls.count("measure") == 3
 
     def test_scores_are_computed_once_for_every_sparsity_and_knob(self, counted):
-        bench, group, calls = counted
+        session, group, calls = counted
         for change in ({}, {"sparsity": 0.5}, {"solver": "partial"}, {"p": 2}, {"calibration": 9}):
-            bench.scores(BASE.but(**change), group)
+            session.scores(BASE.but(**change), group)
         assert calls == ["score"]
-        bench.scores(BASE.but(criterion="l2"), group)
-        bench.scores(BASE.but(seed=5), group)
+        session.scores(BASE.but(criterion="l2"), group)
+        session.scores(BASE.but(seed=5), group)
         assert calls == ["score"] * 3
 
     def test_calibration_images_are_loaded_once_and_tell_scores_apart(self, counted):
-        bench, group, calls = counted
+        session, group, calls = counted
         for count in (20, 20, 30):
-            bench.geometry(BASE.but(cost="activations", calibration=count), group)
+            session.geometry(BASE.but(cost="activations", calibration=count), group)
         assert calls == ["load_calibration", "measure"] * 2
 
     def test_a_curve_of_one_group_measures_distances_once(self, counted):
-        bench, group, calls = counted
+        session, group, calls = counted
         for spec in grid(BASE.but(groups=(group.name,), limit=50), sparsity=[0.2, 0.4, 0.6], merge=["drop", "fusion"]):
-            run(spec, bench)
+            run(spec, session)
         assert calls.count("measure") == 1
         assert calls.count("score") == 1
 
-    def test_plans_are_the_librarys(self, bench):
+    def test_plans_are_the_librarys(self, session):
         spec = BASE.but(sparsity=0.4, cost="activations", calibration=40, solver="sinkhorn", source="importance")
-        group, data = bench.groups[2], itf.load_calibration("digits", limit=40)
-        scores = itf.score(bench.model, group)
-        expected = itf.plan(bench.model, group, scores, 0.4, data=data, **spec.only(PLAN_KNOBS))
-        assert torch.equal(bench.plan(spec, group).coupling, expected.coupling)
-        assert bench.plan(spec, group) is bench.plan(spec.but(merge="drop"), group)
+        group, data = session.groups[2], itf.load_calibration("digits", limit=40)
+        scores = itf.score(session.model, group)
+        expected = itf.plan(session.model, group, scores, 0.4, data=data, **spec.only(PLAN_KNOBS))
+        assert torch.equal(session.plan(spec, group).coupling, expected.coupling)
+        assert session.plan(spec, group) is session.plan(spec.but(merge="drop"), group)
 
     def test_bench_on_other_images_shares_what_is_known(self, counted):
-        bench, group, _ = counted
-        other = bench.on(bench.images().subset(10))
-        assert bench.plan(BASE, group) is other.plan(BASE, group)
+        session, group, _ = counted
+        other = session.on(session.images().subset(10))
+        assert session.plan(BASE, group) is other.plan(BASE, group)
         assert other.dense(None).count == 10
-        assert bench.dense(None).count == 597
+        assert session.dense(None).count == 597
 
-    def test_output_distance_is_between_logits(self, bench):
-        spec = BASE.but(groups=(bench.groups[1].name,), sparsity=0.5, calibration=30)
+    def test_output_distance_is_between_logits(self, session):
+        spec = BASE.but(groups=(session.groups[1].name,), sparsity=0.5, calibration=30)
         data = itf.load_calibration("digits", limit=30)
-        small = itf.prune(bench.model, bench.example, 0.5, groups=[bench.groups[1].name])
-        distances = bench.output_distance(spec, bench.groups[1])
-        images = normalise(data.images, bench.card.mean, bench.card.std)
-        expected = (small(images) - bench.model(images)).norm(dim=1)
+        small = itf.prune(session.model, session.example, 0.5, groups=[session.groups[1].name])
+        distances = session.output_distance(spec, session.groups[1])
+        images = normalise(data.images, session.card.mean, session.card.std)
+        expected = (small(images) - session.model(images)).norm(dim=1)
         torch.testing.assert_close(distances, expected, rtol=1e-4, atol=1e-4)
-        assert not bench.output_distance(spec.but(sparsity=0), bench.groups[1]).max() > 1e-3
+        assert not session.output_distance(spec.but(sparsity=0), session.groups[1]).max() > 1e-3
 
 
 class TestRun:
-    def test_result_is_what_the_parts_give(self, bench):
+    def test_result_is_what_the_parts_give(self, session):
         spec = BASE.but(sparsity=0.3, seed=2)
-        result = run(spec, bench)
-        small = itf.prune(bench.model, bench.example, 0.3, "l1", "fusion")
-        expected = itf.evaluate(small, bench.images(), 200, seed=2)
+        result = run(spec, session)
+        small = itf.prune(session.model, session.example, 0.3, "l1", "fusion")
+        expected = itf.evaluate(small, session.images(), 200, seed=2)
         assert result.spec == spec
         assert (result.accuracy, result.interval, result.count) == (expected.accuracy, expected.interval, 200)
-        assert result.dense_accuracy == itf.evaluate(bench.model, bench.images(), 200, seed=2).accuracy
+        assert result.dense_accuracy == itf.evaluate(session.model, session.images(), 200, seed=2).accuracy
         assert result.params == sum(p.numel() for p in small.parameters())
-        assert Size(result.params_before, result.macs_before) == bench.size
-        assert Size(result.params, result.macs) == size(small, bench.example)
+        assert Size(result.params_before, result.macs_before) == session.size
+        assert Size(result.params, result.macs) == size(small, session.example)
         assert result.seconds > 0
 
     @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.95])
     @pytest.mark.parametrize("groups", ["all", ("layer2.0.conv1",), ("conv1", "layer3.0.conv2")])
-    def test_channels_are_those_of_the_small_network(self, bench, sparsity, groups):
+    def test_channels_are_those_of_the_small_network(self, session, sparsity, groups):
         spec = BASE.but(sparsity=sparsity, groups=groups)
-        result, small = run(spec, bench), pruned(spec, bench)
-        chosen = [g for g in bench.groups if g.reason is None and (groups == "all" or g.name in groups)]
+        result, small = run(spec, session), pruned(spec, session)
+        chosen = [g for g in session.groups if g.reason is None and (groups == "all" or g.name in groups)]
         assert result.channels_before == sum(group.size for group in chosen)
         assert result.channels == sum(small.get_submodule(group.name).weight.shape[0] for group in chosen)
         assert result.channels == sum(max(1, int(group.size * (1 - sparsity))) for group in chosen)
@@ -151,13 +151,13 @@ class TestRun:
         assert result.accuracy * result.count == pytest.approx(round(result.accuracy * result.count))
 
     def test_channels_of_a_zero_padded_group_are_those_of_the_small_network(self):
-        bench = open_model("cifar10-resnet20", weights="random")
-        bench.data = itf.ImageData(
+        session = open_session("cifar10-resnet20", weights="random")
+        session.data = itf.ImageData(
             "cifar10", "test", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a",)
         )
         spec = itf.PruneSpec(model="cifar10-resnet20", weights="random", groups=("conv1",), sparsity=0.45)
-        result = run(spec, bench)
-        small = pruned(spec, bench)
+        result = run(spec, session)
+        small = pruned(spec, session)
         stages = [small.conv1, small.layer2[0].conv2, small.layer3[0].conv2]
         assert result.channels_before == 64
         assert result.channels == max(conv.out_channels for conv in stages) == small.linear.in_features
@@ -166,7 +166,7 @@ class TestRun:
     @pytest.mark.parametrize("model", ["digits-mlp", "digits-vgg", "digits-resnet"])
     def test_sparsity_zero_is_the_dense_network(self, model, merge):
         spec = itf.PruneSpec(model=model, sparsity=0, merge=merge, limit=None)
-        result = run(spec, open_bench(spec))
+        result = run(spec, open_session(spec))
         assert result.accuracy == result.dense_accuracy
         assert result.count == 597
         assert result.channels == result.channels_before
@@ -176,18 +176,18 @@ class TestRun:
     @pytest.mark.parametrize("model", ["digits-vgg", "digits-resnet"])
     def test_fusion_beats_dropping_by_ten_points_at_twenty_percent(self, model):
         base = itf.PruneSpec(model=model, sparsity=0.2, limit=None)
-        bench = open_bench(base)
-        fused, dropped = (run(base.but(merge=merge), bench) for merge in ("fusion", "drop"))
+        session = open_session(base)
+        fused, dropped = (run(base.but(merge=merge), session) for merge in ("fusion", "drop"))
         assert fused.accuracy > dropped.accuracy + 0.10
         assert (fused.channels, fused.params, fused.macs) == (dropped.channels, dropped.params, dropped.macs)
 
-    def test_dense_model_stays_as_it_was(self, bench):
-        before = {key: value.clone() for key, value in bench.model.state_dict().items()}
-        run(BASE.but(sparsity=0.5), bench)
-        assert all(torch.equal(value, before[key]) for key, value in bench.model.state_dict().items())
+    def test_dense_model_stays_as_it_was(self, session):
+        before = {key: value.clone() for key, value in session.model.state_dict().items()}
+        run(BASE.but(sparsity=0.5), session)
+        assert all(torch.equal(value, before[key]) for key, value in session.model.state_dict().items())
 
-    def test_row_is_flat_and_json_able_and_holds_every_knob(self, bench):
-        result = run(BASE.but(sparsity=0.5, groups=("conv1",)), bench)
+    def test_row_is_flat_and_json_able_and_holds_every_knob(self, session):
+        result = run(BASE.but(sparsity=0.5, groups=("conv1",)), session)
         row = result.to_row()
         assert json.loads(json.dumps(row)) == row
         spec = {"dataset": row["data"], **{key: row[key] for key in result.spec.to_dict() if key != "dataset"}}
@@ -201,12 +201,12 @@ class TestRun:
     ])  # fmt: skip
     def test_data_of_another_kind_are_one_line(self, model, arrays):
         shape, classes = arrays
-        bench = open_model(model)
-        bench.data = itf.ImageData(
+        session = open_session(model)
+        session.data = itf.ImageData(
             "other", "test", torch.zeros(4, *shape, dtype=torch.uint8), torch.zeros(4).long(), ("x",) * classes
         )
         with pytest.raises(itf.IntrafusionError, match=r"digits-resnet takes 10 classes.*other has") as caught:
-            run(BASE, bench)
+            run(BASE, session)
         assert "\n" not in str(caught.value)
 
 
@@ -225,15 +225,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("changes", "match"), REFUSED.values(), ids=REFUSED)
-def test_check_refuses_what_cannot_run(bench, changes, match):
+def test_check_refuses_what_cannot_run(session, changes, match):
     with pytest.raises(itf.IntrafusionError, match=match) as caught:
-        check(BASE.but(**changes), bench)
+        check(BASE.but(**changes), session)
     assert "\n" not in str(caught.value)
 
 
-def test_check_lets_pass_what_runs(bench):
+def test_check_lets_pass_what_runs(session):
     for changes in ({}, {"groups": ("conv1",)}, {"criterion": "bn_scale"}, {"source": "softmax", "anchors": "kmeans"}):
-        check(BASE.but(**changes), bench)
+        check(BASE.but(**changes), session)
 
 
 class Tiny(nn.Module):
@@ -302,7 +302,7 @@ class TestSize:
         assert measured.params / 1e6 == pytest.approx(0.27, abs=0.005)
 
 
-def test_nothing_is_scored_where_nothing_goes(bench, monkeypatch):
-    fresh = open_bench(BASE)
+def test_nothing_is_scored_where_nothing_goes(session, monkeypatch):
+    fresh = open_session(BASE)
     monkeypatch.setattr(bench_module, "score", lambda *a, **o: pytest.fail("scored"))
     assert run(BASE.but(sparsity=0, groups=(fresh.groups[1].name,), criterion="conductance"), fresh).channels == 16

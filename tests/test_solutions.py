@@ -12,7 +12,7 @@ import intrafusion as itf
 from intrafusion.evaluation.accuracy import size
 from intrafusion.evaluation.loss_landscape import flatten, lanczos, measure, unflatten
 from intrafusion.pruning.groups.feature_maps import normalised, private
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Solutions, sharpness, slices
 
 GROUP = "layer2.0.conv1"
@@ -20,14 +20,14 @@ GROUP = "layer2.0.conv1"
 
 def solutions(model: str = "digits-resnet", **spec) -> Solutions:
     made = itf.PruneSpec(model=model, sparsity=0.4, limit=300).but(**spec)
-    return Solutions(made, open_bench(made))
+    return Solutions(made, open_session(made))
 
 
 @pytest.mark.parametrize("groups", ["all", (GROUP,)])
 @pytest.mark.parametrize("model", ["digits-resnet", "digits-vgg", "digits-mlp"])
 def test_marks_are_exactly_what_evaluate_says(model, groups):
     if groups != "all" and model != "digits-resnet":
-        groups = (open_bench(itf.PruneSpec(model=model)).groups[0].name,)
+        groups = (open_session(itf.PruneSpec(model=model)).groups[0].name,)
     made = solutions(model, groups=groups)
     marks = {mark.name: mark for mark in next(slices(made, size=5)).marks}
     dense, data = itf.load_model(model), itf.load_data("digits")
@@ -107,8 +107,8 @@ def test_what_cannot_be_is_one_sentence(spec, match):
 
 def test_norms_that_do_not_fold_have_no_plane(networks):
     network = networks("pre-activation")
-    bench = Bench(network.model, list(network.groups), size(network.model, network.example), network.data)
-    made = Solutions(itf.PruneSpec(model="pre-activation", dataset="noise", sparsity=0.5), bench)
+    session = Session(network.model, list(network.groups), size(network.model, network.example), network.data)
+    made = Solutions(itf.PruneSpec(model="pre-activation", dataset="noise", sparsity=0.5), session)
     with pytest.raises(itf.IntrafusionError, match="do not fold"):
         made.plane()
 
@@ -139,7 +139,7 @@ class TestSharpness:
     def test_directions_are_eigenvectors_by_differences_of_the_gradient(self, found):
         made, _ = found
         model = private(made.whole("dense")).double()
-        data = made.bench.training(made.spec.but(training=64))
+        data = made.session.training(made.spec.but(training=64))
         inputs, labels = (torch.cat(part) for part in zip(*normalised(made.whole("dense"), data), strict=True))
         inputs = inputs.double()
         model.requires_grad_(True)

@@ -14,7 +14,7 @@ from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.studies import sweeps as module
 from intrafusion.studies.measurement import Result, run
 from intrafusion.studies.paired_comparison import paired
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store, point_key
 from intrafusion.studies.sweeps import Failure, grid, origin, sweep
 
@@ -22,13 +22,13 @@ BASE = itf.PruneSpec(model="digits-mlp", limit=50)
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(BASE)
+def session() -> Session:
+    return open_session(BASE)
 
 
 @pytest.fixture(scope="module")
-def resnet() -> Bench:
-    return open_bench(itf.PruneSpec(model="digits-resnet"))
+def resnet() -> Session:
+    return open_session(itf.PruneSpec(model="digits-resnet"))
 
 
 @pytest.fixture
@@ -78,19 +78,19 @@ class TestGrid:
 class TestSweep:
     specs = grid(BASE, merge=["drop", "fusion"], sparsity=[0.1, 0.5])
 
-    def test_results_are_those_of_run(self, bench, runs):
-        results = last(sweep(self.specs, bench))
+    def test_results_are_those_of_run(self, session, runs):
+        results = last(sweep(self.specs, session))
         assert set(results) == set(self.specs) == set(runs)
         for result in results.values():
-            alone = run(result.spec, bench)
+            alone = run(result.spec, session)
             assert (result.correct, result.params, result.macs) == (alone.correct, alone.params, alone.macs)
 
-    def test_a_point_that_comes_twice_is_measured_once(self, bench, runs):
-        assert len(list(sweep([self.specs[0]] * 3, bench))) == 1
+    def test_a_point_that_comes_twice_is_measured_once(self, session, runs):
+        assert len(list(sweep([self.specs[0]] * 3, session))) == 1
         assert runs == [self.specs[0]]
 
-    def test_computes_no_further_than_it_is_asked(self, bench, runs):
-        points = sweep(self.specs, bench)
+    def test_computes_no_further_than_it_is_asked(self, session, runs):
+        points = sweep(self.specs, session)
         assert runs == []
         next(points)
         next(points)
@@ -98,21 +98,21 @@ class TestSweep:
         assert len(runs) == 2
 
     @pytest.mark.parametrize("changes", [{"merge": "melt"}, {"criterion": "luck"}, {"groups": ("nine",)}], ids=str)
-    def test_bad_last_spec_is_refused_before_the_first_is_computed(self, bench, runs, changes):
+    def test_bad_last_spec_is_refused_before_the_first_is_computed(self, session, runs, changes):
         with pytest.raises(itf.IntrafusionError):
-            next(sweep([*self.specs, BASE.but(**changes)], bench))
+            next(sweep([*self.specs, BASE.but(**changes)], session))
         assert runs == []
 
-    def test_nothing_to_do_is_nothing(self, bench):
-        assert list(sweep([], bench)) == []
+    def test_nothing_to_do_is_nothing(self, session):
+        assert list(sweep([], session)) == []
 
-    def test_one_network_is_pruned_once_for_all_its_looks(self, bench, monkeypatch):
+    def test_one_network_is_pruned_once_for_all_its_looks(self, session, monkeypatch):
         made = []
         monkeypatch.setattr(module, "pruned", lambda spec, b, f=module.pruned: made.append(spec) or f(spec, b))
         monkeypatch.setattr(module, "FIRST", 10)
         monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 10)
-        bench = open_bench(BASE)
-        assert len(list(sweep(self.specs, bench))) == 2 * len(self.specs)
+        session = open_session(BASE)
+        assert len(list(sweep(self.specs, session))) == 2 * len(self.specs)
         assert len(made) == len(self.specs)
 
 
@@ -162,20 +162,20 @@ class TestLooks:
 class TestStored:
     specs = grid(BASE.but(limit=None), merge=["drop", "fusion"], sparsity=[0.1, 0.5])
 
-    def test_what_the_store_holds_is_not_computed_again(self, bench, store, runs):
-        first = last(sweep(self.specs[:2], bench, store))
+    def test_what_the_store_holds_is_not_computed_again(self, session, store, runs):
+        first = last(sweep(self.specs[:2], session, store))
         runs.clear()
-        again = list(sweep(self.specs, bench, store))
+        again = list(sweep(self.specs, session, store))
         assert again[:2] == list(first.values())
         assert set(runs) == set(self.specs[2:])
         runs.clear()
-        assert len(last(sweep(self.specs, open_bench(BASE), store))) == 4
+        assert len(last(sweep(self.specs, open_session(BASE), store))) == 4
         assert runs == []
 
     def test_a_partial_point_goes_on_from_where_it_was(self, store, monkeypatch):
         monkeypatch.setattr("intrafusion.evaluation.incremental.Meter._probe", lambda meter, network: 50)
-        bench = open_bench(BASE)
-        looks = sweep(self.specs[:1], bench, store)
+        session = open_session(BASE)
+        looks = sweep(self.specs[:1], session, store)
         assert next(looks).count == 100
         looks.close()
         seen = []
@@ -185,33 +185,33 @@ class TestStored:
             return correct(meter, network, changed, start, stop, patience)
 
         monkeypatch.setattr(Meter, "correct", counting)
-        found = last(sweep(self.specs[:1], bench, store))[self.specs[0]]
+        found = last(sweep(self.specs[:1], session, store))[self.specs[0]]
         assert seen == [(100, 597)]
-        assert found.correct == run(self.specs[0], bench).correct
+        assert found.correct == run(self.specs[0], session).correct
 
-    def test_other_weights_or_images_are_other_points(self, bench, store, runs):
-        list(sweep(self.specs[:1], bench, store))
+    def test_other_weights_or_images_are_other_points(self, session, store, runs):
+        list(sweep(self.specs[:1], session, store))
         runs.clear()
-        other = bench.on(replace(bench.images(), labels=bench.images().labels.flip(0)))
+        other = session.on(replace(session.images(), labels=session.images().labels.flip(0)))
         assert len(list(sweep(self.specs[:1], other, store))) == len(runs) > 0
 
-    def test_a_study_that_is_broken_off_releases_its_claims(self, bench, store, tmp_path):
-        looks = sweep(self.specs, bench, store)
+    def test_a_study_that_is_broken_off_releases_its_claims(self, session, store, tmp_path):
+        looks = sweep(self.specs, session, store)
         next(looks)
         looks.close()
         with Store(tmp_path / "s.sqlite") as other:
-            assert other.claim(self.specs[-1], origin(self.specs[-1], bench))
+            assert other.claim(self.specs[-1], origin(self.specs[-1], session))
 
-    def test_a_point_that_another_process_has_claimed_is_left_to_it(self, bench, store, tmp_path, runs):
+    def test_a_point_that_another_process_has_claimed_is_left_to_it(self, session, store, tmp_path, runs):
         """The other finishes while we wait for it."""
         specs = grid(BASE, merge=["drop", "fusion"], sparsity=[0.1, 0.5])  # one look each
-        taken, point = specs[0], origin(specs[0], bench)
+        taken, point = specs[0], origin(specs[0], session)
         with Store(tmp_path / "s.sqlite") as other:
             assert other.claim(taken, point)
-            looks = sweep(specs, bench, store)
+            looks = sweep(specs, session, store)
             ours = [next(looks) for _ in specs[1:]]
             assert {result.spec for result in ours} == set(specs[1:])
-            result = run(taken, bench)
+            result = run(taken, session)
             other.put(result, point)
             other.release(taken, point)
             assert list(looks) == [result]
@@ -230,13 +230,13 @@ class TestFailures:
 
         monkeypatch.setattr(module, "measure", breaking)
 
-    def test_a_limit_above_all_images_is_none(self, bench):
-        keys = [point_key(spec, origin(spec, bench)) for spec in grid(BASE, limit=[None, 597, 10**9, 596])]
+    def test_a_limit_above_all_images_is_none(self, session):
+        keys = [point_key(spec, origin(spec, session)) for spec in grid(BASE, limit=[None, 597, 10**9, 596])]
         assert keys[0] == keys[1] == keys[2] != keys[3]
 
-    def test_points_that_share_a_row_are_measured_once(self, bench, store, runs):
+    def test_points_that_share_a_row_are_measured_once(self, session, store, runs):
         specs = grid(BASE, merge=["drop", "fusion"], solver=["exact", "sinkhorn"], limit=[50, 10**6])
-        found = last(sweep(specs, bench, store))
+        found = last(sweep(specs, session, store))
         assert {(spec.merge, spec.solver if spec.merge == "fusion" else "any", spec.limit) for spec in runs} == {
             ("drop", "any", 50), ("drop", "any", 10**6), ("fusion", "exact", 50), ("fusion", "sinkhorn", 50),
             ("fusion", "exact", 10**6), ("fusion", "sinkhorn", 10**6),
@@ -251,9 +251,9 @@ class TestFailures:
         )
 
     @pytest.mark.usefixtures("broken")
-    def test_one_point_fails_in_one_line_and_the_others_go_on(self, bench, store):
-        store.save_study("s", "", [(spec, origin(spec, bench)) for spec in self.specs])
-        found = list(sweep(self.specs, bench, store))
+    def test_one_point_fails_in_one_line_and_the_others_go_on(self, session, store):
+        store.save_study("s", "", [(spec, origin(spec, session)) for spec in self.specs])
+        found = list(sweep(self.specs, session, store))
         assert [result for result in found if isinstance(result, Failure)] == [
             Failure(self.specs[1], "RuntimeError: no such shape")
         ]
@@ -261,29 +261,29 @@ class TestFailures:
         assert store.failures("s") == {self.specs[1]: "RuntimeError: no such shape"}
 
     def test_images_that_are_too_much_fail_the_points_that_look_at_them(self, monkeypatch):
-        bench = open_bench(self.specs[0])
-        make = bench.meter
+        session = open_session(self.specs[0])
+        make = session.meter
 
         def meter(spec, memory):
             if spec.limit is None:
                 raise MemoryError
             return make(spec, memory)
 
-        monkeypatch.setattr(bench, "meter", meter)
-        found = list(sweep([self.specs[0].but(limit=None), *self.specs[1:]], bench))
+        monkeypatch.setattr(session, "meter", meter)
+        found = list(sweep([self.specs[0].but(limit=None), *self.specs[1:]], session))
         (failure,) = [result for result in found if isinstance(result, Failure)]
         assert failure.spec == self.specs[0].but(limit=None)
         assert failure.reason.startswith("out of memory: look at fewer images")
         assert set(last(found)) == set(self.specs[1:])
 
-    def test_a_failed_point_is_tried_again(self, bench, store, monkeypatch, request):
+    def test_a_failed_point_is_tried_again(self, session, store, monkeypatch, request):
         with monkeypatch.context():
             request.getfixturevalue("broken")
-            list(sweep(self.specs, bench, store))
+            list(sweep(self.specs, session, store))
         monkeypatch.undo()
-        assert set(last(sweep(self.specs, bench, store))) == set(self.specs)
+        assert set(last(sweep(self.specs, session, store))) == set(self.specs)
 
-    def test_a_store_that_cannot_be_written_ends_the_study_and_keeps_its_points(self, bench, store, monkeypatch):
+    def test_a_store_that_cannot_be_written_ends_the_study_and_keeps_its_points(self, session, store, monkeypatch):
         def full(result, origin, put=store.put, left=[2]):  # noqa: B006
             if not left[0]:
                 raise itf.IntrafusionError("the disk is full")
@@ -293,19 +293,19 @@ class TestFailures:
         monkeypatch.setattr(store, "put", full)
         found = []
         with pytest.raises(itf.IntrafusionError, match="full"):
-            found.extend(result for result in sweep(self.specs, bench, store) if found.append(result) is None)
-        assert len(store.get((spec, origin(spec, bench)) for spec in self.specs)) == 2
+            found.extend(result for result in sweep(self.specs, session, store) if found.append(result) is None)
+        assert len(store.get((spec, origin(spec, session)) for spec in self.specs)) == 2
 
 
-def test_cancelling_reaches_into_a_point(bench):
+def test_cancelling_reaches_into_a_point(session):
     stop = threading.Event()
-    looks = sweep(grid(BASE, sparsity=[0.1, 0.2]), bench)
+    looks = sweep(grid(BASE, sparsity=[0.1, 0.2]), session)
     with stoppable(stop):
         next(looks)
         stop.set()
         with pytest.raises(Cancelled):
             next(looks)
-    assert bench.folded is not None  # nothing is left locked
+    assert session.folded is not None  # nothing is left locked
 
 
 def _bits(result: Result) -> list[int]:

@@ -15,7 +15,7 @@ from intrafusion.evaluation.accuracy import logits, size
 from intrafusion.evaluation.incremental import Meter
 from intrafusion.reporting.artifact import making
 from intrafusion.studies.measurement import run
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.sweeps import sweep
 from intrafusion.studies.weight_space import Solutions
 from intrafusion.training.recovery.finetune import split
@@ -36,9 +36,9 @@ def some(networks):
     return network, data, replace(data, images=images[labels >= 0], labels=labels[labels >= 0])
 
 
-def bench_of(network, data):
+def session_of(network, data):
     model = copy.deepcopy(network.model)
-    return Bench(model, list(network.groups), size(model, network.example), data)
+    return Session(model, list(network.groups), size(model, network.example), data)
 
 
 def test_accuracy_is_of_the_others(some):
@@ -52,8 +52,8 @@ def test_accuracy_is_of_the_others(some):
 
 def test_so_are_points_and_sweeps(some):
     network, data, known = some
-    expected = run(SPEC, bench_of(network, known))
-    for found in (run(SPEC, bench_of(network, data)), *sweep([SPEC], bench_of(network, data))):
+    expected = run(SPEC, session_of(network, known))
+    for found in (run(SPEC, session_of(network, data)), *sweep([SPEC], session_of(network, data))):
         assert (found.count, found.total, found.correct) == (60, 60, expected.correct)
         assert (found.accuracy, found.dense_accuracy) == (expected.accuracy, 0.75)
     meter = Meter(network.model, data)
@@ -63,10 +63,10 @@ def test_so_are_points_and_sweeps(some):
 
 def test_so_are_exports_and_the_answers_that_pruning_changes(some):
     network, data, _ = some
-    *_, last = making(SPEC, bench_of(network, data))
+    *_, last = making(SPEC, session_of(network, data))
     assert last.made.result.count == 60
     assert last.made.note == "60 of 90 images have labels; accuracies are of these"
-    assert int(Solutions(SPEC, bench_of(network, data)).images.labels.min()) >= 0
+    assert int(Solutions(SPEC, session_of(network, data)).images.labels.min()) >= 0
 
 
 def test_training_leaves_them_out(some):
@@ -101,7 +101,7 @@ def test_where_nothing_has_a_label_it_is_one_line(some):
     none = replace(data, labels=torch.full_like(data.labels, -1))
     tries = [
         lambda: itf.evaluate(network.model, none), lambda: Meter(network.model, none),
-        lambda: run(SPEC, bench_of(network, none)), lambda: itf.score(network.model, network.prunable[0], "taylor", none),
+        lambda: run(SPEC, session_of(network, none)), lambda: itf.score(network.model, network.prunable[0], "taylor", none),
     ]  # fmt: skip
     for attempt in tries:
         with pytest.raises(itf.IntrafusionError, match="no image of noise has a label"):

@@ -34,7 +34,7 @@ from intrafusion.runtime import stale_files
 from intrafusion.runtime.atomic_write import drop
 from intrafusion.runtime.cancellation import Cancelled
 from intrafusion.runtime.paths import home
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.uploads import remove, take_data, take_weights
 from intrafusion.training.checkpoint import load
 from intrafusion.training.methods.runs import run, runs
@@ -99,11 +99,11 @@ class Exporting:
     FILES = ("model.json", "model.safetensors", "report.html", "report.md", "spec.json")
 
     def __init__(self, folder: Path):
-        self.bench: Bench = open_bench(SPEC)
+        self.session: Session = open_session(SPEC)
         self.out = folder / "exports" / "net"
 
     def work(self) -> None:
-        for _ in export(SPEC, self.bench, self.out, ["safetensors"]):
+        for _ in export(SPEC, self.session, self.out, ["safetensors"]):
             pass
         self.out.rename(self.out.with_name(f"done{random.random()}"))
 

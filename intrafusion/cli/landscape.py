@@ -44,7 +44,7 @@ def add_landscape(commands: Any) -> argparse.ArgumentParser:
 
 
 def _landscape(args: argparse.Namespace) -> None:
-    from intrafusion.studies.session import open_bench
+    from intrafusion.studies.session import open_session
     from intrafusion.studies.weight_space import Solutions
 
     if args.merge is not None:
@@ -55,8 +55,8 @@ def _landscape(args: argparse.Namespace) -> None:
     chosen = {name: _single(name, getattr(args, name)) for name in ("criterion", "sparsity")}
     spec = spec_of(args).but(**chosen)
     with reading() as tell:
-        bench = open_bench(spec, args.device, download=args.download, limit=args.limit, progress=tell)
-    solutions = Solutions(spec, bench)
+        session = open_session(spec, args.device, download=args.download, limit=args.limit, progress=tell)
+    solutions = Solutions(spec, session)
     about = {
         "model": spec.model,
         "data": spec.dataset,

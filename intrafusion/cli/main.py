@@ -31,7 +31,7 @@ from intrafusion.spec import PruneSpec
 
 if TYPE_CHECKING:
     from intrafusion.pruning.groups.group import Group
-    from intrafusion.studies.session import Bench
+    from intrafusion.studies.session import Session
 
 KINDS = ("criterion", "merge", "solver", "recovery", "trainer")
 
@@ -154,18 +154,18 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _groups(args: argparse.Namespace) -> None:
-    from intrafusion.studies.session import open_model
+    from intrafusion.studies.session import open_session
 
-    bench = open_model(args.model, args.weights)
+    session = open_session(args.model, weights=args.weights)
     rows = [
         {"name": g.name, "channels": g.size, "layers": len(g.layers), "prunable": g.reason is None, "reason": g.reason}
-        for g in bench.groups
+        for g in session.groups
     ]
-    prunable = sum(group.reason is None for group in bench.groups)
-    sizes = f"{bench.size.params:,} parameters, {bench.size.macs / 1e6:,.1f} million MACs"
+    prunable = sum(group.reason is None for group in session.groups)
+    sizes = f"{session.size.params:,} parameters, {session.size.macs / 1e6:,.1f} million MACs"
     show(rows, args.json, f"{args.model}: {prunable} of {len(rows)} groups can be pruned; {sizes}")
-    if bench.size.note:
-        say(bench.size.note)
+    if session.size.note:
+        say(session.size.note)
 
 
 def _methods(args: argparse.Namespace) -> None:
@@ -178,28 +178,28 @@ def _methods(args: argparse.Namespace) -> None:
     show(rows, args.json, "Methods")
 
 
-def _opened(args: argparse.Namespace) -> tuple[list[PruneSpec], "Bench", list["Group"]]:
-    """The specs of `scores` and `plan`, which differ in criterion and sparsity only; the bench; the chosen groups."""
+def _opened(args: argparse.Namespace) -> tuple[list[PruneSpec], "Session", list["Group"]]:
+    """The specs of `scores` and `plan`, which differ in criterion and sparsity only; the session; the chosen groups."""
     from intrafusion.pruning.pruner import choose_groups
     from intrafusion.studies.measurement import check
-    from intrafusion.studies.session import open_model
+    from intrafusion.studies.session import open_session
     from intrafusion.studies.sweeps import grid
 
     specs = grid(spec_of(args), criterion=args.criterion, sparsity=args.sparsity)
-    bench = open_model(args.model, args.weights, args.device)
+    session = open_session(args.model, args.device, args.weights)
     for spec in specs:
-        check(spec, bench)
-    return specs, bench, choose_groups(bench.groups, specs[0].groups)
+        check(spec, session)
+    return specs, session, choose_groups(session.groups, specs[0].groups)
 
 
 def _scores(args: argparse.Namespace) -> None:
     from intrafusion.pruning.agreement import compare
 
-    specs, bench, groups = _opened(args)
+    specs, session, groups = _opened(args)
     rows = []
     for group in groups:
         for spec in specs:
-            compared = compare({spec.criterion: bench.scores(spec, group).values}, group, spec.sparsity, spec.round_to)
+            compared = compare({spec.criterion: session.scores(spec, group).values}, group, spec.sparsity, spec.round_to)
             columns = compared.scores[0].tolist(), compared.ranks[0].tolist(), compared.kept[0].tolist()
             rows += [
                 {
@@ -219,12 +219,12 @@ def _scores(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace) -> None:
     from intrafusion.pruning.transport.provenance import moves
 
-    specs, bench, groups = _opened(args)
+    specs, session, groups = _opened(args)
     rows = [
         {"group": group.name, "criterion": spec.criterion, "sparsity": spec.sparsity, **move}
         for group in groups
         for spec in specs
-        for move in moves(bench.plan(spec, group))
+        for move in moves(session.plan(spec, group))
     ]
     show(rows, args.json, f"{args.model}: where the mass of each channel goes")
 

@@ -38,11 +38,11 @@ def _prune(args: argparse.Namespace) -> None:
 
     chosen = {name: _single(name, getattr(args, name)) for name in ("criterion", "merge", "sparsity")}
     spec = spec_of(args).but(**chosen)
-    bench = _bench(spec, args)
+    session = _session(spec, args)
     exported: Exported | None = None
     with progress() as bar:
         task = bar.add_task("prune", total=1.0)
-        for told in export(spec, bench, args.out, args.formats, args.speed, args.batch):
+        for told in export(spec, session, args.out, args.formats, args.speed, args.batch):
             bar.update(task, completed=told.share, description=told.doing)
             exported = told.exported
     assert exported is not None
@@ -52,28 +52,28 @@ def _prune(args: argparse.Namespace) -> None:
         _tell(exported)
 
 
-def _bench(spec: PruneSpec, args: argparse.Namespace) -> Any:
+def _session(spec: PruneSpec, args: argparse.Namespace) -> Any:
     """The model with its images; without them where nothing was said of any and none of its classes are here."""
     from intrafusion.data.datasets import load_data
     from intrafusion.models.card import card_for
-    from intrafusion.studies.session import open_model
+    from intrafusion.studies.session import open_session
 
-    bench = open_model(spec.model, spec.weights, args.device)
+    session = open_session(spec, args.device, images=False)
     try:
         data = load_data(
             spec.dataset,
             path=spec.data_path,
             device=args.device,
             download=args.download,
-            input_size=bench.card.input_size,
+            input_size=session.card.input_size,
         )
-        card_for(bench.model, data)
-        bench.data = data
+        card_for(session.model, data)
+        session.data = data
     except IntrafusionError as error:
         if args.data_path or args.dataset or args.download:
             raise
         say(f"accuracy is not measured: {error}")
-    return bench
+    return session
 
 
 def _single(name: str, values: list[Any]) -> Any:

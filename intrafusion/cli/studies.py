@@ -22,7 +22,7 @@ from intrafusion.spec import PruneSpec
 
 if TYPE_CHECKING:
     from intrafusion.studies.measurement import Result
-    from intrafusion.studies.session import Bench
+    from intrafusion.studies.session import Session
     from intrafusion.studies.store.sqlite import Store
     from intrafusion.studies.study_file import Study
 
@@ -71,15 +71,15 @@ def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
 
 
 def _curve(args: argparse.Namespace) -> int:
-    from intrafusion.studies.session import open_bench
+    from intrafusion.studies.session import open_session
     from intrafusion.studies.store.sqlite import Store
     from intrafusion.studies.sweeps import grid
 
     specs = grid(spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
     with reading() as tell:
-        bench = open_bench(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
+        session = open_session(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
     with Store(args.store) as store:
-        found, failed = _measured(specs, bench, store, args)
+        found, failed = _measured(specs, session, store, args)
     if found and not args.json:
         first = found[0]
         title = f"{args.model} on {first.count:,} {first.spec.dataset} images: dense {first.dense_accuracy:.1%}"
@@ -88,21 +88,21 @@ def _curve(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from intrafusion.studies.session import open_bench
+    from intrafusion.studies.session import open_session
     from intrafusion.studies.store.sqlite import Store
     from intrafusion.studies.sweeps import checked, origin
 
     study = _study_of(args)
     with reading() as tell:
-        bench = open_bench(study.base, args.device, download=args.download, limit=study.base.limit, progress=tell)
-    specs = study.specs(bench.groups)
-    checked(specs, bench)  # before anything is forgotten or kept
+        session = open_session(study.base, args.device, download=args.download, limit=study.base.limit, progress=tell)
+    specs = study.specs(session.groups)
+    checked(specs, session)  # before anything is forgotten or kept
     with Store(args.store) as store:
-        points = [(spec, origin(spec, bench)) for spec in specs]
+        points = [(spec, origin(spec, session)) for spec in specs]
         if not args.resume:
             store.forget(points)
         store.save_study(study.name, study.to_toml(), points)
-        found, failed = _measured(specs, bench, store, args, study.decide)
+        found, failed = _measured(specs, session, store, args, study.decide)
         if not args.json:
             show(_readable(found), False, f"study {study.name!r} in {store.path}")
     return int(failed > 0)
@@ -135,7 +135,7 @@ def _study_of(args: argparse.Namespace) -> "Study":
 
 
 def _measured(
-    specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool = False
+    specs: Sequence[PruneSpec], session: "Session", store: "Store", args: argparse.Namespace, decide: bool = False
 ) -> tuple[list["Result"], int]:
     """Measure the specs, printing each result when it is final; all of them, in the order of the specs, and how many failed."""
     from intrafusion.studies.store.sqlite import point_key
@@ -143,14 +143,14 @@ def _measured(
 
     if args.memory < 0:
         raise IntrafusionError(f"--memory must be at least 0 MiB, not {args.memory}")
-    if bench.size.note:
-        say(bench.size.note)
-    known = store.get((spec, origin(spec, bench)) for spec in specs)
+    if session.size.note:
+        say(session.size.note)
+    known = store.get((spec, origin(spec, session)) for spec in specs)
     last: dict[PruneSpec, Result] = {}
     failures = []
     with progress() as bar:
-        task = bar.add_task(bench.card.name, total=len(specs))
-        for result in _executed(specs, bench, store, args, decide):
+        task = bar.add_task(session.card.name, total=len(specs))
+        for result in _executed(specs, session, store, args, decide):
             if isinstance(result, Failure):
                 failures.append(result)
                 why = result.reason if result.id is None else f"{result.reason} (id {result.id}; its traceback {where()})"
@@ -166,7 +166,7 @@ def _measured(
             if not result.complete:
                 print(json.dumps(result.to_row()), flush=True)
     reused = sum(last[spec].count == found.count for spec, found in known.items() if spec in last)
-    ours = sum(store.measured.get(point_key(spec, origin(spec, bench))) == found.count for spec, found in last.items())
+    ours = sum(store.measured.get(point_key(spec, origin(spec, session))) == found.count for spec, found in last.items())
     counts = {
         "by other processes": len(last) - reused - ours,
         "decided early": sum(not found.complete for found in last.values()),
@@ -180,16 +180,16 @@ def _measured(
 
 
 def _executed(
-    specs: Sequence[PruneSpec], bench: "Bench", store: "Store", args: argparse.Namespace, decide: bool
+    specs: Sequence[PruneSpec], session: "Session", store: "Store", args: argparse.Namespace, decide: bool
 ) -> Iterator[Any]:
     options = {"decide": decide, "memory": args.memory << 20}
     if getattr(args, "executor", "local") == "ray":
         from intrafusion.studies.cluster import driver
 
-        return driver.sweep(specs, bench, store, address=args.address, **options)
+        return driver.sweep(specs, session, store, address=args.address, **options)
     from intrafusion.studies.sweeps import sweep
 
-    return sweep(specs, bench, store, **options)
+    return sweep(specs, session, store, **options)
 
 
 def _readable(results: Sequence["Result"]) -> list[dict[str, str]]:

@@ -75,19 +75,19 @@ def _program(args: argparse.Namespace) -> None:
 
 
 def _show_network(name: str, args: argparse.Namespace) -> None:
-    from intrafusion.studies.session import open_model
+    from intrafusion.studies.session import open_session
 
-    bench = open_model(name)
-    prunable = sum(group.reason is None for group in bench.groups)
+    session = open_session(name)
+    prunable = sum(group.reason is None for group in session.groups)
     row = {
         "kept": name,
-        "data": bench.card.dataset,
-        "input": list(bench.card.input_size),
-        "classes": bench.card.classes,
-        "params": bench.size.params,
-        "macs": bench.size.macs,
-        "macs_left_out": list(bench.size.left_out),
-        "groups": len(bench.groups),
+        "data": session.card.dataset,
+        "input": list(session.card.input_size),
+        "classes": session.card.classes,
+        "params": session.size.params,
+        "macs": session.size.macs,
+        "macs_left_out": list(session.size.left_out),
+        "groups": len(session.groups),
         "prunable": prunable,
     }
     show([row], args.json, f"Kept as {name}: open it with --model {name}")

@@ -19,7 +19,7 @@ from intrafusion.runtime.code_digest import code_version
 from intrafusion.runtime.log import say
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, Width, check, measure
-from intrafusion.studies.session import Bench, merged, recovery
+from intrafusion.studies.session import Session, merged, recovery
 from intrafusion.training.recovery import Facts
 
 _REAL = 16  # images of the data that exported networks are verified on
@@ -30,7 +30,7 @@ class Made:
     """A pruned network and what is known of it.
 
     network: on the CPU, in eval mode and float32, BN folded, with a card of its own. dense: the unpruned one, BN folded and
-    in float32 too, on the bench's device, which nobody may change. before, after: their sizes. result: its accuracy; None
+    in float32 too, on the session's device, which nobody may change. before, after: their sizes. result: its accuracy; None
     where no images were loaded. real: some normalised test images, float (b, C, H, W), or None. note: how many of the images
     have labels, in words, where not all have.
     """
@@ -64,30 +64,30 @@ class Making:
     made: Made | None = None
 
 
-def making(spec: PruneSpec, bench: Bench) -> Iterator[Making]:
+def making(spec: PruneSpec, session: Session) -> Iterator[Making]:
     """Prune, merge, recover and measure as `spec` says, telling how far it is; the last one holds the network.
 
-    Raises IntrafusionError when the spec cannot run on this bench.
+    Raises IntrafusionError when the spec cannot run on this session.
     """
-    check(spec, bench)
+    check(spec, session)
     yield Making("pruning", 0.0)
-    pruned = merged(spec, bench)
-    for told in recovery(spec, bench, pruned):
+    pruned = merged(spec, session)
+    for told in recovery(spec, session, pruned):
         if not isinstance(told, Facts):
             yield Making(f"recovering: {told}", 0.1 + 0.7 * told.step / told.steps)
     small = pruned.small
     result = None
-    if bench.data is not None:
+    if session.data is not None:
         yield Making("measuring", 0.8)
-        meter = bench.meter(spec)
-        result = measure(spec, bench, meter, small, len(meter))
+        meter = session.meter(spec)
+        result = measure(spec, session, meter, small, len(meter))
     if (kind := kind_of(small)) != torch.float32:
         name = str(kind).removeprefix("torch.")
         say(f"the network is written in float32; its accuracy was measured in its own {name}")
-    network, dense = _alone(small, _card(spec, bench, result)), _in_float32(bench.folded)
-    folded = replace(bench.size, params=sum(p.numel() for p in bench.folded.parameters()))
-    note = bench.data.note if bench.data is not None else ""
-    after, widths, real = size(network, network.card.example()), _widths(spec, bench), _real(bench)  # type: ignore[union-attr,operator]
+    network, dense = _alone(small, _card(spec, session, result)), _in_float32(session.folded)
+    folded = replace(session.size, params=sum(p.numel() for p in session.folded.parameters()))
+    note = session.data.note if session.data is not None else ""
+    after, widths, real = size(network, network.card.example()), _widths(spec, session), _real(session)  # type: ignore[union-attr,operator]
     yield Making("done", 1.0, Made(spec, network, dense, folded, after, widths, result, real, note))
 
 
@@ -106,10 +106,10 @@ def _in_float32(network: nn.Module) -> nn.Module:
     return network if kind_of(network) == torch.float32 else copy.deepcopy(network).float()
 
 
-def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:
+def _card(spec: PruneSpec, session: Session, result: Result | None) -> ModelCard:
     from intrafusion import __version__  # when called: the package imports this module
 
-    before = {key: value for key, value in bench.card.details.items() if key not in ("layers", "architecture")}
+    before = {key: value for key, value in session.card.details.items() if key not in ("layers", "architecture")}
     details: dict[str, Any] = {
         "made_from": before,
         "spec": spec.to_dict(),
@@ -124,29 +124,29 @@ def _card(spec: PruneSpec, bench: Bench, result: Result | None) -> ModelCard:
             "dense": result.dense_accuracy,
         }
     return replace(
-        bench.card,
+        session.card,
         name=architecture_of(spec.model),
-        source=f"pruned by intrafusion from {spec.model} ({bench.card.source})",
+        source=f"pruned by intrafusion from {spec.model} ({session.card.source})",
         accuracy=None if result is None else result.accuracy,
         details=details,
     )
 
 
-def _widths(spec: PruneSpec, bench: Bench) -> tuple[Width, ...]:
+def _widths(spec: PruneSpec, session: Session) -> tuple[Width, ...]:
     """Of all prunable groups, whether they lose channels or not."""
-    chosen = {group.name for group in choose_groups(bench.groups, spec.groups)}
+    chosen = {group.name for group in choose_groups(session.groups, spec.groups)}
     return tuple(
         Width(
             group.name,
             group.size,
             sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) if group.name in chosen else group.size,
         )
-        for group in bench.groups
+        for group in session.groups
         if group.reason is None
     )
 
 
-def _real(bench: Bench) -> Tensor | None:
-    if bench.data is None:
+def _real(session: Session) -> Tensor | None:
+    if session.data is None:
         return None
-    return normalise(bench.data.images[:_REAL].cpu(), bench.card.mean, bench.card.std)
+    return normalise(session.data.images[:_REAL].cpu(), session.card.mean, session.card.std)

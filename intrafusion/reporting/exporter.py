@@ -20,7 +20,7 @@ from intrafusion.reporting.formats import FORMATS, Written, write
 from intrafusion.reporting.report import Report
 from intrafusion.runtime.atomic_write import part_of, plain_errors, put
 from intrafusion.spec import PruneSpec
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Writing:
 
 def export(
     spec: PruneSpec,
-    bench: Bench,
+    session: Session,
     folder: Path | str,
     formats: Sequence[str] = (),
     speed: bool = False,
@@ -91,13 +91,13 @@ def export(
     part = _begin(folder)
     try:
         made = None
-        for told in making(spec, bench):
+        for told in making(spec, session):
             yield Exporting(told.doing, 0.5 * told.share)
             made = told.made
         assert made is not None
         compared = None
         if speed:
-            for compared in comparing(made, bench, batch):
+            for compared in comparing(made, session, batch):
                 yield Exporting("timing both networks", 0.5 + 0.25 * compared.share)
         files: tuple[Written, ...] = ()
         for wrote in writing(made, part, names):
@@ -138,14 +138,14 @@ def _begin(folder: Path) -> Path:
     return part
 
 
-def comparing(made: Made, bench: Bench, batch: int | None = None) -> Iterator[Comparison]:
-    """`compare` of the dense and the pruned network, both with BatchNorm folded, on the bench's device."""
-    yield from compare(made.dense, _there(made, bench), bench.example, batch)
+def comparing(made: Made, session: Session, batch: int | None = None) -> Iterator[Comparison]:
+    """`compare` of the dense and the pruned network, both with BatchNorm folded, on the session's device."""
+    yield from compare(made.dense, _there(made, session), session.example, batch)
 
 
-def _there(made: Made, bench: Bench) -> nn.Module:
-    """The pruned network on the bench's device."""
-    return made.network if bench.device.type == "cpu" else copy.deepcopy(made.network).to(bench.device)
+def _there(made: Made, session: Session) -> nn.Module:
+    """The pruned network on the session's device."""
+    return made.network if session.device.type == "cpu" else copy.deepcopy(made.network).to(session.device)
 
 
 def accompany(report: Report, folder: Path) -> None:

@@ -40,16 +40,16 @@ def study_snippet(study: "Study") -> str:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import open_bench",
+            "from intrafusion.studies.session import open_session",
             "from intrafusion.studies.store.sqlite import Store",
             "from intrafusion.studies.study_file import Study",
             "from intrafusion.studies.sweeps import sweep",
             "",
             f"base = itf.PruneSpec({base.removeprefix(', ')})",
             f"study = Study({study.name!r}, base, {dict(study.axes)!r})",
-            "bench = open_bench(base)",
+            "session = open_session(base)",
             "with Store() as store:",
-            f"    for result in sweep(study.specs(bench.groups), bench, store, decide={study.decide}):",
+            f"    for result in sweep(study.specs(session.groups), session, store, decide={study.decide}):",
             "        print(result)",
         ]
     )
@@ -163,15 +163,15 @@ def recovery_snippet(base: PruneSpec) -> str:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import merged, open_bench, recovery",
+            "from intrafusion.studies.session import merged, open_session, recovery",
             "",
             f"spec = itf.PruneSpec({base_.removeprefix(', ')})",
-            "bench = open_bench(spec)",
-            "made = merged(spec, bench)",
-            "for told in recovery(spec, bench, made):",
+            "session = open_session(spec)",
+            "made = merged(spec, session)",
+            "for told in recovery(spec, session, made):",
             "    print(told)",
-            "made.small.card = bench.card",
-            "print(itf.evaluate(made.small, bench.images(), limit=spec.limit, seed=spec.seed).accuracy)",
+            "made.small.card = session.card",
+            "print(itf.evaluate(made.small, session.images(), limit=spec.limit, seed=spec.seed).accuracy)",
         ]
     )
 
@@ -222,11 +222,11 @@ def landscape_snippet(base: PruneSpec, size: int) -> str:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import open_bench",
+            "from intrafusion.studies.session import open_session",
             "from intrafusion.studies.weight_space import Solutions, slices",
             "",
             f"spec = itf.PruneSpec({given})",
-            "solutions = Solutions(spec, open_bench(spec))",
+            "solutions = Solutions(spec, open_session(spec))",
             f"for found in slices(solutions, size={size}):",
             '    print(f"{found.surface.share:.0%} of the grid")',
             "for mark in found.marks:",
@@ -254,11 +254,11 @@ def prune_snippet(base: PruneSpec, out: str, formats: Sequence[str] = (), speed:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import open_bench",
+            "from intrafusion.studies.session import open_session",
             "from intrafusion.reporting import export",
             "",
             f"spec = itf.PruneSpec({given.removeprefix(', ')})",
-            f"for told in export(spec, open_bench(spec), {out!r}{options}):",
+            f"for told in export(spec, open_session(spec), {out!r}{options}):",
             "    print(told.doing)",
             "for file in told.exported.files:",
             "    print(file.format, file.difference, file.reason)",

@@ -19,7 +19,7 @@ from intrafusion.pruning.transport.cost import ANCHORS, check_measure
 from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS, group_counts
 from intrafusion.runtime.cancellation import clock
 from intrafusion.spec import RECOVERY_KNOBS, PruneSpec
-from intrafusion.studies.session import Bench, pruned
+from intrafusion.studies.session import Session, pruned
 from intrafusion.training.recovery import How
 
 
@@ -81,12 +81,12 @@ class Result:
         return {"model": spec.pop("model"), "data": spec.pop("dataset"), **spec, **rest, "low": low, "high": high}
 
 
-def check(spec: PruneSpec, bench: Bench) -> None:
+def check(spec: PruneSpec, session: Session) -> None:
     """Refuse, before any work, a spec that cannot run: IntrafusionError for unknown names and missing groups."""
-    choose_groups(bench.groups, spec.groups)
+    choose_groups(session.groups, spec.groups)
     check_choice("precision", spec.precision, PRECISIONS)
     if spec.precision == "fast":
-        check_bf16(bench.device)
+        check_bf16(session.device)
     kinds = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     for registry, name in kinds:
         _ = registry[name]
@@ -99,15 +99,15 @@ def check(spec: PruneSpec, bench: Bench) -> None:
     check_choice("fold_norms", spec.fold_norms, FOLD_NORMS)
 
 
-def run(spec: PruneSpec, bench: Bench) -> Result:
-    """Prune, recover and measure one spec on an open bench (whose model and data must be the spec's)."""
-    meter = bench.meter(spec)
-    return measure(spec, bench, meter, pruned(spec, bench), len(meter))
+def run(spec: PruneSpec, session: Session) -> Result:
+    """Prune, recover and measure one spec on an open session (whose model and data must be the spec's)."""
+    meter = session.meter(spec)
+    return measure(spec, session, meter, pruned(spec, session), len(meter))
 
 
 def measure(
     spec: PruneSpec,
-    bench: Bench,
+    session: Session,
     meter: Meter,
     small: nn.Module,
     stop: int,
@@ -120,11 +120,11 @@ def measure(
     """
     start = clock()
     if before is None:
-        before = _unmeasured(spec, bench, meter, small)
+        before = _unmeasured(spec, session, meter, small)
     if not before.prunes and spec.recovery == "none":
         correct = meter.dense(len(meter))
     else:
-        more = meter.correct(small, differing(bench.folded, small), before.count, stop, patience)
+        more = meter.correct(small, differing(session.folded, small), before.count, stop, patience)
         correct = torch.cat([_unpacked(before), more])
     count, hits = len(correct), int(correct.sum())
     return replace(
@@ -138,11 +138,11 @@ def measure(
     )
 
 
-def _unmeasured(spec: PruneSpec, bench: Bench, meter: Meter, small: nn.Module) -> Result:
+def _unmeasured(spec: PruneSpec, session: Session, meter: Meter, small: nn.Module) -> Result:
     """What is known of a network before the first image."""
-    chosen = choose_groups(bench.groups, spec.groups)
+    chosen = choose_groups(session.groups, spec.groups)
     stays = sum(sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) for group in chosen)
-    after = size(small, bench.example)
+    after = size(small, session.example)
     return Result(
         spec,
         0.0,
@@ -151,9 +151,9 @@ def _unmeasured(spec: PruneSpec, bench: Bench, meter: Meter, small: nn.Module) -
         len(meter),
         0.0,
         after.params,
-        bench.size.params,
+        session.size.params,
         after.macs,
-        bench.size.macs,
+        session.size.macs,
         stays,
         sum(group.size for group in chosen),
         0.0,

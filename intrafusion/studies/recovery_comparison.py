@@ -17,7 +17,7 @@ from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.runtime.log import explain
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.session import Bench, merged, pruned, recovery
+from intrafusion.studies.session import Session, merged, pruned, recovery
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure, checked, digest, sweep
 from intrafusion.training.loop import Moment
@@ -40,29 +40,29 @@ class Run:
         return self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
 
 
-def compare(specs: Iterable[PruneSpec], bench: Bench, store: Store | None = None) -> Iterator[Run | Result | Failure]:
+def compare(specs: Iterable[PruneSpec], session: Session, store: Store | None = None) -> Iterator[Run | Result | Failure]:
     """Recover and measure each spec: its run again and again while it trains, then its result.
 
     What was trained once is not trained again, and what the store has is not measured again. A spec that fails is yielded
     as a Failure, and the others go on. Raises IntrafusionError when any spec cannot run.
     """
     meters: dict[tuple, Meter] = {}
-    for spec in checked(specs, bench):
+    for spec in checked(specs, session):
         if RECOVERIES[spec.recovery].needs == "labels":
             try:
-                yield from _watched(spec, bench)
+                yield from _watched(spec, session)
             except Exception as error:
                 yield Failure(spec, *explain(error, "recovery", key=digest(spec)))
                 continue
-        yield from sweep([spec], bench, store, meters=meters)
+        yield from sweep([spec], session, store, meters=meters)
 
 
-def _watched(spec: PruneSpec, bench: Bench) -> Iterator[Run]:
-    if (known := known_run(spec, bench)) is not None:
+def _watched(spec: PruneSpec, session: Session) -> Iterator[Run]:
+    if (known := known_run(spec, session)) is not None:
         yield known
         return
     facts, moments = None, ()  # type: Facts | None, tuple[Moment, ...]
-    for told in recovery(spec, bench, merged(spec, bench)):
+    for told in recovery(spec, session, merged(spec, session)):
         if isinstance(told, Facts):
             facts, moments = told, ()
         else:
@@ -71,11 +71,11 @@ def _watched(spec: PruneSpec, bench: Bench) -> Iterator[Run]:
         yield Run(spec, facts, moments)
 
 
-def known_run(spec: PruneSpec, bench: Bench) -> Run | None:
+def known_run(spec: PruneSpec, session: Session) -> Run | None:
     """The run of a spec whose recovery was trained before; None of any other. It is not trained here."""
     if RECOVERIES[spec.recovery].needs != "labels":
         return None
-    found = read(bench.kept_path(spec))
+    found = read(session.kept_path(spec))
     return None if found is None else Run(spec, found.facts, found.moments)
 
 
@@ -149,18 +149,18 @@ class Alike:
         return float((which - self.dense).square().sum() / len(self.labels) ** 2)
 
 
-def layers_to_compare(bench: Bench) -> list[str]:
+def layers_to_compare(session: Session) -> list[str]:
     """The layers whose similarities the losses compare: the last at each size of the images."""
-    return stages(private(bench.folded), bench.example)
+    return stages(private(session.folded), session.example)
 
 
-def alike(spec: PruneSpec, bench: Bench, layer: str, images: int = 48) -> Alike:
+def alike(spec: PruneSpec, session: Session, layer: str, images: int = 48) -> Alike:
     """Similarities before and after a recovery, on some training images, sorted by class."""
-    data = bench.training(spec) if RECOVERIES[spec.recovery].needs == "labels" else bench.calibration(spec)
+    data = session.training(spec) if RECOVERIES[spec.recovery].needs == "labels" else session.calibration(spec)
     rows = stratified(data.labels.cpu(), spec.seed)[:images]
     rows = rows[data.labels.cpu()[rows].argsort(stable=True)].to(data.labels.device)
     chosen = replace(data, images=data.images[rows], labels=data.labels[rows])
-    inputs, labels = next(normalised(bench.model, chosen))
+    inputs, labels = next(normalised(session.model, chosen))
 
     def seen(network: nn.Module) -> Tensor:
         with torch.inference_mode(), watching(network, [layer]) as outputs:
@@ -168,5 +168,5 @@ def alike(spec: PruneSpec, bench: Bench, layer: str, images: int = 48) -> Alike:
         return similarity(outputs[layer]).cpu()
 
     plain = spec.but(recovery="none")
-    networks = private(bench.folded), private(pruned(plain, bench)), private(pruned(spec, bench))
+    networks = private(session.folded), private(pruned(plain, session)), private(pruned(spec, session))
     return Alike(layer, labels.cpu(), *map(seen, networks))

@@ -36,7 +36,7 @@ from intrafusion.training.loop import Moment
 from intrafusion.training.recovery import Facts, How, recovering
 
 _DEFAULT = PruneSpec()
-_MEMORY = 1 << 28  # bytes of each kind of result that a bench keeps
+_MEMORY = 1 << 28  # bytes of each kind of result that a session keeps
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Scores:
 
 
 @dataclass(eq=False)
-class Bench:
+class Session:
     """The dense model, its groups and size, the evaluation images.
 
     Scores, distances and plans of single groups, on the network as it is, are computed once.
@@ -89,8 +89,8 @@ class Bench:
             raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
         return self.data.labelled()
 
-    def on(self, data: ImageData) -> "Bench":
-        """This bench with other evaluation images, sharing what is known of the groups."""
+    def on(self, data: ImageData) -> "Session":
+        """This session with other evaluation images, sharing what is known of the groups."""
         return replace(self, data=data, _data_known=Cache())
 
     @property
@@ -227,65 +227,74 @@ def sight(spec: PruneSpec) -> tuple:
     return "images", spec.dataset, spec.data_path, spec.calibration, spec.seed
 
 
-def open_model(name: str, weights: str | None = None, device: str = "cpu", **options: Any) -> Bench:
-    """Load a model and find its groups; `options` go to `load_model`."""
-    model = load_model(name, weights, device, **options)
+def open_session(
+    what: PruneSpec | str, device: str = "cpu", weights: str | Path | None = None, images: bool = True, **options: Any
+) -> Session:
+    """Load a network, find its groups and, for a spec, load the images that it is measured on.
+
+    what: a spec, or the name of a model (see `load_model`), which then has no images: `Session.on` gives it some.
+    weights: of a model that is named; a spec says its own. images: False leaves the images of a spec out. options: go to
+    `load_data`. Raises IntrafusionError where the network or the images cannot be loaded.
+
+    >>> session = open_session(PruneSpec(model="digits-mlp", dataset="digits"))
+    >>> [group.name for group in session.groups if not group.reason]
+    ['1', '3']
+    """
+    name, weights = (what, weights) if isinstance(what, str) else (what.model, what.weights)
+    model = load_model(name, weights, device)
     example = model.card.example().to(device)  # type: ignore[union-attr,operator]
-    return Bench(model, find_groups(model, example), size(model, example))
+    session = Session(model, find_groups(model, example), size(model, example))
+    if isinstance(what, PruneSpec) and images:
+        side = session.card.input_size
+        session.data = load_data(what.dataset, path=what.data_path, device=device, input_size=side, **options)
+    return session
 
 
-def open_bench(spec: PruneSpec, device: str = "cpu", **options: Any) -> Bench:
-    """Load what `spec` names, once, for any number of runs; `options` go to `load_data`."""
-    bench = open_model(spec.model, spec.weights, device)
-    bench.data = load_data(spec.dataset, path=spec.data_path, device=device, input_size=bench.card.input_size, **options)
-    return bench
-
-
-def pruned(spec: PruneSpec, bench: Bench) -> nn.Module:
-    """The network of `spec`: pruned, merged and recovered. Without recovery it shares unchanged layers with the bench's."""
-    made = merged(spec, bench)
-    for _ in recovery(spec, bench, made):
+def pruned(spec: PruneSpec, session: Session) -> nn.Module:
+    """The network of `spec`: pruned, merged and recovered. Without recovery it shares unchanged layers with the session's."""
+    made = merged(spec, session)
+    for _ in recovery(spec, session, made):
         pass
     return made.small
 
 
-def merged(spec: PruneSpec, bench: Bench) -> Pruned:
+def merged(spec: PruneSpec, session: Session) -> Pruned:
     """The network of `spec` before its recovery. All recoveries of a network start from copies of one."""
     if spec.recovery == "none":
-        return _cut(spec, bench, share=True)
+        return _cut(spec, session, share=True)
     plain = _DEFAULT.only((*RECOVERY_KNOBS, "recovery", "training", "limit", "precision")) | {"seed": spec.seed}
-    made: Pruned = bench._merged.get(spec.but(**plain), lambda: _cut(spec, bench, share=False))
+    made: Pruned = session._merged.get(spec.but(**plain), lambda: _cut(spec, session, share=False))
     return replace(made, small=copy.deepcopy(made.small))
 
 
-def _cut(spec: PruneSpec, bench: Bench, share: bool) -> Pruned:
+def _cut(spec: PruneSpec, session: Session, share: bool) -> Pruned:
     return cut(
-        bench.folded,
-        bench.groups,
+        session.folded,
+        session.groups,
         spec.sparsity if spec.sparsities is None else dict(zip(spec.groups, spec.sparsities, strict=True)),
         spec.criterion,
         spec.merge,
         spec.groups,
-        bench.calibration(spec) if calibrates(relevant(spec)) else None,
-        first=lambda group: bench.plan(spec, group),
+        session.calibration(spec) if calibrates(relevant(spec)) else None,
+        first=lambda group: session.plan(spec, group),
         share=share,
         **spec.only((*PLAN_KNOBS, *MERGE_KNOBS)),
     )
 
 
-def channel_maps(spec: PruneSpec, bench: Bench) -> list[ChannelMap]:
+def channel_maps(spec: PruneSpec, session: Session) -> list[ChannelMap]:
     """How each consumer of the spec's groups makes their channels of the kept ones, as the calibrated merge learns it."""
-    fit = merged(spec.but(merge="drop"), bench).fit(bench.calibration(spec))
+    fit = merged(spec.but(merge="drop"), session).fit(session.calibration(spec))
     calibrate(fit)
     return fit.maps
 
 
-def recovery(spec: PruneSpec, bench: Bench, made: Pruned) -> Iterator[Facts | Moment]:
+def recovery(spec: PruneSpec, session: Session, made: Pruned) -> Iterator[Facts | Moment]:
     """Recover a merged network, in place, as `spec` says, telling what training costs and how it goes.
 
     What was trained is kept in a file, and not trained again.
     """
     needs = RECOVERIES[spec.recovery].needs
-    data = bench.training(spec) if needs == "labels" else bench.calibration(spec) if needs == "images" else None
-    keep, stopped = (bench.kept_path(spec), bench.stopped_path(spec)) if needs == "labels" else (None, None)
+    data = session.training(spec) if needs == "labels" else session.calibration(spec) if needs == "images" else None
+    keep, stopped = (session.kept_path(spec), session.stopped_path(spec)) if needs == "labels" else (None, None)
     return recovering(made, spec.recovery, data, How(**spec.only(RECOVERY_KNOBS)), keep, stopped)

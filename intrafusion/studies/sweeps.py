@@ -1,4 +1,4 @@
-"""Studies: many specs measured on one bench, fast, each point once, none lost.
+"""Studies: many specs measured on one session, fast, each point once, none lost.
 
 Every point is first looked at on a small stratified sample, then on all images. What is unchanged between points is
 computed once; results go to a store as they come, and what it holds already is not computed again.
@@ -24,7 +24,7 @@ from intrafusion.runtime.log import event, explain
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, check, measure
 from intrafusion.studies.paired_comparison import paired
-from intrafusion.studies.session import Bench, pruned
+from intrafusion.studies.session import Session, pruned
 from intrafusion.studies.store.sqlite import Origin, Store
 
 FIRST = 100  # images of the first look at a point
@@ -49,7 +49,7 @@ def grid(base: PruneSpec, **choices: Sequence[Any]) -> list[PruneSpec]:
 
 def sweep(
     specs: Iterable[PruneSpec],
-    bench: Bench,
+    session: Session,
     store: Store | None = None,
     *,
     decide: bool = False,
@@ -57,41 +57,41 @@ def sweep(
     known: Mapping[PruneSpec, Result] | None = None,
     meters: dict[tuple, Meter] | None = None,
 ) -> Iterator[Result | Failure]:
-    """Measure all specs on one bench, yielding each result as soon as it is there, and again on more images.
+    """Measure all specs on one session, yielding each result as soon as it is there, and again on more images.
 
     A spec's last result counts. store: what it holds is yielded first and not computed again, unless it is incomplete;
     what is new goes there, and points that another process is at are left to it. decide: stop at a point once the
     difference between its merge and dropping, on the same images, is decided: the 95 % interval of paired proportions of
     Agresti and Min (`paired.matched_wald`), corrected for the number of looks, excludes zero. memory: bytes of activations
-    kept. known: results to go on from; they are not yielded again. meters: those of an earlier sweep on this bench, which
+    kept. known: results to go on from; they are not yielded again. meters: those of an earlier sweep on this session, which
     this one uses and adds to. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when
     any spec cannot run, or the store cannot be written.
     """
-    yield from _Sweep(checked(specs, bench), bench, store, decide, memory, known or {}, meters).steps()
+    yield from _Sweep(checked(specs, session), session, store, decide, memory, known or {}, meters).steps()
 
 
-def checked(specs: Iterable[PruneSpec], bench: Bench) -> list[PruneSpec]:
+def checked(specs: Iterable[PruneSpec], session: Session) -> list[PruneSpec]:
     """The specs, each once, in the order of their work. Raises IntrafusionError when any cannot run."""
     specs = list(dict.fromkeys(specs))
     for spec in specs:
-        check(spec, bench)
-        for one in bench.learned_from(spec):
-            bench.calibration(one)
-    return sorted(specs, key=lambda spec: cut_of(spec, bench))
+        check(spec, session)
+        for one in session.learned_from(spec):
+            session.calibration(one)
+    return sorted(specs, key=lambda spec: cut_of(spec, session))
 
 
-def cut_of(spec: PruneSpec, bench: Bench) -> tuple:
+def cut_of(spec: PruneSpec, session: Session) -> tuple:
     """Equal for specs that share what lies in front of their first change; grows with the order of the work.
 
     One set of images comes after the other, and on each set from input to output, so that kept values serve the next cut.
     """
-    first = choose_groups(bench.groups, spec.groups)[0]
-    return *_images(spec), bench.groups.index(first)
+    first = choose_groups(session.groups, spec.groups)[0]
+    return *_images(spec), session.groups.index(first)
 
 
-def origin(spec: PruneSpec, bench: Bench) -> Origin:
+def origin(spec: PruneSpec, session: Session) -> Origin:
     """What this spec is measured on, as the store records it."""
-    return Origin(*bench.fingerprints(spec), device_name(bench.device))
+    return Origin(*session.fingerprints(spec), device_name(session.device))
 
 
 def device_name(device: torch.device) -> str:
@@ -103,14 +103,14 @@ class _Sweep:
     def __init__(
         self,
         specs: list[PruneSpec],
-        bench: Bench,
+        session: Session,
         store: Store | None,
         decide: bool,
         memory: int,
         known: Mapping[PruneSpec, Result],
         meters: dict[tuple, Meter] | None,
     ):
-        self.bench, self.store, self.decide, self.memory, self.specs = bench, store, decide, memory, specs
+        self.session, self.store, self.decide, self.memory, self.specs = session, store, decide, memory, specs
         self.families: dict[PruneSpec, list[PruneSpec]] = {}
         for spec in self.specs:
             self.families.setdefault(spec.but(merge=""), []).append(spec)
@@ -124,7 +124,7 @@ class _Sweep:
 
     def steps(self) -> Iterator[Result | Failure]:
         if self.store:
-            stored = self.store.get((spec, origin(spec, self.bench)) for spec in self.specs)
+            stored = self.store.get((spec, origin(spec, self.session)) for spec in self.specs)
             self.reached |= stored
             yield from stored.values()
         yield from self._unmeasurable()
@@ -160,7 +160,7 @@ class _Sweep:
         target = self._looks(spec)[min(look, len(self._looks(spec)) - 1)]
         if (known := self.reached.get(spec)) and known.count >= target:
             return
-        if self.store and not self.store.claim(spec, origin(spec, self.bench)):
+        if self.store and not self.store.claim(spec, origin(spec, self.session)):
             yield from self._news(spec)
             return
         try:
@@ -169,12 +169,12 @@ class _Sweep:
                 yield self._measured(spec, target)
         finally:
             if self.store:
-                self.store.release(spec, origin(spec, self.bench))
+                self.store.release(spec, origin(spec, self.session))
 
     def _news(self, spec: PruneSpec) -> Iterator[Result]:
         """What another process has found of this point since we last looked."""
         if self.store:
-            known, stored = self.reached.get(spec), self.store.get([(spec, origin(spec, self.bench))]).get(spec)
+            known, stored = self.reached.get(spec), self.store.get([(spec, origin(spec, self.session))]).get(spec)
             if stored and (known is None or stored.count > known.count):
                 self.reached[spec] = stored
                 yield stored
@@ -185,12 +185,12 @@ class _Sweep:
             meter, began = self._meter(spec), clock()
             small = self._network(spec)
             took = clock() - began
-            result = measure(spec, self.bench, meter, small, target, self.reached.get(spec), _PATIENCE)
+            result = measure(spec, self.session, meter, small, target, self.reached.get(spec), _PATIENCE)
             result = replace(result, seconds=result.seconds + took)
         except Exception as error:
             return self._fails(spec, error)
         if self.store:
-            self.store.put(result, origin(spec, self.bench))
+            self.store.put(result, origin(spec, self.session))
         self.reached[spec] = result
         self.measured.add(spec)
         if result.complete:
@@ -208,7 +208,7 @@ class _Sweep:
         failure = Failure(spec, *explain(error, "point", key=digest(spec)))
         self.failed.add(spec)
         if self.store:
-            self.store.fail(spec, origin(spec, self.bench), failure.reason)
+            self.store.fail(spec, origin(spec, self.session), failure.reason)
         return failure
 
     def _is_done(self, spec: PruneSpec) -> bool:
@@ -240,7 +240,7 @@ class _Sweep:
         """The meter of this spec's images; only the one last used keeps values."""
         key = _images(spec)
         if key not in self.meters:
-            self.meters[key] = self.bench.meter(spec, self.memory)
+            self.meters[key] = self.session.meter(spec, self.memory)
         if self.last is not None and self.last is not self.meters[key]:
             self.last.forget()
         self.last = self.meters[key]
@@ -248,7 +248,7 @@ class _Sweep:
 
     def _network(self, spec: PruneSpec) -> nn.Module:
         if spec not in self.networks:
-            self.networks[spec] = small = pruned(spec, self.bench)
+            self.networks[spec] = small = pruned(spec, self.session)
             self.held += _bytes(small)
             while len(self.networks) > 1 and self.held > _NETWORKS:
                 self._let_go(next(iter(self.networks)))

@@ -20,7 +20,7 @@ from intrafusion.pruning.groups.surgery import pad
 from intrafusion.runtime.cache import Cache
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import check
-from intrafusion.studies.session import Bench, merged
+from intrafusion.studies.session import Session, merged
 from intrafusion.training.batchnorm import norms_of
 from intrafusion.training.mode_connectivity import Path, connect
 
@@ -32,23 +32,23 @@ _PIXELS = 1 << 18  # of the images whose loss is differentiated twice
 
 @dataclass(frozen=True, eq=False)
 class Solutions:
-    """What a spec's pruning makes of a bench's network by each merge; made once, whoever asks.
+    """What a spec's pruning makes of a session's network by each merge; made once, whoever asks.
 
     Names: "dense" and those of MERGED. All are BN-folded, and so are their weights. The spec's merge plays no part.
     Raises IntrafusionError for a spec that cannot run.
     """
 
     spec: PruneSpec
-    bench: Bench
+    session: Session
     _known: Cache = field(default_factory=Cache, repr=False)
 
     def __post_init__(self) -> None:
-        check(self.spec, self.bench)
+        check(self.spec, self.session)
 
     @property
     def images(self) -> ImageData:
         """The evaluation images that the spec asks for."""
-        return self.bench.images().subset(self.spec.limit, self.spec.seed)
+        return self.session.images().subset(self.spec.limit, self.spec.seed)
 
     def small(self, name: str) -> nn.Module:
         """The network itself, smaller where channels went. Nobody may change it."""
@@ -60,16 +60,16 @@ class Solutions:
 
     def _both(self, name: str) -> tuple[nn.Module, nn.Module]:
         if name == "dense":
-            return self.bench.folded, self.bench.folded
+            return self.session.folded, self.session.folded
 
         def make() -> tuple[nn.Module, nn.Module]:
-            made = merged(self.spec.but(merge=MERGED[name], recovery="none"), self.bench)
+            made = merged(self.spec.but(merge=MERGED[name], recovery="none"), self.session)
             if not made.merged:
                 raise IntrafusionError(
                     f"nothing was pruned: at {self.spec.sparsity:.0%} these groups lose no channel, so all networks are the "
                     "dense one"
                 )
-            return made.small, pad(made.small, self.bench.folded, {one.group: one.kept for one in made.merged})
+            return made.small, pad(made.small, self.session.folded, {one.group: one.kept for one in made.merged})
 
         return self._known.get(("networks", name), make)
 
@@ -82,7 +82,7 @@ class Solutions:
 
         Raises IntrafusionError where there is none: nothing was pruned, or norms are left whose statistics are a network's own.
         """
-        if norms_of(self.bench.folded):
+        if norms_of(self.session.folded):
             raise IntrafusionError(
                 "some norms of this network do not fold into a layer: their statistics belong to one network each, and there "
                 "is no plane of weights alone"
@@ -98,9 +98,9 @@ def between(
     epochs, rate: see `connect`; training: images that the path learns from, None for all.
     """
     own = ("dense", *MERGED)
-    device = str(solutions.bench.device)
+    device = str(solutions.session.device)
     first, last = (solutions.whole(name) if name in own else load_model(name, device=device) for name in ends)
-    learned = solutions.bench.training(solutions.spec.but(training=training))
+    learned = solutions.session.training(solutions.spec.but(training=training))
     return connect(first, last, learned, solutions.images, epochs, rate, solutions.spec.seed)
 
 
@@ -209,13 +209,13 @@ def sharpness(solutions: Solutions, images: int = 256, count: int = 10, steps: i
     images: labelled training images, fewer where they are large. Beside the displacements from dense to dropped and fused stand
     random ones, means of CONTROLS: among all weights, and among those that pruning changes.
     """
-    bench, spec = solutions.bench, solutions.spec
-    pixels = bench.card.input_size[-1] * bench.card.input_size[-2]
-    data = bench.training(spec.but(training=min(images, max(8, _PIXELS // pixels))))
-    network = private(bench.folded).requires_grad_(True)
+    session, spec = solutions.session, solutions.spec
+    pixels = session.card.input_size[-1] * session.card.input_size[-2]
+    data = session.training(spec.but(training=min(images, max(8, _PIXELS // pixels))))
+    network = private(session.folded).requires_grad_(True)
     batches = list(normalised(network, data))
     inputs, labels = (torch.cat(part) for part in zip(*batches, strict=True))
-    origin = flatten(bench.folded)
+    origin = flatten(session.folded)
     moved = {name: (flatten(solutions.whole(name)) - origin).cpu() for name in THREE[1:]}
     for found in lanczos(lambda model: F.cross_entropy(model(inputs), labels), network, count, steps, spec.seed):
         shares = _shares(moved, found.vectors, spec.seed) if found.step == found.steps else {}

@@ -12,12 +12,12 @@ from intrafusion.runtime.jobs import Job
 from intrafusion.studies.allocation import Shapes, Suggestion, shapes, suggest
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.sensitivity import Matrix
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from pages.panels import export
 from pages.panels.sensitivity import clickable, with_interval
-from pages.shared import job_queue, messages, session, studying
-from pages.shared.session import BIND, Here
+from pages.shared import app_state, job_queue, messages, studying
+from pages.shared.app_state import BIND, Here
 
 KEYS = ("budget", "share", "least", "suggest_merge")
 _TARGETS = {"parameters": "params", "MACs": "macs", "accuracy": "accuracy"}
@@ -27,10 +27,10 @@ _PATIENCE = 1.0  # seconds that the page waits for it
 
 @st.cache_resource(max_entries=6, show_spinner=False)
 def _shapes(_here: Here, key: tuple) -> Shapes:
-    return shapes(_here.bench.model, _here.bench.groups, _here.bench.example)
+    return shapes(_here.session.model, _here.session.groups, _here.session.example)
 
 
-def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Matrix], kept: Store | None) -> None:
+def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str, Matrix], kept: Store | None) -> None:
     """Sparsities for all groups under a target, from the table; and what the network made with them really reaches."""
     st.markdown(
         "The sparsity of each group that together cost the least accuracy by the heatmap above, **if the losses add up**. "
@@ -44,7 +44,7 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
     found = suggest(made[merge], _shapes(here, here.key()), _TARGETS[target], value)
     if not found.met:
         messages.warning(found.note)
-    clickable(suggestion_bars(found, session.is_dark()), "suggestion")
+    clickable(suggestion_bars(found, app_state.is_dark()), "suggestion")
     if found.dense.note:
         st.caption(f"{found.dense.note}.")
     if not all(cell.complete for cell in made[merge].cells.values()):
@@ -54,7 +54,7 @@ def suggestion(here: Here, bench: Bench, base: PruneSpec, made: Mapping[str, Mat
         st.info("Nothing is to be pruned for this target.")
         return
     spec = base.but(groups=tuple(losing), sparsities=tuple(losing.values()), merge=found.merge)
-    _verified(here, bench, spec, found, value if target == "accuracy" else None, kept)
+    _verified(here, session, spec, found, value if target == "accuracy" else None, kept)
     st.caption("The same network, measured from the command line:")
     line = curve_line(spec, criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0])
     st.code(line, language="bash", wrap_lines=True)
@@ -75,15 +75,17 @@ def _value(target: str, made: Mapping[str, Matrix]) -> float:
     return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, "%.1f", key="least", bind=BIND) / 100
 
 
-def _verified(here: Here, bench: Bench, spec: PruneSpec, found: Suggestion, least: float | None, kept: Store | None) -> None:
+def _verified(
+    here: Here, session: Session, spec: PruneSpec, found: Suggestion, least: float | None, kept: Store | None
+) -> None:
     """The expected accuracy beside the measured one, which is asked for where it takes long."""
     key = ("verify", here.key(), spec)
-    known, job = studying.stored(kept, [spec], bench), session.jobs().get(key)
+    known, job = studying.stored(kept, [spec], session), app_state.jobs().get(key)
     measured = studying.points(known, [spec], job).get(spec)
     complete = measured is not None and measured.complete
-    count = min(spec.limit or len(bench.images()), len(bench.images()))
-    if not complete and job is None and bench.size.macs * count < _CHEAP and not needs_images(spec):
-        job = studying.start(key, [spec], bench, kept, f"pruned {spec.model}")
+    count = min(spec.limit or len(session.images()), len(session.images()))
+    if not complete and job is None and session.size.macs * count < _CHEAP and not needs_images(spec):
+        job = studying.start(key, [spec], session, kept, f"pruned {spec.model}")
         job.wait(_PATIENCE)
         measured = studying.points(known, [spec], job).get(spec)
         complete = measured is not None and measured.complete
@@ -93,7 +95,7 @@ def _verified(here: Here, bench: Bench, spec: PruneSpec, found: Suggestion, leas
     if job is not None and job.active:
         _wait(job)
     elif not complete and st.button("Prune the whole network like this, and measure", icon=":material/content_cut:"):
-        studying.start(key, [spec], bench, kept, f"pruned {spec.model}")
+        studying.start(key, [spec], session, kept, f"pruned {spec.model}")
         st.rerun()
     if job is not None:
         studying.problems(job)

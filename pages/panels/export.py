@@ -18,8 +18,8 @@ from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Writing, arc
 from intrafusion.reporting.figures import latency as figures
 from intrafusion.reporting.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.runtime import stale_files
-from pages.shared import links, messages, parts, session
-from pages.shared.session import BIND, Here
+from pages.shared import app_state, links, messages, parts
+from pages.shared.app_state import BIND, Here
 
 KEYS = (
     "criterion", "sparsity", "export_merge", "export_recovery", "export_scope", "round_to", "export_limit",
@@ -69,7 +69,7 @@ def controls(here: Here) -> PruneSpec:
         limit=None if limit == "all" else int(limit),
     )
     shares = shares_of(own)
-    unknown = set(shares) - {group.name for group in here.bench.groups if group.reason is None}
+    unknown = set(shares) - {group.name for group in here.session.groups if group.reason is None}
     if unknown:
         raise IntrafusionError(f"no group {min(unknown)!r} can be pruned here: see the groups in the sidebar")
     return spec.but(groups=tuple(shares), sparsities=tuple(shares.values())) if shares else spec
@@ -116,7 +116,7 @@ def show_network(made: Made | None, merge: str) -> None:
     left, right = st.columns(2, gap="medium")
     with right:
         title = "Channels of each group before and after"
-        figure = figures.widths(made.widths, merge, session.is_dark()) if made else figures.empty(title, session.is_dark())
+        figure = figures.widths(made.widths, merge, app_state.is_dark()) if made else figures.empty(title, app_state.is_dark())
         parts.chart(figure, "widths")
     with left:
         if made is None:
@@ -131,7 +131,7 @@ def show_network(made: Made | None, merge: str) -> None:
 
 def show_speed(found: Comparison | None) -> None:
     """The finding first, then every run, then the numbers."""
-    dark = session.is_dark()
+    dark = app_state.is_dark()
     if found is None:
         parts.chart(figures.empty("How long one forward pass takes", dark), "speed")
         st.caption(
@@ -248,7 +248,7 @@ def keeping(made: Made | None) -> None:
         asked = st.form_submit_button("Keep", icon=":material/save:")
     if asked:
         try:
-            kept = session.keep(made.network, name.strip())
+            kept = app_state.keep(made.network, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:

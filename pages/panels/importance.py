@@ -10,9 +10,9 @@ import streamlit as st
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, _registry
 from intrafusion.pruning.agreement import Comparison
 from intrafusion.pruning.groups.feature_maps import consumers
-from intrafusion.studies.session import Bench, Scores
+from intrafusion.studies.session import Scores, Session
 from pages.shared import asking
-from pages.shared.session import Here
+from pages.shared.app_state import Here
 
 NEEDS = {"nothing": "weights alone", "images": "images", "labels": "labelled images"}
 FORMULAS = {
@@ -81,11 +81,11 @@ def _outcomes(key: tuple) -> dict[str, Scores | str]:
     return {}
 
 
-def score_each(bench: Bench, specs: Iterable[PruneSpec], group: Group, known: dict[str, Scores | str]) -> Iterator[str]:
+def score_each(session: Session, specs: Iterable[PruneSpec], group: Group, known: dict[str, Scores | str]) -> Iterator[str]:
     """Score by each spec's criterion into `known`, yielding its name when it is done."""
     for spec in specs:
         try:
-            scores = bench.scores(spec, group)
+            scores = session.scores(spec, group)
             finite = bool(scores.values.isfinite().all())
             known[spec.criterion] = scores if finite else "its scores are not finite"
         except IntrafusionError as error:
@@ -100,7 +100,7 @@ def scored(
 
     What is cheap is computed at once, the rest by a job when somebody asks. sees: whether calibration images are here.
     """
-    bench, group = here.bench, here.group
+    session, group = here.session, here.group
     key = ("scores", here.key(), spec.data_path, group.name)
     known = _outcomes(key)
     possible = [name for name in criteria if sees or _registry("criterion")[name].needs == "nothing"]
@@ -109,14 +109,14 @@ def scored(
     later = [spec.but(criterion=name) for name in missing if name not in now]
     if now:
         with st.spinner(f"Scoring {group.size:,} channels by {', '.join(now)}", show_time=True):
-            list(score_each(bench, [spec.but(criterion=name) for name in now], group, known))
+            list(score_each(session, [spec.but(criterion=name) for name in now], group, known))
     if later:
         names = ", ".join(late.criterion for late in later)
         label = f"Compute the other {len(later)} criteria" if len(later) > 1 else f"Compute {names}"
-        work = partial(score_each, bench, later, group, known)
+        work = partial(score_each, session, later, group, known)
         asking.ask(key, label, len(later), work, f"Still to score: {names}", redraw=True)
     elif looked := [name for name in possible if _registry("criterion")[name].needs != "nothing"]:
-        st.caption(f"{', '.join(looked)}: scored on {image_count(bench.calibration(spec))}.")
+        st.caption(f"{', '.join(looked)}: scored on {image_count(session.calibration(spec))}.")
     else:
         st.caption("Scored by weights alone.")
     waiting = {name: "needs images, which are not here" for name in criteria if name not in possible}
@@ -127,7 +127,7 @@ def scored(
 
 def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
     """The criteria that together cost so little that nobody need ask for them: the first if it does, then the cheapest."""
-    images = here.bench.size.macs * (spec.calibration or 50_000)
+    images = here.session.size.macs * (spec.calibration or 50_000)
     costs = {}
     for name in criteria:
         once, each = (0, 0) if _registry("criterion")[name].needs == "nothing" else PASSES.get(name, (0, 16))

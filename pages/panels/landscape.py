@@ -16,11 +16,11 @@ from intrafusion.reporting.figures import output_distance as output_figures
 from intrafusion.reporting.figures.images import gallery
 from intrafusion.runtime import escaping
 from intrafusion.studies.output_distance import Outputs
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Slice, Solutions
 from intrafusion.training.mode_connectivity import POINTS, Path
-from pages.shared import parts, session
-from pages.shared.session import BIND, Here
+from pages.shared import app_state, parts
+from pages.shared.app_state import BIND, Here
 
 KEYS = (
     "criterion", "sparsity", "landscape_scope", "landscape_limit", "landscape_size", "shown", "changed", "path_from",
@@ -84,18 +84,18 @@ def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def solutions(_bench: Bench, key: tuple) -> Solutions:
+def solutions(_session: Session, key: tuple) -> Solutions:
     """The networks of `key`'s spec, its last part, made once for all four computations."""
-    return Solutions(key[-1], _bench)
+    return Solutions(key[-1], _session)
 
 
 def show_plane(found: Slice | None, what: str) -> None:
     left, right = st.columns([5, 3], gap="medium")
     with left:
         if found is None:
-            figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, session.is_dark())
+            figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, app_state.is_dark())
         else:
-            figure = figures.slice_map(found, what, session.is_dark())
+            figure = figures.slice_map(found, what, app_state.is_dark())
         parts.chart(figure, "plane")
     with right:
         st.markdown(
@@ -129,7 +129,7 @@ def show_plane(found: Slice | None, what: str) -> None:
 def show_outputs(found: Outputs | None, made: Solutions) -> None:
     left, right = st.columns(2, gap="medium")
     complete = found is not None and found.share == 1
-    dark = session.is_dark()
+    dark = app_state.is_dark()
     with left:
         title = "How far the logits move"
         figure = (
@@ -223,7 +223,7 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
 
 
 def show_path(found: Path | None, ends: tuple[str, str]) -> None:
-    dark = session.is_dark()
+    dark = app_state.is_dark()
     if found is None:
         parts.chart(figures.empty(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
     else:
@@ -248,7 +248,7 @@ def show_path(found: Path | None, ends: tuple[str, str]) -> None:
 
 
 def show_sharp(found: Sharpness | None) -> None:
-    dark = session.is_dark()
+    dark = app_state.is_dark()
     if found is None:
         figure = figures.empty("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
     else:

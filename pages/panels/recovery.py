@@ -11,12 +11,12 @@ from intrafusion.reporting.figures.recovery import similarity_panels
 from intrafusion.runtime.jobs import Job
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.recovery_comparison import Alike, Row, Run, alike, compare, known_run, layers_to_compare
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
 from intrafusion.training.recovery.methods import COSTLIER
-from pages.shared import parts, session, studying
-from pages.shared.session import BIND, Here
+from pages.shared import app_state, parts, studying
+from pages.shared.app_state import BIND, Here
 
 KEYS = (
     "recovery_merge", "criterion", "sparsity", "recovery_scope", "methods", "seeds", "recovery_limit", "equal", "epochs",
@@ -46,7 +46,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     )
     percent = grid.slider("Sparsity", 5, 95, 50, 5, format="%d %%", key="sparsity", bind=BIND)
     row = st.container(horizontal=True)
-    norms = any(layer.norm for group in here.bench.groups for layer in group.layers)
+    norms = any(layer.norm for group in here.session.groups for layer in group.layers)
     methods = row.multiselect(
         "Recoveries",
         list(_registry("recovery")),
@@ -190,16 +190,16 @@ def forecast(specs: Sequence[PruneSpec]) -> str:
     return f"Trains {count} networks in the background." if count else "Solves for a few numbers; nothing is trained."
 
 
-def runs(specs: Sequence[PruneSpec], bench: Bench, job: Job | None) -> list[Run]:
+def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
     """How the training of each spec goes or went, as far as it is known, in their order."""
     found = {run.spec: run for run in (job.results if job else ()) if isinstance(run, Run)}
     for spec in specs:
-        if trains(spec) and spec not in found and (run := known_run(spec, bench)) is not None:
+        if trains(spec) and spec not in found and (run := known_run(spec, session)) is not None:
             found[spec] = run
     return [found[spec] for spec in specs if spec in found]
 
 
-def start(key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: Store | None, title: str) -> Job:
+def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store | None, title: str) -> Job:
     """Recover and measure in the background; rerun the page after it."""
 
     def part(result: Run | Result | Failure) -> tuple[Any, float]:
@@ -207,10 +207,10 @@ def start(key: tuple, specs: Sequence[PruneSpec], bench: Bench, kept: Store | No
             return ("run", result.spec), _TRAINS * result.share
         return result.spec, studying.share(result) * (1 - _TRAINS if trains(result.spec) else 1.0)
 
-    return session.start(key, len(specs), lambda: compare(specs, bench, kept), title, part=part)
+    return app_state.start(key, len(specs), lambda: compare(specs, session, kept), title, part=part)
 
 
-def answer(rows: Sequence[Row], methods: Sequence[str], bench: Bench, known: dict[PruneSpec, Result]) -> None:
+def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:
     """The table: accuracy without recovery and with each, and what each costs."""
     if not rows:
         st.caption("Accuracy without and with each recovery, and the cost of each, come here.")
@@ -248,7 +248,7 @@ def _accuracy(row: Row) -> str:
     return f"{row.accuracy:.1%} ± {50 * (row.interval[1] - row.interval[0]):.1f}"
 
 
-def similarities(bench: Bench, base: PruneSpec, done: Sequence[PruneSpec]) -> None:
+def similarities(session: Session, base: PruneSpec, done: Sequence[PruneSpec]) -> None:
     """Similarity matrices of a layer: of the dense network, of the pruned one, and after a recovery."""
     st.markdown(
         "Some training images against each other, sorted by class: the stronger the colour, the more alike a layer finds "
@@ -260,12 +260,12 @@ def similarities(bench: Bench, base: PruneSpec, done: Sequence[PruneSpec]) -> No
         st.caption("Choose a recovery other than none.")
         return
     name = row.selectbox("After", names, index=len(names) - 1, key="looked_at", bind=BIND, width=220)
-    layers = layers_to_compare(bench)
+    layers = layers_to_compare(session)
     layer = row.selectbox("Layer", layers, index=len(layers) - 1, key="alike_layer", bind=BIND, width=260)
-    found = _alike(bench, base.but(recovery=name, seed=0), layer)
-    parts.chart(similarity_panels(found, name, session.is_dark()), "alike")
+    found = _alike(session, base.but(recovery=name, seed=0), layer)
+    parts.chart(similarity_panels(found, name, app_state.is_dark()), "alike")
 
 
 @st.cache_data(max_entries=32, show_spinner="Comparing the images")
-def _alike(_bench: Bench, spec: PruneSpec, layer: str) -> Alike:
-    return alike(spec, _bench, layer)
+def _alike(_session: Session, spec: PruneSpec, layer: str) -> Alike:
+    return alike(spec, _session, layer)

@@ -13,18 +13,18 @@ from intrafusion.evaluation.attribution import METHODS, STEPS, Attribution, acti
 from intrafusion.reporting.figures.images import attribution_panels, gallery
 from intrafusion.runtime import escaping
 from pages.panels.importance import image_count
-from pages.shared import asking, messages, parts, session
-from pages.shared.session import Here
+from pages.shared import app_state, asking, messages, parts
+from pages.shared.app_state import Here
 
 
 def channel_activations(here: Here, data: ImageData) -> Tensor | None:
     """Activation (N, n) of every channel on every calibration image; None until somebody asked, where it is dear."""
     batches = asking.results(
         ("activations", here.key(), here.spec.data_path, here.group.name),
-        here.bench.size.macs * len(data),
+        here.session.size.macs * len(data),
         f"Show {len(data):,} images to the network",
         sum(1 for _ in data.batches()),
-        lambda: activations(here.bench.model, here.group, data),
+        lambda: activations(here.session.model, here.group, data),
         "Finds the images that drive a channel most",
     )
     return batches and torch.cat(batches)
@@ -35,10 +35,10 @@ def attribution(here: Here, data: ImageData, channel: int, image: int, method: s
     passes = 3 * (STEPS if method == "integrated-gradients" else 1)
     found = asking.results(
         ("attribution", here.key(), here.spec.data_path, here.group.name, channel, image, method),
-        here.bench.size.macs * passes,
+        here.session.size.macs * passes,
         f"Compute {method}",
         1,
-        lambda: iter([channel_attribution(here.bench.model, here.group, channel, data.images[image], method)]),
+        lambda: iter([channel_attribution(here.session.model, here.group, channel, data.images[image], method)]),
         f"Takes about {passes} passes through the network",
     )
     return found and found[0]
@@ -75,7 +75,7 @@ def image_control(count: int) -> tuple[int, str]:
             default=1,
             required=True,
             key="image",
-            bind=session.BIND,
+            bind=app_state.BIND,
             help="1 drives the channel most. Or click one.",
         )
         or 1
@@ -87,7 +87,7 @@ def image_control(count: int) -> tuple[int, str]:
             default="integrated-gradients",
             required=True,
             key="attribution",
-            bind=session.BIND,
+            bind=app_state.BIND,
             wrap=True,
             help="  \n".join(f"**{name}**: {method.summary} ({method.paper})." for name, method in METHODS.items()),
         )
@@ -100,7 +100,7 @@ def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int
     """The images that drive a channel most, to choose from. values: its activation (N,) on `data`."""
     captions = [f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top]
     title = f"The {len(top)} of {len(data):,} images that activate it most"
-    figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, session.is_dark())
+    figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, app_state.is_dark())
 
     def pick() -> None:
         if points := st.session_state.images.selection.points:
@@ -121,7 +121,7 @@ def show_attribution(here: Here, data: ImageData, channel: int, image: int, meth
     title = f"Channel {channel} on “{escaping.hover(_class_name(data, image))}”: activation {found.activation:.3g}"
     pixels = found.pixels.sum(0).numpy()
     parts.chart(
-        attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, session.is_dark()), "pixels"
+        attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, app_state.is_dark()), "pixels"
     )
     words = (
         f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal raises the activation, amber lowers it."

@@ -22,8 +22,8 @@ from intrafusion.studies.sensitivity import Matrix, difference, matrix
 from intrafusion.studies.store.sqlite import Store, StudyRow
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import sweep
-from pages.shared import messages, parts, session
-from pages.shared.session import BIND, Here
+from pages.shared import app_state, messages, parts
+from pages.shared.app_state import BIND, Here
 
 KEYS = (
     "study_name", "precision", "decide", "executor", "address", "first_merge", "second_merge", "cell", "other_study",
@@ -48,7 +48,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
     """Draw the controls; what they say."""
     grid = st.grid(3, min_column_width=210)
     left, middle, right = (grid.container() for _ in range(3))
-    fast, several, ray = has_bf16(here.bench.device), len(merges) > 1, find_spec("ray") is not None and not is_public()
+    fast, several, ray = has_bf16(here.session.device), len(merges) > 1, find_spec("ray") is not None and not is_public()
     precision = middle.segmented_control(
         "Precision",
         PRECISIONS,
@@ -137,10 +137,10 @@ def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Pl
     """One heatmap a merge and the difference of two; a click on a cell chooses it."""
     if both:
         first, second = (made[merge] for merge in both)
-        clickable(sensitivity_panels(first, second, difference(first, second), place, session.is_dark()), "panels")
+        clickable(sensitivity_panels(first, second, difference(first, second), place, app_state.is_dark()), "panels")
     for merge, single in made.items():
         if not both or merge not in both:
-            clickable(sensitivity_heatmap(single, place, session.is_dark()), f"heatmap-{merge}")
+            clickable(sensitivity_heatmap(single, place, app_state.is_dark()), f"heatmap-{merge}")
 
 
 def clickable(figure: Any, key: str) -> None:
@@ -236,7 +236,7 @@ def comparison(
             st.caption(
                 f"Results of “{escaping.markdown(other)}” are of another version of the code: run it again to compare alike."
             )
-        clickable(compare_studies(both, (study.name, other), place, session.is_dark()), "compare")
+        clickable(compare_studies(both, (study.name, other), place, app_state.is_dark()), "compare")
     except IntrafusionError as error:
         messages.warning(error)
 

@@ -21,8 +21,8 @@ from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import Step
 from intrafusion.training.model_fusion import ALIGNED
-from pages.shared import job_queue, messages, parts, session
-from pages.shared.session import BIND, Here
+from pages.shared import app_state, job_queue, messages, parts
+from pages.shared.app_state import BIND, Here
 
 _KNOBS = (
     "epochs", "seed", "training", "lr", "batch", "reach", "c", "mu", "drawn", "penalty", "strength", "energy", "sparsity", "criterion",
@@ -151,7 +151,7 @@ def start(key: tuple, spec: TrainSpec, device: str) -> Job:
         return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
 
     total = _LOOKS * len(phases(spec))
-    return session.start(key, total, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
+    return app_state.start(key, total, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
 
 
 def phases(spec: TrainSpec) -> list[str]:
@@ -241,7 +241,7 @@ def keeping(found: LabRun) -> None:
             model = without_zeroed(model, card.example())
             model.card = card
         try:
-            kept = session.keep(model, name.strip())
+            kept = app_state.keep(model, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:

@@ -9,10 +9,10 @@ from intrafusion.pruning.merge import ChannelMap
 from intrafusion.pruning.transport.cost import Geometry, embed
 from intrafusion.reporting.figures.plans import learned_beside
 from intrafusion.spec import PLAN_KNOBS
-from intrafusion.studies.session import Bench, channel_maps
+from intrafusion.studies.session import Session, channel_maps
 from pages.shared import asking, messages
+from pages.shared.app_state import BIND, Here, can_see, is_dark
 from pages.shared.parts import chart
-from pages.shared.session import BIND, Here, can_see, is_dark
 
 Fact = tuple[str, str, str]  # what it is called, its value, what it means
 
@@ -27,7 +27,7 @@ def places(here: Here, spec: PruneSpec, method: str) -> tuple[Tensor, str]:
     compared = spec.but(
         criterion="", sparsity=0, source="", target="", anchors="", solver="", normalise="", reg=1, reg_m=1, mass=1
     )
-    return _places(here.bench.geometry(spec, here.group), (here.device, here.group.name, compared), method)
+    return _places(here.session.geometry(spec, here.group), (here.device, here.group.name, compared), method)
 
 
 def plan_facts(plan: TransportPlan) -> list[Fact]:
@@ -48,10 +48,10 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
 
 def output_distance(here: Here, spec: PruneSpec) -> None:
     """Draw how far fusing this group moves the logits, against dropping; measured at once where cheap, else when asked."""
-    bench, group, name = here.bench, here.group, "Outputs move by"
+    session, group, name = here.session, here.group, "Outputs move by"
     about = f"Mean L2 distance of the logits to the dense network's on {spec.calibration} calibration images, with this group pruned alone."
-    work = (float(bench.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
-    macs = bench.size.macs * (spec.calibration or 50_000) * 3
+    work = (float(session.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
+    macs = session.size.macs * (spec.calibration or 50_000) * 3
     try:
         found = asking.results(
             ("distance", here.key(), group.name, spec), macs, "Measure", 2, lambda: work, "How far do the outputs move?"
@@ -78,7 +78,7 @@ def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor
     if not can_see(here, spec.but(merge="calibrated")):
         return
     try:
-        found = {one.consumer: one for one in _maps(here.bench, spec.but(limit=None), here.device)}
+        found = {one.consumer: one for one in _maps(here.session, spec.but(limit=None), here.device)}
     except IntrafusionError as error:
         messages.warning(error)
         return
@@ -93,8 +93,8 @@ def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor
 
 
 @st.cache_data(max_entries=16, show_spinner="Learning the map")
-def _maps(_bench: Bench, spec: PruneSpec, device: str) -> list[ChannelMap]:
-    return channel_maps(spec, _bench)
+def _maps(_session: Session, spec: PruneSpec, device: str) -> list[ChannelMap]:
+    return channel_maps(spec, _session)
 
 
 def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:

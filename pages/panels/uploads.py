@@ -25,8 +25,8 @@ from intrafusion.runtime.sandbox import Step
 from intrafusion.runtime.staging import IMAGES, NETWORKS, Workshop, free_path
 from intrafusion.studies.uploads import remove, safe_name
 from intrafusion.studies.uploads.networks import program_steps, weights_steps
-from pages.shared import job_queue, messages, parts, session
-from pages.shared.session import Here, reader
+from pages.shared import app_state, job_queue, messages, parts
+from pages.shared.app_state import Here, reader
 
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # a check of files, not yet begun
 
@@ -243,7 +243,7 @@ def _job(what: str) -> Job | None:
     st.session_state[f"own_{name}"] = st.query_params[name] = mark
     if "link" in st.session_state:
         st.session_state.link.asked.pop(name, None)  # it is no setting, which links would have to know
-    return session.jobs().get(("own", what, mark))
+    return app_state.jobs().get(("own", what, mark))
 
 
 def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
@@ -253,7 +253,7 @@ def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
         for file in files:
             workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
         title = f"check of {', '.join(path.name for path in workshop.given)}"
-        session.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+        app_state.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
     except IntrafusionError:
         workshop.close()
         raise

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import streamlit as st
 
 from intrafusion.runtime.jobs import Job
-from pages.shared import job_queue, messages, session
+from pages.shared import app_state, job_queue, messages
 
 CHEAP = 1e11  # multiply-accumulates that a laptop does in about three seconds: such work starts unasked
 
@@ -15,14 +15,14 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
 
     total: how many results `work` yields. about: what it is good for, in words. redraw: the page, at each result.
     """
-    job = session.jobs().get(key)
+    job = app_state.jobs().get(key)
     if job is not None and job.active:
         _watch(key, job, about, redraw)
         return
     outcome = job and {"failed": messages.reason(job), "cancelled": "Cancelled; what is done stays"}.get(job.state)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # the label may change under the pointer
-            session.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
+            app_state.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
             st.rerun()
         st.caption(outcome or about)
 
@@ -46,7 +46,7 @@ def results(key: tuple, macs: float, label: str, total: int, work: Callable[[], 
     """What `work` yields: computed at once where its multiply-accumulates are few, else None until asked for and done."""
     if macs < CHEAP:
         return _computed(key, work)
-    job = session.jobs().get(key)
+    job = app_state.jobs().get(key)
     if job is not None and job.state == "done":
         return job.results
     ask(key, label, total, work, about)

@@ -7,19 +7,19 @@ import streamlit as st
 from intrafusion.runtime import escaping
 from intrafusion.runtime.jobs import Job
 from intrafusion.runtime.progress import in_words
-from pages.shared import session
+from pages.shared import app_state
 
 
 def show() -> None:
     """List the active jobs, and watch them until there are none; draw nothing while nobody computes."""
-    if session.jobs().queue():
+    if app_state.jobs().queue():
         with st.sidebar:
             _watch()
 
 
 @st.fragment(run_every=1)
 def _watch() -> None:
-    active = sorted(session.jobs().queue(), key=lambda job: job.asked)  # turns go round, rows stay where they are
+    active = sorted(app_state.jobs().queue(), key=lambda job: job.asked)  # turns go round, rows stay where they are
     if not active:
         st.rerun()  # which draws what came, and ends the watching
     st.markdown("**Computing now**")
@@ -27,7 +27,7 @@ def _watch() -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             title = job.title or "A computation"
             st.progress(job.share or 0.0, f"{escaping.markdown(title)}  \n:gray[{words(job)}]", width="stretch")
-            if session.is_mine(job):
+            if app_state.is_mine(job):
                 cancel_button(job, f"stop {id(job)}", type="tertiary")
     if len(active) > 1:
         st.caption("They take turns.")
@@ -38,7 +38,7 @@ def cancel_button(job: Job, key: str, **look: Any) -> None:
 
     None for somebody who may not stop it.
     """
-    if session.may_cancel(job):
+    if app_state.may_cancel(job):
         st.button("Cancel", key=key, on_click=_cancel, args=(job,), disabled=job.state == "stopping", **look)
 
 
@@ -52,8 +52,8 @@ def words(job: Job) -> str:
     if job.state == "stopping":
         return "stopping"
     if job.started is None:
-        ahead = session.jobs().ahead(job)
+        ahead = app_state.jobs().ahead(job)
         return f"waiting, {ahead} ahead" if ahead > 1 else "waiting, next in line"
     said = f"{int(job.done)} of {job.total} done" if job.total > 1 else f"{job.share:.0%} done" if job.share else ""
-    left = session.jobs().seconds_left(job)
+    left = app_state.jobs().seconds_left(job)
     return ", ".join(filter(None, (said, left is not None and f"about {in_words(left)} left"))) or "computing"

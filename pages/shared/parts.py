@@ -18,7 +18,7 @@ from intrafusion.reporting.figures.kernels import kernel_rows
 from intrafusion.reporting.snippets import curve_line
 from intrafusion.runtime import escaping
 from pages.shared import links
-from pages.shared.session import BIND, Here, is_dark
+from pages.shared.app_state import BIND, Here, is_dark
 
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
@@ -70,10 +70,10 @@ def channel_control(group_size: int, default: int) -> int:
 
 
 def scored_plan(here: Here, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
-    """Scores (n,) and plan of the sidebar's group; the bench computes each once."""
+    """Scores (n,) and plan of the sidebar's group; the session computes each once."""
     needs = "images" if needs_images(spec) else "weights"
     with st.spinner(f"Comparing {here.group.size:,} channels by their {needs}", show_time=True):
-        return here.bench.scores(spec, here.group).values, here.bench.plan(spec, here.group)
+        return here.session.scores(spec, here.group).values, here.session.plan(spec, here.group)
 
 
 def group_curve_line(spec: PruneSpec) -> str:
@@ -87,7 +87,7 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
     fused, dropped = st.columns(2)
     fused.markdown(f"**With fusion.** {told.sentence()}")
     dropped.markdown(f"**With dropping.** {told.sentence('drop')}")
-    writers = (pair for pair in channel_vectors(here.bench.model, here.group) if pair[0].role == PRODUCER)
+    writers = (pair for pair in channel_vectors(here.session.model, here.group) if pair[0].role == PRODUCER)
     layer, vectors = next(pair for pair in writers if pair[0].present()[channel])
     shape = _picture_shape(here, layer.name)
     if shape is None:
@@ -107,7 +107,7 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
 
 def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
     """How one output's weights form pictures (inputs, h, w): a kernel, or an image where a linear layer reads pixels."""
-    weight, pixels = here.bench.model.get_submodule(layer).weight, here.bench.card.input_size
+    weight, pixels = here.session.model.get_submodule(layer).weight, here.session.card.input_size
     if weight.ndim == 4:
         return tuple(weight.shape[1:])
     return pixels if weight.shape[1] == math.prod(pixels) else None

@@ -69,7 +69,7 @@ async def _tend() -> None:
     """Now and then let go of what belongs to sessions that have gone."""
     while True:
         await asyncio.sleep(_TEND)
-        shell = sys.modules.get("pages.shared.session")  # which starts jobs, and imports torch
+        shell = sys.modules.get("pages.shared.app_state")  # which starts jobs, and imports torch
         try:
             drop_left()
             if shell is not None and hasattr(shell, "tend"):

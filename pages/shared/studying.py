@@ -10,12 +10,12 @@ from intrafusion.runtime.jobs import Job
 from intrafusion.runtime.paths import store_path
 from intrafusion.runtime.progress import in_words
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.store.in_memory import StoreOrMemory
 from intrafusion.studies.store.sqlite import StudyRow
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import Failure, origin, sweep
-from pages.shared import job_queue, messages, session
+from pages.shared import app_state, job_queue, messages
 
 _REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
 _WIDTH = 160  # pixels of the button, whatever it says
@@ -39,10 +39,10 @@ def _store(path: str) -> StoreOrMemory:
     return StoreOrMemory(path)
 
 
-def stored(kept: StoreOrMemory | None, specs: Sequence[PruneSpec], bench: Bench) -> Found:
+def stored(kept: StoreOrMemory | None, specs: Sequence[PruneSpec], session: Session) -> Found:
     """What the store knows of these points."""
     try:
-        return kept.get((spec, origin(spec, bench)) for spec in specs) if kept else {}
+        return kept.get((spec, origin(spec, session)) for spec in specs) if kept else {}
     except IntrafusionError as error:
         messages.warning(error, icon=":material/database_off:")
         return {}
@@ -66,11 +66,11 @@ def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
         return {}
 
 
-def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], bench: Bench) -> None:
+def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], session: Session) -> None:
     """Keep a study under its name, in place of what had it before; later, while results wait for the file."""
     try:
         if kept and not kept.problem:
-            kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, bench)) for spec in specs])
+            kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, session)) for spec in specs])
     except IntrafusionError as error:
         messages.warning(error, icon=":material/database_off:")
 
@@ -78,7 +78,7 @@ def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], b
 def start(
     key: tuple,
     specs: Sequence[PruneSpec],
-    bench: Bench,
+    session: Session,
     kept: StoreOrMemory | None,
     title: str,
     run: Callable[..., Iterator[Result | Failure]] = sweep,
@@ -86,10 +86,10 @@ def start(
     lasts: bool = False,
 ) -> Job:
     """Measure the specs in the background; rerun the page after it. lasts: see `session.start`."""
-    return session.start(
+    return app_state.start(
         key,
         len(specs),
-        lambda: run(specs, bench, kept, decide=decide),
+        lambda: run(specs, session, kept, decide=decide),
         title,
         lasts,
         part=lambda result: (result.spec, share(result)),
@@ -183,7 +183,7 @@ def _state(job: Job | None, found: Found, total: int) -> str:
         return {"cancelled": "cancelled; the points so far stay"}.get(job.state, job.state)
     if job.started is None or job.state == "stopping":
         return job_queue.words(job)
-    left = session.jobs().seconds_left(job)
+    left = app_state.jobs().seconds_left(job)
     return "computing" if left is None else f"computing, about {in_words(left)} left"
 
 

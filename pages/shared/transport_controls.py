@@ -9,7 +9,7 @@ from intrafusion import _registry
 from intrafusion.pruning.merge.folding import FOLD_NORMS
 from intrafusion.pruning.transport.cost import ANCHORS, COSTS
 from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
-from pages.shared.session import BIND
+from pages.shared.app_state import BIND
 
 _DISTANCES = {"L1": ("lp", 1), "L2": ("lp", 2), "cosine": ("cosine", 1)}
 _STRENGTHS: dict[str, tuple[str, str, float, float, float]] = {  # solver -> field, help, smallest, largest, default

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion.runtime.jobs import Job
-from pages.shared import job_queue, messages, session
+from pages.shared import app_state, job_queue, messages
 
 _LOOK = 1.5  # seconds between two looks at what computes
 _REDRAW = 3.0  # seconds between two drawings of what gets better, at least
@@ -30,7 +30,7 @@ class Work:
 
     @property
     def job(self) -> Job | None:
-        return session.jobs().get((self.name, *self.key))
+        return app_state.jobs().get((self.name, *self.key))
 
     @property
     def is_open(self) -> bool:
@@ -39,7 +39,7 @@ class Work:
 
     def start(self) -> None:
         title = f"{self.name} of {st.session_state.here.spec.model}"
-        session.start((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
+        app_state.start((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
 
     def section(self, row: DeltaGenerator) -> Any:
         """Draw the button into a row, and what went wrong; the last result, None before the first."""

@@ -12,7 +12,7 @@ import torch
 
 import intrafusion as itf
 from intrafusion.studies.cluster import driver
-from intrafusion.studies.session import open_model
+from intrafusion.studies.session import open_session
 from intrafusion.studies.sweeps import grid, sweep
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install ray")
@@ -26,8 +26,8 @@ def made_bench():
     labels = torch.randint(0, 10, (IMAGES,), generator=generator)
     images = images.contiguous(memory_format=torch.channels_last)
     torch.manual_seed(0)
-    bench = open_model("cifar10-resnet20", "random")
-    return bench.on(itf.ImageData("cifar10", "test", images, labels, tuple("0123456789")))
+    session = open_session("cifar10-resnet20", weights="random")
+    return session.on(itf.ImageData("cifar10", "test", images, labels, tuple("0123456789")))
 
 
 def timed(results):
@@ -41,15 +41,15 @@ def timed(results):
 
 def test_study():
     logging.getLogger("ray").setLevel(logging.ERROR)
-    bench = made_bench()
-    groups = [(group.name,) for group in bench.groups if group.reason is None]
+    session = made_bench()
+    groups = [(group.name,) for group in session.groups if group.reason is None]
     base = itf.PruneSpec(model="cifar10-resnet20", dataset="cifar10", limit=None)
     specs = grid(base, groups=groups, sparsity=[0.3, 0.6], merge=["drop", "fusion"])
     print(f"\n{len(specs)} points, {len(groups)} groups, {IMAGES} images; seconds to the first result, then to the last")
     took = {}
     for threads in (1, os.cpu_count()):
         torch.set_num_threads(threads)
-        *seconds, expected = timed(sweep(specs, bench.on(bench.images())))
+        *seconds, expected = timed(sweep(specs, session.on(session.images())))
         took[threads] = sum(seconds)
         print(f"this process, threads: {threads}    {seconds[0]:5.1f} {seconds[1]:6.1f}")
     quiet = {
@@ -62,7 +62,7 @@ def test_study():
         start = time.perf_counter()
         ray.init("local", num_cpus=workers, object_store_memory=256 << 20, **quiet)
         start = time.perf_counter() - start
-        *seconds, found = timed(driver.sweep(specs, bench))
+        *seconds, found = timed(driver.sweep(specs, session))
         ray.shutdown()
         assert found.keys() == expected.keys()
         ratios = ", ".join(f"{took[threads] / sum(seconds):.2f} to threads: {threads}" for threads in took)

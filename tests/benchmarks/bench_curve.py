@@ -7,7 +7,7 @@ import resource
 import time
 
 from intrafusion import PruneSpec
-from intrafusion.studies.session import open_bench
+from intrafusion.studies.session import open_session
 from intrafusion.studies.sweeps import grid, sweep
 
 
@@ -18,10 +18,10 @@ def peak_mib():
 def test_default_curve():
     memory = peak_mib()
     start = time.perf_counter()
-    bench = open_bench(PruneSpec())
+    session = open_session(PruneSpec())
     opened = time.perf_counter()
     specs = grid(PruneSpec(), sparsity=[s / 10 for s in range(1, 10)], merge=["drop", "fusion"])
-    results = list(sweep(specs, bench))
+    results = list(sweep(specs, session))
     done = time.perf_counter()
     by_merge = {m: sum(r.seconds for r in results if r.spec.merge == m) for m in ("drop", "fusion")}
     print(

@@ -12,16 +12,16 @@ from intrafusion.pruning.merge.calibrated import refit, refit_all
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.allocation import shapes, suggest
 from intrafusion.studies.sensitivity import matrix
-from intrafusion.studies.session import Bench, merged, open_bench
+from intrafusion.studies.session import Session, merged, open_session
 from intrafusion.studies.sweeps import grid, sweep
 
 
-def widths(bench: Bench, spec: PruneSpec, data: itf.ImageData) -> dict[str, float]:
+def widths(session: Session, spec: PruneSpec, data: itf.ImageData) -> dict[str, float]:
     """Sparsities of the spec's groups for as many parameters as it leaves, from each group alone, on training images."""
     alone = [spec.but(groups=(group,), merge="calibrated", recovery="none", limit=None) for group in spec.groups]
     points = [point for one in alone for point in grid(one, sparsity=(0.3, 0.5, 0.7, 0.85))]
-    table = matrix(sweep(points, bench.on(data)), "calibrated")
-    known = shapes(bench.model, bench.groups, bench.example)
+    table = matrix(sweep(points, session.on(data)), "calibrated")
+    known = shapes(session.model, session.groups, session.example)
     share = known.size(dict.fromkeys(spec.groups, spec.sparsity)).params / known.dense.params
     found = suggest(table, known, "params", share)
     return {group: found.sparsities[group] for group in spec.groups}
@@ -30,21 +30,21 @@ def widths(bench: Bench, spec: PruneSpec, data: itf.ImageData) -> dict[str, floa
 def main(name: str, weights: str, path: str, sparsity: str = "0.5") -> None:
     spec = PruneSpec(
         model=name, dataset="cifar10", weights=weights, data_path=path, sparsity=float(sparsity), merge="drop",
-        recovery="repair",  # so that no layer is shared with the bench's network
+        recovery="repair",  # so that no layer is shared with the session's network
     )  # fmt: skip
-    bench = open_bench(spec)
-    inner = [group.name for group in bench.groups if group.name.endswith("conv1") and group.name != "conv1"]
+    session = open_session(spec)
+    inner = [group.name for group in session.groups if group.name.endswith("conv1") and group.name != "conv1"]
     spec = spec.but(groups=tuple(inner))
-    print(f"{name}, {len(inner)} groups, {sparsity}, dense {bench.dense(None).accuracy:.1%}", flush=True)
+    print(f"{name}, {len(inner)} groups, {sparsity}, dense {session.dense(None).accuracy:.1%}", flush=True)
 
     def show(title: str, spec: PruneSpec, *steps, images: int = 512) -> None:
         start = time.perf_counter()
-        made = merged(spec, bench)
+        made = merged(spec, session)
         for step in steps:
-            step(made.fit(bench.calibration(spec.but(calibration=images))))
+            step(made.fit(session.calibration(spec.but(calibration=images))))
         seconds = time.perf_counter() - start
-        made.small.card = bench.card  # type: ignore[assignment]
-        result = itf.evaluate(made.small, bench.images(), None)
+        made.small.card = session.card  # type: ignore[assignment]
+        result = itf.evaluate(made.small, session.images(), None)
         params = sum(p.numel() for p in made.small.parameters())
         print(f"| {title} | {100 * result.accuracy:.1f} | {seconds:.0f} s | {params:,} |", flush=True)
 
@@ -56,8 +56,8 @@ def main(name: str, weights: str, path: str, sparsity: str = "0.5") -> None:
         show(f"refit-all, {criterion}", one, refit_all)
         show(f"refit-all, {criterion}, 2,048 images", one, refit_all, images=2048)
     start = time.perf_counter()
-    seen = bench.calibration(spec.but(calibration=1000, seed=1))
-    found = widths(bench, spec, seen)
+    seen = session.calibration(spec.but(calibration=1000, seed=1))
+    found = widths(session, spec, seen)
     print(f"widths by sensitivity, found in {time.perf_counter() - start:.0f} s: {found}", flush=True)
     one = spec.but(sparsities=tuple(found.values()))
     show("refit-all, l1, widths by sensitivity", one, refit_all)

@@ -25,7 +25,7 @@ from torchvision import transforms
 from intrafusion.pruning.pruner import prune_groups
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import sweep
 
@@ -44,14 +44,14 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def plain(spec: PruneSpec, bench: Bench, images: Images) -> tuple[list[bool], float]:
+def plain(spec: PruneSpec, session: Session, images: Images) -> tuple[list[bool], float]:
     """Which images are right, in data order, and the seconds that took."""
     start = time.perf_counter()
-    network = copy.deepcopy(bench.model).requires_grad_(True)
+    network = copy.deepcopy(session.model).requires_grad_(True)
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        torch_pruning.DependencyGraph().build_dependency(network, example_inputs=bench.example)
-        small = prune_groups(bench.model, bench.groups, spec.sparsity, "l1", spec.merge, spec.groups)
+        torch_pruning.DependencyGraph().build_dependency(network, example_inputs=session.example)
+        small = prune_groups(session.model, session.groups, spec.sparsity, "l1", spec.merge, spec.groups)
         right: list[bool] = []
         with torch.no_grad():
             for batch, labels in DataLoader(images, batch_size=128, num_workers=4):
@@ -61,22 +61,22 @@ def plain(spec: PruneSpec, bench: Bench, images: Images) -> tuple[list[bool], fl
 
 def ours(specs: list[PruneSpec], arguments: argparse.Namespace, **options: object) -> tuple[dict, float]:
     """The last result of each point and the seconds of the whole study, loading excluded for both."""
-    bench = opened(arguments)
+    session = opened(arguments)
     start = time.perf_counter()
-    found = {result.spec: result for result in sweep(specs, bench, **options)}
+    found = {result.spec: result for result in sweep(specs, session, **options)}
     return found, time.perf_counter() - start
 
 
-def opened(arguments: argparse.Namespace) -> Bench:
+def opened(arguments: argparse.Namespace) -> Session:
     model = arguments.model
-    return open_bench(PruneSpec(model=model, dataset="cifar10", weights=arguments.weights, data_path=arguments.data))
+    return open_session(PruneSpec(model=model, dataset="cifar10", weights=arguments.weights, data_path=arguments.data))
 
 
-def answers(result: Result, bench: Bench) -> np.ndarray:
+def answers(result: Result, session: Session) -> np.ndarray:
     """Which images are right, in data order."""
     from intrafusion.evaluation.accuracy import stratified
 
-    labels = bench.images().subset(result.spec.limit, result.spec.seed).labels
+    labels = session.images().subset(result.spec.limit, result.spec.seed).labels
     right = np.zeros(len(labels), bool)
     right[stratified(labels, result.spec.seed).numpy()] = np.unpackbits(
         np.frombuffer(result.correct, np.uint8), count=result.count
@@ -91,17 +91,17 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="cifar10-resnet20")
     parser.add_argument("--every", type=int, default=5)
     arguments = parser.parse_args()
-    bench = opened(arguments)
-    names = tuple(group.name for group in bench.groups if group.reason is None)
+    session = opened(arguments)
+    names = tuple(group.name for group in session.groups if group.reason is None)
     base = bench_spec = PruneSpec(
         model=arguments.model, dataset="cifar10", weights=arguments.weights, data_path=arguments.data, limit=2000
     )
     axes = {"groups": names, "sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "merge": ("drop", "fusion")}
-    specs = Study("bench", base, axes).specs(bench.groups)
-    images = Images(bench.images().subset(bench_spec.limit, 0), bench.card)
+    specs = Study("session", base, axes).specs(session.groups)
+    images = Images(session.images().subset(bench_spec.limit, 0), session.card)
     sample = specs[:: arguments.every]
     print(f"{len(specs)} points, {len(images):,} images, {torch.get_num_threads()} threads")
-    loops = [plain(spec, bench, images) for spec in sample[::2]]
+    loops = [plain(spec, session, images) for spec in sample[::2]]
     ways = {
         "exact": ({}, {}), "exact, early decisions": ({}, {"decide": True}),
         "fast": ({"precision": "fast"}, {}), "fast, early decisions": ({"precision": "fast"}, {"decide": True}),
@@ -109,7 +109,7 @@ def main() -> None:
     measured = {
         name: ours([spec.but(**changes) for spec in specs], arguments, **options) for name, (changes, options) in ways.items()
     }
-    loops += [plain(spec, bench, images) for spec in sample[1::2]]
+    loops += [plain(spec, session, images) for spec in sample[1::2]]
     a_point = statistics.mean(seconds for _, seconds in loops)
     print(f"plain loop: {a_point:.2f} s a point ({len(loops)} of them measured)")
     for name, (found, seconds) in measured.items():
@@ -120,7 +120,7 @@ def main() -> None:
         )
     exact = measured["exact"][0]
     pairs = zip([*sample[::2], *sample[1::2]], loops, strict=True)
-    flips = sum(int((answers(exact[spec], bench) != np.array(right)).sum()) for spec, (right, _) in pairs)
+    flips = sum(int((answers(exact[spec], session) != np.array(right)).sum()) for spec, (right, _) in pairs)
     print(f"exact against the loop: {flips} of {len(loops) * len(images):,} answers differ")
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from intrafusion.runtime.jobs import Jobs
-from pages.shared import session
+from pages.shared import app_state
 
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     """The server's jobs, none at first."""
     made = Jobs()
-    monkeypatch.setattr(session, "jobs", lambda: made)
+    monkeypatch.setattr(app_state, "jobs", lambda: made)
     yield made
     made.stop(10)
 

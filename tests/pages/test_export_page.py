@@ -89,10 +89,10 @@ def test_the_shelf_goes_with_what_holds_it(jobs, tmp_path):
 
 def _making():
     from intrafusion.reporting import making
-    from intrafusion.studies.session import open_bench
+    from intrafusion.studies.session import open_session
 
     spec = itf.PruneSpec(model="digits-mlp", limit=50)
-    return (told.made for told in making(spec, open_bench(spec)) if told.made)
+    return (told.made for told in making(spec, open_session(spec)) if told.made)
 
 
 def test_a_network_can_be_kept(jobs):

@@ -14,19 +14,19 @@ from streamlit.testing.v1 import AppTest
 import intrafusion as itf
 from intrafusion.evaluation.attribution import METHODS, activations, top_images
 from intrafusion.pruning.agreement import compare
-from intrafusion.studies.session import Bench, open_model
+from intrafusion.studies.session import Session, open_session
 from pages.panels.importance import FORMULAS, PASSES, default_criteria, duration
 
 CRITERIA = itf.registry("criterion")
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_model("digits-resnet")
+def session() -> Session:
+    return open_session("digits-resnet")
 
 
-def group_of(bench: Bench, name: str = "layer2.0.conv1"):
-    return next(group for group in bench.groups if group.name == name)
+def group_of(session: Session, name: str = "layer2.0.conv1"):
+    return next(group for group in session.groups if group.name == name)
 
 
 def open_importance(**query) -> AppTest:
@@ -63,11 +63,11 @@ def test_everything_is_there_on_every_embedded_digits_model(model):
     assert ("bn_scale** cannot score this group" in text(app)) == (model == "digits-mlp")
 
 
-def test_the_matrix_shows_what_the_library_computes(bench):
+def test_the_matrix_shows_what_the_library_computes(session):
     app = open_importance(criterion="taylor", compare=["l1", "chip", "random"], sparsity="40")
-    group, data = group_of(bench), itf.load_calibration("digits")
+    group, data = group_of(session), itf.load_calibration("digits")
     scores = {
-        name: itf.score(bench.model, group, name, None if CRITERIA[name].needs == "nothing" else data)
+        name: itf.score(session.model, group, name, None if CRITERIA[name].needs == "nothing" else data)
         for name in ("taylor", "l1", "chip", "random")
     }
     made = compare(scores, group, 0.4)
@@ -83,10 +83,10 @@ def test_the_matrix_shows_what_the_library_computes(bench):
     ]
 
 
-def test_the_channel_box_changes_the_story_the_images_and_the_attribution(bench):
+def test_the_channel_box_changes_the_story_the_images_and_the_attribution(session):
     app = open_importance(channel="3")
-    group, data = group_of(bench), itf.load_calibration("digits")
-    values = np.concatenate(list(activations(bench.model, group, data)))
+    group, data = group_of(session), itf.load_calibration("digits")
+    values = np.concatenate(list(activations(session.model, group, data)))
     for channel in (3, 21):
         app.number_input(key="channel").set_value(channel).run()
         assert f"Channel {channel} ranks" in text(app)

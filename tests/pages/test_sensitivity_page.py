@@ -22,7 +22,7 @@ from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.studies.cluster import driver
 from intrafusion.studies.measurement import Result, run
 from intrafusion.studies.sensitivity import difference, matrix
-from intrafusion.studies.session import Bench, open_bench
+from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store import in_memory
 from intrafusion.studies.store import sqlite as stores
 from intrafusion.studies.store.in_memory import StoreOrMemory
@@ -42,8 +42,8 @@ POINTS = 8  # two groups, two sparsities, two merges
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(itf.PruneSpec(model="digits-mlp"))
+def session() -> Session:
+    return open_session(itf.PruneSpec(model="digits-mlp"))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def frames(spec: dict) -> set[tuple[float, float]]:
 
 
 class TestStudy:
-    def test_a_cheap_one_runs_unasked_and_the_page_shows_what_the_library_measures(self, bench):
+    def test_a_cheap_one_runs_unasked_and_the_page_shows_what_the_library_measures(self, session):
         app = settled(open_sensitivity(**SMALL))
         assert not app.error
         assert not app.warning
@@ -115,7 +115,7 @@ class TestStudy:
         assert len(rows) == POINTS
         base = itf.PruneSpec(model="digits-mlp", groups="all", sparsity=0.0)
         study = Study("any", base, {"groups": ("each",), "sparsity": (0.3, 0.7), "merge": ("drop", "fusion")})
-        measured = {result.spec: result for result in sweep(study.specs(bench.groups), bench)}
+        measured = {result.spec: result for result in sweep(study.specs(session.groups), session)}
         said = {(row.group, row.sparsity, row.merge): row.accuracy for row in rows.itertuples()}
         assert said == {(s.groups[0], s.sparsity, s.merge): r.accuracy for s, r in measured.items()}
         assert labels(app) == ["Run the study"]
@@ -151,8 +151,8 @@ class TestStudy:
     def test_it_is_cancelled_what_is_there_stays_and_it_goes_on(self, monkeypatch):
         free = Event()
 
-        def stuck(specs, bench, store, **options) -> Iterator[Result]:
-            results = sweep(specs, bench, store, **options)
+        def stuck(specs, session, store, **options) -> Iterator[Result]:
+            results = sweep(specs, session, store, **options)
             yield next(results)
             while not free.is_set():
                 checkpoint()
@@ -174,11 +174,11 @@ class TestStudy:
     def test_a_reload_and_another_reader_find_it_running(self, monkeypatch):
         free = Event()
 
-        def waiting(specs, bench, store, **options) -> Iterator[Result]:
+        def waiting(specs, session, store, **options) -> Iterator[Result]:
             while not free.is_set():
                 checkpoint()
                 time.sleep(0.001)
-            yield from sweep(specs, bench, store, **options)
+            yield from sweep(specs, session, store, **options)
 
         monkeypatch.setattr(sensitivity, "sweep", waiting)
         press(open_sensitivity(**LOOKS), "Run the study")
@@ -193,8 +193,8 @@ class TestStudy:
     def test_it_is_done_when_its_work_has_ended_not_when_the_last_point_is_in(self, monkeypatch):
         free = Event()
 
-        def lingering(specs, bench, store, **options) -> Iterator[Result]:
-            yield from sweep(specs, bench, store, **options)
+        def lingering(specs, session, store, **options) -> Iterator[Result]:
+            yield from sweep(specs, session, store, **options)
             while not free.is_set():
                 checkpoint()
                 time.sleep(0.001)
@@ -226,9 +226,9 @@ class TestStudy:
     def test_what_runs_is_what_the_way_says(self, monkeypatch):
         asked = {}
 
-        def on_cluster(specs, bench, store, **options) -> Iterator[Result]:
+        def on_cluster(specs, session, store, **options) -> Iterator[Result]:
             asked.update(options)
-            yield from sweep(specs, bench, store)
+            yield from sweep(specs, session, store)
 
         monkeypatch.setattr(driver, "sweep", on_cluster)
         monkeypatch.setattr(sensitivity, "find_spec", lambda name: object())
@@ -352,13 +352,13 @@ class TestPicture:
 
 
 class TestSmallerNetwork:
-    def test_both_accuracies_are_shown_and_the_measured_one_is_the_librarys(self, bench):
+    def test_both_accuracies_are_shown_and_the_measured_one_is_the_librarys(self, session):
         app = settled(open_sensitivity(**SMALL, share="40"))
         values = {metric.label: metric.value for metric in app.metric}
         line = next(code.value for code in app.code if "--sparsities" in code.value)
         groups, shares = re.search(r"--groups (.*?) --.*--sparsities (.*?) --", line).groups()
         spec = itf.PruneSpec(model="digits-mlp", groups=tuple(groups.split()), sparsities=tuple(map(float, shares.split())))
-        result = run(spec, bench)
+        result = run(spec, session)
         assert values["Measured accuracy"].startswith(f"{result.accuracy:.1%} ± ")
         assert values["MACs"] == f"{result.macs / result.macs_before:.0%}"
         assert result.macs <= 0.4 * result.macs_before
@@ -499,13 +499,13 @@ class TestTakingAway:
             exec(snippet, {})
         assert printed.getvalue().count("Result(spec=") == POINTS  # all of them from the store
 
-    def test_the_stored_text_is_the_study_on_the_page(self, bench):
+    def test_the_stored_text_is_the_study_on_the_page(self, session):
         settled(open_sensitivity(**SMALL, solver="sinkhorn", reg="0.5"))
         with Store() as store:
             (row,) = store.studies()
             study = Study.from_toml(row.text)
-            assert [result.spec for result in store.results(row.name)] == study.specs(bench.groups)
-            known = store.get((spec, origin(spec, bench)) for spec in study.specs(bench.groups))
+            assert [result.spec for result in store.results(row.name)] == study.specs(session.groups)
+            known = store.get((spec, origin(spec, session)) for spec in study.specs(session.groups))
         assert len(known) == POINTS
         assert (study.base.solver, study.base.reg) == ("sinkhorn", 0.5)
 

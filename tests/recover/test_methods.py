@@ -12,7 +12,7 @@ import intrafusion as itf
 from intrafusion._registry import RECOVERIES
 from intrafusion.pruning.merge import Fit, repair
 from intrafusion.pruning.pruner import cut
-from intrafusion.studies.session import Bench, merged, open_bench, recovery
+from intrafusion.studies.session import Session, merged, open_session, recovery
 from intrafusion.training.loop import Moment, _Run
 from intrafusion.training.recovery import Facts, How, recover, recovering
 from intrafusion.training.recovery.cache import read
@@ -23,27 +23,27 @@ SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=None, training=400, epoch
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(SPEC)
+def session() -> Session:
+    return open_session(SPEC)
 
 
 @pytest.fixture(scope="module")
-def mlp() -> Bench:
-    return open_bench(SPEC.but(model="digits-mlp"))
+def mlp() -> Session:
+    return open_session(SPEC.but(model="digits-mlp"))
 
 
-def accuracy(network: torch.nn.Module, bench: Bench) -> float:
-    network.card = bench.card
-    return itf.evaluate(network, bench.images(), None).accuracy
+def accuracy(network: torch.nn.Module, session: Session) -> float:
+    network.card = session.card
+    return itf.evaluate(network, session.images(), None).accuracy
 
 
 @pytest.mark.parametrize("name", [name for name in RECOVERIES if name != "none"])
-def test_recovers_a_network_with_norms(name, bench):
-    made = merged(SPEC, bench)
-    before, shapes = accuracy(made.small, bench), {n: v.shape for n, v in made.small.state_dict().items()}
-    told = list(recovery(SPEC.but(recovery=name), bench, made))
+def test_recovers_a_network_with_norms(name, session):
+    made = merged(SPEC, session)
+    before, shapes = accuracy(made.small, session), {n: v.shape for n, v in made.small.state_dict().items()}
+    told = list(recovery(SPEC.but(recovery=name), session, made))
     assert {n: v.shape for n, v in made.small.state_dict().items()} == shapes
-    assert accuracy(made.small, bench) > before + 0.1
+    assert accuracy(made.small, session) > before + 0.1
     assert not made.small.training
     if name in TRAINS:
         facts, *moments = told
@@ -76,22 +76,22 @@ def test_without_norms_one_line(name, mlp):
 
 class TestStatistics:
     @pytest.mark.parametrize("name", ["repair", "bn-reset"])
-    def test_where_nothing_was_pruned_nothing_is_done(self, name, bench):
-        made = cut(bench.folded, bench.groups, 0.0)
-        recover(made, name, bench.calibration(SPEC))
-        assert all(torch.equal(v, bench.folded.state_dict()[k]) for k, v in made.small.state_dict().items())
+    def test_where_nothing_was_pruned_nothing_is_done(self, name, session):
+        made = cut(session.folded, session.groups, 0.0)
+        recover(made, name, session.calibration(SPEC))
+        assert all(torch.equal(v, session.folded.state_dict()[k]) for k, v in made.small.state_dict().items())
 
-    def test_repair_leaves_channels_that_have_their_statistics(self, bench):
-        made = cut(bench.folded, bench.groups, 0.0)
-        repair(Fit(made.dense(), made.small, (), bench.calibration(SPEC)))
-        images = bench.calibration(SPEC).images[:50].float() / 255
-        torch.testing.assert_close(made.small(images), bench.folded(images), rtol=1e-3, atol=1e-3)
+    def test_repair_leaves_channels_that_have_their_statistics(self, session):
+        made = cut(session.folded, session.groups, 0.0)
+        repair(Fit(made.dense(), made.small, (), session.calibration(SPEC)))
+        images = session.calibration(SPEC).images[:50].float() / 255
+        torch.testing.assert_close(made.small(images), session.folded(images), rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize("merge", ["drop", "fusion", "fold"])
-    def test_repair_meets_its_targets(self, merge, bench):
-        made = merged(SPEC.but(merge=merge, recovery="repair"), bench)
-        recover(made, "repair", bench.calibration(SPEC))
-        fit = made.fit(bench.calibration(SPEC))
+    def test_repair_meets_its_targets(self, merge, session):
+        made = merged(SPEC.but(merge=merge, recovery="repair"), session)
+        recover(made, "repair", session.calibration(SPEC))
+        fit = made.fit(session.calibration(SPEC))
         for name in fit.walk.cuts.layers()[:-1]:
             _, output, _ = fit.walk.cuts.around(name)
             pairs = [(d[output].clone(), s[output].clone()) for d, s in fit.walk.at(name, (output,), (output,))]
@@ -103,11 +103,11 @@ class TestStatistics:
             alive = small.std(1) > 1e-6
             torch.testing.assert_close(small.std(1, unbiased=False)[alive], wanted[alive], rtol=1e-3, atol=1e-3)
 
-    def test_bn_reset_meets_the_norms(self, bench):
-        made = merged(SPEC.but(recovery="bn-reset"), bench)
-        recover(made, "bn-reset", bench.calibration(SPEC))
-        norm, kept = bench.model.layer2[0].bn1, next(m.kept for m in made.merged if m.group.name == "layer2.0.conv1")
-        fit = made.fit(bench.calibration(SPEC))
+    def test_bn_reset_meets_the_norms(self, session):
+        made = merged(SPEC.but(recovery="bn-reset"), session)
+        recover(made, "bn-reset", session.calibration(SPEC))
+        norm, kept = session.model.layer2[0].bn1, next(m.kept for m in made.merged if m.group.name == "layer2.0.conv1")
+        fit = made.fit(session.calibration(SPEC))
         _, output, _ = fit.walk.cuts.around("layer2.0.conv1")
         values = torch.cat([s[output].clone() for _, s in fit.walk.at("layer2.0.conv1", (), (output,))])
         torch.testing.assert_close(values.mean((0, 2, 3)), norm.bias.data[kept], rtol=1e-3, atol=1e-3)
@@ -115,66 +115,66 @@ class TestStatistics:
 
 
 class TestTraining:
-    def test_same_seed_same_network_other_seed_another(self, bench, monkeypatch, tmp_path):
+    def test_same_seed_same_network_other_seed_another(self, session, monkeypatch, tmp_path):
         states = []
         for number, seed in enumerate((0, 0, 1)):
             monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / str(number)))
-            made = merged(SPEC, bench)
-            list(recovery(SPEC.but(recovery="overparam-sp", seed=seed), bench, made))
+            made = merged(SPEC, session)
+            list(recovery(SPEC.but(recovery="overparam-sp", seed=seed), session, made))
             states.append(torch.cat([value.flatten() for value in made.small.state_dict().values()]))
         assert torch.equal(states[0], states[1])
         assert not torch.equal(states[0], states[2])
 
-    def test_what_was_trained_is_not_trained_again(self, bench, monkeypatch):
+    def test_what_was_trained_is_not_trained_again(self, session, monkeypatch):
         spec = SPEC.but(recovery="finetune")
-        first, second = merged(spec, bench), merged(spec, bench)
-        told = list(recovery(spec, bench, first))
-        assert bench.kept_path(spec).exists()
+        first, second = merged(spec, session), merged(spec, session)
+        told = list(recovery(spec, session, first))
+        assert session.kept_path(spec).exists()
         monkeypatch.setattr("intrafusion.training.recovery.finetune.train", None)
-        assert list(recovery(spec, bench, second)) == told
+        assert list(recovery(spec, session, second)) == told
         assert all(torch.equal(v, second.small.state_dict()[k]) for k, v in first.small.state_dict().items())
 
-    def test_the_file_is_named_after_all_that_matters(self, bench):
+    def test_the_file_is_named_after_all_that_matters(self, session):
         spec = SPEC.but(recovery="finetune")
-        path = bench.kept_path(spec)
+        path = session.kept_path(spec)
         others = [
             spec.but(**{k: v}) for k, v in {"epochs": 4, "training": 300, "seed": 1, "merge": "fusion", "rate": None}.items()
         ]
-        assert len({path, *map(bench.kept_path, others)}) == 6
-        assert bench.kept_path(spec.but(limit=5)) == path
+        assert len({path, *map(session.kept_path, others)}) == 6
+        assert session.kept_path(spec.but(limit=5)) == path
 
-    def test_what_other_code_trained_is_trained_again(self, bench, monkeypatch, tmp_path):
+    def test_what_other_code_trained_is_trained_again(self, session, monkeypatch, tmp_path):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         spec, made = SPEC.but(recovery="perp-bias", rate=0.01), []
         for version in ("one", "another", "one"):
             monkeypatch.setattr("intrafusion.studies.session.code_version", lambda version=version: version)
-            made.append(bench.kept_path(spec).exists())
-            list(recovery(spec, bench, merged(spec, bench)))
+            made.append(session.kept_path(spec).exists())
+            list(recovery(spec, session, merged(spec, session)))
         assert made == [False, False, True]
 
     @pytest.mark.parametrize(("other", "goes_on"), [("code_version", True), ("recovery_version", False)])
-    def test_what_was_stopped_goes_on_while_the_trainers_code_is_the_same(self, bench, monkeypatch, tmp_path, other, goes_on):
+    def test_what_was_stopped_goes_on_while_the_trainers_code_is_the_same(self, session, monkeypatch, tmp_path, other, goes_on):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         spec, steps, advance = SPEC.but(recovery="perp-bias", rate=0.01, epochs=8), [], _Run._advance
         monkeypatch.setattr(_Run, "_advance", lambda run, device: steps.append(run.step) or advance(run, device))
-        told = recovery(spec, bench, merged(spec, bench))
+        told = recovery(spec, session, merged(spec, session))
         last = [next(told) for _ in range(5)][-1].step
         told.close()
         monkeypatch.setattr(f"intrafusion.studies.session.{other}", lambda: "another")
         steps.clear()
-        list(recovery(spec, bench, merged(spec, bench)))
+        list(recovery(spec, session, merged(spec, session)))
         assert steps[0] == (last if goes_on else 0)
 
-    def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(self, bench, tmp_path):
-        how, data = How(epochs=6, rate=None), bench.training(SPEC)
-        whole = merged(SPEC, bench)
+    def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(self, session, tmp_path):
+        how, data = How(epochs=6, rate=None), session.training(SPEC)
+        whole = merged(SPEC, session)
         straight = list(recovering(whole, "overparam", data, how))
         file = tmp_path / "kept.pt"
-        stopped = recovering(merged(SPEC, bench), "overparam", data, how, file)
+        stopped = recovering(merged(SPEC, session), "overparam", data, how, file)
         assert [next(stopped) for _ in range(4)][1:] == straight[1:4]
         stopped.close()
         assert not file.exists()
-        again = merged(SPEC, bench)
+        again = merged(SPEC, session)
         facts, *moments = recovering(again, "overparam", data, how, file)
         assert facts.rate == straight[0].rate
         assert moments == straight[1:]
@@ -182,22 +182,22 @@ class TestTraining:
         assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]
         assert read(file).moments == tuple(moments)
 
-    def test_equal_compute_is_fewer_epochs_for_what_costs_more(self, bench):
+    def test_equal_compute_is_fewer_epochs_for_what_costs_more(self, session):
         steps = {}
         for name in ("finetune", "overparam-sp"):
-            facts, *moments = recovery(SPEC.but(recovery=name, budget="compute", epochs=10), bench, merged(SPEC, bench))
+            facts, *moments = recovery(SPEC.but(recovery=name, budget="compute", epochs=10), session, merged(SPEC, session))
             steps[name] = facts.macs * moments[-1].steps
         assert steps["overparam-sp"] == pytest.approx(steps["finetune"], rel=0.15)
 
-    def test_the_learning_rate_is_one_that_learns(self, bench):
-        told = recovery(SPEC.but(recovery="finetune", rate=None), bench, merged(SPEC, bench))
+    def test_the_learning_rate_is_one_that_learns(self, session):
+        told = recovery(SPEC.but(recovery="finetune", rate=None), session, merged(SPEC, session))
         assert 1e-3 < next(told).rate < 1
 
-    def test_a_rate_that_the_long_run_does_not_bear_is_lowered(self, bench, monkeypatch, tmp_path):
+    def test_a_rate_that_the_long_run_does_not_bear_is_lowered(self, session, monkeypatch, tmp_path):
         monkeypatch.setattr("intrafusion.training.recovery.finetune._Lesson.rate", lambda self: 1e6)
         file = tmp_path / "kept.pt"
-        made = merged(SPEC, bench)
-        told = list(recovering(made, "finetune", bench.training(SPEC), How(epochs=3), file))
+        made = merged(SPEC, session)
+        told = list(recovering(made, "finetune", session.training(SPEC), How(epochs=3), file))
         rates = [one.rate for one in told if isinstance(one, Facts)]
         assert rates == pytest.approx([1e6 / 10 ** (n / 2) for n in range(len(rates))])
         assert len(rates) > 1
@@ -206,34 +206,34 @@ class TestTraining:
         assert [moment.step for moment in kept.moments] == list(range(1, 10))
         assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]  # no state of a run that diverged
 
-    def test_a_rate_that_somebody_chose_is_not_lowered(self, bench, tmp_path):
+    def test_a_rate_that_somebody_chose_is_not_lowered(self, session, tmp_path):
         with pytest.raises(itf.IntrafusionError, match="choose a learning rate below 1"):
-            list(recovering(merged(SPEC, bench), "finetune", bench.training(SPEC), How(rate=1e5), tmp_path / "kept.pt"))
+            list(recovering(merged(SPEC, session), "finetune", session.training(SPEC), How(rate=1e5), tmp_path / "kept.pt"))
         assert list(tmp_path.iterdir()) == []
 
-    def test_ends_early_where_nothing_gets_better(self, bench):
+    def test_ends_early_where_nothing_gets_better(self, session):
         spec = SPEC.but(recovery="finetune", epochs=40, patience=2, rate=1e-6)
-        *_, last = recovery(spec.but(rate=0.5, epochs=60), bench, merged(spec, bench))
+        *_, last = recovery(spec.but(rate=0.5, epochs=60), session, merged(spec, session))
         assert last.step < last.steps
 
-    def test_report_hears_everything(self, bench):
+    def test_report_hears_everything(self, session):
         heard: list = []
-        recover(merged(SPEC, bench), "perp", bench.training(SPEC), How(epochs=1, rate=0.1), report=heard.append)
+        recover(merged(SPEC, session), "perp", session.training(SPEC), How(epochs=1, rate=0.1), report=heard.append)
         assert [type(one) for one in heard] == [Facts] + [Moment] * (len(heard) - 1)
 
-    def test_nothing_of_a_run_stays_in_memory(self, bench):
+    def test_nothing_of_a_run_stays_in_memory(self, session):
         def tensors() -> int:
             gc.collect()
             return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
         counts = []
         for _ in range(3):
-            recover(merged(SPEC, bench), "overparam-sp", bench.training(SPEC), How(epochs=0.5, rate=0.03))
+            recover(merged(SPEC, session), "overparam-sp", session.training(SPEC), How(epochs=0.5, rate=0.03))
             counts.append(tensors())
         assert counts[2] <= counts[1]
 
-    def test_held_out_images_are_a_tenth_and_no_others(self, bench):
-        learned, held = split(bench.training(SPEC))
+    def test_held_out_images_are_a_tenth_and_no_others(self, session):
+        learned, held = split(session.training(SPEC))
         assert (len(learned), len(held)) == (360, 40)
 
 
@@ -255,32 +255,32 @@ def test_bad_settings_are_one_line(case):
         How(**settings)
 
 
-def test_images_without_labels_are_one_line(bench):
-    data = replace(bench.training(SPEC), labels=torch.full((400,), -1))
+def test_images_without_labels_are_one_line(session):
+    data = replace(session.training(SPEC), labels=torch.full((400,), -1))
     with pytest.raises(itf.IntrafusionError, match="all of them labelled"):
-        recover(merged(SPEC, bench), "finetune", data)
+        recover(merged(SPEC, session), "finetune", data)
 
 
-def test_too_few_images_are_one_line(bench):
+def test_too_few_images_are_one_line(session):
     with pytest.raises(itf.IntrafusionError, match="at least 20 images"):
-        recover(merged(SPEC, bench), "finetune", itf.load_data("digits", "train").subset(12))
+        recover(merged(SPEC, session), "finetune", itf.load_data("digits", "train").subset(12))
 
 
-def test_without_images_one_line(bench):
+def test_without_images_one_line(session):
     with pytest.raises(itf.IntrafusionError, match=r"^this recovery looks at images: pass data=$"):
-        recover(merged(SPEC, bench), "repair", None)
+        recover(merged(SPEC, session), "repair", None)
 
 
-def test_a_file_that_is_no_result_is_one_line(bench, tmp_path):
+def test_a_file_that_is_no_result_is_one_line(session, tmp_path):
     (tmp_path / "kept.pt").write_bytes(b"nothing")
     with pytest.raises(itf.IntrafusionError, match=r"could not read .*kept.pt.*: remove it and run again"):
-        recover(merged(SPEC, bench), "finetune", bench.training(SPEC), keep=tmp_path / "kept.pt")
+        recover(merged(SPEC, session), "finetune", session.training(SPEC), keep=tmp_path / "kept.pt")
 
 
-def test_the_test_split_is_nothing_to_learn_from(bench, monkeypatch):
-    monkeypatch.setattr(Bench, "calibration", lambda self, spec: itf.load_data("digits", "test"))
+def test_the_test_split_is_nothing_to_learn_from(session, monkeypatch):
+    monkeypatch.setattr(Session, "calibration", lambda self, spec: itf.load_data("digits", "test"))
     with pytest.raises(itf.IntrafusionError, match="recovery finetune learns from training images"):
-        bench.training(SPEC.but(recovery="finetune"))
+        session.training(SPEC.but(recovery="finetune"))
 
 
 class HeadFirst(nn.Module):

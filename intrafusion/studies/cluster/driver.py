@@ -21,7 +21,7 @@ from intrafusion.spec import PruneSpec
 from intrafusion.studies.cluster.connection import SESSION
 from intrafusion.studies.cluster.worker import Parts, measure
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.session import Bench
+from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Origin, Store
 from intrafusion.studies.sweeps import Failure, checked, cut_of, origin, tell
 
@@ -39,7 +39,7 @@ Family = list[PruneSpec]  # points that differ in their merge alone: what `decid
 
 def sweep(
     specs: Iterable[PruneSpec],
-    bench: Bench,
+    session: Session,
     store: Store | None = None,
     *,
     decide: bool = False,
@@ -53,18 +53,18 @@ def sweep(
     memory: bytes of activations kept by each task. address: of the cluster ("auto", "host:6379"); None for $RAY_ADDRESS,
     or else for one on this machine that lasts as long as the sweep; where Ray is initialised already, that one is used.
     num_cpus, num_gpus: what a task asks for, with one torch thread for each CPU; num_gpus is None for one GPU when the
-    bench is on one. What a lost worker had left goes out again, three times; then its points are Failures. Raises
+    session is on one. What a lost worker had left goes out again, three times; then its points are Failures. Raises
     IntrafusionError also when Ray is missing, when no cluster answers, and when the cluster has no place for such tasks.
     """
-    share = _Share(num_cpus, float(bench.device.type == "cuda") if num_gpus is None else num_gpus)
-    specs = checked(specs, bench)
-    reached = store.get((spec, share.origin(spec, bench)) for spec in specs) if store else {}
+    share = _Share(num_cpus, float(session.device.type == "cuda") if num_gpus is None else num_gpus)
+    specs = checked(specs, session)
+    reached = store.get((spec, share.origin(spec, session)) for spec in specs) if store else {}
     yield from reached.values()
     if all(spec in reached and reached[spec].complete for spec in specs):
         return
-    tensors = [*bench.model.state_dict().values(), bench.images().images]
+    tensors = [*session.model.state_dict().values(), session.images().images]
     with SESSION.ray(address, sum(tensor.nbytes for tensor in tensors)) as ray:
-        yield from _Driver(ray, specs, bench, store, reached, decide, memory, share).steps()
+        yield from _Driver(ray, specs, session, store, reached, decide, memory, share).steps()
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class _Share:
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
-    def origin(self, spec: PruneSpec, bench: Bench) -> Origin:
-        """What a spec is measured on by such a task: a GPU where it asks for one, wherever the bench is."""
-        here, gpu = origin(spec, bench), bool(self.gpus)
-        return here if gpu == (bench.device.type == "cuda") else replace(here, device="cuda" if gpu else "cpu")
+    def origin(self, spec: PruneSpec, session: Session) -> Origin:
+        """What a spec is measured on by such a task: a GPU where it asks for one, wherever the session is."""
+        here, gpu = origin(spec, session), bool(self.gpus)
+        return here if gpu == (session.device.type == "cuda") else replace(here, device="cuda" if gpu else "cpu")
 
     def fits(self, resources: Mapping[str, float]) -> int:
         """How many such tasks a machine with these resources runs at once."""
@@ -115,14 +115,14 @@ class _Driver:
         self,
         ray: Any,
         specs: list[PruneSpec],
-        bench: Bench,
+        session: Session,
         store: Store | None,
         reached: dict[PruneSpec, Result],
         decide: bool,
         memory: int,
         share: _Share,
     ):
-        self.ray, self.bench, self.store, self.specs, self.reached = ray, bench, store, specs, reached
+        self.ray, self.session, self.store, self.specs, self.reached = ray, session, store, specs, reached
         self.decide, self.memory, self.share = decide, memory, share
         self.failed: set[PruneSpec] = set()
         self.waiting: deque[_Chunk] = deque()
@@ -137,7 +137,7 @@ class _Driver:
         try:
             self._look()
             left = [family for family in _families(self.specs) if not all(map(self._is_done, family))]
-            self.waiting.extend(_split(left, self.bench, self.slots or 1))
+            self.waiting.extend(_split(left, self.session, self.slots or 1))
             self._prepare()
             while self.waiting or self.contested or self.out:
                 self._look()
@@ -152,7 +152,7 @@ class _Driver:
     def _prepare(self) -> None:
         """Put what all tasks need into the object store, once."""
         try:
-            self.parts = self.ray.put(Parts.of(self.bench, self.specs))
+            self.parts = self.ray.put(Parts.of(self.session, self.specs))
             options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_retries": 0}
             self.task = self.ray.remote(measure).options(**options)
         except (TypeError, ValueError, self.ray.exceptions.RayError) as error:
@@ -213,17 +213,17 @@ class _Driver:
         if self.store is None:
             return []
         left = [spec for spec in family if not self._is_done(spec)]
-        return [spec for spec in left if not self.store.claim(spec, self.share.origin(spec, self.bench))]
+        return [spec for spec in left if not self.store.claim(spec, self.share.origin(spec, self.session))]
 
     def _release(self, specs: Iterable[PruneSpec]) -> None:
         if self.store:
             for spec in specs:
-                self.store.release(spec, self.share.origin(spec, self.bench))
+                self.store.release(spec, self.share.origin(spec, self.session))
 
     def _news(self, family: Family) -> Iterator[Result]:
         """What other processes have found of these points since we last looked."""
         if self.store:
-            left = [(spec, self.share.origin(spec, self.bench)) for spec in family if not self._is_done(spec)]
+            left = [(spec, self.share.origin(spec, self.session)) for spec in family if not self._is_done(spec)]
             for spec, stored in self.store.get(left).items():
                 if spec not in self.reached or stored.count > self.reached[spec].count:
                     self.reached[spec] = stored
@@ -256,7 +256,7 @@ class _Driver:
                 yield self._keep(item, chunk.device)
 
     def _keep(self, item: Result | Failure, device: str) -> Result | Failure:
-        place = replace(self.share.origin(item.spec, self.bench), device=device)
+        place = replace(self.share.origin(item.spec, self.session), device=device)
         if isinstance(item, Failure):
             self.failed.add(item.spec)
             if self.store:
@@ -315,10 +315,10 @@ def _families(specs: Sequence[PruneSpec]) -> list[Family]:
     return list(families.values())
 
 
-def _split(families: list[Family], bench: Bench, slots: int) -> Iterator[_Chunk]:
+def _split(families: list[Family], session: Session, slots: int) -> Iterator[_Chunk]:
     """Points behind one cut stay together, unless that makes too few chunks to keep all workers busy."""
     most = max(1, sum(map(len, families)) // (_SHARES * slots))
-    for _, group in itertools.groupby(families, key=lambda family: cut_of(family[0], bench)):
+    for _, group in itertools.groupby(families, key=lambda family: cut_of(family[0], session)):
         behind = list(group)
         pieces = math.ceil(sum(map(len, behind)) / most)
         size = math.ceil(len(behind) / pieces)

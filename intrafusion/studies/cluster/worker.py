@@ -1,4 +1,4 @@
-"""What runs in the worker processes of a cluster: the local sweep, on a bench that each process opens once."""
+"""What runs in the worker processes of a cluster: the local sweep, on a session that each process opens once."""
 
 import copy
 import warnings
@@ -17,10 +17,10 @@ from intrafusion.pruning.groups.group import Group
 from intrafusion.runtime.code_digest import code_version
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.session import Bench, sight
+from intrafusion.studies.session import Session, sight
 from intrafusion.studies.sweeps import Failure, device_name, sweep
 
-_benches: dict[str, Bench] = {}
+_sessions: dict[str, Session] = {}
 
 
 def measure(
@@ -42,30 +42,30 @@ def measure(
         raise IntrafusionError("one has other code of intrafusion, or other releases of its libraries, than this machine")
     torch.set_num_threads(threads)
     try:
-        bench = _open(parts[0], device)
-        yield device_name(bench.device)
-        yield from sweep(specs, bench, decide=decide, memory=memory, known=known)
+        session = _open(parts[0], device)
+        yield device_name(session.device)
+        yield from sweep(specs, session, decide=decide, memory=memory, known=known)
     except Exception:
         raise
     except BaseException:  # cancelled at any point, perhaps half way through noting something down
-        _benches.clear()
+        _sessions.clear()
         raise
 
 
-def _open(parts: Any, device: str) -> Bench:
-    """The bench of these parts; a process keeps the last one."""
+def _open(parts: Any, device: str) -> Session:
+    """The session of these parts; a process keeps the last one."""
     import ray
 
     key = f"{parts.hex()} {device}"
-    if key not in _benches:
-        _benches.clear()
-        _benches[key] = ray.get(parts).bench(device)
-    return _benches[key]
+    if key not in _sessions:
+        _sessions.clear()
+        _sessions[key] = ray.get(parts).session(device)
+    return _sessions[key]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a bench is made of, on the CPU. Images are arrays, which the processes of a machine share in Ray's store."""
+    """What a session is made of, on the CPU. Images are arrays, which the processes of a machine share in Ray's store."""
 
     model: nn.Module
     groups: list[Group]
@@ -74,21 +74,21 @@ class Parts:
     calibrations: dict[tuple, tuple]
 
     @classmethod
-    def of(cls, bench: Bench, specs: Iterable[PruneSpec]) -> "Parts":
+    def of(cls, session: Session, specs: Iterable[PruneSpec]) -> "Parts":
         """The parts that these specs need."""
-        model = bench.model if bench.device.type == "cpu" else copy.deepcopy(bench.model).cpu()
-        seen = {sight(one): one for spec in specs for one in bench.learned_from(spec)}
-        calibrations = {key: _packed(bench.calibration(one)) for key, one in seen.items()}
-        return cls(model, bench.groups, bench.size, _packed(bench.images()), calibrations)
+        model = session.model if session.device.type == "cpu" else copy.deepcopy(session.model).cpu()
+        seen = {sight(one): one for spec in specs for one in session.learned_from(spec)}
+        calibrations = {key: _packed(session.calibration(one)) for key, one in seen.items()}
+        return cls(model, session.groups, session.size, _packed(session.images()), calibrations)
 
-    def bench(self, device: str) -> Bench:
-        bench = _WorkerBench(self.model.to(device), self.groups, self.size, _unpacked(self.data).to(device))
-        bench.sent = {key: _unpacked(packed).to(device) for key, packed in self.calibrations.items()}
-        return bench
+    def session(self, device: str) -> Session:
+        session = _WorkerBench(self.model.to(device), self.groups, self.size, _unpacked(self.data).to(device))
+        session.sent = {key: _unpacked(packed).to(device) for key, packed in self.calibrations.items()}
+        return session
 
 
-class _WorkerBench(Bench):
-    """A bench in a worker. Its meters serve all tasks that come by; the one last used keeps activations."""
+class _WorkerBench(Session):
+    """A session in a worker. Its meters serve all tasks that come by; the one last used keeps activations."""
 
     sent: Mapping[tuple, ImageData]
     last: Meter | None = None

@@ -44,7 +44,7 @@ from intrafusion.runtime.access import (
 )
 from intrafusion.runtime.jobs import Job, Jobs
 from intrafusion.runtime.paths import home
-from intrafusion.studies.session import Bench, open_model
+from intrafusion.studies.session import Session, open_session
 from pages.shared import messages
 from pages.shared.navigation import Enough
 
@@ -57,7 +57,7 @@ _TORCHVISION = "ImageNet (torchvision)"
 class Here:
     """What the sidebar says: the open model, the chosen group, and a spec that holds model, data and group."""
 
-    bench: Bench
+    session: Session
     group: Group
     spec: PruneSpec
     device: str
@@ -68,13 +68,13 @@ class Here:
 
 
 @st.cache_resource(max_entries=6, show_spinner="Opening the model")
-def bench(model: str, weights: str | None, device: str) -> Bench:
+def session(model: str, weights: str | None, device: str) -> Session:
     """The model with its groups, without images. A page opens no model whose name would run code."""
     if runs_code(model):
         raise IntrafusionError(
             f"{model} is code of your own: open it from Python or the command line, or upload it as a program"
         )
-    return open_model(model, weights, device)
+    return open_session(model, device, weights)
 
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the images")
@@ -83,11 +83,11 @@ def images(dataset: str, path: str | None, device: str, input_size: tuple[int, i
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
-def measuring_bench(_here: Here, key: tuple, path: str | None, limit: int | None) -> Bench:
+def measuring_session(_here: Here, key: tuple, path: str | None, limit: int | None) -> Session:
     """The open model with its images, sharing the dense accuracy; `key` is `_here.key()`."""
-    size = _here.bench.card.input_size
+    size = _here.session.card.input_size
     folder_limit = limit if _here.spec.dataset.startswith(("imagenet", OWN, KEPT)) else None
-    return _here.bench.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
+    return _here.session.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
 
 
 @st.cache_resource
@@ -209,7 +209,7 @@ def choose(controls: DeltaGenerator) -> Here:
         _offer_download(name)
         raise Enough
     check_size(name, weight_bytes(name))
-    opened = bench(name, weights, device)
+    opened = session(name, weights, device)
     with controls:
         for line in opened.card.details.get("told", ()) if weights else ():
             messages.info(line)
@@ -281,7 +281,7 @@ def _dataset(name: str) -> str:
     return chosen if chosen in places else own
 
 
-def _choose_group(opened: Bench, controls: DeltaGenerator) -> Group:
+def _choose_group(opened: Session, controls: DeltaGenerator) -> Group:
     usable = [group for group in opened.groups if group.reason is None]
     if not usable:
         raise IntrafusionError("no group of this network can be pruned: `python -m intrafusion groups` lists the reasons")
@@ -341,11 +341,11 @@ def _watch_download(job: Job) -> None:
     watch()
 
 
-def measuring(here: Here, limit: int | None) -> Bench | None:
+def measuring(here: Here, limit: int | None) -> Session | None:
     """The model with its images; where they are missing, says how to get them and returns None."""
     dataset, path = here.spec.dataset, here.spec.data_path
     try:
-        opened = measuring_bench(here, (*here.key(), dataset), path, limit)
+        opened = measuring_session(here, (*here.key(), dataset), path, limit)
     except IntrafusionError as error:
         offer_images(here, error)
         return None
@@ -360,7 +360,7 @@ def can_see(here: Here, spec: PruneSpec) -> bool:
         return True
     try:
         with st.spinner("Loading the calibration images"):
-            seen = here.bench.calibration(spec)
+            seen = here.session.calibration(spec)
     except IntrafusionError as error:
         offer_images(here, error)
         return False
