@@ -15,7 +15,7 @@ from intrafusion.arrays import MEMBERS, Arrays, Reading, header, read_arrays, ro
 from intrafusion.atomic import plain_errors, put
 from intrafusion.confined import Step, drained
 from intrafusion.data import KEPT, OWN, read_kept
-from intrafusion.decode_worker import decode
+from intrafusion.decode_worker import count, decode
 from intrafusion.errors import IntrafusionError
 from intrafusion.folders import Listing, listed
 from intrafusion.layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
@@ -25,6 +25,7 @@ from intrafusion.places import home
 from intrafusion.saved import check_name
 
 PICTURES, CLASSES = 100_000, 10_000
+PIXELS = 8_000_000_000  # of all pictures of an archive
 SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{OWN}_{split}.npz" for split in SPLITS)
 SIDE = 1024  # pixels, of images in an .npz
@@ -183,7 +184,7 @@ def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
     """Write each picture under a name of our own, and read it once; what was passed over."""
     with opened(file) as (archive, infos):
         found = _listed(file, archive, infos)
-        total, number = sum(len(listing.files) for listing in found.values()), 0
+        total, number, pixels = sum(len(listing.files) for listing in found.values()), 0, 0
         for split, listing in found.items():
             for info, label in zip(listing.files, listing.labels.tolist(), strict=True):
                 checkpoint()
@@ -191,19 +192,25 @@ def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
                 picture = made / split / listing.classes[label] / f"{number:06}{_suffix(info)}"
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 picture.write_bytes(archive.read(info))
-                _check_picture(file, info, picture)
+                pixels = _check_picture(file, info, picture, pixels)
                 progress(number, total)
     return [note for listing in found.values() for note in listing.notes]
 
 
-def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path) -> None:
+def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path, before: int) -> int:
+    """Decode a picture once; the pixels of all so far. before: those of all before it."""
     try:
-        decode(picture, (8, 8), "L", "always")
+        if (pixels := before + count(picture)) <= PIXELS:
+            decode(picture, (8, 8), "L", "always")
+            return pixels
     except ValueError as error:
         said = str(error).replace(str(picture), info.filename[:80])
         raise IntrafusionError(
             f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}"
         ) from error
+    raise IntrafusionError(
+        f"{file} holds pictures of more than {PIXELS:,} pixels together: make them smaller, or take fewer"
+    )
 
 
 def _listed(
