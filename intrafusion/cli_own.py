@@ -55,8 +55,8 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
 
     listed = kinds.add_parser("list", help="what is kept on this machine")
     listed.set_defaults(command=_list)
-    removed = kinds.add_parser("remove", help="remove a kept network, or kept images")
-    removed.add_argument("name", help="kept/NAME")
+    removed = kinds.add_parser("remove", help="remove a kept network, kept images or a damaged run")
+    removed.add_argument("name", help="kept/NAME, or lab/NAME of a damaged run of the lab")
     removed.add_argument("--images", action="store_true", help="the images of that name, not the network")
     removed.set_defaults(command=_remove)
     return [weights, program, data, listed, removed]
@@ -110,10 +110,12 @@ def _described(name: str) -> list[dict[str, Any]]:
 def _list(args: argparse.Namespace) -> None:
     from intrafusion.data import kept_data
     from intrafusion.own.images import about
+    from intrafusion.train.lab import damaged
     from intrafusion.zoo import describe, kept_names
 
     rows = [{"kept": name, "what": "network", "about": describe(name)["summary"]} for name in kept_names()]
     rows += [{"kept": name, "what": "images", "about": about(name)} for name in kept_data()]
+    rows += [{"kept": name, "what": "run of the lab", "about": why} for name, why in damaged().items()]
     if rows or args.json:
         show(rows, args.json, "Kept on this machine")
         return
@@ -122,7 +124,7 @@ def _list(args: argparse.Namespace) -> None:
 
 def _remove(args: argparse.Namespace) -> None:
     from intrafusion.own import remove
-    from intrafusion.own.place import IMAGES, NETWORKS
+    from intrafusion.own.place import IMAGES, NETWORKS, RUNS
 
-    remove(IMAGES if args.images else NETWORKS, args.name)
+    remove(IMAGES if args.images else RUNS if args.name.startswith("lab/") else NETWORKS, args.name)
     show([{"removed": args.name}], args.json, "Removed")

@@ -22,11 +22,13 @@ from intrafusion.log import event
 from intrafusion.own import remove, safe_name
 from intrafusion.own.images import PICTURES, SIDE, about, data_steps
 from intrafusion.own.networks import program_steps, weights_steps
-from intrafusion.own.place import IMAGES, NETWORKS, Workshop, free_path
+from intrafusion.own.place import IMAGES, NETWORKS, RUNS, Workshop, free_path
+from intrafusion.train.lab import damaged
 from intrafusion.zoo import describe, kept_names, kept_told, model_names
 from pages.common import parts, queue, shell, telling
 from pages.common.shell import Here, reader
 
+_KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # a check of files, not yet begun
 
 
@@ -313,14 +315,13 @@ def kept() -> None:
     st.subheader("Kept on this machine")
     found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
     found += [(IMAGES, name, public(about(name))) for name in kept_data()]
+    found += [(RUNS, name, public(why)) for name, why in damaged().items()]
     if not found:
         st.caption("Nothing yet. Networks that the Training lab keeps come here, too.")
         return
     for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(
-                f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(words)}]", width="stretch"
-            )
+            st.markdown(f"**{name}**  \n:gray[{_KINDS[kind]}{text.markdown(words)}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):

@@ -231,6 +231,17 @@ def test_kept_things_can_be_removed(tmp_path):
     assert kept_data() == []
 
 
+def test_a_damaged_run_of_the_lab_is_listed_and_can_be_removed():
+    path = home() / "lab" / "abc.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"no run")
+    app = open_own()
+    assert "run of the lab: damaged" in text(app)
+    app.button(key="own_remove lab lab/abc").click().run()
+    assert not app.exception
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("page", ["overview", "curves", "your_own"])
 @pytest.mark.parametrize(
     "key", ["model", "imagenet", "weights", "data", "data_path", "own_weights_model", "own_program_data"]
