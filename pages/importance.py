@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from intrafusion import PruneSpec, registry
+from intrafusion import PruneSpec, registry, text
 from intrafusion.access import public
 from intrafusion.agreement import compare
 from intrafusion.attribution import reader, top_images
@@ -84,7 +84,7 @@ st.caption(
     "channels go. Click one for its story."
 )
 for name in [name for name in failed if name != criterion]:
-    st.caption(f"**{name}** cannot score this group: {failed[name]}.")
+    st.caption(f"**{name}** cannot score this group: {text.sentence(failed[name])}.")
 
 st.subheader("How far they agree")
 if len(comparison.names) > 1:

@@ -1,9 +1,10 @@
 """Text that a stranger wrote is nowhere on a page more than text: every page, with hostile names wherever one may stand."""
 
 import json
+import logging
 import re
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -12,15 +13,18 @@ import own_files as files
 import pytest
 from opening import open_page
 from streamlit.testing.v1 import AppTest
+from torch import nn
 
 import intrafusion as itf
-from intrafusion.cards import card_of
+from intrafusion import log
+from intrafusion.cards import ModelCard
 from intrafusion.jobs import Jobs
 from intrafusion.own import take_data
 from intrafusion.places import home
+from intrafusion.program import read_program
 from intrafusion.store import Store, default_path
 from intrafusion.study import Study
-from intrafusion.zoo import keep
+from intrafusion.zoo.kept import keep_program
 from pages.common.navigation import _PAGES
 
 EVIL = "![b](http://evil.example/b.png) <img src=x onerror=alert(1)> $xyz$ :material/home: :red[x] `c` **d**\u202e"
@@ -33,7 +37,7 @@ TEXTS = {
     "text_input",
     "download_button",
 }  # which Streamlit shows as text
-SIGNS = r"(?<!\\)(!?\[b|<img|\$xyz\$|\*\*d\*\*|\u202e)|:material/home|:red\\?\[x|http://evil"
+SIGNS = r"(?<!\\)(!?\[b|<img|\$xyz\$|\*\*d\*\*|__e__|\u202e)|:material/home|:red\\?\[x|http://evil|www\.evil"
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 
 
@@ -63,15 +67,26 @@ def shown(app: AppTest) -> Iterator[tuple[str, str]]:
     yield from walk(app.sidebar)
 
 
+def network() -> nn.Module:
+    """A classifier of digits whose layers, and so its groups, have names that Markdown would take for a link and for bold."""
+
+    def one(name: str, *layers: nn.Module) -> nn.Module:
+        return nn.Sequential(OrderedDict([(name, layers[0] if len(layers) == 1 else nn.Sequential(*layers))]))
+
+    convolution = one("www", one("evil", one("example", nn.Conv2d(1, 6, 3, padding=1))))
+    inner = one("__e__", nn.Linear(6 * 64, 8))
+    return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), inner, nn.ReLU(), nn.Linear(8, 10)).eval()
+
+
 @pytest.fixture
 def evil(jobs: Jobs) -> Iterator[str]:
-    """A kept network, kept images, a study and a job that waits, with hostile text in all that says something."""
+    """A kept program, kept images, a study and a job that waits, with hostile text in all that says something."""
     names = np.array([f"{EVIL}{number}" for number in range(10)])
     take_data([files.npz(home() / "x.npz", labels=np.arange(6), classes=names)], "evil")
-    model = itf.load_model("digits-mlp")
-    details = card_of(model).details | {"command": EVIL, "told": [EVIL]}
-    model.card = replace(card_of(model), source=EVIL, licence=EVIL, details=details)
-    keep(model, "evil")
+    program, size, classes = read_program(files.export(network(), home() / "x.pt2"))
+    details = {"command": EVIL, "told": [EVIL]}
+    card = ModelCard("evil", (0.5,), (0.5,), size, classes, "kept/evil", source=EVIL, licence=EVIL, details=details)
+    keep_program(program, card, "evil")
     study = Study(EVIL, itf.PruneSpec(model="kept/evil", dataset="kept/evil"), {"sparsity": (0.5,)})
     Store(default_path()).save_study(study.name, study.to_toml(), [])
     ended = Event()
@@ -86,7 +101,8 @@ def evil(jobs: Jobs) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("evil")
-def test_no_page_takes_it_for_markup():
+def test_no_page_takes_it_for_markup(caplog):
+    caplog.set_level(logging.INFO, "intrafusion")
     app = open_page("overview", model="kept/evil", data="kept/evil")
     said = []
     for page in PAGES:
@@ -96,6 +112,9 @@ def test_no_page_takes_it_for_markup():
     assert not [(page, kind, text[:300]) for page, kind, text in said if taken(kind, text)]
     assert sum("onerror" in text for _, _, text in said) > len(PAGES)  # it is there, as text
     assert {page for page, kind, text in said if kind == "plotly_chart" and "onerror" in text} >= {"importance"}
+    assert {page for page, _, text in said if "evil.example" in text} >= {"overview", "sensitivity"}  # names of groups
+    for line in (form.format(record) for record in caplog.records for form in (log._Json(), log._Text(log._TEXT))):
+        assert line.isprintable()
 
 
 def test_an_error_that_quotes_it_is_text():
