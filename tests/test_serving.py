@@ -273,9 +273,9 @@ class TestBoundWider:
 
         with visitor(wide) as reader:
             reader.open(page="overview")
-            assert put(reader.upload_address()) == 403
+            assert put(reader.upload_place().upload_url) == 403
             reader.open(page="your_own")
-            address = reader.upload_address()
+            address = reader.upload_place().upload_url
             assert [put(address), put(address), put(f"{address}0")] == [204, 403, 403]
 
     @staticmethod
