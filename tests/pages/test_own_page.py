@@ -4,7 +4,7 @@ import numpy as np
 import own_files as files
 import pytest
 import torch
-from opening import finished, open_page, text
+from opening import finished, given, open_page, text, upload, uploader
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
@@ -23,24 +23,6 @@ def open_own(**query: str) -> AppTest:
     app = open_page("your_own", **query)
     assert not app.exception
     return app
-
-
-def upload(app: AppTest, what: str, *paths) -> AppTest:
-    """Give files to an uploader, press its button, and wait for the check."""
-    app = given(app, what, *paths).button(key=f"own_{what}_take").click().run(timeout=120)
-    assert not app.exception
-    return finished(app, shell.jobs())
-
-
-def given(app: AppTest, what: str, *paths) -> AppTest:
-    contents = [(path.name, path.read_bytes(), "application/octet-stream") for path in paths]
-    uploader(app, what).set_value(contents if what == "images" else contents[0]).run()
-    assert not app.exception
-    return app
-
-
-def uploader(app: AppTest, what: str):
-    return next(one for one in app.file_uploader if one.key.startswith(f"own_{what} "))
 
 
 def test_nothing_is_there_at_first():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import own_files as files
 import pytest
-from opening import open_page
+from opening import open_page, upload
 from streamlit.testing.v1 import AppTest
 from torch import nn
 
@@ -121,3 +121,23 @@ def test_an_error_that_quotes_it_is_text():
     app = open_page("overview", weights=f"/{EVIL}")
     assert "onerror" in app.error[0].value
     assert not taken("alert", app.error[0].value)
+
+
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("what", ["weights", "images", "pictures", "classes"])
+def test_names_of_files_are_text(tmp_path, what):
+    name, whole = EVIL.replace("/", "|"), files.picture()
+    if what == "weights":
+        path = tmp_path / f"{name}.pt"
+        path.write_bytes(b"no weights")
+    else:
+        inside = {"images": {}, "pictures": {f"cat/{name}.png": b"no picture"}, "classes": {f"{name}/x.png": whole}}[
+            what
+        ]
+        path = files.pictures(tmp_path / f"{name}.zip", inside)
+    app = upload(open_page("your_own", model="digits-mlp"), "weights" if what == "weights" else "images", path)
+    said = [(kind, told) for kind, told in shown(app) if kind not in TEXTS]
+    assert not [(kind, told[:300]) for kind, told in said if taken(kind, told)]
+    assert "b-http-evil.example-b" in app.main.error[0].value
+    if what in ("pictures", "classes"):
+        assert "evil.example\\|" in app.main.error[0].value
