@@ -19,7 +19,7 @@ def test_a_range_holds_its_end(text, kind, numbers):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "0.1:", "0.1:0.5:0", "0.5:0.1:0.1", "1:2:3:4", "0:inf:1", "nan", "0:1:1e-9"] + ["0:1:nan", "1e999:1:1"]
+    "text", ["", "a", "0.1:", "0.1:0.5:0", "0.5:0.1:0.1", "1:2:3:4", "0:inf:1", "nan", "0:1:1e-9", "0:1:nan", "1e999:1:1"]
 )
 def test_what_is_no_range_is_one_line(text):
     if text == "nan":  # a number, which the field itself refuses
