@@ -119,11 +119,10 @@ def _warm_up() -> None:
 
 def _answer() -> None:
     """Raise an error where the default model cannot be loaded, or answers as no sound one does."""
-    from intrafusion import PruneSpec, load_data, load_model
-    from intrafusion.evaluation import accuracy
+    from intrafusion import PruneSpec, evaluate, load_data, load_model
     from intrafusion.models.hub import dataset_of
 
-    found = accuracy(load_model(PruneSpec.model), load_data(dataset_of(PruneSpec.model)), limit=20)
+    found = evaluate(load_model(PruneSpec.model), load_data(dataset_of(PruneSpec.model)), limit=20)
     if found.accuracy < 0.8:
         raise RuntimeError(f"{PruneSpec.model} has {found.accuracy:.0%} of {found.count} images right")
 
