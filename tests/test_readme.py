@@ -10,9 +10,8 @@ import pytest
 
 import intrafusion as itf
 from intrafusion.cli.main import main
-from intrafusion.pruning.transport.cost import ANCHORS, COSTS, DISTANCES
-from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
-from intrafusion.spec import PLAN_KNOBS
+from intrafusion.options import CHOICES
+from intrafusion.spec import PLAN_FIELDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -59,7 +58,16 @@ def test_where_a_method_differs_from_its_source_is_told(kind, name):
 
 
 @pytest.mark.parametrize(
-    "name", [*itf.registry("solver"), *ANCHORS, *COSTS, *DISTANCES, *MARGINALS, *NORMALISATIONS, *PLAN_KNOBS]
+    "name",
+    [
+        *itf.registry("solver"),
+        *CHOICES["anchors"],
+        *CHOICES["cost"],
+        *CHOICES["distance"],
+        *CHOICES["source"],
+        *CHOICES["normalise"],
+        *PLAN_FIELDS,
+    ],
 )
 def test_every_transport_choice_is_told(name):
     told = README.partition("## Criteria")[2].partition("## Models")[0]
@@ -67,7 +75,7 @@ def test_every_transport_choice_is_told(name):
 
 
 def test_knobs_are_fields():
-    assert set(PLAN_KNOBS) <= {field.name for field in fields(itf.PruneSpec)}
+    assert set(PLAN_FIELDS) <= {field.name for field in fields(itf.PruneSpec)}
 
 
 @pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README))
