@@ -56,9 +56,10 @@ CHECKS = (
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")
 NOTHING = ("alias", "detach", "contiguous", "to", "type_as", "_to_copy", "clone", "lift_fresh_copy", "lift_fresh")
 COPIES = ("_to_copy", "clone", "lift_fresh_copy")
+SAME_TENSOR = ("alias", "detach", "lift_fresh")
 SIZES = ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
 _IDLE = (  # arguments that change nothing here
-    "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking", "copy",
+    "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking",
 )  # fmt: skip
 
 
