@@ -88,13 +88,13 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     said = description["learned"]
     learned = {path: said[path] is True for path in _weights(steps) if _is_path(path)}
     own = {path: shape_of(path, tensors) for path in learned}
-    logits = _proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
+    logits, image_bytes = _proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
     classes = logits.sizes[1] if len(logits.sizes) == 2 else None
     if logits.sizes[:1] != (Batch(1),) or type(classes) is not int or logits.dtype != torch.float32:
         raise IntrafusionError(f"it gives {logits} of a batch of images, not (batch, classes): {DYNAMIC}")
     if classes > CLASSES:
         raise IntrafusionError(f"it has {classes:,} classes, where 1 to {CLASSES:,} are taken")
-    program = Program(Plan(tuple(steps), given, answer, image, classes, learned))
+    program = Program(Plan(tuple(steps), given, answer, image, classes, learned, image_bytes))
     for path, (layer, _) in layers.items():
         _put_layer(program, path, layer)
     for path, learns in learned.items():
@@ -210,8 +210,10 @@ def _proven(
     image: tuple[int, ...],
     layers: Mapping[str, nn.Module],
     weights: Mapping[str, Shape],
-) -> Shape:
-    """The shape of the answer. Raises IntrafusionError where a step does not fit, or where all take too much."""
+) -> tuple[Shape, int]:
+    """The shape of the answer, and the bytes that an image takes. Raises IntrafusionError where a step does not fit, or where
+    all take too much.
+    """
     shapes = {given: Shape((Batch(1), *image))}
     cost = _Cost(given, shapes[given])
     for number, step in enumerate(steps):
@@ -230,7 +232,7 @@ def _proven(
         cost.add(step, made, [one for arg in args for one in _parts(arg) if isinstance(one, Shape)])
     if answer not in shapes or answer == given:
         raise IntrafusionError("it gives back something that none of its steps makes")
-    return shapes[answer]
+    return shapes[answer], -(-cost.most // _IMAGES)
 
 
 def _shaped(given: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> Any:
@@ -260,7 +262,7 @@ class _Cost:
     """What the steps take together. What may share memory with another value keeps that one's memory, and counts as well."""
 
     def __init__(self, given: str, shape: Shape):
-        self.alive = self.work = self.macs = 0
+        self.alive = self.most = self.work = self.macs = 0  # alive, most: bytes of `_IMAGES` images
         self.held: dict[str, _Block] = {}
         self._hold(given, shape, [])
 
@@ -271,7 +273,8 @@ class _Cost:
         beside = 4 * at(made.beside, _IMAGES) + sum(shape.bytes(_IMAGES) for shape in read)
         for name, shape in zip(step.gives, made.shapes, strict=True):
             self._hold(name, shape, kept)
-        if self.alive + beside > _ALIVE:
+        self.most = max(self.most, self.alive + beside)
+        if self.most > _ALIVE:
             raise IntrafusionError(
                 f"it makes more than {_ALIVE >> 20:,} MiB of numbers at a time for {_IMAGES} images, in {_called(step)}"
             )
