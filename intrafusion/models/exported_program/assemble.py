@@ -25,7 +25,7 @@ CLASSES = 100_000
 DTYPES = (torch.float32, torch.int64, torch.bool)
 _SIDE, _IMAGES = 1 << 16, 3  # pixels; images whose numbers are counted
 _ALIVE = 1 << 30  # bytes of so many images at a time
-_WORK, _MACS = 1 << 33, 3e11  # numbers read and made, and multiply-accumulates, of one image
+_WORK, _MACS = 3 << 30, 6e10  # numbers read and made, and multiply-accumulates, of one image
 _PATH = re.compile(r"(?!card\b)[A-Za-z_0-9][A-Za-z_0-9-]*(\.[A-Za-z_0-9-]+){0,20}")
 _NAME = re.compile(r"\w{1,40}", re.ASCII)
 
