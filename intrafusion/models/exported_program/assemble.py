@@ -7,6 +7,7 @@ to a Program. It applies each step's rule to shapes that hold for any number of 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -61,15 +62,29 @@ def built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     Raises IntrafusionError, in words that follow "the program", for a description that makes no sense, steps that do not
     fit each other or their tensors, and work or memory out of bounds. Nothing is computed.
     """
-    try:
+    with _in_words():
         return _built(description, tensors)
+
+
+def check_described(description: Any) -> None:
+    """Raise IntrafusionError for what is no table of steps and layers. Whether they fit their tensors, `built` tells."""
+    with _in_words():
+        _read(description)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Errors of a description that makes no sense as IntrafusionError."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         if isinstance(error, IntrafusionError):
             raise
         raise IntrafusionError(f"its description makes no sense ({type(error).__name__})") from error
 
 
-def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
+def _read(description: Any) -> tuple[tuple[int, int, int], list[Step], str, str]:
+    """The size of the images, the steps that the answer needs, and the names of the images and the answer."""
     if description["format"] != FORMAT:
         raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, and {FORMAT} is read")
     image = tuple(map(whole, description["image"]))
@@ -81,6 +96,13 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
         raise IntrafusionError(f"its steps have more than {ARGUMENTS:,} arguments")
     given, answer = _name(description["given"]), _name(description["answer"])
     steps = _freed([_step(raw) for raw in description["steps"]], answer)
+    if not isinstance(description["layers"], dict) or not isinstance(description["learned"], dict):
+        raise IntrafusionError("it has no table of layers and weights")
+    return image, steps, given, answer
+
+
+def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
+    image, steps, given, answer = _read(description)
     runs = {step.run for step in steps if isinstance(step.run, str)}
     if len(runs) > LAYERS:
         raise IntrafusionError(f"it has {len(runs):,} layers, and at most {LAYERS:,} are taken")

@@ -30,6 +30,7 @@ from intrafusion.models.exported_program.layers import KINDS, layer_built, layer
 from intrafusion.models.exported_program.operators import OPERATORS, axis
 from intrafusion.models.exported_program.program import Value, Weight
 from intrafusion.models.exported_program.shapes import (
+    DYNAMIC,
     Batch,
     Shape,
     Size,
@@ -54,6 +55,10 @@ _LAST = (1 << 63) - 1  # as the end of a slice: the end
 _ADVICE = "call model.eval() before torch.export.export"
 _IN_PLACE = "write it without, or save program.run_decompositions(), which works on copies"
 _FLOAT32 = 7
+_INSTEAD = {  # of operators that people have in their networks
+    "_weight_norm": "remove the weight norm before torch.export.export, by remove_parametrizations or remove_weight_norm",
+    "conv_transpose2d": "write the transposed convolution as F.interpolate and a convolution",
+}
 
 
 @dataclass
@@ -143,6 +148,7 @@ class _Lift:
         self.configs: dict[str, tuple] = {}
         self.found: dict[str, Tensor] = {}  # the tensors of the description
         self.steps: list[list[Any]] = []
+        self.static: int | None = None  # images of the batch that it was exported with, where it was so for no other
         self.image = self._inputs(written.signature["input_specs"])
         self.answer = self._answer(written.signature["output_specs"])
 
@@ -151,7 +157,12 @@ class _Lift:
         if len(nodes) > STEPS:
             raise IntrafusionError(f"it has {len(nodes):,} steps, and at most {STEPS:,} are taken")
         for node in nodes:
-            self._node(node)
+            try:
+                self._node(node)
+            except IntrafusionError as error:
+                if self.static is None or "batch" not in str(error) or DYNAMIC in str(error):
+                    raise
+                raise IntrafusionError(f"{error}: {DYNAMIC}") from error
         answer = self.names.get(self.answer)
         if not isinstance(answer, _Cell) or not isinstance(answer.value, Value):
             raise IntrafusionError("it gives back something that none of its steps makes")
@@ -202,6 +213,7 @@ class _Lift:
             raise IntrafusionError(
                 f"it takes {str(sizes)[:60]}, where images are float32 (batch, channels, height, width) of a fixed size"
             )
+        self.static = sizes[0]
         self.names[given[0]] = _Cell(Value("images"))
         self.shapes[Value("images")] = Shape((Batch(1), *sizes[1:]))
         return sizes[1:]
@@ -361,6 +373,8 @@ class _Lift:
             return torch.strided
         if kind == "as_device":
             return str(raw)
+        if kind == "as_float":
+            raise IntrafusionError("it computes with NaN or an infinite number: write torch.finfo(torch.float32).min for -inf")
         raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which programs may not use here")
 
     def _named(self, name: str) -> Any:
@@ -373,7 +387,7 @@ class _Lift:
     def _convolution(self, told: dict[str, Any]) -> Any:
         groups, bias = told["groups"], _value(told["bias"])
         if told.get("transposed"):
-            raise IntrafusionError("it has a transposed convolution, which programs may not use here")
+            raise IntrafusionError(f"it has a transposed convolution: {_INSTEAD['conv_transpose2d']}")
         padding = told["padding"] if isinstance(told["padding"], str) else _pair(told["padding"])
         numbers = (_pair(told["stride"]), padding, _pair(told["dilation"]), groups)
         weight = _value(told["weight"])
@@ -485,6 +499,8 @@ class _Lift:
 
     def _reshaped(self, x: Any, sizes: Any) -> Any:
         shape, told = self._shape(x), _value(_tuple(sizes))
+        if self.static is not None and shape.sizes[:1] == (Batch(1),) and told[:1] == (self.static,):
+            told = (Batch(1), *told[1:])  # as the file holds for a batch of that size alone
         after = fitted(shape, told)
         if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # for any number of channels
             return self._step("flatten", x, 1)
@@ -590,10 +606,24 @@ class _Lift:
     def _upsampled(self, name: str, told: dict[str, Any], *corners: bool) -> Any:
         """To a size that is given, or a whole multiple of what there is."""
         sides, factors = told["output_size"], told.get("scale_factors")
-        if sides is None and isinstance(factors, list) and all(float(one).is_integer() for one in factors):
+        if sides is None and isinstance(factors, list):
             now = self._shape(told["input"]).sizes[2:]
-            sides = [scaled(size, whole(int(one))) for size, one in zip(now, factors, strict=True)]
+            sides = [_enlarged(at(size, 1), float(one)) for size, one in zip(now, factors, strict=True)]
         return self._step(name, told["input"], _pair(sides), *corners)
+
+    def _sum(self, name: str, told: dict[str, Any]) -> Any:
+        other = told["other"] if told["alpha"] == 1 else self._step("mul", told["other"], told["alpha"])
+        return self._step(name, told["self"], other)
+
+    def _gated(self, x: Any, dim: int) -> Any:
+        half = at(self._shape(x).sizes[axis(self._shape(x), dim)], 1) // 2
+        first, second = self._step("split", x, (half, half), dim)
+        return self._step("mul", first, self._step("sigmoid", second))
+
+    def _new(self, told: dict[str, Any], sizes: Any, value: Any) -> Any:
+        if told["dtype"] not in (None, torch.float32):
+            raise IntrafusionError(f"it makes a tensor of {told['dtype']}: export the network in float32")
+        return self._step("full", told["self"], _tuple(sizes), value)
 
     def _deviation(self, told: dict[str, Any], root: bool) -> Any:
         correction = 1 if told["correction"] is None else told["correction"]
@@ -619,6 +649,11 @@ class _Lift:
 
 _Call = Callable[[_Lift, dict[str, Any]], Any]
 _CALLS: dict[str, _Call] = {
+    "add.Tensor": lambda on, t: on._sum("add", t),
+    "sub.Tensor": lambda on, t: on._sum("sub", t),
+    "glu.default": lambda on, t: on._gated(t["self"], t["dim"]),
+    "std.dim": lambda on, t: on._deviation(t | {"correction": int(t["unbiased"])}, root=True),
+    "var.dim": lambda on, t: on._deviation(t | {"correction": int(t["unbiased"])}, root=False),
     "addcmul.default": lambda on, t: on._addcmul(t["self"], t["tensor1"], t["tensor2"], t["value"]),
     "addmm.default": lambda on, t: on._addmm(t["self"], t["mat1"], t["mat2"], t["beta"], t["alpha"]),
     "avg_pool2d.default": lambda on, t: on._pool("avg_pool2d", t),
@@ -649,7 +684,10 @@ _CALLS: dict[str, _Call] = {
     "mm.default": lambda on, t: on._addmm(None, t["self"], t["mat2"]),
     "narrow.default": lambda on, t: on._sliced(t["self"], t["dim"], t["start"], total(t["start"], t["length"]), 1),
     "native_group_norm.default": _Lift._native_group_norm,
-    "new_zeros.default": lambda on, t: on._step("full", t["self"], _tuple(t["size"]), 0),
+    "new_zeros.default": lambda on, t: on._new(t, t["size"], 0),
+    "zeros_like.default": lambda on, t: on._new(t, on._shape(t["self"]).sizes, 0),
+    "ones_like.default": lambda on, t: on._new(t, on._shape(t["self"]).sizes, 1),
+    "full_like.default": lambda on, t: on._new(t, on._shape(t["self"]).sizes, t["fill_value"]),
     "numpy_T.default": lambda on, t: on._permuted(t["self"], range(len(on._shape(t["self"]).sizes))[::-1]),
     "pad.default": _Lift._pad,
     "permute.default": lambda on, t: on._permuted(t["self"], _ints(t["dims"])),
@@ -687,7 +725,8 @@ def split_target(target: Any) -> tuple[str, str, bool]:
         name = name.removesuffix("_")
         if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in SAME or f"{name}.{overload}" in _CALLS:
             return name, overload, in_place
-    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here")
+    instead = next((f": {advice}" for start, advice in _INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
+    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here{instead}")
 
 
 def _arithmetic(name: str, args: list[Any]) -> Size | None:
@@ -701,6 +740,15 @@ def _arithmetic(name: str, args: list[Any]) -> Size | None:
         return total(first, scaled(second, -1))
     does = {"add": total, "mul": scaled, "floordiv": divided, "mod": remainder}
     return does[name](first, second) if name in does else None
+
+
+def _enlarged(side: int, factor: float) -> int:
+    """A side times a factor, where what is interpolated is then the same as to a side of that size."""
+    made = side * factor
+    scales = torch.tensor([1 / factor if factor else 0.0, side / made if made else 1.0], dtype=torch.float32)
+    if not made.is_integer() or scales[0] != scales[1]:
+        raise IntrafusionError(f"it scales a side of {side} by {factor:g}: give F.interpolate a size in place of scale_factor")
+    return whole(int(made))
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
