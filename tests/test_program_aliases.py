@@ -45,6 +45,7 @@ MAKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reshape": lambda x, y: x.reshape(-1, 16, 4).reshape(-1, 4, 4, 4),
     "flat": lambda x, y: x.flatten(1).unflatten(1, (4, 4, 4)),
     "expand": lambda x, y: x[:, :1].expand(-1, 4, -1, -1),
+    "sized": lambda x, y: y.sub(1).reshape(x.size(0), x.size(2), -1).reshape(x.shape),
     "part": lambda x, y: torch.cat([x[:, 2:], y.chunk(2, 1)[0]], 1),
 }
 CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -130,6 +131,8 @@ RELU = ("relu", 0, 0)
         ),
         ([RELU, ("last", 1, 0), ("mul_", 2, 0)], [2, 0], "same"),
         ([RELU, ("expand", 1, 0), ("contiguous", 2, 0), ("mul_", 3, 0)], [3], "refused"),
+        ([RELU, ("view", 1, 0), ("mul_", 2, 0), ("sized", 1, 2)], [3, 4], "same"),
+        ([RELU, ("view", 1, 0), ("mul_", 2, 0), ("sized", 2, 1)], [3, 4], "refused"),
         ([RELU, ("detach", 1, 0), ("turn_", 2, 0)], [1, 2], "refused"),
     ],
 )

@@ -95,6 +95,11 @@ class _Cell:
             raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name: {_IN_PLACE}")
         return self._value
 
+    @property
+    def last(self) -> Value | Weight:
+        """What it meant when it was last known. Its shape and type stay the same."""
+        return self._value
+
     def check_in_place(self, name: str, others: Iterable["_Cell"]) -> None:
         """Refuse a change in place, with these tensors, that may change or read other numbers than its own."""
         _ = self.value
@@ -334,7 +339,7 @@ class _Lift:
         return self._shape(given) if isinstance(given, Value | Weight) else given
 
     def _shape(self, given: Any) -> Shape:
-        value = _value(given)
+        value = given.last if isinstance(given, _Cell) else given
         if isinstance(value, Value):
             return self.shapes[value]
         if isinstance(value, Weight):
