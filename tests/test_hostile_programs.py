@@ -369,3 +369,22 @@ def test_weights_cannot_change_indices(tmp_path):
     program.load_state_dict(state)
     with pytest.raises(itf.IntrafusionError, match="holds indices"):
         program.load_state_dict(state | {"places": state["places"] + 100})
+
+
+def test_a_network_that_takes_minutes_is_refused_before_it_runs():
+    """A hundred convolutions of 64 channels on 256 x 256 pixels."""
+    numbers = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "whole": False}
+    layers, tensors = {}, {}
+    for name in range(100):
+        inputs = 64 if name else 1
+        layers[f"c{name}"] = {"kind": "Conv2d", "in_channels": inputs, "out_channels": 64, **numbers}
+        tensors[f"c{name}.weight"] = torch.zeros(64, inputs, 3, 3)
+    steps: list[Any] = [[{"layer": f"c{name}"}, [{"value": f"v{name}"}], [f"v{name + 1}"]] for name in range(100)]
+    steps.append(["mean", [{"value": "v100"}, [2, 3], False], ["logits"]])
+    description = {
+        "format": 1, "image": [1, 256, 256], "given": "v0", "answer": "logits", "layers": layers, "learned": {}, "steps": steps,
+    }  # fmt: skip
+    with pytest.raises(itf.IntrafusionError, match="multiply-accumulates an image"):
+        built(description, tensors)
+    description |= {"steps": [*steps[:20], ["mean", [{"value": "v20"}, [2, 3], False], ["logits"]]]}
+    assert built(description, tensors).plan.classes == 64

@@ -48,6 +48,10 @@ CASES: dict[str, tuple[tuple[Any, ...], Any, Any]] = {
     "softplus": ((ROWS, 2.0, 20.0), ROWS, lambda x, beta, threshold: (1 + (beta * x).exp()).log() / beta),
     "eq": ((ROWS, 0.5), Shape((B, 6, 8), torch.bool), lambda x, n: ~((x < n) | (x > n))),
     "ne": ((ROWS, 0.5), Shape((B, 6, 8), torch.bool), lambda x, n: (x < n) | (x > n)),
+    "gt": ((ROWS, 0.5), Shape((B, 6, 8), torch.bool), lambda x, n: ~(x <= n)),
+    "ge": ((ROWS, 0.5), Shape((B, 6, 8), torch.bool), lambda x, n: ~(x < n)),
+    "lt": ((ROWS, 0.5), Shape((B, 6, 8), torch.bool), lambda x, n: ~(x >= n)),
+    "le": ((ROWS, 0.5), Shape((B, 6, 8), torch.bool), lambda x, n: ~(x > n)),
     "full": ((MAPS, (B, 3), -2), Shape((B, 3)), lambda x, s, v: -2 * torch.ones(s)),
     "prelu": ((MAPS, Shape((4,))), MAPS, lambda x, w: torch.where(x > 0, x, w[:, None, None] * x)),
     "add": ((ROWS, ROW), ROWS, lambda x, y: x - (-y)), "sub": ((1.0, ROWS), ROWS, lambda x, y: -y + x),
@@ -132,6 +136,37 @@ def real(given: Any, images: int, generator: torch.Generator) -> Any:
     return numbers < 0.5 if given.dtype == torch.bool else numbers + 0.1
 
 
+def _all_of(made: Any) -> list[Tensor]:
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+# arguments with which an operator has nothing to do, and might hand back what it is given
+IDLE: list[tuple[str, tuple[Any, ...]]] = [
+    ("channel_shuffle", (MAPS, 1)),
+    ("pixel_shuffle", (MAPS, 1)),
+    ("pixel_unshuffle", (MAPS, 1)),
+    ("pad", (MAPS, (0, 0), 0.0)),
+    ("pad_as", (MAPS, (0, 0, 0, 0), "circular")),
+    ("roll", (MAPS, (0,), (1,))),
+    ("repeat", (ROW, (1,))),
+    ("cat", ((ROWS,), 1)),
+    ("pow", (ROWS, 1)),
+    ("mul", (ROWS, 1)),
+    ("upsample_nearest", (MAPS, (6, 6))),
+    ("adaptive_avg_pool2d", (MAPS, (6, 6))),
+    ("max_pool2d", (MAPS, (1, 1), (1, 1), (0, 0), (1, 1), False)),
+    ("mean", (Shape((B, 1, 8)), (1,), False)),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), IDLE)
+def test_what_is_no_view_is_never_its_argument(name, args):
+    numbers = real(args, 2, torch.Generator().manual_seed(0))
+    first = numbers[0][0] if name == "cat" else numbers[0]
+    assert not OPERATORS[name].views
+    assert OPERATORS[name].run(*numbers).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_makes_what_its_rule_says(name):
     args, expected, otherwise = CASES[name]
@@ -144,6 +179,8 @@ def test_an_operator_makes_what_its_rule_says(name):
         tensors = [one for one in numbers if isinstance(one, Tensor)]
         before = [one.clone() for one in tensors]
         made = operator.run(*numbers)
+        places = {one.untyped_storage().data_ptr() for one in tensors}
+        assert operator.views or all(one.untyped_storage().data_ptr() not in places for one in _all_of(made))
         for one, shape in zip(made if operator.several else [made], shapes, strict=True):
             assert tuple(one.shape) == tuple(at(size, images) for size in shape.sizes)
             assert one.dtype == shape.dtype
@@ -201,7 +238,7 @@ def _listed(made: Any) -> Any:
     ("slice", (ROWS, 1, 0, 6, 0)), ("slice", (ROWS, -2, 0, 6, 1)), ("roll", (ROWS, (1,), (0,))), ("roll", (ROWS, (1, 2), (1,))),
     ("flip", (ROWS, (0,))), ("pad", (ROWS, (1,), 0.0)), ("pad", (ROWS, (-9, 0), 0.0)), ("pad", (ROWS, (0, 0, 0, 0, 1, 0), 0.0)),
     ("pad", (ROWS, (2**39, 2**39), 0.0)), ("pad_as", (MAPS, (6, 0, 0, 0), "reflect")),
-    ("pad_as", (MAPS, (1, 0, 0, 0), "circular")),
+    ("pad_as", (MAPS, (7, 0, 0, 0), "circular")),
     ("channel_shuffle", (MAPS, 3)), ("channel_shuffle", (MAPS, 0)), ("pixel_shuffle", (MAPS, 3)),
     ("pixel_unshuffle", (MAPS, 4)),
     ("index", (Shape((2, 5)), INDEX)), ("index", (ROWS, INDEX)), ("index", (Shape((4,)), Shape((3,), torch.int64, -1, 2))),

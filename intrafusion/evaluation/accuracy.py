@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from intrafusion.data.datasets import ImageData, normalise
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.macs import count
+from intrafusion.models.batching import batches_for
 from intrafusion.models.card import card_for
 from intrafusion.models.fx.sharing import plain
 from intrafusion.models.precision import inputs_for
@@ -124,7 +125,7 @@ def _run(
 ) -> Tensor:
     """`keep` of the logits of every image, in batches, in eval mode; the model's own mode comes back."""
     with in_eval(model), torch.inference_mode():
-        batches = (inputs_for(model, normalise(images, mean, std)) for images, _ in data.batches())
+        batches = (inputs_for(model, normalise(images, mean, std)) for images, _ in batches_for(model, data))
         return torch.cat([keep(model(inputs)) for inputs in batches])
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from intrafusion.data.datasets import ImageData, normalise
 from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.models.batching import batches_for
 from intrafusion.models.precision import PRECISIONS, has_bf16, inputs_for
 from intrafusion.runtime.cancellation import checkpoint, clock, stoppable
 from intrafusion.runtime.shutdown import finishing
@@ -319,7 +320,7 @@ def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tupl
     model.eval()
     loss = right = 0.0
     with torch.inference_mode():
-        for images, labels in data.batches():
+        for images, labels in batches_for(model, data):
             logits = model(inputs_for(model, normalise(images, mean, std)))
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += float((logits.argmax(1) == labels).sum())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intrafusion import ImageData, IntrafusionError
 from intrafusion.evaluation.attribution import METHODS, STEPS, Attribution, activations, channel_attribution
+from intrafusion.models.batching import batches_for
 from intrafusion.reporting.figures.images import attribution_panels, gallery
 from intrafusion.runtime import escaping
 from pages.panels.importance import image_count
@@ -23,7 +24,7 @@ def channel_activations(here: Here, data: ImageData) -> Tensor | None:
         ("activations", here.key(), here.spec.data_path, here.group.name),
         here.session.size.macs * len(data),
         f"Show {len(data):,} images to the network",
-        sum(1 for _ in data.batches()),
+        sum(1 for _ in batches_for(here.session.model, data)),
         lambda: activations(here.session.model, here.group, data),
         "Finds the images that drive a channel most",
     )

@@ -58,7 +58,7 @@ def read_archive(path: Path) -> Written:
                 )
             return Written(module["graph"], module["signature"], _tensors(archive, files))
         except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-            raise IntrafusionError(f"{path} is no program of torch.export.save: {error!r} in its description") from error
+            raise IntrafusionError(f"{path} is damaged (an error in its description): export the network again") from error
 
 
 def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:

@@ -7,6 +7,7 @@ to a Program. It applies each step's rule to shapes that hold for any number of 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ CLASSES = 100_000
 DTYPES = (torch.float32, torch.int64, torch.bool)
 _SIDE, _IMAGES = 1 << 16, 3  # pixels; images whose numbers are counted
 _ALIVE = 1 << 30  # bytes of so many images at a time
-_WORK, _MACS = 1 << 33, 3e11  # numbers read and made, and multiply-accumulates, of one image
+_WORK, _MACS = 3 << 30, 6e10  # numbers read and made, and multiply-accumulates, of one image
 _PATH = re.compile(r"(?!card\b)[A-Za-z_0-9][A-Za-z_0-9-]*(\.[A-Za-z_0-9-]+){0,20}")
 _NAME = re.compile(r"\w{1,40}", re.ASCII)
 
@@ -61,15 +62,29 @@ def built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     Raises IntrafusionError, in words that follow "the program", for a description that makes no sense, steps that do not
     fit each other or their tensors, and work or memory out of bounds. Nothing is computed.
     """
-    try:
+    with _in_words():
         return _built(description, tensors)
+
+
+def check_described(description: Any) -> None:
+    """Raise IntrafusionError for what is no table of steps and layers. Whether they fit their tensors, `built` tells."""
+    with _in_words():
+        _read(description)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Errors of a description that makes no sense as IntrafusionError."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         if isinstance(error, IntrafusionError):
             raise
         raise IntrafusionError(f"its description makes no sense ({type(error).__name__})") from error
 
 
-def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
+def _read(description: Any) -> tuple[tuple[int, int, int], list[Step], str, str]:
+    """The size of the images, the steps that the answer needs, and the names of the images and the answer."""
     if description["format"] != FORMAT:
         raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, and {FORMAT} is read")
     image = tuple(map(whole, description["image"]))
@@ -81,6 +96,13 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
         raise IntrafusionError(f"its steps have more than {ARGUMENTS:,} arguments")
     given, answer = _name(description["given"]), _name(description["answer"])
     steps = _freed([_step(raw) for raw in description["steps"]], answer)
+    if not isinstance(description["layers"], dict) or not isinstance(description["learned"], dict):
+        raise IntrafusionError("it has no table of layers and weights")
+    return image, steps, given, answer
+
+
+def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
+    image, steps, given, answer = _read(description)
     runs = {step.run for step in steps if isinstance(step.run, str)}
     if len(runs) > LAYERS:
         raise IntrafusionError(f"it has {len(runs):,} layers, and at most {LAYERS:,} are taken")
@@ -88,13 +110,13 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     said = description["learned"]
     learned = {path: said[path] is True for path in _weights(steps) if _is_path(path)}
     own = {path: shape_of(path, tensors) for path in learned}
-    logits = _proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
+    logits, image_bytes = _proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
     classes = logits.sizes[1] if len(logits.sizes) == 2 else None
     if logits.sizes[:1] != (Batch(1),) or type(classes) is not int or logits.dtype != torch.float32:
         raise IntrafusionError(f"it gives {logits} of a batch of images, not (batch, classes): {DYNAMIC}")
     if classes > CLASSES:
         raise IntrafusionError(f"it has {classes:,} classes, where 1 to {CLASSES:,} are taken")
-    program = Program(Plan(tuple(steps), given, answer, image, classes, learned))
+    program = Program(Plan(tuple(steps), given, answer, image, classes, learned, image_bytes))
     for path, (layer, _) in layers.items():
         _put_layer(program, path, layer)
     for path, learns in learned.items():
@@ -210,8 +232,10 @@ def _proven(
     image: tuple[int, ...],
     layers: Mapping[str, nn.Module],
     weights: Mapping[str, Shape],
-) -> Shape:
-    """The shape of the answer. Raises IntrafusionError where a step does not fit, or where all take too much."""
+) -> tuple[Shape, int]:
+    """The shape of the answer, and the bytes that an image takes. Raises IntrafusionError where a step does not fit, or where
+    all take too much.
+    """
     shapes = {given: Shape((Batch(1), *image))}
     cost = _Cost(given, shapes[given])
     for number, step in enumerate(steps):
@@ -230,7 +254,7 @@ def _proven(
         cost.add(step, made, [one for arg in args for one in _parts(arg) if isinstance(one, Shape)])
     if answer not in shapes or answer == given:
         raise IntrafusionError("it gives back something that none of its steps makes")
-    return shapes[answer]
+    return shapes[answer], -(-cost.most // _IMAGES)
 
 
 def _shaped(given: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> Any:
@@ -260,7 +284,7 @@ class _Cost:
     """What the steps take together. What may share memory with another value keeps that one's memory, and counts as well."""
 
     def __init__(self, given: str, shape: Shape):
-        self.alive = self.work = self.macs = 0
+        self.alive = self.most = self.work = self.macs = 0  # alive, most: bytes of `_IMAGES` images
         self.held: dict[str, _Block] = {}
         self._hold(given, shape, [])
 
@@ -271,7 +295,8 @@ class _Cost:
         beside = 4 * at(made.beside, _IMAGES) + sum(shape.bytes(_IMAGES) for shape in read)
         for name, shape in zip(step.gives, made.shapes, strict=True):
             self._hold(name, shape, kept)
-        if self.alive + beside > _ALIVE:
+        self.most = max(self.most, self.alive + beside)
+        if self.most > _ALIVE:
             raise IntrafusionError(
                 f"it makes more than {_ALIVE >> 20:,} MiB of numbers at a time for {_IMAGES} images, in {_called(step)}"
             )

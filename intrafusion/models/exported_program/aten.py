@@ -21,12 +21,15 @@ hardtanh.default hardtanh self min_val max_val
 clamp.default clamp self min max | leaky_relu.default leaky_relu self negative_slope
 elu.default elu self alpha | celu.default celu self alpha | softplus.default softplus self beta threshold
 prelu.default prelu self weight | _prelu_kernel.default prelu self weight
-add.Tensor add self other | sub.Tensor sub self other | mul.Tensor mul self other | div.Tensor div self other
+mul.Tensor mul self other | div.Tensor div self other
 add.Scalar add self other | sub.Scalar sub self other | mul.Scalar mul self other | div.Scalar div self other
 rsub.Scalar sub other self | rsub.Tensor sub other self | maximum.default maximum self other
 minimum.default minimum self other
-eq.Scalar eq self other | ne.Scalar ne self other
-pow.Tensor_Scalar pow self exponent | where.self where condition self other | masked_fill.Scalar masked_fill self mask value
+eq.Scalar eq self other | ne.Scalar ne self other | gt.Scalar gt self other | ge.Scalar ge self other
+lt.Scalar lt self other | le.Scalar le self other
+pow.Tensor_Scalar pow self exponent | masked_fill.Scalar masked_fill self mask value
+where.self where condition self other | where.ScalarOther where condition self other
+where.ScalarSelf where condition self other
 bmm.default matmul self mat2 | matmul.default matmul self other
 adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size
 _adaptive_avg_pool2d.default adaptive_avg_pool2d self output_size
@@ -56,9 +59,10 @@ CHECKS = (
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")
 NOTHING = ("alias", "detach", "contiguous", "to", "type_as", "_to_copy", "clone", "lift_fresh_copy", "lift_fresh")
 COPIES = ("_to_copy", "clone", "lift_fresh_copy")
+SAME_TENSOR = ("alias", "detach", "lift_fresh")
 SIZES = ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
 _IDLE = (  # arguments that change nothing here
-    "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking", "copy",
+    "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking",
 )  # fmt: skip
 
 
@@ -68,7 +72,7 @@ def arguments(name: str, overload: str, told: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, torch._ops.OpOverload):
         raise IntrafusionError(f"it uses the operator aten.{name}.{overload}, which this PyTorch does not have")
     schema = found._schema.arguments
-    if "self" in told and schema[0].name != "self":  # of an operator that works in place
+    if "self" in told and "self" not in {one.name for one in schema}:  # of an operator that works in place
         told = {schema[0].name: told["self"], **{key: value for key, value in told.items() if key != "self"}}
     if unknown := told.keys() - {one.name for one in schema}:
         raise IntrafusionError(

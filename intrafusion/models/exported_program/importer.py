@@ -4,7 +4,8 @@ Nothing that this module writes is trusted: `built` proves all of it.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from intrafusion.models.exported_program.aten import (
     DROPOUTS,
     NOTHING,
     SAME,
+    SAME_TENSOR,
     SIZES,
     arguments,
     check_idle,
@@ -28,6 +30,7 @@ from intrafusion.models.exported_program.layers import KINDS, layer_built, layer
 from intrafusion.models.exported_program.operators import OPERATORS, axis
 from intrafusion.models.exported_program.program import Value, Weight
 from intrafusion.models.exported_program.shapes import (
+    DYNAMIC,
     Batch,
     Shape,
     Size,
@@ -50,45 +53,82 @@ _DTYPES = {
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 _LAST = (1 << 63) - 1  # as the end of a slice: the end
 _ADVICE = "call model.eval() before torch.export.export"
+_IN_PLACE = "write it without, or save program.run_decompositions(), which works on copies"
 _FLOAT32 = 7
+_INSTEAD = {  # of operators that people have in their networks
+    "_weight_norm": "remove the weight norm before torch.export.export, by remove_parametrizations or remove_weight_norm",
+    "conv_transpose2d": "write the transposed convolution as F.interpolate and a convolution",
+}
+
+
+@dataclass
+class _Memory:
+    """Numbers that several names of the file share, or may share. changes: how often one of them was changed in place."""
+
+    of_weights: bool = False
+    changes: int = 0
 
 
 class _Cell:
-    """What a name of the file means now: work in place gives all names of one tensor another value.
+    """What a name of the file means now. A change in place gives it another value.
 
-    of: the tensor that it is a view of. place: where in that it lies, as (dim, start, stop), if it is a slice.
+    memory: what it shares with its views, and with what is a view or a copy of it as its strides decide. of: the tensor that it
+    is a slice of. place: where in that, as (dim, start, stop). repeats: whether it may show one number in several places.
     """
 
-    def __init__(self, value: Value | Weight, of: "_Cell | None" = None, place: tuple[int, int, int] | None = None):
-        self._value, self.of, self.place = value, of, place
-        self.root: _Cell = of.root if of else self
-        self.is_copy, self.changes = False, 0
-        self._seen = self.root.changes
+    def __init__(
+        self,
+        value: Value | Weight,
+        memory: _Memory | None = None,
+        of: "_Cell | None" = None,
+        place: tuple[int, int, int] | None = None,
+        repeats: bool = False,
+    ):
+        self._value, self.memory = value, memory or _Memory()
+        self.of, self.place, self.repeats = of, place, repeats
+        self._seen = self.memory.changes
 
     @property
     def value(self) -> Value | Weight:
-        """Raises IntrafusionError for a view of what was changed in place since."""
-        if self._seen != self.root.changes:
-            raise IntrafusionError("it reads a view of a tensor that it changed in place in between: write it without")
+        """Raises IntrafusionError where a change in place under another name may have changed it."""
+        if self._seen != self.memory.changes:
+            raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name: {_IN_PLACE}")
         return self._value
 
-    def check_in_place(self, name: str) -> None:
-        """Refuse work in place where what else it changes cannot be told."""
+    @property
+    def last(self) -> Value | Weight:
+        """What it meant when it was last known. Its shape and type stay the same."""
+        return self._value
+
+    def check_in_place(self, name: str, others: Iterable["_Cell"]) -> None:
+        """Refuse a change in place, with these tensors, that may change or read other numbers than its own."""
         _ = self.value
-        if self.of is not None and self.place is not None:
-            self.of.check_in_place(name)
-        elif self.of is not None:
-            raise IntrafusionError(f"it works in place ({name}_) on a view of a tensor: write it without")
-        elif isinstance(self._value, Weight) and not self.is_copy:
+        if self.memory.of_weights:
             raise IntrafusionError(f"it changes its own weights in place ({name}_): {_ADVICE}")
+        if self.repeats:
+            raise IntrafusionError(f"it works in place ({name}_) on an expanded tensor: {_IN_PLACE}")
+        for one in others:
+            if one.memory is self.memory and one is not self and not self._is_apart(one):
+                raise IntrafusionError(f"it changes a tensor in place ({name}_) by a view of the same: {_IN_PLACE}")
+
+    def _is_apart(self, other: "_Cell") -> bool:
+        """Whether both are slices of one tensor that have no number in common."""
+        if self.of is None or self.of is not other.of or self.place is None or other.place is None:
+            return False
+        (dim, start, stop), (same, begin, end) = self.place, other.place
+        return dim == same and (stop <= begin or end <= start)
 
     def change(self, value: Value | Weight, written: Callable[["_Cell", Value | Weight], Value]) -> None:
-        """Mean another value from now on, and so the tensors that it is a slice of. written: such a tensor, with it."""
-        if self.of is None:
-            self.changes += 1
-        else:
-            self.of.change(written(self, value), written)
-        self._value, self._seen = value, self.root.changes
+        """Mean another value from now on, and so the tensors that it is a slice of; no other name of its memory may be read.
+
+        written: the tensor of a slice, with another value in its place.
+        """
+        changed = [(self, value)]
+        while (cell := changed[-1][0]).of is not None:
+            changed.append((cell.of, written(*changed[-1])))
+        self.memory.changes += 1
+        for cell, value in changed:
+            cell._value, cell._seen = value, self.memory.changes
 
 
 def lifted(written: Written) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -113,6 +153,7 @@ class _Lift:
         self.configs: dict[str, tuple] = {}
         self.found: dict[str, Tensor] = {}  # the tensors of the description
         self.steps: list[list[Any]] = []
+        self.static: int | None = None  # images of the batch that it was exported with, where it was so for no other
         self.image = self._inputs(written.signature["input_specs"])
         self.answer = self._answer(written.signature["output_specs"])
 
@@ -121,12 +162,19 @@ class _Lift:
         if len(nodes) > STEPS:
             raise IntrafusionError(f"it has {len(nodes):,} steps, and at most {STEPS:,} are taken")
         for node in nodes:
-            self._node(node)
+            try:
+                self._node(node)
+            except IntrafusionError as error:
+                if self.static is None or "batch" not in str(error) or DYNAMIC in str(error):
+                    raise
+                raise IntrafusionError(f"{error}: {DYNAMIC}") from error
         answer = self.names.get(self.answer)
         if not isinstance(answer, _Cell) or not isinstance(answer.value, Value):
             raise IntrafusionError("it gives back something that none of its steps makes")
-        learned = {path: path in self.learned for path in self.weights}
-        if other := [path for path in learned if self.found.get(path, self.tensors[path]) is not self.tensors[path]]:
+        names = self._names_of_weights()
+        if other := [
+            path for path, name in names.items() if self.found.get(name, self.tensors[path]) is not self.tensors[path]
+        ]:
             raise IntrafusionError(f"it has a layer that borrows weights, and {other[0]} besides")
         description = {
             "format": FORMAT,
@@ -134,10 +182,15 @@ class _Lift:
             "given": "images",
             "answer": answer.value.name,
             "layers": {path: layer_described(layer) for path, layer in self.layers.items()},
-            "learned": learned,
-            "steps": self.steps,
+            "learned": {name: path in self.learned for path, name in names.items()},
+            "steps": _renamed(self.steps, names),
         }
-        return description, {path: self.tensors[path] for path in self.weights} | self.found
+        return description, {name: self.tensors[path] for path, name in names.items()} | self.found
+
+    def _names_of_weights(self) -> dict[str, str]:
+        """What the weights that steps read are called: as in the file, but for those whose name a layer has."""
+        owned = {where: f"{path}.{name}" for path, (_, _, parts) in self.configs.items() for name, where in parts.items()}
+        return {path: owned[path] if path in self.layers else path for path in self.weights}
 
     # -- what comes in and goes out
 
@@ -152,7 +205,7 @@ class _Lift:
                 path = about[f"{kind}_name"]
                 if path not in self.tensors:
                     raise IntrafusionError(f"it lacks the weights {str(path)[:80]}")
-                self.names[about["arg"]["name"]] = _Cell(Weight(path))
+                self.names[about["arg"]["name"]] = _Cell(Weight(path), _Memory(of_weights=True))
                 if kind == "parameter":
                     self.learned.add(path)
             else:
@@ -165,6 +218,7 @@ class _Lift:
             raise IntrafusionError(
                 f"it takes {str(sizes)[:60]}, where images are float32 (batch, channels, height, width) of a fixed size"
             )
+        self.static = sizes[0]
         self.names[given[0]] = _Cell(Value("images"))
         self.shapes[Value("images")] = Shape((Batch(1), *sizes[1:]))
         return sizes[1:]
@@ -191,31 +245,33 @@ class _Lift:
         if name in (*DROPOUTS, *NOTHING):
             self.names[gives[0]] = self._nothing(name, told)
             return
-        first = next((one for one in told.values() if isinstance(one, _Cell)), None)
+        first = next(iter(told.values()))
         if in_place:
-            self._checked(first).check_in_place(name)
+            self._check_in_place(name, overload, told)
         steps = len(self.steps)
         made = self._call(name, overload, told)
         several = "as_tensors" in node["outputs"][0]
         if several != isinstance(made, list) or (several and len(made) != len(gives)):
             raise IntrafusionError(f"it calls aten.{name}.{overload}, and takes {len(gives)} tensors of it")
         if in_place:
-            changed = self._checked(first)
-            if self._shape(made) != self._shape(changed):
-                raise IntrafusionError(f"it makes {self._shape(made)} of {self._shape(changed)} in place ({name}_)")
-            changed.change(made, self._with_slice)
-            self.names[gives[0]] = changed
+            if self._shape(made) != self._shape(first):
+                raise IntrafusionError(f"it makes {self._shape(made)} of {self._shape(first)} in place ({name}_)")
+            first.change(_value(made), self._with_slice)
+            self.names[gives[0]] = first
             return
-        views = [step for step in self.steps[steps:] if isinstance(step[0], str) and OPERATORS[step[0]].views]
-        of = first if views else None
         self.names |= dict.fromkeys(gives)
         for place, one in zip(gives, made if several else [made], strict=False):
-            self.names[place] = _Cell(one, of, _slice(views)) if isinstance(one, Value) else one
+            self.names[place] = _cell_of(one, first, self.steps[steps:])
 
-    def _checked(self, given: Any) -> _Cell:
-        if not isinstance(given, _Cell):
+    def _check_in_place(self, name: str, overload: str, told: Mapping[str, Any]) -> None:
+        """Refuse what is no change of a tensor's numbers that can be followed."""
+        first, *others = told.values()
+        if not isinstance(first, _Cell):
             raise IntrafusionError("it works in place on something that is no tensor")
-        return given
+        found = getattr(getattr(torch.ops.aten, f"{name}_", None), overload, None)
+        if found is None or torch.Tag.inplace_view in found.tags:
+            raise IntrafusionError(f"it uses the operator aten.{name}_.{overload}, which programs may not use here")
+        first.check_in_place(name, _cells(others))
 
     def _with_slice(self, part: _Cell, value: Value | Weight) -> Value:
         """A tensor with other numbers in one of its slices."""
@@ -240,11 +296,11 @@ class _Lift:
         wanted = told.get("dtype") or (self._shape(told["other"]).dtype if "other" in told else None)
         if wanted not in (None, self._shape(cell).dtype):
             raise IntrafusionError(f"it makes {wanted} of {self._shape(cell).dtype}: export the network in float32")
-        if name not in COPIES:
+        if name in COPIES or told.get("copy"):
+            return _Cell(cell.value)
+        if name in SAME_TENSOR or (name == "to" and not any(told.get(one) for one in ("device", "memory_format", "other"))):
             return cell
-        copy = _Cell(cell.value)
-        copy.is_copy = True
-        return copy
+        return _Cell(cell.value, cell.memory, repeats=cell.repeats)  # a copy, or the same tensor, as its strides decide
 
     def _call(self, name: str, overload: str, told: dict[str, Any]) -> Any:
         """What a call makes: a Value, a size, or a list of Values."""
@@ -285,7 +341,7 @@ class _Lift:
         return self._shape(given) if isinstance(given, Value | Weight) else given
 
     def _shape(self, given: Any) -> Shape:
-        value = _value(given)
+        value = given.last if isinstance(given, _Cell) else given
         if isinstance(value, Value):
             return self.shapes[value]
         if isinstance(value, Weight):
@@ -323,7 +379,9 @@ class _Lift:
         if kind == "as_layout" and raw == 7:
             return torch.strided
         if kind == "as_device":
-            return None
+            return str(raw)
+        if kind == "as_float":
+            raise IntrafusionError("it computes with NaN or an infinite number: write torch.finfo(torch.float32).min for -inf")
         raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which programs may not use here")
 
     def _named(self, name: str) -> Any:
@@ -336,7 +394,7 @@ class _Lift:
     def _convolution(self, told: dict[str, Any]) -> Any:
         groups, bias = told["groups"], _value(told["bias"])
         if told.get("transposed"):
-            raise IntrafusionError("it has a transposed convolution, which programs may not use here")
+            raise IntrafusionError(f"it has a transposed convolution: {_INSTEAD['conv_transpose2d']}")
         padding = told["padding"] if isinstance(told["padding"], str) else _pair(told["padding"])
         numbers = (_pair(told["stride"]), padding, _pair(told["dilation"]), groups)
         weight = _value(told["weight"])
@@ -448,6 +506,8 @@ class _Lift:
 
     def _reshaped(self, x: Any, sizes: Any) -> Any:
         shape, told = self._shape(x), _value(_tuple(sizes))
+        if self.static is not None and shape.sizes[:1] == (Batch(1),) and told[:1] == (self.static,):
+            told = (Batch(1), *told[1:])  # as the file holds for a batch of that size alone
         after = fitted(shape, told)
         if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # for any number of channels
             return self._step("flatten", x, 1)
@@ -486,12 +546,16 @@ class _Lift:
         lengths = tuple(min(length, size - start) for start in range(0, size, length))
         return self._step("split", x, lengths, dim)
 
-    def _transposed(self, x: Any, name: str, *args: Any) -> Any:
-        made = self._step(name, x, *args)
-        weight = _value(x)
-        if isinstance(weight, Weight) and len(self._shape(x).sizes) == 2:
+    def _transposed(self, x: Any, first: int, second: int) -> Any:
+        made, shape, weight = self._step("transpose", x, first, second), self._shape(x), _value(x)
+        if isinstance(weight, Weight) and len(shape.sizes) == 2 and axis(shape, first) != axis(shape, second):
             self.turned[made] = weight
         return made
+
+    def _permuted(self, x: Any, dims: Sequence[int]) -> Any:
+        if len(dims) == len(self._shape(x).sizes) == 2 and [axis(self._shape(x), dim) for dim in dims] == [1, 0]:
+            return self._transposed(x, 0, 1)
+        return self._step("permute", x, tuple(dims))
 
     def _filled(self, x: Any, value: Any) -> Any:
         """As large as x, of one number, which may be a constant of the file."""
@@ -549,10 +613,24 @@ class _Lift:
     def _upsampled(self, name: str, told: dict[str, Any], *corners: bool) -> Any:
         """To a size that is given, or a whole multiple of what there is."""
         sides, factors = told["output_size"], told.get("scale_factors")
-        if sides is None and isinstance(factors, list) and all(float(one).is_integer() for one in factors):
+        if sides is None and isinstance(factors, list):
             now = self._shape(told["input"]).sizes[2:]
-            sides = [scaled(size, whole(int(one))) for size, one in zip(now, factors, strict=True)]
+            sides = [_enlarged(at(size, 1), float(one)) for size, one in zip(now, factors, strict=True)]
         return self._step(name, told["input"], _pair(sides), *corners)
+
+    def _sum(self, name: str, told: dict[str, Any]) -> Any:
+        other = told["other"] if told["alpha"] == 1 else self._step("mul", told["other"], told["alpha"])
+        return self._step(name, told["self"], other)
+
+    def _gated(self, x: Any, dim: int) -> Any:
+        half = at(self._shape(x).sizes[axis(self._shape(x), dim)], 1) // 2
+        first, second = self._step("split", x, (half, half), dim)
+        return self._step("mul", first, self._step("sigmoid", second))
+
+    def _new(self, told: dict[str, Any], sizes: Any, value: Any) -> Any:
+        if told["dtype"] not in (None, torch.float32):
+            raise IntrafusionError(f"it makes a tensor of {told['dtype']}: export the network in float32")
+        return self._step("full", told["self"], _tuple(sizes), value)
 
     def _deviation(self, told: dict[str, Any], root: bool) -> Any:
         correction = 1 if told["correction"] is None else told["correction"]
@@ -578,6 +656,11 @@ class _Lift:
 
 _Call = Callable[[_Lift, dict[str, Any]], Any]
 _CALLS: dict[str, _Call] = {
+    "add.Tensor": lambda on, t: on._sum("add", t),
+    "sub.Tensor": lambda on, t: on._sum("sub", t),
+    "glu.default": lambda on, t: on._gated(t["self"], t["dim"]),
+    "std.dim": lambda on, t: on._deviation(t | {"correction": int(t["unbiased"])}, root=True),
+    "var.dim": lambda on, t: on._deviation(t | {"correction": int(t["unbiased"])}, root=False),
     "addcmul.default": lambda on, t: on._addcmul(t["self"], t["tensor1"], t["tensor2"], t["value"]),
     "addmm.default": lambda on, t: on._addmm(t["self"], t["mat1"], t["mat2"], t["beta"], t["alpha"]),
     "avg_pool2d.default": lambda on, t: on._pool("avg_pool2d", t),
@@ -608,10 +691,13 @@ _CALLS: dict[str, _Call] = {
     "mm.default": lambda on, t: on._addmm(None, t["self"], t["mat2"]),
     "narrow.default": lambda on, t: on._sliced(t["self"], t["dim"], t["start"], total(t["start"], t["length"]), 1),
     "native_group_norm.default": _Lift._native_group_norm,
-    "new_zeros.default": lambda on, t: on._step("full", t["self"], _tuple(t["size"]), 0),
-    "numpy_T.default": lambda on, t: on._transposed(t["self"], "transpose", 0, 1),
+    "new_zeros.default": lambda on, t: on._new(t, t["size"], 0),
+    "zeros_like.default": lambda on, t: on._new(t, on._shape(t["self"]).sizes, 0),
+    "ones_like.default": lambda on, t: on._new(t, on._shape(t["self"]).sizes, 1),
+    "full_like.default": lambda on, t: on._new(t, on._shape(t["self"]).sizes, t["fill_value"]),
+    "numpy_T.default": lambda on, t: on._permuted(t["self"], range(len(on._shape(t["self"]).sizes))[::-1]),
     "pad.default": _Lift._pad,
-    "permute.default": lambda on, t: on._transposed(t["self"], "permute", _ints(t["dims"])),
+    "permute.default": lambda on, t: on._permuted(t["self"], _ints(t["dims"])),
     "reshape.default": lambda on, t: on._reshaped(t["self"], t["shape"]),
     "scaled_dot_product_attention.default": _Lift._attention,
     "slice.Tensor": lambda on, t: on._sliced(t["self"], t["dim"], t["start"], t["end"], t["step"]),
@@ -619,8 +705,8 @@ _CALLS: dict[str, _Call] = {
     "squeeze.dims": lambda on, t: on._squeezed(t["self"], t["dim"]),
     "std.correction": lambda on, t: on._deviation(t, root=True),
     "sym_size.int": lambda on, t: on._shape(t["self"]).sizes[axis(on._shape(t["self"]), t["dim"])],
-    "t.default": lambda on, t: on._transposed(t["self"], "transpose", 0, 1),
-    "transpose.int": lambda on, t: on._transposed(t["self"], "transpose", t["dim0"], t["dim1"]),
+    "t.default": lambda on, t: on._transposed(t["self"], 0, 1),
+    "transpose.int": lambda on, t: on._transposed(t["self"], t["dim0"], t["dim1"]),
     "unflatten.int": lambda on, t: on._unflattened(t["self"], t["dim"], t["sizes"]),
     "upsample_bilinear2d.vec": lambda on, t: on._upsampled("upsample_bilinear", t, t["align_corners"]),
     "upsample_nearest2d.vec": lambda on, t: on._upsampled("upsample_nearest", t),
@@ -646,7 +732,8 @@ def split_target(target: Any) -> tuple[str, str, bool]:
         name = name.removesuffix("_")
         if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in SAME or f"{name}.{overload}" in _CALLS:
             return name, overload, in_place
-    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here")
+    instead = next((f": {advice}" for start, advice in _INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
+    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here{instead}")
 
 
 def _arithmetic(name: str, args: list[Any]) -> Size | None:
@@ -662,6 +749,22 @@ def _arithmetic(name: str, args: list[Any]) -> Size | None:
     return does[name](first, second) if name in does else None
 
 
+def _enlarged(side: int, factor: float) -> int:
+    """A side times a factor, where what is interpolated is then the same as to a side of that size."""
+    made = side * factor
+    scales = torch.tensor([1 / factor if factor else 0.0, side / made if made else 1.0], dtype=torch.float32)
+    if not made.is_integer() or scales[0] != scales[1]:
+        raise IntrafusionError(f"it scales a side of {side} by {factor:g}: give F.interpolate a size in place of scale_factor")
+    return whole(int(made))
+
+
+def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
+    """Steps with other names for weights."""
+    if isinstance(raw, list):
+        return [_renamed(one, names) for one in raw]
+    return {"weight": names[raw["weight"]]} if isinstance(raw, dict) and "weight" in raw else raw
+
+
 def _value(given: Any) -> Any:
     """An argument with what its cells mean now, and tuples for lists."""
     if isinstance(given, _Cell):
@@ -669,12 +772,25 @@ def _value(given: Any) -> Any:
     return tuple(_value(one) for one in given) if isinstance(given, list | tuple) else given
 
 
-def _slice(views: Sequence[list[Any]]) -> tuple[int, int, int] | None:
-    """Where a view lies that is one slice of neighbours."""
-    if len(views) != 1 or views[0][0] != "slice" or views[0][1][4] != 1:
-        return None
-    _, dim, start, stop, _ = views[0][1]
-    return dim, start, stop
+def _cells(given: Any) -> Iterator[_Cell]:
+    if isinstance(given, _Cell):
+        yield given
+    elif isinstance(given, list | tuple):
+        for one in given:
+            yield from _cells(one)
+
+
+def _cell_of(made: Any, first: Any, steps: Sequence[list[Any]]) -> Any:
+    """What these steps have made, as a cell where it is a tensor. first: what a view shows."""
+    if not isinstance(made, Value | Weight):
+        return made
+    run, args = steps[-1][:2] if steps else (None, [])
+    if not isinstance(first, _Cell) or not isinstance(run, str) or not OPERATORS[run].views:
+        return _Cell(made)
+    repeats = first.repeats or any(step[0] == "expand" for step in steps)
+    if len(steps) == 1 and run == "slice" and args[4] == 1:
+        return _Cell(made, first.memory, first, tuple(args[1:4]), repeats)
+    return _Cell(made, first.memory, repeats=repeats)
 
 
 def _as_taken(given: Any, hint: Any) -> Any:

@@ -262,7 +262,8 @@ def _binary(name: str, run: Callable[..., Any]) -> None:
         shapes = [one for one in (first, second) if isinstance(one, Shape)]
         if not shapes:
             raise IntrafusionError(f"it has {name} of two numbers")
-        _floats(*shapes)
+        masks = [one for one in shapes if one.dtype == torch.bool] if name == "mul" else []
+        _floats(*(one for one in shapes if one not in masks or len(masks) == len(shapes)))
         return Shape(broadcast(*(one.sizes for one in shapes)))
 
     rule.__name__ = name
@@ -298,10 +299,13 @@ def pow_(x: Shape, exponent: float) -> Shape:
 
 
 @_operator(torch.where)
-def where(mask: Shape, first: Shape, second: Shape) -> Shape:
+def where(mask: Shape, first: Shape | float, second: Shape | float) -> Shape:
     _masks(mask)
-    _floats(first, second)
-    return Shape(broadcast(mask.sizes, first.sizes, second.sizes))
+    shapes = [one for one in (first, second) if isinstance(one, Shape)]
+    if not shapes:
+        raise IntrafusionError("it chooses between two numbers")
+    _floats(*shapes)
+    return Shape(broadcast(mask.sizes, *(one.sizes for one in shapes)))
 
 
 @_operator(torch.masked_fill)
@@ -322,8 +326,8 @@ def _comparison(name: str, run: Callable[..., Any]) -> None:
     _operator(run)(rule)
 
 
-_comparison("eq", torch.eq)
-_comparison("ne", torch.ne)
+for _name in ("eq", "ne", "gt", "ge", "lt", "le"):
+    _comparison(_name, getattr(torch, _name))
 
 
 def _masks(mask: Shape) -> None:
@@ -712,11 +716,12 @@ def pad(x: Shape, around: Ints, value: float) -> Shape:
 
 
 @_operator(lambda x, around, mode: F.pad(x, around, mode=mode))
-def pad_as(x: Shape, around: Ints, mode: Literal["reflect", "replicate"]) -> Shape:
+def pad_as(x: Shape, around: Ints, mode: Literal["reflect", "replicate", "circular"]) -> Shape:
     _images(x)
     _between("padding", 0, *around)
     sides = [at(size, 1) for size in (x.sizes[3], x.sizes[3], x.sizes[2], x.sizes[2])]
-    if len(around) != 4 or (mode == "reflect" and any(map(operator.ge, around, sides))):
+    most = {"reflect": [side - 1 for side in sides], "circular": sides}.get(mode, around)
+    if len(around) != 4 or any(map(operator.gt, around, most)):
         raise IntrafusionError(f"it pads {x} by {around}")
     return _padded(x, around)
 

@@ -48,7 +48,8 @@ class Step:
 class Plan:
     """What a program runs. given, answer: names of the batch of images and of the logits. image: (C, H, W).
 
-    learned: the names of its own tensors, which are those of no layer, and whether they are parameters.
+    learned: the names of its own tensors, which are those of no layer, and whether they are parameters. image_bytes: memory
+    for each image of a batch, besides the weights.
     """
 
     steps: tuple[Step, ...]
@@ -57,6 +58,7 @@ class Plan:
     image: tuple[int, int, int]
     classes: int
     learned: Mapping[str, bool]
+    image_bytes: int
 
     def __deepcopy__(self, memo: dict) -> "Plan":
         return self

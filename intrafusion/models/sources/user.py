@@ -37,6 +37,9 @@ def _damage(name: str) -> str | None:
     """Why a kept network cannot be opened, as far as its card says; None where nothing seems wrong."""
     try:
         dataset(name)
+        path, card = _found(name)
+        if _PROGRAM in card.details:
+            _check_described(path, path.stat().st_mtime_ns)
     except IntrafusionError as error:
         return str(error)
     return None
@@ -102,6 +105,17 @@ def is_program(name: str) -> bool:
 def _holds_program(path: Path, when: int) -> bool:
     """Whether a file's card describes a program. when: the time of the file."""
     return _PROGRAM in saved_card(path, _NOTHING).details
+
+
+@cache
+def _check_described(path: Path, when: int) -> None:
+    """Raise IntrafusionError where the program that a file's card describes makes no sense. when: the time of the file."""
+    from intrafusion.models.exported_program import check_described
+
+    try:
+        check_described(saved_card(path, _NOTHING).details[_PROGRAM])
+    except IntrafusionError as error:
+        raise IntrafusionError(f"{path} is damaged: {error}; remove it") from error
 
 
 def source_of(name: str) -> ModuleType:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.data.datasets import ImageData, normalise
+from intrafusion.models.batching import batches_for
 from intrafusion.models.card import card_for
 from intrafusion.models.fx.sharing import twin
 from intrafusion.models.precision import inputs_for, kind_of
@@ -42,7 +43,7 @@ def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> It
     """`data` as the model wants it: (B, C, H, W) in its number type and labels (B,), at most `most` at once, on its device."""
     card = card_for(model, data)
     device = next(model.parameters()).device
-    for images, labels in data.batches(most):
+    for images, labels in batches_for(model, data, most):
         checkpoint()
         yield inputs_for(model, normalise(images.to(device), card.mean, card.std)), labels.to(device)
 
