@@ -19,6 +19,8 @@ from hostile_weights import MORE_WEIGHTS
 from own_files import Touch
 
 import intrafusion as itf
+from intrafusion.data import upload
+from intrafusion.data.arrays import Reading
 from intrafusion.runtime import safe_zip
 from intrafusion.runtime.paths import home
 from intrafusion.studies.uploads import take_data, take_program, take_weights
@@ -262,6 +264,14 @@ def pack(contents: Any) -> Any:
     )
 
 
+def two_lists(of_class: str) -> dict[str, bytes]:
+    """Two splits, each with a list of labels: the class of the second alone is odd."""
+    lists = {"train": "cat", "test": of_class}
+    return {f"{split}/a.png": files.picture() for split in lists} | {
+        f"{split}/labels.csv": f'a.png,"{name}"\n'.encode() for split, name in lists.items()
+    }
+
+
 def arrays(**changes: Any) -> Any:
     return lambda folder, sentinel, program: files.npz(folder / "d.npz", **changes)
 
@@ -300,6 +310,22 @@ DATA: dict[str, tuple[Any, str]] = {
     "folders of a deep name": (pack({"a/" * 30_000 + "x.png": files.picture()}), "more than 64 folders"),
     "a list of labels that are paths": (
         pack({"x.png": files.picture(), "labels.csv": b"x.png,../../evil\n"}), "has a class folder of an odd name",
+    ),
+    **{
+        f"a class of the second split that is a path, {kind}": (
+            pack(lambda sentinel, of_class=of_class: two_lists(of_class(sentinel))), "has a class folder of an odd name",
+        )
+        for kind, of_class in {
+            "absolute": lambda sentinel: "/tmp/evil",
+            "out of the home": lambda sentinel: "../../../../evil",
+            "of other images": lambda sentinel: "../../../images/victim/test/dog",
+            "of Windows": lambda sentinel: "..\\evil",
+            "of nothing": lambda sentinel: "a\0b",
+            "of its own folder": lambda sentinel: ".",
+        }.items()
+    },
+    "a class that is a folder around classes": (
+        pack({"x.png": files.picture(), "labels.csv": b"x.png,images\n"}), "folders cannot have: rename images",
     ),
     "a list of labels that is no text": (pack({"x.png": files.picture(), "labels.csv": b"\xff\xfe"}), "no list of labels"),
     "a list of labels that is deep": (pack({"x.png": files.picture(), "labels.json": b"[" * 10**5}), "is not JSON"),
@@ -383,6 +409,13 @@ def test_a_hostile_file_is_one_line(tmp_path, folder, program, kind):
         warnings.simplefilter("ignore")  # of those who make it
         path = make(folder, tmp_path / "sentinel", program)
     refused(tmp_path, path, lambda: TAKE[who](path), expected)
+
+
+def test_a_picture_is_checked_before_it_is_written(tmp_path, folder):
+    path = files.pictures(folder / "d.zip", {"cat/x.png": b"#!/bin/sh", "dog/y.png": files.picture()})
+    with pytest.raises(itf.IntrafusionError, match="not a readable picture"):
+        upload.read(tmp_path / "made", [path], lambda *step: None, Reading())
+    assert [*(tmp_path / "made").rglob("*")] == []
 
 
 def test_an_expression_is_not_even_looked_at(tmp_path, folder, program):

@@ -27,17 +27,26 @@ _BAND = 1 << 20  # pixels of 16 bits that are converted at once
 
 
 def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
+    """`pixels_of` a file. Raises ValueError, in a few words, for one that cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(image_headers.FILE + 1)
+    except OSError as error:
+        raise ValueError(error.strerror or type(error).__name__) from error
+    return pixels_of(content, shape, mode, crop)
+
+
+def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
     """A picture's pixels: uint8 (H, W, 3), or (H, W, 1) for mode "L".
 
     shape: (H, W). crop: whether the picture is resized to cover 8/7 of it, and its middle cut out; without, it must have that
     size. Raises ValueError, in a few words, for one that cannot be read.
     """
     try:
-        with file.open("rb") as opened:
-            kind, content = image_headers.first(opened.read(image_headers.FILE + 1))
+        kind, needed = image_headers.first(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=(kind,)) as picture:
+            with Image.open(io.BytesIO(needed), formats=(kind,)) as picture:
                 if picture.size[0] * picture.size[1] > image_headers.PIXELS:
                     raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels")
                 whole = _eight_bits(picture)

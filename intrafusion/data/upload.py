@@ -2,23 +2,22 @@
 
 import logging
 import os
-import re
 import shutil
 import zipfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from intrafusion.data._decode_worker import decode
+from intrafusion.data._decode_worker import pixels_of
 from intrafusion.data.arrays import MEMBERS, Arrays, Reading, header, read_arrays, role_of, splits_of
 from intrafusion.data.datasets import KEPT, OWN, read_kept
 from intrafusion.data.folder_layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
-from intrafusion.data.image_folder import Listing, listed
+from intrafusion.data.image_folder import Listing, list_images, listed
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import plain_errors, put
 from intrafusion.runtime.cancellation import checkpoint
-from intrafusion.runtime.paths import check_name, home
+from intrafusion.runtime.paths import check_name, home, inside, is_part
 from intrafusion.runtime.safe_zip import MIB, UNPACKED, opened
 from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import IMAGES, Workshop, checked, free_path, given
@@ -101,7 +100,7 @@ def _check_made(made: Path) -> None:
             size = path.stat().st_size
             total += size
             if path.is_dir():
-                fits = name in SPLITS if not parts else len(parts) == 1 and _is_folder_name(name)
+                fits = name in SPLITS if not parts else len(parts) == 1 and _is_class_folder(name)
             elif not parts:
                 fits = name in _ARRAYS and bool(_check_arrays(path))
             else:
@@ -175,28 +174,49 @@ def _check_arrays(file: Path) -> list[str]:
 
 
 def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
-    """Write each picture under a name of our own, and read it once; what was passed over."""
+    """Read each picture once, and write it under a name of our own; what was passed over."""
+    classes = dict[str, str]()  # of each picture, by its name of ours
     with opened(file) as (archive, infos):
         found = _listed(file, archive, infos)
-        total, number = sum(len(listing.files) for listing in found.values()), 0
+        total = sum(len(listing.files) for listing in found.values())
         for split, listing in found.items():
+            folders = [inside(made, split, of_class) for of_class in listing.classes]
             for info, label in zip(listing.files, listing.labels.tolist(), strict=True):
                 checkpoint()
-                number += 1
-                picture = made / split / listing.classes[label] / f"{number:06}{_suffix(info)}"
+                content = archive.read(info)
+                _check_picture(file, info, content)
+                picture = inside(folders[label], f"{len(classes) + 1:06}{_suffix(info)}")
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                picture.write_bytes(archive.read(info))
-                _check_picture(file, info, picture)
-                progress(number, total)
+                picture.write_bytes(content)
+                classes[picture.name] = listing.classes[label]
+                progress(len(classes), total)
+    _check_kept(file, made, [*found], classes)
     return [note for listing in found.values() for note in listing.notes]
 
 
-def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path) -> None:
+def _check_picture(file: Path, info: zipfile.ZipInfo, content: bytes) -> None:
     try:
-        decode(picture, (8, 8), "L", "always")
+        pixels_of(content, (8, 8), "L", "always")
     except ValueError as error:
-        said = str(error).replace(str(picture), info.filename[:80])
-        raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}") from error
+        name = repr(info.filename[:80])
+        raise IntrafusionError(f"{file} holds {name}, which is not a readable picture: {error}") from error
+
+
+def _check_kept(file: Path, made: Path, splits: Sequence[str], classes: Mapping[str, str]) -> None:
+    """Refuse classes that are others once their pictures lie in folders, as one that is called images alone."""
+    kept = dict[str, str]()
+    for split in splits:
+        try:
+            listing = list_images(OWN, made, split)
+        except IntrafusionError as error:
+            raise IntrafusionError(f"{file} has class names that folders cannot have: rename {_named(classes)}") from error
+        kept |= {path.name: listing.classes[label] for path, label in zip(listing.files, listing.labels.tolist(), strict=True)}
+    if kept != classes:
+        raise IntrafusionError(f"{file} has class names that folders cannot have: rename {_named(classes)}")
+
+
+def _named(classes: Mapping[str, str]) -> str:
+    return ", ".join([*dict.fromkeys(classes.values())][:4])
 
 
 def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Listing[zipfile.ZipInfo]]:
@@ -212,18 +232,17 @@ def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInf
     layout = layout_of(tree)
     layout.at("test", file)
     found = {split: listed(OWN, file, layout, split, archive.read) for split in layout.splits or ("test",)}
-    for of_class in next(iter(found.values())).classes:
-        if not _is_folder_name(of_class):
-            raise IntrafusionError(f"{file} has a class folder of an odd name: {of_class[:80]!r}")
-    if any(len(listing.classes) > CLASSES for listing in found.values()):
-        raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")
+    for listing in found.values():
+        if len(listing.classes) > CLASSES:
+            raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")
+        if odd := next((of_class for of_class in listing.classes if not _is_class_folder(of_class)), None):
+            raise IntrafusionError(f"{file} has a class folder of an odd name: {odd[:80]!r}")
     return found
 
 
-def _is_folder_name(of_class: str) -> bool:
-    """Whether pictures of a class can be kept in a folder of its name; a file system takes 255 bytes."""
-    fits = len(of_class.encode(errors="replace")) <= 200 and of_class.isprintable() and not re.search(r"[/\\]", of_class)
-    return fits and bool(of_class) and not is_junk(of_class)
+def _is_class_folder(name: str) -> bool:
+    """Whether pictures of a class of this name can be kept in a folder of the same name."""
+    return is_part(name) and not is_junk(name)
 
 
 def _check_member(file: Path, info: zipfile.ZipInfo) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime import sandbox, stale_files
 from intrafusion.runtime.atomic_write import drop, part_of
-from intrafusion.runtime.paths import check_name, home
+from intrafusion.runtime.paths import check_name, home, inside
 from intrafusion.runtime.safe_zip import MIB, check_size
 
 NETWORKS, IMAGES = "models", "images"  # folders of home()
@@ -71,7 +71,7 @@ class Workshop:
 
     def give(self, name: str, content: Path | memoryview) -> None:
         """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name, and where none fits."""
-        place = self.folder / "given" / name
+        place = inside(self.folder / "given", name)
         if place.exists():
             raise IntrafusionError(f"two files are named {name}: rename one, as x_train.npz and x_test.npz")
         with _in_words():
