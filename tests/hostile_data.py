@@ -26,6 +26,12 @@ def arrays(**changes: Any) -> Make:
     )
 
 
+def signs(*numbers: int, order: str = "<") -> np.ndarray:
+    """Names of three classes in an array, the last of them of characters of these numbers."""
+    names = [[0x61] * len(numbers), [0x62] * len(numbers), numbers]
+    return np.array(names, f"{order}u4").view(f"{order}U{len(numbers)}")[:, 0]
+
+
 def pack(contents: dict[str, bytes]) -> Make:
     return lambda folder, sentinel: files.pictures(folder / "d.zip", contents)
 
@@ -110,6 +116,7 @@ def _folder(folder: Path, sentinel: Path) -> Path:
 
 _HEAD = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
 _UNREAD, _ODD = "not a readable picture", "has a class folder of an odd name"
+_NO_TEXT = "has a class name that is no Unicode text"
 MORE_DATA: dict[str, tuple[Make, str]] = {
     "labels of fractions": (arrays(labels=BEFORE / 2), "labels must be integers"),
     "labels of true and false": (arrays(labels=BEFORE > 0), "labels must be integers"),
@@ -155,7 +162,18 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     "a name of two lines": (pack({"c\nat/x.png": files.picture()}), "outside its folder"),
     "a class that turns the text around": (pack({"c\u202eat/x.png": files.picture()}), _ODD),
     "a class of a long name": (pack({"猫" * 90 + "/x.png": files.picture()}), _ODD),
-    "a class of the longest name": (pack({"c" * 400 + "/x.png": files.picture()}), _ODD),
+    "a class of the longest name": (pack({"c" * 400 + "/x.png": files.picture()}), "a class name of 400 characters"),
+    "a class name of a number that is no character": (arrays(classes=signs(0x7FFFFFFF, 0x61)), _NO_TEXT),
+    "a class name of the first number that is no character": (arrays(classes=signs(0x61, 0x110000)), _NO_TEXT),
+    "a class name of half a character": (arrays(classes=signs(0x61, 0xD800)), _NO_TEXT),
+    "the same in the other order of bytes": (arrays(classes=signs(0xDFFF, 0x61, order=">")), _NO_TEXT),
+    "a class name of 100,000 characters": (arrays(classes=np.array(["a", "b", "c" * 100_000])), "at most 200 are taken"),
+    "a class name of half a character in a list": (
+        pack({"x.png": files.picture(), "labels.json": b'{"x.png": "\\ud800"}'}), _NO_TEXT,
+    ),
+    "a class name of 100,000 characters in a list": (
+        pack({"x.png": files.picture(), "labels.csv": b"x.png," + b"c" * 100_000}), "a class name of 100,000 characters",
+    ),
     "a folder called zip": (_folder, "no file at d.zip"),
     "a pipe called npz": (_fifo, "no file at d.npz"),
 }  # fmt: skip

@@ -527,6 +527,11 @@ def _one_array(folder: Path) -> None:
         np.save(opened, files.PIXELS)
 
 
+def _half_a_name(folder: Path) -> None:
+    (folder / "\udcff").mkdir()
+    (folder / "\udcff" / "x.png").write_bytes(files.picture())
+
+
 def _one_name(folder: Path) -> None:
     folder.rmdir()
     files.npz(folder.parent / "x.npz", classes=np.array("a")).rename(folder)
@@ -544,6 +549,7 @@ PLACES: dict[str, tuple[Any, str]] = {  # what a path on this machine may hold, 
     "one array": (_one_array, "a single array"),
     "a header of a million million images": (lambda folder: (folder.rmdir(), files.huge_header(folder)), "not a readable .npz"),
     "half an archive": (_half_archive, "not a readable"),
+    "a folder whose name is no text": (_half_a_name, "no Unicode text"),
     "an array for its names": (_one_name, "not a readable"),
 }  # fmt: skip
 
