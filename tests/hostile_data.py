@@ -114,6 +114,24 @@ def _folder(folder: Path, sentinel: Path) -> Path:
     return folder / "d.zip"
 
 
+def packed(contents: dict[str, bytes]) -> Make:
+    def make(folder: Path, sentinel: Path) -> Path:
+        with zipfile.ZipFile(folder / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return folder / "d.zip"
+
+    return make
+
+
+def _damaged_bombs() -> bytes:
+    """A picture with two comments of 3 MB each, which unpack but for the sums at their ends."""
+    info = PngImagePlugin.PngInfo()
+    for _ in range(2):
+        info.add(b"zTXt", b"x\0\0" + zlib.compress(bytes(3 << 20))[:-4] + b"none")
+    return picture(pnginfo=info)
+
+
 _HEAD = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
 _UNREAD, _ODD = "not a readable picture", "has a class folder of an odd name"
 _NO_TEXT = "has a class name that is no Unicode text"
@@ -173,6 +191,13 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     ),
     "a class name of 100,000 characters in a list": (
         pack({"x.png": files.picture(), "labels.csv": b"x.png," + b"c" * 100_000}), "a class name of 100,000 characters",
+    ),
+    "comments that are bombs, but for their ends": (pack({"cat/x.png": _damaged_bombs()}), "bytes of comments"),
+    "folders in folders": (
+        pack({f"{n}/{'a/' * 60}x.png": b"" for n in range(1100)}), "more than 60,000 folders",
+    ),
+    "a list of labels of 9 MB": (
+        packed({"x.png": files.picture(), "labels.csv": b"".join(b"%07d,1\n" % n for n in range(900_000))}), "more than 8 MiB",
     ),
     "a folder called zip": (_folder, "no file at d.zip"),
     "a pipe called npz": (_fifo, "no file at d.npz"),

@@ -233,6 +233,7 @@ def _folder(folder: Path, sentinel: Path) -> Path:
     return folder / "w.pt"
 
 
+_PERIOD = 2**61 - 1  # of the hashes of whole numbers
 _UNSAFE, _UNREAD = "cannot be loaded safely", "cannot be read as weights"
 MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "another architecture": (_other, "does not fit"),
@@ -283,6 +284,14 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     ),
     "nine dimensions": (state(lambda w, first: w.update({first: w[first][(None,) * 7]}), ".pt"), "of 9 dimensions"),
     "tuples without end": (_tuples, "tuples in tuples"),
+    "keys of one hash": (
+        beside(lambda f, s: dict.fromkeys((_PERIOD * n for n in range(1, 6_000)), 0)), "keys that are no names",
+    ),
+    "a list that becomes keys of one hash": (
+        beside(lambda f, s: Call(set, [_PERIOD * n for n in range(1, 11_000)])), "keys that are no names",
+    ),
+    "small numbers as keys": (beside(lambda f, s: dict.fromkeys(range(11_000), 0)), "keys that are no names"),
+    "values without end": (beside(lambda f, s: [None] * 1_100_000), "values beside its tensors"),
     "tables without end": (_tables, "holds no state dict"),
     "more beside tensors than tensors": (beside(lambda f, s: list(map(str, range(10**6)))), "beside its tensors"),
     "the older format, more beside tensors": (

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -155,6 +156,14 @@ def test_a_costly_picture_is_refused_before_it_is_decoded(kind, tmp_path, monkey
     monkeypatch.setattr(Image, "open", None)
     with pytest.raises(ValueError, match=said):
         decode(tmp_path / "x", (8, 8), "RGB", "always")
+
+
+def test_fill_bytes_of_a_jpeg_are_passed_over_once():
+    """Tried as the first of a marker each, two million take a minute."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match="ends before its pixels"):
+        image_headers.first(b"\xff\xd8" + b"\xff" * 2_000_000)
+    assert time.process_time() - began < 15
 
 
 @pytest.mark.parametrize("kind", GOOD)

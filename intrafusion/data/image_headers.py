@@ -18,10 +18,10 @@ _SCANS = 100
 _SLOW = 1_000_000  # pixels of kinds that Pillow decodes in Python
 _PARTS = 20_000  # chunks, segments or blocks
 _FRAMES = 1_000
-_BESIDE = 4 << 20  # bytes of comments, profiles and tags
+_BESIDE, _PART = 4 << 20, 1 << 16  # bytes of comments, profiles and tags, and of those that are unpacked at once
 
 _PNG, _JPEG, _GIF, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a"), (b"II*\0", b"MM\0*")
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)  # after fill bytes, of which \xff+ would try each as the first
 _RESTARTS = range(0xD0, 0xD8)
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by a PNG's colour type
 _PACKED = (1, 5, 8, 32773, 32946)  # a TIFF's compressions: none, LZW, Deflate, PackBits
@@ -95,12 +95,16 @@ def _png(content: bytes) -> bytes:
 
 
 def _unpacked(chunk: bytes) -> int:
-    """Bytes of what a chunk holds after its name, or a few more than are taken."""
+    """Bytes of what a chunk holds after its name, damaged or not, or a few more than are taken."""
     place = chunk.find(b"\x78", chunk.find(b"\0"))  # with which a zlib stream begins
+    count, stream, rest = len(chunk), zlib.decompressobj(), chunk[place:] if place >= 0 else b""
     try:
-        return len(zlib.decompressobj().decompress(chunk[place:], _BESIDE + 1)) if place >= 0 else len(chunk)
+        while rest and count <= _BESIDE:
+            count += len(stream.decompress(rest, _PART))
+            rest = stream.unconsumed_tail
     except zlib.error:
-        return len(chunk)
+        pass
+    return count
 
 
 def _jpeg(content: bytes) -> bytes:

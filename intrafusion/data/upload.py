@@ -26,7 +26,8 @@ PICTURES, CLASSES = 100_000, 10_000
 SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{OWN}_{split}.npz" for split in SPLITS)
 SIDE = 1024  # pixels, of images in an .npz
-_PICTURE = 32 * MIB
+_PICTURE, _LIST = 32 * MIB, 8 * MIB  # bytes of a picture, and of a list of labels
+_FOLDERS = 60_000  # each counted with those around it: 10,000 classes of two splits in one
 _BESIDE = (  # files beside pictures that are passed over; others, as programs and archives, are refused
     "", ".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".log", ".ini", ".db", ".url", ".md5",
 )  # fmt: skip
@@ -226,12 +227,21 @@ def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInf
     pictures = sum(is_picture(PurePosixPath(info.filename).name) for info in infos)
     if pictures > PICTURES:
         raise IntrafusionError(f"{file} holds {pictures:,} pictures, and at most {PICTURES:,} are taken")
+    folders = {info.filename.rpartition("/")[0] for info in infos}
+    if sum(folder.count("/") + 1 for folder in folders) > _FOLDERS:
+        raise IntrafusionError(f"{file} holds more than {_FOLDERS:,} folders, one in another: put the pictures into fewer")
+
+    def read_list(info: zipfile.ZipInfo) -> bytes:
+        if info.file_size > _LIST:
+            raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, a list of more than {_LIST // MIB} MiB: shorten it")
+        return archive.read(info)
+
     tree = in_archive((info.filename, info) for info in infos)
     if not tree.holds:
         raise IntrafusionError(f"{file} holds no pictures: it needs one folder of them a class")
     layout = layout_of(tree)
     layout.at("test", file)
-    found = {split: listed(OWN, file, layout, split, archive.read) for split in layout.splits or ("test",)}
+    found = {split: listed(OWN, file, layout, split, read_list) for split in layout.splits or ("test",)}
     for listing in found.values():
         if len(listing.classes) > CLASSES:
             raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")

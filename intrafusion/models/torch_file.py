@@ -16,6 +16,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ _DEEP = 4  # wrappers within wrappers
 _MOST_DIMENSIONS, _MOST_TENSORS, _MOST_TABLES = 8, 20_000, 100
 _HEADER = 8 << 20  # bytes of a file that are no tensors'
 _LONGEST = 100_000  # values of a tuple and of the tuples in it
+_MOST_STEPS = 1_000_000  # of a file's pickles; some tens are a tensor
+_MOST_KEYS, _WIDE = 10_000, 53  # keys that are no text, whose hashes a file can choose, and bits of numbers that count as such
+_TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING")
+_TEXT = -1  # in place of the size of a value
 _TAKES_MARKED = ("APPENDS", "SETITEMS")
 _MAKES = {
     "REDUCE": 2,
@@ -94,6 +99,31 @@ class _Table(Beside):
 class _List(Beside):
     def __new__(cls, *args: Any) -> Any:
         return []
+
+
+@dataclass
+class _Seen:
+    """What the pickles of a file have: names that they want to look up, operations, and keys that are no text."""
+
+    path: Path
+    names: set[str] = field(default_factory=set)
+    steps: int = 0
+    keys: int = 0
+
+    def step(self, argument: Any) -> None:
+        """Count an operation and its argument."""
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            raise _crowded(self.path, f"{_MOST_STEPS:,} values")
+        if isinstance(argument, int) and argument.bit_length() > _WIDE:
+            self.key(1)
+
+    def key(self, count: int) -> None:
+        self.keys += count
+        if self.keys > _MOST_KEYS:
+            raise IntrafusionError(
+                f"{self.path} holds tables with more than {_MOST_KEYS:,} keys that are no names: save model.state_dict() alone"
+            )
 
 
 def read(path: Path) -> Any:
@@ -163,9 +193,10 @@ def check_dimensions(count: int, name: str, path: Path) -> None:
 
 
 def _unpickled(path: Path) -> Any:
-    names = set[str]()
+    seen = _Seen(path)
+    names = seen.names
     try:
-        _look(path, names)
+        _look(path, seen)
         try:
             return _loaded(path)
         except pickle.UnpicklingError:
@@ -199,8 +230,8 @@ def _stand_in(name: str) -> Any:
     return type(last, (base,), {"of": name})
 
 
-def _look(path: Path, names: set[str]) -> None:
-    """Add the names of what a file of torch.save wants to look up, and check what is read before any of them is.
+def _look(path: Path, seen: _Seen) -> None:
+    """Count what a file of torch.save has, and check what is read before any name in it is looked up.
 
     Raises for pickles that are damaged, too long, or make more than their length lets expect.
     """
@@ -210,7 +241,7 @@ def _look(path: Path, names: set[str]) -> None:
         for _ in range(0 if is_zip else 5):  # the older format: magic number, version, machine, content, keys
             if not file.peek(1):
                 break
-            _follow(file, path, names)
+            _follow(file, seen)
     if not is_zip:
         return
     with safe_zip.opened(path) as (archive, infos):
@@ -220,31 +251,33 @@ def _look(path: Path, names: set[str]) -> None:
                 raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
             if info.filename.endswith("/data.pkl"):
                 if info.file_size > _HEADER:
-                    raise _crowded(path)
-                _follow(io.BytesIO(archive.read(info)), path, names)
+                    raise _crowded(path, f"{_HEADER:,} bytes")
+                _follow(io.BytesIO(archive.read(info)), seen)
 
 
-def _crowded(path: Path) -> IntrafusionError:
-    return IntrafusionError(f"{path} holds more than {_HEADER:,} bytes beside its tensors: save its state dict alone")
+def _crowded(path: Path, what: str) -> IntrafusionError:
+    return IntrafusionError(f"{path} holds more than {what} beside its tensors: save its state dict alone")
 
 
-def _follow(stream: Any, path: Path, names: set[str]) -> None:
+def _follow(stream: Any, seen: _Seen) -> None:
     """Follow one pickle without making anything: the names in it, and how large its tuples are, which keys are hashed by."""
+    path = seen.path
     stack, marks, memo, begin = list[int](), list[int](), dict[Any, int](), stream.tell()
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             kind = operation.name
+            seen.step(argument)
             if not count % 1000 and stream.tell() - begin > _HEADER:
-                raise _crowded(path)
+                raise _crowded(path, f"{_HEADER:,} bytes")
             if kind == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-                names.add(f"{module}.{name}")
+                seen.names.add(f"{module}.{name}")
             if kind == "MARK":
                 marks.append(len(stack))
             elif kind.startswith("TUPLE"):
                 first = marks.pop() if kind == "TUPLE" else len(stack) - int(kind[-1])
-                stack[first:] = [1 + sum(stack[first:])]
+                stack[first:] = [1 + sum(map(abs, stack[first:]))]
                 if stack[-1] > _LONGEST:
                     raise IntrafusionError(f"{path} holds tuples in tuples without end: save model.state_dict() alone")
             elif kind.endswith("PUT"):
@@ -252,12 +285,17 @@ def _follow(stream: Any, path: Path, names: set[str]) -> None:
             elif kind.endswith("GET"):
                 stack.append(memo[argument])
             elif kind in _TAKES_MARKED:
-                del stack[marks.pop() :]
+                taken = marks.pop()
+                if kind == "SETITEMS":
+                    seen.key(sum(key != _TEXT for key in stack[taken::2]))
+                del stack[taken:]
             elif kind in _TAKES:
+                if kind == "SETITEM":
+                    seen.key(stack[-2] != _TEXT)
                 del stack[len(stack) - _TAKES[kind] :]
                 stack.extend([1] if kind in _MAKES else ())
             elif kind not in ("PROTO", "STOP"):
-                stack.append(1)
+                stack.append(_TEXT if kind in _TEXTS else 1)
     except (ValueError, IndexError, KeyError, UnicodeError, EOFError) as error:
         if isinstance(error, IntrafusionError):
             raise
