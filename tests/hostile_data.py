@@ -142,6 +142,8 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     "one label for all": (arrays(labels=np.int64(0)), "labels must be integers"),
     "labels of text": (arrays(labels=BEFORE.astype(str)), "labels must be integers"),
     "labels of millions of classes": (arrays(labels=BEFORE * 10**12), "at most 100,000 classes"),
+    "labels far below 0": (arrays(labels=BEFORE - 1e300), "at most 100,000 classes"),
+    "labels all below 0": (arrays(labels=BEFORE - 9), "labels run from -9 to -7: number the classes from 0"),
     "labels past int64": (arrays(labels=BEFORE.astype(np.uint64) + np.uint64(2**63)), "at most 100,000 classes"),
     "fewer labels than images": (arrays(labels=BEFORE[:4]), "labels must be integers"),
     "images of 16 bits in an array": (arrays(images=files.PIXELS.astype(np.uint16)), "images must be uint8"),
@@ -228,6 +230,7 @@ def _turned() -> bytes:
 
 
 TAKEN: dict[str, bytes] = {  # pictures of one shade, about 200 of 255, of odd kinds
+    "grey of 16 bits in a PGM": b"P5 8 8 65535\n" + struct.pack(">64H", *[200 * 257] * 64),
     "grey of 16 bits": of_array(np.full((8, 8), 200 * 257, np.uint16), "PNG"),
     "grey of 16 bits in a TIFF": of_array(np.full((8, 8), 200 * 257, np.uint16), "TIFF"),
     "grey": picture(mode="L", color=200),

@@ -241,7 +241,7 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "eight-bit weights": (cast(torch.int8), "holds 1.weight as int8"),
     "whole numbers": (cast(torch.int64), "holds 1.weight as int64"),
     "true and false": (cast(torch.bool), "holds 1.weight as bool"),
-    "complex weights": (cast(torch.complex64, ".pt"), "holds 1.weight as complex64"),
+    "complex weights": (cast(torch.complex64, ".pt"), "holds 1.weight as complex64: save it as float32"),
     "floats of eight bits": (cast(torch.float8_e4m3fn), "holds 1.weight as float8_e4m3fn"),
     "larger than float32": (state(lambda w, first: w.update({first: w[first].double() * 1e300})), "NaN or infinite"),
     "NaN in half precision": (state(lambda w, first: w.update({first: w[first].half() * float("nan")})), "NaN or infinite"),
@@ -315,6 +315,20 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "a header that is no JSON": (header(raw=b"{" * 40), _UNREAD),
     "a deep header": (header(raw=b"[" * 10**6), _UNREAD),
     "a header of no text": (header(raw=b"\xff\xfe{}"), _UNREAD),
+    **{
+        f"a header whose {kind}": (header(raw=b'{"a":%s}' % entry), "does not say shape and place of 'a'")
+        for kind, entry in {
+            "tensor is a number": b"5",
+            "tensor is a list": b"[[],[],[]]",
+            "type is a number": b'{"dtype":4,"shape":[16],"data_offsets":[0,64]}',
+            "shape is text": b'{"dtype":"F32","shape":"ab","data_offsets":[0,64]}',
+            "shape has fractions": b'{"dtype":"F32","shape":[1.5],"data_offsets":[0,64]}',
+            "places are text": b'{"dtype":"F32","shape":[16],"data_offsets":["0","64"]}',
+            "places are of two kinds": b'{"dtype":"F32","shape":[16],"data_offsets":[0,"64"]}',
+            "places are three": b'{"dtype":"F32","shape":[16],"data_offsets":[0,32,64]}',
+            "places are missing": b'{"dtype":"F32","shape":[16]}',
+        }.items()
+    },
     "a header of nothing": (header(raw=b"{}", data=0), "holds no state dict"),
     "os.system": (gadget(lambda f, s: Call(os.system, f"mkdir {s}")), _UNSAFE),
     "eval": (gadget(lambda f, s: Call(builtins.eval, f"__import__('os').mkdir({str(s)!r})")), _UNSAFE),

@@ -23,6 +23,7 @@ from intrafusion.data import upload
 from intrafusion.data.arrays import Reading
 from intrafusion.runtime import safe_zip
 from intrafusion.runtime.paths import home
+from intrafusion.runtime.staging import free_path, remove
 from intrafusion.studies.uploads import take_data, take_program, take_weights
 
 
@@ -306,7 +307,7 @@ DATA: dict[str, tuple[Any, str]] = {
     "half a picture": (pack({"cat/x.png": files.picture(size=(99, 99))[:-40]}), "not a readable picture"),
     "a program among pictures": (pack({"cat/x.png": files.picture(), "cat/run.py": b"1"}), "which is no picture"),
     "no class folders": (pack({"x.png": files.picture()}), "in no class folder"),
-    "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "more than 64 folders"),
+    "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "which lies in more than"),
     "folders of a deep name": (pack({"a/" * 30_000 + "x.png": files.picture()}), "more than 64 folders"),
     "a list of labels that are paths": (
         pack({"x.png": files.picture(), "labels.csv": b"x.png,../../evil\n"}), "has a class folder of an odd name",
@@ -370,6 +371,7 @@ def refused(tmp_path: Path, path: Path, call: Any, expected: str) -> None:
     assert str(tmp_path) not in said
     assert str(home()) not in said
     assert len(said) < 500
+    assert "object at 0x" not in said
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not (tmp_path / "sentinel").exists()
     assert sorted(str(file) for file in home().rglob("*")) == before
@@ -457,6 +459,18 @@ def test_bad_architectures(tmp_path, folder, model, expected, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     path = files.save_state(folder / "w.safetensors", files.mlp_state())
     refused(tmp_path, path, lambda: take_weights(path, model, "mine"), expected)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("models", ".safetensors"), ("models", ".pt2"), ("images", "")])
+def test_a_link_to_nowhere_takes_its_name_and_can_be_removed(folder, kind, end):
+    (home() / kind).mkdir()
+    (home() / kind / f"mine{end}").symlink_to(folder / "nowhere")
+    with pytest.raises(itf.IntrafusionError, match="is kept as kept/mine already"):
+        free_path(kind, "mine")
+    remove(kind, "mine")
+    assert [*(home() / kind).iterdir()] == []
+    with pytest.raises(itf.IntrafusionError, match="nothing is kept as kept/mine"):
+        remove(kind, "mine")
 
 
 def test_too_large_a_file_is_refused_unread(tmp_path, folder, monkeypatch):

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if __name__ == "__main__":  # the package's modules without its __init__, which imports PyTorch
     sys.modules["intrafusion"] = types.ModuleType("intrafusion")
@@ -53,6 +53,8 @@ def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> n
                 pixels = np.asarray(_cut(whole if whole.mode == mode else whole.convert(mode), shape, crop))
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # whose words name an object of ours
+        raise ValueError(f"it begins as {kind}, and is damaged: save it again") from error
     except Exception as error:  # damaged pictures fail in many ways, in as many decoders
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
     return pixels.reshape(*shape, -1)
@@ -60,7 +62,7 @@ def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> n
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """The picture where 8 bits a channel are all that is there; Pillow cuts off what is more. Of an animation, the first."""
-    if picture.mode.startswith("I;16"):
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # whose 16 bits lie in 32
         return _bytes(picture)
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels are of 32 bits: save it with 8 or 16 bits a channel")

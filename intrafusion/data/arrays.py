@@ -220,8 +220,11 @@ def _labels(path: Path, labels: np.ndarray, count: int) -> tuple[np.ndarray, str
         if not (np.isfinite(flat).all() and (flat == np.rint(flat)).all()):
             raise IntrafusionError(f"{told}, not {given} with fractions, as {_odd(flat)}")
         said.append(f"labels of {flat.dtype} are whole numbers")
-    if count and flat.max() >= CLASSES:
-        raise IntrafusionError(f"{path}: labels run to {flat.max():.0f}, and at most {CLASSES:,} classes are taken")
+    low, high = (float(flat.min()), float(flat.max())) if count else (0.0, 0.0)
+    if low < -CLASSES or high >= CLASSES:
+        raise IntrafusionError(
+            f"{path}: labels run from {low:g} to {high:g}, and at most {CLASSES:,} classes are taken: number them from 0"
+        )
     return flat.astype(np.int64), ", ".join(said), 0
 
 

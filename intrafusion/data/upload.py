@@ -12,7 +12,7 @@ import numpy as np
 from intrafusion.data._decode_worker import pixels_of
 from intrafusion.data.arrays import MEMBERS, Arrays, Reading, header, read_arrays, role_of, splits_of
 from intrafusion.data.datasets import KEPT, OWN, read_kept
-from intrafusion.data.folder_layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
+from intrafusion.data.folder_layout import DEPTH, SUFFIXES, in_archive, is_junk, is_picture, layout_of
 from intrafusion.data.image_folder import Listing, list_images, listed
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import plain_errors, put
@@ -263,6 +263,8 @@ def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
         return
     if not is_picture(last) and _suffix(info) not in _BESIDE:
         raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(SUFFIXES)} are taken")
+    if len(folders) > DEPTH:
+        raise IntrafusionError(f"{file} holds {name!r}, which lies in more than {DEPTH} folders: move the pictures up")
     if info.file_size > _PICTURE:
         raise IntrafusionError(
             f"{file} holds {name!r} of {info.file_size / MIB:,.0f} MiB, and at most {_PICTURE // MIB} MiB are taken"

@@ -166,12 +166,23 @@ def _check_header(path: Path) -> None:
         about = dict(json.loads(file.read(size), object_pairs_hook=_once))
     about.pop("__metadata__", None)
     check_count(len(about), path)
+    if odd := next((name for name, entry in about.items() if not _is_described(entry)), None):
+        raise ValueError(f"its header does not say shape and place of {shown(odd)}: save it again with safetensors")
     end = 0
     for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
         check_dimensions(len(about[name]["shape"]), name, path)
         if begin != end or after < begin:
             raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
         end = after
+
+
+def _is_described(entry: Any) -> bool:
+    """Whether a header describes a tensor by a type, a shape and two places, in whole numbers."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, place = entry.get("shape"), entry.get("data_offsets")
+    lists = isinstance(shape, list) and isinstance(place, list) and len(place) == 2
+    return lists and all(type(number) is int for number in (*shape, *place))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
