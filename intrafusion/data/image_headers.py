@@ -109,7 +109,8 @@ def _unpacked(chunk: bytes) -> int:
 
 def _jpeg(content: bytes) -> bytes:
     kept, place, count, progressive, of_frame = [content[:2]], 2, 0, False, 0
-    width = height = sampled = 0
+    width = height = 0
+    sampled = 0.0
     while True:
         if (found := _MARKER.search(content, place)) is None:
             raise ValueError("it ends before its pixels")
