@@ -181,8 +181,9 @@ def _is_described(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, place = entry.get("shape"), entry.get("data_offsets")
-    lists = isinstance(shape, list) and isinstance(place, list) and len(place) == 2
-    return lists and all(type(number) is int for number in (*shape, *place))
+    if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
+        return False
+    return all(type(number) is int for number in (*shape, *place))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
