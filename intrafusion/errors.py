@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 _NO_MEMORY = re.compile(r"out of memory|(not enough|can(no|')t allocate) memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
+_OBJECT = re.compile(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-fA-F]+>")
 _PACKAGE = Path(__file__).parent
 _WORD, _LINE = 200, 480  # characters of a word and of a message that are shown
 
@@ -33,8 +34,8 @@ def shown(value: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's exception says, in one line; its type where it says nothing."""
-    lines = str(error).split("\n")
+    """What another library's exception says, in one line, without where objects lie; its type where it says nothing."""
+    lines = _OBJECT.sub(r"a \1", str(error)).split("\n")
     return next((line.strip() for line in lines if line.strip()), type(error).__name__)[:300]
 
 

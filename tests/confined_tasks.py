@@ -134,3 +134,26 @@ def fails(folder, tell):
 def answers_no_json(folder, tell):
     _mark(folder)
     return object()
+
+
+def writes_elsewhere(folder, tell, place):
+    """What a child may change: where each of these succeeded."""
+    outside, found = Path(place), []
+    (folder / "made").mkdir()
+    for name, act in {
+        "own": lambda: (folder / "made" / "x").write_text("x"),
+        "own, moved": lambda: (folder / "made" / "x").rename(folder / "tmp" / "x"),
+        "null": lambda: Path(os.devnull).write_text("x"),
+        "read": lambda: (outside / "there").read_text(),
+        "write": lambda: (outside / "there").write_text("x"),
+        "make": lambda: (outside / "new").write_text("x"),
+        "folder": lambda: (outside / "new").mkdir(),
+        "link": lambda: (outside / "new").symlink_to("there"),
+        "cut": lambda: os.truncate(outside / "there", 0),
+        "move": lambda: (outside / "there").rename(folder / "tmp" / "there"),
+        "remove": lambda: (outside / "there").unlink(),
+    }.items():
+        with contextlib.suppress(OSError):
+            act()
+            found.append(name)
+    return found

@@ -26,6 +26,12 @@ def arrays(**changes: Any) -> Make:
     )
 
 
+def signs(*numbers: int, order: str = "<") -> np.ndarray:
+    """Names of three classes in an array, the last of them of characters of these numbers."""
+    names = [[0x61] * len(numbers), [0x62] * len(numbers), numbers]
+    return np.array(names, f"{order}u4").view(f"{order}U{len(numbers)}")[:, 0]
+
+
 def pack(contents: dict[str, bytes]) -> Make:
     return lambda folder, sentinel: files.pictures(folder / "d.zip", contents)
 
@@ -108,8 +114,27 @@ def _folder(folder: Path, sentinel: Path) -> Path:
     return folder / "d.zip"
 
 
+def packed(contents: dict[str, bytes]) -> Make:
+    def make(folder: Path, sentinel: Path) -> Path:
+        with zipfile.ZipFile(folder / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return folder / "d.zip"
+
+    return make
+
+
+def _damaged_bombs() -> bytes:
+    """A picture with two comments of 3 MB each, which unpack but for the sums at their ends."""
+    info = PngImagePlugin.PngInfo()
+    for _ in range(2):
+        info.add(b"zTXt", b"x\0\0" + zlib.compress(bytes(3 << 20))[:-4] + b"none")
+    return picture(pnginfo=info)
+
+
 _HEAD = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
 _UNREAD, _ODD = "not a readable picture", "has a class folder of an odd name"
+_NO_TEXT = "has a class name that is no Unicode text"
 MORE_DATA: dict[str, tuple[Make, str]] = {
     "labels of fractions": (arrays(labels=BEFORE / 2), "labels must be integers"),
     "labels of true and false": (arrays(labels=BEFORE > 0), "labels must be integers"),
@@ -117,6 +142,8 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     "one label for all": (arrays(labels=np.int64(0)), "labels must be integers"),
     "labels of text": (arrays(labels=BEFORE.astype(str)), "labels must be integers"),
     "labels of millions of classes": (arrays(labels=BEFORE * 10**12), "at most 100,000 classes"),
+    "labels far below 0": (arrays(labels=BEFORE - 1e300), "at most 100,000 classes"),
+    "labels all below 0": (arrays(labels=BEFORE - 9), "labels run from -9 to -7: number the classes from 0"),
     "labels past int64": (arrays(labels=BEFORE.astype(np.uint64) + np.uint64(2**63)), "at most 100,000 classes"),
     "fewer labels than images": (arrays(labels=BEFORE[:4]), "labels must be integers"),
     "images of 16 bits in an array": (arrays(images=files.PIXELS.astype(np.uint16)), "images must be uint8"),
@@ -155,7 +182,25 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     "a name of two lines": (pack({"c\nat/x.png": files.picture()}), "outside its folder"),
     "a class that turns the text around": (pack({"c\u202eat/x.png": files.picture()}), _ODD),
     "a class of a long name": (pack({"猫" * 90 + "/x.png": files.picture()}), _ODD),
-    "a class of the longest name": (pack({"c" * 400 + "/x.png": files.picture()}), _ODD),
+    "a class of the longest name": (pack({"c" * 400 + "/x.png": files.picture()}), "a class name of 400 characters"),
+    "a class name of a number that is no character": (arrays(classes=signs(0x7FFFFFFF, 0x61)), _NO_TEXT),
+    "a class name of the first number that is no character": (arrays(classes=signs(0x61, 0x110000)), _NO_TEXT),
+    "a class name of half a character": (arrays(classes=signs(0x61, 0xD800)), _NO_TEXT),
+    "the same in the other order of bytes": (arrays(classes=signs(0xDFFF, 0x61, order=">")), _NO_TEXT),
+    "a class name of 100,000 characters": (arrays(classes=np.array(["a", "b", "c" * 100_000])), "at most 200 are taken"),
+    "a class name of half a character in a list": (
+        pack({"x.png": files.picture(), "labels.json": b'{"x.png": "\\ud800"}'}), _NO_TEXT,
+    ),
+    "a class name of 100,000 characters in a list": (
+        pack({"x.png": files.picture(), "labels.csv": b"x.png," + b"c" * 100_000}), "a class name of 100,000 characters",
+    ),
+    "comments that are bombs, but for their ends": (pack({"cat/x.png": _damaged_bombs()}), "bytes of comments"),
+    "folders in folders": (
+        pack({f"{n}/{'a/' * 60}x.png": b"" for n in range(1100)}), "more than 60,000 folders",
+    ),
+    "a list of labels of 9 MB": (
+        packed({"x.png": files.picture(), "labels.csv": b"".join(b"%07d,1\n" % n for n in range(900_000))}), "more than 8 MiB",
+    ),
     "a folder called zip": (_folder, "no file at d.zip"),
     "a pipe called npz": (_fifo, "no file at d.npz"),
 }  # fmt: skip
@@ -185,6 +230,7 @@ def _turned() -> bytes:
 
 
 TAKEN: dict[str, bytes] = {  # pictures of one shade, about 200 of 255, of odd kinds
+    "grey of 16 bits in a PGM": b"P5 8 8 65535\n" + struct.pack(">64H", *[200 * 257] * 64),
     "grey of 16 bits": of_array(np.full((8, 8), 200 * 257, np.uint16), "PNG"),
     "grey of 16 bits in a TIFF": of_array(np.full((8, 8), 200 * 257, np.uint16), "TIFF"),
     "grey": picture(mode="L", color=200),

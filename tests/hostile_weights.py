@@ -233,6 +233,7 @@ def _folder(folder: Path, sentinel: Path) -> Path:
     return folder / "w.pt"
 
 
+_PERIOD = 2**61 - 1  # of the hashes of whole numbers
 _UNSAFE, _UNREAD = "cannot be loaded safely", "cannot be read as weights"
 MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "another architecture": (_other, "does not fit"),
@@ -240,7 +241,7 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "eight-bit weights": (cast(torch.int8), "holds 1.weight as int8"),
     "whole numbers": (cast(torch.int64), "holds 1.weight as int64"),
     "true and false": (cast(torch.bool), "holds 1.weight as bool"),
-    "complex weights": (cast(torch.complex64, ".pt"), "holds 1.weight as complex64"),
+    "complex weights": (cast(torch.complex64, ".pt"), "holds 1.weight as complex64: save it as float32"),
     "floats of eight bits": (cast(torch.float8_e4m3fn), "holds 1.weight as float8_e4m3fn"),
     "larger than float32": (state(lambda w, first: w.update({first: w[first].double() * 1e300})), "NaN or infinite"),
     "NaN in half precision": (state(lambda w, first: w.update({first: w[first].half() * float("nan")})), "NaN or infinite"),
@@ -283,6 +284,14 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     ),
     "nine dimensions": (state(lambda w, first: w.update({first: w[first][(None,) * 7]}), ".pt"), "of 9 dimensions"),
     "tuples without end": (_tuples, "tuples in tuples"),
+    "keys of one hash": (
+        beside(lambda f, s: dict.fromkeys((_PERIOD * n for n in range(1, 6_000)), 0)), "keys that are no names",
+    ),
+    "a list that becomes keys of one hash": (
+        beside(lambda f, s: Call(set, [_PERIOD * n for n in range(1, 11_000)])), "keys that are no names",
+    ),
+    "small numbers as keys": (beside(lambda f, s: dict.fromkeys(range(11_000), 0)), "keys that are no names"),
+    "values without end": (beside(lambda f, s: [None] * 1_100_000), "values beside its tensors"),
     "tables without end": (_tables, "holds no state dict"),
     "more beside tensors than tensors": (beside(lambda f, s: list(map(str, range(10**6)))), "beside its tensors"),
     "the older format, more beside tensors": (
@@ -306,6 +315,20 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "a header that is no JSON": (header(raw=b"{" * 40), _UNREAD),
     "a deep header": (header(raw=b"[" * 10**6), _UNREAD),
     "a header of no text": (header(raw=b"\xff\xfe{}"), _UNREAD),
+    **{
+        f"a header whose {kind}": (header(raw=b'{"a":%s}' % entry), "does not say shape and place of 'a'")
+        for kind, entry in {
+            "tensor is a number": b"5",
+            "tensor is a list": b"[[],[],[]]",
+            "type is a number": b'{"dtype":4,"shape":[16],"data_offsets":[0,64]}',
+            "shape is text": b'{"dtype":"F32","shape":"ab","data_offsets":[0,64]}',
+            "shape has fractions": b'{"dtype":"F32","shape":[1.5],"data_offsets":[0,64]}',
+            "places are text": b'{"dtype":"F32","shape":[16],"data_offsets":["0","64"]}',
+            "places are of two kinds": b'{"dtype":"F32","shape":[16],"data_offsets":[0,"64"]}',
+            "places are three": b'{"dtype":"F32","shape":[16],"data_offsets":[0,32,64]}',
+            "places are missing": b'{"dtype":"F32","shape":[16]}',
+        }.items()
+    },
     "a header of nothing": (header(raw=b"{}", data=0), "holds no state dict"),
     "os.system": (gadget(lambda f, s: Call(os.system, f"mkdir {s}")), _UNSAFE),
     "eval": (gadget(lambda f, s: Call(builtins.eval, f"__import__('os').mkdir({str(s)!r})")), _UNSAFE),

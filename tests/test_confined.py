@@ -1,6 +1,7 @@
 """Child processes for strangers' files: whatever happens in one is a line, in bounded time, and leaves nothing."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -115,6 +116,20 @@ def test_it_reaches_nothing_by_the_network(tmp_path):
             server.accept()
 
 
+def _has_landlock() -> bool:
+    return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) >= 3  # since when it knows of cutting files
+
+
+@pytest.mark.skipif(not _has_landlock(), reason="this system has no Landlock of version 3")
+def test_it_changes_nothing_outside_its_folder(tmp_path):
+    (tmp_path / "child").mkdir()
+    (tmp_path / "there").write_text("as it was")
+    done = drained(child_of(tmp_path / "child", "writes_elsewhere", place=str(tmp_path)))
+    assert done == ["own", "own, moved", "null", "read"]
+    assert (tmp_path / "there").read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child", "there"]
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="nothing to compare with")
 def test_whether_it_is_alone_is_known():
     permitted = subprocess.run(["unshare", "--user", "--net", "true"], capture_output=True).returncode == 0
@@ -171,7 +186,7 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     )
     where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(sandbox.__file__).parent), str(tmp_path)],
+        [sys.executable, "-c", code, str(Path(sandbox.__file__).parents[1]), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": where},
     )
     until(lambda: marked(tmp_path))

@@ -19,9 +19,11 @@ from hostile_weights import MORE_WEIGHTS
 from own_files import Touch
 
 import intrafusion as itf
-from intrafusion.data import upload as images
+from intrafusion.data import upload
+from intrafusion.data.arrays import Reading
 from intrafusion.runtime import safe_zip
 from intrafusion.runtime.paths import home
+from intrafusion.runtime.staging import free_path, remove
 from intrafusion.studies.uploads import take_data, take_program, take_weights
 
 
@@ -263,6 +265,14 @@ def pack(contents: Any) -> Any:
     )
 
 
+def two_lists(of_class: str) -> dict[str, bytes]:
+    """Two splits, each with a list of labels: the class of the second alone is odd."""
+    lists = {"train": "cat", "test": of_class}
+    return {f"{split}/a.png": files.picture() for split in lists} | {
+        f"{split}/labels.csv": f'a.png,"{name}"\n'.encode() for split, name in lists.items()
+    }
+
+
 def arrays(**changes: Any) -> Any:
     return lambda folder, sentinel, program: files.npz(folder / "d.npz", **changes)
 
@@ -297,10 +307,26 @@ DATA: dict[str, tuple[Any, str]] = {
     "half a picture": (pack({"cat/x.png": files.picture(size=(99, 99))[:-40]}), "not a readable picture"),
     "a program among pictures": (pack({"cat/x.png": files.picture(), "cat/run.py": b"1"}), "which is no picture"),
     "no class folders": (pack({"x.png": files.picture()}), "in no class folder"),
-    "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "more than 64 folders"),
+    "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "which lies in more than"),
     "folders of a deep name": (pack({"a/" * 30_000 + "x.png": files.picture()}), "more than 64 folders"),
     "a list of labels that are paths": (
         pack({"x.png": files.picture(), "labels.csv": b"x.png,../../evil\n"}), "has a class folder of an odd name",
+    ),
+    **{
+        f"a class of the second split that is a path, {kind}": (
+            pack(lambda sentinel, of_class=of_class: two_lists(of_class(sentinel))), "has a class folder of an odd name",
+        )
+        for kind, of_class in {
+            "absolute": lambda sentinel: "/tmp/evil",
+            "out of the home": lambda sentinel: "../../../../evil",
+            "of other images": lambda sentinel: "../../../images/victim/test/dog",
+            "of Windows": lambda sentinel: "..\\evil",
+            "of nothing": lambda sentinel: "a\0b",
+            "of its own folder": lambda sentinel: ".",
+        }.items()
+    },
+    "a class that is a folder around classes": (
+        pack({"x.png": files.picture(), "labels.csv": b"x.png,images\n"}), "folders cannot have: rename images",
     ),
     "a list of labels that is no text": (pack({"x.png": files.picture(), "labels.csv": b"\xff\xfe"}), "no list of labels"),
     "a list of labels that is deep": (pack({"x.png": files.picture(), "labels.json": b"[" * 10**5}), "is not JSON"),
@@ -345,6 +371,7 @@ def refused(tmp_path: Path, path: Path, call: Any, expected: str) -> None:
     assert str(tmp_path) not in said
     assert str(home()) not in said
     assert len(said) < 500
+    assert "object at 0x" not in said
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not (tmp_path / "sentinel").exists()
     assert sorted(str(file) for file in home().rglob("*")) == before
@@ -386,6 +413,13 @@ def test_a_hostile_file_is_one_line(tmp_path, folder, program, kind):
     refused(tmp_path, path, lambda: TAKE[who](path), expected)
 
 
+def test_a_picture_is_checked_before_it_is_written(tmp_path, folder):
+    path = files.pictures(folder / "d.zip", {"cat/x.png": b"#!/bin/sh", "dog/y.png": files.picture()})
+    with pytest.raises(itf.IntrafusionError, match="not a readable picture"):
+        upload.read(tmp_path / "made", [path], lambda *step: None, Reading())
+    assert [*(tmp_path / "made").rglob("*")] == []
+
+
 def test_an_expression_is_not_even_looked_at(tmp_path, folder, program):
     path = graph(_expression)(folder, tmp_path / "sentinel", program)
     assert b"__import__" in path.read_bytes()
@@ -408,7 +442,7 @@ def test_bad_names(tmp_path, folder, program, name):
     images = files.npz(folder / "d.npz")
     for path, call in (
         (state, lambda: take_weights(state, "digits-mlp", name)), (program, lambda: take_program(program, name)),
-        (images, lambda: take_data([images], name)),
+        (upload, lambda: take_data([images], name)),
     ):  # fmt: skip
         refused(tmp_path, path, call, "is no name")
 
@@ -425,6 +459,18 @@ def test_bad_architectures(tmp_path, folder, model, expected, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     path = files.save_state(folder / "w.safetensors", files.mlp_state())
     refused(tmp_path, path, lambda: take_weights(path, model, "mine"), expected)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("models", ".safetensors"), ("models", ".pt2"), ("images", "")])
+def test_a_link_to_nowhere_takes_its_name_and_can_be_removed(folder, kind, end):
+    (home() / kind).mkdir()
+    (home() / kind / f"mine{end}").symlink_to(folder / "nowhere")
+    with pytest.raises(itf.IntrafusionError, match="is kept as kept/mine already"):
+        free_path(kind, "mine")
+    remove(kind, "mine")
+    assert [*(home() / kind).iterdir()] == []
+    with pytest.raises(itf.IntrafusionError, match="nothing is kept as kept/mine"):
+        remove(kind, "mine")
 
 
 def test_too_large_a_file_is_refused_unread(tmp_path, folder, monkeypatch):
@@ -448,12 +494,12 @@ def test_too_many_files_and_too_much_in_all(tmp_path, folder, monkeypatch):
 
 def test_pixels_of_all_pictures_are_counted_before_they_are_decoded(tmp_path, folder, monkeypatch):
     path, decoded = files.pictures(folder / "d.zip"), []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda *about: decoded.append(about) or decode(*about))
-    monkeypatch.setattr(images, "PIXELS", 3 * 64 - 1)  # four pictures of 8x8
+    decode = upload.pixels_of
+    monkeypatch.setattr(upload, "pixels_of", lambda *about: decoded.append(about) or decode(*about))
+    monkeypatch.setattr(upload, "PIXELS", 3 * 64 - 1)  # four pictures of 8x8
     refused(tmp_path, path, lambda: take_data([path], "mine"), "more than 191 pixels together")
     assert len(decoded) == 2
-    monkeypatch.setattr(images, "PIXELS", 4 * 64)
+    monkeypatch.setattr(upload, "PIXELS", 4 * 64)
     assert len(itf.load_data(take_data([path], "mine"), input_size=(1, 8, 8))) == 4
 
 
@@ -506,6 +552,11 @@ def _one_array(folder: Path) -> None:
         np.save(opened, files.PIXELS)
 
 
+def _half_a_name(folder: Path) -> None:
+    (folder / "\udcff").mkdir()
+    (folder / "\udcff" / "x.png").write_bytes(files.picture())
+
+
 def _one_name(folder: Path) -> None:
     folder.rmdir()
     files.npz(folder.parent / "x.npz", classes=np.array("a")).rename(folder)
@@ -523,6 +574,7 @@ PLACES: dict[str, tuple[Any, str]] = {  # what a path on this machine may hold, 
     "one array": (_one_array, "a single array"),
     "a header of a million million images": (lambda folder: (folder.rmdir(), files.huge_header(folder)), "not a readable .npz"),
     "half an archive": (_half_archive, "not a readable"),
+    "a folder whose name is no text": (_half_a_name, "no Unicode text"),
     "an array for its names": (_one_name, "not a readable"),
 }  # fmt: skip
 

@@ -4,14 +4,17 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import intrafusion as itf
 from intrafusion import PruneSpec
 from intrafusion.data.image_folder import list_images
 from intrafusion.errors import shown
 from intrafusion.models.card import ModelCard, read_card
+from intrafusion.models.serialization import saved_card
 from intrafusion.spec import KINDS
 from intrafusion.studies.study_file import Study, parse
 from intrafusion.training.methods.spec import TrainSpec
@@ -168,12 +171,21 @@ def test_a_study_that_cannot_be_is_one_line(text):
     {"input_size": [1, 10**6, 10**6]}, {"input_size": [1, 8.5, 8]}, {"input_size": 8},
     {"input_size": []}, {"classes": True}, {"classes": 0},
     {"classes": 10**12}, {"accuracy": "high"}, {"accuracy": 2}, {"dataset": {}}, {"licence": []}, {"details": []},
-    {"source": None},
+    {"source": None}, {"source": "\ud800"}, {"licence": "x" * 5001}, {"details": {"\ud800": 1}},
+    {"details": {"a": [{"b": "x" * 5001}]}}, {"details": {"a": "x" * 2_000_000}},
 ])  # fmt: skip
 def test_a_card_that_cannot_be_is_one_line(tmp_path, card):
     (tmp_path / "w.json").write_text(json.dumps(card))
     with pytest.raises(itf.IntrafusionError, match="is not a model card") as caught:
         read_card(tmp_path / "w.json", CARD)
+    said(caught.value)
+
+
+@pytest.mark.parametrize("card", [{"source": "\ud800"}, {"dataset": "x" * 5001}, {"details": {"told": ["\udfff"]}}])
+def test_a_card_in_the_metadata_of_weights_is_looked_at_as_well(tmp_path, card):
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", {"intrafusion.card": json.dumps(card)})
+    with pytest.raises(itf.IntrafusionError, match="is not a model card") as caught:
+        saved_card(tmp_path / "w.safetensors", CARD)
     said(caught.value)
 
 

@@ -288,7 +288,7 @@ class TestZips:
     @pytest.mark.parametrize("word", ["../../evil", "a/b", "a\\b", ".hidden", "@eaDir", "x" * 300, "a\tb"])
     def test_a_list_names_no_folder_elsewhere(self, tmp_path, word):
         path = in_a_zip(tmp_path / "x.zip", {"0.png": 1, "1.png": 2, "labels.csv": f"0.png,{word}\n1.png,dog\n".encode()})
-        with pytest.raises(itf.IntrafusionError, match="odd name"):
+        with pytest.raises(itf.IntrafusionError, match=r"odd name|a class name of 300 characters"):
             take_data([path], "mine")
         assert not (tmp_path / "evil").exists()
 

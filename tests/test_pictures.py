@@ -1,7 +1,9 @@
 """What is read of a picture before it is decoded: made files of every format, and those that would cost too much."""
 
+import contextlib
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from intrafusion.data import image_headers
-from intrafusion.data._decode_worker import decode
+from intrafusion.data._decode_worker import decode, pixels_of
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -37,7 +39,7 @@ def png(width: int, height: int, bits: int, colour: int, *extra: bytes) -> bytes
 
 def jpeg(width: int, height: int, scans: int, **options: Any) -> bytes:
     """A JPEG of another claimed size, with further scans of nothing."""
-    content = saved("JPEG", SHADE, progressive=True, **options)
+    content = saved("JPEG", options.pop("image", SHADE), progressive=True, **options)
     place = content.index(b"\xff\xc2")
     content = content[: place + 5] + struct.pack(">HH", height, width) + content[place + 9 :]
     scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
@@ -155,6 +157,35 @@ def test_a_costly_picture_is_refused_before_it_is_decoded(kind, tmp_path, monkey
     monkeypatch.setattr(Image, "open", None)
     with pytest.raises(ValueError, match=said):
         decode(tmp_path / "x", (8, 8), "RGB", "always")
+
+
+def test_a_jpeg_in_scans_may_be_as_large_as_its_sampling_permits():
+    """30 million pixels with colours of half the width and height hold 180 MB, without that 270."""
+    image = Image.new("RGB", (32, 32))
+    image_headers.first(jpeg(6000, 5000, 0, image=image, subsampling=2))
+    with pytest.raises(ValueError, match=r"save it with one scan \(not progressive\)"):
+        image_headers.first(jpeg(6000, 5000, 0, image=image, subsampling=0))
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_is_said_of_a_damaged_picture_names_no_object_of_ours(kind):
+    content = bytearray(GOOD[kind])
+    for at in range(4, min(60, len(content)), 3):
+        damaged = bytes(content[:at] + b"\xff" + content[at + 1 :])
+        with contextlib.suppress(ValueError):
+            pixels_of(damaged, (8, 8), "RGB", "always")
+        try:
+            pixels_of(damaged[: at + 8], (8, 8), "RGB", "always")
+        except ValueError as error:
+            assert "object at" not in str(error)  # noqa: PT017
+
+
+def test_fill_bytes_of_a_jpeg_are_passed_over_once():
+    """Tried as the first of a marker each, two million take a minute."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match="ends before its pixels"):
+        image_headers.first(b"\xff\xd8" + b"\xff" * 2_000_000)
+    assert time.process_time() - began < 15
 
 
 @pytest.mark.parametrize("kind", GOOD)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if __name__ == "__main__":  # the package's modules without each __init__, which imports PyTorch
     _here = os.path.dirname(os.path.abspath(__file__))
@@ -31,44 +31,55 @@ _BAND = 1 << 20  # pixels of 16 bits that are converted at once
 
 
 def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
+    """`pixels_of` a file. Raises ValueError, in a few words, for one that cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(image_headers.FILE + 1)
+    except OSError as error:
+        raise ValueError(error.strerror or type(error).__name__) from error
+    return pixels_of(content, shape, mode, crop)
+
+
+def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
     """A picture's pixels: uint8 (H, W, 3), or (H, W, 1) for mode "L".
 
     shape: (H, W). crop: whether the picture is resized to cover 8/7 of it, and its middle cut out; without, it must have that
     size. Raises ValueError, in a few words, for one that cannot be read.
     """
-    with _opened(file) as picture:
+    with _opened(content) as picture:
         whole = _eight_bits(picture)
         pixels = np.asarray(_cut(whole if whole.mode == mode else whole.convert(mode), shape, crop))
     return pixels.reshape(*shape, -1)
 
 
-def count(file: Path) -> int:
-    """How many pixels a picture has, as its header says. Raises ValueError as `decode` does."""
-    with _opened(file) as picture:
+def count(content: bytes) -> int:
+    """How many pixels a picture has, as its header says. Raises ValueError as `pixels_of` does."""
+    with _opened(content) as picture:
         return picture.size[0] * picture.size[1]
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(content: bytes) -> Iterator[Image.Image]:
     """A picture within the bounds. Raises ValueError, in a few words, for whatever goes wrong with it, in the block as well."""
     try:
-        with file.open("rb") as opened:
-            kind, content = image_headers.first(opened.read(image_headers.FILE + 1))
+        kind, needed = image_headers.first(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=(kind,)) as picture:
+            with Image.open(io.BytesIO(needed), formats=(kind,)) as picture:
                 if picture.size[0] * picture.size[1] > image_headers.PIXELS:
                     raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels")
                 yield picture
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # whose words name an object of ours
+        raise ValueError(f"it begins as {kind}, and is damaged: save it again") from error
     except Exception as error:  # damaged pictures fail in many ways, in as many decoders
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """The picture where 8 bits a channel are all that is there; Pillow cuts off what is more. Of an animation, the first."""
-    if picture.mode.startswith("I;16"):
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # whose 16 bits lie in 32
         return _bytes(picture)
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels are of 32 bits: save it with 8 or 16 bits a channel")

@@ -5,6 +5,7 @@ that settles it. Pickles are never read.
 """
 
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,14 @@ import numpy as np
 
 from intrafusion.data.folder_layout import SPLITS
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.runtime.file_text import CLASSES, NAME, check_classes
 from intrafusion.runtime.safe_zip import check_count
 
 LAYOUTS = ("nhwc", "nchw")  # channels last, channels first
 CHANNELS = 16  # at most
 MEMBERS = 64  # arrays of a file
 _DIMENSIONS, _HEADER = 8, 10_000  # of an array, and bytes of what says so
-_CLASSES = 100_000
+_SIGN = 4  # bytes of a character of an array
 _DARK = 32  # of 255: images without a brighter pixel look as if they had another range
 _SLACK = 1e-6  # of a range, for rounding
 _FLAT = 8  # pixels a side: fewer numbers a row are no picture
@@ -154,12 +156,28 @@ def header(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
 
 def _load(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     with _opened(path) as file:
-        for key in (chosen := _chosen(path, split, file.files)).values():
-            header(file.zip, file.zip.getinfo(f"{key}.npy"))
+        for role, key in (chosen := _chosen(path, split, file.files)).items():
+            _, kind = header(file.zip, file.zip.getinfo(f"{key}.npy"))
+            if role == "classes" and kind.kind == "U" and kind.itemsize > _SIGN * NAME:
+                raise IntrafusionError(
+                    f"{path} has class names of up to {kind.itemsize // _SIGN:,} characters, and at most {NAME} are taken: "
+                    "shorten them"
+                )
         arrays = {role: file[key] for role, key in chosen.items()}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("images and labels are no arrays")
-        return arrays["images"], arrays["labels"], tuple(str(name) for name in arrays.get("classes", ()))
+        return arrays["images"], arrays["labels"], _names(path, arrays.get("classes"))
+
+
+def _names(path: Path, classes: np.ndarray | None) -> tuple[str, ...]:
+    """Names of classes. NumPy makes text of any number that stands for a character, and Python fails of some of it later."""
+    if classes is None:
+        return ()
+    if classes.dtype.kind == "U":
+        signs = np.ascontiguousarray(classes).view(f"{classes.dtype.byteorder}u4")
+        if (signs > sys.maxunicode).any():
+            raise IntrafusionError(f"{path} has a class name that is no Unicode text: save the names again, as np.array(names)")
+    return check_classes((str(name) for name in classes), path)
 
 
 def _chosen(path: Path, split: str, keys: Iterable[str]) -> dict[str, str]:
@@ -202,8 +220,11 @@ def _labels(path: Path, labels: np.ndarray, count: int) -> tuple[np.ndarray, str
         if not (np.isfinite(flat).all() and (flat == np.rint(flat)).all()):
             raise IntrafusionError(f"{told}, not {given} with fractions, as {_odd(flat)}")
         said.append(f"labels of {flat.dtype} are whole numbers")
-    if count and flat.max() >= _CLASSES:
-        raise IntrafusionError(f"{path}: labels run to {flat.max():.0f}, and at most {_CLASSES:,} classes are taken")
+    low, high = (float(flat.min()), float(flat.max())) if count else (0.0, 0.0)
+    if low < -CLASSES or high >= CLASSES:
+        raise IntrafusionError(
+            f"{path}: labels run from {low:g} to {high:g}, and at most {CLASSES:,} classes are taken: number them from 0"
+        )
     return flat.astype(np.int64), ", ".join(said), 0
 
 
@@ -213,7 +234,7 @@ def _odd(flat: np.ndarray) -> float:
 
 def _one_hot(told: str, given: str, labels: np.ndarray) -> tuple[np.ndarray, str, int]:
     columns = labels.shape[1]
-    if not columns or columns > _CLASSES or not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
+    if not columns or columns > CLASSES or not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
         raise IntrafusionError(f"{told} or one-hot, a single 1 in each row, not {given}")
     return labels.argmax(1).astype(np.int64), f"one-hot labels {labels.shape} are read as ({len(labels)},)", columns
 

@@ -336,8 +336,10 @@ def _npz(name: str, split: str, path: Path, reading: Reading | None) -> ImageDat
     """A split of an .npz, whose labels are classes of the dataset."""
     found = read_arrays(path, split, None if name == OWN else (1, 3), reading)
     labels, last = found.labels, int(found.labels.max())
+    if labels.min() < 0:
+        raise IntrafusionError(f"{path}: labels run from {labels.min()} to {last}: number the classes from 0")
     classes = found.classes or _class_names(name, max(last + 1, found.columns))
-    if labels.min() < 0 or last >= len(classes):
+    if last >= len(classes):
         raise IntrafusionError(f"{path}: labels run from {labels.min()} to {last}, but {name} has {len(classes)} classes")
     if found.columns and found.columns != len(classes):
         raise IntrafusionError(f"{path}: one-hot labels have {found.columns} columns, but {name} has {len(classes)} classes")

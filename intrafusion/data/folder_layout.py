@@ -27,7 +27,7 @@ _BARE = (
     "pictures",
     "jpegimages",
 )  # a folder of this name, when it is the only one, is no class
-_DEPTH = 64
+DEPTH = 64
 
 Entry = TypeVar("Entry")
 
@@ -120,8 +120,8 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def _check_depth(path: object, depth: int) -> None:
-    if depth > _DEPTH:
-        raise IntrafusionError(f"{path} lies in more than {_DEPTH} folders, one in another: move the pictures up")
+    if depth > DEPTH:
+        raise IntrafusionError(f"{path} lies in more than {DEPTH} folders, one in another: move the pictures up")
 
 
 def in_archive(entries: Iterable[tuple[str, Entry]]) -> Tree[Entry]:

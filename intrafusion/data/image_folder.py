@@ -25,6 +25,7 @@ from intrafusion.data.folder_layout import (
     passed_over,
 )
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.runtime.file_text import check_classes
 from intrafusion.runtime.paths import ASSETS
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -132,7 +133,7 @@ def folder_labels(
     `known` (labels.json) says. Labels of own folders are their places in the order of their names, of numbers by value.
     Raises IntrafusionError for folders that are no class.
     """
-    folders = list(dict.fromkeys(folders))
+    folders = list(check_classes(dict.fromkeys(folders), where))
     if name == OWN:
         return _places(folders)
     if name in ("cifar10", "cifar100"):

@@ -18,10 +18,10 @@ _SCANS = 100
 _SLOW = 1_000_000  # pixels of kinds that Pillow decodes in Python
 _PARTS = 20_000  # chunks, segments or blocks
 _FRAMES = 1_000
-_BESIDE = 4 << 20  # bytes of comments, profiles and tags
+_BESIDE, _PART = 4 << 20, 1 << 16  # bytes of comments, profiles and tags, and of those that are unpacked at once
 
 _PNG, _JPEG, _GIF, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a"), (b"II*\0", b"MM\0*")
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)  # after fill bytes, of which \xff+ would try each as the first
 _RESTARTS = range(0xD0, 0xD8)
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by a PNG's colour type
 _PACKED = (1, 5, 8, 32773, 32946)  # a TIFF's compressions: none, LZW, Deflate, PackBits
@@ -95,17 +95,22 @@ def _png(content: bytes) -> bytes:
 
 
 def _unpacked(chunk: bytes) -> int:
-    """Bytes of what a chunk holds after its name, or a few more than are taken."""
+    """Bytes of what a chunk holds after its name, damaged or not, or a few more than are taken."""
     place = chunk.find(b"\x78", chunk.find(b"\0"))  # with which a zlib stream begins
+    count, stream, rest = len(chunk), zlib.decompressobj(), chunk[place:] if place >= 0 else b""
     try:
-        return len(zlib.decompressobj().decompress(chunk[place:], _BESIDE + 1)) if place >= 0 else len(chunk)
+        while rest and count <= _BESIDE:
+            count += len(stream.decompress(rest, _PART))
+            rest = stream.unconsumed_tail
     except zlib.error:
-        return len(chunk)
+        pass
+    return count
 
 
 def _jpeg(content: bytes) -> bytes:
     kept, place, count, progressive, of_frame = [content[:2]], 2, 0, False, 0
     width = height = 0
+    sampled = 0.0
     while True:
         if (found := _MARKER.search(content, place)) is None:
             raise ValueError("it ends before its pixels")
@@ -119,6 +124,7 @@ def _jpeg(content: bytes) -> bytes:
             if kind > 0xC2 or of_frame:
                 raise ValueError("it is a JPEG of a rare kind: save it as a usual one")
             height, width, of_frame = struct.unpack_from(">HHB", content, place + 3)
+            sampled = _sampled(content[place + 8 : place + 8 + 3 * of_frame])
             progressive = kind == 0xC2
         if kind == 0xDA:
             break
@@ -128,10 +134,18 @@ def _jpeg(content: bytes) -> bytes:
         place = end
     whole = not progressive and content[place + 2] == of_frame  # all its components in one scan
     scans = 1 if whole else sum(found[1] == b"\xda" for found in _MARKER.finditer(content, place - 2))
-    _check(width, height, of_frame * (1 if whole else 3))  # several scans gather coefficients of two bytes
-    if scans > _SCANS or (scans > 1 and scans * width * height > _PIXEL_SCANS):
+    _check(width, height, of_frame)
+    each = of_frame + 2 * sampled  # several scans gather coefficients of two bytes
+    if not whole and (scans > _SCANS or scans * width * height > _PIXEL_SCANS or width * height * each > DECODED):
         raise ValueError(f"it has {width}x{height} pixels in {scans:,} scans: save it with one scan (not progressive)")
     return b"".join(kept) + content[place - 2 :]
+
+
+def _sampled(components: bytes) -> float:
+    """Numbers a pixel that a JPEG of these components holds: fewer than them where colours are sampled more coarsely."""
+    sides = [(max(1, both >> 4), max(1, both & 15)) for both in components[1::3]]
+    whole = max((wide for wide, _ in sides), default=1) * max((high for _, high in sides), default=1)
+    return sum(wide * high for wide, high in sides) / whole
 
 
 def _gif(content: bytes) -> bytes:
@@ -220,7 +234,7 @@ def _ppm(content: bytes) -> bytes:
     if content[1:2] != b"4":
         said = re.match(rb"(?:\s|#[^\n]*\n)+([0-9]{1,9})", content[head.end() : 4096])
         most = said[1] if said else b""
-    _check(width, height, (3 if content[1:2] == b"6" else 1) * (1 if most == b"255" else 2))
+    _check(width, height, 3 if content[1:2] == b"6" else 1 if most == b"255" else 4)
     if most not in (b"255", b"65535") and width * height > _SLOW:
         raise ValueError(f"its numbers do not run to 255 or 65535, and it has more than {_SLOW:,} pixels: save it as PNG")
     return content

@@ -2,23 +2,22 @@
 
 import logging
 import os
-import re
 import shutil
 import zipfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from intrafusion.data._decode_worker import count, decode
+from intrafusion.data._decode_worker import count, pixels_of
 from intrafusion.data.arrays import MEMBERS, Arrays, Reading, header, read_arrays, role_of, splits_of
 from intrafusion.data.datasets import KEPT, OWN, read_kept
-from intrafusion.data.folder_layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
-from intrafusion.data.image_folder import Listing, listed
+from intrafusion.data.folder_layout import DEPTH, SUFFIXES, in_archive, is_junk, is_picture, layout_of
+from intrafusion.data.image_folder import Listing, list_images, listed
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import plain_errors, put
 from intrafusion.runtime.cancellation import checkpoint
-from intrafusion.runtime.paths import check_name, home
+from intrafusion.runtime.paths import check_name, home, inside, is_part
 from intrafusion.runtime.safe_zip import MIB, UNPACKED, opened
 from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import IMAGES, Workshop, checked, free_path, given
@@ -28,7 +27,8 @@ PIXELS = 8_000_000_000  # of all pictures of an archive
 SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{OWN}_{split}.npz" for split in SPLITS)
 SIDE = 1024  # pixels, of images in an .npz
-_PICTURE = 32 * MIB
+_PICTURE, _LIST = 32 * MIB, 8 * MIB  # bytes of a picture, and of a list of labels
+_FOLDERS = 60_000  # each counted with those around it: 10,000 classes of two splits in one
 _BESIDE = (  # files beside pictures that are passed over; others, as programs and archives, are refused
     "", ".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".log", ".ini", ".db", ".url", ".md5",
 )  # fmt: skip
@@ -102,7 +102,7 @@ def _check_made(made: Path) -> None:
             size = path.stat().st_size
             total += size
             if path.is_dir():
-                fits = name in SPLITS if not parts else len(parts) == 1 and _is_folder_name(name)
+                fits = name in SPLITS if not parts else len(parts) == 1 and _is_class_folder(name)
             elif not parts:
                 fits = name in _ARRAYS and bool(_check_arrays(path))
             else:
@@ -176,32 +176,53 @@ def _check_arrays(file: Path) -> list[str]:
 
 
 def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
-    """Write each picture under a name of our own, and read it once; what was passed over."""
+    """Read each picture once, and write it under a name of our own; what was passed over."""
+    classes = dict[str, str]()  # of each picture, by its name of ours
     with opened(file) as (archive, infos):
         found = _listed(file, archive, infos)
-        total, number, pixels = sum(len(listing.files) for listing in found.values()), 0, 0
+        total, pixels = sum(len(listing.files) for listing in found.values()), 0
         for split, listing in found.items():
+            folders = [inside(made, split, of_class) for of_class in listing.classes]
             for info, label in zip(listing.files, listing.labels.tolist(), strict=True):
                 checkpoint()
-                number += 1
-                picture = made / split / listing.classes[label] / f"{number:06}{_suffix(info)}"
+                content = archive.read(info)
+                pixels = _check_picture(file, info, content, pixels)
+                picture = inside(folders[label], f"{len(classes) + 1:06}{_suffix(info)}")
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                picture.write_bytes(archive.read(info))
-                pixels = _check_picture(file, info, picture, pixels)
-                progress(number, total)
+                picture.write_bytes(content)
+                classes[picture.name] = listing.classes[label]
+                progress(len(classes), total)
+    _check_kept(file, made, [*found], classes)
     return [note for listing in found.values() for note in listing.notes]
 
 
-def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path, before: int) -> int:
+def _check_picture(file: Path, info: zipfile.ZipInfo, content: bytes, before: int) -> int:
     """Decode a picture once; the pixels of all so far. before: those of all before it."""
     try:
-        if (pixels := before + count(picture)) <= PIXELS:
-            decode(picture, (8, 8), "L", "always")
+        if (pixels := before + count(content)) <= PIXELS:
+            pixels_of(content, (8, 8), "L", "always")
             return pixels
     except ValueError as error:
-        said = str(error).replace(str(picture), info.filename[:80])
-        raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}") from error
+        name = repr(info.filename[:80])
+        raise IntrafusionError(f"{file} holds {name}, which is not a readable picture: {error}") from error
     raise IntrafusionError(f"{file} holds pictures of more than {PIXELS:,} pixels together: make them smaller, or take fewer")
+
+
+def _check_kept(file: Path, made: Path, splits: Sequence[str], classes: Mapping[str, str]) -> None:
+    """Refuse classes that are others once their pictures lie in folders, as one that is called images alone."""
+    kept = dict[str, str]()
+    for split in splits:
+        try:
+            listing = list_images(OWN, made, split)
+        except IntrafusionError as error:
+            raise IntrafusionError(f"{file} has class names that folders cannot have: rename {_named(classes)}") from error
+        kept |= {path.name: listing.classes[label] for path, label in zip(listing.files, listing.labels.tolist(), strict=True)}
+    if kept != classes:
+        raise IntrafusionError(f"{file} has class names that folders cannot have: rename {_named(classes)}")
+
+
+def _named(classes: Mapping[str, str]) -> str:
+    return ", ".join([*dict.fromkeys(classes.values())][:4])
 
 
 def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Listing[zipfile.ZipInfo]]:
@@ -211,24 +232,32 @@ def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInf
     pictures = sum(is_picture(PurePosixPath(info.filename).name) for info in infos)
     if pictures > PICTURES:
         raise IntrafusionError(f"{file} holds {pictures:,} pictures, and at most {PICTURES:,} are taken")
+    folders = {info.filename.rpartition("/")[0] for info in infos}
+    if sum(folder.count("/") + 1 for folder in folders) > _FOLDERS:
+        raise IntrafusionError(f"{file} holds more than {_FOLDERS:,} folders, one in another: put the pictures into fewer")
+
+    def read_list(info: zipfile.ZipInfo) -> bytes:
+        if info.file_size > _LIST:
+            raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, a list of more than {_LIST // MIB} MiB: shorten it")
+        return archive.read(info)
+
     tree = in_archive((info.filename, info) for info in infos)
     if not tree.holds:
         raise IntrafusionError(f"{file} holds no pictures: it needs one folder of them a class")
     layout = layout_of(tree)
     layout.at("test", file)
-    found = {split: listed(OWN, file, layout, split, archive.read) for split in layout.splits or ("test",)}
-    for of_class in next(iter(found.values())).classes:
-        if not _is_folder_name(of_class):
-            raise IntrafusionError(f"{file} has a class folder of an odd name: {of_class[:80]!r}")
-    if any(len(listing.classes) > CLASSES for listing in found.values()):
-        raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")
+    found = {split: listed(OWN, file, layout, split, read_list) for split in layout.splits or ("test",)}
+    for listing in found.values():
+        if len(listing.classes) > CLASSES:
+            raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")
+        if odd := next((of_class for of_class in listing.classes if not _is_class_folder(of_class)), None):
+            raise IntrafusionError(f"{file} has a class folder of an odd name: {odd[:80]!r}")
     return found
 
 
-def _is_folder_name(of_class: str) -> bool:
-    """Whether pictures of a class can be kept in a folder of its name; a file system takes 255 bytes."""
-    fits = len(of_class.encode(errors="replace")) <= 200 and of_class.isprintable() and not re.search(r"[/\\]", of_class)
-    return fits and bool(of_class) and not is_junk(of_class)
+def _is_class_folder(name: str) -> bool:
+    """Whether pictures of a class of this name can be kept in a folder of the same name."""
+    return is_part(name) and not is_junk(name)
 
 
 def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
@@ -239,6 +268,8 @@ def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
         return
     if not is_picture(last) and _suffix(info) not in _BESIDE:
         raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(SUFFIXES)} are taken")
+    if len(folders) > DEPTH:
+        raise IntrafusionError(f"{file} holds {name!r}, which lies in more than {DEPTH} folders: move the pictures up")
     if info.file_size > _PICTURE:
         raise IntrafusionError(
             f"{file} holds {name!r} of {info.file_size / MIB:,.0f} MiB, and at most {_PICTURE // MIB} MiB are taken"

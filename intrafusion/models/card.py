@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, one_line, shown
+from intrafusion.runtime.file_text import FIELD, check_text, texts_in
 
 if TYPE_CHECKING:
     from intrafusion.data.datasets import ImageData
 
 
-_MOST, _NUMBERS = 1 << 20, 1 << 26  # of any size on a card; numbers of one input
+_MOST, _NUMBERS = 1 << 20, 1 << 26  # of any size on a card, and bytes of one beside a file; numbers of one input
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
     """The card in a JSON file laid over `default`; the default alone where there is no file."""
     if not os.path.isfile(path):
         return default
+    if path.stat().st_size > _MOST:
+        raise IntrafusionError(f"{path} is not a model card: it has more than {_MOST >> 20} MiB")
     try:
         text = path.read_text()
     except (ValueError, OSError) as error:
@@ -107,6 +110,8 @@ def check_card(card: ModelCard) -> None:
     texts = card.name, card.dataset, card.source, card.licence
     if not all(isinstance(text, str) for text in texts) or not isinstance(card.details, dict):
         raise TypeError("dataset, source and licence are texts, details an object")
+    for text in texts_in([*texts, card.details]):
+        check_text(text, "the card", "a text", FIELD)
     if len(card.input_size) != 3 or not len(card.mean) == len(card.std) == card.input_size[0]:
         raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
     sizes = *card.input_size, card.classes

@@ -118,6 +118,10 @@ def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return {name: made.get(_place(value), value) for name, value in state.items()}
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
 def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -249,7 +253,7 @@ def put(model: nn.Module, found: Fit, path: Path, name: str) -> None:
         )
         counts = f"{len(found.missing)} missing, {len(found.extra)} extra, {len(found.misshapen)} misshapen"
         raise Misfit(f"{path} does not fit {name}: {first} ({counts})", name)
-    if whole := next((k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()), None):
+    if whole := next((k for k in own if own[k].is_floating_point() and _is_whole(state[k])), None):
         raise IntrafusionError(
             f"{path} holds {whole} as {_kind(state[whole])}, whole numbers that no scale belongs to: save floats"
         )

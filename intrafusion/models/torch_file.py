@@ -16,6 +16,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ _DEEP = 4  # wrappers within wrappers
 _MOST_DIMENSIONS, _MOST_TENSORS, _MOST_TABLES = 8, 20_000, 100
 _HEADER = 8 << 20  # bytes of a file that are no tensors'
 _LONGEST = 100_000  # values of a tuple and of the tuples in it
+_MOST_STEPS = 1_000_000  # of a file's pickles; some tens are a tensor
+_MOST_KEYS, _WIDE = 10_000, 53  # keys that are no text, whose hashes a file can choose, and bits of numbers that count as such
+_TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING")
+_TEXT = -1  # in place of the size of a value
 _TAKES_MARKED = ("APPENDS", "SETITEMS")
 _MAKES = {
     "REDUCE": 2,
@@ -96,6 +101,31 @@ class _List(Beside):
         return []
 
 
+@dataclass
+class _Seen:
+    """What the pickles of a file have: names that they want to look up, operations, and keys that are no text."""
+
+    path: Path
+    names: set[str] = field(default_factory=set)
+    steps: int = 0
+    keys: int = 0
+
+    def step(self, argument: Any) -> None:
+        """Count an operation and its argument."""
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            raise _crowded(self.path, f"{_MOST_STEPS:,} values")
+        if isinstance(argument, int) and argument.bit_length() > _WIDE:
+            self.key(1)
+
+    def key(self, count: int) -> None:
+        self.keys += count
+        if self.keys > _MOST_KEYS:
+            raise IntrafusionError(
+                f"{self.path} holds tables with more than {_MOST_KEYS:,} keys that are no names: save model.state_dict() alone"
+            )
+
+
 def read(path: Path) -> Any:
     """What a weights file holds, tensors as they were saved; nothing in it is run.
 
@@ -136,12 +166,24 @@ def _check_header(path: Path) -> None:
         about = dict(json.loads(file.read(size), object_pairs_hook=_once))
     about.pop("__metadata__", None)
     check_count(len(about), path)
+    if odd := next((name for name, entry in about.items() if not _is_described(entry)), None):
+        raise ValueError(f"its header does not say shape and place of {shown(odd)}: save it again with safetensors")
     end = 0
     for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
         check_dimensions(len(about[name]["shape"]), name, path)
         if begin != end or after < begin:
             raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
         end = after
+
+
+def _is_described(entry: Any) -> bool:
+    """Whether a header describes a tensor by a type, a shape and two places, in whole numbers."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, place = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
+        return False
+    return all(type(number) is int for number in (*shape, *place))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -163,9 +205,10 @@ def check_dimensions(count: int, name: str, path: Path) -> None:
 
 
 def _unpickled(path: Path) -> Any:
-    names = set[str]()
+    seen = _Seen(path)
+    names = seen.names
     try:
-        _look(path, names)
+        _look(path, seen)
         try:
             return _loaded(path)
         except pickle.UnpicklingError:
@@ -199,8 +242,8 @@ def _stand_in(name: str) -> Any:
     return type(last, (base,), {"of": name})
 
 
-def _look(path: Path, names: set[str]) -> None:
-    """Add the names of what a file of torch.save wants to look up, and check what is read before any of them is.
+def _look(path: Path, seen: _Seen) -> None:
+    """Count what a file of torch.save has, and check what is read before any name in it is looked up.
 
     Raises for pickles that are damaged, too long, or make more than their length lets expect.
     """
@@ -210,7 +253,7 @@ def _look(path: Path, names: set[str]) -> None:
         for _ in range(0 if is_zip else 5):  # the older format: magic number, version, machine, content, keys
             if not file.peek(1):
                 break
-            _follow(file, path, names)
+            _follow(file, seen)
     if not is_zip:
         return
     with safe_zip.opened(path) as (archive, infos):
@@ -220,31 +263,33 @@ def _look(path: Path, names: set[str]) -> None:
                 raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
             if info.filename.endswith("/data.pkl"):
                 if info.file_size > _HEADER:
-                    raise _crowded(path)
-                _follow(io.BytesIO(archive.read(info)), path, names)
+                    raise _crowded(path, f"{_HEADER:,} bytes")
+                _follow(io.BytesIO(archive.read(info)), seen)
 
 
-def _crowded(path: Path) -> IntrafusionError:
-    return IntrafusionError(f"{path} holds more than {_HEADER:,} bytes beside its tensors: save its state dict alone")
+def _crowded(path: Path, what: str) -> IntrafusionError:
+    return IntrafusionError(f"{path} holds more than {what} beside its tensors: save its state dict alone")
 
 
-def _follow(stream: Any, path: Path, names: set[str]) -> None:
+def _follow(stream: Any, seen: _Seen) -> None:
     """Follow one pickle without making anything: the names in it, and how large its tuples are, which keys are hashed by."""
+    path = seen.path
     stack, marks, memo, begin = list[int](), list[int](), dict[Any, int](), stream.tell()
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             kind = operation.name
+            seen.step(argument)
             if not count % 1000 and stream.tell() - begin > _HEADER:
-                raise _crowded(path)
+                raise _crowded(path, f"{_HEADER:,} bytes")
             if kind == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-                names.add(f"{module}.{name}")
+                seen.names.add(f"{module}.{name}")
             if kind == "MARK":
                 marks.append(len(stack))
             elif kind.startswith("TUPLE"):
                 first = marks.pop() if kind == "TUPLE" else len(stack) - int(kind[-1])
-                stack[first:] = [1 + sum(stack[first:])]
+                stack[first:] = [1 + sum(map(abs, stack[first:]))]
                 if stack[-1] > _LONGEST:
                     raise IntrafusionError(f"{path} holds tuples in tuples without end: save model.state_dict() alone")
             elif kind.endswith("PUT"):
@@ -252,12 +297,17 @@ def _follow(stream: Any, path: Path, names: set[str]) -> None:
             elif kind.endswith("GET"):
                 stack.append(memo[argument])
             elif kind in _TAKES_MARKED:
-                del stack[marks.pop() :]
+                taken = marks.pop()
+                if kind == "SETITEMS":
+                    seen.key(sum(key != _TEXT for key in stack[taken::2]))
+                del stack[taken:]
             elif kind in _TAKES:
+                if kind == "SETITEM":
+                    seen.key(stack[-2] != _TEXT)
                 del stack[len(stack) - _TAKES[kind] :]
                 stack.extend([1] if kind in _MAKES else ())
             elif kind not in ("PROTO", "STOP"):
-                stack.append(1)
+                stack.append(_TEXT if kind in _TEXTS else 1)
     except (ValueError, IndexError, KeyError, UnicodeError, EOFError) as error:
         if isinstance(error, IntrafusionError):
             raise

@@ -2,8 +2,8 @@
 
 It runs as a script (`python -I`, with its folder for an argument), reads `request.json` there, and writes JSON lines to stdout:
 {"ready": bytes of memory}, then {"done": [n, of]}, {"note": a line}, and in the end one of {"answer": ...}, {"refused": why},
-{"memory": true} and {"failed": type and words, "traceback": ...}. Namespaces come first, as they want a process of one thread,
-then libraries, and limits last, so that what the libraries take does not count.
+{"memory": true} and {"failed": type and words, "traceback": ...}. Namespaces and Landlock come first, as they want a process of
+one thread, then libraries, and limits last, so that what the libraries take does not count.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -22,7 +23,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000  # sched.h
-_PARENT_DEATH = 1  # prctl.h
+_PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38  # prctl.h
+_MAKE_RULES, _ADD_RULE, _RESTRICT = 444, 445, 446  # system calls of Landlock, on all machines
+_BENEATH, _WRITE = 1, 1 << 1  # landlock.h: a kind of rule, and the right to write a file
+_CHANGES = tuple(
+    sum(1 << bit for bit in (1, *range(4, most))) for most in (13, 14, 15)
+)  # all rights to change files, by version
 _SPARE = 64 << 20  # bytes that are left to say that memory ran out
 _FILES = 256  # that it may have open
 _OFTEN = 0.1  # seconds between two lines of progress
@@ -33,6 +39,8 @@ def main(folder: Path) -> None:
     say = _speaker()
     _leave_network()
     _end_with(request["parent"])
+    _go_first()
+    _change_nothing_outside(folder)
     sys.path[:] = request["path"]
     package = types.ModuleType("intrafusion")  # the package itself imports all of its parts, which takes twice as long
     package.__path__ = [str(Path(__file__).parents[1])]
@@ -123,6 +131,32 @@ def _leave_network() -> None:
                 Path(f"/proc/self/{name}").write_text(text)
 
 
+def _go_first() -> None:
+    """Be the process that ends where the machine's memory does."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _change_nothing_outside(folder: Path) -> None:
+    """Lose the right to make, change or remove files outside a folder, where the system has Landlock (Linux 5.13)."""
+    if sys.platform != "linux":
+        return
+    call = ctypes.CDLL(None).syscall
+    version = call(_MAKE_RULES, None, ctypes.c_size_t(0), 1)
+    if version < 1:  # it is turned off, or not there
+        return
+    rights = _CHANGES[min(version, len(_CHANGES)) - 1]
+    rules = call(_MAKE_RULES, ctypes.byref(ctypes.c_uint64(rights)), ctypes.c_size_t(8), 0)
+    for place, permitted in ((str(folder), rights), (os.devnull, _WRITE)):
+        opened = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        call(_ADD_RULE, rules, _BENEATH, struct.pack("=Qi", permitted, opened), 0)
+        os.close(opened)
+    ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    call(_RESTRICT, rules, 0)
+    os.close(rules)
+
+
 def has_left(folder: Path, tell: Callable[[int, int], None], network: str) -> bool:
     """A task: whether this is another network namespace than the one of this name."""
     return os.readlink("/proc/self/ns/net") != network
@@ -151,8 +185,6 @@ def _limit(seconds: int, grow: int, file: int) -> None:
     _set(resource.RLIMIT_CPU, seconds, seconds + 5)
     if sys.platform == "linux":
         _set(resource.RLIMIT_DATA, _status("VmData") + grow, _status("VmData") + grow + _SPARE)
-        with suppress(OSError):  # where the machine's memory ends, this process goes first
-            Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _set(kind: int, soft: int, hard: int | None = None) -> None:

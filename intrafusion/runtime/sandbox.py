@@ -1,9 +1,10 @@
 """Work on a stranger's file in a child process, which may die of the file, be ended at any time, and leaves nothing.
 
-The child (`_sandbox_worker`) is a new process of the same interpreter: with little of the environment, without a network where
-the system permits that, with a temporary folder of its own, and with limits of processor time, memory, open files and the size
-of files. This process watches its memory, too, and the time. At most two run at a time, the others wait. A child that breaks a
-limit, or dies, is one line. What a child answers is data, to be trusted as little as the file: callers check it again.
+The child (`_sandbox_worker`) is a new process of the same interpreter: with little of the environment, without a network and
+without the right to change files outside its own folder where the system permits that, with a temporary folder of its own, and
+with limits of processor time, memory, open files and the size of files. This process watches its memory, too, and the time. At
+most two run at a time, the others wait. A child that breaks a limit, or dies, is one line. What a child answers is data, to be
+trusted as little as the file: callers check it again.
 """
 
 import json

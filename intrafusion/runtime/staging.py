@@ -8,29 +8,39 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime import sandbox, stale_files
 from intrafusion.runtime.atomic_write import drop, part_of
-from intrafusion.runtime.paths import check_name, home
+from intrafusion.runtime.paths import check_name, home, inside
 from intrafusion.runtime.safe_zip import MIB, check_size
 
-NETWORKS, IMAGES, RUNS = (
-    "models",
-    "images",
-    "lab",
-)  # folders of home(); of the lab's runs, damaged ones are removed here
-_SECONDS, _A_SECOND = 20, MIB  # of processor time for any file, and bytes of it for another second
+NETWORKS, IMAGES, RUNS = "models", "images", "lab"  # folders of home(); of the lab's runs, damaged ones are removed here
+_GROW = 896 * MIB  # of memory for any file
 _SLOWER = 10  # times as long by the clock, on a busy machine
-_GROW, _COPIES = 896 * MIB, 8  # of memory for any file, and times its size: tracing groups copies a network often
+
+
+class _Needs(NamedTuple):
+    """Of a task, with room to spare. seconds: of processor time for any file. each: for a MiB of it. copies: of it, in memory.
+
+    Measured: 100 MiB of weights take 3 s and four times their size in memory, 330 MiB 4 s and 3.3 times; 20,000 tiny pictures
+    of 3 MiB 7 s, and 3,000 photos of 220 MiB 6 s; a program of 100 MiB 11 s and eight times its size.
+    """
+
+    seconds: int
+    each: float
+    copies: int
+
+
+_NEEDS = {"weights": _Needs(8, 0.2, 4), "images": _Needs(8, 1, 4), "program": _Needs(20, 1, 8)}
 _ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",), RUNS: (".safetensors",)}  # how what is kept ends
 
 
 def free_path(kind: str, name: str) -> Path:
     """Where something of this kind is to be kept, without a suffix. Raises IntrafusionError for a bad name, or one taken."""
     path = home() / kind / check_name(name)
-    if any(path.with_name(name + end).exists() for end in _ENDS[kind]):
+    if any(os.path.lexists(path.with_name(name + end)) for end in _ENDS[kind]):
         raise IntrafusionError(f"something is kept as kept/{name} already: choose another name, or remove that first")
     return path
 
@@ -40,13 +50,14 @@ def checked(
 ) -> Generator[sandbox.Step, None, Any]:
     """Let a child do a task of `uploads.checks` with these given files: its steps, and in the end what it answers.
 
-    It may take more memory, and time, for a larger file: a network is a few copies of it. Raises IntrafusionError as
+    It may take more memory, and time, for a larger file, as the task needs. Raises IntrafusionError as
     `sandbox.steps` does, and for a link that the child has left.
     """
     names, size = [file.name for file in files], sum(file.stat().st_size for file in files)
     what = ", ".join(names)
-    seconds = _SECONDS + size // _A_SECOND
-    limits = sandbox.Limits(seconds, max(_GROW, _COPIES * size), wall=_SLOWER * seconds)
+    needs = _NEEDS[task]
+    seconds = needs.seconds + int(needs.each * size / MIB)
+    limits = sandbox.Limits(seconds, max(_GROW, needs.copies * size), wall=_SLOWER * seconds)
     inside = f"intrafusion.studies.uploads.checks:{task}"
     answer = yield from sandbox.steps(inside, workshop.folder, what, limits, {"files": names, **arguments}, tell)
     for folder, folders, made in os.walk(workshop.made):
@@ -75,7 +86,7 @@ class Workshop:
 
     def give(self, name: str, content: Path | memoryview) -> None:
         """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name, and where none fits."""
-        place = self.folder / "given" / name
+        place = inside(self.folder / "given", name)
         if place.exists():
             raise IntrafusionError(f"two files are named {name}: rename one, as x_train.npz and x_test.npz")
         with _in_words():
@@ -136,7 +147,7 @@ def remove(kind: str, name: str) -> None:
     """
     of = "lab/" if kind == RUNS else "kept/"
     name = check_name(name.removeprefix(of))
-    found = [home() / kind / (name + end) for end in _ENDS[kind] if (home() / kind / (name + end)).exists()]
+    found = [path for end in _ENDS[kind] if os.path.lexists(path := home() / kind / (name + end))]
     if not found:
         raise IntrafusionError(f"nothing is kept as {of}{name}")
     try:
