@@ -50,8 +50,8 @@ class Option:
         """As "a number above 0 and at most 1"."""
         bounds = [f"of at least {self.least:g}"] if self.least > -math.inf else []
         bounds += [f"above {self.above:g}"] if self.above > -math.inf else []
-        bounds += [f"at most {self.most:g}"] if self.most < sys.float_info.max else []
-        bounds += [f"less than {self.below:g}"] if self.below < math.inf else []
+        bounds += [f"at most {self.most:,}"] if self.most < sys.float_info.max else []
+        bounds += [f"less than {self.below:,.0f}"] if self.below < math.inf else []
         return f"a {'whole ' if self.kind is int else ''}number {' and '.join(bounds)}".rstrip()
 
 

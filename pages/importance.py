@@ -4,9 +4,9 @@ import streamlit as st
 
 from intrafusion import PruneSpec, registry
 from intrafusion.evaluation.attribution import reader, top_images
-from intrafusion.pruning.agreement import compare
+from intrafusion.pruning.agreement import compare_criteria
 from intrafusion.reporting.figures.agreement import agreement_matrix
-from intrafusion.reporting.figures.importance import importance_bars, label_width, side_by_side
+from intrafusion.reporting.figures.importance import criteria_side_by_side, importance_bars, label_width
 from intrafusion.reporting.snippets import scores_line, scores_snippet
 from intrafusion.runtime import escaping as text
 from intrafusion.runtime.access import public
@@ -56,7 +56,7 @@ if criterion not in scores:
     said = f"There are no {criterion} scores: {public(why)}. The pictures follow **{main}** instead."
     st.info(said, icon=":material/info:")
     spec = spec.but(criterion=main)
-comparison = compare({name: found.values for name, found in scores.items()}, here.group, sparsity)
+comparison = compare_criteria({name: found.values for name, found in scores.items()}, here.group, sparsity)
 with columns[2]:
     channel = parts.channel_control(here.group.size, int(comparison.scores[0].argmin()))
 
@@ -79,7 +79,7 @@ cells = st.segmented_control(
     help="ranks: one step a channel. scores: as a share of the criterion's largest, so that you see how far apart they lie.",
 )
 parts.chart(
-    side_by_side(
+    criteria_side_by_side(
         comparison,
         waiting | dict.fromkeys(failed, "cannot score this group"),
         cells or "ranks",

@@ -5,7 +5,7 @@ import streamlit as st
 from intrafusion import PruneSpec
 from intrafusion.reporting.snippets import landscape_line, landscape_snippet
 from intrafusion.studies.output_distance import outputs
-from intrafusion.studies.weight_space import between, sharpness, slices
+from intrafusion.studies.weight_space import networks_between, sharpness, slices
 from pages.panels import landscape
 from pages.shared import app_state, parts, transport_controls, working
 from pages.shared.navigation import Enough, enter_app
@@ -44,7 +44,7 @@ path = working.Work(
     "path",
     "Train a path",
     (*key, ends, how, tuple(kept.items())),
-    lambda: between(made, ends, how.epochs, how.rate, how.training),
+    lambda: networks_between(made, ends, how.epochs, how.rate, how.training),
 )
 found_path = path.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape.show_path(found_path, ends)

@@ -39,14 +39,14 @@ step(
     "*inner*, reads it with a weight of its own, $v_1$ and $v_2$. In the plane a neuron is a line: silent on one side, active "
     "on the other, where its disc stands. **Neurons whose discs stand close do nearly the same work.**",
 )
-cloud = tuple(part.numpy() for part in toy_network.points())
+cloud = tuple(part.numpy() for part in toy_network.toy_points())
 left, right = two()
 with left:
     title = f"Two inputs, {hidden} neurons, two classes"
     chart(pictures.network(rows.numpy(), everyone, "dense", neuron, title, dark), "network", "lesson_neuron")
 with right:
     title = f"Neuron {neuron} is active on the shaded side"
-    picture = pictures.plane(cloud, rows.numpy(), everyone, ["dense"] * hidden, neuron, title, _PLACE, dark)
+    picture = pictures.neuron_plane(cloud, rows.numpy(), everyone, ["dense"] * hidden, neuron, title, _PLACE, dark)
     chart(picture, "plane", "lesson_neuron")
 left, right = two()
 with left:
@@ -62,7 +62,7 @@ with left:
         f"and {own[1]:.2f} (inner) of their own." + (" Bold weights are your changes." if changes else "")
     )
 with right:
-    gives, summed = float(toy_network.activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
+    gives, summed = float(toy_network.toy_activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
     ask(
         "neuron",
         f"What does neuron {neuron} give at the star, where $x_1 = {_PLACE[0]:g}$ and $x_2 = {_PLACE[1]:g}$?",
@@ -132,7 +132,7 @@ with right:
 with left:
     title = f"Neuron {neuron} is {terms.distance:.2f} away from neuron {other}"
     words = [numbered(line) for line in plan.cost.T.tolist()]
-    picture = pictures.matrix(plan.cost.T.numpy(), words, kept, (neuron, other), title, None, dark)
+    picture = pictures.number_matrix(plan.cost.T.numpy(), words, kept, (neuron, other), title, None, dark)
     chart(picture, "cost", "lesson_neuron", "lesson_other")
 now, then = (float(cost[neuron, kept.index(other)]) for cost in (plan.cost, toy_network.doubled_costs(made, neuron)))
 outcomes = {"It halves": now / 2, "It stays the same": now, "It doubles": 2 * now}
@@ -161,7 +161,7 @@ for cell, name, cells, sums, title in (
     words = [[fraction(value) if value else "" for value in line] for line in cells.tolist()]
     written = tuple([fraction(value) for value in part.tolist()] for part in sums)
     with cell:
-        chart(pictures.matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron")
+        chart(pictures.number_matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron")
 with left:
     priced = " + ".join(f"{fraction(move['mass'])} × {move['cost']:.2f}" for move in made.moves()) or "0"
     st.markdown(f"Mass times distance of all that moves: {priced} = **{plan.total_cost:.3f}**. No other plan needs less.")
@@ -200,7 +200,7 @@ with right:
     if len(pieces) == 1:
         title = f"Neuron {home} takes up no other"
     names, merges = kept + [i for i, _, _ in pieces], ["fusion"] * stay + ["drop"] * len(pieces)
-    picture = pictures.plane(cloud, np.concatenate([fused.numpy(), taken]), names, merges, home, title, None, dark)
+    picture = pictures.neuron_plane(cloud, np.concatenate([fused.numpy(), taken]), names, merges, home, title, None, dark)
     chart(picture, "fused-plane", "lesson_neuron")
 left, right = two()
 with left:
@@ -226,14 +226,14 @@ with right:
     onwards("transport", "what is fused into a channel")
 
 networks = (made.dense, made.dropped, made.fused)
-measured, star = [toy_network.measure(network) for network in networks], toy_network.telling_point(made)
+measured, star = [toy_network.measure_toy(network) for network in networks], toy_network.telling_point(made)
 step(
     "6 · What it computes",
     f"All three networks see the same {measured[0].count} points, and none was trained on them. In the shaded region a network says "
     "*inner*; a cross is a point that it gets wrong. Where neurons were dropped nobody speaks for their side any more. Fused neurons "
     "speak for the sides of all that they took up.",
 )
-fresh = tuple(part.numpy() for part in toy_network.points(400, 1))
+fresh = tuple(part.numpy() for part in toy_network.toy_points(400, 1))
 words = (("Dense", "dense"), ("Dropped", "drop"), ("Fused", "fusion"))
 with st.grid(3, min_column_width=260):
     for network, result, (name, merge) in zip(networks, measured, words, strict=True):
@@ -241,7 +241,7 @@ with st.grid(3, min_column_width=260):
         chart(pictures.region(grid, result, name, merge, fresh, star, dark), merge)
 left, right = two()
 with left:
-    activity, votes = toy_network.activations(made.fused, star).tolist(), toy_network.outputs(made.fused, star).tolist()
+    activity, votes = toy_network.toy_activations(made.fused, star).tolist(), toy_network.toy_outputs(made.fused, star).tolist()
     table(
         ["fused", *parts.SIGNS, "h at ★"],
         [[str(j), *numbered([*row.tolist(), h])] for j, row, h in zip(kept, fused, activity, strict=True)],

@@ -5,7 +5,7 @@ import streamlit as st
 
 from intrafusion import IntrafusionError
 from intrafusion._registry import TRAINERS
-from intrafusion.reporting.figures.training import learning, side_by_side, spread, zeros
+from intrafusion.reporting.figures.training import learning, norms_over_time, runs_side_by_side, zeros_over_time
 from intrafusion.reporting.snippets import lab_line, lab_snippet
 from intrafusion.training.methods.runs import check_architecture, known
 from pages.panels import training_lab
@@ -44,9 +44,9 @@ if training_lab.run_row(run, job, running, bool(steps)):
 parts.chart(learning(steps, spec.method, app_state.is_dark()), "learning")
 left, right = st.columns(2)
 with left:
-    parts.chart(zeros(steps, spec.method, app_state.is_dark()), "zeros")
+    parts.chart(zeros_over_time(steps, spec.method, app_state.is_dark()), "zeros")
 with right:
-    parts.chart(spread(steps, app_state.is_dark()), "spread")
+    parts.chart(norms_over_time(steps, app_state.is_dark()), "spread")
 if not steps:
     st.caption("Nothing is trained before you ask. Press *Train*.")
 
@@ -60,7 +60,7 @@ else:
 st.subheader("Runs side by side")
 runs, names = training_lab.chosen(spec.model)
 if runs:
-    parts.chart(side_by_side(runs, names, app_state.is_dark()), "side_by_side")
+    parts.chart(runs_side_by_side(runs, names, app_state.is_dark()), "side_by_side")
     st.dataframe(training_lab.table(runs, names), hide_index=True)
 else:
     st.caption("Every run of this architecture on this machine can be compared here.")

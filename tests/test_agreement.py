@@ -6,7 +6,7 @@ import torch
 from scipy.stats import hypergeom, spearmanr
 
 import intrafusion as itf
-from intrafusion.pruning.agreement import chance, compare, overlap, spearman, stays
+from intrafusion.pruning.agreement import chance, compare_criteria, overlap, spearman, stays
 from intrafusion.studies.session import open_session
 
 
@@ -51,7 +51,7 @@ class TestKept:
     def test_is_what_the_plan_keeps(self, model, name, sparsity):
         group = group_of(model, name)
         scores = torch.from_numpy(noise(group.size).round(1))  # with ties
-        made = compare({"noise": scores}, group, sparsity)
+        made = compare_criteria({"noise": scores}, group, sparsity)
         plan = itf.plan(model.model, group, scores, sparsity)
         assert made.kept[0].nonzero()[0].tolist() == plan.kept.tolist()
         assert (made.k, made.pruned) == (len(plan.kept), group.size - len(plan.kept))
@@ -60,7 +60,7 @@ class TestKept:
         network = networks("resnet-pad")
         group = next(group for group in network.prunable if len(group.block.unique()) > 1)
         scores = torch.from_numpy(noise(group.size))
-        made = compare({"noise": scores}, group, 0.5)
+        made = compare_criteria({"noise": scores}, group, 0.5)
         assert made.kept[0].nonzero()[0].tolist() == itf.plan(network.model, group, scores, 0.5).kept.tolist()
 
     def test_of_equals_the_first_stay(self):
@@ -100,7 +100,7 @@ class TestChance:
 def test_a_comparison_holds_what_its_pictures_need(model):
     group = group_of(model)
     scores = {"l1": torch.arange(32.0), "l2": -torch.arange(32.0), "flat": torch.ones(32)}
-    made = compare(scores, group, 0.25)
+    made = compare_criteria(scores, group, 0.25)
     assert made.names == ("l1", "l2", "flat")
     assert made.ranks[0].tolist() == list(range(32, 0, -1))
     assert made.ranks[2].tolist() == [1] * 32

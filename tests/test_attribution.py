@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.evaluation.attribution import METHODS, activations, channel_attribution, reader, top_images
+from intrafusion.evaluation.attribution import METHODS, activations_of_channels, channel_attribution, reader, top_images
 from intrafusion.pruning.groups.feature_maps import feature_maps
 
 MEAN, STD = 0.5, 0.25
@@ -117,7 +117,7 @@ class TestEveryNetwork:
 
     def test_activations_are_the_means_of_what_the_first_reader_reads(self, network):
         for group in network.prunable:
-            found = torch.cat(list(activations(network.model, group, network.data)))
+            found = torch.cat(list(activations_of_channels(network.model, group, network.data)))
             assert found.shape == (len(network.data), group.size)
             maps = [dict(batch) for batch in feature_maps(network.model, group, network.data)]
             for channel in range(group.size):
@@ -127,7 +127,7 @@ class TestEveryNetwork:
 
     def test_an_attribution_sees_the_activation_that_ranked_its_image(self, network):
         group = network.prunable[0]
-        values = torch.cat(list(activations(network.model, group, network.data)))[:, 0]
+        values = torch.cat(list(activations_of_channels(network.model, group, network.data)))[:, 0]
         first = top_images(values, 1)[0]
         found = channel_attribution(network.model, group, 0, network.data.images[first], "gradient")
         assert found.activation == pytest.approx(float(values.max()), abs=1e-4 * (1 + abs(float(values.max()))))

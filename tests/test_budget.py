@@ -16,7 +16,7 @@ from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.studies.allocation import Shapes, shapes, suggest
-from intrafusion.studies.sensitivity import Matrix, matrix
+from intrafusion.studies.sensitivity import Matrix, sensitivity_matrix
 
 SPARSITIES = (0.2, 0.4, 0.6, 0.8)
 IMAGES = 10_000
@@ -47,7 +47,7 @@ def measured(losses: dict[str, dict[float, float]]) -> Matrix:
         for group, own in losses.items()
         for s, loss in own.items()
     ]
-    return matrix(results, "fusion")
+    return sensitivity_matrix(results, "fusion")
 
 
 def loss_of(made: Matrix, sparsities: dict[str, float]) -> float:
@@ -255,7 +255,7 @@ class TestSuggest:
         network = networks("resnet-pad")
         first, second, *others = (group.name for group in network.prunable)
         empty = made_result(second, 0.6, right=DENSE, channels=(4, 4))
-        found = suggest(matrix([made_result(first, 0.4), empty], "fusion"), shapes_of(network), "macs", 0.01)
+        found = suggest(sensitivity_matrix([made_result(first, 0.4), empty], "fusion"), shapes_of(network), "macs", 0.01)
         assert found.sparsities == {first: 0.4, second: 0.0, **dict.fromkeys(others, 0.0)}
 
     @pytest.mark.parametrize("target", ["params", "macs"])
@@ -307,4 +307,4 @@ class TestSuggest:
     @pytest.mark.parametrize("results", [[], [made_result("conv1", 0.2, channels=(4, 4))], [made_result("elsewhere", 0.2)]])
     def test_without_measurements_there_is_no_suggestion(self, networks, results):
         with pytest.raises(itf.IntrafusionError, match=r"no group of this network was measured .* run the study"):
-            suggest(matrix(results, "fusion"), shapes_of(networks("resnet-pad")), "macs", 0.5)
+            suggest(sensitivity_matrix(results, "fusion"), shapes_of(networks("resnet-pad")), "macs", 0.5)

@@ -9,7 +9,7 @@ import pytest
 import intrafusion as itf
 from intrafusion.cli.main import main
 from intrafusion.studies import sweeps as engine
-from intrafusion.studies.measurement import run
+from intrafusion.studies.measurement import run_spec
 from intrafusion.studies.session import open_session
 from intrafusion.studies.store import sqlite as stores
 from intrafusion.studies.store.sqlite import Store
@@ -105,7 +105,7 @@ class TestSweep:
     def test_points_are_what_run_measures(self, rows):
         (row,) = rows(*FAST, "--groups", "3", "--sparsity", "0.6", "--merge", "fusion", "--bias", "true", "--p", "2")
         spec = itf.PruneSpec(model="digits-mlp", limit=20, groups=("3",), sparsity=0.6, bias=True, p=2)
-        alone = run(spec, open_session(spec)).to_row()
+        alone = run_spec(spec, open_session(spec)).to_row()
         assert row | {"seconds": 0} == json.loads(json.dumps(alone)) | {"seconds": 0}
 
     def test_file(self, rows):

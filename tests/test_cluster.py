@@ -19,7 +19,7 @@ from intrafusion.runtime import paths
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.studies import sweeps as local
 from intrafusion.studies.cluster import connection, driver
-from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.measurement import Result, run_spec
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure, grid, origin
@@ -79,11 +79,11 @@ def tamper(monkeypatch) -> Callable[[Callable[[itf.PruneSpec], None]], None]:
             measure = sweeps.measure
             sweeps.measure = lambda spec, *rest: first(spec) or measure(spec, *rest)
             try:
-                yield from worker.measure(*arguments)
+                yield from worker.measure_remotely(*arguments)
             finally:
                 sweeps.measure = measure
 
-        monkeypatch.setattr(driver, "measure", task)
+        monkeypatch.setattr(driver, "measure_remotely", task)
 
     return tamper
 
@@ -118,7 +118,7 @@ def new_lines(file: Path) -> Iterator[str]:
 
 class TestChunks:
     def pieces(self, specs: list[itf.PruneSpec], slots: int, session: Session) -> list[list[itf.PruneSpec]]:
-        families = driver._families(local.checked(specs, session))
+        families = driver._families(local.checked_specs(specs, session))
         return [chunk.specs for chunk in driver._split(families, session, slots)]
 
     @pytest.mark.parametrize("slots", [1, 2, 3, 100])
@@ -141,7 +141,7 @@ class TestSweep:
     @pytest.mark.usefixtures("workers")
     def test_results_are_those_of_the_local_sweep(self, session):
         specs = [*SPECS[:6], BASE.but(criterion="taylor"), BASE.but(limit=50, cost="activations", seed=3)]
-        found = last(driver.sweep(specs, session))
+        found = last(driver.sweep_on_cluster(specs, session))
         assert numbers(found) == numbers(last(local.sweep(specs, session)))
         assert all(result.complete for result in found.values())
 
@@ -149,7 +149,7 @@ class TestSweep:
     def test_the_network_and_the_images_go_out_once(self, session, monkeypatch):
         sent: list[Any] = []
         monkeypatch.setattr(ray, "put", lambda value, put=ray.put: sent.append(value) or put(value))
-        assert len(last(driver.sweep(SPECS, session))) == 12
+        assert len(last(driver.sweep_on_cluster(SPECS, session))) == 12
         assert len(sent) == 1
 
     @pytest.mark.usefixtures("workers")
@@ -157,13 +157,13 @@ class TestSweep:
         tamper(lambda spec: time.sleep(0.05))
         points = [(spec, origin(spec, session)) for spec in SPECS]
         held = []
-        for result in driver.sweep(SPECS, session, store):
+        for result in driver.sweep_on_cluster(SPECS, session, store):
             stored = store.get(points)
             assert stored[result.spec].count >= result.count
             held.append(len(stored))
         assert held[0] < held[len(held) // 2] <= held[-1] == len(SPECS)
         monkeypatch.setattr(driver, "SESSION", None)  # Ray is not even asked for
-        again = list(driver.sweep(SPECS, session, store))
+        again = list(driver.sweep_on_cluster(SPECS, session, store))
         assert len(again) == len(SPECS)
         assert numbers(last(again)) == numbers(last(local.sweep(SPECS, session)))
 
@@ -174,9 +174,9 @@ class TestSweep:
             looks = local.sweep(SPECS[:1], open_session(BASE), store)
             assert next(looks).count == 100
             looks.close()
-        first, *rest = driver.sweep(SPECS[:1], session, store)
+        first, *rest = driver.sweep_on_cluster(SPECS[:1], session, store)
         assert first.count == 100
-        assert rest[-1].correct == run(SPECS[0], session).correct
+        assert rest[-1].correct == run_spec(SPECS[0], session).correct
         assert all(result.count > 100 for result in rest)
 
     @pytest.mark.usefixtures("workers")
@@ -185,11 +185,11 @@ class TestSweep:
         with Store(tmp_path / "s.sqlite") as other:
             assert other.claim(taken, point)
             found = []
-            for result in driver.sweep(SPECS, session, store):
+            for result in driver.sweep_on_cluster(SPECS, session, store):
                 found.append(result)
                 finished = {r.spec for r in found if r.complete}
                 if len(finished) == len(SPECS) - 2:  # the taken one's partner waits with it
-                    theirs = run(taken, session)
+                    theirs = run_spec(taken, session)
                     other.put(theirs, point)
                     other.release(taken, point)
         assert [result for result in found if result.spec == taken] == [theirs]
@@ -203,7 +203,7 @@ class TestSweep:
 
         tamper(first)
         store.save_study("s", "", [(spec, origin(spec, session)) for spec in SPECS])
-        found = list(driver.sweep(SPECS, session, store))
+        found = list(driver.sweep_on_cluster(SPECS, session, store))
         assert [f for f in found if isinstance(f, Failure)] == [Failure(SPECS[1], "RuntimeError: no such shape")]
         assert set(last(found)) == {*SPECS} - {SPECS[1]}
         assert store.failures("s") == {SPECS[1]: "RuntimeError: no such shape"}
@@ -215,14 +215,14 @@ class TestSweep:
             itf.ImageData(data.name, data.split, data.images.repeat(9, 1, 1, 1), data.labels.repeat(9), data.classes)
         )
         specs = grid(BASE, sparsity=[0.8], merge=["drop", "fusion"])  # 58 % and 83 %
-        dropped, fused = last(driver.sweep(specs, many, decide=True)).values()
+        dropped, fused = last(driver.sweep_on_cluster(specs, many, decide=True)).values()
         assert max(dropped.count, fused.count) < dropped.total
 
     @pytest.mark.parametrize("changes", [{"merge": "melt"}, {"groups": ("nine",)}], ids=str)
     def test_a_bad_spec_is_refused_before_anything_starts(self, session, monkeypatch, changes):
         monkeypatch.setattr(driver, "SESSION", None)
         with pytest.raises(itf.IntrafusionError):
-            next(driver.sweep([*SPECS, BASE.but(**changes)], session))
+            next(driver.sweep_on_cluster([*SPECS, BASE.but(**changes)], session))
 
 
 class TestStopping:
@@ -234,7 +234,7 @@ class TestStopping:
         monkeypatch.setattr(driver, "_LEAVE", 10.0)  # a busy machine is slow
         tamper(lambda spec: any(time.sleep(0.05) for _ in itertools.repeat(0, 0 if spec.sparsity == 0.2 else 10**6)))
         stop = threading.Event()
-        looks = driver.sweep(SPECS, session, store)
+        looks = driver.sweep_on_cluster(SPECS, session, store)
         with stoppable(stop):
             next(looks)
             if cancelled:
@@ -252,31 +252,31 @@ class TestStopping:
 
     @pytest.mark.usefixtures("workers")
     def test_what_was_measured_before_serves_the_next_run(self, session, store):
-        looks = driver.sweep(SPECS, session, store)
+        looks = driver.sweep_on_cluster(SPECS, session, store)
         early = next(looks)
         looks.close()
-        assert early in list(driver.sweep(SPECS, session, store))
+        assert early in list(driver.sweep_on_cluster(SPECS, session, store))
 
     @pytest.mark.usefixtures("workers")
     def test_tasks_that_fit_nowhere_are_waited_for_and_then_refused(self, session, monkeypatch, caplog):
         monkeypatch.setattr(driver, "_PATIENCE", 1.5)
         monkeypatch.setattr(driver, "_AGAIN", 0.2)
         with pytest.raises(itf.IntrafusionError, match="no machine of the Ray cluster has the 1 CPUs and 2 GPUs"):
-            list(driver.sweep(SPECS, session, num_gpus=2))
+            list(driver.sweep_on_cluster(SPECS, session, num_gpus=2))
         assert [record.message for record in caplog.records if "waiting for one" in record.message]
 
     @pytest.mark.usefixtures("workers")
     def test_workers_of_another_version_are_refused(self, session, monkeypatch):
         monkeypatch.setattr(driver, "code_version", lambda: "another")
         with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has other code of intrafusion, or other"):
-            list(driver.sweep(SPECS, session))
+            list(driver.sweep_on_cluster(SPECS, session))
         assert idle()
 
     @pytest.mark.usefixtures("workers")
     def test_a_task_that_does_not_listen_is_ended(self, session, tamper, monkeypatch):
         tamper(lambda spec: time.sleep(0 if spec.sparsity == 0.2 else 60))
         monkeypatch.setattr(driver, "_LEAVE", 0.5)
-        looks = driver.sweep(SPECS, session)
+        looks = driver.sweep_on_cluster(SPECS, session)
         next(looks)
         looks.close()
         assert idle()
@@ -301,7 +301,7 @@ class TestShares:
     def test_an_impossible_one_is_refused_before_anything_starts(self, session, monkeypatch, asked):
         monkeypatch.setattr(driver, "SESSION", None)
         with pytest.raises(itf.IntrafusionError, match="a task"):
-            list(driver.sweep(SPECS, session, **asked))
+            list(driver.sweep_on_cluster(SPECS, session, **asked))
 
     @pytest.mark.usefixtures("workers")
     def test_is_asked_for_by_every_task_which_uses_that_device(self, session, monkeypatch):
@@ -319,7 +319,7 @@ class TestShares:
         monkeypatch.setattr(ray, "remote", lambda function: Task())
         for share in ({}, {"num_cpus": 0.5, "num_gpus": 0.25}, {"num_cpus": 4}):
             with pytest.raises(itf.IntrafusionError, match="enough"):
-                list(driver.sweep(SPECS, session, **share))
+                list(driver.sweep_on_cluster(SPECS, session, **share))
         assert asked == [
             {"num_cpus": 1, "num_gpus": 0, "max_retries": 0}, (1, "cpu"),
             {"num_cpus": 0.5, "num_gpus": 0.25, "max_retries": 0}, (1, "cuda"),
@@ -331,7 +331,7 @@ class TestShares:
     def test_a_bench_on_a_gpu_is_measured_on_gpus(self, store):
         ray.shutdown()
         session = open_session(BASE, "cuda")
-        found = last(driver.sweep(SPECS, session, store))
+        found = last(driver.sweep_on_cluster(SPECS, session, store))
         assert numbers(found) == numbers(last(local.sweep(SPECS, session)))
         store.save_study("s", "", [(spec, origin(spec, session)) for spec in SPECS])
         assert store.study("s").devices == (torch.cuda.get_device_name(),)
@@ -346,7 +346,7 @@ class TestLosses:
 
         tamper(first)
         monkeypatch.setattr(driver, "RETRIES", 2)
-        found = list(driver.sweep(SPECS, session))
+        found = list(driver.sweep_on_cluster(SPECS, session))
         failures = {f.spec: f.reason for f in found if isinstance(f, Failure)}
         assert set(failures) == {SPECS[3]}
         assert "lost 3 times (WorkerCrashedError" in failures[SPECS[3]]
@@ -368,7 +368,7 @@ class TestLosses:
         specs = [spec.but(limit=50) for spec in SPECS]  # measured in one go
         found: list[Result | Failure] = []
         hit = ""
-        for result in driver.sweep(specs, session, store):
+        for result in driver.sweep_on_cluster(specs, session, store):
             found.append(result)
             if not hit:
                 node, pid, hit = next(line.split(" ", 2) for line in new_lines(diary) if '"merge": "drop"' in line)
@@ -387,7 +387,7 @@ class TestConnecting:
     def test_no_ray_is_one_line(self, session, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(itf.IntrafusionError, match=r"needs Ray: pip install 'intrafusion\[ray\]'"):
-            list(driver.sweep(SPECS, session))
+            list(driver.sweep_on_cluster(SPECS, session))
 
     def test_the_version_asked_for_is_the_one_tested(self):
         assert f"ray=={ray.__version__}" == connection.RAY
@@ -397,7 +397,7 @@ class TestConnecting:
     def test_an_address_where_no_cluster_is_is_one_line(self, session, address):
         ray.shutdown()
         with pytest.raises(itf.IntrafusionError, match="Ray") as caught:
-            list(driver.sweep(SPECS, session, address=address))
+            list(driver.sweep_on_cluster(SPECS, session, address=address))
         assert "\n" not in str(caught.value)
         assert not ray.is_initialized()
 
@@ -407,7 +407,7 @@ class TestConnecting:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
             with pytest.raises(itf.IntrafusionError, match=r"no Ray cluster answers at .* \(no answer in 2 s\)"):
-                list(driver.sweep(SPECS, session))
+                list(driver.sweep_on_cluster(SPECS, session))
 
     def test_a_cluster_is_joined_by_its_address_and_left(self, machines):
         ray.shutdown()
@@ -419,12 +419,12 @@ class TestConnecting:
     def test_without_an_address_ray_starts_here_and_ends_with_the_study(self, session, monkeypatch):
         ray.shutdown()
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        looks = driver.sweep(SPECS[:2], session)
+        looks = driver.sweep_on_cluster(SPECS[:2], session)
         first = threading.Thread(target=next, args=[looks])  # as in a page, where studies come and go in threads
         first.start()
         first.join()
         with pytest.raises(itf.IntrafusionError, match="no machine"):  # a second study joins in, and leaves Ray running
-            list(driver.sweep(SPECS, session, num_cpus=1000))
+            list(driver.sweep_on_cluster(SPECS, session, num_cpus=1000))
         assert ray.is_initialized()
         assert set(last(looks)) == {*SPECS[:2]}
         assert not ray.is_initialized()

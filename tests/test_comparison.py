@@ -10,14 +10,22 @@ from made_results import made_result
 import intrafusion as itf
 from intrafusion._registry import RECOVERIES
 from intrafusion.pruning.pruner import cut
-from intrafusion.reporting.figures.recovery import headline, similarity_panels, training_curves
+from intrafusion.reporting.figures.recovery import recovery_headline, similarity_panels, training_curves
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.recovery_comparison import Alike, Run, alike, compare, known_run, layers_to_compare, rows
+from intrafusion.studies.recovery_comparison import (
+    Alike,
+    Run,
+    compare_image_similarity,
+    compare_recoveries,
+    known_run,
+    layers_to_compare,
+    rows,
+)
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
 from intrafusion.training.loop import Moment
-from intrafusion.training.recovery import Facts, similarity, similarity_loss
+from intrafusion.training.recovery import Facts, image_similarity, similarity_loss
 from intrafusion.training.recovery.methods import COSTLIER
 
 SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=200, training=300, epochs=2, rate=0.03)
@@ -41,7 +49,7 @@ class TestCompare:
     def test_yields_runs_while_they_train_then_results(self, session, tmp_path):
         specs = [SPEC.but(recovery=name) for name in ("none", "bn-reset", "perp", "overparam-sp")]
         with Store(tmp_path / "store.sqlite") as store:
-            found = list(compare(specs, session, store))
+            found = list(compare_recoveries(specs, session, store))
             results = [one for one in found if isinstance(one, Result)]
             runs = [one for one in found if isinstance(one, Run)]
             assert {result.spec for result in results if result.complete} == set(specs)
@@ -51,7 +59,7 @@ class TestCompare:
             last = {run.spec.recovery: run for run in runs}
             assert last.keys() == {"perp", "overparam-sp"}
             assert {run.share for run in last.values()} == {1.0}
-            again = list(compare(specs, session, store))
+            again = list(compare_recoveries(specs, session, store))
         assert [type(one) for one in again] == [Result, Result, Run, Result, Run, Result]
         assert again[2] == last["perp"] == known_run(specs[2], session)
         assert known_run(specs[0], session) is None
@@ -60,15 +68,17 @@ class TestCompare:
         cuts = []
         monkeypatch.setattr("intrafusion.studies.session.cut", lambda *a, **k: cuts.append(1) or cut(*a, **k))
         specs = [SPEC.but(recovery=name, merge="calibrated", epochs=1) for name in ("bn-reset", "repair", "perp-head")]
-        found = {one.spec: one for one in compare(specs, open_session(SPEC)) if isinstance(one, Result)}
+        found = {one.spec: one for one in compare_recoveries(specs, open_session(SPEC)) if isinstance(one, Result)}
         assert len(cuts) == 1
-        alone = {one.spec: one for spec in specs for one in compare([spec], open_session(SPEC)) if isinstance(one, Result)}
+        alone = {
+            one.spec: one for spec in specs for one in compare_recoveries([spec], open_session(SPEC)) if isinstance(one, Result)
+        }
         assert {spec: one.accuracy for spec, one in found.items()} == {s: one.accuracy for s, one in alone.items()}
 
     def test_what_fails_is_said_and_the_others_go_on(self, monkeypatch):
         mlp = open_session(SPEC.but(model="digits-mlp"))
         specs = [SPEC.but(model="digits-mlp", recovery=name) for name in ("bn-reset", "perp-norm", "perp-head")]
-        found = list(compare(specs, mlp))
+        found = list(compare_recoveries(specs, mlp))
         failures = {one.spec.recovery: one.reason for one in found if isinstance(one, Failure)}
         assert failures.keys() == {"bn-reset", "perp-norm"}
         assert all(reason.startswith("this network has no BatchNorm") for reason in failures.values())
@@ -79,7 +89,7 @@ class TestCompare:
             raise ZeroDivisionError("by zero")
 
         monkeypatch.setitem(RECOVERIES, "finetune", replace(RECOVERIES["finetune"], function=fall))
-        assert list(compare([SPEC.but(recovery="finetune")], session)) == [
+        assert list(compare_recoveries([SPEC.but(recovery="finetune")], session)) == [
             Failure(SPEC.but(recovery="finetune"), "ZeroDivisionError: by zero")
         ]
 
@@ -87,7 +97,7 @@ class TestCompare:
         macs = {}
         for name, entry in RECOVERIES.items():
             if entry.needs == "labels":
-                macs[name] = next(one for one in compare([SPEC.but(recovery=name)], session)).facts.macs
+                macs[name] = next(one for one in compare_recoveries([SPEC.but(recovery=name)], session)).facts.macs
         assert {name for name, count in macs.items() if count > macs["finetune"]} == set(COSTLIER)
 
 
@@ -115,9 +125,9 @@ class TestRows:
 class TestAlike:
     def test_the_recovered_network_is_the_kept_one(self, session):
         spec = SPEC.but(recovery="similarity", epochs=6)
-        list(compare([spec], session))
+        list(compare_recoveries([spec], session))
         layer = layers_to_compare(session)[-1]
-        found = alike(spec, session, layer, images=20)
+        found = compare_image_similarity(spec, session, layer, images=20)
         assert found.dense.shape == found.before.shape == found.after.shape == (20, 20)
         torch.testing.assert_close(found.dense.norm(dim=1), torch.ones(20))
         assert found.labels.tolist() == sorted(found.labels.tolist())
@@ -126,7 +136,7 @@ class TestAlike:
 
     def test_loss_is_the_trainings(self):
         ours, theirs = torch.randn(4, 6), torch.randn(4, 9)
-        found = Alike("x", torch.arange(4), similarity(theirs), similarity(ours), similarity(ours))
+        found = Alike("x", torch.arange(4), image_similarity(theirs), image_similarity(ours), image_similarity(ours))
         assert found.loss(found.before) == pytest.approx(float(similarity_loss(ours, theirs)))
 
 
@@ -156,13 +166,13 @@ class TestPictures:
 
     def test_title_says_what_the_best_does(self):
         results = [measured(a, recovery=n) for n, a in (("none", 0.2), ("perp", 0.8), ("finetune", 0.9))]
-        assert headline(rows(results, [])) == "finetune brings 20.0 % to 90.0 %, the best of 2"
-        assert headline(rows(results[:2], [])) == "perp brings 20.0 % to 80.0 %"
-        assert headline([]) == "How the training of each method goes"
+        assert recovery_headline(rows(results, [])) == "finetune brings 20.0 % to 90.0 %, the best of 2"
+        assert recovery_headline(rows(results[:2], [])) == "perp brings 20.0 % to 80.0 %"
+        assert recovery_headline([]) == "How the training of each method goes"
 
     def test_similarity_panels(self, session):
         spec = SPEC.but(recovery="bn-reset")
-        found = alike(spec, session, "layer3.1.conv2", images=12)
+        found = compare_image_similarity(spec, session, "layer3.1.conv2", images=12)
         fig = similarity_panels(found, "bn-reset")
         assert [trace.z.shape for trace in fig.data] == [(12, 12)] * 3
         assert any("after bn-reset" in note.text for note in fig.layout.annotations)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 import intrafusion as itf
 from intrafusion.pruning.transport.planning import TransportPlan
-from intrafusion.reporting.figures.curves import curves, headline
+from intrafusion.reporting.figures.curves import curves, curves_headline
 from intrafusion.reporting.figures.importance import importance_bars
 from intrafusion.reporting.figures.theme import DARK, LIGHT, rgba, tint
-from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.measurement import Result, run_spec
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.sweeps import grid, sweep
 
@@ -144,14 +144,14 @@ HEADLINES = {
 class TestCurves:
     @pytest.mark.parametrize(("points", "words"), HEADLINES.values(), ids=HEADLINES)
     def test_headline_tells_the_widest_gap(self, points, words):
-        assert headline(points) == words
+        assert curves_headline(points) == words
         assert title(curves(points, [0.2, 0.8], None)) == words
 
     def test_headline_says_when_nothing_was_pruned(self):
         points = [result(0.01, merge, 0.99, channels=10) for merge in ("drop", "fusion")]
-        assert "Nothing was pruned" in headline(points)
+        assert "Nothing was pruned" in curves_headline(points)
         points += [result(0.5, "drop", 0.4), result(0.5, "fusion", 0.6)]
-        assert headline(points).startswith("At 50%")
+        assert curves_headline(points).startswith("At 50%")
 
     def test_one_line_a_criterion_and_merge_with_its_points_in_order(self, results):
         fig = curves(results[::-1], [0.2, 0.5, 0.8], None)
@@ -214,8 +214,8 @@ class TestCurves:
 
     def test_real_headline_quotes_real_numbers(self, session):
         base = BASE.but(sparsity=0.2, limit=None)
-        points = {merge: run(base.but(merge=merge), session) for merge in ("drop", "fusion")}
-        words = headline(list(points.values()))
+        points = {merge: run_spec(base.but(merge=merge), session) for merge in ("drop", "fusion")}
+        words = curves_headline(list(points.values()))
         for point in points.values():
             assert f"{100 * point.accuracy:.0f} %" in words
         assert "20%" in words

@@ -14,7 +14,7 @@ from intrafusion.pruning.merge import calibrate
 from intrafusion.pruning.merge.least_squares import Fit, Merged
 from intrafusion.pruning.merge.ridge import Regression
 from intrafusion.pruning.pruner import cut, prune_groups
-from intrafusion.studies.measurement import run
+from intrafusion.studies.measurement import run_spec
 from intrafusion.studies.session import open_session
 
 FITTED = [name for name, entry in MERGES.items() if entry.fit is not None and name != "fold-r"]
@@ -255,7 +255,7 @@ def test_real_images_reach_the_numbers(reference, way):
     session = open_session(spec)
     inner = tuple(group.name for group in session.groups if group.name.endswith("conv1") and group.name != "conv1")
     for sparsity, least in NUMBERS[way].items():
-        result = run(spec.but(groups=inner, sparsity=sparsity), session)
+        result = run_spec(spec.but(groups=inner, sparsity=sparsity), session)
         assert 100 * result.accuracy > least - 1, sparsity
 
 
@@ -266,7 +266,9 @@ EMBEDDED = {"digits-mlp": 0.8, "digits-vgg": 0.6, "digits-resnet": 0.5}
 def test_solving_beats_fusion_on_every_embedded_model(name):
     spec = itf.PruneSpec(model=name, sparsity=EMBEDDED[name], limit=None)
     session = open_session(spec)
-    fusion, *others = (run(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit", "refit-all"))
+    fusion, *others = (
+        run_spec(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit", "refit-all")
+    )
     assert min(others) > fusion
 
 
@@ -277,5 +279,5 @@ def test_solving_beats_fusion_on_the_embedded_cifar_resnet(reference):
         limit=500, calibration=128,
     )  # fmt: skip
     session = open_session(spec)
-    fusion, *others = (run(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit"))
+    fusion, *others = (run_spec(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit"))
     assert min(others) > fusion

@@ -13,7 +13,7 @@ import intrafusion as itf
 from intrafusion.pruning.groups.feature_maps import normalised
 from intrafusion.training import fuse_models
 from intrafusion.training.batchnorm import measure_norms
-from intrafusion.training.model_fusion import align, permute
+from intrafusion.training.model_fusion import align, permute_channels
 
 G = torch.Generator().manual_seed(0)
 
@@ -26,7 +26,7 @@ def shuffled(network, model=None):
         for block in group.block.unique():
             rows = (group.block == block).nonzero()[:, 0]
             order[rows] = rows[torch.randperm(len(rows), generator=G)]
-        permute(model, group, order)
+        permute_channels(model, group, order)
     return model
 
 

@@ -12,9 +12,9 @@ from intrafusion.pruning.transport.cost import (
     Geometry,
     _centroids,
     activation_vectors,
-    between,
+    compare_channels,
+    distances_between,
     embed,
-    measure,
     pairwise,
     unit_vectors,
 )
@@ -32,7 +32,7 @@ def test_distances_are_scipys(distance, p, theirs):
     rows, others = unit_vectors(points(150)), unit_vectors(points(4, seed=1))
     options = {"p": p} if theirs == "minkowski" else {}
     np.testing.assert_allclose(pairwise(rows, distance, p), cdist(rows, rows, theirs, **options), atol=1e-12)
-    np.testing.assert_allclose(between(rows, others, distance, p), cdist(rows, others, theirs, **options), atol=1e-12)
+    np.testing.assert_allclose(distances_between(rows, others, distance, p), cdist(rows, others, theirs, **options), atol=1e-12)
 
 
 @pytest.mark.parametrize(("distance", "p", "theirs"), MEASURES)
@@ -75,7 +75,7 @@ def test_activation_vectors_are_what_the_consumers_read():
 ])  # fmt: skip
 def test_activation_distances_by_hand(second, distance, expected):
     model, group, data = two_channels(second)
-    geometry = measure(model, group, cost="activations", distance=distance, data=data)
+    geometry = compare_channels(model, group, cost="activations", distance=distance, data=data)
     assert float(geometry.distances[0, 1]) == pytest.approx(expected, abs=1e-6)
 
 
@@ -86,8 +86,8 @@ def test_channels_with_the_same_activations_are_near_though_their_weights_are_fa
     grey = torch.arange(0, 250, 10, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 1, 1)  # both inputs always equal
     data = itf.ImageData("grey", "train", grey, torch.zeros(25, dtype=torch.int64), ("a", "b"))
     group = itf.find_groups(model, torch.zeros(1, 2, 1, 1))[0]
-    by_weights = measure(model, group).distances
-    by_activations = measure(model, group, cost="activations", data=data).distances
+    by_weights = compare_channels(model, group).distances
+    by_activations = compare_channels(model, group, cost="activations", data=data).distances
     assert by_weights[0, 1] > 0.5
     assert by_activations[0, 1] == 0
     assert by_activations[0, 2] > 0.5
@@ -116,7 +116,7 @@ def _all_activations(network, group):
 
 def test_every_network_has_activation_costs(network):
     for group in network.prunable:
-        geometry = measure(network.model, group, cost="activations", data=network.data)
+        geometry = compare_channels(network.model, group, cost="activations", data=network.data)
         together = group.block[:, None] == group.block
         assert torch.isfinite(geometry.distances[together]).all()
         assert torch.isinf(geometry.distances[~together]).all()
@@ -138,7 +138,7 @@ def test_what_means_nothing_is_one_clear_line(networks, case):
     network = networks("mlp")
     options, words = BAD[case]
     with pytest.raises(itf.IntrafusionError) as caught:
-        measure(network.model, network.prunable[0], **({"data": network.data} | options))
+        compare_channels(network.model, network.prunable[0], **({"data": network.data} | options))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -147,7 +147,7 @@ def test_what_means_nothing_is_one_clear_line(networks, case):
 @pytest.mark.parametrize("name", ["mlp", "vgg", "resnet-pad"])
 def test_a_map_has_one_finite_place_a_channel(networks, name, method):
     network = networks(name)
-    geometry = measure(network.model, network.prunable[0])
+    geometry = compare_channels(network.model, network.prunable[0])
     places, words = embed(geometry, method)
     assert places.shape == (network.prunable[0].size, 2)
     assert torch.isfinite(places).all()
@@ -159,7 +159,7 @@ def test_the_pca_map_is_scikit_learns(networks):
     from sklearn.decomposition import PCA
 
     network = networks("digits-vgg")
-    geometry = measure(network.model, network.prunable[0])
+    geometry = compare_channels(network.model, network.prunable[0])
     places, words = embed(geometry)
     theirs = PCA(2).fit(geometry.vectors.numpy())
     expected = theirs.transform(geometry.vectors.numpy())
@@ -170,7 +170,7 @@ def test_the_pca_map_is_scikit_learns(networks):
 def test_an_unknown_map_is_one_clear_line(networks):
     network = networks("mlp")
     with pytest.raises(itf.IntrafusionError, match="umap"):
-        embed(measure(network.model, network.prunable[0]), "umap")
+        embed(compare_channels(network.model, network.prunable[0]), "umap")
 
 
 @pytest.mark.gpu
@@ -179,8 +179,8 @@ def test_an_unknown_map_is_one_clear_line(networks):
 def test_distances_on_the_gpu_are_the_cpus(networks, cost):
     network = networks("digits-vgg")
     group, there = network.prunable[1], copy.deepcopy(network.model).to("cuda")
-    expected = measure(network.model, group, cost=cost, data=network.data).distances
-    distances = measure(there, group, cost=cost, data=network.data.to("cuda")).distances
+    expected = compare_channels(network.model, group, cost=cost, data=network.data).distances
+    distances = compare_channels(there, group, cost=cost, data=network.data.to("cuda")).distances
     torch.testing.assert_close(distances, expected, rtol=1e-2, atol=1e-3)
 
 

@@ -78,7 +78,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(embedded_models, "make", nothing)
-        patched.setattr(runs, "run", nothing)
+        patched.setattr(runs, "run_training", nothing)
         patched.setattr(reporting, "export", nothing)
         for work in ("slices", "between", "sharpness"):
             patched.setattr(weight_space, work, nothing)

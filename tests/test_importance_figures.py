@@ -4,18 +4,18 @@ import pytest
 import torch
 from figure_reading import check_both_themes, title
 
-from intrafusion.pruning.agreement import Comparison, compare
+from intrafusion.pruning.agreement import CriteriaComparison, compare_criteria
 from intrafusion.pruning.groups.group import Group
-from intrafusion.reporting.figures.agreement import agreement_matrix, headline
+from intrafusion.reporting.figures.agreement import agreement_headline, agreement_matrix
 from intrafusion.reporting.figures.images import attribution_panels, gallery
-from intrafusion.reporting.figures.importance import importance_bars, label_width, side_by_side
+from intrafusion.reporting.figures.importance import criteria_side_by_side, importance_bars, label_width
 from intrafusion.reporting.figures.theme import LIGHT
 
 
-def compared(n: int = 12, sparsity: float = 0.25, names: tuple[str, ...] = ("l1", "taylor", "random")) -> Comparison:
+def compared(n: int = 12, sparsity: float = 0.25, names: tuple[str, ...] = ("l1", "taylor", "random")) -> CriteriaComparison:
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(n, generator=generator) for name in names}
-    return compare(scores, Group("g", n, (), torch.zeros(n, dtype=torch.int64)), sparsity)
+    return compare_criteria(scores, Group("g", n, (), torch.zeros(n, dtype=torch.int64)), sparsity)
 
 
 def marks(fig: go.Figure) -> go.Scatter:
@@ -28,14 +28,14 @@ class TestSideBySide:
     @pytest.mark.parametrize("show", ["ranks", "scores"])
     def test_kept_cells_are_the_accent_and_the_others_grey(self, show):
         made = compared()
-        fig = side_by_side(made, show=show, by_rank=False)
+        fig = criteria_side_by_side(made, show=show, by_rank=False)
         assert ((fig.data[0].z > 0) == made.kept).all()
         assert (fig.data[0].z >= -1.01).all()
         assert (fig.data[0].z <= 1).all()
 
     def test_columns_follow_the_first_criterion_as_its_bars_do(self):
         made = compared()
-        fig = side_by_side(made)
+        fig = criteria_side_by_side(made)
         bars = importance_bars(made.scores[0], made.kept[0].nonzero()[0], "l1")
         assert [row[0] for row in marks(fig).customdata[:12]] == list(bars.data[0].customdata)
         assert tuple(fig.layout.xaxis.range) == tuple(bars.layout.xaxis.range)
@@ -43,7 +43,7 @@ class TestSideBySide:
     def test_each_cell_tells_its_own_numbers(self):
         made = compared()
         for x, y, (channel, name, word, rank, score) in zip(
-            marks(fig := side_by_side(made)).x, marks(fig).y, marks(fig).customdata, strict=True
+            marks(fig := criteria_side_by_side(made)).x, marks(fig).y, marks(fig).customdata, strict=True
         ):
             row = made.names.index(name)
             assert (row, x) == (y, (made.ranks[0] - 1)[channel])
@@ -52,19 +52,19 @@ class TestSideBySide:
 
     def test_many_channels_have_one_mark_a_column(self):
         made = compared(2048)
-        fig = side_by_side(made, selected=5)
+        fig = criteria_side_by_side(made, selected=5)
         assert len(marks(fig).x) == 2048
         assert len(fig.data) == 2
         assert len(fig.to_json()) < 400_000
 
     def test_reasons_stand_in_rows_of_their_own(self):
-        fig = side_by_side(compared(), {"chip": "not computed yet"})
+        fig = criteria_side_by_side(compared(), {"chip": "not computed yet"})
         assert list(fig.layout.yaxis.ticktext) == ["<b>l1</b>", "taylor", "random", "chip"]
         (note,) = fig.layout.annotations
         assert (note.text, note.y) == ("not computed yet", 3)
 
     def test_the_chosen_channel_is_framed(self):
-        (frame,) = side_by_side(compared(), by_rank=False, selected=7).layout.shapes
+        (frame,) = criteria_side_by_side(compared(), by_rank=False, selected=7).layout.shapes
         assert (frame.x0, frame.x1, frame.line.color) == (6.5, 7.5, LIGHT.second)
 
     @pytest.mark.parametrize(
@@ -75,22 +75,22 @@ class TestSideBySide:
         ],
     )
     def test_title_says_what_is_seen(self, made, says):
-        assert title(side_by_side(made)) == says
+        assert title(criteria_side_by_side(made)) == says
 
     def test_title_counts_agreement(self):
         made = compared()
         everyone, nobody = int(made.kept.all(0).sum()), int((~made.kept).all(0).sum())
-        assert title(side_by_side(made)) == (
+        assert title(criteria_side_by_side(made)) == (
             f"All 3 criteria keep {everyone} of 12 channels; on {12 - everyone - nobody} they disagree"
         )
 
     def test_scores_below_zero_and_flat_ones_are_drawn(self):
         scores = {"a": torch.tensor([-1.0, 0, 1]), "flat": torch.zeros(3)}
-        made = compare(scores, Group("g", 3, (), torch.zeros(3, dtype=torch.int64)), 0.4)
-        assert np.isfinite(side_by_side(made, show="scores").data[0].z).all()
+        made = compare_criteria(scores, Group("g", 3, (), torch.zeros(3, dtype=torch.int64)), 0.4)
+        assert np.isfinite(criteria_side_by_side(made, show="scores").data[0].z).all()
 
     def test_both_themes(self):
-        check_both_themes(lambda dark: side_by_side(compared(), {"chip": "not computed yet"}, "scores", True, 3, dark))
+        check_both_themes(lambda dark: criteria_side_by_side(compared(), {"chip": "not computed yet"}, "scores", True, 3, dark))
 
 
 class TestAgreement:
@@ -106,14 +106,14 @@ class TestAgreement:
     def test_no_colour_is_chance(self):
         n = 12
         scores = {"a": torch.arange(n).double(), "b": torch.arange(n).double().roll(3)}
-        made = compare(scores, Group("g", n, (), torch.zeros(n, dtype=torch.int64)), 0.5)
+        made = compare_criteria(scores, Group("g", n, (), torch.zeros(n, dtype=torch.int64)), 0.5)
         assert made.overlap[0, 1] == made.chance.overlap == 0.5
         assert agreement_matrix(made).data[1].z[1][0] == 0
 
     def test_nothing_pruned_is_said_and_no_overlap_is_shown(self):
         made = compared(sparsity=0)
         assert len(agreement_matrix(made).data) == 1
-        assert "Nothing is pruned" in headline(made)
+        assert "Nothing is pruned" in agreement_headline(made)
 
     def test_headline_names_the_two_that_agree_least_but_not_the_control(self):
         made = compared(names=("l1", "taylor", "random", "chip"))
@@ -124,13 +124,13 @@ class TestAgreement:
             if i < j and "random" not in (a, b)
         }
         least = min(shared.values())
-        assert any(headline(made).startswith(f"{a} and {b} agree least: {least} of 9") for a, b in shared)
-        assert "7 by chance" in headline(made)
-        assert headline(compared(names=("l1", "random"))).startswith("l1 and random agree: ")
+        assert any(agreement_headline(made).startswith(f"{a} and {b} agree least: {least} of 9") for a, b in shared)
+        assert "7 by chance" in agreement_headline(made)
+        assert agreement_headline(compared(names=("l1", "random"))).startswith("l1 and random agree: ")
 
     def test_a_criterion_without_a_ranking_gets_a_dash(self):
         scores = {"a": torch.arange(4.0), "flat": torch.ones(4)}
-        made = compare(scores, Group("g", 4, (), torch.zeros(4, dtype=torch.int64)), 0.5)
+        made = compare_criteria(scores, Group("g", 4, (), torch.zeros(4, dtype=torch.int64)), 0.5)
         assert agreement_matrix(made).data[0].text[0][1] == "–"
 
     @pytest.mark.parametrize("count", [2, 15])

@@ -14,8 +14,8 @@ from intrafusion.cli import main
 from intrafusion.cli import main as cli
 from intrafusion.runtime.cancellation import Cancelled
 from intrafusion.studies.uploads import remove
-from intrafusion.training.methods.parallel import part_of, parts_of
-from intrafusion.training.methods.runs import LabRun, damaged, known, open_run, run, runs
+from intrafusion.training.methods.parallel import parts_of, rows_of_part
+from intrafusion.training.methods.runs import LabRun, damaged, known, open_run, run_training, runs
 from intrafusion.training.methods.sdprun import GroupLasso, channels_of, zeroed
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import Step
@@ -63,18 +63,18 @@ class TestRuns:
     @pytest.mark.parametrize("method", ALONE)
     def test_a_stopped_run_goes_on_to_the_same_end(self, method, monkeypatch, tmp_path):
         spec = quick(method, model="digits-vgg" if method in ("sdprun", "aslp") else "digits-mlp")
-        whole = list(run(spec))
+        whole = list(run_training(spec))
         assert isinstance(whole[-1], LabRun)
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "elsewhere"))
         for stop in (3, 10_000):
-            told = run(spec)
+            told = run_training(spec)
             try:
                 for number, _ in enumerate(told):
                     if number == stop:
                         told.throw(Cancelled())
             except Cancelled:
                 assert known(spec) is None
-        again = list(run(spec))
+        again = list(run_training(spec))
         assert plain(again[:-1]) == plain(whole[:-1])
         ours, theirs = again[-1].outcome, whole[-1].outcome
         assert replace(ours, seconds={}) == replace(theirs, seconds={})
@@ -82,33 +82,33 @@ class TestRuns:
             assert torch.equal(a, b)
 
     def test_a_whole_run_is_not_trained_again(self, monkeypatch):
-        first = list(run(QUICK))
+        first = list(run_training(QUICK))
         monkeypatch.setattr("intrafusion.training.methods.task.train", lambda *a, **k: pytest.fail("it trains again"))
-        assert plain(list(run(QUICK))[:-1]) == plain(first[:-1])
+        assert plain(list(run_training(QUICK))[:-1]) == plain(first[:-1])
         assert open_run(QUICK).outcome == first[-1].outcome == runs()[0].outcome
 
     def test_a_run_of_other_code_is_listed_and_trained_again(self, monkeypatch):
-        *_, first = run(QUICK)
+        *_, first = run_training(QUICK)
         assert not first.older
         monkeypatch.setattr("intrafusion.training.methods.runs.lab_version", lambda: "another")
         assert known(QUICK) is None
         assert [one.older for one in runs()] == [True]
-        *_, again = run(QUICK)
+        *_, again = run_training(QUICK)
         assert again.path != first.path
         assert [one.older for one in runs()] == [False, True]
 
     def test_the_outcome_is_what_evaluate_says(self):
-        *_, whole = run(quick("sdprun", model="digits-vgg", epochs=4))
+        *_, whole = run_training(quick("sdprun", model="digits-vgg", epochs=4))
         measured = itf.evaluate(whole.model, itf.load_data("digits"), None)
         assert (measured.accuracy, measured.interval) == (whole.outcome.accuracy, whole.outcome.interval)
         assert whole.outcome.difference < 1e-5
 
     def test_what_cannot_be_read_is_trained_again(self):
-        *_, whole = run(QUICK)
+        *_, whole = run_training(QUICK)
         whole.path.write_text("{")
         assert known(QUICK) is None
         assert runs() == []
-        *_, again = run(QUICK)
+        *_, again = run_training(QUICK)
         assert again.outcome.accuracy == whole.outcome.accuracy
 
     def test_a_test_split_alone_is_one_line(self, tmp_path):
@@ -117,7 +117,7 @@ class TestRuns:
         file = tmp_path / "cifar10_test.npz"
         np.savez(file, images=np.zeros((30, 32, 32, 3), np.uint8), labels=np.arange(30) % 10)
         with pytest.raises(itf.IntrafusionError, match="training images"):
-            next(run(TrainSpec(model="cifar10-conv2", method="sgd", data_path=str(file))))
+            next(run_training(TrainSpec(model="cifar10-conv2", method="sgd", data_path=str(file))))
 
 
 class TestSplitData:
@@ -128,11 +128,11 @@ class TestSplitData:
             parts_of(TrainSpec(method="fap", folds=3))
 
     def test_two_halves_are_all_images_once(self):
-        a, b = (part_of(101, TrainSpec(method="sgd", part=(fold,))) for fold in (0, 1))
+        a, b = (rows_of_part(101, TrainSpec(method="sgd", part=(fold,))) for fold in (0, 1))
         assert sorted(torch.cat([a, b]).tolist()) == list(range(101))
 
     def test_networks_on_halves_are_fused_and_pruned(self):
-        told = list(run(quick("fap")))
+        told = list(run_training(quick("fap")))
         phases = {step.phase for step in told[:-1]}
         assert {"part 1: training", "part 2: training", "fused", "fused, fine-tuned", "pruned 1, fine-tuned"} <= phases
         outcome = told[-1].outcome
@@ -151,13 +151,13 @@ class TestSplitData:
             return [task.network() for _ in specs]
 
         monkeypatch.setattr("intrafusion.training.methods.split_data.together", together)
-        phases = [step.phase for step in list(run(quick(method, by=by, tune=0.0)))[:-1]]
+        phases = [step.phase for step in list(run_training(quick(method, by=by, tune=0.0)))[:-1]]
         assert "fused" in phases
         assert "averages" not in caplog.text
 
     def test_what_is_fused_gets_its_statistics_back_before_it_is_fine_tuned(self):
         spec = quick("iterative", model="digits-vgg", training=None, epochs=3, sparsity=0.7, tune=0.0)
-        *told, whole = run(spec)
+        *told, whole = run_training(spec)
         dense = open_run(spec.but(method="sgd")).model
         fused = itf.prune(dense, dense.card.example(), 0.7)
         naive = itf.evaluate(fused, itf.load_data("digits"), None).accuracy
@@ -166,10 +166,10 @@ class TestSplitData:
 
     def test_stopped_parts_go_on_to_the_same_end(self, monkeypatch, tmp_path):
         spec = quick("paf", epochs=20)
-        *_, whole = run(spec)
+        *_, whole = run_training(spec)
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "elsewhere"))
         for phase in ("part", "fused, fine-tuned"):  # while both parts train, and when they are fused
-            told = run(spec)
+            told = run_training(spec)
             next(step for step in told if step.phase.startswith(phase))
             with pytest.raises(Cancelled):
                 told.throw(Cancelled())
@@ -177,7 +177,7 @@ class TestSplitData:
             left = tmp_path / "elsewhere" / "lab"
             ended = left.glob("*.json") if phase == "part" else ()  # one may have ended before the other began
             assert [*left.glob("*.phases/*.run"), *ended]
-        *_, again = run(spec)
+        *_, again = run_training(spec)
         assert replace(again.outcome, seconds={}) == replace(whole.outcome, seconds={})
         for a, b in zip(again.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
             assert torch.equal(a, b)
@@ -210,7 +210,7 @@ class TestGroupLasso:
 
 
 def test_damaged_runs_are_listed_as_such_hinder_no_other_and_can_be_removed(capsys):
-    *_, whole = run(QUICK.but(epochs=1.0))
+    *_, whole = run_training(QUICK.but(epochs=1.0))
     damages = [*DAMAGES.values(), *(lambda path, card=card: set_card(path, card) for card in (None, *CARDS.values()))]
     for number, damage in enumerate(damages):
         damage(shutil.copy(whole.path, whole.path.with_name(f"run{number}.safetensors")))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from figure_reading import check_both_themes, title, traces
 
-from intrafusion.reporting.figures.training import learning, side_by_side, spread, timeline, zeros
+from intrafusion.reporting.figures.training import learning, norms_over_time, runs_side_by_side, timeline, zeros_over_time
 from intrafusion.training.loop import Moment
 from intrafusion.training.methods.runs import LabRun, Outcome
 from intrafusion.training.methods.spec import TrainSpec
@@ -37,8 +37,8 @@ def test_parts_run_side_by_side_and_phases_follow_each_other():
 @pytest.mark.parametrize("steps", [[], ALONE[:1], ALONE, PARTS])
 def test_every_picture_in_both_themes(steps):
     check_both_themes(lambda dark: learning(steps, "aslp", dark))
-    check_both_themes(lambda dark: zeros(steps, "sdprun", dark))
-    check_both_themes(lambda dark: spread(steps, dark))
+    check_both_themes(lambda dark: zeros_over_time(steps, "sdprun", dark))
+    check_both_themes(lambda dark: norms_over_time(steps, dark))
 
 
 def test_learning_says_how_far_it_is_and_draws_each_line():
@@ -50,13 +50,13 @@ def test_learning_says_how_far_it_is_and_draws_each_line():
 
 
 def test_zeros_name_the_layer_with_most():
-    fig = zeros(ALONE, "sdprun")
+    fig = zeros_over_time(ALONE, "sdprun")
     assert title(fig) == "Most weights are zero in a: 50%"
     assert traces(fig, "heatmap")[0].z[0] == pytest.approx([12.5, 25.0, 50.0])
 
 
 def test_spread_keeps_all_of_each_moment_and_draws_the_threshold():
-    fig = spread(ALONE)
+    fig = norms_over_time(ALONE)
     (heat,) = traces(fig, "heatmap")
     columns = list(zip(*heat.z, strict=True))
     assert [sum(column) for column in columns] == pytest.approx([100.0] * 3)
@@ -65,11 +65,11 @@ def test_spread_keeps_all_of_each_moment_and_draws_the_threshold():
 
 def test_runs_side_by_side():
     runs = [made("sgd", 0.98, 1000), made("sdprun", 0.97, 300)]
-    fig = side_by_side(runs, ["sgd", "sdprun"])
+    fig = runs_side_by_side(runs, ["sgd", "sdprun"])
     assert title(fig) == "sgd is best with 98.0 %; sdprun is smallest: 30% of the parameters, 97.0 %"
     (points,) = fig.data
     assert list(points.x) == [100.0, 30.0]
     assert [high + y for high, y in zip(points.error_y.array, points.y, strict=True)] == pytest.approx([99.0, 98.0])
     for chosen in ([], runs[:1], runs):
-        check_both_themes(lambda dark, chosen=chosen: side_by_side(chosen, [run.spec.method for run in chosen], dark))
+        check_both_themes(lambda dark, chosen=chosen: runs_side_by_side(chosen, [run.spec.method for run in chosen], dark))
     assert all(a != b for a, b in itertools.pairwise(points.marker.color))

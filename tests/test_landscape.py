@@ -12,11 +12,11 @@ import intrafusion as itf
 from intrafusion.evaluation.loss_landscape import (
     Surface,
     bezier,
-    flatten,
-    grid,
+    flatten_weights,
     lanczos,
-    measure,
-    plane,
+    losses_at,
+    plane_grid,
+    plane_through,
     share_within,
     sharpest,
     surface,
@@ -46,33 +46,33 @@ def data():
 
 
 def test_vectors_are_parameters_and_back(three):
-    again = unflatten(three[0], flatten(three[1]))
+    again = unflatten(three[0], flatten_weights(three[1]))
     assert all(torch.equal(again[name], p) for name, p in three[1].named_parameters())
 
 
 def test_the_plane_holds_the_three_networks(three):
-    made = plane(*three)
+    made = plane_through(*three)
     for at, model in zip(made.at, three, strict=True):
-        torch.testing.assert_close(made.vectors(at[None])[0], flatten(model), rtol=0, atol=1e-9)
+        torch.testing.assert_close(made.vectors(at[None])[0], flatten_weights(model), rtol=0, atol=1e-9)
     assert made.at[0].tolist() == [0, 0]
     assert abs(float(made.at[1, 1])) < 1e-9
     assert abs(float(made.u @ made.v)) < 1e-9
-    distance = (flatten(three[1]) - flatten(three[2])).norm()
+    distance = (flatten_weights(three[1]) - flatten_weights(three[2])).norm()
     assert float((made.at[1] - made.at[2]).norm()) == pytest.approx(float(distance))  # the picture keeps distances
 
 
 def test_points_of_the_plane_are_measured_as_the_networks_are(three, data):
-    made = plane(*three)
+    made = plane_through(*three)
     card = three[0].card
     batches = [((data.images.float() / 255 - card.mean[0]) / card.std[0], data.labels)]
-    loss, accuracy = measure(three[0], made.vectors, made.at, batches)
+    loss, accuracy = losses_at(three[0], made.vectors, made.at, batches)
     for number, model in enumerate(three):
         expected = judged(model, data, card.mean, card.std)
         assert (float(loss[number]), float(accuracy[number])) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_surface_grows_from_coarse_to_fine(three, data):
-    seen = list(surface(plane(*three), data, size=9, stride=4))
+    seen = list(surface(plane_through(*three), data, size=9, stride=4))
     assert [one.loss.shape for one in seen] == [(9, 9)] * 3
     assert [round(one.share * 81) for one in seen] == [9, 25, 81]
     for earlier, later in itertools.pairwise(seen):
@@ -82,13 +82,13 @@ def test_a_surface_grows_from_coarse_to_fine(three, data):
 
 
 def test_a_slow_surface_tells_of_unfinished_grids(three, data):
-    seen = list(surface(plane(*three), data.subset(2), size=5, stride=2, patience=0))
+    seen = list(surface(plane_through(*three), data.subset(2), size=5, stride=2, patience=0))
     assert [round(one.share * 25) for one in seen] == list(range(1, 26))
 
 
 def test_a_grid_reaches_beyond_the_networks_by_as_much_on_every_side(three):
-    made = plane(*three)
-    empty, extent = grid(made, 5, 0.5), made.at.max(0).values - made.at.min(0).values
+    made = plane_through(*three)
+    empty, extent = plane_grid(made, 5, 0.5), made.at.max(0).values - made.at.min(0).values
     room = 0.5 * float(extent.max())
     assert (made.at[:, 0].min() - empty.x[0], empty.x[-1] - made.at[:, 0].max()) == pytest.approx((room, room))
     assert (made.at[:, 1].min() - empty.y[0], empty.y[-1] - made.at[:, 1].max()) == pytest.approx((room, room))
@@ -98,7 +98,7 @@ def test_a_grid_reaches_beyond_the_networks_by_as_much_on_every_side(three):
 @pytest.mark.parametrize(("size", "margin"), [(1, 0.3), (5, -0.1), (5, float("nan")), (5, float("inf"))])
 def test_what_is_no_grid_is_refused(three, size, margin):
     with pytest.raises(itf.IntrafusionError, match="a grid needs"):
-        grid(plane(*three), size, margin)
+        plane_grid(plane_through(*three), size, margin)
 
 
 def test_the_finest_even_grid_that_is_measured():
@@ -119,12 +119,12 @@ def test_networks_on_a_line_have_no_plane(three):
     middle.load_state_dict({name: (value + three[1].state_dict()[name]) / 2 for name, value in three[0].state_dict().items()})
     for second, third in ((three[1], three[1]), (three[0], three[1])):
         with pytest.raises(itf.IntrafusionError, match="lie on one line"):
-            plane(three[0], second, third)
+            plane_through(three[0], second, third)
 
 
 def test_other_shapes_have_no_plane(three):
     with pytest.raises(itf.IntrafusionError, match="of one shape"):
-        plane(three[0], three[1], itf.load_model("digits-vgg"))
+        plane_through(three[0], three[1], itf.load_model("digits-vgg"))
 
 
 def test_sharpest_directions_of_a_known_hessian():
@@ -153,8 +153,8 @@ def test_bezier_ends_where_it_should_and_bends_by_hand():
 
 
 def test_several_networks_in_one_pass_answer_as_each_alone(three):
-    made, points = plane(*three), torch.randn(5, 2, generator=G).double() * 0.5
+    made, points = plane_through(*three), torch.randn(5, 2, generator=G).double() * 0.5
     batches = [(torch.randn(6, 1, 8, 8, generator=G), torch.arange(6))]
-    alone, together = (measure(three[0], made.vectors, points, batches, together=count) for count in (1, 3))
+    alone, together = (losses_at(three[0], made.vectors, points, batches, together=count) for count in (1, 3))
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ import intrafusion as itf
 from intrafusion.pruning.transport.planning import kept_count
 from intrafusion.reporting.figures import toy_network as pictures
 from intrafusion.studies import toy_network
-from intrafusion.studies.toy_network import Lesson, open_lesson, train
+from intrafusion.studies.toy_network import Lesson, open_lesson, train_toy
 
 CASES = [
     (14, 6, 3, 1, ""),
@@ -27,26 +27,26 @@ CASES = [
 def made(request: pytest.FixtureRequest) -> Lesson:
     """Lessons of several sizes, some changed by hand."""
     seed, hidden, stay, p, changes = request.param
-    return open_lesson(train(seed, hidden, changes), stay, "l1", p)
+    return open_lesson(train_toy(seed, hidden, changes), stay, "l1", p)
 
 
 @pytest.fixture(scope="module")
 def default() -> Lesson:
-    return open_lesson(train(), 3)
+    return open_lesson(train_toy(), 3)
 
 
 def test_training_is_deterministic_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     steps, step = [], torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(step(self)))
-    first = toy_network.numbers(train())
+    first = toy_network.numbers(train_toy())
     assert len(steps) <= 300
-    assert torch.equal(first, toy_network.numbers(train()))
-    assert not torch.equal(first, toy_network.numbers(train(seed=15)))
+    assert torch.equal(first, toy_network.numbers(train_toy()))
+    assert not torch.equal(first, toy_network.numbers(train_toy(seed=15)))
     assert torch.equal(first, first.round(decimals=2))
 
 
 def test_the_default_lesson_shows_what_fusion_saves(default: Lesson) -> None:
-    dense, dropped, fused = (toy_network.measure(model) for model in (default.dense, default.dropped, default.fused))
+    dense, dropped, fused = (toy_network.measure_toy(model) for model in (default.dense, default.dropped, default.fused))
     assert default.sparsity == 0.5
     assert dense.accuracy >= 0.95
     assert fused.interval[0] > dropped.interval[1]
@@ -55,8 +55,8 @@ def test_the_default_lesson_shows_what_fusion_saves(default: Lesson) -> None:
 
 @pytest.mark.parametrize(("hidden", "stay"), [(5, 3), (6, 1)])
 def test_the_lessons_that_the_page_sends_its_reader_to_do_lose(hidden: int, stay: int) -> None:
-    made = [open_lesson(train(seed, hidden), stay) for seed in range(5)]
-    lost = [toy_network.measure(m.fused).accuracy < toy_network.measure(m.dropped).accuracy for m in made]
+    made = [open_lesson(train_toy(seed, hidden), stay) for seed in range(5)]
+    lost = [toy_network.measure_toy(m.fused).accuracy < toy_network.measure_toy(m.dropped).accuracy for m in made]
     assert sum(lost) >= 4
 
 
@@ -66,23 +66,23 @@ def test_the_sparsity_keeps_as_many_as_asked(hidden: int) -> None:
 
 
 def test_points_are_two_rings() -> None:
-    X, y = toy_network.points()
+    X, y = toy_network.toy_points()
     radius = X.norm(dim=1)
     assert y.bincount().tolist() == [100, 100]
     assert float(radius[y == 0].mean()) == pytest.approx(1.2, abs=0.05)
     assert float(radius[y == 1].mean()) == pytest.approx(0.6, abs=0.05)
-    assert not torch.equal(toy_network.points(200, 1)[0], X)
+    assert not torch.equal(toy_network.toy_points(200, 1)[0], X)
 
 
 def test_numbers_are_what_the_network_computes_with(made: Lesson) -> None:
     rows, (x, y) = toy_network.numbers(made.dense).numpy(), (0.3, -1.1)
     h = np.maximum(0, rows[:, 0] * x + rows[:, 1] * y + rows[:, 2])
-    assert toy_network.activations(made.dense, (x, y)).numpy() == pytest.approx(h)
+    assert toy_network.toy_activations(made.dense, (x, y)).numpy() == pytest.approx(h)
     votes = h @ rows[:, 3:] + toy_network.output_bias(made.dense).numpy()
-    assert toy_network.outputs(made.dense, (x, y)).numpy() == pytest.approx(votes)
+    assert toy_network.toy_outputs(made.dense, (x, y)).numpy() == pytest.approx(votes)
     axis, gap = toy_network.decision(made.dense, reach=1.1, side=3)
     assert axis.tolist() == pytest.approx([-1.1, 0, 1.1])
-    there = toy_network.outputs(made.dense, (1.1, -1.1))
+    there = toy_network.toy_outputs(made.dense, (1.1, -1.1))
     assert float(gap[0, 2]) == pytest.approx(float(there[1] - there[0]))
 
 
@@ -109,11 +109,11 @@ def test_the_terms_of_a_distance_add_up_to_the_plans_cost(made: Lesson) -> None:
 
 
 def test_silent_neurons_have_scores_and_distances() -> None:
-    made = open_lesson(train(changes="0.w1=0 0.w2=0 0.v1=0 0.v2=0"), 3)
+    made = open_lesson(train_toy(changes="0.w1=0 0.w2=0 0.v1=0 0.v2=0"), 3)
     other = made.kept[0]
     assert toy_network.distance_terms(made.dense, 0, other).distance == pytest.approx(float(made.plan.cost[0, 0]))
     silence = toy_network.write_changes({(i, name): 0.0 for i in range(4) for name in toy_network.WEIGHTS})
-    made = open_lesson(train(0, 4, silence), 2)
+    made = open_lesson(train_toy(0, 4, silence), 2)
     assert [toy_network.score_terms(made.dense, i).score for i in range(4)] == made.scores.tolist() == [0, 0, 0, 0]
 
 
@@ -161,7 +161,7 @@ def test_the_library_agrees_that_loudness_does_not_count(made: Lesson) -> None:
 
 def test_the_telling_point_tells_dropped_from_fused(default: Lesson) -> None:
     place = toy_network.telling_point(default)
-    dropped, fused = (toy_network.outputs(model, place).argmax() for model in (default.dropped, default.fused))
+    dropped, fused = (toy_network.toy_outputs(model, place).argmax() for model in (default.dropped, default.fused))
     assert dropped != fused
     same = open_lesson(default.dense, 6)
     assert abs(toy_network.telling_point(same)[0]) <= 1.2
@@ -173,7 +173,7 @@ def test_changes_are_read_and_written() -> None:
     assert toy_network.parse_changes(text, 6) == changes
     assert toy_network.write_changes(toy_network.parse_changes(" 3.b=-1   3.w1=.5 ", 6)) == "3.b=-1 3.w1=0.5"
     assert toy_network.parse_changes("", 6) == {}
-    rows, before = toy_network.numbers(train(changes=text)), toy_network.numbers(train())
+    rows, before = toy_network.numbers(train_toy(changes=text)), toy_network.numbers(train_toy())
     moved = (rows != before).nonzero().tolist()
     assert moved == [[0, 4], [3, 0], [3, 2]]
     assert rows[3, 0] == 0.5
@@ -201,7 +201,7 @@ def test_bad_changes_give_one_line(text: str, says: str) -> None:
 
 
 def test_criteria_are_those_that_can_score_the_network() -> None:
-    names = toy_network.criteria(train())
+    names = toy_network.criteria(train_toy())
     assert {"l1", "l2", "random"} <= set(names)
     assert "bn_scale" not in names
     assert all(itf.registry("criterion")[name].needs == "nothing" for name in names)
@@ -209,29 +209,31 @@ def test_criteria_are_those_that_can_score_the_network() -> None:
 
 def test_the_snippet_runs_and_gives_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     changes = "2.w1=0.5"
-    made = open_lesson(train(7, 6, changes), 4, "l2", 2)
+    made = open_lesson(train_toy(7, 6, changes), 4, "l2", 2)
     names: dict = {}
     exec(toy_network.snippet(7, 6, changes, made), names)
     assert torch.equal(names["plan"].matrix, made.plan.matrix)
     assert torch.equal(toy_network.numbers(names["small"]), toy_network.numbers(made.fused))
-    assert str(toy_network.measure(made.fused).accuracy) in capsys.readouterr().out
+    assert str(toy_network.measure_toy(made.fused).accuracy) in capsys.readouterr().out
 
 
 def _pictures(made: Lesson, dark: bool) -> dict[str, Callable[[], go.Figure]]:
     rows, n, k = toy_network.numbers(made.dense).numpy(), made.group.size, len(made.kept)
-    cloud, (axis, gap), result = cloud_of(400), toy_network.decision(made.fused), toy_network.measure(made.fused)
+    cloud, (axis, gap), result = cloud_of(400), toy_network.decision(made.fused), toy_network.measure_toy(made.fused)
     words, frame = [["1/6"] * n] * k, (0, made.kept[0])
     return {
         "network": lambda: pictures.network(rows, range(n), "dense", 2, "title", dark),
-        "plane": lambda: pictures.plane(cloud, rows, range(n), ["dense"] * n, 2, "title", (1, 0), dark),
-        "matrix": lambda: pictures.matrix(made.plan.matrix.numpy(), words, made.kept, frame, "title", ("a" * n, "b" * k), dark),
+        "plane": lambda: pictures.neuron_plane(cloud, rows, range(n), ["dense"] * n, 2, "title", (1, 0), dark),
+        "matrix": lambda: pictures.number_matrix(
+            made.plan.matrix.numpy(), words, made.kept, frame, "title", ("a" * n, "b" * k), dark
+        ),
         "region": lambda: pictures.region((axis.numpy(), gap.numpy()), result, "Fused", "fusion", cloud, (1, 0), dark),
         "fortunes": lambda: pictures.fortunes([(0, 0.7, 0.8), (1, 0.9, 0.6)], 1, dark),
     }
 
 
 def cloud_of(count: int) -> tuple[np.ndarray, np.ndarray]:
-    X, y = toy_network.points(count, 1)
+    X, y = toy_network.toy_points(count, 1)
     return X.numpy(), y.numpy()
 
 
@@ -258,9 +260,9 @@ def test_cells_carry_source_and_target(default: Lesson) -> None:
 def test_neurons_without_a_direction_and_twins_are_drawn(default: Lesson) -> None:
     rows: Tensor = toy_network.numbers(default.dense).clone()
     rows[0, :2], rows[1] = 0, rows[2]
-    fig = pictures.plane(cloud_of(20), rows.numpy(), range(6), ["dense"] * 6, 2, "title")
+    fig = pictures.neuron_plane(cloud_of(20), rows.numpy(), range(6), ["dense"] * 6, 2, "title")
     discs = next(trace for trace in fig.data if trace.mode == "markers+text")
     assert [data[0] for data in discs.customdata] == [1, 2, 3, 4, 5]
     assert math.hypot(discs.x[0] - discs.x[1], discs.y[0] - discs.y[1]) > 0.25
-    none = pictures.plane(cloud_of(20), np.zeros((2, 5)), range(2), ["dense"] * 2, 0, "title")
+    none = pictures.neuron_plane(cloud_of(20), np.zeros((2, 5)), range(2), ["dense"] * 2, 0, "title")
     assert len(next(trace for trace in none.data if trace.mode == "markers+text").x) == 0

@@ -12,10 +12,10 @@ from intrafusion.evaluation import incremental as meters
 from intrafusion.evaluation.accuracy import logits, size
 from intrafusion.evaluation.attribution import METHODS, channel_attribution
 from intrafusion.evaluation.incremental import Meter
-from intrafusion.evaluation.latency import measure
+from intrafusion.evaluation.latency import measure_latency
 from intrafusion.models.precision import has_bf16, kind_of
 from intrafusion.reporting import export
-from intrafusion.studies.measurement import run
+from intrafusion.studies.measurement import run_spec
 from intrafusion.studies.session import Session
 from intrafusion.studies.sweeps import Failure, sweep
 
@@ -49,7 +49,7 @@ def test_logits_are_of_its_own_numbers(other):
 
 def test_points_are_measured(other):
     model, network, _ = other
-    result = run(SPEC, bench_of(model, network))
+    result = run_spec(SPEC, bench_of(model, network))
     assert (result.count, result.prunes) == (24, True)
     *_, swept = sweep([SPEC], bench_of(model, network))
     assert swept.correct == result.correct
@@ -105,7 +105,7 @@ def test_exports_are_in_float32_and_say_so(other, tmp_path, capsys):
 
 def test_speed_and_size(other):
     model, network, _ = other
-    assert measure(model, network.example, batch=2, runs=6).macs == size(network.model, network.example).macs
+    assert measure_latency(model, network.example, batch=2, runs=6).macs == size(network.model, network.example).macs
 
 
 class Halved(nn.Module):
@@ -125,7 +125,7 @@ def test_several_number_types_are_one_line(networks):
     tries = [
         lambda: itf.find_groups(model, network.example), lambda: itf.evaluate(model, network.data),
         lambda: size(model, network.example), lambda: itf.prune(model, network.example),
-        lambda: Meter(model, network.data), lambda: measure(model, network.example, batch=2, runs=6),
+        lambda: Meter(model, network.data), lambda: measure_latency(model, network.example, batch=2, runs=6),
     ]  # fmt: skip
     for attempt in tries:
         with pytest.raises(itf.IntrafusionError, match=r"weights are of float16 and float32: .* model\.float\(\)") as caught:

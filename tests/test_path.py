@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import intrafusion as itf
-from intrafusion.evaluation.loss_landscape import flatten, unflatten
+from intrafusion.evaluation.loss_landscape import flatten_weights, unflatten
 from intrafusion.pruning.groups.feature_maps import normalised
 from intrafusion.studies.session import open_session
 from intrafusion.studies.weight_space import Solutions
@@ -55,11 +55,11 @@ def siblings(train_data):
 
 def test_a_curve_has_its_ends_and_begins_straight(folded):
     curve, t = Curve(*folded), torch.tensor([0.0, 1.0])
-    torch.testing.assert_close(curve.vectors(t), torch.stack([flatten(one) for one in folded]), rtol=0, atol=0)
+    torch.testing.assert_close(curve.vectors(t), torch.stack([flatten_weights(one) for one in folded]), rtol=0, atol=0)
     between = torch.linspace(0, 1, 9)
     torch.testing.assert_close(curve.vectors(between), curve.straight(between), rtol=1e-5, atol=1e-6)
     assert [name for name, p in curve.named_parameters() if name.startswith("bends")] == ["bends"]
-    assert curve.bends.shape == (3, len(flatten(folded[0])))
+    assert curve.bends.shape == (3, len(flatten_weights(folded[0])))
 
 
 def test_every_pass_of_training_is_at_a_place_of_its_own_by_the_seed(folded):
@@ -78,14 +78,14 @@ def test_every_pass_of_training_is_at_a_place_of_its_own_by_the_seed(folded):
 
 
 def test_only_the_bends_learn_and_the_networks_stay(folded, train_data):
-    before = [flatten(one) for one in folded]
+    before = [flatten_weights(one) for one in folded]
     curve = Curve(*folded)
-    inside, bends = flatten(curve.network), curve.bends.detach().clone()
+    inside, bends = flatten_weights(curve.network), curve.bends.detach().clone()
     for _ in train(curve, train_data, QUICK, folded[0].card.mean, folded[0].card.std, parameters=[curve.bends]):
         pass
     assert not torch.equal(curve.bends, bends)
-    assert torch.equal(flatten(curve.network), inside)
-    assert all(torch.equal(flatten(one), was) for one, was in zip(folded, before, strict=True))
+    assert torch.equal(flatten_weights(curve.network), inside)
+    assert all(torch.equal(flatten_weights(one), was) for one, was in zip(folded, before, strict=True))
     torch.testing.assert_close(curve.vectors(torch.tensor([1.0]))[0], before[1], rtol=0, atol=0)
 
 
@@ -165,7 +165,7 @@ class TestConnect:
 class TestNorms:
     def test_statistics_are_those_that_torch_measures(self, siblings, train_data):
         network = copy.deepcopy(siblings[0])
-        vector = (flatten(siblings[0]) + flatten(siblings[1])) / 2
+        vector = (flatten_weights(siblings[0]) + flatten_weights(siblings[1])) / 2
         parameters = unflatten(network, vector)
         batches = [images for images, _ in normalised(network, train_data.subset(256), 64)]
         measure_norms(network, batches, parameters)

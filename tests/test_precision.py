@@ -12,7 +12,7 @@ from intrafusion.evaluation.incremental import Meter
 from intrafusion.models.fx.sharing import differing
 from intrafusion.models.precision import check_accuracy, check_bf16, has_bf16, low
 from intrafusion.pruning.pruner import prune_groups
-from intrafusion.studies.measurement import run
+from intrafusion.studies.measurement import run_spec
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.sweeps import grid, sweep
 
@@ -55,7 +55,7 @@ class TestHardware:
         for refused in (
             lambda: check_bf16(CPU),
             lambda: Meter(session.folded, session.images(), "fast"),
-            lambda: run(BASE.but(precision="fast"), session),
+            lambda: run_spec(BASE.but(precision="fast"), session),
             lambda: next(sweep([BASE, BASE.but(precision="fast")], session)),
         ):
             with pytest.raises(
@@ -74,7 +74,7 @@ class TestHardware:
 
     @pytest.mark.usefixtures("lacking")
     def test_exact_needs_none(self, session):
-        result = run(BASE, session)
+        result = run_spec(BASE, session)
         assert result.dense_accuracy == itf.evaluate(session.model, session.images(), limit=None).accuracy
 
     @pytest.mark.parametrize("precision", ["fp16", "", "EXACT"])

@@ -161,7 +161,7 @@ class TestCurveSnippet:
         lines = capsys.readouterr().out.splitlines()
         session = open_session(base)
         specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
-        results = [measurement.run(spec, session) for spec in specs]
+        results = [measurement.run_spec(spec, session) for spec in specs]
         assert lines == [f"{r.spec.sparsity} {r.spec.criterion} {r.spec.merge} {r.accuracy} {r.interval}" for r in results]
 
     def test_no_digit_of_a_sparsity_is_lost(self, capsys):

@@ -11,7 +11,7 @@ import intrafusion.studies.session as bench_module
 from intrafusion.data.datasets import normalise
 from intrafusion.evaluation.accuracy import Size, layer_sizes, size
 from intrafusion.spec import PLAN_FIELDS
-from intrafusion.studies.measurement import Result, check, run
+from intrafusion.studies.measurement import Result, check_spec, run_spec
 from intrafusion.studies.session import Session, open_session, pruned
 from intrafusion.studies.sweeps import grid
 
@@ -48,7 +48,7 @@ class TestBench:
 
     def test_bench_without_images_says_so(self):
         bare = open_session("digits-mlp")
-        for use in (bare.images, lambda: bare.dense(10), lambda: run(BASE.but(model="digits-mlp"), bare)):
+        for use in (bare.images, lambda: bare.dense(10), lambda: run_spec(BASE.but(model="digits-mlp"), bare)):
             with pytest.raises(itf.IntrafusionError, match="no digits images") as caught:
                 use()
             assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ class TestKnown:
     def test_a_curve_of_one_group_measures_distances_once(self, counted):
         session, group, calls = counted
         for spec in grid(BASE.but(groups=(group.name,), limit=50), sparsity=[0.2, 0.4, 0.6], merge=["drop", "fusion"]):
-            run(spec, session)
+            run_spec(spec, session)
         assert calls.count("measure") == 1
         assert calls.count("score") == 1
 
@@ -126,7 +126,7 @@ class TestKnown:
 class TestRun:
     def test_result_is_what_the_parts_give(self, session):
         spec = BASE.but(sparsity=0.3, seed=2)
-        result = run(spec, session)
+        result = run_spec(spec, session)
         small = itf.prune(session.model, session.example, 0.3, "l1", "fusion")
         expected = itf.evaluate(small, session.images(), 200, seed=2)
         assert result.spec == spec
@@ -141,7 +141,7 @@ class TestRun:
     @pytest.mark.parametrize("groups", ["all", ("layer2.0.conv1",), ("conv1", "layer3.0.conv2")])
     def test_channels_are_those_of_the_small_network(self, session, sparsity, groups):
         spec = BASE.but(sparsity=sparsity, groups=groups)
-        result, small = run(spec, session), pruned(spec, session)
+        result, small = run_spec(spec, session), pruned(spec, session)
         chosen = [g for g in session.groups if g.reason is None and (groups == "all" or g.name in groups)]
         assert result.channels_before == sum(group.size for group in chosen)
         assert result.channels == sum(small.get_submodule(group.name).weight.shape[0] for group in chosen)
@@ -156,7 +156,7 @@ class TestRun:
             "cifar10", "test", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a",)
         )
         spec = itf.PruneSpec(model="cifar10-resnet20", weights="random", groups=("conv1",), sparsity=0.45)
-        result = run(spec, session)
+        result = run_spec(spec, session)
         small = pruned(spec, session)
         stages = [small.conv1, small.layer2[0].conv2, small.layer3[0].conv2]
         assert result.channels_before == 64
@@ -166,7 +166,7 @@ class TestRun:
     @pytest.mark.parametrize("model", ["digits-mlp", "digits-vgg", "digits-resnet"])
     def test_sparsity_zero_is_the_dense_network(self, model, merge):
         spec = itf.PruneSpec(model=model, sparsity=0, merge=merge, limit=None)
-        result = run(spec, open_session(spec))
+        result = run_spec(spec, open_session(spec))
         assert result.accuracy == result.dense_accuracy
         assert result.count == 597
         assert result.channels == result.channels_before
@@ -177,17 +177,17 @@ class TestRun:
     def test_fusion_beats_dropping_by_ten_points_at_twenty_percent(self, model):
         base = itf.PruneSpec(model=model, sparsity=0.2, limit=None)
         session = open_session(base)
-        fused, dropped = (run(base.but(merge=merge), session) for merge in ("fusion", "drop"))
+        fused, dropped = (run_spec(base.but(merge=merge), session) for merge in ("fusion", "drop"))
         assert fused.accuracy > dropped.accuracy + 0.10
         assert (fused.channels, fused.params, fused.macs) == (dropped.channels, dropped.params, dropped.macs)
 
     def test_dense_model_stays_as_it_was(self, session):
         before = {key: value.clone() for key, value in session.model.state_dict().items()}
-        run(BASE.but(sparsity=0.5), session)
+        run_spec(BASE.but(sparsity=0.5), session)
         assert all(torch.equal(value, before[key]) for key, value in session.model.state_dict().items())
 
     def test_row_is_flat_and_json_able_and_holds_every_knob(self, session):
-        result = run(BASE.but(sparsity=0.5, groups=("conv1",)), session)
+        result = run_spec(BASE.but(sparsity=0.5, groups=("conv1",)), session)
         row = result.to_row()
         assert json.loads(json.dumps(row)) == row
         spec = {"dataset": row["data"], **{key: row[key] for key in result.spec.to_dict() if key != "dataset"}}
@@ -206,7 +206,7 @@ class TestRun:
             "other", "test", torch.zeros(4, *shape, dtype=torch.uint8), torch.zeros(4).long(), ("x",) * classes
         )
         with pytest.raises(itf.IntrafusionError, match=r"digits-resnet takes 10 classes.*other has") as caught:
-            run(BASE, session)
+            run_spec(BASE, session)
         assert "\n" not in str(caught.value)
 
 
@@ -227,13 +227,13 @@ REFUSED = {
 @pytest.mark.parametrize(("changes", "match"), REFUSED.values(), ids=REFUSED)
 def test_check_refuses_what_cannot_run(session, changes, match):
     with pytest.raises(itf.IntrafusionError, match=match) as caught:
-        check(BASE.but(**changes), session)
+        check_spec(BASE.but(**changes), session)
     assert "\n" not in str(caught.value)
 
 
 def test_check_lets_pass_what_runs(session):
     for changes in ({}, {"groups": ("conv1",)}, {"criterion": "bn_scale"}, {"source": "softmax", "anchors": "kmeans"}):
-        check(BASE.but(**changes), session)
+        check_spec(BASE.but(**changes), session)
 
 
 class Tiny(nn.Module):
@@ -305,4 +305,4 @@ class TestSize:
 def test_nothing_is_scored_where_nothing_goes(session, monkeypatch):
     fresh = open_session(BASE)
     monkeypatch.setattr(bench_module, "score", lambda *a, **o: pytest.fail("scored"))
-    assert run(BASE.but(sparsity=0, groups=(fresh.groups[1].name,), criterion="conductance"), fresh).channels == 16
+    assert run_spec(BASE.but(sparsity=0, groups=(fresh.groups[1].name,), criterion="conductance"), fresh).channels == 16

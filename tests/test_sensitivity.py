@@ -7,7 +7,16 @@ from made_results import DENSE, made_result
 from intrafusion.errors import IntrafusionError
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.paired_comparison import paired
-from intrafusion.studies.sensitivity import UNMEASURED, UNPRUNED, Matrix, alone, difference, fragility, matrix, table
+from intrafusion.studies.sensitivity import (
+    UNMEASURED,
+    UNPRUNED,
+    Matrix,
+    alone,
+    difference,
+    fragility,
+    sensitivity_matrix,
+    table,
+)
 
 SPARSITIES = (0.2, 0.4, 0.8)
 
@@ -22,45 +31,47 @@ def unpruned(group: str, sparsity: float, merge: str = "fusion") -> Result:
 
 class TestMatrix:
     def test_lays_out_what_is_known(self):
-        made = matrix([*curve("a", {0.8: 0.3, 0.2: 0.8}), *curve("b", {0.4: 0.5}), *curve("a", {0.2: 0.1}, "drop")], "fusion")
+        made = sensitivity_matrix(
+            [*curve("a", {0.8: 0.3, 0.2: 0.8}), *curve("b", {0.4: 0.5}), *curve("a", {0.2: 0.1}, "drop")], "fusion"
+        )
         assert (made.groups, made.sparsities, made.merge, made.criterion) == (("a", "b"), SPARSITIES, "fusion", "l1")
         np.testing.assert_allclose(made.accuracy, [[0.8, np.nan, 0.3], [np.nan, 0.5, np.nan]])
         assert made.prunes.tolist() == [[True, False, True], [False, True, False]]
         assert not made.unpruned.any()
 
     def test_groups_and_sparsities_are_those_asked_for_in_network_order(self):
-        made = matrix(
+        made = sensitivity_matrix(
             [*curve("b", {0.2: 0.5}), *curve("a", {0.2: 0.6, 0.8: 0.2})], "fusion", groups="abc", sparsities=[0.4, 0.2]
         )
         assert (made.groups, made.sparsities) == (("a", "b", "c"), (0.2, 0.4))
         np.testing.assert_allclose(made.accuracy, [[0.6, np.nan], [0.5, np.nan], [np.nan, np.nan]])
 
     def test_what_prunes_nothing_is_told_apart(self):
-        made = matrix([unpruned("a", 0.2), *curve("a", {0.4: 0.5})], "fusion")
+        made = sensitivity_matrix([unpruned("a", 0.2), *curve("a", {0.4: 0.5})], "fusion")
         assert made.unpruned.tolist() == [[True, False]]
         assert made.prunes.tolist() == [[False, True]]
 
     def test_of_one_spec_the_last_result_counts(self):
         first, last = made_result("a", 0.2, right=[1, 0], total=4), made_result("a", 0.2, right=[1, 0, 0, 0])
-        made = matrix([first, last], "fusion")
+        made = sensitivity_matrix([first, last], "fusion")
         assert made.cells["a", 0.2].results == (last,)
         assert made.cells["a", 0.2].complete
-        assert not matrix([first], "fusion").cells["a", 0.2].complete
+        assert not sensitivity_matrix([first], "fusion").cells["a", 0.2].complete
 
     def test_results_that_prune_several_groups_are_no_cells(self):
         both, everything = (made_result("a", 0.2).spec.but(groups=groups) for groups in (("a", "b"), "all"))
         others = [Result(**{**made_result("a", 0.2).__dict__, "spec": spec}) for spec in (both, everything)]
         assert alone([*others, made_result("b", 0.4)]) == [made_result("b", 0.4)]
-        assert matrix(others, "fusion").cells == {}
+        assert sensitivity_matrix(others, "fusion").cells == {}
 
     def test_computed_sparsities_fall_on_written_ones(self):
-        made = matrix([made_result("a", 0.1 + 0.2), made_result("b", 0.3)], "fusion", sparsities=[0.3])
+        made = sensitivity_matrix([made_result("a", 0.1 + 0.2), made_result("b", 0.3)], "fusion", sparsities=[0.3])
         assert made.sparsities == (0.3,)
         assert set(made.cells) == {("a", 0.3), ("b", 0.3)}
 
     def test_seeds_are_averaged_and_the_interval_spans_theirs(self):
         own = [made_result("a", 0.2, right=share, seed=seed) for seed, share in ((1, 0.5), (0, 0.8))]
-        (cell,) = matrix(own, "fusion").cells.values()
+        (cell,) = sensitivity_matrix(own, "fusion").cells.values()
         assert cell.seeds == 2
         assert cell.accuracy == pytest.approx(0.65)
         assert cell.loss == pytest.approx(DENSE - 0.65)
@@ -71,26 +82,26 @@ class TestMatrix:
     def test_cells_of_two_meanings_are_refused(self, field):
         mixed = [made_result("a", 0.2), made_result("b", 0.2, **field)]
         with pytest.raises(IntrafusionError, match=f"differ in {next(iter(field))} .*choose one"):
-            matrix(mixed, "fusion")
+            sensitivity_matrix(mixed, "fusion")
 
     def test_one_of_several_criteria_can_be_chosen(self):
         mixed = [made_result("a", 0.2, right=0.3), made_result("a", 0.2, right=0.6, criterion="l2")]
-        assert matrix(mixed, "fusion", "l2").accuracy == [[0.6]]
-        assert matrix(mixed, "fusion", "l1").criterion == "l1"
+        assert sensitivity_matrix(mixed, "fusion", "l2").accuracy == [[0.6]]
+        assert sensitivity_matrix(mixed, "fusion", "l1").criterion == "l1"
 
     def test_nothing_measured_is_an_empty_grid(self):
-        made = matrix([], "fusion", groups="ab", sparsities=SPARSITIES)
+        made = sensitivity_matrix([], "fusion", groups="ab", sparsities=SPARSITIES)
         assert made.accuracy.shape == (2, 3)
         assert np.isnan(made.accuracy).all()
         assert math.isnan(made.dense)
-        assert matrix([], "fusion").accuracy.shape == (0, 0)
+        assert sensitivity_matrix([], "fusion").accuracy.shape == (0, 0)
 
 
 class TestDifference:
     def test_compares_image_by_image(self):
         shares = {"fusion": [1, 1, 1, 0, 1, 0] * 20, "drop": [1, 0, 0, 1, 1, 0] * 20}
         results = {merge: made_result("a", 0.2, merge, right) for merge, right in shares.items()}
-        fused, dropped = (matrix(results.values(), merge) for merge in shares)
+        fused, dropped = (sensitivity_matrix(results.values(), merge) for merge in shares)
         (gap,) = difference(fused, dropped).cells.values()
         expected = paired(results["fusion"], results["drop"])
         assert gap.pairs == (expected,)
@@ -100,25 +111,31 @@ class TestDifference:
         assert gap.count == 120
 
     def test_knows_only_what_both_know(self):
-        fused = matrix([*curve("a", {0.2: 0.8, 0.4: 0.7}), unpruned("b", 0.2)], "fusion")
-        dropped = matrix([*curve("a", {0.4: 0.5}, "drop"), unpruned("b", 0.2, "drop")], "drop")
+        fused = sensitivity_matrix([*curve("a", {0.2: 0.8, 0.4: 0.7}), unpruned("b", 0.2)], "fusion")
+        dropped = sensitivity_matrix([*curve("a", {0.4: 0.5}, "drop"), unpruned("b", 0.2, "drop")], "drop")
         made = difference(fused, dropped)
         np.testing.assert_allclose(made.values("difference"), [[np.nan, 0.2], [0, np.nan]])
         assert made.unpruned.tolist() == [[False, False], [True, False]]
 
     def test_grid_holds_the_groups_and_sparsities_of_both(self):
-        made = difference(matrix(curve("b", {0.4: 0.5}), "fusion"), matrix(curve("a", {0.2: 0.5}), "fusion"))
+        made = difference(
+            sensitivity_matrix(curve("b", {0.4: 0.5}), "fusion"), sensitivity_matrix(curve("a", {0.2: 0.5}), "fusion")
+        )
         assert (made.groups, made.sparsities, made.cells) == (("b", "a"), (0.2, 0.4), {})
 
     def test_is_incomplete_while_either_is(self):
-        partly = matrix([made_result("a", 0.2, right=[1] * 50, total=100)], "fusion")
-        (gap,) = difference(partly, matrix(curve("a", {0.2: 0.6}, "drop"), "drop")).cells.values()
+        partly = sensitivity_matrix([made_result("a", 0.2, right=[1] * 50, total=100)], "fusion")
+        (gap,) = difference(partly, sensitivity_matrix(curve("a", {0.2: 0.6}, "drop"), "drop")).cells.values()
         assert not gap.complete
         assert gap.count == 50
 
     def test_seeds_are_paired_with_themselves(self):
-        fused = matrix([made_result("a", 0.2, right=share, seed=s) for s, share in enumerate((0.6, 0.9, 0.7))], "fusion")
-        dropped = matrix([made_result("a", 0.2, "drop", share, seed=s) for s, share in ((1, 0.5), (0, 0.58))], "drop")
+        fused = sensitivity_matrix(
+            [made_result("a", 0.2, right=share, seed=s) for s, share in enumerate((0.6, 0.9, 0.7))], "fusion"
+        )
+        dropped = sensitivity_matrix(
+            [made_result("a", 0.2, "drop", share, seed=s) for s, share in ((1, 0.5), (0, 0.58))], "drop"
+        )
         (gap,) = difference(fused, dropped).cells.values()
         assert gap.difference == pytest.approx((0.02 + 0.4) / 2)
         assert gap.interval == (gap.pairs[0].interval[0], gap.pairs[1].interval[1])
@@ -128,13 +145,13 @@ class TestDifference:
 
     @pytest.mark.parametrize("images", [{"limit": 30}, {"seed": 5}, {"dataset": "cifar10"}])
     def test_other_images_are_refused(self, images):
-        other = matrix([made_result("a", 0.2, "drop", **images)], "drop")
+        other = sensitivity_matrix([made_result("a", 0.2, "drop", **images)], "drop")
         with pytest.raises(IntrafusionError, match="different images"):
-            difference(matrix([made_result("a", 0.2)], "fusion"), other)
+            difference(sensitivity_matrix([made_result("a", 0.2)], "fusion"), other)
 
 
 def ranked(*results: Result, groups: str | None = None) -> dict:
-    return {found.group: found for found in fragility(matrix(results, "fusion", groups=groups))}
+    return {found.group: found for found in fragility(sensitivity_matrix(results, "fusion", groups=groups))}
 
 
 class TestFragility:

@@ -12,14 +12,14 @@ from intrafusion.reporting.figures.sensitivity import (
     compare_studies,
     difference_heatmap,
     gain,
-    headline,
+    sensitivity_headline,
     sensitivity_heatmap,
     sensitivity_panels,
 )
 from intrafusion.reporting.figures.theme import DARK, LIGHT, Palette
 from intrafusion.studies.allocation import Suggestion
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.sensitivity import Difference, Matrix, difference, fragility, matrix
+from intrafusion.studies.sensitivity import Difference, Matrix, difference, fragility, sensitivity_matrix
 
 GROUPS = ("conv1", "layer1.0.conv1", "layer2.0.conv1")
 SPARSITIES = (0.2, 0.5, 0.8)
@@ -44,7 +44,7 @@ def study(merge: str, shift: float = 0.0) -> list[Result]:
 
 
 def grid(results: Sequence[Result], merge: str, groups: Sequence[str] = GROUPS) -> Matrix:
-    return matrix(results, merge, groups=groups, sparsities=SPARSITIES)
+    return sensitivity_matrix(results, merge, groups=groups, sparsities=SPARSITIES)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def gaps(fused: Matrix, dropped: Matrix) -> Difference:
 
 
 def many(rows: int = 40) -> Matrix:
-    return matrix([made_result(f"g{i}", s, right=i / rows) for i in range(rows) for s in SPARSITIES], "fusion")
+    return sensitivity_matrix([made_result(f"g{i}", s, right=i / rows) for i in range(rows) for s in SPARSITIES], "fusion")
 
 
 def drawn(fig: go.Figure, axis: str = "x") -> np.ndarray:
@@ -261,7 +261,7 @@ class TestPanels:
         assert len(fig.layout.shapes) == 3
 
     def test_matrices_of_other_groups_stand_in_the_common_rows(self, fused):
-        dropped = matrix(study("drop")[4:6], "drop")
+        dropped = sensitivity_matrix(study("drop")[4:6], "drop")
         fig = sensitivity_panels(fused, dropped, difference(fused, dropped))
         assert drawn(fig, "x").shape == drawn(fig, "x2").shape == (3, 3)
         np.testing.assert_allclose(drawn(fig, "x")[1], [np.nan, 70, 50])
@@ -278,7 +278,7 @@ class TestPanels:
 def gap_of(*cells: tuple[str, float, float, float]) -> Difference:
     """Cells of (group, sparsity, accuracy of fusion, accuracy of drop)."""
     both = [
-        matrix([made_result(g, s, merge, share(cell[i])) for g, s, *cell in cells], merge)
+        sensitivity_matrix([made_result(g, s, merge, share(cell[i])) for g, s, *cell in cells], merge)
         for i, merge in enumerate(("fusion", "drop"))
     ]
     return difference(*both)
@@ -323,11 +323,13 @@ class TestTitles:
     def test_nothing_pruned_is_said(self):
         whole = [grid([made_result("conv1", 0.2, m, DENSE, channels=(4, 4))], m) for m in ("fusion", "drop")]
         assert gain(difference(*whole)).startswith("Nothing was pruned")
-        assert headline(whole[0]).startswith("Nothing was pruned")
+        assert sensitivity_headline(whole[0]).startswith("Nothing was pruned")
 
     def test_tells_the_cell_that_loses_most(self, dropped):
-        assert headline(dropped) == "With drop, conv1 at 80 % leaves least: 20 %"
-        assert headline(grid([made_result("conv1", 0.2, right=0.95)], "fusion")).endswith("no group alone loses any accuracy")
+        assert sensitivity_headline(dropped) == "With drop, conv1 at 80 % leaves least: 20 %"
+        assert sensitivity_headline(grid([made_result("conv1", 0.2, right=0.95)], "fusion")).endswith(
+            "no group alone loses any accuracy"
+        )
 
 
 class TestFragility:
@@ -373,7 +375,7 @@ class TestFragility:
         ],
     )
     def test_without_a_fragile_group_the_title_says_why(self, results, words):
-        assert title(fragility_bars({"fusion": fragility(matrix(results, "fusion"))})) == words
+        assert title(fragility_bars({"fusion": fragility(sensitivity_matrix(results, "fusion"))})) == words
 
     def test_both_themes(self, fused, dropped):
         ranked = {"fusion": fragility(fused), "drop": fragility(dropped)}

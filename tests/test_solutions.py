@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import intrafusion as itf
 from intrafusion.evaluation.accuracy import size
-from intrafusion.evaluation.loss_landscape import flatten, lanczos, measure, share_within, unflatten
+from intrafusion.evaluation.loss_landscape import flatten_weights, lanczos, losses_at, share_within, unflatten
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Solutions, sharpness, slices
@@ -46,11 +46,11 @@ def test_marks_are_exactly_what_evaluate_says(model, groups):
 def test_the_plane_itself_says_the_same_at_the_marks(groups):
     made = solutions(groups=groups)
     marks, plane = next(slices(made, size=5)).marks, made.plane()
-    loss, accuracy = measure(plane.model, plane.vectors, plane.at, list(normalised(plane.model, made.images)))
+    loss, accuracy = losses_at(plane.model, plane.vectors, plane.at, list(normalised(plane.model, made.images)))
     assert accuracy.tolist() == [mark.accuracy for mark in marks]
     assert loss.tolist() == pytest.approx([mark.loss for mark in marks], rel=1e-4)
     assert [(mark.x, mark.y) for mark in marks] == [tuple(at) for at in plane.at.tolist()]
-    moved = [float((flatten(made.whole(mark.name)) - flatten(made.whole("dense"))).norm()) for mark in marks]
+    moved = [float((flatten_weights(made.whole(mark.name)) - flatten_weights(made.whole("dense"))).norm()) for mark in marks]
     assert [mark.distance for mark in marks] == pytest.approx(moved)
 
 
@@ -144,7 +144,7 @@ class TestSharpness:
         inputs = inputs.double()
         model.requires_grad_(True)
         *_, last = lanczos(lambda one: F.cross_entropy(one(inputs), labels), model, count=4, steps=25)
-        origin, step = flatten(model), 1e-7
+        origin, step = flatten_weights(model), 1e-7
         for value, vector in zip(last.values, last.vectors.T, strict=True):
             up, down = (gradient(model, origin + sign * step * vector, inputs, labels) for sign in (1, -1))
             product = (up - down) / (2 * step)
@@ -162,7 +162,7 @@ class TestSharpness:
     def test_random_directions_have_the_share_of_chance(self, found):
         made, steps = found
         shares, dimensions = steps[-1].shares, steps[-1].dimensions
-        assert dimensions == len(flatten(made.whole("dense")))
+        assert dimensions == len(flatten_weights(made.whole("dense")))
         assert list(shares) == ["dropped", "fused", "random", "random, changed weights"]
         spread = 4 / (2 * CONTROLS * 4) ** 0.5  # chi-squared with 4 degrees of freedom, mean of CONTROLS
         assert shares["random"] == pytest.approx(4 / dimensions, rel=4 * spread)
@@ -172,7 +172,7 @@ class TestSharpness:
 
 def test_every_displacement_lies_in_all_directions():
     made = solutions("digits-mlp", groups=("3",))
-    origin = flatten(made.whole("dense"))
-    displacement = flatten(made.whole("fused")) - origin
+    origin = flatten_weights(made.whole("dense"))
+    displacement = flatten_weights(made.whole("fused")) - origin
     basis = torch.linalg.qr(torch.stack([displacement, torch.randn(len(origin), dtype=torch.float64)], 1)).Q
     assert share_within(displacement, basis) == pytest.approx(1)

@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 
 import intrafusion as itf
 from intrafusion.options import CHOICES
-from intrafusion.pruning.transport.cost import between, measure, unit_vectors
+from intrafusion.pruning.transport.cost import compare_channels, distances_between, unit_vectors
 from intrafusion.pruning.transport.planning import marginal, solve
 from intrafusion.pruning.transport.solvers import Problem
 
@@ -36,7 +36,7 @@ def random_problem(seed):
     a, b = marginal(scores, source), marginal(scores[kept], target)
     points = unit_vectors(points)
     p = 1 + seed % 2
-    return Problem(a.numpy(), b.numpy(), between(points, points[kept], p=p).numpy(), kept.numpy())
+    return Problem(a.numpy(), b.numpy(), distances_between(points, points[kept], p=p).numpy(), kept.numpy())
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -160,7 +160,7 @@ def test_every_combination_of_knobs_works(networks, name, cost, distance, p, sol
     network = networks(name)
     group = network.prunable[0]
     scores = itf.score(network.model, group)
-    geometry = measure(network.model, group, cost=cost, distance=distance, p=p, data=network.data)
+    geometry = compare_channels(network.model, group, cost=cost, distance=distance, p=p, data=network.data)
     for source, target, normalise, anchors in combinations():
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a solver that does not converge says so
@@ -315,7 +315,13 @@ def test_softmax_of_scores_far_apart_leaves_every_kept_channel_in_its_place(netw
     scores = torch.linspace(0, apart, group.size).double()
     for source, target in itertools.product(CHOICES["source"], CHOICES["source"]):
         plan = solve(
-            measure(network.model, group), scores, 0.5, source=source, target=target, solver=solver, normalise=normalise
+            compare_channels(network.model, group),
+            scores,
+            0.5,
+            source=source,
+            target=target,
+            solver=solver,
+            normalise=normalise,
         )
         assert torch.isfinite(plan.matrix).all()
         assert plan.matrix.max() < 2 * group.size

@@ -13,17 +13,17 @@ import intrafusion as itf
 from intrafusion.evaluation import latency as module
 from intrafusion.evaluation.accuracy import size
 from intrafusion.evaluation.latency import (
-    Comparison,
     Latency,
+    LatencyComparison,
     Speed,
-    compare,
+    compare_latency,
     device_words,
     large_batch,
-    measure,
+    measure_latency,
     peak_memory,
     ratio,
 )
-from intrafusion.reporting.figures.latency import headline, latencies, widths
+from intrafusion.reporting.figures.latency import latencies, latency_headline, widths
 from intrafusion.reporting.report import speed_words
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 
@@ -34,9 +34,9 @@ def net(width: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * width, 10)).eval()
 
 
-def made(before: tuple[float, ...], after: tuple[float, ...], smaller: bool = True) -> Comparison:
+def made(before: tuple[float, ...], after: tuple[float, ...], smaller: bool = True) -> LatencyComparison:
     first, second = (Speed((Latency(1, one),), params, 1, 1, 1) for one, params in ((before, 9), (after, 8 if smaller else 9)))
-    return Comparison(first, second, "cpu", 1.0)
+    return LatencyComparison(first, second, "cpu", 1.0)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def steps(monkeypatch):
 
 
 def test_a_comparison_grows_and_ends_complete():
-    found = list(compare(net(8), net(4), EXAMPLE, batch=4, runs=6))
+    found = list(compare_latency(net(8), net(4), EXAMPLE, batch=4, runs=6))
     shares = [one.share for one in found]
     assert shares == sorted(shares)
     assert (shares[-1], max(shares[:-1]) < 1) == (1.0, True)
@@ -67,18 +67,20 @@ def test_a_comparison_grows_and_ends_complete():
 def test_networks_take_turns_and_who_begins_alternates(monkeypatch):
     order, first, second = [], net(2), net(1)
     monkeypatch.setattr(module, "_run", lambda network, images, passes: order.append("AB"[network is second]) or 0.01)
-    list(compare(first, second, EXAMPLE, batch=2, runs=6))
+    list(compare_latency(first, second, EXAMPLE, batch=2, runs=6))
     assert "".join(order) == 2 * ("AABB" + "ABBA" * 3)  # warm-up and one pass of each, then turns
 
 
 def test_a_single_network_is_measured_alone():
-    found = measure(net(4), EXAMPLE, batch=2, runs=6)
+    found = measure_latency(net(4), EXAMPLE, batch=2, runs=6)
     assert [len(one.seconds) for one in found.latencies] == [6, 6]
     low, high = found.latencies[0].quartiles
     assert low <= found.latencies[0].median <= high
 
 
-@pytest.mark.parametrize("measured", [lambda a, b: measure(a, EXAMPLE, 2, 6), lambda a, b: list(compare(a, b, EXAMPLE, 2, 6))])
+@pytest.mark.parametrize(
+    "measured", [lambda a, b: measure_latency(a, EXAMPLE, 2, 6), lambda a, b: list(compare_latency(a, b, EXAMPLE, 2, 6))]
+)
 def test_the_networks_are_left_in_the_modes_that_they_came_in(measured):
     first, second = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 5)) for _ in range(2))
     first[1].eval()
@@ -90,7 +92,7 @@ def test_the_networks_are_left_in_the_modes_that_they_came_in(measured):
 
 
 def test_each_network_is_timed_in_its_own_numbers():
-    found = list(compare(net(4).double(), net(2).bfloat16(), EXAMPLE, batch=2, runs=6))[-1]
+    found = list(compare_latency(net(4).double(), net(2).bfloat16(), EXAMPLE, batch=2, runs=6))[-1]
     assert found.kind == "float64 and bfloat16"
     assert found.before.bytes > 3 * found.after.bytes
     assert "Both networks in float64 and bfloat16 on " in speed_words(found)
@@ -98,7 +100,7 @@ def test_each_network_is_timed_in_its_own_numbers():
 
 def test_long_measurements_end_after_the_fewest_turns(monkeypatch, steps):
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
-    *_, found = compare(net(2), net(1), EXAMPLE, batch=2, runs=30)
+    *_, found = compare_latency(net(2), net(1), EXAMPLE, batch=2, runs=30)
     assert [one.turns for one in found.ratios] == [6, 6]
     assert found.share == 1
 
@@ -107,7 +109,7 @@ def test_it_stops_when_asked():
     stop = threading.Event()
     stop.set()
     with stoppable(stop), pytest.raises(Cancelled):
-        list(compare(net(2), net(1), EXAMPLE, batch=2, runs=6))
+        list(compare_latency(net(2), net(1), EXAMPLE, batch=2, runs=6))
 
 
 @pytest.mark.parametrize("count", range(1, 41))
@@ -146,12 +148,12 @@ def test_medians_alone_decide_nothing():
 
 def test_faster_at_one_batch_only_is_not_faster_everywhere():
     one, two = made(SLOW, FAST), made(FAST, SLOW)
-    both = Comparison(
+    both = LatencyComparison(
         Speed(one.before.latencies + two.before.latencies, 9, 1, 1, 1),
         Speed(one.after.latencies + two.after.latencies, 8, 1, 1, 1), "cpu", 1.0,
     )  # fmt: skip
     assert both.sentence().startswith("Smaller but not faster everywhere: ")
-    assert headline(both) == "Smaller, faster at batch 1 only"
+    assert latency_headline(both) == "Smaller, faster at batch 1 only"
 
 
 def test_memory_counts_what_is_alive_at_once():
@@ -167,7 +169,7 @@ def test_memory_counts_what_is_alive_at_once():
 )
 def test_bad_settings_are_one_line(options, match):
     with pytest.raises(itf.IntrafusionError, match=match):
-        next(compare(net(2), net(1), EXAMPLE, **options))
+        next(compare_latency(net(2), net(1), EXAMPLE, **options))
 
 
 def test_the_device_and_the_batch_go_by_the_example():
@@ -178,7 +180,7 @@ def test_the_device_and_the_batch_go_by_the_example():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_its_own_counter_tells_memory():
-    *_, found = compare(net(8).cuda(), net(4).cuda(), EXAMPLE.cuda(), batch=4, runs=6)
+    *_, found = compare_latency(net(8).cuda(), net(4).cuda(), EXAMPLE.cuda(), batch=4, runs=6)
     assert found.before.memory > found.after.memory > 0
 
 

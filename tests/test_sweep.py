@@ -12,7 +12,7 @@ from intrafusion.evaluation.accuracy import stratified
 from intrafusion.evaluation.incremental import Meter
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.studies import sweeps as module
-from intrafusion.studies.measurement import Result, run
+from intrafusion.studies.measurement import Result, run_spec
 from intrafusion.studies.paired_comparison import paired
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store, point_key
@@ -82,7 +82,7 @@ class TestSweep:
         results = last(sweep(self.specs, session))
         assert set(results) == set(self.specs) == set(runs)
         for result in results.values():
-            alone = run(result.spec, session)
+            alone = run_spec(result.spec, session)
             assert (result.correct, result.params, result.macs) == (alone.correct, alone.params, alone.macs)
 
     def test_a_point_that_comes_twice_is_measured_once(self, session, runs):
@@ -187,7 +187,7 @@ class TestStored:
         monkeypatch.setattr(Meter, "correct", counting)
         found = last(sweep(self.specs[:1], session, store))[self.specs[0]]
         assert seen == [(100, 597)]
-        assert found.correct == run(self.specs[0], session).correct
+        assert found.correct == run_spec(self.specs[0], session).correct
 
     def test_other_weights_or_images_are_other_points(self, session, store, runs):
         list(sweep(self.specs[:1], session, store))
@@ -211,7 +211,7 @@ class TestStored:
             looks = sweep(specs, session, store)
             ours = [next(looks) for _ in specs[1:]]
             assert {result.spec for result in ours} == set(specs[1:])
-            result = run(taken, session)
+            result = run_spec(taken, session)
             other.put(result, point)
             other.release(taken, point)
             assert list(looks) == [result]

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.pruning.transport.cost import between, unit_vectors
+from intrafusion.pruning.transport.cost import distances_between, unit_vectors
 from intrafusion.pruning.transport.planning import block_counts, kept_count, marginal
 from intrafusion.pruning.transport.solvers import Problem, exact
 
@@ -133,7 +133,7 @@ def problem(n, k, d, p, kind, seed, twins=False):
     kept = torch.randperm(n, generator=generator)[:k].sort().values
     a, b = marginal(scores, kind), marginal(scores[kept], kind)
     points = unit_vectors(points)
-    return Problem(a.numpy(), b.numpy(), between(points, points[kept], p=p).numpy(), kept.numpy())
+    return Problem(a.numpy(), b.numpy(), distances_between(points, points[kept], p=p).numpy(), kept.numpy())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

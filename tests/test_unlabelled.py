@@ -14,11 +14,11 @@ from intrafusion.cli.main import main
 from intrafusion.evaluation.accuracy import logits, size
 from intrafusion.evaluation.incremental import Meter
 from intrafusion.reporting.artifact import making
-from intrafusion.studies.measurement import run
+from intrafusion.studies.measurement import run_spec
 from intrafusion.studies.session import Session
 from intrafusion.studies.sweeps import sweep
 from intrafusion.studies.weight_space import Solutions
-from intrafusion.training.recovery.finetune import split
+from intrafusion.training.recovery.finetune import hold_out
 
 SPEC = itf.PruneSpec(model="mlp", dataset="noise", merge="drop", sparsity=0.3, limit=None)
 
@@ -52,8 +52,8 @@ def test_accuracy_is_of_the_others(some):
 
 def test_so_are_points_and_sweeps(some):
     network, data, known = some
-    expected = run(SPEC, session_of(network, known))
-    for found in (run(SPEC, session_of(network, data)), *sweep([SPEC], session_of(network, data))):
+    expected = run_spec(SPEC, session_of(network, known))
+    for found in (run_spec(SPEC, session_of(network, data)), *sweep([SPEC], session_of(network, data))):
         assert (found.count, found.total, found.correct) == (60, 60, expected.correct)
         assert (found.accuracy, found.dense_accuracy) == (expected.accuracy, 0.75)
     meter = Meter(network.model, data)
@@ -71,11 +71,11 @@ def test_so_are_exports_and_the_answers_that_pruning_changes(some):
 
 def test_training_leaves_them_out(some):
     _, data, _ = some
-    learned, held = split(data)
+    learned, held = hold_out(data)
     assert len(learned) + len(held) == 60
     assert int(torch.cat([learned.labels, held.labels]).min()) >= 0
     with pytest.raises(itf.IntrafusionError, match="at least 20 images, all of them labelled, not 10"):
-        split(replace(data, labels=torch.where(torch.arange(90) < 80, -1, 0)))
+        hold_out(replace(data, labels=torch.where(torch.arange(90) < 80, -1, 0)))
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "obd", "activation-gradient"])
@@ -101,7 +101,8 @@ def test_where_nothing_has_a_label_it_is_one_line(some):
     none = replace(data, labels=torch.full_like(data.labels, -1))
     tries = [
         lambda: itf.evaluate(network.model, none), lambda: Meter(network.model, none),
-        lambda: run(SPEC, session_of(network, none)), lambda: itf.score(network.model, network.prunable[0], "taylor", none),
+        lambda: run_spec(SPEC, session_of(network, none)),
+        lambda: itf.score(network.model, network.prunable[0], "taylor", none),
     ]  # fmt: skip
     for attempt in tries:
         with pytest.raises(itf.IntrafusionError, match="no image of noise has a label"):

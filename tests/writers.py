@@ -37,7 +37,7 @@ from intrafusion.runtime.paths import home
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.uploads import remove, take_data, take_weights
 from intrafusion.training.checkpoint import load
-from intrafusion.training.methods.runs import run, runs
+from intrafusion.training.methods.runs import run_training, runs
 
 SPEC = itf.PruneSpec(model="digits-mlp", sparsity=0.5, limit=50)
 
@@ -68,13 +68,13 @@ class Training:
     """A run of the lab that is stopped, goes on, is stopped again, and ends."""
 
     def __init__(self, folder: Path):
-        *self.steps, self.whole = run(QUICK)
+        *self.steps, self.whole = run_training(QUICK)
         self.path = self.whole.path
         drop(self.path)
 
     def work(self) -> None:
         for stop in (2, 5, 10_000):
-            told = run(QUICK)
+            told = run_training(QUICK)
             with suppress(Cancelled):
                 for number, _ in enumerate(told):
                     if number == stop:
@@ -88,7 +88,7 @@ class Training:
             assert json.loads(state.read_text()) if state.suffix == ".looks" else load(state)
 
     def finish(self) -> None:
-        *steps, whole = run(QUICK)
+        *steps, whole = run_training(QUICK)
         assert plain(steps) == plain(self.steps)
         assert whole.outcome.accuracy == self.whole.outcome.accuracy
 

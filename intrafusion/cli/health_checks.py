@@ -26,7 +26,7 @@ from intrafusion.models.sources import builtin
 from intrafusion.runtime import sandbox
 from intrafusion.runtime.paths import home, store_path
 from intrafusion.spec import PruneSpec
-from intrafusion.studies.store.schema import plain_errors
+from intrafusion.studies.store.schema import plain_database_errors
 from intrafusion.studies.store.sqlite import Store
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
@@ -179,7 +179,7 @@ def _store(path: Path) -> Finding:
     try:
         with Store(path, wait=1) as store:
             rows = store.studies()
-        with plain_errors(path, 1), closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
+        with plain_database_errors(path, 1), closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
             db.execute("BEGIN IMMEDIATE")
             (points,) = db.execute("SELECT count(*) FROM points").fetchone()

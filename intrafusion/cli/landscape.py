@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from intrafusion.cli.options import add_spec_flags, progress, reading, show, spec_of
+from intrafusion.cli.options import add_spec_flags, decoding_progress, progress, show, spec_of
 from intrafusion.errors import IntrafusionError
 from intrafusion.reporting.snippets import flag
 
@@ -54,7 +54,7 @@ def _landscape(args: argparse.Namespace) -> None:
         raise IntrafusionError(f"unknown view {args.view!r}: choose one of {', '.join(VIEWS)}")
     chosen = {name: _single(name, getattr(args, name)) for name in ("criterion", "sparsity")}
     spec = spec_of(args).but(**chosen)
-    with reading() as tell:
+    with decoding_progress() as tell:
         session = open_session(spec, args.device, download=args.download, limit=args.limit, progress=tell)
     solutions = Solutions(spec, session)
     about = {
@@ -81,11 +81,11 @@ def _landscape(args: argparse.Namespace) -> None:
 
 def _views(args: argparse.Namespace) -> dict[str, Callable[["Solutions"], Iterator[Any]]]:
     from intrafusion.studies.output_distance import outputs
-    from intrafusion.studies.weight_space import between, sharpness, slices
+    from intrafusion.studies.weight_space import networks_between, sharpness, slices
 
     return {
         "plane": lambda made: slices(made, args.size, args.margin),
-        "path": lambda made: between(made, tuple(args.ends), made.spec.epochs, made.spec.rate, made.spec.training),
+        "path": lambda made: networks_between(made, tuple(args.ends), made.spec.epochs, made.spec.rate, made.spec.training),
         "directions": sharpness,
         "answers": outputs,
     }

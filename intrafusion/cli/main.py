@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from intrafusion._registry import registry
 from intrafusion.cli.doctor import add_doctor
 from intrafusion.cli.landscape import add_landscape
-from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, join_key, reading, show, spec_of
+from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, decoding_progress, join_key, show, spec_of
 from intrafusion.cli.prune import add_prune
 from intrafusion.cli.studies import add_commands
 from intrafusion.cli.train import add_lab
@@ -139,7 +139,7 @@ def _data(args: argparse.Namespace) -> None:
     if args.name is None:
         show([{"name": name, "summary": summary} for name, summary in DATASETS.items()], args.json, "Datasets")
         return
-    with reading() as tell:
+    with decoding_progress() as tell:
         data = load_data(args.name, args.split, args.data_path, download=args.download, progress=tell)
     shape = [len(data), *data.images.shape[1:]]
     row = {
@@ -181,25 +181,27 @@ def _methods(args: argparse.Namespace) -> None:
 def _opened(args: argparse.Namespace) -> tuple[list[PruneSpec], "Session", list["Group"]]:
     """The specs of `scores` and `plan`, which differ in criterion and sparsity only; the session; the chosen groups."""
     from intrafusion.pruning.pruner import choose_groups
-    from intrafusion.studies.measurement import check
+    from intrafusion.studies.measurement import check_spec
     from intrafusion.studies.session import open_session
     from intrafusion.studies.sweeps import grid
 
     specs = grid(spec_of(args), criterion=args.criterion, sparsity=args.sparsity)
     session = open_session(args.model, args.device, args.weights)
     for spec in specs:
-        check(spec, session)
+        check_spec(spec, session)
     return specs, session, choose_groups(session.groups, specs[0].groups)
 
 
 def _scores(args: argparse.Namespace) -> None:
-    from intrafusion.pruning.agreement import compare
+    from intrafusion.pruning.agreement import compare_criteria
 
     specs, session, groups = _opened(args)
     rows = []
     for group in groups:
         for spec in specs:
-            compared = compare({spec.criterion: session.scores(spec, group).values}, group, spec.sparsity, spec.round_to)
+            compared = compare_criteria(
+                {spec.criterion: session.scores(spec, group).values}, group, spec.sparsity, spec.round_to
+            )
             columns = compared.scores[0].tolist(), compared.ranks[0].tolist(), compared.kept[0].tolist()
             rows += [
                 {

@@ -110,7 +110,7 @@ def progress() -> Iterator[Progress]:
 
 
 @contextmanager
-def reading() -> Iterator[Callable[[int, int], None]]:
+def decoding_progress() -> Iterator[Callable[[int, int], None]]:
     """Tells on stderr, as a bar, how many pictures are decoded: a function of (done, in all). A stop by signal loses none."""
     with progress() as bar:
         tasks: list[TaskID] = []

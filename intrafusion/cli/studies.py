@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, progress, reading, show, spec_of
+from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, decoding_progress, progress, show, spec_of
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.hub import dataset_of
 from intrafusion.reporting.snippets import flag
@@ -76,7 +76,7 @@ def _curve(args: argparse.Namespace) -> int:
     from intrafusion.studies.sweeps import grid
 
     specs = grid(spec_of(args), criterion=args.criterion, merge=args.merge, sparsity=args.sparsity)
-    with reading() as tell:
+    with decoding_progress() as tell:
         session = open_session(specs[0], args.device, download=args.download, limit=args.limit, progress=tell)
     with Store(args.store) as store:
         found, failed = _measured(specs, session, store, args)
@@ -90,13 +90,13 @@ def _curve(args: argparse.Namespace) -> int:
 def _sweep(args: argparse.Namespace) -> int:
     from intrafusion.studies.session import open_session
     from intrafusion.studies.store.sqlite import Store
-    from intrafusion.studies.sweeps import checked, origin
+    from intrafusion.studies.sweeps import checked_specs, origin
 
     study = _study_of(args)
-    with reading() as tell:
+    with decoding_progress() as tell:
         session = open_session(study.base, args.device, download=args.download, limit=study.base.limit, progress=tell)
     specs = study.specs(session.groups)
-    checked(specs, session)  # before anything is forgotten or kept
+    checked_specs(specs, session)  # before anything is forgotten or kept
     with Store(args.store) as store:
         points = [(spec, origin(spec, session)) for spec in specs]
         if not args.resume:
@@ -186,7 +186,7 @@ def _executed(
     if getattr(args, "executor", "local") == "ray":
         from intrafusion.studies.cluster import driver
 
-        return driver.sweep(specs, session, store, address=args.address, **options)
+        return driver.sweep_on_cluster(specs, session, store, address=args.address, **options)
     from intrafusion.studies.sweeps import sweep
 
     return sweep(specs, session, store, **options)

@@ -59,7 +59,7 @@ def add_lab(commands: Any) -> argparse.ArgumentParser:
 
 def _lab(args: argparse.Namespace) -> None:
     from intrafusion.models.hub import keep
-    from intrafusion.training.methods.runs import LabRun, run, runs
+    from intrafusion.training.methods.runs import LabRun, run_training, runs
 
     if args.list:
         found = runs()
@@ -68,7 +68,7 @@ def _lab(args: argparse.Namespace) -> None:
         else:
             say("nothing was trained yet")
         return
-    for told in run(_spec(args), args.device):
+    for told in run_training(_spec(args), args.device):
         if isinstance(told, LabRun):
             show([_row(told, args.json)], args.json, f"{told.spec.method} on {told.spec.model}")
             if args.keep:

@@ -25,7 +25,7 @@ _PIXELS = 1 << 18  # of all the steps taken at once
 
 
 @dataclass(frozen=True)
-class Method:
+class AttributionMethod:
     """explainer: Captum's class. summary: what a pixel's value says. relus: whether it is the gradient, but for ReLUs."""
 
     explainer: str
@@ -35,24 +35,24 @@ class Method:
 
 
 METHODS = {
-    "integrated-gradients": Method(
+    "integrated-gradients": AttributionMethod(
         "NeuronIntegratedGradients",
         "how much each pixel adds to the activation on the way from the mean pixel to this image",
         "Sundararajan et al., ICML 2017",
     ),
-    "gradient": Method(
+    "gradient": AttributionMethod(
         "NeuronGradient",
         "how much the activation would rise if the pixel became a little brighter",
         "Simonyan et al., 2014",
     ),
-    "guided-backprop": Method(
+    "guided-backprop": AttributionMethod(
         "NeuronGuidedBackprop",
         "the gradient along paths that only ever raise the activation: crisp, but it also draws edges that the channel "
         "hardly looks at",
         "Springenberg et al., 2015",
         relus=True,
     ),
-    "deconvolution": Method(
+    "deconvolution": AttributionMethod(
         "NeuronDeconvolution",
         "the activation run backwards into the image, keeping what is positive: a sketch of the pattern, not of the evidence",
         "Zeiler & Fergus, ECCV 2014",
@@ -80,7 +80,7 @@ def reader(group: Group, channel: int) -> Layer:
     return next(layer for layer in consumers(group) if layer.present()[channel])
 
 
-def activations(model: nn.Module, group: Group, data: ImageData) -> Iterator[Tensor]:
+def activations_of_channels(model: nn.Module, group: Group, data: ImageData) -> Iterator[Tensor]:
     """Activation of each of the group's n channels on each image, batch by batch: float32 (B, n) on the CPU."""
     for batch in feature_maps(model, group, data):
         values = torch.zeros(len(batch[0][1]), group.size)

@@ -84,7 +84,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LatencyComparison:
     """Two networks side by side, as far as they are measured. device: in words. share: how much of the work is done.
 
     kind: the number types of the networks, in words.
@@ -178,15 +178,15 @@ def _sign_rank(count: int) -> int:
     return rank
 
 
-def measure(model: nn.Module, example: Tensor, batch: int | None = None, runs: int = RUNS) -> Speed:
+def measure_latency(model: nn.Module, example: Tensor, batch: int | None = None, runs: int = RUNS) -> Speed:
     """The speed and size of one network. The arguments are `compare`'s."""
     *_, ((found,), _) = _timed((model,), example, batch, runs)
     return found
 
 
-def compare(
+def compare_latency(
     before: nn.Module, after: nn.Module, example: Tensor, batch: int | None = None, runs: int = RUNS
-) -> Iterator[Comparison]:
+) -> Iterator[LatencyComparison]:
     """Time two networks in turns, telling what is known after each; the last one is complete.
 
     example: one input, float (1, C, H, W), on the device of both, in torch's usual memory format. batch: of the
@@ -196,7 +196,7 @@ def compare(
     device = device_words(example.device)
     kinds = dict.fromkeys(str(kind_of(network)).removeprefix("torch.") for network in (before, after))
     for (first, second), share in _timed((before, after), example, batch, runs):
-        yield Comparison(first, second, device, share, " and ".join(kinds))
+        yield LatencyComparison(first, second, device, share, " and ".join(kinds))
 
 
 def _timed(networks: Sequence[nn.Module], example: Tensor, batch: int | None, runs: int) -> Iterator[tuple[list[Speed], float]]:

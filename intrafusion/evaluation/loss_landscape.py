@@ -20,7 +20,7 @@ _MEMORY = 1 << 28  # bytes of weights of networks that are run in one pass
 _BASIS = 1 << 31  # bytes of the vectors that Lanczos keeps
 
 
-def flatten(model: nn.Module) -> Tensor:
+def flatten_weights(model: nn.Module) -> Tensor:
     """All parameters as one vector, in their order: float64 (D,)."""
     return torch.cat([p.detach().double().flatten() for p in model.parameters()])
 
@@ -53,12 +53,12 @@ class Plane:
         return self.origin + points.to(self.u) @ torch.stack([self.u, self.v])
 
 
-def plane(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
+def plane_through(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
     """The plane through three networks of one shape: dense, dropped, fused.
 
     Raises IntrafusionError where two of them are the same, or all lie on one line.
     """
-    points = [flatten(model) for model in (first, second, third)]
+    points = [flatten_weights(model) for model in (first, second, third)]
     if len({len(point) for point in points}) > 1:
         raise IntrafusionError("a plane needs networks of one shape: pad pruned ones back")
     one, two = points[1] - points[0], points[2] - points[0]
@@ -95,7 +95,7 @@ class Surface:
         return None
 
 
-def grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
+def plane_grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
     """A grid around the plane's three networks, nothing of it measured yet.
 
     size: points on a side. margin: how far it goes beyond the networks on every side, as a share of their larger extent.
@@ -118,7 +118,7 @@ def surface(
 
     stride: of the first, coarsest grid; halved until it is 1. patience: seconds after which to tell of an unfinished one.
     """
-    empty = grid(plane, size, margin)
+    empty = plane_grid(plane, size, margin)
     x, y, loss, accuracy = empty.x, empty.y, empty.loss, empty.accuracy
     batches = list(normalised(plane.model, data))
     together = _together(plane.model)
@@ -129,7 +129,7 @@ def surface(
         for start in range(0, len(rows), together):
             some = slice(start, start + together)
             points = torch.from_numpy(np.stack([x[columns[some]], y[rows[some]]], 1))
-            losses, right = measure(plane.model, plane.vectors, points, batches, together)
+            losses, right = losses_at(plane.model, plane.vectors, points, batches, together)
             loss[rows[some], columns[some]], accuracy[rows[some], columns[some]] = losses.numpy(), right.numpy()
             if start + together >= len(rows) or time.monotonic() - told > patience:
                 yield Surface(x, y, loss.copy(), accuracy.copy())
@@ -143,7 +143,7 @@ def _together(model: nn.Module) -> int:
     return max(1, _MEMORY // (8 * max(size, 1))) if next(model.parameters()).is_cuda else 1
 
 
-def measure(
+def losses_at(
     model: nn.Module,
     vectors: Callable[[Tensor], Tensor],
     points: Tensor,

@@ -138,7 +138,7 @@ def cifar(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Fit:
+class StateFit:
     """A state dict under the names of a network, and where the two differ.
 
     aside: names of counters, and of an average. computed: names of weights that a file holds in parts.
@@ -155,7 +155,7 @@ class Fit:
         return not (self.missing or self.extra or self.misshapen)
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plain) -> Fit:
+def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plain) -> StateFit:
     """Match a state dict with a network: by the same names, else by names that differ in what wrappers add."""
     own = model.state_dict()
     state, computed = _computed(own, state, spelling)
@@ -166,7 +166,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plai
         if (key not in own and is_averaged(key)) or (is_counter(key) and own.get(key, _NOTHING).shape != value.shape)
     ]
     kept = {key: value for key, value in named.items() if key not in aside}
-    return Fit(
+    return StateFit(
         kept,
         [key for key in own if key not in kept and not _may_lack(key)],
         [key for key in kept if key not in own],
@@ -240,7 +240,7 @@ def _named(own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling
     return found
 
 
-def put(model: nn.Module, found: Fit, path: Path, name: str) -> None:
+def load_fitted(model: nn.Module, found: StateFit, path: Path, name: str) -> None:
     """Put a state dict into a network, in place. Raises Misfit, with the first difference, where it is not of it."""
     own, state = model.state_dict(), found.state
     if not found.is_whole():

@@ -30,7 +30,7 @@ class Chance:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class CriteriaComparison:
     """c criteria side by side on the n channels of one group.
 
     scores: float64 (c, n), larger stays. ranks: int64 (c, n), 1 for the most important; equal scores share a rank. kept:
@@ -61,14 +61,14 @@ class Comparison:
         return round(float(self.overlap[a, b]) * self.k)
 
 
-def compare(scores: Mapping[str, Tensor], group: Group, sparsity: float, round_to: int = 1) -> Comparison:
+def compare_criteria(scores: Mapping[str, Tensor], group: Group, sparsity: float, round_to: int = 1) -> CriteriaComparison:
     """Set criteria side by side. scores: (n,) of each by name, at least one."""
     values = np.stack([row.double().numpy() for row in scores.values()])
     counts = block_counts(group.block, kept_count(group.size, sparsity), round_to)
     kept = np.stack([stays(row, group.block.numpy(), counts) for row in values])
     ranks = rankdata(-values, "min", axis=1).astype(int)
     luck = chance(group.block.bincount().tolist(), counts)
-    return Comparison(tuple(scores), values, ranks, kept, spearman(values), overlap(kept), luck)
+    return CriteriaComparison(tuple(scores), values, ranks, kept, spearman(values), overlap(kept), luck)
 
 
 def stays(scores: np.ndarray, block: np.ndarray, counts: Sequence[int]) -> np.ndarray:

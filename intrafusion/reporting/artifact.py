@@ -18,7 +18,7 @@ from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.runtime.code_digest import code_version
 from intrafusion.runtime.log import say
 from intrafusion.spec import PruneSpec
-from intrafusion.studies.measurement import Result, Width, check, measure
+from intrafusion.studies.measurement import Result, Width, check_spec, measure
 from intrafusion.studies.session import Session, merged, recovery
 from intrafusion.training.recovery import Facts
 
@@ -69,7 +69,7 @@ def making(spec: PruneSpec, session: Session) -> Iterator[Making]:
 
     Raises IntrafusionError when the spec cannot run on this session.
     """
-    check(spec, session)
+    check_spec(spec, session)
     yield Making("pruning", 0.0)
     pruned = merged(spec, session)
     for told in recovery(spec, session, pruned):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.evaluation.latency import Comparison, compare
+from intrafusion.evaluation.latency import LatencyComparison, compare_latency
 from intrafusion.reporting.artifact import Made, making
 from intrafusion.reporting.formats import FORMATS, Written, write
 from intrafusion.reporting.report import Report
@@ -30,7 +30,7 @@ class Exported:
     folder: Path
     made: Made
     files: tuple[Written, ...]
-    speed: Comparison | None
+    speed: LatencyComparison | None
 
     def to_row(self) -> dict[str, Any]:
         """Flat but for files and speed, JSON-able."""
@@ -138,9 +138,9 @@ def _begin(folder: Path) -> Path:
     return part
 
 
-def comparing(made: Made, session: Session, batch: int | None = None) -> Iterator[Comparison]:
+def comparing(made: Made, session: Session, batch: int | None = None) -> Iterator[LatencyComparison]:
     """`compare` of the dense and the pruned network, both with BatchNorm folded, on the session's device."""
-    yield from compare(made.dense, _there(made, session), session.example, batch)
+    yield from compare_latency(made.dense, _there(made, session), session.example, batch)
 
 
 def _there(made: Made, session: Session) -> nn.Module:

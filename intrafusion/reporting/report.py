@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from intrafusion._registry import MERGES
-from intrafusion.evaluation.latency import Comparison, Speed
+from intrafusion.evaluation.latency import LatencyComparison, Speed
 from intrafusion.reporting.artifact import Made
 from intrafusion.reporting.formats import TOLERANCE, Written
 from intrafusion.reporting.snippets import prune_line, prune_snippet
@@ -45,7 +45,7 @@ class Report:
 
     made: Made
     files: Sequence[Written] = ()
-    speed: Comparison | None = None
+    speed: LatencyComparison | None = None
     formats: Sequence[str] = ()
     when: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -163,7 +163,7 @@ def before_and_after(made: Made) -> list[tuple[str, ...]]:
     return rows + [(name, f"{before:,}", f"{after:,}", f"{after / before:.0%}") for name, (before, after) in numbers.items()]
 
 
-def speed_words(found: Comparison) -> str:
+def speed_words(found: LatencyComparison) -> str:
     """The finding, and how it was measured."""
     turns = min((one.turns for one in found.ratios), default=0)
     return (
@@ -172,7 +172,7 @@ def speed_words(found: Comparison) -> str:
     )
 
 
-def speed_rows(found: Comparison) -> list[tuple[str, ...]]:
+def speed_rows(found: LatencyComparison) -> list[tuple[str, ...]]:
     """Latency, file and memory of both networks, in words; the first row is the head."""
     rows: list[tuple[str, ...]] = [("", "dense", "pruned", "times as fast")]
     for one, first, second in zip(found.ratios, found.before.latencies, found.after.latencies, strict=True):

@@ -26,7 +26,7 @@ def birth(pid: int) -> str:
     return "ended" if state in "ZX" else rest[18]
 
 
-def runs(pid: int, born: str) -> bool:
+def is_running(pid: int, born: str) -> bool:
     """Whether the process that had this number when it was born still runs: numbers are used again."""
     if now := birth(pid):
         return now == born

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from intrafusion.runtime.paths import home
-from intrafusion.runtime.processes import birth, host, runs
+from intrafusion.runtime.processes import birth, host, is_running
 
 PART = ".part"  # the end of what is being written, beside what it becomes
 CHECK, UPLOAD, EXPORT = ".taking-", "intrafusion-upload-", "intrafusion-export-"  # folders: how their names begin
@@ -56,7 +56,7 @@ def is_left(path: Path) -> bool:
     """Whether nobody writes it any more: its process is gone, or, where that cannot be known, nothing changed for an hour."""
     found = _MARK.search(path.name)
     if found and found[3] == _here():
-        return not runs(int(found[1]), found[2])
+        return not is_running(int(found[1]), found[2])
     with suppress(OSError):
         files = [path, *path.rglob("*")] if path.is_dir() else [path]
         return time.time() - max(file.lstat().st_mtime for file in files) > _AGE

@@ -78,7 +78,7 @@ class Result:
         return {"model": spec.pop("model"), "data": spec.pop("dataset"), **spec, **rest, "low": low, "high": high}
 
 
-def check(spec: PruneSpec, session: Session) -> None:
+def check_spec(spec: PruneSpec, session: Session) -> None:
     """Refuse, before any work, a spec that cannot run: IntrafusionError for unknown names and missing groups."""
     choose_groups(session.groups, spec.groups)
     check_choice("precision", spec.precision, PRECISIONS)
@@ -90,7 +90,7 @@ def check(spec: PruneSpec, session: Session) -> None:
     spec.check_together()
 
 
-def run(spec: PruneSpec, session: Session) -> Result:
+def run_spec(spec: PruneSpec, session: Session) -> Result:
     """Prune, recover and measure one spec on an open session (whose model and data must be the spec's)."""
     meter = session.meter(spec)
     return measure(spec, session, meter, pruned(spec, session), len(meter))

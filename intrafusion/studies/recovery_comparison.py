@@ -19,10 +19,10 @@ from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session, merged, pruned, recovery
 from intrafusion.studies.store.sqlite import Store
-from intrafusion.studies.sweeps import Failure, checked, digest, sweep
+from intrafusion.studies.sweeps import Failure, checked_specs, digest, sweep
 from intrafusion.training.loop import Moment
-from intrafusion.training.recovery import Facts, similarity
-from intrafusion.training.recovery.cache import read
+from intrafusion.training.recovery import Facts, image_similarity
+from intrafusion.training.recovery.cache import read_recovery
 from intrafusion.training.recovery.distillation import stages, watching
 
 
@@ -40,14 +40,16 @@ class Run:
         return self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
 
 
-def compare(specs: Iterable[PruneSpec], session: Session, store: Store | None = None) -> Iterator[Run | Result | Failure]:
+def compare_recoveries(
+    specs: Iterable[PruneSpec], session: Session, store: Store | None = None
+) -> Iterator[Run | Result | Failure]:
     """Recover and measure each spec: its run again and again while it trains, then its result.
 
     What was trained once is not trained again, and what the store has is not measured again. A spec that fails is yielded
     as a Failure, and the others go on. Raises IntrafusionError when any spec cannot run.
     """
     meters: dict[tuple, Meter] = {}
-    for spec in checked(specs, session):
+    for spec in checked_specs(specs, session):
         if RECOVERIES[spec.recovery].needs == "labels":
             try:
                 yield from _watched(spec, session)
@@ -75,7 +77,7 @@ def known_run(spec: PruneSpec, session: Session) -> Run | None:
     """The run of a spec whose recovery was trained before; None of any other. It is not trained here."""
     if RECOVERIES[spec.recovery].needs != "labels":
         return None
-    found = read(session.kept_path(spec))
+    found = read_recovery(session.kept_path(spec))
     return None if found is None else Run(spec, found.facts, found.moments)
 
 
@@ -154,7 +156,7 @@ def layers_to_compare(session: Session) -> list[str]:
     return stages(private(session.folded), session.example)
 
 
-def alike(spec: PruneSpec, session: Session, layer: str, images: int = 48) -> Alike:
+def compare_image_similarity(spec: PruneSpec, session: Session, layer: str, images: int = 48) -> Alike:
     """Similarities before and after a recovery, on some training images, sorted by class."""
     data = session.training(spec) if RECOVERIES[spec.recovery].needs == "labels" else session.calibration(spec)
     rows = stratified(data.labels.cpu(), spec.seed)[:images]
@@ -165,7 +167,7 @@ def alike(spec: PruneSpec, session: Session, layer: str, images: int = 48) -> Al
     def seen(network: nn.Module) -> Tensor:
         with torch.inference_mode(), watching(network, [layer]) as outputs:
             network(inputs)
-        return similarity(outputs[layer]).cpu()
+        return image_similarity(outputs[layer]).cpu()
 
     plain = spec.but(recovery="none")
     networks = private(session.folded), private(pruned(plain, session)), private(pruned(spec, session))

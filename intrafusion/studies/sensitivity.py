@@ -153,7 +153,7 @@ class Difference(Grid[Gap]):
     """Accuracy of one matrix minus that of another, cell by cell on the same images."""
 
 
-def matrix(
+def sensitivity_matrix(
     results: Iterable[Result],
     merge: str,
     criterion: str | None = None,

@@ -25,7 +25,7 @@ from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.merge import ChannelMap, calibrate
 from intrafusion.pruning.pruner import Pruned, cut
-from intrafusion.pruning.transport.cost import Geometry, measure
+from intrafusion.pruning.transport.cost import Geometry, compare_channels
 from intrafusion.pruning.transport.planning import TransportPlan, solve
 from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import clock
@@ -185,7 +185,7 @@ class Session:
         sees = spec.cost == "activations"
         return self._geometries.get(
             (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
-            lambda: measure(
+            lambda: compare_channels(
                 self.model,
                 group,
                 data=self.calibration(spec) if sees else None,

@@ -22,7 +22,7 @@ from intrafusion.pruning.pruner import choose_groups
 from intrafusion.runtime.cancellation import checkpoint, clock
 from intrafusion.runtime.log import event, explain
 from intrafusion.spec import PruneSpec
-from intrafusion.studies.measurement import Result, check, measure
+from intrafusion.studies.measurement import Result, check_spec, measure
 from intrafusion.studies.paired_comparison import paired
 from intrafusion.studies.session import Session, pruned
 from intrafusion.studies.store.sqlite import Origin, Store
@@ -67,14 +67,14 @@ def sweep(
     this one uses and adds to. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when
     any spec cannot run, or the store cannot be written.
     """
-    yield from _Sweep(checked(specs, session), session, store, decide, memory, known or {}, meters).steps()
+    yield from _Sweep(checked_specs(specs, session), session, store, decide, memory, known or {}, meters).steps()
 
 
-def checked(specs: Iterable[PruneSpec], session: Session) -> list[PruneSpec]:
+def checked_specs(specs: Iterable[PruneSpec], session: Session) -> list[PruneSpec]:
     """The specs, each once, in the order of their work. Raises IntrafusionError when any cannot run."""
     specs = list(dict.fromkeys(specs))
     for spec in specs:
-        check(spec, session)
+        check_spec(spec, session)
         for one in session.learned_from(spec):
             session.calibration(one)
     return sorted(specs, key=lambda spec: cut_of(spec, session))

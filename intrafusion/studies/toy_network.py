@@ -33,7 +33,7 @@ _EXAMPLE = torch.zeros(1, 2)
 _CHANGE = re.compile(r"(\d+)\.(\w+)=(\S+)")
 
 
-def points(count: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+def toy_points(count: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two noisy rings around the origin: float64 (count, 2), and int64 (count,) the index of their class in CLASSES."""
     from sklearn.datasets import make_circles
 
@@ -41,14 +41,14 @@ def points(count: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(X) * 1.2, torch.from_numpy(y)
 
 
-def train(seed: int = SEED, hidden: int = 6, changes: str = "") -> nn.Sequential:
+def train_toy(seed: int = SEED, hidden: int = 6, changes: str = "") -> nn.Sequential:
     """Linear(2, hidden), ReLU, Linear(hidden, 2) in float64, trained on `points()` and rounded to two decimals.
 
     Weights start small and decay, so that some neurons come to do similar work.
     changes: weights then set by hand, as `parse_changes` reads them.
     """
     model, generator = mlp((2, hidden, 2)).double(), torch.Generator().manual_seed(seed)
-    X, y = points()
+    X, y = toy_points()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.01)
@@ -68,13 +68,13 @@ def numbers(model: nn.Module) -> Tensor:
     return torch.cat([writes.weight, writes.bias[:, None], reads.weight.T], 1).detach()
 
 
-def activations(model: nn.Sequential, place: tuple[float, float]) -> Tensor:
+def toy_activations(model: nn.Sequential, place: tuple[float, float]) -> Tensor:
     """What each neuron gives at a place of the plane, after ReLU: (n,)."""
     with torch.no_grad():
         return model[:-1](torch.tensor([place], dtype=torch.float64))[0]
 
 
-def outputs(model: nn.Module, place: tuple[float, float]) -> Tensor:
+def toy_outputs(model: nn.Module, place: tuple[float, float]) -> Tensor:
     """The network's logits there, one a class: (2,)."""
     with torch.no_grad():
         return model(torch.tensor([place], dtype=torch.float64))[0]
@@ -195,9 +195,9 @@ def criteria(dense: nn.Module) -> list[str]:
     return usable
 
 
-def measure(model: nn.Module) -> Evaluation:
+def measure_toy(model: nn.Module) -> Evaluation:
     """Accuracy on 400 points that the network was not trained on, the same for every network."""
-    X, y = points(400, seed=1)
+    X, y = toy_points(400, seed=1)
     with torch.no_grad():
         correct = model(X).argmax(1) == y
     hits = int(correct.sum())

@@ -13,13 +13,22 @@ from torch import Tensor, nn
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import logits, wilson
-from intrafusion.evaluation.loss_landscape import Plane, Surface, flatten, grid, lanczos, plane, share_within, surface
+from intrafusion.evaluation.loss_landscape import (
+    Plane,
+    Surface,
+    flatten_weights,
+    lanczos,
+    plane_grid,
+    plane_through,
+    share_within,
+    surface,
+)
 from intrafusion.models.hub import load_model
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.pruning.groups.surgery import pad
 from intrafusion.runtime.cache import Cache
 from intrafusion.spec import PruneSpec
-from intrafusion.studies.measurement import check
+from intrafusion.studies.measurement import check_spec
 from intrafusion.studies.session import Session, merged
 from intrafusion.training.batchnorm import norms_of
 from intrafusion.training.mode_connectivity import Path, connect
@@ -43,7 +52,7 @@ class Solutions:
     _known: Cache = field(default_factory=Cache, repr=False)
 
     def __post_init__(self) -> None:
-        check(self.spec, self.session)
+        check_spec(self.spec, self.session)
 
     @property
     def images(self) -> ImageData:
@@ -87,10 +96,10 @@ class Solutions:
                 "some norms of this network do not fold into a layer: their statistics belong to one network each, and there "
                 "is no plane of weights alone"
             )
-        return plane(*map(self.whole, THREE))
+        return plane_through(*map(self.whole, THREE))
 
 
-def between(
+def networks_between(
     solutions: Solutions, ends: tuple[str, str], epochs: float, rate: float | None, training: int | None
 ) -> Iterator[Path]:
     """The line and the trained path between two networks, each one of the solutions or a name that `load_model` opens.
@@ -156,7 +165,7 @@ class Slice:
 def slices(solutions: Solutions, size: int = 17, margin: float = 0.3) -> Iterator[Slice]:
     """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: see `loss_landscape.grid`."""
     made, data = solutions.plane(), solutions.images
-    found = Slice(grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
+    found = Slice(plane_grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
     yield found
     for measured in surface(made, data, size, margin, stride=1 << max(0, (size - 1).bit_length() - 2)):
         found = replace(found, surface=measured)
@@ -215,8 +224,8 @@ def sharpness(solutions: Solutions, images: int = 256, count: int = 10, steps: i
     network = private(session.folded).requires_grad_(True)
     batches = list(normalised(network, data))
     inputs, labels = (torch.cat(part) for part in zip(*batches, strict=True))
-    origin = flatten(session.folded)
-    moved = {name: (flatten(solutions.whole(name)) - origin).cpu() for name in THREE[1:]}
+    origin = flatten_weights(session.folded)
+    moved = {name: (flatten_weights(solutions.whole(name)) - origin).cpu() for name in THREE[1:]}
     for found in lanczos(lambda model: F.cross_entropy(model(inputs), labels), network, count, steps, spec.seed):
         shares = _shares(moved, found.vectors, spec.seed) if found.step == found.steps else {}
         yield Sharpness(found.values, found.residuals, found.step, found.steps, shares, len(data), len(origin))

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.evaluation.loss_landscape import bezier, flatten, measure, unflatten
+from intrafusion.evaluation.loss_landscape import bezier, flatten_weights, losses_at, unflatten
 from intrafusion.models.card import card_of
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.training.augment import augment_for
@@ -44,7 +44,7 @@ class Curve(nn.Module):
         if shapes[0] != shapes[1] or len(norms_of(first)) != len(norms_of(last)):
             raise IntrafusionError("a path needs two networks of one shape: these have other layers, widths or norms")
         self.network = private(first)
-        ends = torch.stack([flatten(first), flatten(last)])
+        ends = torch.stack([flatten_weights(first), flatten_weights(last)])
         if torch.equal(ends[0], ends[1]):
             raise IntrafusionError("both ends of this path are the same network: choose another end")
         inside = torch.arange(1, bends + 1, device=ends.device).double()[:, None] / (bends + 1)
@@ -114,7 +114,7 @@ def walk(
         t = torch.tensor([found.t[place]])
         vectors = (curve.straight if straight else curve.vectors)(t).detach()
         measure_norms(network, (images for images, _ in again), unflatten(network, vectors[0]))
-        losses, right = measure(network, lambda _: vectors, t, batches)  # noqa: B023
+        losses, right = losses_at(network, lambda _: vectors, t, batches)  # noqa: B023
         loss[place], accuracy[place] = float(losses[0]), float(right[0])
         yield replace(found, loss=loss.copy(), accuracy=accuracy.copy())
 

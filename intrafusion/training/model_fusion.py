@@ -99,7 +99,7 @@ def align(model: nn.Module, target: nn.Module, groups: Sequence[Group], data: Im
         ours, theirs = (_vectors(one, group, writers, data)[rows] for one in (aligned, target))
         order = torch.arange(group.size)
         order[rows] = rows[_matched(theirs, ours)]
-        permute(aligned, group, order)
+        permute_channels(aligned, group, order)
     return aligned
 
 
@@ -134,7 +134,7 @@ def _schedule(groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor, list[Lay
         yield group, (group.block == block).nonzero()[:, 0], group.role(PRODUCER)
 
 
-def permute(model: nn.Module, group: Group, order: Tensor) -> None:
+def permute_channels(model: nn.Module, group: Group, order: Tensor) -> None:
     """Put a group's channels into another order, in place; the network computes the same. order: int64 (n,), within blocks."""
     for layer in group.layers:
         held = layer.present()

@@ -13,7 +13,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion import IntrafusionError, PruneSpec, registry
-from intrafusion.evaluation.latency import Comparison
+from intrafusion.evaluation.latency import LatencyComparison
 from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Writing, archive, writing
 from intrafusion.reporting.figures import latency as figures
 from intrafusion.reporting.report import before_and_after, file_rows, speed_rows, speed_words
@@ -129,7 +129,7 @@ def show_network(made: Made | None, merge: str) -> None:
         st.caption(words)
 
 
-def show_speed(found: Comparison | None) -> None:
+def show_speed(found: LatencyComparison | None) -> None:
     """The finding first, then every run, then the numbers."""
     dark = app_state.is_dark()
     if found is None:

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, registry
-from intrafusion.pruning.agreement import Comparison
+from intrafusion.pruning.agreement import CriteriaComparison
 from intrafusion.pruning.groups.feature_maps import consumers
 from intrafusion.studies.session import Scores, Session
 from pages.shared import asking
@@ -139,7 +139,7 @@ def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
     return cheap
 
 
-def rank_row(comparison: Comparison, channel: int) -> None:
+def rank_row(comparison: CriteriaComparison, channel: int) -> None:
     """The channel's rank by each criterion, as badges."""
     badges = [
         f":{'primary' if kept else 'gray'}-badge[{name} **{rank}**]"
@@ -152,7 +152,7 @@ def rank_row(comparison: Comparison, channel: int) -> None:
     )
 
 
-def how_to_read(comparison: Comparison) -> None:
+def how_to_read(comparison: CriteriaComparison) -> None:
     """The matrix in words, with what chance alone gives."""
     chance, k, n = comparison.chance, comparison.k, comparison.scores.shape[1]
     bound = "" if np.isnan(chance.correlation) else f" With {n:,} channels, chance stays within ±{chance.correlation:.2f}."
@@ -171,7 +171,7 @@ def how_to_read(comparison: Comparison) -> None:
         st.markdown("A dash: a criterion gives every channel the same score, and so no ranking.")
 
 
-def agreement_table(comparison: Comparison, scores: dict[str, Scores]) -> pd.DataFrame:
+def agreement_table(comparison: CriteriaComparison, scores: dict[str, Scores]) -> pd.DataFrame:
     """One row a criterion: what it needs and costs, and how far it agrees with the first."""
     rows, main = [], comparison.names[0]
     for index, name in enumerate(comparison.names):
@@ -190,7 +190,7 @@ def agreement_table(comparison: Comparison, scores: dict[str, Scores]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def channel_table(comparison: Comparison) -> pd.DataFrame:
+def channel_table(comparison: CriteriaComparison) -> pd.DataFrame:
     """One row a channel: its score and rank by each criterion, and whether that keeps it."""
     columns = {"channel": np.arange(comparison.scores.shape[1])}
     for index, name in enumerate(comparison.names):

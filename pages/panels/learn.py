@@ -26,7 +26,7 @@ _HIDDEN, _STAY, _SEEDS = 6, 3, range(24)
 @st.cache_resource(max_entries=256, show_spinner=False)
 def trained(seed: int, hidden: int) -> nn.Sequential:
     """The network before any change by hand."""
-    return toy_network.train(seed, hidden)
+    return toy_network.train_toy(seed, hidden)
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
@@ -40,7 +40,7 @@ def fortunes(hidden: int, stay: int, criterion: str, p: int) -> list[tuple[int, 
     """(seed, dropped accuracy, fused accuracy) of many networks."""
     lessons = [opened(seed, hidden, "", stay, criterion, p) for seed in _SEEDS]
     return [
-        (seed, toy_network.measure(made.dropped).accuracy, toy_network.measure(made.fused).accuracy)
+        (seed, toy_network.measure_toy(made.dropped).accuracy, toy_network.measure_toy(made.fused).accuracy)
         for seed, made in zip(_SEEDS, lessons, strict=True)
     ]
 

@@ -10,7 +10,15 @@ from intrafusion import PruneSpec, registry
 from intrafusion.reporting.figures.recovery import similarity_panels
 from intrafusion.runtime.jobs import Job
 from intrafusion.studies.measurement import Result
-from intrafusion.studies.recovery_comparison import Alike, Row, Run, alike, compare, known_run, layers_to_compare
+from intrafusion.studies.recovery_comparison import (
+    Alike,
+    Row,
+    Run,
+    compare_image_similarity,
+    compare_recoveries,
+    known_run,
+    layers_to_compare,
+)
 from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
@@ -207,7 +215,7 @@ def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store 
             return ("run", result.spec), _TRAINS * result.share
         return result.spec, studying.share(result) * (1 - _TRAINS if trains(result.spec) else 1.0)
 
-    return app_state.start(key, len(specs), lambda: compare(specs, session, kept), title, part=part)
+    return app_state.start(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
 
 
 def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:
@@ -268,4 +276,4 @@ def similarities(session: Session, base: PruneSpec, done: Sequence[PruneSpec]) -
 
 @st.cache_data(max_entries=32, show_spinner="Comparing the images")
 def _alike(_session: Session, spec: PruneSpec, layer: str) -> Alike:
-    return alike(spec, _session, layer)
+    return compare_image_similarity(spec, _session, layer)

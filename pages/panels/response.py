@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intrafusion import ImageData, IntrafusionError
-from intrafusion.evaluation.attribution import METHODS, STEPS, Attribution, activations, channel_attribution
+from intrafusion.evaluation.attribution import METHODS, STEPS, Attribution, activations_of_channels, channel_attribution
 from intrafusion.models.batching import batches_for
 from intrafusion.reporting.figures.images import attribution_panels, gallery
 from intrafusion.runtime import escaping
@@ -25,7 +25,7 @@ def channel_activations(here: Here, data: ImageData) -> Tensor | None:
         here.session.size.macs * len(data),
         f"Show {len(data):,} images to the network",
         sum(1 for _ in batches_for(here.session.model, data)),
-        lambda: activations(here.session.model, here.group, data),
+        lambda: activations_of_channels(here.session.model, here.group, data),
         "Finds the images that drive a channel most",
     )
     return batches and torch.cat(batches)

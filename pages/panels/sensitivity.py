@@ -18,7 +18,7 @@ from intrafusion.runtime.access import is_public
 from intrafusion.spec import MERGE_FIELDS, PLAN_FIELDS
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.paired_comparison import Paired, paired
-from intrafusion.studies.sensitivity import Matrix, difference, matrix
+from intrafusion.studies.sensitivity import Matrix, difference, sensitivity_matrix
 from intrafusion.studies.store.sqlite import Store, StudyRow
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import sweep
@@ -98,7 +98,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
         address = right.text_input(
             "Address of the cluster", key="address", bind=BIND, placeholder="one on this machine"
         ).strip()
-        run, flags = partial(driver.sweep, address=address or None), {"executor": "ray"}
+        run, flags = partial(driver.sweep_on_cluster, address=address or None), {"executor": "ray"}
         flags |= {"address": address} if address else {}
     return Way(name or automatic, bool(name), precision, decide and several, run, flags)
 
@@ -130,7 +130,7 @@ def pair(merges: Sequence[str]) -> tuple[str, str] | None:
 def matrices(
     results: Sequence[Result], merges: Sequence[str], groups: Sequence[str], sparsities: Sequence[float]
 ) -> dict[str, Matrix]:
-    return {merge: matrix(results, merge, None, groups, sparsities) for merge in merges}
+    return {merge: sensitivity_matrix(results, merge, None, groups, sparsities) for merge in merges}
 
 
 def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
@@ -231,7 +231,7 @@ def comparison(
     try:
         theirs = newest(result for result in kept.results(other) if result.spec.merge == merge)
         ours = made[merge]
-        both = difference(ours, matrix(theirs, merge, None, ours.groups, ours.sparsities))
+        both = difference(ours, sensitivity_matrix(theirs, merge, None, ours.groups, ours.sparsities))
         if any(result.older_code for result in theirs):
             st.caption(
                 f"Results of “{escaping.markdown(other)}” are of another version of the code: run it again to compare alike."

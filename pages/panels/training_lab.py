@@ -15,7 +15,7 @@ from intrafusion.runtime.jobs import Job
 from intrafusion.runtime.progress import in_words
 from intrafusion.training.methods.masks import WEIGHTS
 from intrafusion.training.methods.parallel import parts_of
-from intrafusion.training.methods.runs import LabRun, run, runs
+from intrafusion.training.methods.runs import LabRun, run_training, runs
 from intrafusion.training.methods.sdprun import without_zeroed
 from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.methods.spec import TrainSpec
@@ -151,7 +151,7 @@ def start(key: tuple, spec: TrainSpec, device: str) -> Job:
         return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
 
     total = _LOOKS * len(phases(spec))
-    return app_state.start(key, total, lambda: run(spec, device), f"{spec.method} of {spec.model}", part=part)
+    return app_state.start(key, total, lambda: run_training(spec, device), f"{spec.method} of {spec.model}", part=part)
 
 
 def phases(spec: TrainSpec) -> list[str]:

@@ -62,7 +62,7 @@ def test_study():
         start = time.perf_counter()
         ray.init("local", num_cpus=workers, object_store_memory=256 << 20, **quiet)
         start = time.perf_counter() - start
-        *seconds, found = timed(driver.sweep(specs, session))
+        *seconds, found = timed(driver.sweep_on_cluster(specs, session))
         ray.shutdown()
         assert found.keys() == expected.keys()
         ratios = ", ".join(f"{took[threads] / sum(seconds):.2f} to threads: {threads}" for threads in took)

@@ -11,7 +11,7 @@ from intrafusion.pruning.merge import calibrate
 from intrafusion.pruning.merge.calibrated import refit, refit_all
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.allocation import shapes, suggest
-from intrafusion.studies.sensitivity import matrix
+from intrafusion.studies.sensitivity import sensitivity_matrix
 from intrafusion.studies.session import Session, merged, open_session
 from intrafusion.studies.sweeps import grid, sweep
 
@@ -20,7 +20,7 @@ def widths(session: Session, spec: PruneSpec, data: itf.ImageData) -> dict[str, 
     """Sparsities of the spec's groups for as many parameters as it leaves, from each group alone, on training images."""
     alone = [spec.but(groups=(group,), merge="calibrated", recovery="none", limit=None) for group in spec.groups]
     points = [point for one in alone for point in grid(one, sparsity=(0.3, 0.5, 0.7, 0.85))]
-    table = matrix(sweep(points, session.on(data)), "calibrated")
+    table = sensitivity_matrix(sweep(points, session.on(data)), "calibrated")
     known = shapes(session.model, session.groups, session.example)
     share = known.size(dict.fromkeys(spec.groups, spec.sparsity)).params / known.dense.params
     found = suggest(table, known, "params", share)

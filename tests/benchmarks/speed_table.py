@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.evaluation.latency import Comparison, Speed, compare
+from intrafusion.evaluation.latency import LatencyComparison, Speed, compare_latency
 from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.transport.planning import group_counts
@@ -34,7 +34,7 @@ def narrow(dense: nn.Module, groups: list[itf.Group], sparsity: float, round_to:
     return small
 
 
-def row(name: str, sparsity: float, round_to: int, found: Comparison) -> str:
+def row(name: str, sparsity: float, round_to: int, found: LatencyComparison) -> str:
     def pair(before: float, after: float, unit: float, form: str = ".1f") -> str:
         return f"{before / unit:{form}} → {after / unit:{form}}"
 
@@ -66,7 +66,7 @@ def main() -> None:
         groups = itf.find_groups(model, example)
         fold_groups(model, groups)
         for sparsity, round_to in CASES:
-            *_, found = compare(model, narrow(model, groups, sparsity, round_to), example, runs=args.runs)
+            *_, found = compare_latency(model, narrow(model, groups, sparsity, round_to), example, runs=args.runs)
             print(row(name, sparsity, round_to, found), flush=True)
     print(f"{found.device}; {time.perf_counter() - begun:.0f} s")
 

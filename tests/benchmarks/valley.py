@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.evaluation.loss_landscape import flatten, lanczos, share_within
+from intrafusion.evaluation.loss_landscape import flatten_weights, lanczos, share_within
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.pruning.groups.surgery import pad
 from intrafusion.pruning.pruner import cut
-from intrafusion.training.methods.runs import LabRun, run
+from intrafusion.training.methods.runs import LabRun, run_training
 from intrafusion.training.methods.sdprun import zeroed
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.mode_connectivity import connect
 
 
 def solution(spec: TrainSpec) -> LabRun:
-    *_, found = run(spec)
+    *_, found = run_training(spec)
     assert isinstance(found, LabRun)
     return found
 
@@ -39,7 +39,7 @@ def sharp(model: nn.Module, data: itf.ImageData, count: int = 10, steps: int = 4
 
 def tell(name: str, first: nn.Module, last: nn.Module, directions: Tensor, seen: itf.ImageData, data: itf.ImageData) -> None:
     *_, path = connect(first, last, seen, data)
-    moved = flatten(last) - flatten(first)
+    moved = flatten_weights(last) - flatten_weights(first)
     changed = moved != 0
     noise = torch.randn(20, len(moved), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * changed
     chance = sum(share_within(one, directions) for one in noise) / len(noise)

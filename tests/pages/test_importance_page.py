@@ -12,8 +12,8 @@ from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
-from intrafusion.evaluation.attribution import METHODS, activations, top_images
-from intrafusion.pruning.agreement import compare
+from intrafusion.evaluation.attribution import METHODS, activations_of_channels, top_images
+from intrafusion.pruning.agreement import compare_criteria
 from intrafusion.studies.session import Session, open_session
 from pages.panels.importance import FORMULAS, PASSES, default_criteria, duration
 
@@ -70,7 +70,7 @@ def test_the_matrix_shows_what_the_library_computes(session):
         name: itf.score(session.model, group, name, None if CRITERIA[name].needs == "nothing" else data)
         for name in ("taylor", "l1", "chip", "random")
     }
-    made = compare(scores, group, 0.4)
+    made = compare_criteria(scores, group, 0.4)
     upper, lower = matrix(app)["data"]
     for a in range(4):
         for b in range(a + 1, 4):
@@ -86,7 +86,7 @@ def test_the_matrix_shows_what_the_library_computes(session):
 def test_the_channel_box_changes_the_story_the_images_and_the_attribution(session):
     app = open_importance(channel="3")
     group, data = group_of(session), itf.load_calibration("digits")
-    values = np.concatenate(list(activations(session.model, group, data)))
+    values = np.concatenate(list(activations_of_channels(session.model, group, data)))
     for channel in (3, 21):
         app.number_input(key="channel").set_value(channel).run()
         assert f"Channel {channel} ranks" in text(app)

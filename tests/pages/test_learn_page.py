@@ -45,7 +45,7 @@ def test_the_page_shows_six_steps_each_with_a_question_and_a_way_on():
 
 
 def test_the_sums_on_the_page_are_the_librarys():
-    app, made = learn(), toy_network.open_lesson(toy_network.train(), 3)
+    app, made = learn(), toy_network.open_lesson(toy_network.train_toy(), 3)
     for neuron in range(6):
         app.button_group(key="lesson_neuron").set_value(neuron).run()
         assert f"= {made.scores[neuron]:.3f}" in sums(app)
@@ -89,7 +89,7 @@ def test_changes_can_be_written_and_move_the_sliders():
     assert weight(app, "w₂").value == 1
 
 
-RIGHT = toy_network.open_lesson(toy_network.train(), 3)
+RIGHT = toy_network.open_lesson(toy_network.train_toy(), 3)
 ROWS, FUSED = toy_network.numbers(RIGHT.dense), toy_network.numbers(RIGHT.fused)
 QUESTIONS = {
     "neuron": (round(max(0.0, float(-ROWS[0, 0] + 0.5 * ROWS[0, 1] + ROWS[0, 2])), 2), 0.0, "above zero passes"),
@@ -145,9 +145,9 @@ def test_the_snippet_runs_and_prints_the_pages_accuracy(capsys):
     names: dict = {}
     exec(code, names)
     printed = capsys.readouterr().out
-    assert f"fusion {toy_network.measure(names['small']).accuracy}" in printed
+    assert f"fusion {toy_network.measure_toy(names['small']).accuracy}" in printed
     assert [f"{names['plan'].cost[0, j]:.2f}" for j in range(4)] == [
-        f"{cost:.2f}" for cost in toy_network.open_lesson(toy_network.train(14, 6, "3.w1=0.5"), 4).plan.cost[0].tolist()
+        f"{cost:.2f}" for cost in toy_network.open_lesson(toy_network.train_toy(14, 6, "3.w1=0.5"), 4).plan.cost[0].tolist()
     ]
 
 
@@ -162,7 +162,7 @@ def test_every_size_is_drawn(hidden, stay):
     assert ("nothing is pruned" in text(app)) == (hidden == stay)
 
 
-@pytest.mark.parametrize("criterion", toy_network.criteria(toy_network.train()))
+@pytest.mark.parametrize("criterion", toy_network.criteria(toy_network.train_toy()))
 def test_every_criterion_is_explained(criterion):
     app = learn(lesson_criterion=criterion)
     assert not app.exception

@@ -20,8 +20,8 @@ from intrafusion._registry import MERGES
 from intrafusion.pruning.merge import drop, fusion
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.studies.cluster import driver
-from intrafusion.studies.measurement import Result, run
-from intrafusion.studies.sensitivity import difference, matrix
+from intrafusion.studies.measurement import Result, run_spec
+from intrafusion.studies.sensitivity import difference, sensitivity_matrix
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store import in_memory
 from intrafusion.studies.store import sqlite as stores
@@ -230,7 +230,7 @@ class TestStudy:
             asked.update(options)
             yield from sweep(specs, session, store)
 
-        monkeypatch.setattr(driver, "sweep", on_cluster)
+        monkeypatch.setattr(driver, "sweep_on_cluster", on_cluster)
         monkeypatch.setattr(sensitivity, "find_spec", lambda name: object())
         monkeypatch.setattr(sensitivity, "has_bf16", lambda device: False)
         query = {"executor": "Ray cluster", "address": "host:6379", "decide": "true", "precision": "fast"}
@@ -327,11 +327,11 @@ class TestPicture:
         def page() -> None:
             from made_results import made_result
 
-            from intrafusion.studies.sensitivity import matrix
+            from intrafusion.studies.sensitivity import sensitivity_matrix
             from pages.panels.sensitivity import cell_in_words
 
             results = [made_result("a", 0.1, merge, 0.9, channels=(10, 10)) for merge in ("drop", "fusion")]
-            made = {merge: matrix(results, merge) for merge in ("drop", "fusion")}
+            made = {merge: sensitivity_matrix(results, merge) for merge in ("drop", "fusion")}
             cell_in_words(made, ("fusion", "drop"), ("a", 0.1))
 
         app = AppTest.from_function(page).run()
@@ -340,7 +340,7 @@ class TestPicture:
 
     def test_chance_is_called_so(self):
         right = [[True] * 60 + [False] * 40, [True] * 20 + [False] * 80]
-        made = [matrix([made_result("a", 0.5, right=each)], "fusion") for each in right]
+        made = [sensitivity_matrix([made_result("a", 0.5, right=each)], "fusion") for each in right]
         sure = difference(*made).cells["a", 0.5].pairs[0]
         same = difference(made[0], made[0]).cells["a", 0.5].pairs[0]
         names = ("fusion", "drop")
@@ -358,7 +358,7 @@ class TestSmallerNetwork:
         line = next(code.value for code in app.code if "--sparsities" in code.value)
         groups, shares = re.search(r"--groups (.*?) --.*--sparsities (.*?) --", line).groups()
         spec = itf.PruneSpec(model="digits-mlp", groups=tuple(groups.split()), sparsities=tuple(map(float, shares.split())))
-        result = run(spec, session)
+        result = run_spec(spec, session)
         assert values["Measured accuracy"].startswith(f"{result.accuracy:.1%} ± ")
         assert values["MACs"] == f"{result.macs / result.macs_before:.0%}"
         assert result.macs <= 0.4 * result.macs_before

@@ -15,8 +15,8 @@ from intrafusion.pruning.pruner import cut
 from intrafusion.studies.session import Session, merged, open_session, recovery
 from intrafusion.training.loop import Moment, _Run
 from intrafusion.training.recovery import Facts, RecoveryOptions, recover, recovering
-from intrafusion.training.recovery.cache import read
-from intrafusion.training.recovery.finetune import split
+from intrafusion.training.recovery.cache import read_recovery
+from intrafusion.training.recovery.finetune import hold_out
 
 TRAINS = [name for name, entry in RECOVERIES.items() if entry.needs == "labels"]
 SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=None, training=400, epochs=3, rate=0.03)
@@ -180,7 +180,7 @@ class TestTraining:
         assert moments == straight[1:]
         assert all(torch.equal(v, again.small.state_dict()[k]) for k, v in whole.small.state_dict().items())
         assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]
-        assert read(file).moments == tuple(moments)
+        assert read_recovery(file).moments == tuple(moments)
 
     def test_equal_compute_is_fewer_epochs_for_what_costs_more(self, session):
         steps = {}
@@ -201,7 +201,7 @@ class TestTraining:
         rates = [one.rate for one in told if isinstance(one, Facts)]
         assert rates == pytest.approx([1e6 / 10 ** (n / 2) for n in range(len(rates))])
         assert len(rates) > 1
-        kept = read(file)
+        kept = read_recovery(file)
         assert kept.facts.rate == rates[-1]
         assert [moment.step for moment in kept.moments] == list(range(1, 10))
         assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]  # no state of a run that diverged
@@ -237,7 +237,7 @@ class TestTraining:
         assert counts[2] <= counts[1]
 
     def test_held_out_images_are_a_tenth_and_no_others(self, session):
-        learned, held = split(session.training(SPEC))
+        learned, held = hold_out(session.training(SPEC))
         assert (len(learned), len(held)) == (360, 40)
 
 

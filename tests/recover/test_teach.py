@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import intrafusion as itf
-from intrafusion.training.recovery import distillation_loss, similarity, similarity_loss
+from intrafusion.training.recovery import distillation_loss, image_similarity, similarity_loss
 from intrafusion.training.recovery.distillation import stages, watching
 
 G = torch.Generator().manual_seed(0)
@@ -13,9 +13,9 @@ Q = torch.randn(6, 4, 5, 5, generator=G)
 def test_similarity_by_hand():
     features = torch.tensor([[1.0, 0], [1, 1], [0, 2]])
     gram = torch.tensor([[1.0, 1, 0], [1, 2, 2], [0, 2, 4]])
-    torch.testing.assert_close(similarity(features), gram / gram.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(image_similarity(features), gram / gram.norm(dim=1, keepdim=True))
     other = torch.eye(3)
-    expected = ((similarity(features) - torch.eye(3)) ** 2).sum() / 9
+    expected = ((image_similarity(features) - torch.eye(3)) ** 2).sum() / 9
     torch.testing.assert_close(similarity_loss(features, other), expected)
 
 

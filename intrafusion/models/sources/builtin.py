@@ -119,7 +119,7 @@ def embedded(name: str) -> bool:
     return (ASSETS / f"{name}.safetensors").exists()
 
 
-def check(name: str) -> None:
+def check_builtin(name: str) -> None:
     """Raise IntrafusionError, naming the known models, unless this is one of them."""
     if name not in ARCHITECTURES:
         raise IntrafusionError(
@@ -129,13 +129,13 @@ def check(name: str) -> None:
 
 
 def dataset(name: str) -> str:
-    check(name)
+    check_builtin(name)
     return ARCHITECTURES[name].card.dataset
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
     """The architecture with weights of any values, in the variant that these weights ask for."""
-    check(name)
+    check_builtin(name)
     entry = ARCHITECTURES[name]
     return entry.make(state), entry.card
 
@@ -152,7 +152,7 @@ def published(name: str) -> tuple[str, Path, str]:
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
     """The model and its card; weights: None for those that come with the name, or a file."""
-    check(name)
+    check_builtin(name)
     card, key = ARCHITECTURES[name].card, None
     if weights is not None:
         path, key = located(weights)

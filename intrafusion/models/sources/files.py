@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard, unnamed
 from intrafusion.models.serialization import card_beside, set_layers
-from intrafusion.models.state_dict import Fit, Misfit, Spelling, bare, fit, is_averaged, plain, put
+from intrafusion.models.state_dict import Misfit, Spelling, StateFit, bare, fit, is_averaged, load_fitted, plain
 from intrafusion.models.torch_file import Beside, read, state_dicts
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
@@ -71,13 +71,13 @@ def _filled(
         told.append(f"its head has {classes} classes, not {default.classes}; which ones, the file does not say")
         if classes != card.classes:
             card = replace(card, classes=classes, dataset=unnamed(classes), accuracy=None)
-    put(model, found, path, card.name)
+    load_fitted(model, found, path, card.name)
     if classes is not None:
         _check_head(model, card, path)
     return model, card, [*told, *_left_out(found, table), *_converted(found)]
 
 
-def _check_kinds(found: Fit, table: Mapping[str, Any], path: Path, spelling: Spelling) -> None:
+def _check_kinds(found: StateFit, table: Mapping[str, Any], path: Path, spelling: Spelling) -> None:
     """Raise IntrafusionError where the file holds a weight, but not as a tensor."""
     others = {spelling(name): value for name, value in table.items() if not isinstance(value, Tensor)}
     for name in found.missing:
@@ -92,7 +92,7 @@ def _check_kinds(found: Fit, table: Mapping[str, Any], path: Path, spelling: Spe
             )
 
 
-def _resized(model: nn.Module, found: Fit, classes: int) -> int | None:
+def _resized(model: nn.Module, found: StateFit, classes: int) -> int | None:
     """Give the head as many outputs as its weights have, in place; their number, None where nothing else is the difference."""
     heads: dict[str, int] = {}
     for key in found.misshapen:
@@ -152,7 +152,7 @@ def _is_within(place: str, outer: str) -> bool:
     return not outer or f"{place}.".startswith(f"{outer}.")
 
 
-def _left_out(found: Fit, table: Mapping[str, Any]) -> list[str]:
+def _left_out(found: StateFit, table: Mapping[str, Any]) -> list[str]:
     """What is said of what is no weight of the network."""
     averaged = [name for name in found.aside if is_averaged(name)]
     names = [name for name in found.aside if name not in averaged]
@@ -166,7 +166,7 @@ def _left_out(found: Fit, table: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _converted(found: Fit) -> list[str]:
+def _converted(found: StateFit) -> list[str]:
     kinds = {str(value.dtype).removeprefix("torch.") for value in found.state.values() if value.is_floating_point()}
     kinds -= {"float32"}
     return [f"its weights of {_listed(sorted(kinds))} are converted to float32"] if kinds else []

@@ -45,7 +45,7 @@ class Geometry:
         return (self.block == block).nonzero()[:, 0]
 
 
-def measure(
+def compare_channels(
     model: nn.Module,
     group: Group,
     *,
@@ -115,7 +115,7 @@ def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
     return upper + upper.T
 
 
-def between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
+def distances_between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
     """Distances from each row to each point: (n, d), (k, d) -> (n, k)."""
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(points))
@@ -152,7 +152,7 @@ def choose_anchors(vectors: Tensor, scores: Tensor, k: int, kind: str, seed: int
     from scipy.optimize import linear_sum_assignment
 
     centroids = torch.from_numpy(_centroids(vectors.numpy(), k, kind, seed))
-    places = torch.from_numpy(linear_sum_assignment(between(centroids, vectors, p=2).numpy())[1])
+    places = torch.from_numpy(linear_sum_assignment(distances_between(centroids, vectors, p=2).numpy())[1])
     order = places.argsort()
     return centroids[order], places[order]
 

@@ -17,7 +17,7 @@ from intrafusion.errors import IntrafusionError, shown
 from intrafusion.models.fx.sharing import check_finite, plain
 from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.group import Group
-from intrafusion.pruning.transport.cost import Geometry, between, choose_anchors, measure, most_important
+from intrafusion.pruning.transport.cost import Geometry, choose_anchors, compare_channels, distances_between, most_important
 from intrafusion.pruning.transport.solvers import Problem
 
 _LEAST = 1e-290  # of a mass: smaller numbers lose digits, and quotients of them are noise
@@ -107,7 +107,7 @@ def plan(
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
     model = plain(model)
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
-    geometry = measure(model, group, data=data, calibration=calibration, seed=seed, **options)
+    geometry = compare_channels(model, group, data=data, calibration=calibration, seed=seed, **options)
     return solve(geometry, scores, sparsity, round_to=round_to, seed=seed, **options)
 
 
@@ -163,7 +163,7 @@ def solve(
         if points is None:
             M, importance = geometry.distances[rows[:, None], rows[local]], ours[local]
         else:
-            M = between(geometry.vectors[rows], points, geometry.distance, geometry.p)
+            M = distances_between(geometry.vectors[rows], points, geometry.distance, geometry.p)
             importance = nearest_mean(geometry.vectors[rows], points, ours, local)
         share = len(rows) / n
         a[rows], b[columns] = share * marginal(ours, chosen.source), share * marginal(importance, chosen.target)
@@ -232,7 +232,7 @@ def marginal(scores: Tensor, kind: str) -> Tensor:
 
 def nearest_mean(vectors: Tensor, points: Tensor, scores: Tensor, places: Tensor) -> Tensor:
     """Importance of each centroid (k,): the mean of the channels nearest to it, or of the one in whose place it stands."""
-    nearest = between(vectors, points, p=2).argmin(1)
+    nearest = distances_between(vectors, points, p=2).argmin(1)
     sums = torch.zeros(len(points), dtype=scores.dtype).index_add_(0, nearest, scores)
     counts = nearest.bincount(minlength=len(points))
     return torch.where(counts > 0, sums / counts.clamp(min=1), scores[places])

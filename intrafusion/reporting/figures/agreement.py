@@ -11,19 +11,19 @@ from intrafusion.reporting.figures.importance import label_width
 from intrafusion.reporting.figures.theme import figure, palette
 
 if TYPE_CHECKING:
-    from intrafusion.pruning.agreement import Comparison
+    from intrafusion.pruning.agreement import CriteriaComparison
 
 _FEW = 8  # criteria whose names fit above the square without standing upright
 
 
-def agreement_matrix(comparison: "Comparison", height: int = 540, dark: bool = False) -> go.Figure:
+def agreement_matrix(comparison: "CriteriaComparison", height: int = 540, dark: bool = False) -> go.Figure:
     """Above the diagonal the rank correlations, below it the shared channels in percent of the kept ones.
 
     In both, no colour is what chance alone gives: the accent is more, amber less.
     """
     colours, names, chance = palette(dark), comparison.names, comparison.chance.overlap
     c = len(names)
-    fig = figure(headline(comparison), height, colours)
+    fig = figure(agreement_headline(comparison), height, colours)
     upper = np.triu(np.ones((c, c), bool), 1)
     rho = comparison.spearman
     _half(fig, names, upper, np.nan_to_num(rho), _written(rho, "{:.2f}"), "rank correlation")
@@ -65,7 +65,7 @@ def _written(values: np.ndarray, form: str) -> np.ndarray:
     return np.array([["–" if np.isnan(v) else form.format(round(v, 2) + 0.0).replace("-", "−") for v in row] for row in values])
 
 
-def headline(comparison: "Comparison") -> str:
+def agreement_headline(comparison: "CriteriaComparison") -> str:
     """The two criteria that agree least, and what chance gives, as a sentence; the random control is left out."""
     if not comparison.pruned:
         return "Nothing is pruned at this sparsity, so every criterion keeps the same channels"

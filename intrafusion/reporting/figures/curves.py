@@ -26,7 +26,7 @@ def curves(
     its interval, as fractions.
     """
     colours = palette(dark)
-    fig = figure(headline(results), 460, colours)
+    fig = figure(curves_headline(results), 460, colours)
     lines: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         lines[result.spec.criterion, result.spec.merge].append(result)
@@ -99,7 +99,7 @@ def _label(fig: go.Figure, x: float, y: float, text: str, colour: str, above: bo
     )
 
 
-def headline(results: Sequence["Result"]) -> str:
+def curves_headline(results: Sequence["Result"]) -> str:
     """The widest gap between fused and dropped at one sparsity and criterion, as a sentence."""
     by_point: dict[tuple[str, float], dict[str, Result]] = defaultdict(dict)
     for result in results:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from intrafusion.reporting.figures.theme import Palette, figure, palette, rgba, tint
 
 if TYPE_CHECKING:
-    from intrafusion.pruning.agreement import Comparison
+    from intrafusion.pruning.agreement import CriteriaComparison
 
 _WIDE = 80  # columns up to which cells have room for gaps and outlines
 _THIN = 256  # bars up to which an outline leaves room for what it encloses
@@ -83,8 +83,8 @@ def _cut_line(fig: go.Figure, values: np.ndarray, order: np.ndarray, stays: np.n
         )
 
 
-def side_by_side(
-    comparison: "Comparison",
+def criteria_side_by_side(
+    comparison: "CriteriaComparison",
     notes: Mapping[str, str] | None = None,
     show: str = "ranks",
     by_rank: bool = True,
@@ -139,7 +139,7 @@ def label_width(names: Sequence[str]) -> int:
     return max(70, 20 + round(7.4 * max(map(len, names))))
 
 
-def _disputed(comparison: "Comparison") -> str:
+def _disputed(comparison: "CriteriaComparison") -> str:
     """What the criteria agree on, as a sentence."""
     criteria, n = comparison.kept.shape
     by_all, disputed = comparison.kept.all(0), comparison.kept.any(0) & ~comparison.kept.all(0)
@@ -150,7 +150,7 @@ def _disputed(comparison: "Comparison") -> str:
     return f"All {criteria} criteria keep {by_all.sum():,} of {n:,} channels; on {disputed.sum():,} they disagree"
 
 
-def _shares(comparison: "Comparison", show: str) -> np.ndarray:
+def _shares(comparison: "CriteriaComparison", show: str) -> np.ndarray:
     """(c, n) in 0..1: one for each criterion's most important channel."""
     if show == "ranks":
         return 1 - (comparison.ranks - 1) / max(1, comparison.ranks.shape[1] - 1)
@@ -177,7 +177,7 @@ def _hollow(fig: go.Figure, kept: np.ndarray, colours: Palette) -> None:
     )
 
 
-def _marks(fig: go.Figure, comparison: "Comparison", order: np.ndarray, colour: str) -> None:
+def _marks(fig: go.Figure, comparison: "CriteriaComparison", order: np.ndarray, colour: str) -> None:
     """Invisible marks that a pointer finds, as cells of a heatmap cannot be clicked."""
     c, n = comparison.scores.shape
     if c * n <= _MARKS:

@@ -39,7 +39,7 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
     what: "accuracy" or "loss". Only what is measured at an even spacing is drawn, finer as more comes.
     """
     colours = palette(dark)
-    fig = figure(headline(found.marks), SLICE_HEIGHT, colours)
+    fig = figure(landscape_headline(found.marks), SLICE_HEIGHT, colours)
     if (grid := found.surface.finest) is not None:
         fig.add_trace(_contour(grid, what, colours))
     for mark in found.marks:
@@ -116,7 +116,7 @@ def _contour(grid: "Surface", what: str, colours: Palette) -> go.Contour:
     )
 
 
-def headline(marks: Sequence["Mark"]) -> str:
+def landscape_headline(marks: Sequence["Mark"]) -> str:
     """What the three networks do on the same images, as a sentence."""
     by_name = {mark.name: mark for mark in marks}
     fused, dropped, dense = (by_name[name].accuracy for name in ("fused", "dropped", "dense"))

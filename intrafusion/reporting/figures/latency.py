@@ -10,7 +10,7 @@ from intrafusion.reporting.figures.theme import figure, palette, rgba, styled
 from intrafusion.runtime.escaping import hover
 
 if TYPE_CHECKING:
-    from intrafusion.evaluation.latency import Comparison
+    from intrafusion.evaluation.latency import LatencyComparison
     from intrafusion.studies.measurement import Width
 
 HEIGHT = 300
@@ -18,13 +18,13 @@ _REACH = 1.6  # times the third quartile, to which the axis reaches
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
-def latencies(found: "Comparison", dark: bool = False) -> go.Figure:
+def latencies(found: "LatencyComparison", dark: bool = False) -> go.Figure:
     """Every run's time of one pass as a dot, dense above pruned, at each batch size; the box is median and quartiles."""
     colours = palette(dark)
     ratios = found.ratios
     titles = [f"batch {one.batch:,}: {one.verdict}" for one in ratios]
     fig = make_subplots(1, max(len(titles), 1), subplot_titles=titles, horizontal_spacing=0.12)
-    styled(fig, headline(found), HEIGHT, colours)
+    styled(fig, latency_headline(found), HEIGHT, colours)
     networks = ("dense", found.before, colours.dense), ("pruned", found.after, colours.fusion)
     for column in range(1, len(titles) + 1):
         scale, unit = _unit(found.before.latencies[column - 1].median)
@@ -53,7 +53,7 @@ def latencies(found: "Comparison", dark: bool = False) -> go.Figure:
     return fig.update_layout(margin={"t": 84, "l": 70})
 
 
-def _leave_out(fig: go.Figure, found: "Comparison", column: int, scale: float) -> None:
+def _leave_out(fig: go.Figure, found: "LatencyComparison", column: int, scale: float) -> None:
     """End the axis where single runs would squash all others, and say how many lie beyond."""
     both = [speed.latencies[column - 1] for speed in (found.before, found.after)]
     end = min(max(max(one.seconds) for one in both), _REACH * max(one.quartiles[1] for one in both))
@@ -76,7 +76,7 @@ def _unit(seconds: float) -> tuple[float, str]:
     return next((pair for pair in _UNITS if seconds >= pair[0]), _UNITS[-1])
 
 
-def headline(found: "Comparison") -> str:
+def latency_headline(found: "LatencyComparison") -> str:
     """The finding in a few words."""
     verdicts = [one.verdict for one in found.ratios]
     size = "Smaller" if found.is_smaller else "Not smaller"

@@ -27,7 +27,7 @@ def training_curves(runs: Sequence["Run"], rows: Sequence["Row"], by: str = "ste
     """
     colours = palette(dark)
     fig = make_subplots(1, 2, subplot_titles=("loss, training images", "accuracy, held-out images, %"), horizontal_spacing=0.09)
-    styled(fig, headline(rows), 430, colours)
+    styled(fig, recovery_headline(rows), 430, colours)
     names = list(dict.fromkeys(run.spec.recovery for run in runs))
     for run in runs:
         x = [_at(run, moment, by) for moment in run.moments]
@@ -94,7 +94,7 @@ def _name_lines(fig: go.Figure, runs: Sequence["Run"], names: Sequence[str], by:
         )
 
 
-def headline(rows: Sequence["Row"]) -> str:
+def recovery_headline(rows: Sequence["Row"]) -> str:
     """What the best recovery makes of the network, as a sentence."""
     plain = next((row for row in rows if row.recovery == "none"), None)
     others = [row for row in rows if row.recovery != "none" and row.budget == "epochs"]

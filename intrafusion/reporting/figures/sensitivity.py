@@ -30,7 +30,7 @@ def sensitivity_heatmap(matrix: "Matrix", selected: Place | None = None, dark: b
     and sparsity, as is `selected`.
     """
     colours = palette(dark)
-    fig = styled(make_subplots(1, 1), headline(matrix), height(len(matrix.groups)), colours)
+    fig = styled(make_subplots(1, 1), sensitivity_headline(matrix), height(len(matrix.groups)), colours)
     _accuracies(fig, matrix, _top(matrix), 1, colours)
     return _finished(fig, [matrix], "top-1 accuracy, %", selected, colours)
 
@@ -83,7 +83,7 @@ def sensitivity_panels(
     return _finished(fig, [*both, difference], words, selected, colours, _FAINT).update_layout(margin_t=HEAD + 20)
 
 
-def headline(matrix: "Matrix") -> str:
+def sensitivity_headline(matrix: "Matrix") -> str:
     """Where pruning one group alone hurts most, as a sentence."""
     pruning = {place: cell for place, cell in matrix.cells.items() if cell.prunes}
     if not pruning:

@@ -100,7 +100,7 @@ def _discs(
     )
 
 
-def plane(
+def neuron_plane(
     cloud: tuple[np.ndarray, np.ndarray],
     rows: np.ndarray,
     names: Sequence[int],
@@ -195,7 +195,7 @@ def _star(fig: go.Figure, place: tuple[float, float], colours: Palette) -> None:
     )
 
 
-def matrix(
+def number_matrix(
     cells: np.ndarray,
     words: Sequence[Sequence[str]],
     kept: Sequence[int],

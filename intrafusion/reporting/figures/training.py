@@ -141,7 +141,7 @@ def _divide(fig: go.Figure, steps: Sequence["Step"], at: Sequence[float], colour
             )
 
 
-def zeros(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
+def zeros_over_time(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
     """How much of each layer is zero, or masked, from the first step to the last."""
     colours = palette(dark)
     rows = [step for step in steps if not step.phase.startswith("part ")] or list(steps)
@@ -169,7 +169,7 @@ def zeros(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure
     return fig
 
 
-def spread(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
+def norms_over_time(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
     """How norms or masks are spread, from the first step to the last; the threshold where there is one."""
     colours = palette(dark)
     of = steps[-1].look.of if steps else ""
@@ -233,7 +233,7 @@ def _rebinned(edges: Sequence[float], counts: Sequence[int], onto: np.ndarray) -
     return np.diff(below) / max(sum(counts), 1)
 
 
-def side_by_side(runs: Sequence["LabRun"], names: Sequence[str], dark: bool = False) -> go.Figure:
+def runs_side_by_side(runs: Sequence["LabRun"], names: Sequence[str], dark: bool = False) -> go.Figure:
     """Accuracy against the parameters that are left, a point for each run."""
     colours = palette(dark)
     names = [hover(name) for name in names]

@@ -18,7 +18,7 @@ _CONNECT = 30.0  # seconds in which a cluster must answer
 _SPARE = 128 << 20  # bytes of a local object store beyond what is known to come
 
 
-class Session:
+class RayConnection:
     """Ray between the first study that wants it and the last. alone: a cluster of this machine, which no other joins."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class _Keeper:
         ray.shutdown()
 
 
-SESSION = Session()
+SESSION = RayConnection()
 
 
 def _import_ray() -> Any:

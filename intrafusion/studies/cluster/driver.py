@@ -19,11 +19,11 @@ from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.code_digest import code_version
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.cluster.connection import SESSION
-from intrafusion.studies.cluster.worker import Parts, measure
+from intrafusion.studies.cluster.worker import Parts, measure_remotely
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Origin, Store
-from intrafusion.studies.sweeps import Failure, checked, cut_of, origin, tell
+from intrafusion.studies.sweeps import Failure, checked_specs, cut_of, origin, tell
 
 _log = logging.getLogger(__name__)
 RETRIES = 3  # how often what a lost worker had left goes out again
@@ -37,7 +37,7 @@ _LEAVE = 5.0  # seconds that a cancelled task has to end by itself
 Family = list[PruneSpec]  # points that differ in their merge alone: what `decide` compares stays together
 
 
-def sweep(
+def sweep_on_cluster(
     specs: Iterable[PruneSpec],
     session: Session,
     store: Store | None = None,
@@ -57,7 +57,7 @@ def sweep(
     IntrafusionError also when Ray is missing, when no cluster answers, and when the cluster has no place for such tasks.
     """
     share = _Share(num_cpus, float(session.device.type == "cuda") if num_gpus is None else num_gpus)
-    specs = checked(specs, session)
+    specs = checked_specs(specs, session)
     reached = store.get((spec, share.origin(spec, session)) for spec in specs) if store else {}
     yield from reached.values()
     if all(spec in reached and reached[spec].complete for spec in specs):
@@ -154,7 +154,7 @@ class _Driver:
         try:
             self.parts = self.ray.put(Parts.of(self.session, self.specs))
             options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_retries": 0}
-            self.task = self.ray.remote(measure).options(**options)
+            self.task = self.ray.remote(measure_remotely).options(**options)
         except (TypeError, ValueError, self.ray.exceptions.RayError) as error:
             raise IntrafusionError(f"this study cannot be sent to a cluster: {one_line(error)}") from error
 

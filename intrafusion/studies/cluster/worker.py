@@ -23,7 +23,7 @@ from intrafusion.studies.sweeps import Failure, device_name, sweep
 _sessions: dict[str, Session] = {}
 
 
-def measure(
+def measure_remotely(
     parts: list[Any],
     specs: list[PruneSpec],
     known: dict[PruneSpec, Result],

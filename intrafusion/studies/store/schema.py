@@ -203,7 +203,7 @@ _SENTENCES = {
 
 
 @contextmanager
-def plain_errors(path: Path, wait: float) -> Iterator[None]:
+def plain_database_errors(path: Path, wait: float) -> Iterator[None]:
     """SQLite's errors as one line that says what is wrong, with which file, and what to do."""
     try:
         yield

@@ -24,11 +24,11 @@ from typing import Self
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.code_digest import code_version
 from intrafusion.runtime.paths import store_path
-from intrafusion.runtime.processes import birth, host, runs
+from intrafusion.runtime.processes import birth, host, is_running
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.relevant_fields import own_code, relevant, trains
-from intrafusion.studies.store.schema import BEHIND, FORMAT, open_store, plain_errors, transaction
+from intrafusion.studies.store.schema import BEHIND, FORMAT, open_store, plain_database_errors, transaction
 
 VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
 BEAT = 15.0  # seconds between two of them
@@ -111,7 +111,7 @@ class Store:
         self.close()
 
     def _open(self) -> None:
-        with plain_errors(self.path, self.wait):
+        with plain_database_errors(self.path, self.wait):
             self._db = open_store(self.path, self.wait)
             self._lister = open_store(self.path, self.wait)
             self._file = os.stat(self.path)
@@ -257,7 +257,7 @@ class Store:
 
     def studies(self) -> list[StudyRow]:
         """All stored studies, newest first. It waits for nothing that writes, in this process or another."""
-        with self._listing, plain_errors(self.path, self.wait):
+        with self._listing, plain_database_errors(self.path, self.wait):
             rows = self._lister.execute("SELECT * FROM studies ORDER BY id DESC").fetchall()
             tallies = self._lister.execute("SELECT * FROM tallies").fetchall()
         of_study: dict[int, list[sqlite3.Row]] = {row["id"]: [] for row in rows}
@@ -294,7 +294,7 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, plain_errors(self.path, self.wait):
+        with self._lock, plain_database_errors(self.path, self.wait):
             yield self._db
 
     @contextmanager
@@ -369,7 +369,7 @@ def _is_held(claim: sqlite3.Row) -> bool:
     """Whether the process of a claim may still be at it."""
     if claim["host"] != host():  # whose steady clock began at another moment; the wall clock may be set, either way
         return abs(time.time() - claim["beat"]) <= VOID_AFTER
-    return abs(time.monotonic() - claim["steady"]) <= VOID_AFTER and runs(claim["pid"], claim["born"])
+    return abs(time.monotonic() - claim["steady"]) <= VOID_AFTER and is_running(claim["pid"], claim["born"])
 
 
 def _now() -> str:

@@ -35,7 +35,7 @@ def parts_of(spec: TrainSpec) -> list[dict[str, Any]]:
     return [{"part": part, "seed": spec.seed + number} for number, part in enumerate(halves)]
 
 
-def part_of(count: int, spec: TrainSpec) -> torch.Tensor:
+def rows_of_part(count: int, spec: TrainSpec) -> torch.Tensor:
     """The rows of `count` images that a spec learns from, sorted: those of its folds, drawn by no seed of its own."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return torch.cat([order[fold :: spec.folds] for fold in spec.part]).sort().values if spec.part else torch.arange(count)

@@ -24,11 +24,11 @@ from intrafusion.runtime.atomic_write import drop
 from intrafusion.runtime.code_digest import lab_version
 from intrafusion.runtime.paths import home, is_name
 from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
-from intrafusion.training.methods.parallel import part_of
+from intrafusion.training.methods.parallel import rows_of_part
 from intrafusion.training.methods.sdprun import without_zeroed
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import Step, Task, layers_of
-from intrafusion.training.recovery.finetune import split
+from intrafusion.training.methods.task import Step, Task, layer_weights
+from intrafusion.training.recovery.finetune import hold_out
 
 _log = logging.getLogger(__name__)
 
@@ -73,20 +73,20 @@ class LabRun:
         return model
 
 
-def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | LabRun]:
+def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | LabRun]:
     """Train what `spec` says, telling each step, and in the end the run. What was run before is told again at once.
 
     A run that is stopped goes on where it stood when it is asked for again. Raises IntrafusionError where images are
     missing, the disk is full, or the training diverges.
     """
     path = _path(spec)
-    if (found := read(path)) is not None:
+    if (found := read_run(path)) is not None:
         yield from found.steps
         yield found
         return
     drop(path)  # what cannot be read
-    learned, held = split(_images(spec, device))
-    rows = part_of(len(learned), spec).to(learned.labels.device)
+    learned, held = hold_out(_images(spec, device))
+    rows = rows_of_part(len(learned), spec).to(learned.labels.device)
     learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
     card = ARCHITECTURES[architecture_of(spec.model)].card
     folder = path.with_suffix(".phases")
@@ -94,7 +94,7 @@ def run(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IntrafusionError(f"could not write {folder}: {one_line(error)}") from error
-    task = Task(spec, card, learned, held, folder, {}, run)
+    task = Task(spec, card, learned, held, folder, {}, run_training)
     steps: list[Step] = []
     training: Generator[Step, None, nn.Module] = TRAINERS[spec.method](task)
     try:
@@ -160,7 +160,7 @@ def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabR
     dense, ours = (size(one, task.example) for one in (task.network(), small))
     before, after = (logits(one, task.held) for one in (model, _with_card(small, card)))
     moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
-    weights = torch.cat([weight.flatten() for weight in layers_of(model).values()])
+    weights = torch.cat([weight.flatten() for weight in layer_weights(model).values()])
     zero = float((weights == 0).double().mean())
     outcome = Outcome(
         result.accuracy,
@@ -190,7 +190,7 @@ def _with_card(model: nn.Module, card: Any) -> nn.Module:
     return model
 
 
-def read(path: Path) -> LabRun | None:
+def read_run(path: Path) -> LabRun | None:
     """The run that a file holds; None where there is none, or none that can be read (it will be trained again)."""
     try:
         return _read(path) if path.exists() else None
@@ -205,14 +205,14 @@ def _read(path: Path) -> LabRun:
         details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
         steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
-        return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
+        return LabRun(TrainSpec.from_dict(details["run_training"]), steps, outcome, path, older)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntrafusionError(f"{path} is no run of the lab: {one_line(error)}") from error
 
 
 def known(spec: TrainSpec) -> LabRun | None:
     """The run of this spec that was made before; None where there is none. Raises IntrafusionError where images are missing."""
-    return read(_path(spec))
+    return read_run(_path(spec))
 
 
 def open_run(spec: TrainSpec) -> LabRun:
@@ -225,7 +225,7 @@ def open_run(spec: TrainSpec) -> LabRun:
 
 def runs() -> list[LabRun]:
     """All runs that are kept on this machine, the newest first."""
-    return [found for path in _paths() if (found := read(path)) is not None]
+    return [found for path in _paths() if (found := read_run(path)) is not None]
 
 
 def damaged() -> dict[str, str]:

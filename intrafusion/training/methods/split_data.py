@@ -13,7 +13,7 @@ from intrafusion.pruning.pruner import cut
 from intrafusion.training.batchnorm import norms_of
 from intrafusion.training.methods.parallel import parts_of, together
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import MEASURED, Step, Task, filters, layers_of
+from intrafusion.training.methods.task import MEASURED, Step, Task, filters, layer_weights
 from intrafusion.training.methods.trainers import Telling
 from intrafusion.training.model_fusion import fuse_models
 from intrafusion.training.recovery.batchnorm import absorb_norms, balance, insert_norms
@@ -112,7 +112,7 @@ def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, No
     card = model.card
     has_norm = any(layer.norm for group in find_groups(task.network(), task.example) for layer in group.layers)
     if has_norm and not norms_of(model):
-        names = list(layers_of(model))[:-1]
+        names = list(layer_weights(model))[:-1]
         batches = [images for images, _ in normalised(model, task.learned.subset(MEASURED, task.spec.seed))]
         insert_norms(model, names, batches)
         balance(model)

@@ -201,14 +201,14 @@ def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, A
     }
 
 
-def layers_of(model: nn.Module) -> dict[str, Tensor]:
+def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights of each convolution and linear layer, by dotted name."""
     return {name: layer.weight.detach() for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 def filters(model: nn.Module) -> Look:
     """Zero weights, and the norms of the rows that write each layer's outputs."""
-    weights = layers_of(model)
+    weights = layer_weights(model)
     norms = torch.cat([weight.flatten(1).norm(dim=1).cpu() for weight in weights.values()])
     return Look(zeros(weights), **histogram(norms, "norm of a filter"))
 

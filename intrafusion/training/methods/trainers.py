@@ -18,7 +18,7 @@ from intrafusion.training.loop import SCHEDULES, Recipe
 from intrafusion.training.methods.masks import Mask, finalise, mask, masks, what_learns
 from intrafusion.training.methods.sdprun import Channels, GroupLasso, SDprun, channels_of
 from intrafusion.training.methods.smooth import penalty, truncate
-from intrafusion.training.methods.task import MEASURED, Look, Step, Task, histogram, layers_of, zeros
+from intrafusion.training.methods.task import MEASURED, Look, Step, Task, histogram, layer_weights, zeros
 
 Telling = Generator[Step, None, nn.Module]
 _LI, _RUNKEL, _THEUS = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469", "Theus et al., ICLR 2024"
@@ -64,7 +64,7 @@ def sdprun(task: Task) -> Telling:
     def look(model: nn.Module) -> Look:
         norms = torch.cat([one.norms(lambda p: optimiser.state[p]["v"]) for one in optimiser.channels])
         found = histogram(norms, "norm of a channel's accumulated v: below the threshold the channel is zero")
-        return Look(zeros(layers_of(model)), **found, mark=optimiser.thresholds()[0])
+        return Look(zeros(layer_weights(model)), **found, mark=optimiser.thresholds()[0])
 
     yield from task.teach("training", model, recipe, optimiser, look=look, settle=task.measure_norms)
     return model
@@ -105,7 +105,7 @@ def group_lasso(task: Task) -> Telling:
 
     def look(model: nn.Module) -> Look:
         norms = torch.cat([one.norms().detach() for one in optimiser.channels])
-        return Look(zeros(layers_of(model)), **histogram(norms, "norm of a channel: its weights, bias and BatchNorm"))
+        return Look(zeros(layer_weights(model)), **histogram(norms, "norm of a channel: its weights, bias and BatchNorm"))
 
     yield from task.teach("training", model, recipe, optimiser, look=look, settle=task.measure_norms)
     return model
@@ -235,7 +235,7 @@ def _smooth(task: Task, kind: str, strength: float) -> Telling:
         return F.cross_entropy(logits, labels) + strength * penalty(model, kind)
 
     def look(model: nn.Module) -> Look:
-        weights = layers_of(model)
+        weights = layer_weights(model)
         spectra = [torch.linalg.svdvals(weight.flatten(1)) for weight in weights.values()]
         relative = torch.cat([values / values.max().clamp(min=1e-12) for values in spectra])
         return Look(zeros(weights), **histogram(relative, "singular value, as a share of its layer's largest", 1.0))

@@ -2,7 +2,7 @@
 
 from intrafusion.options import RecoveryOptions
 from intrafusion.training.recovery.cache import Kept, recover, recovering
-from intrafusion.training.recovery.distillation import distillation_loss, similarity, similarity_loss
+from intrafusion.training.recovery.distillation import distillation_loss, image_similarity, similarity_loss
 from intrafusion.training.recovery.methods import RECOVERIES
 from intrafusion.training.recovery.overparam import Widened, contract, expand
 from intrafusion.training.recovery.settings import Case, Facts
@@ -17,8 +17,8 @@ __all__ = [
     "contract",
     "distillation_loss",
     "expand",
+    "image_similarity",
     "recover",
     "recovering",
-    "similarity",
     "similarity_loss",
 ]

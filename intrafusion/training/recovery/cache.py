@@ -66,7 +66,7 @@ def recovering(
 def _recovering(
     pruned: Pruned, name: str, data: ImageData | None, how: RecoveryOptions, keep: Path | None, stopped: Path | None
 ) -> Iterator[Facts | Moment]:
-    found = None if keep is None else read(keep)
+    found = None if keep is None else read_recovery(keep)
     if found is not None:
         yield found.facts
         yield from found.moments
@@ -88,7 +88,7 @@ def _recovering(
             _log.warning("%s", error)
 
 
-def read(path: Path) -> Kept | None:
+def read_recovery(path: Path) -> Kept | None:
     """What was kept in a file; None where there is none. Raises IntrafusionError for a file that cannot be read."""
     if not path.exists():
         return None

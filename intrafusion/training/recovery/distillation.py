@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 _TEMPERATURE = 4.0
 
 
-def similarity(features: Tensor) -> Tensor:
+def image_similarity(features: Tensor) -> Tensor:
     """How alike the images of a batch look to a layer: G = Q Q^T with rows of length one, (b, b).
 
     features: (b, ...), what the layer makes of each image. Tung & Mori, ICCV 2019.
@@ -25,7 +25,7 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     It does not change when features are scaled or rotated, so the layers may differ in channels.
     """
-    return (similarity(student) - similarity(teacher)).square().sum() / len(student) ** 2
+    return (image_similarity(student) - image_similarity(teacher)).square().sum() / len(student) ** 2
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = _TEMPERATURE) -> Tensor:

@@ -39,7 +39,7 @@ _SAME = 1e-2  # of the largest logit: what rounding may change where layers are 
 
 
 @dataclass(frozen=True)
-class Method:
+class TrainedRecovery:
     """How a recovery trains; without any of these it is plain fine-tuning.
 
     widen: makes of the compact network the one that is trained; narrow: makes the compact one again. choose: what learns.
@@ -58,10 +58,10 @@ class Method:
         return bool(self.distil or self.similar)
 
 
-_PLAIN = Method()
+_PLAIN = TrainedRecovery()
 
 
-def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
+def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[Facts | Moment]:
     """Train the case's small network, in place: what it costs, then how it goes.
 
     Training is in float32; the numbers of a network in another precision are rounded to that one afterwards.
@@ -95,10 +95,10 @@ def retrain(case: Case, method: Method = _PLAIN) -> Iterator[Facts | Moment]:
 class _Lesson:
     """What all runs of one recovery share: the network they start from, the images, the teacher."""
 
-    def __init__(self, case: Case, method: Method):
+    def __init__(self, case: Case, method: TrainedRecovery):
         how, self.method = case.how, method
         self.card: ModelCard = card_of(case.pruned.original)
-        self.learned, self.held = split(case.images(), how.seed)
+        self.learned, self.held = hold_out(case.images(), how.seed)
         self.teacher = private(case.pruned.dense()).float()
         self.start = _start(case, self.learned, self.teacher, self.card)
         self.example = self.card.example().to(case.images().labels.device)
@@ -208,7 +208,7 @@ class _Lesson:
         return passing + sum(weights.values()) + 2 * sum(p.nbytes for p in learning) + taught
 
 
-def split(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
+def hold_out(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
     """The images to learn from, and others to judge by: a tenth, at most 1,000, drawn by `seed`.
 
     Images without labels are left out. Raises IntrafusionError where fewer than 20 have one.

@@ -12,7 +12,7 @@ from intrafusion.models.card import card_of
 from intrafusion.pruning.merge import repair, reset_norms
 from intrafusion.pruning.merge.matrix_product import inputs_of
 from intrafusion.training.loop import Moment
-from intrafusion.training.recovery.finetune import Method, retrain
+from intrafusion.training.recovery.finetune import TrainedRecovery, retrain
 from intrafusion.training.recovery.lora import add_low_rank, merge_low_rank
 from intrafusion.training.recovery.overparam import contract, expand
 from intrafusion.training.recovery.settings import Case, Facts
@@ -65,19 +65,19 @@ def repaired(case: Case) -> None:
     differs=_SGD,
 )
 def perp_bias(case: Case) -> Telling:
-    return retrain(case, Method(choose=_biases))
+    return retrain(case, TrainedRecovery(choose=_biases))
 
 
 @RECOVERIES.register(
     "perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD
 )
 def perp_norm(case: Case) -> Telling:
-    return retrain(case, Method(choose=_norms))
+    return retrain(case, TrainedRecovery(choose=_norms))
 
 
 @RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
 def perp_head(case: Case) -> Telling:
-    return retrain(case, Method(choose=_head(case)))
+    return retrain(case, TrainedRecovery(choose=_head(case)))
 
 
 @RECOVERIES.register(
@@ -89,7 +89,7 @@ def perp_head(case: Case) -> Telling:
     differs=_SGD,
 )
 def perp(case: Case) -> Telling:
-    return retrain(case, Method(choose=_few(case)))
+    return retrain(case, TrainedRecovery(choose=_few(case)))
 
 
 @RECOVERIES.register(
@@ -129,7 +129,7 @@ def finetune(case: Case) -> Telling:
     knobs=_TRAINING,
 )
 def distill(case: Case) -> Telling:
-    return retrain(case, Method(distil=_DISTIL))
+    return retrain(case, TrainedRecovery(distil=_DISTIL))
 
 
 @RECOVERIES.register(
@@ -140,7 +140,7 @@ def distill(case: Case) -> Telling:
     knobs=(*_TRAINING, "gamma"),
 )
 def similarity(case: Case) -> Telling:
-    return retrain(case, Method(similar=case.how.gamma))
+    return retrain(case, TrainedRecovery(similar=case.how.gamma))
 
 
 @RECOVERIES.register(
@@ -169,11 +169,11 @@ def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))
 
 
-def _wide(case: Case, similar: float = 0.0) -> Method:
-    return Method(lambda network: expand(network, case.how.ratio, case.how.seed), contract, similar=similar)
+def _wide(case: Case, similar: float = 0.0) -> TrainedRecovery:
+    return TrainedRecovery(lambda network: expand(network, case.how.ratio, case.how.seed), contract, similar=similar)
 
 
-def _low_rank(case: Case, masked: bool) -> Method:
+def _low_rank(case: Case, masked: bool) -> TrainedRecovery:
     few = _few(case)
 
     def choose(network: nn.Module) -> list[nn.Parameter]:
@@ -181,7 +181,7 @@ def _low_rank(case: Case, masked: bool) -> Method:
         low = add_low_rank(network, case.how.rank, case.how.seed, masked)
         return [*{id(p): p for p in (*chosen, *low)}.values()]
 
-    return Method(choose=choose, narrow=merge_low_rank)
+    return TrainedRecovery(choose=choose, narrow=merge_low_rank)
 
 
 def _biases(network: nn.Module) -> list[nn.Parameter]:
