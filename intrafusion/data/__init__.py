@@ -1,1 +1,5 @@
 """Labelled images: datasets, folders of pictures, arrays, and what a person uploads."""
+
+from intrafusion.data.datasets import ImageData, load_calibration, load_data
+
+__all__ = ["ImageData", "load_calibration", "load_data"]

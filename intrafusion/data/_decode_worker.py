@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-if __name__ == "__main__":  # the package's modules without its __init__, which imports PyTorch
-    sys.modules["intrafusion"] = types.ModuleType("intrafusion")
-    sys.modules["intrafusion"].__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+if __name__ == "__main__":  # the package's modules without each __init__, which imports PyTorch
+    _here = os.path.dirname(os.path.abspath(__file__))
+    for _name, _folder in (("intrafusion", os.path.dirname(_here)), ("intrafusion.data", _here)):
+        sys.modules[_name] = types.ModuleType(_name)
+        sys.modules[_name].__path__ = [_folder]
 
 from intrafusion.data import image_headers
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from intrafusion._registry import MERGES
 from intrafusion.evaluation.latency import Comparison, Speed
 from intrafusion.reporting.artifact import Made
-from intrafusion.reporting.figures import latency as figures
 from intrafusion.reporting.formats import TOLERANCE, Written
 from intrafusion.reporting.snippets import prune_line, prune_snippet
 from intrafusion.runtime.escaping import block, markdown, sentence
@@ -82,6 +81,8 @@ class Report:
         return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
     def _sections(self) -> Iterable[_Section]:
+        from intrafusion.reporting.figures import latency as figures  # brings Plotly
+
         made = self.made
         yield _Section("Before and after", self._about(), before_and_after(made))
         rows = [("group", "before", "after"), *((w.group, str(w.before), str(w.after)) for w in made.widths)]

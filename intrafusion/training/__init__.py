@@ -2,6 +2,20 @@
 
 from intrafusion.training.methods.masks import finalise, mask
 from intrafusion.training.methods.sdprun import SDprun, channels_of, without_zeroed
+from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.model_fusion import fuse_models
+from intrafusion.training.recovery import contract, expand, recover, similarity_loss
 
-__all__ = ["SDprun", "channels_of", "finalise", "fuse_models", "mask", "without_zeroed"]
+__all__ = [
+    "SDprun",
+    "TrainSpec",
+    "channels_of",
+    "contract",
+    "expand",
+    "finalise",
+    "fuse_models",
+    "mask",
+    "recover",
+    "similarity_loss",
+    "without_zeroed",
+]

@@ -29,7 +29,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 from dashboard import CHROMIUM, FLAGS, serving
 
-from intrafusion import _registry
+from intrafusion import registry
 
 GROUPS = {
     "digits-resnet": ("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.1.conv1"),
@@ -212,7 +212,7 @@ async def visit(browser: Any, address: str, numbers: range, seconds: float, thin
 async def visit_beside_study(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
     """These visitors at once while a study of thousands of points computes, which none of them asked for."""
     page = await browser.new_page()
-    many = [("study_merges", merge) for merge in _registry("merge")] + [("study_sparsities", n) for n in range(5, 100, 5)]
+    many = [("study_merges", merge) for merge in registry("merge")] + [("study_sparsities", n) for n in range(5, 100, 5)]
     await page.goto(f"{address}/sensitivity?{urlencode(many)}")
     await page.get_by_role("button", name=re.compile("Run the study|Continue")).click()
     stop = page.get_by_role("button", name="Cancel").first

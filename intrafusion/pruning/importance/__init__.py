@@ -18,6 +18,8 @@ from intrafusion.spec import PruneSpec
 from intrafusion.pruning.importance import magnitude, gradient, feature_map, attribution  # noqa: F401  (they register, in lists' order)
 # isort: on
 
+__all__ = ["CRITERIA", "needs_images", "score"]
+
 
 def score(
     model: nn.Module,

@@ -1,10 +1,10 @@
 """Merges: what happens to the channels that go. One function each; some fit the layers behind afterwards."""
 
 # isort: off
-from intrafusion.pruning.merge.fusion import apply, drop, fusion  # (they register, in lists' order)
-from intrafusion.pruning.merge import folding, interpolation
+from intrafusion.pruning.merge.drop_and_fusion import apply, drop, fusion  # (they register, in lists' order)
+from intrafusion.pruning.merge import folding as _folding, interpolation as _interpolation  # noqa: F401
 from intrafusion.pruning.merge.calibrated import calibrate
-from intrafusion.pruning.merge.repair import repair, reset_norms
+from intrafusion.pruning.merge.channel_statistics import repair, reset_norms
 from intrafusion.pruning.merge.least_squares import ChannelMap, Fit, Merged
 
 # isort: on
@@ -18,9 +18,7 @@ __all__ = [
     "apply",
     "calibrate",
     "drop",
-    "folding",
     "fusion",
-    "interpolation",
     "repair",
     "reset_norms",
 ]

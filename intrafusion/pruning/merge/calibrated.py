@@ -9,7 +9,7 @@ for the errors made so far.
 
 from intrafusion._registry import MERGES
 from intrafusion.pruning.groups.group import CONSUMER
-from intrafusion.pruning.merge.fusion import drop, fusion
+from intrafusion.pruning.merge.drop_and_fusion import drop, fusion
 from intrafusion.pruning.merge.least_squares import Fit
 
 CALIBRATED = "each consumer reads the dense channels as the kept ones predict them: `W' = W M^T`, M by ridge regression"

@@ -16,9 +16,9 @@ from intrafusion._registry import MERGES
 from intrafusion.errors import check_choice
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.pruning.groups.norms import Norm, norm_of
-from intrafusion.pruning.merge.fusion import apply
+from intrafusion.pruning.merge.channel_statistics import reset_norms
+from intrafusion.pruning.merge.drop_and_fusion import apply
 from intrafusion.pruning.merge.kmeans import gram, kmeans
-from intrafusion.pruning.merge.repair import reset_norms
 from intrafusion.pruning.transport.planning import TransportPlan
 
 FOLD_NORMS = ("none", "columns")  # how k-means sees the norms; the first is the default

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from intrafusion._registry import MERGES
 from intrafusion.pruning.groups.group import Group
-from intrafusion.pruning.merge.fusion import apply
+from intrafusion.pruning.merge.drop_and_fusion import apply
 from intrafusion.pruning.transport.planning import TransportPlan
 
 

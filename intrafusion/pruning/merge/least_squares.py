@@ -18,7 +18,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.fx.partition import not_once
 from intrafusion.pruning.groups.feature_maps import maps_of, normalised
 from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PRODUCER, Group, Layer
-from intrafusion.pruning.merge.fusion import averaging
+from intrafusion.pruning.merge.drop_and_fusion import averaging
 from intrafusion.pruning.merge.lockstep import InStep
 from intrafusion.pruning.merge.matrix_product import (
     add_bias,

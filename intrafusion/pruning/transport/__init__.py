@@ -1,1 +1,3 @@
 """Transport plans from the channels that go to those that stay."""
+
+__all__: list[str] = []

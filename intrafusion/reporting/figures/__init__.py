@@ -1,1 +1,3 @@
 """Pictures: pure functions, data in, plotly Figure out."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """A sweep on the machines of a Ray cluster."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Studies and their points in one SQLite file."""
+
+__all__: list[str] = []

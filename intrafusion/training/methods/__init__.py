@@ -1,1 +1,3 @@
 """The trainers of the training lab, and its runs."""
+
+__all__: list[str] = []
