@@ -128,20 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     lab = add_lab(commands)
     own = add_own(commands, _Parser)
 
-    for command in (
-        add_doctor(commands),
-        add_docs(commands),
-        *own,
-        models,
-        data,
-        methods,
-        groups,
-        scores,
-        plan,
-        train,
-        lab,
-        *measured,
-    ):
+    listing = add_doctor(commands), add_docs(commands), models, data, methods, groups
+    for command in (*listing, *own, scores, plan, train, lab, *measured):
         command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 
