@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from intrafusion import PruneSpec, _registry
+from intrafusion import PruneSpec, registry
 from intrafusion.pruning.importance import needs_images
 from intrafusion.reporting.figures.curves import curves
 from intrafusion.reporting.snippets import curve_line, curve_snippet
@@ -35,9 +35,9 @@ with columns[0]:
         help="More images, narrower bands.",
     )
 merges = columns[1].multiselect(
-    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="merges", bind=app_state.BIND
+    "Merges", list(registry("merge")), default=["drop", "fusion"], key="merges", bind=app_state.BIND
 )
-criteria = columns[2].multiselect("Criteria", list(_registry("criterion")), default=["l1"], key="criteria", bind=app_state.BIND)
+criteria = columns[2].multiselect("Criteria", list(registry("criterion")), default=["l1"], key="criteria", bind=app_state.BIND)
 percents = columns[3].multiselect(
     "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=app_state.BIND
 )

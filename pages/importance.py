@@ -2,12 +2,13 @@
 
 import streamlit as st
 
-from intrafusion import PruneSpec, _registry
+from intrafusion import PruneSpec, registry
 from intrafusion.evaluation.attribution import reader, top_images
 from intrafusion.pruning.agreement import compare
 from intrafusion.reporting.figures.agreement import agreement_matrix
 from intrafusion.reporting.figures.importance import importance_bars, label_width, side_by_side
 from intrafusion.reporting.snippets import scores_line, scores_snippet
+from intrafusion.runtime import escaping as text
 from intrafusion.runtime.access import public
 from pages.panels import importance, response
 from pages.shared import app_state, parts
@@ -31,7 +32,7 @@ with columns[1]:
     sparsity = parts.sparsity_control()
     compared = st.multiselect(
         "Compare with",
-        list(_registry("criterion")),
+        list(registry("criterion")),
         default=importance.default_criteria(here.spec.dataset),
         key="compare",
         bind=app_state.BIND,
@@ -46,7 +47,7 @@ spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity)
 criteria = list(dict.fromkeys([criterion, *compared]))
 looking = spec.but(cost="activations")  # whatever the criterion: a spec that needs the calibration images
 sees = None
-if any(_registry("criterion")[name].needs != "nothing" for name in criteria):
+if any(registry("criterion")[name].needs != "nothing" for name in criteria):
     sees = app_state.can_see(here, looking)
 scores, failed, waiting = importance.scored(here, spec, criteria, bool(sees))
 if criterion not in scores:
@@ -94,7 +95,7 @@ st.caption(
     "channels go. Click one for its story."
 )
 for name in [name for name in failed if name != criterion]:
-    st.caption(f"**{name}** cannot score this group: {failed[name]}.")
+    st.caption(f"**{name}** cannot score this group: {text.sentence(failed[name])}.")
 
 st.subheader("How far they agree")
 if len(comparison.names) > 1:

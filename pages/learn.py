@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from intrafusion import _registry
+from intrafusion import registry
 from intrafusion.pruning.transport.provenance import story
 from intrafusion.reporting.figures import toy_network as pictures
 from intrafusion.reporting.figures.importance import importance_bars
@@ -95,7 +95,7 @@ with right:
         st.latex(rf"\text{{score of neuron {neuron}}} = \frac{{{terms.own:.3f}}}{{{terms.average:.3f}}} = {terms.score:.3f}")
     else:
         st.markdown(
-            f"**{criterion}**: {_registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
+            f"**{criterion}**: {registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
             "or *l2* to see a score added up."
         )
     least = float(made.scores[kept].min())

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from intrafusion import IntrafusionError, PruneSpec, _registry
+from intrafusion import IntrafusionError, PruneSpec, registry
 from intrafusion.pruning.importance import needs_images
 from intrafusion.reporting.figures.curves import curves
 from intrafusion.reporting.figures.fragility import fragility_bars
@@ -24,12 +24,12 @@ st.markdown(
 )
 row = st.container(horizontal=True)
 merges = row.multiselect(
-    "Merges", list(_registry("merge")), default=["drop", "fusion"], key="study_merges", bind=app_state.BIND, width=250
+    "Merges", list(registry("merge")), default=["drop", "fusion"], key="study_merges", bind=app_state.BIND, width=250
 )
 criterion = row.selectbox(
     "Importance criterion",
-    list(_registry("criterion")),
-    index=list(_registry("criterion")).index("l1"),
+    list(registry("criterion")),
+    index=list(registry("criterion")).index("l1"),
     key="criterion",
     bind=app_state.BIND,
     width=200,

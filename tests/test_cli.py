@@ -42,7 +42,7 @@ def rows(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict]]:
 class TestModels:
     def test_json_has_every_model_of_the_zoo(self, rows):
         listed = rows("models")
-        assert [row["name"] for row in listed] == itf.zoo.model_names(imagenet=False)
+        assert [row["name"] for row in listed] == itf.model_names(imagenet=False)
         by_name = {row["name"]: row for row in listed}
         assert by_name["digits-vgg"]["weights"] == "embedded"
         assert by_name["digits-vgg"]["dataset"] == "digits"

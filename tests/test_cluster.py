@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import intrafusion as itf
+from intrafusion.runtime import paths
 from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.studies import sweeps as local
 from intrafusion.studies.cluster import connection, driver
@@ -390,7 +391,7 @@ class TestConnecting:
 
     def test_the_version_asked_for_is_the_one_tested(self):
         assert f"ray=={ray.__version__}" == connection.RAY
-        assert f'"{connection.RAY}"' in (itf.places.ASSETS.parent / "pyproject.toml").read_text()
+        assert f'"{connection.RAY}"' in (paths.ASSETS.parent / "pyproject.toml").read_text()
 
     @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense", "ray://a:1"])
     def test_an_address_where_no_cluster_is_is_one_line(self, session, address):

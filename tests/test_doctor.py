@@ -22,7 +22,7 @@ def alone(monkeypatch):
     """Only what a test changes: models and packages are as they are on every machine."""
     monkeypatch.setattr(health_checks, "PACKAGES", ())
     monkeypatch.setattr(health_checks, "OPTIONAL", {})
-    monkeypatch.setattr(health_checks.ours, "names", list)
+    monkeypatch.setattr(health_checks.builtin, "names", list)
 
 
 def test_a_machine_that_is_well(capsys):
@@ -54,7 +54,7 @@ def test_a_machine_that_is_well(capsys):
     (True, OK, "with limits and without a network"), (False, MISSING, "this system lets it have no network namespace"),
 ])  # fmt: skip
 def test_whether_checks_of_files_can_leave_the_network(monkeypatch, permitted, state, said):
-    monkeypatch.setattr(health_checks.confined, "is_alone", lambda: permitted)
+    monkeypatch.setattr(health_checks.sandbox, "is_alone", lambda: permitted)
     about = found()["checks"]
     assert (about.state, about.needed) == (state, False)
     assert said in about.said
@@ -131,8 +131,8 @@ class TestData:
 
 def test_a_damaged_model_is_broken(monkeypatch, tmp_path):
     for name in ("digits-mlp.json", "digits-mlp.safetensors"):
-        (tmp_path / name).write_bytes((health_checks.ours.ASSETS / name).read_bytes())
-    monkeypatch.setattr(health_checks.ours, "ASSETS", tmp_path)
+        (tmp_path / name).write_bytes((health_checks.builtin.ASSETS / name).read_bytes())
+    monkeypatch.setattr(health_checks.builtin, "ASSETS", tmp_path)
     assert health_checks._careful("m", health_checks._model, "digits-mlp").state == OK
     (tmp_path / "digits-mlp.safetensors").write_bytes(b"nothing")
     assert health_checks._careful("m", health_checks._model, "digits-mlp").state == BROKEN

@@ -237,8 +237,8 @@ class TestExplained:
 
 
 NUMBERS = {  # merge, criterion, calibration images -> sparsity: accuracy in percent that quick prototypes reached
-    ("calibrated", "l1", 512): {0.3: 84.4, 0.5: 64.9, 0.7: 22.4},
-    ("calibrated", "greedy", 512): {0.3: 85.5, 0.5: 73.1, 0.7: 44.0},
+    ("calibrated", "l1", 512): {0.5: 64.9},  # some seconds each: 84.4 at 30 %, 22.4 at 70 %
+    ("calibrated", "greedy", 512): {0.5: 73.1},  # 85.5 at 30 %, 44.0 at 70 %
     ("refit", "greedy", 1024): {0.5: 79.6},  # half a minute each: 87.8 at 30 %, 60.5 at 70 %
 }
 
@@ -274,7 +274,7 @@ def test_solving_beats_fusion_on_the_embedded_cifar_resnet(reference):
     reference("data/cifar10_train.npz")
     spec = itf.PruneSpec(
         model="cifar10-resnet20", dataset="cifar10", data_path=str(reference("data/cifar10_test.npz")), sparsity=0.4,
-        limit=1000,
+        limit=500, calibration=128,
     )  # fmt: skip
     session = open_session(spec)
     fusion, *others = (run(spec.but(merge=merge), session).accuracy for merge in ("fusion", "calibrated", "refit"))

@@ -19,6 +19,7 @@ from hostile_weights import MORE_WEIGHTS
 from own_files import Touch
 
 import intrafusion as itf
+from intrafusion.data import upload as images
 from intrafusion.runtime import safe_zip
 from intrafusion.runtime.paths import home
 from intrafusion.studies.uploads import take_data, take_program, take_weights
@@ -443,6 +444,17 @@ def test_too_many_files_and_too_much_in_all(tmp_path, folder, monkeypatch):
         with monkeypatch.context() as within:
             within.setattr(safe_zip, bound, value)
             refused(tmp_path, path, lambda: take_data([path], "mine"), "are taken")
+
+
+def test_pixels_of_all_pictures_are_counted_before_they_are_decoded(tmp_path, folder, monkeypatch):
+    path, decoded = files.pictures(folder / "d.zip"), []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda *about: decoded.append(about) or decode(*about))
+    monkeypatch.setattr(images, "PIXELS", 3 * 64 - 1)  # four pictures of 8x8
+    refused(tmp_path, path, lambda: take_data([path], "mine"), "more than 191 pixels together")
+    assert len(decoded) == 2
+    monkeypatch.setattr(images, "PIXELS", 4 * 64)
+    assert len(itf.load_data(take_data([path], "mine"), input_size=(1, 8, 8))) == 4
 
 
 @pytest.mark.filterwarnings("error")

@@ -154,6 +154,13 @@ CASES: dict[str, tuple[list[Call], str]] = {
     "slow steps": (_slow(), "reads and makes more than"),
     "many steps": ([("add_.Scalar", {"self": tensor("linear"), "other": whole_number(1)},
         f"a{i}") for i in range(9000)], "steps"),
+    "many steps of few": (
+        [("repeat.default", {"self": tensor("relu"), "repeats": {"as_ints": [1, 1, 1, 50]}}, "s0"),
+         *(("slice.Tensor", {"self": tensor(f"s{i}"), "dim": whole_number(3), "start": whole_number(1),
+            "end": whole_number(400 - i), "step": whole_number(1)}, f"s{i + 1}") for i in range(300)),
+         *(("add_.Scalar", {"self": tensor(f"s{300 + i}"), "other": whole_number(1)}, f"s{301 + i}") for i in range(40))],
+        "comes to more than 8,000 steps",
+    ),
     "a view of the wrong type": (
         [("view.dtype", {"self": tensor("linear"), "dtype": {"as_scalar_type": 1}}, "made")], "may not use here",
     ),

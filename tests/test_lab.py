@@ -1,17 +1,21 @@
 """The training lab: what it is asked for, that a stopped run goes on to the same end, and what is kept of it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from damage import CARDS, DAMAGES, set_card
 
 import intrafusion as itf
 from intrafusion._registry import TRAINERS
 from intrafusion.cli import main
+from intrafusion.cli import main as cli
 from intrafusion.runtime.cancellation import Cancelled
+from intrafusion.studies.uploads import remove
 from intrafusion.training.methods.parallel import part_of, parts_of
-from intrafusion.training.methods.runs import LabRun, known, open_run, run, runs
+from intrafusion.training.methods.runs import LabRun, damaged, known, open_run, run, runs
 from intrafusion.training.methods.sdprun import GroupLasso, channels_of, zeroed
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import Step
@@ -203,6 +207,28 @@ class TestGroupLasso:
         model(torch.zeros(1, 1, 8, 8)).sum().backward()
         optimiser.step()
         assert all(bool(gone.all()) for gone in zeroed(channels).values())
+
+
+def test_damaged_runs_are_listed_as_such_hinder_no_other_and_can_be_removed(capsys):
+    *_, whole = run(QUICK.but(epochs=1.0))
+    damages = [*DAMAGES.values(), *(lambda path, card=card: set_card(path, card) for card in (None, *CARDS.values()))]
+    for number, damage in enumerate(damages):
+        damage(shutil.copy(whole.path, whole.path.with_name(f"run{number}.safetensors")))
+    names = {f"lab/run{number}" for number in range(len(damages))}
+    assert damaged().keys() == names
+    assert [one.path for one in runs()] == [whole.path]
+    assert cli.main(["own", "list", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["kept"] for row in told if row["about"].startswith("damaged: ")} == names
+    assert cli.main(["lab", "--list", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert cli.main(["own", "remove", "lab/run0"]) == 0
+    for name in names - {"lab/run0"}:
+        remove("lab", name)
+    assert not damaged()
+    assert [path.name for path in whole.path.parent.iterdir()] == [whole.path.name]
+    assert cli.main(["own", "remove", "lab/run0"]) == 2
+    assert "nothing is kept as lab/run0" in capsys.readouterr().err
 
 
 class TestCommandLine:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import intrafusion as itf
 from intrafusion.cli.main import main
+from intrafusion.data.datasets import kept_data
 from intrafusion.models import hub
 from intrafusion.models.exported_program import described, read_program, tensors_of
 from intrafusion.models.fingerprint import of_model
@@ -329,7 +330,7 @@ class TestImages:
         for name in ("mine", "whole"):
             take_data([files.npz(tmp_path / "x.npz")], name)
         damage(home() / "images" / "mine")
-        assert itf.data.kept_data() == ["kept/mine", "kept/whole"]
+        assert kept_data() == ["kept/mine", "kept/whole"]
         assert main(["own", "list", "--json"]) == 0
         told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [row["about"].startswith("damaged: ") for row in told] == [True, False]
@@ -338,7 +339,7 @@ class TestImages:
         assert "\n" not in str(caught.value)
         assert len(itf.load_data("kept/whole")) == 6
         remove("images", "mine")
-        assert itf.data.kept_data() == ["kept/whole"]
+        assert kept_data() == ["kept/whole"]
 
     def test_paths_and_names_do_not_mix(self, tmp_path):
         take_data([files.npz(tmp_path / "x.npz")], "mine")

@@ -189,11 +189,15 @@ class TestBoundWider:
         lookups = (wide.errors.parent / "lookups").read_text()
         assert not re.search(r"8\.8\.8\.8|amazonaws|evil", lookups), lookups
 
-    @pytest.mark.parametrize("host", [b"[", b"[]", b"a:b", b"a@b", b"\xff", b"a\r\nHost: b"])
+    @pytest.mark.parametrize("host", [b"[", b"[]", b"a:b", b"a@b", b"\xff", b"a\r\nHost: b", b"a\x01", b"a\x7f"])
     def test_a_malformed_host_is_400_and_no_traceback(self, wide, host):
         wide.until_health("ready")
         assert status(wide, "/health", host) == status(wide, "/_stcore/stream", host, **STREAM) == 400
         assert "raceback" not in wide.errors.read_text()
+
+    def test_a_websocket_with_headers_that_are_too_long_is_told_so(self, wide):
+        wide.until_health("ready")
+        assert status(wide, "/_stcore/stream", b"localhost", **STREAM, Cookie="a" * 20_000) == 431
 
     def test_no_path_of_the_server_is_in_any_byte_that_the_pages_send(self, wide):
         wide.until_health("ready")
@@ -266,9 +270,9 @@ class TestBoundWider:
 
         with visitor(wide) as reader:
             reader.open(page="overview")
-            assert put(reader.upload_address()) == 403
+            assert put(reader.upload_place().upload_url) == 403
             reader.open(page="your_own")
-            address = reader.upload_address()
+            address = reader.upload_place().upload_url
             assert [put(address), put(address), put(f"{address}0")] == [204, 403, 403]
 
     @staticmethod

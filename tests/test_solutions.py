@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import intrafusion as itf
 from intrafusion.evaluation.accuracy import size
-from intrafusion.evaluation.loss_landscape import flatten, lanczos, measure, unflatten
+from intrafusion.evaluation.loss_landscape import flatten, lanczos, measure, share_within, unflatten
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Solutions, sharpness, slices
@@ -175,4 +175,4 @@ def test_every_displacement_lies_in_all_directions():
     origin = flatten(made.whole("dense"))
     displacement = flatten(made.whole("fused")) - origin
     basis = torch.linalg.qr(torch.stack([displacement, torch.randn(len(origin), dtype=torch.float64)], 1)).Q
-    assert itf.landscape.share_within(displacement, basis) == pytest.approx(1)
+    assert share_within(displacement, basis) == pytest.approx(1)

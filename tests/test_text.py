@@ -1,5 +1,6 @@
 """Text that a stranger may have written is shown as the text it is: in Markdown, in pictures, in tables."""
 
+import argparse
 import csv as read
 import io
 import re
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from intrafusion.cli.studies import _export
 from intrafusion.reporting.figures._rows import name_rows
 from intrafusion.reporting.figures.output_distance import class_bars
 from intrafusion.reporting.figures.theme import LIGHT, figure
@@ -91,6 +93,14 @@ def test_a_formula_is_text_in_a_table(value):
     head, row = [*read.reader(io.StringIO(csv(table)))]
     assert head[0][0] == row[0][0] == "'"
     assert (head[1:], row[1:]) == (["n", "of"], ["-1.5", "plain"])
+
+
+def test_texts_in_parquet_are_as_they_are(tmp_path):
+    file = tmp_path / "t.parquet"
+    _export([{"model": text, "groups": [text, "=1+1"]} for text in HOSTILE], "", argparse.Namespace(out=file))
+    table = pd.read_parquet(file)
+    assert [*table["model"]] == HOSTILE
+    assert [*table["groups"]] == [f"{text}+=1+1" for text in HOSTILE]
 
 
 def test_names_in_pictures_are_text():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.data.datasets import ImageData
+from intrafusion.data.datasets import ImageData, normalise
 from intrafusion.models.architectures import mlp
 from intrafusion.models.hub import ARCHITECTURES
 from intrafusion.runtime.cancellation import Cancelled, stoppable
@@ -259,7 +259,7 @@ class TestTrain:
 
     def test_first_epoch_of_one_batch_reports_the_loss_at_the_start(self, few):
         torch.manual_seed(1)
-        logits = mlp((64, 16, 10))(itf.data.normalise(few.images, CARD.mean, CARD.std))
+        logits = mlp((64, 16, 10))(normalise(few.images, CARD.mean, CARD.std))
         expected = torch.nn.functional.cross_entropy(logits, few.labels)
         _, (epoch,) = trained(few, Recipe(epochs=1, augment=untouched, batch=64))
         assert epoch.loss == pytest.approx(float(expected.detach()), rel=1e-4)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.Common_pb2 import FileURLs
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import connect
 
@@ -109,37 +110,44 @@ class Visitor:
 
     def open(self, query: str = "", page: str = "") -> list[ForwardMsg]:
         """Open a page by its address; what came until its script had ended."""
-        asked = BackMsg()
+        asked = self.rerun(page)
         asked.rerun_script.query_string = query
-        asked.rerun_script.page_name = page
-        self.connection.send(asked.SerializeToString())
-        return self.until_ended()
+        return self.send(asked)
 
     def again(self, fragment: str) -> list[ForwardMsg]:
         """Run one fragment of the page again."""
-        asked = BackMsg()
+        asked = self.rerun("")
         asked.rerun_script.fragment_id = fragment
-        self.connection.send(asked.SerializeToString())
-        return self.until_ended()
+        return self.send(asked)
 
     def press(self, label: str, page: str) -> list[ForwardMsg]:
         """Press a button of the page."""
         elements = [m.delta.new_element for m in self.messages]
         (button,) = {e.button.id for e in elements if e.WhichOneof("type") == "button" and e.button.label == label}
+        asked = self.rerun(page)
+        asked.rerun_script.widget_states.widgets.add(id=button, trigger_value=True)
+        return self.send(asked)
+
+    @staticmethod
+    def rerun(page: str) -> BackMsg:
+        """What asks for a page, to be sent."""
         asked = BackMsg()
         asked.rerun_script.page_name = page
-        asked.rerun_script.widget_states.widgets.add(id=button, trigger_value=True)
+        return asked
+
+    def send(self, asked: BackMsg) -> list[ForwardMsg]:
+        """What came until the script had ended."""
         self.connection.send(asked.SerializeToString())
         return self.until_ended()
 
-    def upload_address(self) -> str:
+    def upload_place(self, name: str = "mine.npz") -> FileURLs:
         """Where a page that asks for a file is to send it."""
         asked, told = BackMsg(), ForwardMsg()
-        asked.file_urls_request.file_names.append("mine.npz")
+        asked.file_urls_request.file_names.append(name)
         self.connection.send(asked.SerializeToString())
         while told.WhichOneof("type") != "file_urls_response":
             told.ParseFromString(self.connection.recv(timeout=PATIENCE))
-        return told.file_urls_response.file_urls[0].upload_url
+        return told.file_urls_response.file_urls[0]
 
     def until_ended(self) -> list[ForwardMsg]:
         came: list[ForwardMsg] = []

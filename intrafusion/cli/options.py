@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from intrafusion._registry import registry
+from intrafusion.errors import IntrafusionError
 from intrafusion.models.hub import dataset_of
 from intrafusion.models.state_dict import keyed
 from intrafusion.reporting.snippets import flag
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
+from intrafusion.studies.ranges import expand_range
 
 HELP = {
     "model": "a name from `models`, or package.module:factory of your own code",
@@ -26,7 +28,7 @@ HELP = {
     "weights_key": "which weights of the file, where it has several, as model_ema or model.state_dict",
     "data_path": ".npz file or image folder",
     "groups": "'all', or names from `groups`",
-    "sparsity": "shares of each group's channels to remove, each in [0, 1)",
+    "sparsity": "shares of each group's channels to remove, in [0, 1): numbers, or ranges start:stop:step as 0.1:0.7:0.1",
     "limit": "evaluation images, or 'all'",
     "seed": "seed of the evaluation subset and of random choices",
     "p": "p-norm of the cost",
@@ -64,9 +66,10 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         kind = KINDS[field.name]
         if field.name in SWEPT:
             default = [0.1, 0.3, 0.5] if field.name == "sparsity" else ["drop", "fusion"] if field.name == "merge" else ["l1"]
-            options |= {"nargs": "+", "type": kind, "default": default}
+            options |= {"nargs": "+", "action": Numbers} if field.name == "sparsity" else {"nargs": "+", "type": kind}
+            options["default"] = default
         elif field.name in ("groups", "sparsities"):
-            options |= {"nargs": "+", "type": str if field.name == "groups" else float}
+            options |= {"nargs": "+", "action": "store" if field.name == "groups" else Numbers}
         elif field.name in COUNTS:
             options["type"] = _limit
         elif kind is bool:
@@ -78,6 +81,21 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag(field.name), **options)
     add_weights_key(parser)
     parser.set_defaults(dataset=None)  # the one the model was trained on
+
+
+class Numbers(argparse.Action):
+    """Numbers (`type`, float unless it says int) and ranges of them, start:stop:step."""
+
+    def __init__(self, *names: Any, type: type[int] | type[float] = float, **options: Any):
+        super().__init__(*names, **options)
+        self._kind = type
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: Any = None) -> None:
+        try:
+            found = [number for value in values for number in expand_range(value, self._kind, flag)]
+        except IntrafusionError as error:
+            parser.error(str(error))
+        setattr(namespace, self.dest, found)
 
 
 def add_weights_key(parser: argparse.ArgumentParser, dest: str = "weights_key") -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from intrafusion._registry import TRAINERS
-from intrafusion.cli.options import show
+from intrafusion.cli.options import Numbers, show
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.runtime.log import say
 from intrafusion.training.methods.spec import TrainSpec
@@ -47,7 +47,7 @@ def add_lab(commands: Any) -> argparse.ArgumentParser:
     lab = commands.add_parser("lab", help="train by a method of the lab, or list what was trained")
     for field in fields(TrainSpec):
         kind: Any = _OPEN.get(field.name, type(field.default))
-        many: dict[str, Any] = {"nargs": "*", "type": int} if field.name == "part" else {"type": kind}
+        many: dict[str, Any] = {"nargs": "*", "action": Numbers, "type": int} if field.name == "part" else {"type": kind}
         lab.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=_HELP[field.name], **many)
     lab.add_argument("--spec", help="all of it as JSON, instead of the flags")
     lab.add_argument("--device", default="cpu", help="cpu or cuda")

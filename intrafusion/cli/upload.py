@@ -55,8 +55,8 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
 
     listed = kinds.add_parser("list", help="what is kept on this machine")
     listed.set_defaults(command=_list)
-    removed = kinds.add_parser("remove", help="remove a kept network, or kept images")
-    removed.add_argument("name", help="kept/NAME")
+    removed = kinds.add_parser("remove", help="remove a kept network, kept images or a damaged run")
+    removed.add_argument("name", help="kept/NAME, or lab/NAME of a damaged run of the lab")
     removed.add_argument("--images", action="store_true", help="the images of that name, not the network")
     removed.set_defaults(command=_remove)
     return [weights, program, data, listed, removed]
@@ -115,9 +115,11 @@ def _list(args: argparse.Namespace) -> None:
     from intrafusion.data.datasets import kept_data
     from intrafusion.data.upload import about
     from intrafusion.models.hub import describe, kept_names
+    from intrafusion.training.methods.runs import damaged
 
     rows = [{"kept": name, "what": "network", "about": describe(name)["summary"]} for name in kept_names()]
     rows += [{"kept": name, "what": "images", "about": about(name)} for name in kept_data()]
+    rows += [{"kept": name, "what": "run of the lab", "about": why} for name, why in damaged().items()]
     if rows or args.json:
         show(rows, args.json, "Kept on this machine")
         return
@@ -125,8 +127,8 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _remove(args: argparse.Namespace) -> None:
-    from intrafusion.runtime.staging import IMAGES, NETWORKS
+    from intrafusion.runtime.staging import IMAGES, NETWORKS, RUNS
     from intrafusion.studies.uploads import remove
 
-    remove(IMAGES if args.images else NETWORKS, args.name)
+    remove(IMAGES if args.images else RUNS if args.name.startswith("lab/") else NETWORKS, args.name)
     show([{"removed": args.name}], args.json, "Removed")

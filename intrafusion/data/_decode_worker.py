@@ -11,6 +11,8 @@ import os
 import sys
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,21 @@ def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarr
     shape: (H, W). crop: whether the picture is resized to cover 8/7 of it, and its middle cut out; without, it must have that
     size. Raises ValueError, in a few words, for one that cannot be read.
     """
+    with _opened(file) as picture:
+        whole = _eight_bits(picture)
+        pixels = np.asarray(_cut(whole if whole.mode == mode else whole.convert(mode), shape, crop))
+    return pixels.reshape(*shape, -1)
+
+
+def count(file: Path) -> int:
+    """How many pixels a picture has, as its header says. Raises ValueError as `decode` does."""
+    with _opened(file) as picture:
+        return picture.size[0] * picture.size[1]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """A picture within the bounds. Raises ValueError, in a few words, for whatever goes wrong with it, in the block as well."""
     try:
         with file.open("rb") as opened:
             kind, content = image_headers.first(opened.read(image_headers.FILE + 1))
@@ -42,13 +59,11 @@ def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarr
             with Image.open(io.BytesIO(content), formats=(kind,)) as picture:
                 if picture.size[0] * picture.size[1] > image_headers.PIXELS:
                     raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels")
-                whole = _eight_bits(picture)
-                pixels = np.asarray(_cut(whole if whole.mode == mode else whole.convert(mode), shape, crop))
+                yield picture
     except MemoryError:
         raise
     except Exception as error:  # damaged pictures fail in many ways, in as many decoders
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
-    return pixels.reshape(*shape, -1)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from intrafusion.data._decode_worker import decode
+from intrafusion.data._decode_worker import count, decode
 from intrafusion.data.arrays import MEMBERS, Arrays, Reading, header, read_arrays, role_of, splits_of
 from intrafusion.data.datasets import KEPT, OWN, read_kept
 from intrafusion.data.folder_layout import SUFFIXES, in_archive, is_junk, is_picture, layout_of
@@ -24,6 +24,7 @@ from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import IMAGES, Workshop, checked, free_path, given
 
 PICTURES, CLASSES = 100_000, 10_000
+PIXELS = 8_000_000_000  # of all pictures of an archive
 SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{OWN}_{split}.npz" for split in SPLITS)
 SIDE = 1024  # pixels, of images in an .npz
@@ -178,7 +179,7 @@ def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
     """Write each picture under a name of our own, and read it once; what was passed over."""
     with opened(file) as (archive, infos):
         found = _listed(file, archive, infos)
-        total, number = sum(len(listing.files) for listing in found.values()), 0
+        total, number, pixels = sum(len(listing.files) for listing in found.values()), 0, 0
         for split, listing in found.items():
             for info, label in zip(listing.files, listing.labels.tolist(), strict=True):
                 checkpoint()
@@ -186,17 +187,21 @@ def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
                 picture = made / split / listing.classes[label] / f"{number:06}{_suffix(info)}"
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 picture.write_bytes(archive.read(info))
-                _check_picture(file, info, picture)
+                pixels = _check_picture(file, info, picture, pixels)
                 progress(number, total)
     return [note for listing in found.values() for note in listing.notes]
 
 
-def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path) -> None:
+def _check_picture(file: Path, info: zipfile.ZipInfo, picture: Path, before: int) -> int:
+    """Decode a picture once; the pixels of all so far. before: those of all before it."""
     try:
-        decode(picture, (8, 8), "L", "always")
+        if (pixels := before + count(picture)) <= PIXELS:
+            decode(picture, (8, 8), "L", "always")
+            return pixels
     except ValueError as error:
         said = str(error).replace(str(picture), info.filename[:80])
         raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, which is not a readable picture: {said}") from error
+    raise IntrafusionError(f"{file} holds pictures of more than {PIXELS:,} pixels together: make them smaller, or take fewer")
 
 
 def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Listing[zipfile.ZipInfo]]:

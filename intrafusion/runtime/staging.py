@@ -16,11 +16,15 @@ from intrafusion.runtime.atomic_write import drop, part_of
 from intrafusion.runtime.paths import check_name, home
 from intrafusion.runtime.safe_zip import MIB, check_size
 
-NETWORKS, IMAGES = "models", "images"  # folders of home()
+NETWORKS, IMAGES, RUNS = (
+    "models",
+    "images",
+    "lab",
+)  # folders of home(); of the lab's runs, damaged ones are removed here
 _SECONDS, _A_SECOND = 20, MIB  # of processor time for any file, and bytes of it for another second
 _SLOWER = 10  # times as long by the clock, on a busy machine
 _GROW, _COPIES = 896 * MIB, 8  # of memory for any file, and times its size: tracing groups copies a network often
-_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",)}  # how what is kept ends
+_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",), RUNS: (".safetensors",)}  # how what is kept ends
 
 
 def free_path(kind: str, name: str) -> Path:
@@ -126,23 +130,24 @@ def without_folders(message: str, *files: Path) -> str:
 
 
 def remove(kind: str, name: str) -> None:
-    """Remove a kept network (kind "models") or kept images (kind "images"), whole or damaged.
+    """Remove a kept network (kind "models"), kept images ("images") or a run of the lab ("lab"), whole or damaged.
 
     Raises IntrafusionError where there is none, or where it cannot be removed.
     """
-    name = check_name(name.removeprefix("kept/"))
+    of = "lab/" if kind == RUNS else "kept/"
+    name = check_name(name.removeprefix(of))
     found = [home() / kind / (name + end) for end in _ENDS[kind] if (home() / kind / (name + end)).exists()]
     if not found:
-        raise IntrafusionError(f"nothing is kept as kept/{name}")
+        raise IntrafusionError(f"nothing is kept as {of}{name}")
     try:
         for path in found:
             part = part_of(path)  # not half of it is ever listed
             path.rename(part)
             drop(part)
-        if kind == NETWORKS:
+        if kind != IMAGES:
             (home() / kind / f"{name}.json").unlink(missing_ok=True)  # the card of an older version
     except OSError as error:
-        raise IntrafusionError(f"kept/{name} cannot be removed: {error.strerror or type(error).__name__}") from error
+        raise IntrafusionError(f"{of}{name} cannot be removed: {error.strerror or type(error).__name__}") from error
 
 
 def safe_name(file: str) -> str:

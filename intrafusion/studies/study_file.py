@@ -12,6 +12,7 @@ from unicodedata import category
 from intrafusion.errors import IntrafusionError, one_line, shown
 from intrafusion.pruning.groups.group import Group
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
+from intrafusion.studies.ranges import expand_range
 from intrafusion.studies.sweeps import grid
 
 FIXED = ("model", "dataset", "weights", "data_path", "sparsities")  # one network and one set of images a study
@@ -107,17 +108,7 @@ def _expand(field: str, value: object) -> list[Any]:
         return [value == "true"]
     if kind not in (int, float) or not isinstance(value, str):
         return [value]
-    try:
-        ends = [kind(part) for part in value.split(":")]
-        if len(ends) == 1:
-            return ends
-        start, stop, step = ends if len(ends) == 3 else (*ends, 1)
-        count = math.floor((stop - start) / step + 1e-9) + 1
-    except (ValueError, ArithmeticError) as error:
-        raise IntrafusionError(f"{field} takes numbers or a range start:stop:step, not {shown(value)}") from error
-    if not 0 < count <= _MOST:
-        raise IntrafusionError(f"the range {value} of {field} is empty or too long")
-    return [kind(round(start + i * step, 10)) for i in range(count)]
+    return [*expand_range(value, kind, field)]
 
 
 def _choices(value: str, groups: Sequence[Group]) -> list[str | tuple[str, ...]]:

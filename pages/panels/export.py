@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from intrafusion import IntrafusionError, PruneSpec, _registry
+from intrafusion import IntrafusionError, PruneSpec, registry
 from intrafusion.evaluation.latency import Comparison
 from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Writing, archive, writing
 from intrafusion.reporting.figures import latency as figures
@@ -32,7 +32,7 @@ _TYPES = {".json": "application/json", ".md": "text/markdown", ".html": "text/ht
 def controls(here: Here) -> PruneSpec:
     """Draw the page's first rows; the spec that they say. Raises IntrafusionError for sparsities that make no sense."""
     grid = st.grid(4, min_column_width=180)
-    names, merges, recoveries = (list(_registry(kind)) for kind in ("criterion", "merge", "recovery"))
+    names, merges, recoveries = (list(registry(kind)) for kind in ("criterion", "merge", "recovery"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
     percent = grid.slider("Sparsity", 5, 95, 30, 5, format="%d %%", key="sparsity", bind=BIND)
     merge = grid.selectbox(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, _registry
+from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, registry
 from intrafusion.pruning.agreement import Comparison
 from intrafusion.pruning.groups.feature_maps import consumers
 from intrafusion.studies.session import Scores, Session
@@ -54,7 +54,7 @@ def default_criteria(dataset: str) -> list[str]:
 
 def about(criterion: str) -> None:
     """What a criterion needs and where it comes from; its formula one click away."""
-    entry = _registry("criterion")[criterion]
+    entry = registry("criterion")[criterion]
     rebuilt = " :orange-badge[reconstructed]" if entry.reconstructed else ""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"Needs {NEEDS[entry.needs]}. {entry.paper}{rebuilt}", width="stretch")
@@ -65,7 +65,7 @@ def about(criterion: str) -> None:
 def formulas(criteria: Iterable[str]) -> None:
     """What each criterion computes, and the symbols."""
     for name in criteria:
-        st.markdown(f"**{name}**: {_registry('criterion')[name].told}")
+        st.markdown(f"**{name}**: {registry('criterion')[name].told}")
         st.latex(FORMULAS[name])
     st.caption(_SYMBOLS)
 
@@ -103,7 +103,7 @@ def scored(
     session, group = here.session, here.group
     key = ("scores", here.key(), spec.data_path, group.name)
     known = _outcomes(key)
-    possible = [name for name in criteria if sees or _registry("criterion")[name].needs == "nothing"]
+    possible = [name for name in criteria if sees or registry("criterion")[name].needs == "nothing"]
     missing = [name for name in possible if name not in known]
     now = [name for name in _cheap(here, spec, possible) if name in missing]
     later = [spec.but(criterion=name) for name in missing if name not in now]
@@ -115,7 +115,7 @@ def scored(
         label = f"Compute the other {len(later)} criteria" if len(later) > 1 else f"Compute {names}"
         work = partial(score_each, session, later, group, known)
         asking.ask(key, label, len(later), work, f"Still to score: {names}", redraw=True)
-    elif looked := [name for name in possible if _registry("criterion")[name].needs != "nothing"]:
+    elif looked := [name for name in possible if registry("criterion")[name].needs != "nothing"]:
         st.caption(f"{', '.join(looked)}: scored on {image_count(session.calibration(spec))}.")
     else:
         st.caption("Scored by weights alone.")
@@ -130,7 +130,7 @@ def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
     images = here.session.size.macs * (spec.calibration or 50_000)
     costs = {}
     for name in criteria:
-        once, each = (0, 0) if _registry("criterion")[name].needs == "nothing" else PASSES.get(name, (0, 16))
+        once, each = (0, 0) if registry("criterion")[name].needs == "nothing" else PASSES.get(name, (0, 16))
         costs[name] = images * (once + each * len(consumers(here.group)))
     cheap: list[str] = []
     for name in sorted(criteria, key=lambda name: (name != criteria[0], costs[name])):
@@ -175,7 +175,7 @@ def agreement_table(comparison: Comparison, scores: dict[str, Scores]) -> pd.Dat
     """One row a criterion: what it needs and costs, and how far it agrees with the first."""
     rows, main = [], comparison.names[0]
     for index, name in enumerate(comparison.names):
-        entry, rho = _registry("criterion")[name], comparison.spearman[0, index]
+        entry, rho = registry("criterion")[name], comparison.spearman[0, index]
         rows.append(
             {
                 "criterion": name,

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from intrafusion import PruneSpec, _registry
+from intrafusion import PruneSpec, registry
 from intrafusion.models.hub import architecture_of, kept_names, kept_when
 from intrafusion.reporting.figures import landscape as figures
 from intrafusion.reporting.figures import output_distance as output_figures
@@ -41,7 +41,7 @@ _KINDS = {
 def controls(here: Here) -> PruneSpec:
     """Draw the page's first row; the spec that it says."""
     grid = st.grid(4, min_column_width=180)
-    names = list(_registry("criterion"))
+    names = list(registry("criterion"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
     scope = grid.segmented_control(
         "Prune", ["all groups", "this group"], default="all groups", required=True, key="landscape_scope", bind=BIND

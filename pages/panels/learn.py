@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
-from intrafusion import IntrafusionError, _registry
+from intrafusion import IntrafusionError, registry
 from intrafusion.pruning.transport.provenance import Story
 from intrafusion.studies import toy_network
 from pages.shared import messages
@@ -89,7 +89,7 @@ def setting() -> tuple[int, int, str, int, str, int]:
         seed = st.number_input(
             "Seed", 0, 9999, toy_network.SEED, key="lesson_seed", bind=BIND, help="Another start of the training."
         )
-        entries = _registry("criterion")
+        entries = registry("criterion")
         criterion = st.selectbox(
             "Criterion",
             _criteria(),

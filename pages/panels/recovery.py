@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from intrafusion import PruneSpec, _registry
+from intrafusion import PruneSpec, registry
 from intrafusion.reporting.figures.recovery import similarity_panels
 from intrafusion.runtime.jobs import Job
 from intrafusion.studies.measurement import Result
@@ -30,7 +30,7 @@ _TRAINS = 0.9  # share of a point's work that its training is
 def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     """Draw the page's first rows: the pruned network, and what is done to it. Spec, seeds, methods, equal compute too."""
     grid = st.grid(4, min_column_width=180)
-    entries = _registry("merge")
+    entries = registry("merge")
     merge = grid.selectbox(
         "Merge",
         list(entries),
@@ -39,7 +39,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
         bind=BIND,
         help=parts.methods_help("merge"),
     )
-    names = list(_registry("criterion"))
+    names = list(registry("criterion"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
     scope = grid.segmented_control(
         "Prune", ["all groups", "this group"], default="all groups", required=True, key="recovery_scope", bind=BIND
@@ -49,7 +49,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     norms = any(layer.norm for group in here.session.groups for layer in group.layers)
     methods = row.multiselect(
         "Recoveries",
-        list(_registry("recovery")),
+        list(registry("recovery")),
         default=_DEFAULT if norms else _DEFAULT_PLAIN,
         key="methods",
         bind=BIND,
@@ -177,12 +177,12 @@ def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> l
 
 
 def trains(spec: PruneSpec) -> bool:
-    return _registry("recovery")[spec.recovery].needs == "labels"
+    return registry("recovery")[spec.recovery].needs == "labels"
 
 
 def lookers(specs: Sequence[PruneSpec]) -> list[PruneSpec]:
     """One spec of those that look at training or calibration images."""
-    return [spec for spec in specs if _registry("recovery")[spec.recovery].needs != "nothing"][:1] or list(specs[:1])
+    return [spec for spec in specs if registry("recovery")[spec.recovery].needs != "nothing"][:1] or list(specs[:1])
 
 
 def forecast(specs: Sequence[PruneSpec]) -> str:
@@ -224,7 +224,7 @@ def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known:
     spread = f"95 % interval over {seeds} seeds" if seeds > 1 else "95 % interval"
     st.caption(f"Top-1 accuracy on {images:,} test images, {spread}. Dense: {dense:.1%}.")
     st.dataframe(columns.astype(str), hide_index=True, column_config={"recovery": st.column_config.TextColumn(width=120)})
-    if any(_registry("recovery")[row.recovery].reconstructed for row in rows):
+    if any(registry("recovery")[row.recovery].reconstructed for row in rows):
         st.caption("Over-parameterization is :orange-badge[reconstructed]: the paper's own ratio and schedule are unknown.")
 
 

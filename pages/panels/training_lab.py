@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from intrafusion import IntrafusionError, _registry
+from intrafusion import IntrafusionError, registry
 from intrafusion._registry import TRAINERS
 from intrafusion.models.hub import architecture_of
 from intrafusion.runtime.jobs import Job
@@ -126,8 +126,8 @@ _DRAWN = {
         g, "energy", "Energy kept", 0.98, 0.5, 1.0, 0.01, help="Share of each layer's squared singular values."
     ),
     "sparsity": lambda g: _number(g, "sparsity", "Channels that go", 0.5, 0.05, 0.95, 0.05),
-    "criterion": lambda g: _choice(g, "criterion", "Criterion", list(_registry("criterion")), "l1", "Which channels stay."),
-    "merge": lambda g: _choice(g, "merge", "Merge", list(_registry("merge")), "fusion", "What becomes of those that go."),
+    "criterion": lambda g: _choice(g, "criterion", "Criterion", list(registry("criterion")), "l1", "Which channels stay."),
+    "merge": lambda g: _choice(g, "merge", "Merge", list(registry("merge")), "fusion", "What becomes of those that go."),
     "rounds": lambda g: _number(g, "rounds", "Rounds of pruning", 2, 1, 20, 1),
     "tune": lambda g: _number(g, "tune", "Epochs after each round", 5.0, 0.0, 200.0, 1.0),
     "folds": lambda g: _number(

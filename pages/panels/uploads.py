@@ -22,12 +22,14 @@ from intrafusion.runtime.jobs import Job
 from intrafusion.runtime.log import event
 from intrafusion.runtime.safe_zip import FILE, MIB, UNPACKED
 from intrafusion.runtime.sandbox import Step
-from intrafusion.runtime.staging import IMAGES, NETWORKS, Workshop, free_path
+from intrafusion.runtime.staging import IMAGES, NETWORKS, RUNS, Workshop, free_path
 from intrafusion.studies.uploads import remove, safe_name
 from intrafusion.studies.uploads.networks import program_steps, weights_steps
+from intrafusion.training.methods.runs import damaged
 from pages.shared import app_state, job_queue, messages, parts
 from pages.shared.app_state import Here, reader
 
+_KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # a check of files, not yet begun
 
 
@@ -329,12 +331,13 @@ def kept() -> None:
     st.subheader("Kept on this machine")
     found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
     found += [(IMAGES, name, public(about(name))) for name in kept_data()]
+    found += [(RUNS, name, public(why)) for name, why in damaged().items()]
     if not found:
         st.caption("Nothing yet. Networks that the Training lab keeps come here, too.")
         return
     for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{name}**  \n:gray[{'images: ' if kind == IMAGES else ''}{text.markdown(words)}]", width="stretch")
+            st.markdown(f"**{name}**  \n:gray[{_KINDS[kind]}{text.markdown(words)}]", width="stretch")
             if is_public():
                 continue  # of others
             with st.popover("Remove", icon=":material/delete:"):

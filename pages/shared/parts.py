@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from torch import Tensor
 
-from intrafusion import PruneSpec, TransportPlan, _registry
+from intrafusion import PruneSpec, TransportPlan, registry
 from intrafusion.pruning.groups.channel_vectors import channel_vectors
 from intrafusion.pruning.groups.group import PRODUCER
 from intrafusion.pruning.importance import needs_images
@@ -43,11 +43,11 @@ def _pick(key: str) -> None:
 
 def methods_help(kind: str) -> str:
     """What each method of a registry does, a line each."""
-    return "\n".join(f"- **{entry.name}**: {entry.told}" for entry in _registry(kind).values())
+    return "\n".join(f"- **{entry.name}**: {entry.told}" for entry in registry(kind).values())
 
 
 def criterion_control() -> str:
-    entries = _registry("criterion")
+    entries = registry("criterion")
     name = st.selectbox("Importance criterion", list(entries), index=list(entries).index("l1"), key="criterion", bind=BIND)
     st.caption(entries[name].told)
     return name

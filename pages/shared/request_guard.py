@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from pages.shared.client_address import host_and_port, is_loopback, is_ours, reader
 
@@ -21,6 +22,21 @@ class KeepsPeer(ProxyHeadersMiddleware):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         scope[_PEER] = (scope.get("client") or ("",))[0]
         await super().__call__(scope, receive, send)
+
+
+def answer_all() -> None:
+    """From now on also answer handshakes that cannot be read, as with a control character in a header: uvicorn lets them wait."""
+    hear = WebSocketsSansIOProtocol.data_received
+
+    def answer(connection: WebSocketsSansIOProtocol, data: bytes) -> None:
+        hear(connection, data)
+        if connection.handshake_initiated or not connection.conn.handshake_exc or connection.transport.is_closing():
+            return
+        said = b"".join(connection.conn.data_to_send())  # of headers that are too long; of what is no request, nothing
+        connection.transport.write(said or b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        connection.transport.close()
+
+    WebSocketsSansIOProtocol.data_received = answer  # type: ignore[method-assign]
 
 
 class Door:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from pages.shared.client_address import is_loopback, proxies
-from pages.shared.request_guard import Door, KeepsPeer
+from pages.shared.request_guard import Door, KeepsPeer, answer_all
 from pages.shared.upload_guard import Uploads, drop_left, expect
 
 _TEND = 1.0  # seconds between two looks at who has gone
@@ -39,6 +39,7 @@ def options() -> dict[str, Any]:
     except ValueError as error:
         sys.exit(f"error: {error}")
     uvicorn.config.ProxyHeadersMiddleware = KeepsPeer  # type: ignore[misc,assignment]
+    answer_all()
     return {
         "routes": [Route("/health", _tell_health)],
         "middleware": [Middleware(Door), Middleware(Uploads, is_starting=lambda: _health["status"] == "starting")],
@@ -118,11 +119,10 @@ def _warm_up() -> None:
 
 def _answer() -> None:
     """Raise an error where the default model cannot be loaded, or answers as no sound one does."""
-    from intrafusion import PruneSpec, load_data, load_model
-    from intrafusion.evaluation import accuracy
+    from intrafusion import PruneSpec, evaluate, load_data, load_model
     from intrafusion.models.hub import dataset_of
 
-    found = accuracy(load_model(PruneSpec.model), load_data(dataset_of(PruneSpec.model)), limit=20)
+    found = evaluate(load_model(PruneSpec.model), load_data(dataset_of(PruneSpec.model)), limit=20)
     if found.accuracy < 0.8:
         raise RuntimeError(f"{PruneSpec.model} has {found.accuracy:.0%} of {found.count} images right")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from intrafusion import _registry
+from intrafusion import registry
 from intrafusion.pruning.merge.folding import FOLD_NORMS
 from intrafusion.pruning.transport.cost import ANCHORS, COSTS
 from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
@@ -74,7 +74,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
         )
     with right:
         st.markdown("**Solution**")
-        solvers = _registry("solver")
+        solvers = registry("solver")
         solver = st.selectbox(
             "Solver", list(solvers), **key("solver"), help="; ".join(f"{e.name}: {e.summary}" for e in solvers.values())
         )
@@ -89,7 +89,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
             help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",
         )
     own = {}
-    if any("fold_norms" in _registry("merge")[merge].knobs for merge in merges):
+    if any("fold_norms" in registry("merge")[merge].knobs for merge in merges):
         own["fold_norms"] = left.selectbox(
             "BatchNorm in folding",
             FOLD_NORMS,

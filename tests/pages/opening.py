@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from streamlit.testing.v1 import AppTest
 
@@ -36,6 +37,26 @@ def finished(app: AppTest, jobs: Jobs) -> AppTest:
     app.run()
     assert not app.exception
     return app
+
+
+def upload(app: AppTest, what: str, *paths: Path) -> AppTest:
+    """Give files to an uploader, press its button, and wait for the check."""
+    app = given(app, what, *paths).button(key=f"own_{what}_take").click().run(timeout=120)
+    assert not app.exception
+    from pages.shared import app_state
+
+    return finished(app, app_state.jobs())
+
+
+def given(app: AppTest, what: str, *paths: Path) -> AppTest:
+    contents = [(path.name, path.read_bytes(), "application/octet-stream") for path in paths]
+    uploader(app, what).set_value(contents if what == "images" else contents[0]).run()
+    assert not app.exception
+    return app
+
+
+def uploader(app: AppTest, what: str) -> Any:
+    return next(one for one in app.file_uploader if one.key.startswith(f"own_{what} "))
 
 
 def text(app: AppTest) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import own_files as files
 import pytest
 import torch
-from opening import finished, open_page, text
+from opening import finished, given, open_page, text, upload, uploader
 from streamlit.testing.v1 import AppTest
 
 import intrafusion as itf
@@ -24,24 +24,6 @@ def open_own(**query: str) -> AppTest:
     app = open_page("your_own", **query)
     assert not app.exception
     return app
-
-
-def upload(app: AppTest, what: str, *paths) -> AppTest:
-    """Give files to an uploader, press its button, and wait for the check."""
-    app = given(app, what, *paths).button(key=f"own_{what}_take").click().run(timeout=120)
-    assert not app.exception
-    return finished(app, app_state.jobs())
-
-
-def given(app: AppTest, what: str, *paths) -> AppTest:
-    contents = [(path.name, path.read_bytes(), "application/octet-stream") for path in paths]
-    uploader(app, what).set_value(contents if what == "images" else contents[0]).run()
-    assert not app.exception
-    return app
-
-
-def uploader(app: AppTest, what: str):
-    return next(one for one in app.file_uploader if one.key.startswith(f"own_{what} "))
 
 
 def test_nothing_is_there_at_first():
@@ -230,6 +212,17 @@ def test_kept_things_can_be_removed(tmp_path):
     app.button(key="own_remove images kept/mine").click().run()
     assert not app.exception
     assert kept_data() == []
+
+
+def test_a_damaged_run_of_the_lab_is_listed_and_can_be_removed():
+    path = home() / "lab" / "abc.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"no run")
+    app = open_own()
+    assert "run of the lab: damaged" in text(app)
+    app.button(key="own_remove lab lab/abc").click().run()
+    assert not app.exception
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("page", ["overview", "curves", "your_own"])

@@ -262,6 +262,8 @@ class _Lift:
         return self._written(name, meant, OPERATORS[name].made([self._shaped(one) for one in meant]).shapes)
 
     def _written(self, run: Any, args: tuple[Any, ...], shapes: Sequence[Shape]) -> Any:
+        if len(self.steps) >= STEPS:  # work in place on slices of slices is many steps of ours
+            raise IntrafusionError(f"it comes to more than {STEPS:,} steps")
         made = [Value(f"v{len(self.shapes) + place}") for place in range(len(shapes))]
         self.shapes |= dict(zip(made, shapes, strict=True))
         self.steps.append([run, [self._plain(one) for one in args], [one.name for one in made]])

@@ -22,7 +22,7 @@ from intrafusion.models.serialization import save_network, saved_card
 from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.runtime.atomic_write import drop
 from intrafusion.runtime.code_digest import lab_version
-from intrafusion.runtime.paths import home
+from intrafusion.runtime.paths import home, is_name
 from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
 from intrafusion.training.methods.parallel import part_of
 from intrafusion.training.methods.sdprun import without_zeroed
@@ -192,16 +192,22 @@ def _with_card(model: nn.Module, card: Any) -> nn.Module:
 
 def read(path: Path) -> LabRun | None:
     """The run that a file holds; None where there is none, or none that can be read (it will be trained again)."""
-    if not path.exists():
+    try:
+        return _read(path) if path.exists() else None
+    except IntrafusionError as error:
+        _log.warning("%s", error)
         return None
+
+
+def _read(path: Path) -> LabRun:
+    """Raises IntrafusionError where the file holds no run."""
     try:
         details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
         steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
         return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.warning("%s is no run of the lab: %s", path, one_line(error))
-        return None
+        raise IntrafusionError(f"{path} is no run of the lab: {one_line(error)}") from error
 
 
 def known(spec: TrainSpec) -> LabRun | None:
@@ -219,8 +225,23 @@ def open_run(spec: TrainSpec) -> LabRun:
 
 def runs() -> list[LabRun]:
     """All runs that are kept on this machine, the newest first."""
-    paths = sorted((home() / "lab").glob("*.safetensors"), key=_written, reverse=True)
-    return [found for path in paths if (found := read(path)) is not None]
+    return [found for path in _paths() if (found := read(path)) is not None]
+
+
+def damaged() -> dict[str, str]:
+    """Runs that cannot be read, as "lab/NAME", and why; `own.remove` removes them."""
+    found = {}
+    for path in _paths():
+        try:
+            _read(path)
+        except IntrafusionError as error:
+            if path.exists() and is_name(path.stem):
+                found[f"lab/{path.stem}"] = f"damaged: {error}"
+    return found
+
+
+def _paths() -> list[Path]:
+    return sorted((home() / "lab").glob("[!.]*.safetensors"), key=_written, reverse=True)
 
 
 def _written(path: Path) -> float:
