@@ -10,7 +10,7 @@ from intrafusion.cli import main
 from intrafusion.cli.options import spec_of
 from intrafusion.cli.studies import _study_of
 from intrafusion.reporting.snippets import curve_line, curve_snippet, flag, plan_snippet, study_snippet, sweep_line
-from intrafusion.spec import PLAN_KNOBS
+from intrafusion.spec import PLAN_FIELDS
 from intrafusion.studies import measurement
 from intrafusion.studies.session import open_session
 from intrafusion.studies.store.sqlite import Store
@@ -133,7 +133,7 @@ class TestPlanSnippet:
         group = next(group for group in session.groups if group.name == "1")
         data = session.calibration(spec)
         scores = itf.score(session.model, group, spec.criterion, data, spec.seed, spec.calibration)
-        expected = itf.plan(session.model, group, scores, spec.sparsity, **spec.only(PLAN_KNOBS), data=data)
+        expected = itf.plan(session.model, group, scores, spec.sparsity, **spec.only(PLAN_FIELDS), data=data)
         assert torch.equal(names["scores"], scores)
         assert torch.equal(names["plan"].kept, expected.kept)
         assert torch.equal(names["plan"].matrix, expected.matrix)

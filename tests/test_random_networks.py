@@ -16,7 +16,7 @@ from intrafusion.models.card import ModelCard
 from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.merge import MERGES
 from intrafusion.pruning.pruner import cut
-from intrafusion.training.recovery import How, recover
+from intrafusion.training.recovery import RecoveryOptions, recover
 
 EXAMPLES = int(os.environ.get("INTRAFUSION_EXAMPLES", "12"))
 several = settings(
@@ -248,7 +248,7 @@ def test_every_merge_and_recovery_runs_or_refuses_in_one_line(recipe, merge, rec
         return
     try:
         pruned = cut(model, found, 0.4, merge=merge, data=data)
-        recover(pruned, recovery, data, How(epochs=0.5, rate=0.01))
+        recover(pruned, recovery, data, RecoveryOptions(epochs=0.5, rate=0.01))
     except itf.IntrafusionError:  # one line, by its class
         return
     with torch.no_grad():

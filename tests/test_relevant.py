@@ -16,7 +16,7 @@ from intrafusion.pruning.transport.solvers import Problem
 from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
 from intrafusion.studies.session import Session, merged, open_session
 from intrafusion.studies.store.sqlite import Origin, point_key
-from intrafusion.training.recovery import How
+from intrafusion.training.recovery import RecoveryOptions
 from intrafusion.training.recovery.settings import Case
 
 SPEC, CPU = PruneSpec(), Origin("m", "d", "cpu")
@@ -135,7 +135,7 @@ def session() -> Session:
 def test_recoveries_read_what_they_declare(recovery, session):
     read = set()
 
-    class Watched(How):
+    class Watched(RecoveryOptions):
         def __getattribute__(self, name: str) -> Any:
             read.add(name)
             return super().__getattribute__(name)
@@ -147,7 +147,7 @@ def test_recoveries_read_what_they_declare(recovery, session):
         list(RECOVERIES[recovery](Case(merged(spec.but(recovery=recovery), session), session.training(spec), how)) or ())
     except itf.IntrafusionError:
         assert recovery == "perp-norm"  # there is none in this network
-    named = {field.name for field in dataclasses.fields(How)} & read
+    named = {field.name for field in dataclasses.fields(RecoveryOptions)} & read
     assert named - {"seed"} <= {*RECOVERIES[recovery].knobs}
     assert {"training", "epochs", "rate"} <= {*RECOVERIES[recovery].knobs}
 

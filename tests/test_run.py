@@ -10,7 +10,7 @@ import intrafusion as itf
 import intrafusion.studies.session as bench_module
 from intrafusion.data.datasets import normalise
 from intrafusion.evaluation.accuracy import Size, layer_sizes, size
-from intrafusion.spec import PLAN_KNOBS
+from intrafusion.spec import PLAN_FIELDS
 from intrafusion.studies.measurement import Result, check, run
 from intrafusion.studies.session import Session, open_session, pruned
 from intrafusion.studies.sweeps import grid
@@ -101,7 +101,7 @@ class TestKnown:
         spec = BASE.but(sparsity=0.4, cost="activations", calibration=40, solver="sinkhorn", source="importance")
         group, data = session.groups[2], itf.load_calibration("digits", limit=40)
         scores = itf.score(session.model, group)
-        expected = itf.plan(session.model, group, scores, 0.4, data=data, **spec.only(PLAN_KNOBS))
+        expected = itf.plan(session.model, group, scores, 0.4, data=data, **spec.only(PLAN_FIELDS))
         assert torch.equal(session.plan(spec, group).coupling, expected.coupling)
         assert session.plan(spec, group) is session.plan(spec.but(merge="drop"), group)
 

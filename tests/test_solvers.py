@@ -11,8 +11,9 @@ import torch
 from scipy.optimize import linprog
 
 import intrafusion as itf
-from intrafusion.pruning.transport.cost import ANCHORS, COSTS, between, measure, unit_vectors
-from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS, marginal, solve
+from intrafusion.options import CHOICES
+from intrafusion.pruning.transport.cost import between, measure, unit_vectors
+from intrafusion.pruning.transport.planning import marginal, solve
 from intrafusion.pruning.transport.solvers import Problem
 
 SOLVERS = itf.registry("solver")
@@ -31,7 +32,7 @@ def random_problem(seed):
     if seed % 2:
         scores = (scores * 3).round() / 3  # ties, and zeros
     kept = scores.argsort(descending=True, stable=True)[:k].sort().values
-    source, target = MARGINALS[seed % 3], MARGINALS[seed // 3 % 3]
+    source, target = CHOICES["source"][seed % 3], CHOICES["source"][seed // 3 % 3]
     a, b = marginal(scores, source), marginal(scores[kept], target)
     points = unit_vectors(points)
     p = 1 + seed % 2
@@ -145,14 +146,14 @@ COMPARED = [("lp", 1), ("lp", 2), ("cosine", 1)]
 def combinations():
     """Every choice with every other; centroids, which are slow, with four of the pairs of marginals."""
     few = [("uniform", "uniform"), ("importance", "softmax"), ("softmax", "uniform"), ("importance", "importance")]
-    for source, target, normalise in itertools.product(MARGINALS, MARGINALS, NORMALISATIONS):
+    for source, target, normalise in itertools.product(CHOICES["source"], CHOICES["source"], CHOICES["normalise"]):
         yield source, target, normalise, "important"
-    for (source, target), anchors in itertools.product(few, ANCHORS[1:]):
+    for (source, target), anchors in itertools.product(few, CHOICES["anchors"][1:]):
         yield source, target, "source", anchors
 
 
 @pytest.mark.parametrize("name", ["mlp", "vgg", "resnet-pad"])
-@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("cost", CHOICES["cost"])
 @pytest.mark.parametrize(("distance", "p"), COMPARED)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_combination_of_knobs_works(networks, name, cost, distance, p, solver):
@@ -306,13 +307,13 @@ def test_partial_costs_what_pots_does(seed):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("normalise", CHOICES["normalise"])
 @pytest.mark.parametrize("apart", [50, 700, 1e5])
 def test_softmax_of_scores_far_apart_leaves_every_kept_channel_in_its_place(networks, solver, normalise, apart):
     network = networks("mlp")
     group = network.prunable[0]
     scores = torch.linspace(0, apart, group.size).double()
-    for source, target in itertools.product(MARGINALS, MARGINALS):
+    for source, target in itertools.product(CHOICES["source"], CHOICES["source"]):
         plan = solve(
             measure(network.model, group), scores, 0.5, source=source, target=target, solver=solver, normalise=normalise
         )

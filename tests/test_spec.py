@@ -1,5 +1,6 @@
 import inspect
 import json
+import re
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 import intrafusion as itf
 from intrafusion import PruneSpec
-from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, SOLVE_KNOBS
+from intrafusion.options import RecoveryOptions, TransportKeywords, TransportOptions, options_of
+from intrafusion.spec import MERGE_FIELDS, PLAN_FIELDS
 
 NAMES = (
     "model", "dataset", "criterion", "merge", "cost", "distance", "source", "target", "anchors", "solver", "normalise",
@@ -227,13 +229,38 @@ def test_a_spec_is_frozen():
 
 def test_its_knobs_are_the_keywords_of_plan_and_prune(networks):
     network = networks("mlp")
-    knobs = PruneSpec(p=2, bias=True, source="importance", target="importance", seed=3).only(PLAN_KNOBS)
+    knobs = PruneSpec(p=2, bias=True, source="importance", target="importance", seed=3).only(PLAN_FIELDS)
     assert (knobs["p"], knobs["bias"], knobs["source"], knobs["seed"]) == (2, True, "importance", 3)
     group = network.prunable[0]
     itf.plan(network.model, group, itf.score(network.model, group), **knobs)
     itf.prune(network.model, network.example, **knobs)
-    assert set(PLAN_KNOBS) == {*MEASURE_KNOBS, *SOLVE_KNOBS}
-    for function, names in ((itf.plan, PLAN_KNOBS), (itf.prune, (*PLAN_KNOBS, *MERGE_KNOBS))):
-        keywords = {k for k, v in inspect.signature(function).parameters.items() if v.kind is v.KEYWORD_ONLY}
-        assert keywords - {"data"} == set(names)
-        assert all(inspect.signature(function).parameters[k].default == getattr(PruneSpec(), k) for k in names)
+    for function, names in ((itf.plan, PLAN_FIELDS), (itf.prune, (*PLAN_FIELDS, *MERGE_FIELDS))):
+        parameters = inspect.signature(function).parameters.values()
+        keywords = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "data"}
+        options = {name: getattr(TransportOptions(), name) for name in TransportKeywords.__annotations__}
+        assert keywords | options == PruneSpec().only(names)
+
+
+def test_the_options_stand_once():
+    assert [*TransportKeywords.__annotations__] == [*options_of(TransportOptions)]
+    found = options_of(PruneSpec)
+    for cls in (TransportOptions, RecoveryOptions):
+        assert {name: found[name] for name in options_of(cls)} == options_of(cls)
+        assert all(getattr(PruneSpec(), name) == getattr(cls(), name) for name in options_of(cls))
+        assert cls.of(PruneSpec(p=2, epochs=3)) == (cls(p=2) if cls is TransportOptions else cls(epochs=3))
+    assert all(one.help for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"p": 0.5}, "p must be a number of at least 1, not 0.5"),
+     ({"mass": 1.5}, "mass must be a number above 0 and at most 1, not 1.5"),
+     ({"reg": 0}, "reg must be a number above 0, not 0"), ({"reg": float("nan")}, "reg must be a number above 0, not nan"),
+     ({"bias": 1}, "bias must be true or false, not 1"), ({"source": 3}, "source must be a name, not 3"),
+     ({"source": "far"}, "unknown source 'far'"), ({"p": True}, "p must be a number of at least 1, not True"),
+     ({"reg_m": float("inf")}, "reg_m must be a number above 0, not inf")],
+)  # fmt: skip
+@pytest.mark.parametrize("cls", [TransportOptions, PruneSpec])
+def test_an_option_out_of_its_range_is_one_line(cls, values, words):
+    with pytest.raises(itf.IntrafusionError, match=re.escape(words)):
+        cls(**values)

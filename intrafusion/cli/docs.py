@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from typing import Any
 from intrafusion._registry import registry
 from intrafusion.cli.options import HELP, show
 from intrafusion.errors import IntrafusionError
-from intrafusion.pruning.transport.cost import ANCHORS, COSTS, DISTANCES
-from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
+from intrafusion.options import options_of
 from intrafusion.runtime.paths import ASSETS
-from intrafusion.spec import PLAN_KNOBS, PruneSpec
+from intrafusion.spec import PLAN_FIELDS, RECOVERY_FIELDS, PruneSpec
 
 DOCS = ASSETS / "docs"
 NAMES = (
@@ -108,18 +107,23 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _transport() -> str:
-    """One row for each option of a transport plan: its flag, its default, and what it is."""
-    choices = {
-        "cost": COSTS, "distance": DISTANCES, "source": MARGINALS, "target": MARGINALS, "anchors": ANCHORS,
-        "solver": tuple(registry("solver")), "normalise": NORMALISATIONS,
-    }  # fmt: skip
-    defaults = {field.name: field.default for field in fields(PruneSpec)}
-    rows = [
-        (f"`{name}`", f"`{defaults[name]}`", _names(choices.get(name, ())), HELP.get(name, ""))
-        for name in dict.fromkeys(PLAN_KNOBS)
-    ]
-    return _markdown(("option", "default", "choices", "meaning"), rows)
+def _options(names: Sequence[str]) -> str:
+    """One row for each of these fields of `PruneSpec`: its default, the values that it takes, and what it is."""
+    default = PruneSpec()
+    rows = [(f"`{name}`", f"`{getattr(default, name)}`", _values(name), HELP[name]) for name in names]
+    return _markdown(("option", "default", "values", "meaning"), rows)
+
+
+def _values(name: str) -> str:
+    """The choices of an option, or the range of its numbers."""
+    if name == "solver":
+        return _names(tuple(registry("solver")))
+    about = options_of(PruneSpec).get(name)
+    if about is None:
+        return "a number of images"
+    if about.kind in (int, float):
+        return about.range_in_words()
+    return _names(about.choices or ("True", "False"))
 
 
 def _differences() -> str:
@@ -138,7 +142,8 @@ _TABLES: dict[str, Callable[[], str]] = {
     "recovery": lambda: _methods("recovery", "what it does"),
     "trainer": lambda: _with_settings("trainer"),
     "solver": lambda: _with_settings("solver"),
-    "transport": _transport,
+    "transport": lambda: _options(PLAN_FIELDS),
+    "recovering": lambda: _options(RECOVERY_FIELDS),
     "differs": _differences,
 }
 

@@ -17,44 +17,19 @@ from intrafusion._registry import registry
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.hub import dataset_of
 from intrafusion.models.state_dict import keyed
+from intrafusion.options import options_of
 from intrafusion.reporting.snippets import flag
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.studies.ranges import expand_range
 
-HELP = {
-    "model": "a name from `models`, or package.module:factory of your own code",
-    "dataset": "a name from `data`; kept/NAME for kept images",
-    "weights": "weights file, 'random', or a torchvision enum name",
+HELP = {name: one.help for name, one in options_of(PruneSpec).items()} | {
     "weights_key": "which weights of the file, where it has several, as model_ema or model.state_dict",
-    "data_path": ".npz file or image folder",
     "groups": "'all', or names from `groups`",
     "sparsity": "shares of each group's channels to remove, in [0, 1): numbers, or ranges start:stop:step as 0.1:0.7:0.1",
-    "limit": "evaluation images, or 'all'",
-    "seed": "seed of the evaluation subset and of random choices",
-    "p": "p-norm of the cost",
-    "source": "source marginal",
-    "target": "target marginal",
-    "anchors": "target kind",
-    "cost": "what the cost compares: weights, or activations on calibration images",
-    "distance": "lp (with --p) or cosine",
-    "reg": "entropy of sinkhorn, in units of the mean cost",
-    "reg_m": "how strictly unbalanced keeps the marginals, in units of the mean cost",
-    "mass": "share of the mass that partial moves",
-    "calibration": "images that criteria and costs may look at, or 'all'",
-    "normalise": "what sums to one in the applied matrix",
-    "bias": "biases are part of the channel vectors",
-    "fold_norms": "how folding's k-means sees BatchNorm: none, or columns (its scale and its inverse deviation)",
-    "precision": "exact (fp32) or fast (bf16)",
-    "training": "images that recoveries learn from, or 'all'",
-    "epochs": "passes of a recovery over its images",
-    "budget": "epochs, or compute: as many multiply-accumulates as plain fine-tuning takes for these epochs",
-    "rate": "peak learning rate of a recovery; found by a short test when left out",
-    "patience": "looks at held-out images without a smaller loss after which a recovery ends early",
-    "ratio": "of over-parameterization",
-    "gamma": "weight of the similarity loss",
-    "rank": "of low-rank changes",
-    "round_to": "kept channels are rounded to multiples of this",
     "sparsities": "one for each of the named groups, instead of --sparsity",
+    "limit": "evaluation images, or 'all'",
+    "calibration": "images that criteria and costs may look at, or 'all'",
+    "training": "images that recoveries learn from, or 'all'",
 }
 SWEPT = ("criterion", "merge", "sparsity")
 
@@ -76,7 +51,7 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = "store_true"
         elif kind is not type(None):
             options["type"] = kind
-        if options["help"] is None and field.name in ("criterion", "merge", "solver", "recovery"):
+        if field.name in ("criterion", "merge", "solver", "recovery"):
             options["help"] = registry(field.name).listed()
         parser.add_argument(flag(field.name), **options)
     add_weights_key(parser)

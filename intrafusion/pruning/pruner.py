@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.fx.sharing import check_call, check_finite, leaves, set_modes, twin
+from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.groups.norms import fold_groups
@@ -30,30 +32,18 @@ def prune(
     data: ImageData | None = None,
     *,
     round_to: int = 1,
-    cost: str = "weights",
-    distance: str = "lp",
-    p: float = 1,
-    source: str = "uniform",
-    target: str = "uniform",
-    anchors: str = "important",
-    solver: str = "exact",
-    reg: float = 0.02,
-    reg_m: float = 5.0,
-    mass: float = 0.9,
-    normalise: str = "source",
-    bias: bool = False,
     fold_norms: str = "none",
     seed: int = 0,
     calibration: int | None = 512,
+    **options: Unpack[TransportKeywords],
 ) -> nn.Module:
     """A smaller copy of `model`, BN folded: in each chosen group `kept_count` channels stay, rounded to `round_to`.
 
-    example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named).
-    groups: "all" (every prunable one) or names from `find_groups`. data: images
-    for criteria, costs and merges that look at some. fold_norms: how folding sees BatchNorm, "none" or "columns". The other
-    keywords are `plan`'s. The input model is not touched; the copy is in its mode, train or eval, but was made in eval mode.
-    Raises IntrafusionError for an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or
-    infinite weights.
+    example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named). groups:
+    "all" (every prunable one) or names from `find_groups`. data: images for criteria, costs and merges that look at some.
+    fold_norms: how folding sees BatchNorm, "none" or "columns". The other keywords are those of `TransportOptions`. The input
+    model is not touched; the copy is in its mode, train or eval, but was made in eval mode. Raises IntrafusionError for an
+    unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or infinite weights.
     """
     check_call(model, example)
     check_finite(model.named_modules())
@@ -66,21 +56,10 @@ def prune(
         groups,
         data,
         round_to=round_to,
-        cost=cost,
-        distance=distance,
-        p=p,
-        source=source,
-        target=target,
-        anchors=anchors,
-        solver=solver,
-        reg=reg,
-        reg_m=reg_m,
-        mass=mass,
-        normalise=normalise,
-        bias=bias,
         fold_norms=fold_norms,
         seed=seed,
         calibration=calibration,
+        **options,
     )
     set_modes(small, model)
     return small
@@ -169,7 +148,7 @@ def cut(
     calibration: int | None = 512,
     first: Callable[[Group], TransportPlan] | None = None,
     share: bool = False,
-    **knobs,
+    **options: Unpack[TransportKeywords],
 ) -> Pruned:
     """`prune` with the groups of the model found before (as every point of a study shares them).
 
@@ -191,7 +170,7 @@ def cut(
     small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
     fold_groups(small, found)
     merged: list[Merged] = []
-    moves = merging.transports or knobs.get("anchors", "important") != "important"
+    moves = merging.transports or TransportOptions(**options).anchors != "important"
     with torch.no_grad():
         for group in reversed(losing):
             checkpoint()
@@ -211,7 +190,7 @@ def cut(
                         data=data,
                         seed=seed,
                         calibration=calibration,
-                        **knobs,
+                        **options,
                     )
                 )
             matrix = merging(small, group, group_plan, **own)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intrafusion.data.datasets import KEPT, OWN
 from intrafusion.pruning.importance import needs_images
-from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS, PruneSpec
+from intrafusion.spec import MERGE_FIELDS, PLAN_FIELDS, PruneSpec
 
 if TYPE_CHECKING:
     from intrafusion.studies.study_file import Study
@@ -126,7 +126,7 @@ def plan_snippet(base: PruneSpec, group: str) -> str:
         [
             *_group_lines(base, group, sees),
             f"scores = itf.score(model, group, criterion={base.criterion!r}{data}{_knobs(base, 'seed', 'calibration')})",
-            f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{_knobs(base, *PLAN_KNOBS)}{data})",
+            f"plan = itf.plan(model, group, scores, sparsity={base.sparsity!r}{_knobs(base, *PLAN_FIELDS)}{data})",
             "plan.kept, plan.matrix, plan.cost",
         ]
     )
@@ -139,7 +139,7 @@ def curve_snippet(
     path = f", path={base.data_path!r}" if base.data_path else ""
     size = f", input_size=model.card.input_size, limit={base.limit}" if _is_cropped(base) else ""
     sees = any(needs_images(base.but(criterion=criterion)) for criterion in criteria)
-    knobs = (", data=calibration" if sees else "") + _knobs(base, *PLAN_KNOBS, *MERGE_KNOBS)
+    knobs = (", data=calibration" if sees else "") + _knobs(base, *PLAN_FIELDS, *MERGE_FIELDS)
     groups = list(base.groups) if isinstance(base.groups, tuple) else base.groups
     values = ", ".join(repr(s) for s in sparsities)
     return "\n".join(

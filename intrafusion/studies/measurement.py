@@ -13,14 +13,11 @@ from intrafusion.evaluation.accuracy import size, wilson
 from intrafusion.evaluation.incremental import Meter
 from intrafusion.models.fx.sharing import differing
 from intrafusion.models.precision import PRECISIONS, check_bf16
-from intrafusion.pruning.merge.folding import FOLD_NORMS
 from intrafusion.pruning.pruner import choose_groups
-from intrafusion.pruning.transport.cost import ANCHORS, check_measure
-from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS, group_counts
+from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.runtime.cancellation import clock
-from intrafusion.spec import RECOVERY_KNOBS, PruneSpec
+from intrafusion.spec import PruneSpec
 from intrafusion.studies.session import Session, pruned
-from intrafusion.training.recovery import How
 
 
 @dataclass(frozen=True)
@@ -90,13 +87,7 @@ def check(spec: PruneSpec, session: Session) -> None:
     kinds = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     for registry, name in kinds:
         _ = registry[name]
-    How(**spec.only(RECOVERY_KNOBS))
-    check_measure(spec.cost, spec.distance, spec.p, spec.bias)
-    check_choice("source marginal", spec.source, MARGINALS)
-    check_choice("target marginal", spec.target, MARGINALS)
-    check_choice("anchors", spec.anchors, ANCHORS)
-    check_choice("normalise", spec.normalise, NORMALISATIONS)
-    check_choice("fold_norms", spec.fold_norms, FOLD_NORMS)
+    spec.check_together()
 
 
 def run(spec: PruneSpec, session: Session) -> Result:

@@ -17,6 +17,7 @@ from intrafusion.evaluation.incremental import MEMORY, Meter
 from intrafusion.models.card import ModelCard
 from intrafusion.models.fingerprint import of_images, of_model, of_text
 from intrafusion.models.hub import load_model
+from intrafusion.options import RecoveryOptions
 from intrafusion.pruning.groups.feature_maps import private
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import Group
@@ -30,12 +31,11 @@ from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import clock
 from intrafusion.runtime.code_digest import code_version, recovery_version
 from intrafusion.runtime.paths import home
-from intrafusion.spec import MEASURE_KNOBS, MERGE_KNOBS, PLAN_KNOBS, RECOVERY_KNOBS, SOLVE_KNOBS, PruneSpec
+from intrafusion.spec import CUT_FIELDS, MERGE_FIELDS, NETWORK_FIELDS, PLAN_FIELDS, TRANSPORT_FIELDS, PruneSpec
 from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
 from intrafusion.training.loop import Moment
-from intrafusion.training.recovery import Facts, How, recovering
+from intrafusion.training.recovery import Facts, recovering
 
-_DEFAULT = PruneSpec()
 _MEMORY = 1 << 28  # bytes of each kind of result that a session keeps
 
 
@@ -185,28 +185,27 @@ class Session:
         sees = spec.cost == "activations"
         return self._geometries.get(
             (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
-            lambda: measure(self.model, group, data=self.calibration(spec) if sees else None, **spec.only(MEASURE_KNOBS)),
+            lambda: measure(
+                self.model,
+                group,
+                data=self.calibration(spec) if sees else None,
+                calibration=spec.calibration,
+                seed=spec.seed,
+                **spec.only(("cost", "distance", "p", "bias")),
+            ),
         )
 
     def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
         """The plan of one group in the network as it is."""
-        spec = spec.but(
-            merge="",
-            recovery="",
-            limit=None,
-            precision="",
-            groups="all",
-            sparsities=None,
-            sparsity=spec.sparsity_of(group.name),
-        )
-        key = (group.name, spec)
+        share = spec.sparsity_of(group.name)
+        key = (group.name, share, sight(spec), spec.part("criterion", "round_to", *TRANSPORT_FIELDS))
         return self._plans.get(
             key,
             lambda: solve(
                 self.geometry(spec, group),
                 self.scores(spec, group).values,
-                spec.sparsity,
-                **spec.only(SOLVE_KNOBS),
+                share,
+                **spec.only(("round_to", "seed", *TRANSPORT_FIELDS)),
             ),
         )
 
@@ -219,7 +218,7 @@ class Session:
 
         data = self.calibration(spec)
         dense = self._known.get(("logits", sight(spec)), lambda: logits(self.model, data))
-        return self._known.get(("distance", group.name, spec.but(limit=None, groups="all")), compute)
+        return self._known.get(("distance", group.name, spec.part(*NETWORK_FIELDS)), compute)
 
 
 def sight(spec: PruneSpec) -> tuple:
@@ -262,8 +261,7 @@ def merged(spec: PruneSpec, session: Session) -> Pruned:
     """The network of `spec` before its recovery. All recoveries of a network start from copies of one."""
     if spec.recovery == "none":
         return _cut(spec, session, share=True)
-    plain = _DEFAULT.only((*RECOVERY_KNOBS, "recovery", "training", "limit", "precision")) | {"seed": spec.seed}
-    made: Pruned = session._merged.get(spec.but(**plain), lambda: _cut(spec, session, share=False))
+    made: Pruned = session._merged.get(spec.part(*CUT_FIELDS), lambda: _cut(spec, session, share=False))
     return replace(made, small=copy.deepcopy(made.small))
 
 
@@ -278,7 +276,7 @@ def _cut(spec: PruneSpec, session: Session, share: bool) -> Pruned:
         session.calibration(spec) if calibrates(relevant(spec)) else None,
         first=lambda group: session.plan(spec, group),
         share=share,
-        **spec.only((*PLAN_KNOBS, *MERGE_KNOBS)),
+        **spec.only((*PLAN_FIELDS, *MERGE_FIELDS)),
     )
 
 
@@ -297,4 +295,4 @@ def recovery(spec: PruneSpec, session: Session, made: Pruned) -> Iterator[Facts 
     needs = RECOVERIES[spec.recovery].needs
     data = session.training(spec) if needs == "labels" else session.calibration(spec) if needs == "images" else None
     keep, stopped = (session.kept_path(spec), session.stopped_path(spec)) if needs == "labels" else (None, None)
-    return recovering(made, spec.recovery, data, How(**spec.only(RECOVERY_KNOBS)), keep, stopped)
+    return recovering(made, spec.recovery, data, RecoveryOptions.of(spec), keep, stopped)

@@ -113,7 +113,7 @@ class _Sweep:
         self.session, self.store, self.decide, self.memory, self.specs = session, store, decide, memory, specs
         self.families: dict[PruneSpec, list[PruneSpec]] = {}
         for spec in self.specs:
-            self.families.setdefault(spec.but(merge=""), []).append(spec)
+            self.families.setdefault(spec.but(merge="drop"), []).append(spec)
         self.reached = dict(known)
         self.failed: set[PruneSpec] = set()
         self.measured: set[PruneSpec] = set()
@@ -218,7 +218,7 @@ class _Sweep:
 
     def _is_decided(self, spec: PruneSpec) -> bool:
         """Whether every difference between merges that this point takes part in has a sign."""
-        family = self.families[spec.but(merge="")]
+        family = self.families[spec.but(merge="drop")]
         base = next((other for other in family if other.merge == "drop"), family[0])
         others = [other for other in family if other is not base] if spec is base else [spec]
         results = [self.reached.get(one) for one in (base, *others)]

@@ -15,7 +15,7 @@ from intrafusion.models.precision import PRECISIONS, has_bf16
 from intrafusion.reporting.figures.sensitivity import Place, compare_studies, sensitivity_heatmap, sensitivity_panels
 from intrafusion.runtime import escaping
 from intrafusion.runtime.access import is_public
-from intrafusion.spec import MERGE_KNOBS, PLAN_KNOBS
+from intrafusion.spec import MERGE_FIELDS, PLAN_FIELDS
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.paired_comparison import Paired, paired
 from intrafusion.studies.sensitivity import Matrix, difference, matrix
@@ -106,7 +106,7 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
 def automatic_name(base: PruneSpec) -> str:
     """A study's name after what its points share: model, weights, criterion, and what else is not as usual."""
     model = f"{base.model} ({Path(base.weights).stem})" if base.weights else base.model
-    unusual = [n for n in (*PLAN_KNOBS, *MERGE_KNOBS, "precision") if getattr(base, n) != _DEFAULT[n]]
+    unusual = [n for n in (*PLAN_FIELDS, *MERGE_FIELDS, "precision") if getattr(base, n) != _DEFAULT[n]]
     return ", ".join([f"{model} {base.criterion}", *(f"{n} {getattr(base, n)}" for n in unusual)])
 
 

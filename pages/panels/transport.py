@@ -8,7 +8,7 @@ from intrafusion import IntrafusionError, PruneSpec, TransportPlan
 from intrafusion.pruning.merge import ChannelMap
 from intrafusion.pruning.transport.cost import Geometry, embed
 from intrafusion.reporting.figures.plans import learned_beside
-from intrafusion.spec import PLAN_KNOBS
+from intrafusion.spec import PLAN_FIELDS
 from intrafusion.studies.session import Session, channel_maps
 from pages.shared import asking, messages
 from pages.shared.app_state import BIND, Here, can_see, is_dark
@@ -105,7 +105,7 @@ def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
 
 def difference(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
     """What tells two settings apart, said of each."""
-    names = [name for name in PLAN_KNOBS if getattr(first, name) != getattr(second, name)]
+    names = [name for name in PLAN_FIELDS if getattr(first, name) != getattr(second, name)]
     if not names:
         return "this setting", "the same setting"
     both = [", ".join(f"{name} {getattr(spec, name)}" for name in names) for spec in (first, second)]

@@ -6,9 +6,8 @@ from typing import Any
 import streamlit as st
 
 from intrafusion import registry
+from intrafusion.options import CHOICES
 from intrafusion.pruning.merge.folding import FOLD_NORMS
-from intrafusion.pruning.transport.cost import ANCHORS, COSTS
-from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
 from pages.shared.app_state import BIND
 
 _DISTANCES = {"L1": ("lp", 1), "L2": ("lp", 2), "cosine": ("cosine", 1)}
@@ -45,7 +44,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
         chosen = (
             st.segmented_control(
                 "Compare",
-                COSTS,
+                CHOICES["cost"],
                 default=cost,
                 **key("cost"),
                 help="weights: all weights that write and read a channel. activations: what the next layers read, on calibration images.",
@@ -67,10 +66,10 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
         )
     with middle:
         st.markdown("**Mass**")
-        source = st.selectbox("Source mass", MARGINALS, **key("source"), help="How much mass each channel has.")
-        target = st.selectbox("Target mass", MARGINALS, **key("target"), help="How much mass each target takes.")
+        source = st.selectbox("Source mass", CHOICES["source"], **key("source"), help="How much mass each channel has.")
+        target = st.selectbox("Target mass", CHOICES["source"], **key("target"), help="How much mass each target takes.")
         anchors = st.selectbox(
-            "Targets", ANCHORS, **key("anchors"), help="The most important channels, or centroids of clusters."
+            "Targets", CHOICES["anchors"], **key("anchors"), help="The most important channels, or centroids of clusters."
         )
     with right:
         st.markdown("**Solution**")
@@ -84,7 +83,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
             strength[field] = st.number_input(field, low, high, default, step=low, format="%g", help=about, **key(field))
         normalise = st.selectbox(
             "Normalise by",
-            NORMALISATIONS,
+            CHOICES["normalise"],
             **key("normalise"),
             help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",
         )

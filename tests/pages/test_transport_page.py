@@ -6,8 +6,7 @@ import pytest
 from opening import open_page, text
 
 from intrafusion._registry import SOLVERS
-from intrafusion.pruning.transport.cost import ANCHORS, COSTS
-from intrafusion.pruning.transport.planning import MARGINALS, NORMALISATIONS
+from intrafusion.options import CHOICES
 
 BUTTONS = {"cost", "distance", "view", "arrange", "look", "plane", "b_cost", "b_distance"}
 
@@ -20,11 +19,11 @@ def turn(app, key, value):
 
 KNOBS = [
     ("distance", "L2", "p=2.0"), ("distance", "cosine", "distance='cosine'"), ("bias", True, "bias=True"),
-    *(("cost", v, f"cost={v!r}") for v in COSTS[1:]),
-    *((key, v, f"{key}={v!r}") for key in ("source", "target") for v in MARGINALS[1:]),
-    *(("anchors", v, f"anchors={v!r}") for v in ANCHORS[1:]),
+    *(("cost", v, f"cost={v!r}") for v in CHOICES["cost"][1:]),
+    *((key, v, f"{key}={v!r}") for key in ("source", "target") for v in CHOICES["source"][1:]),
+    *(("anchors", v, f"anchors={v!r}") for v in CHOICES["anchors"][1:]),
     *(("solver", v, f"solver={v!r}") for v in list(SOLVERS)[1:]),
-    *(("normalise", v, f"normalise={v!r}") for v in NORMALISATIONS[1:]),
+    *(("normalise", v, f"normalise={v!r}") for v in CHOICES["normalise"][1:]),
 ]  # fmt: skip
 
 

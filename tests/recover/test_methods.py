@@ -14,7 +14,7 @@ from intrafusion.pruning.merge import Fit, repair
 from intrafusion.pruning.pruner import cut
 from intrafusion.studies.session import Session, merged, open_session, recovery
 from intrafusion.training.loop import Moment, _Run
-from intrafusion.training.recovery import Facts, How, recover, recovering
+from intrafusion.training.recovery import Facts, RecoveryOptions, recover, recovering
 from intrafusion.training.recovery.cache import read
 from intrafusion.training.recovery.finetune import split
 
@@ -166,7 +166,7 @@ class TestTraining:
         assert steps[0] == (last if goes_on else 0)
 
     def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(self, session, tmp_path):
-        how, data = How(epochs=6, rate=None), session.training(SPEC)
+        how, data = RecoveryOptions(epochs=6, rate=None), session.training(SPEC)
         whole = merged(SPEC, session)
         straight = list(recovering(whole, "overparam", data, how))
         file = tmp_path / "kept.pt"
@@ -197,7 +197,7 @@ class TestTraining:
         monkeypatch.setattr("intrafusion.training.recovery.finetune._Lesson.rate", lambda self: 1e6)
         file = tmp_path / "kept.pt"
         made = merged(SPEC, session)
-        told = list(recovering(made, "finetune", session.training(SPEC), How(epochs=3), file))
+        told = list(recovering(made, "finetune", session.training(SPEC), RecoveryOptions(epochs=3), file))
         rates = [one.rate for one in told if isinstance(one, Facts)]
         assert rates == pytest.approx([1e6 / 10 ** (n / 2) for n in range(len(rates))])
         assert len(rates) > 1
@@ -208,7 +208,11 @@ class TestTraining:
 
     def test_a_rate_that_somebody_chose_is_not_lowered(self, session, tmp_path):
         with pytest.raises(itf.IntrafusionError, match="choose a learning rate below 1"):
-            list(recovering(merged(SPEC, session), "finetune", session.training(SPEC), How(rate=1e5), tmp_path / "kept.pt"))
+            list(
+                recovering(
+                    merged(SPEC, session), "finetune", session.training(SPEC), RecoveryOptions(rate=1e5), tmp_path / "kept.pt"
+                )
+            )
         assert list(tmp_path.iterdir()) == []
 
     def test_ends_early_where_nothing_gets_better(self, session):
@@ -218,7 +222,7 @@ class TestTraining:
 
     def test_report_hears_everything(self, session):
         heard: list = []
-        recover(merged(SPEC, session), "perp", session.training(SPEC), How(epochs=1, rate=0.1), report=heard.append)
+        recover(merged(SPEC, session), "perp", session.training(SPEC), RecoveryOptions(epochs=1, rate=0.1), report=heard.append)
         assert [type(one) for one in heard] == [Facts] + [Moment] * (len(heard) - 1)
 
     def test_nothing_of_a_run_stays_in_memory(self, session):
@@ -228,7 +232,7 @@ class TestTraining:
 
         counts = []
         for _ in range(3):
-            recover(merged(SPEC, session), "overparam-sp", session.training(SPEC), How(epochs=0.5, rate=0.03))
+            recover(merged(SPEC, session), "overparam-sp", session.training(SPEC), RecoveryOptions(epochs=0.5, rate=0.03))
             counts.append(tensors())
         assert counts[2] <= counts[1]
 
@@ -252,7 +256,7 @@ BAD = {
 def test_bad_settings_are_one_line(case):
     settings, words = BAD[case]
     with pytest.raises(itf.IntrafusionError, match=words):
-        How(**settings)
+        RecoveryOptions(**settings)
 
 
 def test_images_without_labels_are_one_line(session):
@@ -305,6 +309,6 @@ def test_the_head_is_the_layer_that_runs_last():
     data = itf.ImageData("digits", "train", pixels, torch.arange(40) % 4, tuple("abcd"))
     pruned = cut(model, itf.find_groups(model, model.card.example()), 0.5, merge="drop")
     before = copy.deepcopy(pruned.small.state_dict())
-    recover(pruned, "perp-head", data, How(epochs=1, rate=0.1))
+    recover(pruned, "perp-head", data, RecoveryOptions(epochs=1, rate=0.1))
     changed = {name for name, value in pruned.small.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"head.weight", "head.bias"}

@@ -14,11 +14,11 @@ from intrafusion.pruning.groups.group import CHANNELWISE
 from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge.matrix_product import rows_of
 from intrafusion.pruning.pruner import Pruned, cut
-from intrafusion.training.recovery import How, recover
+from intrafusion.training.recovery import RecoveryOptions, recover
 from intrafusion.training.recovery.distillation import watching
 
 AFTER_REFIT = ("depthwise", "grouped", "channels last")  # of the others dropping is recovered from
-HOW = How(epochs=0.5, rate=0.01, rank=2)
+HOW = RecoveryOptions(epochs=0.5, rate=0.01, rank=2)
 Batch = nn.BatchNorm2d
 
 

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from intrafusion._registry import MERGES
 from intrafusion.errors import check_choice
+from intrafusion.options import options_of
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.pruning.groups.norms import Norm, norm_of
 from intrafusion.pruning.merge.channel_statistics import reset_norms
 from intrafusion.pruning.merge.drop_and_fusion import apply
 from intrafusion.pruning.merge.kmeans import gram, kmeans
 from intrafusion.pruning.transport.planning import TransportPlan
+from intrafusion.spec import PruneSpec
 
-FOLD_NORMS = ("none", "columns")  # how k-means sees the norms; the first is the default
+FOLD_NORMS = options_of(PruneSpec)["fold_norms"].choices  # how k-means sees the norms
 _PAPER = "Wang et al., ICLR 2025"
 _CLUSTERS = (
     "k-means is Lloyd's, of all weights, with BatchNorm or without (`fold_norms`); the authors' code has Hartigan's, after PCA "

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -10,14 +11,12 @@ from torch import Tensor, nn
 
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.channel_vectors import whole_vectors
 from intrafusion.pruning.groups.feature_maps import feature_maps
 from intrafusion.pruning.groups.group import Group
 from intrafusion.runtime.cancellation import beside, checkpoint
 
-COSTS = ("weights", "activations")
-DISTANCES = ("lp", "cosine")
-ANCHORS = ("important", "kmeans", "gmm")
 _SLICE, _ROWS = 64, 128  # coordinates and channels compared at once: they stay in the caches
 _COORDINATES = 8192  # activations of a channel that are compared, for each consumer
 
@@ -50,24 +49,23 @@ def measure(
     model: nn.Module,
     group: Group,
     *,
-    cost: str = "weights",
-    distance: str = "lp",
-    p: float = 1,
-    bias: bool = False,
     data: ImageData | None = None,
     calibration: int | None = 512,
     seed: int = 0,
+    **options: Unpack[TransportKeywords],
 ) -> Geometry:
     """Compare the channels of `group` with each other.
 
-    cost: compare the "weights" that write and read a channel (BN folded; `bias` appends the biases), or the
-    "activations" that its consumers read on at most `calibration` images of `data`. distance: between vectors of length
-    one, "lp" (the p-norm of the difference) or "cosine" (one minus the cosine).
-    Raises IntrafusionError for an unknown choice, missing images, or a combination that means nothing.
+    options: of `TransportOptions`, of which cost, distance, p and bias matter here. cost: compare the "weights" that write
+    and read a channel (BN folded; `bias` appends the biases), or the "activations" that its consumers read on at most
+    `calibration` images of `data`. distance: between vectors of length one, "lp" (the p-norm of the difference) or "cosine"
+    (one minus the cosine). Raises IntrafusionError for an unknown choice, missing images, or a combination that means
+    nothing.
     """
-    check_measure(cost, distance, p, bias)
-    if cost == "weights":
-        vectors = whole_vectors(model, group, bias)
+    chosen = TransportOptions(**options)
+    chosen.check_together()
+    if chosen.cost == "weights":
+        vectors = whole_vectors(model, group, chosen.bias)
     elif data is None:
         raise IntrafusionError("cost activations needs images: pass data=")
     else:
@@ -76,20 +74,8 @@ def measure(
     distances = torch.full((group.size, group.size), torch.inf, dtype=torch.float64)
     for block in range(int(group.block.max()) + 1):
         rows = (group.block == block).nonzero()[:, 0]
-        distances[rows[:, None], rows] = pairwise(vectors[rows], distance, p)
-    return Geometry(vectors, distances, group.block, distance, p)
-
-
-def check_measure(cost: str, distance: str, p: float, bias: bool) -> None:
-    """Raise IntrafusionError for an unknown choice, and for choices that mean nothing together."""
-    check_choice("cost", cost, COSTS)
-    check_choice("distance", distance, DISTANCES)
-    if not p >= 1:
-        raise IntrafusionError(f"p must be at least 1 for the cost to be a metric, not {p}")
-    if distance == "cosine" and p != 1:
-        raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {p:g}, or choose distance lp")
-    if cost == "activations" and bias:
-        raise IntrafusionError("activations contain the biases already: leave bias out, or choose cost weights")
+        distances[rows[:, None], rows] = pairwise(vectors[rows], chosen.distance, chosen.p)
+    return Geometry(vectors, distances, group.block, chosen.distance, chosen.p)
 
 
 def activation_vectors(model: nn.Module, group: Group, data: ImageData, seed: int = 0) -> Tensor:

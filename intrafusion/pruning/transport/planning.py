@@ -6,20 +6,20 @@ coupling.
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from intrafusion._registry import SOLVERS
 from intrafusion.data.datasets import ImageData
-from intrafusion.errors import IntrafusionError, check_choice, shown
+from intrafusion.errors import IntrafusionError, shown
 from intrafusion.models.fx.sharing import check_finite, plain
+from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.group import Group
-from intrafusion.pruning.transport.cost import ANCHORS, Geometry, between, choose_anchors, measure, most_important
+from intrafusion.pruning.transport.cost import Geometry, between, choose_anchors, measure, most_important
 from intrafusion.pruning.transport.solvers import Problem
 
-MARGINALS = ("uniform", "importance", "softmax")
-NORMALISATIONS = ("source", "target", "none")
 _LEAST = 1e-290  # of a mass: smaller numbers lose digits, and quotients of them are noise
 
 
@@ -88,21 +88,10 @@ def plan(
     sparsity: float = 0.5,
     *,
     round_to: int = 1,
-    cost: str = "weights",
-    distance: str = "lp",
-    p: float = 1,
-    source: str = "uniform",
-    target: str = "uniform",
-    anchors: str = "important",
-    solver: str = "exact",
-    reg: float = 0.02,
-    reg_m: float = 5.0,
-    mass: float = 0.9,
-    normalise: str = "source",
-    bias: bool = False,
     seed: int = 0,
     data: ImageData | None = None,
     calibration: int | None = 512,
+    **options: Unpack[TransportKeywords],
 ) -> TransportPlan:
     """The transport of a group's n channels onto the k that stay.
 
@@ -118,24 +107,8 @@ def plan(
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
     model = plain(model)
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
-    geometry = measure(
-        model, group, cost=cost, distance=distance, p=p, bias=bias, data=data, calibration=calibration, seed=seed
-    )
-    return solve(
-        geometry,
-        scores,
-        sparsity,
-        round_to=round_to,
-        source=source,
-        target=target,
-        anchors=anchors,
-        solver=solver,
-        reg=reg,
-        reg_m=reg_m,
-        mass=mass,
-        normalise=normalise,
-        seed=seed,
-    )
+    geometry = measure(model, group, data=data, calibration=calibration, seed=seed, **options)
+    return solve(geometry, scores, sparsity, round_to=round_to, seed=seed, **options)
 
 
 def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> TransportPlan:
@@ -168,25 +141,15 @@ def solve(
     sparsity: float = 0.5,
     *,
     round_to: int = 1,
-    source: str = "uniform",
-    target: str = "uniform",
-    anchors: str = "important",
-    solver: str = "exact",
-    reg: float = 0.02,
-    reg_m: float = 5.0,
-    mass: float = 0.9,
-    normalise: str = "source",
     seed: int = 0,
+    **options: Unpack[TransportKeywords],
 ) -> TransportPlan:
     """`plan` on a geometry measured before, which no sparsity, criterion, marginal or solver changes."""
     n = len(geometry.block)
     if scores.shape != (n,) or not torch.isfinite(scores).all():
         raise IntrafusionError(f"scores must be {n} finite numbers, one a channel, not {tuple(scores.shape)}")
-    check_choice("source marginal", source, MARGINALS)
-    check_choice("target marginal", target, MARGINALS)
-    check_choice("anchors", anchors, ANCHORS)
-    check_choice("normalise", normalise, NORMALISATIONS)
-    solver_function = SOLVERS[solver]
+    chosen = TransportOptions(**options)
+    solver_function = SOLVERS[chosen.solver]
     scores = scores.detach().double().cpu()
     counts = block_counts(geometry.block, kept_count(n, sparsity), round_to)
     coupling, cost = torch.zeros(n, sum(counts)).double(), torch.full((n, sum(counts)), torch.inf).double()
@@ -196,30 +159,30 @@ def solve(
         rows, columns = geometry.members(block), torch.arange(column, column + count)
         column += count
         ours = scores[rows]
-        points, local = choose_anchors(geometry.vectors[rows], ours, count, anchors, seed)
+        points, local = choose_anchors(geometry.vectors[rows], ours, count, chosen.anchors, seed)
         if points is None:
             M, importance = geometry.distances[rows[:, None], rows[local]], ours[local]
         else:
             M = between(geometry.vectors[rows], points, geometry.distance, geometry.p)
             importance = nearest_mean(geometry.vectors[rows], points, ours, local)
         share = len(rows) / n
-        a[rows], b[columns] = share * marginal(ours, source), share * marginal(importance, target)
+        a[rows], b[columns] = share * marginal(ours, chosen.source), share * marginal(importance, chosen.target)
         problem = Problem(
             a[rows].numpy(),
             b[columns].numpy(),
             M.numpy(),
             None if points is not None else local.numpy(),
             geometry.metric,
-            reg,
-            reg_m,
-            mass,
+            chosen.reg,
+            chosen.reg_m,
+            chosen.mass,
         )
         coupling[rows[:, None], columns] = torch.from_numpy(solver_function(problem))
         cost[rows[:, None], columns], kept[columns] = M, rows[local]
-        reduced = reduced and solver == "exact" and problem.reducible
+        reduced = reduced and chosen.solver == "exact" and problem.reducible
     order = kept.argsort()
     coupling, cost, kept, b = coupling[:, order], cost[:, order], kept[order], b[order]
-    return TransportPlan(coupling, applied_matrix(coupling, a, b, normalise), kept, cost, a, b, reduced)
+    return TransportPlan(coupling, applied_matrix(coupling, a, b, chosen.normalise), kept, cost, a, b, reduced)
 
 
 def block_counts(block: Tensor, k: int, round_to: int = 1) -> list[int]:

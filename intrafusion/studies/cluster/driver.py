@@ -311,7 +311,7 @@ class _Driver:
 def _families(specs: Sequence[PruneSpec]) -> list[Family]:
     families: dict[PruneSpec, Family] = {}
     for spec in specs:
-        families.setdefault(spec.but(merge=""), []).append(spec)
+        families.setdefault(spec.but(merge="drop"), []).append(spec)
     return list(families.values())
 
 

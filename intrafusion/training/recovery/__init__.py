@@ -1,18 +1,18 @@
 """Recovery: what is done to a pruned network so that it does better. One function each; some of them train."""
 
+from intrafusion.options import RecoveryOptions
 from intrafusion.training.recovery.cache import Kept, recover, recovering
 from intrafusion.training.recovery.distillation import distillation_loss, similarity, similarity_loss
 from intrafusion.training.recovery.methods import RECOVERIES
 from intrafusion.training.recovery.overparam import Widened, contract, expand
-from intrafusion.training.recovery.settings import BUDGETS, Case, Facts, How
+from intrafusion.training.recovery.settings import Case, Facts
 
 __all__ = [
-    "BUDGETS",
     "RECOVERIES",
     "Case",
     "Facts",
-    "How",
     "Kept",
+    "RecoveryOptions",
     "Widened",
     "contract",
     "distillation_loss",

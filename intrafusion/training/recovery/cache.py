@@ -15,9 +15,9 @@ from intrafusion.pruning.pruner import Pruned
 from intrafusion.training.checkpoint import load, save
 from intrafusion.training.loop import Moment
 from intrafusion.training.recovery.methods import RECOVERIES
-from intrafusion.training.recovery.settings import Case, Facts, How
+from intrafusion.training.recovery.settings import Case, Facts, RecoveryOptions
 
-_DEFAULT = How()
+_DEFAULT = RecoveryOptions()
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ def recover(
     pruned: Pruned,
     name: str,
     data: ImageData | None,
-    how: How = _DEFAULT,
+    how: RecoveryOptions = _DEFAULT,
     keep: Path | None = None,
     report: Callable[[Facts | Moment], object] = lambda told: None,
 ) -> None:
@@ -49,7 +49,7 @@ def recovering(
     pruned: Pruned,
     name: str,
     data: ImageData | None,
-    how: How = _DEFAULT,
+    how: RecoveryOptions = _DEFAULT,
     keep: Path | None = None,
     stopped: Path | None = None,
 ) -> Iterator[Facts | Moment]:
@@ -64,7 +64,7 @@ def recovering(
 
 
 def _recovering(
-    pruned: Pruned, name: str, data: ImageData | None, how: How, keep: Path | None, stopped: Path | None
+    pruned: Pruned, name: str, data: ImageData | None, how: RecoveryOptions, keep: Path | None, stopped: Path | None
 ) -> Iterator[Facts | Moment]:
     found = None if keep is None else read(keep)
     if found is not None:

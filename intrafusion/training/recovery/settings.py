@@ -5,42 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from intrafusion.data.datasets import ImageData
-from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.errors import IntrafusionError
+from intrafusion.options import RecoveryOptions
 from intrafusion.pruning.pruner import Pruned
-
-BUDGETS = ("epochs", "compute")
-
-
-@dataclass(frozen=True)
-class How:
-    """Settings of recoveries that train.
-
-    epochs: passes over the training images. budget: "epochs", or "compute": as many multiply-accumulates as plain
-    fine-tuning takes for these epochs. rate: peak learning rate; None: found by a short test. patience: looks (25 a run)
-    at held-out images without a smaller loss after which training ends early; None: it does not. ratio: of
-    over-parameterization. gamma: weight of the similarity loss. rank: of low-rank changes.
-    """
-
-    epochs: float = 5.0
-    budget: str = "epochs"
-    rate: float | None = None
-    patience: int | None = None
-    ratio: float = 2.0
-    gamma: float = 100.0
-    rank: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("budget", self.budget, BUDGETS)
-        for name, least in (("epochs", 0), ("rate", 0), ("patience", 0), ("ratio", 1), ("gamma", 0), ("rank", 1)):
-            value = getattr(self, name)
-            if value is None and name in ("rate", "patience"):
-                continue
-            whole = name in ("patience", "rank")
-            fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-            if not fits or not (least < value if name in ("epochs", "rate") else least <= value) or not value < 1e6:
-                bound = f"above {least}" if name in ("epochs", "rate") else f"of at least {least}"
-                raise IntrafusionError(f"{name} must be a {'whole ' if whole else ''}number {bound}, not {value!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +19,7 @@ class Case:
 
     pruned: Pruned
     data: ImageData | None
-    how: How
+    how: RecoveryOptions
     keep: Path | None = None
 
     def images(self) -> ImageData:

@@ -1,0 +1,161 @@
+"""The options of transport and recovery: for each, its name, default, range and help in one place.
+
+`PruneSpec`, the public functions, the command line and the pages read them from here. A new option is one field of one
+class, and a use of it.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, TypedDict
+
+from intrafusion.errors import IntrafusionError, check_choice, shown
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field may hold, in the metadata of a dataclass field as "option".
+
+    help: what it is, in one line. kind: str, bool, int or float. choices: of a name; empty where a registry has them.
+    least, above, most, below: bounds of a number. optional: whether it may be None.
+    """
+
+    help: str
+    kind: type
+    choices: tuple[str, ...] = ()
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = sys.float_info.max
+    below: float = math.inf
+    optional: bool = False
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value, one float for all that are meant to be equal. Raises IntrafusionError for another kind or range."""
+        if value is None and self.optional:
+            return None
+        if self.kind in (str, bool):
+            if not isinstance(value, self.kind):
+                raise IntrafusionError(
+                    f"{name} must be {'a name' if self.kind is str else 'true or false'}, not {shown(value)}"
+                )
+            if self.choices:
+                check_choice(name, str(value), self.choices)
+            return value
+        wrong = isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float)
+        if wrong or not (self.least <= value <= self.most and self.above < value < self.below):
+            raise IntrafusionError(f"{name} must be {self.range_in_words()}, not {shown(value)}")
+        return value if self.kind is int else tidy(value)
+
+    def range_in_words(self) -> str:
+        """As "a number above 0 and at most 1"."""
+        bounds = [f"of at least {self.least:g}"] if self.least > -math.inf else []
+        bounds += [f"above {self.above:g}"] if self.above > -math.inf else []
+        bounds += [f"at most {self.most:g}"] if self.most < sys.float_info.max else []
+        bounds += [f"less than {self.below:g}"] if self.below < math.inf else []
+        return f"a {'whole ' if self.kind is int else ''}number {' and '.join(bounds)}".rstrip()
+
+
+def option(default: Any, help: str, kind: type | None = None, **about: Any) -> Any:
+    """A dataclass field with an `Option`; kind: that of the default, unless it is None."""
+    return field(default=default, metadata={"option": Option(help, kind or type(default), **about)})
+
+
+def options_of(holder: Any) -> dict[str, Option]:
+    """The options of a dataclass, or of an instance, by field name."""
+    return {one.name: one.metadata["option"] for one in fields(holder) if "option" in one.metadata}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the classes of options share: values are checked when they are given."""
+
+    def __post_init__(self) -> None:
+        for name, one in options_of(self).items():
+            object.__setattr__(self, name, one.check(name, getattr(self, name)))
+
+    @classmethod
+    def of(cls, holder: Any) -> Self:
+        """Those options that a spec, or anything else with these attributes, holds."""
+        return cls(**{one.name: getattr(holder, one.name) for one in fields(cls)})
+
+
+@dataclass(frozen=True)
+class TransportOptions(Options):
+    """How channels are compared, and how their mass moves. Theus et al., ICLR 2024, section 3."""
+
+    cost: str = option(
+        "weights",
+        "what the cost compares: weights, or activations on calibration images",
+        choices=("weights", "activations"),
+    )
+    distance: str = option("lp", "lp (with --p) or cosine", choices=("lp", "cosine"))
+    p: float = option(1.0, "p-norm of the cost", least=1)
+    source: str = option("uniform", "source marginal", choices=("uniform", "importance", "softmax"))
+    target: str = option("uniform", "target marginal", choices=("uniform", "importance", "softmax"))
+    anchors: str = option("important", "target kind", choices=("important", "kmeans", "gmm"))
+    solver: str = option("exact", "how the plan is solved for")
+    reg: float = option(0.02, "entropy of sinkhorn, in units of the mean cost", above=0)
+    reg_m: float = option(5.0, "how strictly unbalanced keeps the marginals, in units of the mean cost", above=0)
+    mass: float = option(0.9, "share of the mass that partial moves", above=0, most=1)
+    normalise: str = option("source", "what sums to one in the applied matrix", choices=("source", "target", "none"))
+    bias: bool = option(False, "biases are part of the channel vectors")
+
+    def check_together(self) -> None:
+        """Raise IntrafusionError for options that mean nothing together."""
+        if self.distance == "cosine" and self.p != 1:
+            raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {self.p:g}, or choose distance lp")
+        if self.cost == "activations" and self.bias:
+            raise IntrafusionError("activations contain the biases already: leave bias out, or choose cost weights")
+
+
+class TransportKeywords(TypedDict, total=False):
+    """`TransportOptions` as keywords of functions, for type checkers."""
+
+    cost: str
+    distance: str
+    p: float
+    source: str
+    target: str
+    anchors: str
+    solver: str
+    reg: float
+    reg_m: float
+    mass: float
+    normalise: str
+    bias: bool
+
+
+@dataclass(frozen=True)
+class RecoveryOptions(Options):
+    """How recoveries that train go about it."""
+
+    epochs: float = option(5.0, "passes of a recovery over its training images", above=0, below=1e6)
+    budget: str = option(
+        "epochs",
+        "epochs, or compute: as many multiply-accumulates as plain fine-tuning takes for these epochs",
+        choices=("epochs", "compute"),
+    )
+    rate: float | None = option(
+        None, "peak learning rate of a recovery; found by a short test when left out", float, above=0, below=1e6, optional=True
+    )
+    patience: int | None = option(
+        None,
+        "evaluations on held-out images (25 a run) without a smaller loss after which a recovery ends early",
+        int,
+        least=0,
+        below=1e6,
+        optional=True,
+    )
+    ratio: float = option(2.0, "of over-parameterization", least=1, below=1e6)
+    gamma: float = option(100.0, "weight of the similarity loss", least=0, below=1e6)
+    rank: int = option(8, "of low-rank changes", least=1, below=1e6)
+    seed: int = option(0, "seed of the evaluation subset and of random choices", least=0, below=2**63)
+
+
+CHOICES = {name: one.choices for cls in (TransportOptions, RecoveryOptions) for name, one in options_of(cls).items()}
+
+
+def tidy(value: float) -> float:
+    """One float for what is meant to be one number: for 0, 0.0 and -0.0, and for 0.3 and 0.1 + 0.2. Never up to one."""
+    rounded = float(f"{value:.14g}") + 0.0
+    return float(value) if value < 1 <= rounded else rounded
