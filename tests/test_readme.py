@@ -1,119 +1,78 @@
-"""What the README says of methods, knobs and pictures is what is here."""
+"""The README is short, its commands and its snippet run, and its figures and lists are those of the project."""
 
 import re
 import shlex
-import sys
-from dataclasses import fields
+import subprocess
 from pathlib import Path
 
 import pytest
+from documents import anchors, broken, snippets, table
 
 import intrafusion as itf
 from intrafusion.cli.main import main
-from intrafusion.options import CHOICES
-from intrafusion.spec import PLAN_FIELDS
+from pages.shared.navigation import _PAGES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+FILE = ROOT / "README.md"
+README = FILE.read_text()
+SET_UP = "python3 -m venv .venv && . .venv/bin/activate && pip install -q -r requirements.txt"
 
 
-@pytest.mark.parametrize("name", itf.registry("criterion"))
-def test_every_criterion_has_its_row(name):
-    entry = itf.registry("criterion")[name]
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
-    cells = [cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-    assert cells[:4] == [f"`{name}`", entry.told, entry.needs, entry.paper]
-    assert len(cells) == 6
+def test_it_is_short():
+    assert len(README.splitlines()) <= 200
 
 
-@pytest.mark.parametrize("name", itf.registry("merge"))
-def test_every_merge_has_its_row(name):
-    entry = itf.registry("merge")[name]
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"`{name}`", entry.told, entry.needs, entry.paper]
+def test_the_two_set_up_commands_are_each_one_line():
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert commands == [f"{SET_UP} && streamlit run app.py", f"{SET_UP} -e '.[test]' && python -m pytest -n 3"]
 
 
-@pytest.mark.parametrize("name", itf.registry("recovery"))
-def test_every_recovery_has_its_row(name):
-    entry = itf.registry("recovery")[name]
-    assert f"| `{name}` | {entry.told} | {entry.needs} | {entry.paper} |" in README
+def test_ci_finds_the_test_command():
+    script = re.search(r"^command=\$\((sed .*) README\.md\)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)[1]
+    found = subprocess.run([*shlex.split(script), str(FILE)], capture_output=True, text=True, check=True).stdout
+    assert found == f"{SET_UP} -e '.[test]' && python -m pytest -n 3\n"
 
 
-@pytest.mark.parametrize("name", itf.registry("trainer"))
-def test_every_trainer_has_its_row(name):
-    entry = itf.registry("trainer")[name]
-    knobs = ", ".join(f"`{knob}`" for knob in entry.knobs)
-    assert f"| `{name}` | {entry.told} | {entry.paper} | {knobs} |" in README
+def test_links_and_pictures_lead_somewhere():
+    assert broken(FILE) == []
+    assert {name for name in anchors(FILE) if name} >= {"install", "quickstart", "limits", "citation"}
 
 
-KINDS = ("criterion", "merge", "recovery", "trainer")
+def test_the_snippet_runs(capsys):
+    (snippet,) = snippets(FILE, "python")
+    exec(snippet, {})
+    dropped, fused = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
+    assert fused > dropped + 0.2
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in itf.registry(kind)])
-def test_where_a_method_differs_from_its_source_is_told(kind, name):
-    differs = itf.registry(kind)[name].differs
-    rows = README.partition("### Where methods differ")[2].partition("\n## ")[0].splitlines()
-    found = [row.split(" | ")[1].removesuffix(" |") for row in rows if f"`{name}`" in row.split(" | ")[0]]
-    assert found == ([differs] if differs else [])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *itf.registry("solver"),
-        *CHOICES["anchors"],
-        *CHOICES["cost"],
-        *CHOICES["distance"],
-        *CHOICES["source"],
-        *CHOICES["normalise"],
-        *PLAN_FIELDS,
-    ],
-)
-def test_every_transport_choice_is_told(name):
-    told = README.partition("## Criteria")[2].partition("## Models")[0]
-    assert f"`{name}`" in told or name == "seed"
-
-
-def test_knobs_are_fields():
-    assert set(PLAN_FIELDS) <= {field.name for field in fields(itf.PruneSpec)}
-
-
-@pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README))
-def test_every_picture_is_there(picture):
-    assert (ROOT / picture).stat().st_size > 10_000
-
-
-def test_your_own_network_in_five_minutes(tmp_path, monkeypatch, capsys):
-    """Every command and snippet of the section, in order."""
-    section = README.partition("## Your own network in five minutes")[2].partition("\n## ")[0]
+def test_the_three_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    ran = 0
-    for language, text in re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL):
-        if text.startswith("# my_net.py"):
-            (tmp_path / "my_net.py").write_text(text)
-        elif language == "python":
-            exec(text, {})
-        else:
-            for line in text.splitlines():
-                words = shlex.split(line, comments=True)
-                assert words[:3] == ["python", "-m", "intrafusion"]
-                assert main(words[3:]) == 0, capsys.readouterr().err
-                ran += 1
-    sys.modules.pop("my_net", None)
-    assert ran == 6
-    assert "kept/my-net on 1,797 kept/my-images images" in capsys.readouterr().out
+    (block,) = [text for text in snippets(FILE, "bash") if "intrafusion groups --model digits" in text]
+    lines = block.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "intrafusion"]
+        assert main(words[3:]) == 0, capsys.readouterr().err
+    assert (tmp_path / "small" / "model.onnx").exists()
 
 
-def test_the_bounds_are_those_of_the_code():
-    from intrafusion.data import upload
-    from intrafusion.runtime import safe_zip
+@pytest.mark.parametrize("kind", ["criterion", "merge", "recovery", "trainer", "solver"])
+def test_the_numbers_of_methods_are_those_of_the_registries(kind):
+    label = {"criterion": "criteria", "recovery": "recoveries", "trainer": "training methods"}.get(kind, f"{kind}s")
+    row = next(row for row in table(FILE, "kind") if label in row[0])
+    assert int(row[1]) == len(itf.registry(kind))
+    assert set(re.findall(r"`([^`]+)`", row[2])) <= set(itf.registry(kind))
 
-    section = README.partition("## Your own network in five minutes")[2].partition("\n## ")[0]
-    told = (
-        f"{safe_zip.FILE // safe_zip.MIB} MiB",
-        f"{upload.PICTURES:,} pictures",
-        f"{safe_zip.UNPACKED >> 30} GiB",
-        f"{upload.SIDE:,} pixels",
-    )
-    assert [one for one in told if one not in section] == []
+
+def test_every_page_has_its_row_of_at_most_twelve_words():
+    rows = table(FILE, "page")
+    assert [row[0] for row in rows] == [name.replace("_", " ").capitalize() for name, _, _ in _PAGES]
+    assert all(len(row[1].split()) <= 12 for row in rows)
+
+
+def test_the_headline_figures_are_those_of_the_results():
+    results = (ROOT / "assets" / "docs" / "results.md").read_text().splitlines()
+    rows = [line for line in README.splitlines() if line.startswith("| `") and line.count("|") == 8]
+    assert len(rows) == 5
+    assert set(rows) <= set(results)

@@ -15,7 +15,7 @@ from pages.shared.client_address import is_loopback
 
 PAGES = (
     "", "learn", "importance", "transport", "curves", "sensitivity", "recovery", "training_lab", "landscape", "export",
-    "your_own",
+    "your_own", "docs",
 )  # fmt: skip
 SECRET = "/srv/secret/of/the/server"
 UPLOAD = "/_stcore/upload_file/nobody/1"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from intrafusion._registry import registry
+from intrafusion.cli.docs import DOCS, add_docs, update_tables
 from intrafusion.cli.doctor import add_doctor
 from intrafusion.cli.landscape import add_landscape
 from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, decoding_progress, join_key, show, spec_of
@@ -97,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
 
     methods = commands.add_parser("methods", help="list the criteria, merges, solvers, recoveries and trainers")
     methods.add_argument("kind", nargs="?", choices=KINDS, help="one of them")
+    methods.add_argument(
+        "--markdown", nargs="?", type=Path, metavar="FILE", const=DOCS / "methods.md",
+        help="write the tables of methods in this document anew; without FILE in assets/docs/methods.md",
+    )  # fmt: skip
     methods.set_defaults(command=_methods)
 
     scores = commands.add_parser("scores", help="importance of each channel, by each criterion")
@@ -123,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     lab = add_lab(commands)
     own = add_own(commands, _Parser)
 
-    for command in (add_doctor(commands), *own, models, data, methods, groups, scores, plan, train, lab, *measured):
+    listing = add_doctor(commands), add_docs(commands), models, data, methods, groups
+    for command in (*listing, *own, scores, plan, train, lab, *measured):
         command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 
@@ -169,6 +175,10 @@ def _groups(args: argparse.Namespace) -> None:
 
 
 def _methods(args: argparse.Namespace) -> None:
+    if args.markdown:
+        update_tables(args.markdown)
+        say(f"updated the tables of {args.markdown}")
+        return
     kinds = [args.kind] if args.kind else KINDS
     rows = [
         {"kind": kind, "name": e.name, "needs": e.needs, "summary": e.told, "paper": e.paper, "differs": e.differs}

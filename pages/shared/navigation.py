@@ -54,6 +54,11 @@ _PAGES = (
         ":material/upload_file:",
         "Your own network and images: upload weights, a program of torch.export, or a data set.",
     ),
+    (
+        "docs",
+        ":material/menu_book:",
+        "The documents: methods, results, how to bring a network of your own, limits; with search by heading.",
+    ),
 )
 
 

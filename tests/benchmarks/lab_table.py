@@ -1,4 +1,4 @@
-"""The README's tables of the training lab, from `python -m intrafusion lab --list --json > runs.jsonl`.
+"""The tables of training methods in assets/docs/results.md, from `python -m intrafusion lab --list --json > runs.jsonl`.
 
 python tests/benchmarks/lab_table.py runs.jsonl: mean over the seeds and standard deviation; accuracies in percent.
 """

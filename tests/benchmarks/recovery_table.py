@@ -1,4 +1,4 @@
-"""The README's table of recoveries from exported studies: accuracy in percent, mean over the seeds and its spread.
+"""The tables of recoveries in assets/docs/results.md, from exported studies: accuracy in percent, mean and spread over seeds.
 
 python -m intrafusion studies export recovery-digits-resnet --out a.csv; python tests/benchmarks/recovery_table.py a.csv ...
 """

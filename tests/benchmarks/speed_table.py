@@ -1,4 +1,4 @@
-"""The README's table of speed: ResNet-18 and MobileNetV2, before and after, at widths as they come and at multiples of 8.
+"""The table of speed in assets/docs/results.md: ResNet-18 and MobileNetV2, at widths as they come and at multiples of 8.
 
 python tests/benchmarks/speed_table.py [--threads 2] [--runs 30] [--device cpu]
 

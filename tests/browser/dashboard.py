@@ -1,4 +1,4 @@
-"""The dashboard on a port of its own, and a Chromium to look at it; also makes the README's screenshots.
+"""The dashboard on a port of its own, and a Chromium to look at it; also makes the documents' screenshots.
 
 python tests/browser/dashboard.py assets
 """

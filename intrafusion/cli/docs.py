@@ -1,0 +1,173 @@
+"""The command `docs`: print a document of the project, or list them; and the tables that documents take from the registries."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from intrafusion._registry import registry
+from intrafusion.cli.options import HELP, show
+from intrafusion.errors import IntrafusionError
+from intrafusion.options import options_of
+from intrafusion.runtime.paths import ASSETS
+from intrafusion.spec import PLAN_FIELDS, RECOVERY_FIELDS, PruneSpec
+
+DOCS = ASSETS / "docs"
+NAMES = (
+    "getting-started", "methods", "results", "studies", "your-network", "models-and-data", "export-and-speed", "serving",
+    "limits", "development",
+)  # fmt: skip
+_HEADING = re.compile(r"^(#{1,6}) (.+)$")
+_TABLE = re.compile(r"(?<=<!-- table: )(\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+_COMMENT = re.compile(r"^<!--.*-->\n", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of a document. level: 1 for the title. line: its index among the document's lines."""
+
+    document: str
+    level: int
+    title: str
+    line: int
+
+    @property
+    def anchor(self) -> str:
+        """The part of a link behind #, as GitHub spells it."""
+        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
+
+
+@cache
+def document(name: str) -> str:
+    """The Markdown of a document. Raises IntrafusionError for an unknown name."""
+    if name not in NAMES:
+        raise IntrafusionError(f"unknown document {name!r}: choose one of {', '.join(NAMES)}")
+    return _COMMENT.sub("", (DOCS / f"{name}.md").read_text(encoding="utf-8"))
+
+
+@cache
+def headings(name: str) -> tuple[Heading, ...]:
+    """The headings of a document, in order. Raises IntrafusionError for an unknown name."""
+    found, is_code = [], False
+    for number, line in enumerate(document(name).splitlines()):
+        if line.lstrip().startswith("```"):
+            is_code = not is_code
+        elif not is_code and (match := _HEADING.match(line)):
+            found.append(Heading(name, len(match[1]), match[2], number))
+    return tuple(found)
+
+
+def section(name: str, title: str) -> str:
+    """The Markdown below one heading, with the heading, up to the next one of its level or above.
+
+    Raises IntrafusionError for an unknown document or heading.
+    """
+    known = headings(name)
+    heading = next((one for one in known if one.title == title), None)
+    if heading is None:
+        raise IntrafusionError(f"the document {name} has no heading {title!r}")
+    end = next((one.line for one in known if one.line > heading.line and one.level <= heading.level), None)
+    return "\n".join(document(name).splitlines()[heading.line : end])
+
+
+def with_tables(text: str) -> str:
+    """A document's Markdown with each table of methods between its two comments made anew from the registries."""
+    return _TABLE.sub(lambda match: f"{match[1]} -->\n{_TABLES[match[1]]()}\n", text)
+
+
+def update_tables(path: Path) -> None:
+    """Write the tables of methods in a document anew. Raises IntrafusionError where the file cannot be read or written."""
+    try:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    except OSError as error:
+        raise IntrafusionError(f"{path} cannot be updated: {error.strerror}") from error
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, of the given cells."""
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
+
+
+def _methods(kind: str, what: str) -> str:
+    rows = [(f"`{name}`", entry.told, entry.needs, entry.paper) for name, entry in registry(kind).items()]
+    return _markdown(("name", what, "looks at", "source"), rows)
+
+
+def _with_settings(kind: str) -> str:
+    rows = [(f"`{name}`", e.told, e.paper, _names(e.knobs)) for name, e in registry(kind).items()]
+    return _markdown(("name", "what it does", "source", "own settings"), rows)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _options(names: Sequence[str]) -> str:
+    """One row for each of these fields of `PruneSpec`: its default, the values that it takes, and what it is."""
+    default = PruneSpec()
+    rows = [(f"`{name}`", f"`{getattr(default, name)}`", _values(name), HELP[name]) for name in names]
+    return _markdown(("option", "default", "values", "meaning"), rows)
+
+
+def _values(name: str) -> str:
+    """The choices of an option, or the range of its numbers."""
+    if name == "solver":
+        return _names(tuple(registry("solver")))
+    about = options_of(PruneSpec).get(name)
+    if about is None:
+        return "a number of images"
+    if about.kind in (int, float):
+        return about.range_in_words()
+    return _names(about.choices or ("True", "False"))
+
+
+def _differences() -> str:
+    """One row for all methods of a kind that differ from their sources in the same way."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for kind in ("criterion", "merge", "recovery", "trainer"):
+        for name, entry in registry(kind).items():
+            if entry.differs:
+                rows.setdefault((kind, entry.differs), []).append(name)
+    return _markdown(("method", "difference"), [(_names(names), differs) for (_, differs), names in rows.items()])
+
+
+_TABLES: dict[str, Callable[[], str]] = {
+    "criterion": lambda: _methods("criterion", "score of a channel"),
+    "merge": lambda: _methods("merge", "what it does"),
+    "recovery": lambda: _methods("recovery", "what it does"),
+    "trainer": lambda: _with_settings("trainer"),
+    "solver": lambda: _with_settings("solver"),
+    "transport": lambda: _options(PLAN_FIELDS),
+    "recovering": lambda: _options(RECOVERY_FIELDS),
+    "differs": _differences,
+}
+
+
+def add_docs(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the command line's; its parser."""
+    docs = commands.add_parser("docs", help="list the documents, or print one")
+    docs.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    docs.set_defaults(command=_docs)
+    return docs
+
+
+def _docs(args: argparse.Namespace) -> None:
+    if args.name is None:
+        rows = [{"name": name, "title": headings(name)[0].title, "about": _about(name)} for name in NAMES]
+        show(rows, args.json, "Documents")
+    elif args.json:
+        text = document(args.name)
+        print(json.dumps({"name": args.name, "title": headings(args.name)[0].title, "text": text}), flush=True)
+    else:
+        print(document(args.name), end="")
+
+
+def _about(name: str) -> str:
+    """The first sentence below the title, without markup."""
+    paragraph = document(name).split("\n\n")[1].replace("\n", " ")
+    return re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", paragraph.split(". ")[0].removesuffix(".")) + "."

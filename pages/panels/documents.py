@@ -1,0 +1,87 @@
+"""Parts of the Docs page: its controls, the headings that a search finds, and a document with links and pictures."""
+
+import html
+import re
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from intrafusion.cli import docs
+from intrafusion.runtime import escaping
+from intrafusion.runtime.paths import ASSETS
+from pages.shared import links
+from pages.shared.app_state import BIND
+
+KEYS = ("document", "section")
+_FOUND = 12  # headings that a search lists
+_WIDTH = 720  # pixels of a picture
+_PICTURE = re.compile(r"^!\[([^\]]*)\]\((?:\.\./)*([\w.-]+)\)$", re.MULTILINE)
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([\w-]+\.md)?(?:#([\w-]+))?\)")
+_CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+
+
+def document_control() -> str:
+    """The chosen document's name."""
+    return st.selectbox("Document", docs.NAMES, key="document", bind=BIND, on_change=_whole)
+
+
+def section_control(name: str) -> str | None:
+    """The heading whose section is shown; None for the whole document."""
+    titles = [one.title for one in docs.headings(name)[1:]]
+    if st.session_state.get("section") not in titles:
+        st.session_state.pop("section", None)
+    return st.selectbox("Section", titles, None, key="section", bind=BIND, placeholder="The whole document")
+
+
+def search_control() -> str:
+    """The words that a heading must have."""
+    return st.text_input("Search the headings of all documents", key="docs_search", placeholder="recovery").strip()
+
+
+def found(words: str) -> None:
+    """A button for each heading that has all the words, which opens it."""
+    wanted = words.lower().split()
+    known = [one for name in docs.NAMES for one in docs.headings(name) if all(word in one.title.lower() for word in wanted)]
+    if not known:
+        st.caption(f"No heading has {escaping.code(words)}.")
+    with st.container(horizontal=True):
+        for one in known[:_FOUND]:
+            label = f"{docs.headings(one.document)[0].title}: {one.title}" if one.level > 1 else one.title
+            st.button(label, key=f"{one.document}#{one.anchor}", on_click=_open, args=(one,), type="tertiary")
+    if len(known) > _FOUND:
+        st.caption(f"{len(known) - _FOUND} more headings: search for more words.")
+
+
+def _whole() -> None:
+    st.session_state.section = None
+
+
+def _open(heading: docs.Heading) -> None:
+    st.session_state.document = heading.document
+    st.session_state.section = heading.title if heading.level > 1 else None
+
+
+def show(name: str, text: str) -> None:
+    """Draw the Markdown of a document, or of a part of it: links to documents open here, and pictures are shown."""
+    rest = text
+    while match := _PICTURE.search(rest):
+        _prose(name, rest[: match.start()])
+        st.image(ASSETS / match[2], caption=match[1], width=_WIDTH)
+        rest = rest[match.end() :]
+    _prose(name, rest)
+
+
+def _prose(name: str, text: str) -> None:
+    if text.strip():
+        pieces = _CODE.split(text)  # code at odd places, where nothing is a link
+        pieces[::2] = [_LINK.sub(lambda match: _link(name, *match.groups()), piece) for piece in pieces[::2]]
+        st.markdown("".join(pieces), unsafe_allow_html=True)  # our own documents; Markdown's links open another window
+
+
+def _link(name: str, label: str, file: str | None, anchor: str | None) -> str:
+    """HTML of a link to a heading of a document, which opens it in the same window, with the sidebar as it is."""
+    name = file.removesuffix(".md") if file else name
+    title = next((one.title for one in docs.headings(name)[1:] if one.anchor == anchor), None)
+    query = {key: value for key in links.SIDEBAR if (value := st.session_state.get(key))}
+    address = urlencode({**query, "document": name, **({"section": title} if title else {})})
+    return f'<a href="docs?{html.escape(address)}" target="_self">{label}</a>'
