@@ -116,14 +116,44 @@ def load_data(
     input_size: Size = 224,
     progress: Progress | None = None,
 ) -> ImageData:
-    """A dataset by name; "kept/NAME" is one that was kept on this machine.
+    """Load a labelled split of a dataset.
 
-    path: an .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see
-    `folder_layout`), torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`. limit: decode at
-    most that many images of a folder, spread over the classes. input_size: side in pixels of the central crop for ImageNet and
-    own folders (the shorter side is resized to 8/7 of it first), or all of (C, H, W). Folders of many pictures are decoded once
-    and kept; progress(done, all) tells how far that is. Raises IntrafusionError for an unknown name or split, or a path that
-    does not hold such a dataset.
+    Parameters
+    ----------
+    name : str
+        A dataset's name; "kept/NAME" is one that was kept on this machine.
+    split : str
+        "train" or "test".
+    path : str or Path, optional
+        An .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see
+        `folder_layout`), torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`.
+    device : str or torch.device
+        Where the images are kept.
+    download : bool
+        Whether CIFAR and Imagenette may be fetched.
+    limit : int, optional
+        Decode at most that many images of a folder, spread over the classes.
+    input_size : int or (C, H, W)
+        Side in pixels of the central crop for ImageNet and own folders, whose shorter side is resized to 8/7 of it first.
+    progress : callable, optional
+        Called with (images decoded, images in all). Folders of many pictures are decoded once and kept.
+
+    Returns
+    -------
+    ImageData
+        Images as uint8 (N, C, H, W), labels as int64 (N,).
+
+    Raises
+    ------
+    IntrafusionError
+        For an unknown name or split, or a path that does not hold such a dataset.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> data = itf.load_data("digits")
+    >>> tuple(data.images.shape), data.images.dtype
+    ((597, 1, 8, 8), torch.uint8)
     """
     if name not in DATASETS and not name.startswith(KEPT):
         raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")

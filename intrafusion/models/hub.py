@@ -86,19 +86,43 @@ def load_model(
     progress: Progress | None = None,
     weights_key: str | None = None,
 ) -> nn.Module:
-    """A pretrained classifier in eval mode, its card in `.card`.
+    """Open a pretrained classifier, in eval mode, with its card in `.card`.
 
-    name: one of `model_names`, or "package.module:factory", whose code then runs: an nn.Module, its card in `.card` if it has
-    one, else from the module's CARD (a dict of card fields) and guesses.
+    Parameters
+    ----------
+    name : str
+        One of `model_names`, or "package.module:factory", whose code then runs and gives an nn.Module. Its card is its `.card`,
+        or made of the module's CARD (a dict of card fields) and guesses.
+    weights : str or Path, optional
+        None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a torchvision
+        weights enum ("IMAGENET1K_V1"), or a local file as training scripts leave them (.safetensors, .pt, .pth, .th, .ckpt,
+        .bin, .tar).
+        A file is read without running code: a state dict, perhaps wrapped ("state_dict", "model", "ema", ...), perhaps with
+        prefixes ("module.", "model.", "_orig_mod.", ...) or a head of another number of classes. What was chosen or left out is
+        logged. `FILE.json` beside the file, when there, is its card.
+    device : str or torch.device
+        "cpu", "cuda" or "mps".
+    progress : callable, optional
+        Called with (bytes done, bytes in all) during a download.
+    weights_key : str, optional
+        Which state dict of the file is meant, as "model_ema" or "model.state_dict"; "FILE#KEY" says it, too.
 
-    weights: None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a
-    torchvision weights enum ("IMAGENET1K_V1"), or a local file as training scripts leave them (.safetensors, .pt, .pth,
-    .th, .ckpt, .bin, .tar), read without running code: a state dict, perhaps wrapped ("state_dict", "model", "ema", ...),
-    perhaps with prefixes ("module.", "model.", "_orig_mod.", ...) or a head of another number of classes. What was chosen
-    or left out is logged. `FILE.json` beside the file, when there, is its card.
+    Returns
+    -------
+    nn.Module
+        Takes normalised images, float (B, C, H, W), and gives logits (B, classes).
 
-    weights_key: which state dict of the file is meant, as "model_ema" or "model.state_dict"; "FILE#KEY" says it, too.
-    Raises IntrafusionError in one line when the name, file or download does not work.
+    Raises
+    ------
+    IntrafusionError
+        In one line, when the name, the file, the device or the download does not work.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-mlp")
+    >>> model.card.dataset, model.card.classes, model.card.input_size
+    ('digits', 10, (1, 8, 8))
     """
     weights = keyed(weights, weights_key)
     source = source_of(name)

@@ -37,13 +37,53 @@ def prune(
     calibration: int | None = 512,
     **options: Unpack[TransportKeywords],
 ) -> nn.Module:
-    """A smaller copy of `model`, BN folded: in each chosen group `kept_count` channels stay, rounded to `round_to`.
+    """Make a smaller copy of a network, with BatchNorm folded: in each chosen group `kept_count` channels stay.
 
-    example: one input, float (1, C, H, W). sparsity: one for all groups, or by group name (0 where it is not named). groups:
-    "all" (every prunable one) or names from `find_groups`. data: images for criteria, costs and merges that look at some.
-    fold_norms: how folding sees BatchNorm, "none" or "columns". The other keywords are those of `TransportOptions`. The input
-    model is not touched; the copy is in its mode, train or eval, but was made in eval mode. Raises IntrafusionError for an
-    unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or infinite weights.
+    The network itself is not touched. The copy is in its mode, train or eval, but is made in eval mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any convolutional classifier that `find_groups` can trace.
+    example : Tensor
+        One input, float (1, C, H, W).
+    sparsity : float or mapping
+        The share of channels that goes, for all groups, or by group name (0 where a group is not named).
+    criterion : str
+        Which channels stay: a name from `registry("criterion")`.
+    merge : str
+        What becomes of the others: a name from `registry("merge")`.
+    groups : str or list of str
+        "all" (every prunable one), or names from `find_groups`.
+    data : ImageData, optional
+        Images for criteria, costs and merges that look at some.
+    round_to : int
+        The number of kept channels becomes a multiple of it.
+    fold_norms : str
+        How folding sees BatchNorm, "none" or "columns".
+    seed : int
+        Of the images that are looked at, and of all random choices.
+    calibration : int, optional
+        At most so many images are looked at; None for all.
+    **options : TransportOptions
+        As `plan` takes them.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    IntrafusionError
+        For an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or infinite weights.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-vgg")
+    >>> small = itf.prune(model, model.card.example(), sparsity=0.5, merge="fusion")
+    >>> [itf.size(network, model.card.example()).params for network in (model, small)]
+    [292458, 74362]
     """
     check_call(model, example)
     check_finite(model.named_modules())

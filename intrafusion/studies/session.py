@@ -235,7 +235,10 @@ def open_session(
     weights: of a model that is named; a spec says its own. images: False leaves the images of a spec out. options: go to
     `load_data`. Raises IntrafusionError where the network or the images cannot be loaded.
 
-    >>> session = open_session(PruneSpec(model="digits-mlp", dataset="digits"))
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> session = itf.open_session(itf.PruneSpec(model="digits-mlp", dataset="digits"))
     >>> [group.name for group in session.groups if not group.reason]
     ['1', '3']
     """

@@ -43,7 +43,15 @@ class Failure:
 
 
 def grid(base: PruneSpec, **choices: Sequence[Any]) -> list[PruneSpec]:
-    """`base` with every combination of the given fields' choices; the last field varies fastest."""
+    """List `base` with every combination of the given fields' choices; the last field varies fastest.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> specs = itf.grid(itf.PruneSpec(), merge=("drop", "fusion"), sparsity=(0.3, 0.5))
+    >>> [(spec.merge, spec.sparsity) for spec in specs]
+    [('drop', 0.3), ('drop', 0.5), ('fusion', 0.3), ('fusion', 0.5)]
+    """
     return [base.but(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
@@ -59,13 +67,43 @@ def sweep(
 ) -> Iterator[Result | Failure]:
     """Measure all specs on one session, yielding each result as soon as it is there, and again on more images.
 
-    A spec's last result counts. store: what it holds is yielded first and not computed again, unless it is incomplete;
-    what is new goes there, and points that another process is at are left to it. decide: stop at a point once the
-    difference between its merge and dropping, on the same images, is decided: the 95 % interval of paired proportions of
-    Agresti and Min (`paired.matched_wald`), corrected for the number of looks, excludes zero. memory: bytes of activations
-    kept. known: results to go on from; they are not yielded again. meters: those of an earlier sweep on this session, which
-    this one uses and adds to. A point that fails is yielded as a Failure, and the others go on. Raises IntrafusionError when
-    any spec cannot run, or the store cannot be written.
+    A spec's last result counts. A point that fails is yielded as a Failure, and the others go on.
+
+    Parameters
+    ----------
+    specs : iterable of PruneSpec
+        The points, all of the session's network and images.
+    session : Session
+        See `open_session`.
+    store : Store, optional
+        What it holds is yielded first and not computed again, unless it is incomplete; what is new goes there, and points that
+        another process is computing are left to it.
+    decide : bool
+        Stop at a point once the difference between its merge and dropping, on the same images, is decided: the 95 % interval of
+        paired proportions of Agresti and Min (`matched_wald`), corrected for the number of looks, excludes zero.
+    memory : int
+        Bytes of activations that are kept between points.
+    known : mapping, optional
+        Results to go on from, by spec; they are not yielded again.
+    meters : dict, optional
+        Those of an earlier sweep on this session, which this one uses and adds to.
+
+    Yields
+    ------
+    Result or Failure
+
+    Raises
+    ------
+    IntrafusionError
+        When any spec cannot run, or the store cannot be written.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> base = itf.PruneSpec(model="digits-mlp", limit=100)
+    >>> last = {result.spec: result for result in itf.sweep(itf.grid(base, sparsity=(0.3, 0.6)), itf.open_session(base))}
+    >>> [(spec.sparsity, result.count) for spec, result in last.items()]
+    [(0.3, 100), (0.6, 100)]
     """
     yield from _Sweep(checked_specs(specs, session), session, store, decide, memory, known or {}, meters).steps()
 

@@ -22,6 +22,7 @@ def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(p
             "Landscape",
             "Export",
             "own",
+            "Docs",
         ]
         assert [link.split()[-1] for link in links] == names
         assert page.get_by_label("Model").count() > 0

@@ -9,11 +9,19 @@ from intrafusion.pruning.groups.norms import norm_of as norm_of
 
 
 def fold(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `model` with every BatchNorm that follows a layer directly folded into it.
+    """Fold every BatchNorm that directly follows a layer into it, in a copy of the network.
 
-    example: one input, float (1, C, H, W). Norms that follow a sum or a concatenation stay, and so do those whose folding
-    would change the logits, as behind a layer with a forward of its own, or in half precision, which rounds more than that.
-    Raises IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite weights.
+    example: one input, float (1, C, H, W). Norms that follow a sum or a concatenation stay, and so do those whose folding would
+    change the logits, as behind a layer with a forward of its own, or in half precision, which rounds more than that. Raises
+    IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite weights.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-vgg")
+    >>> folded = itf.fold(model, model.card.example())
+    >>> [sum(type(layer).__name__ == "BatchNorm2d" for layer in network.modules()) for network in (model, folded)]
+    [6, 0]
     """
     check_call(model, example)
     check_finite(model.named_modules())

@@ -39,10 +39,17 @@ _ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # of a network whos
 
 
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
-    """All channel groups of `model`, from input to output; those that cannot be pruned carry their reason.
+    """Find all channel groups of a network, from input to output; those that cannot be pruned carry their reason.
 
-    example: one input, float (1, C, H, W); only its shape matters. The model is not touched.
-    Raises IntrafusionError when the network cannot be copied or traced at all.
+    The network is not touched. example: one input, float (1, C, H, W), of which only the shape matters. Raises IntrafusionError
+    when the network cannot be copied or traced at all.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-mlp")
+    >>> [(group.name, group.size, group.reason) for group in itf.find_groups(model, model.card.example())]
+    [('1', 128, None), ('3', 96, None), ('5', 10, "these channels are the network's outputs")]
     """
     check_call(model, example)
     if torch.is_inference_mode_enabled():

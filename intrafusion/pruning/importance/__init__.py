@@ -29,11 +29,40 @@ def score(
     seed: int = 0,
     calibration: int | None = 512,
 ) -> Tensor:
-    """Importance of each channel of `group`: float64 (n,) on the CPU, seen with BN folded.
+    """Score the importance of each channel of a group, seen with BatchNorm folded.
 
-    data: for criteria that need images or labels; at most `calibration` of them are looked at, the same ones for the same
-    seed. Raises IntrafusionError for an unknown criterion, a group that cannot be pruned, missing data, and weights or scores
-    that are NaN or infinite.
+    Parameters
+    ----------
+    model : nn.Module
+        The network that the group was found in.
+    group : Group
+        One of `find_groups` that can be pruned.
+    criterion : str
+        A name from `registry("criterion")`.
+    data : ImageData, optional
+        For criteria that need images or labels.
+    seed : int
+        Of the images that are looked at, and of random criteria.
+    calibration : int, optional
+        At most so many images are looked at, the same ones for the same seed; None for all.
+
+    Returns
+    -------
+    Tensor
+        float64 (n,) on the CPU; the largest stay.
+
+    Raises
+    ------
+    IntrafusionError
+        For an unknown criterion, a group that cannot be pruned, missing data, and weights or scores that are NaN or infinite.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-mlp")
+    >>> group = itf.find_groups(model, model.card.example())[0]
+    >>> tuple(itf.score(model, group, "l1").shape)
+    (128,)
     """
     entry = CRITERIA[criterion]
     if group.reason:

@@ -93,15 +93,52 @@ def plan(
     calibration: int | None = 512,
     **options: Unpack[TransportKeywords],
 ) -> TransportPlan:
-    """The transport of a group's n channels onto the k that stay.
+    """Plan the transport of a group's n channels onto the k that stay.
 
-    scores: (n,), larger stays. round_to: k becomes a multiple of it, see `block_counts`. cost, distance, p, bias, data,
-    calibration: how channels are compared, see `measure`. source, target: marginals, each "uniform", "importance" (share of
-    the scores) or "softmax". anchors: targets are the most "important" channels, or "kmeans" or "gmm" centroids. solver: a
-    registered one; reg, reg_m: strength of its entropy ("sinkhorn") and of its marginals ("unbalanced") in units of the
-    mean cost; mass: the share that "partial" moves. normalise: the coupling divided by the source's marginal ("source",
-    the paper's), by the target's ("target"), or as it is ("none"). Raises IntrafusionError for a group that cannot be
-    pruned, scores of another length, an unknown choice, choices that mean nothing together, and NaN or infinite weights.
+    Parameters
+    ----------
+    model : nn.Module
+        The network that the group was found in.
+    group : Group
+        One of `find_groups` that can be pruned.
+    scores : Tensor
+        (n,), of `score`; larger stays.
+    sparsity : float
+        The share of the channels that goes, in [0, 1): k is `kept_count`.
+    round_to : int
+        k becomes a multiple of it, see `block_counts`.
+    seed : int
+        Of the images that are looked at, and of clustered targets.
+    data : ImageData, optional
+        Calibration images, where channels are compared by activations.
+    calibration : int, optional
+        At most so many images are looked at; None for all.
+    **options : TransportOptions
+        cost, distance, p and bias: how channels are compared. source, target: marginals, "uniform", "importance" (share of the
+        scores) or "softmax". anchors: targets are the most "important" channels, or "kmeans" or "gmm" centroids. solver: one of
+        `registry("solver")`; reg, reg_m: strength of its entropy ("sinkhorn") and of its marginals ("unbalanced"), in units of
+        the mean cost; mass: the share that "partial" moves. normalise: the coupling divided by the source's marginal ("source",
+        the paper's), by the target's ("target"), or as it is ("none").
+
+    Returns
+    -------
+    TransportPlan
+        The coupling (n, k), the matrix (k, n) that is applied, and the channels that stay.
+
+    Raises
+    ------
+    IntrafusionError
+        For a group that cannot be pruned, scores of another length, an unknown choice, choices that mean nothing together, and
+        NaN or infinite weights.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-mlp")
+    >>> group = itf.find_groups(model, model.card.example())[0]
+    >>> plan = itf.plan(model, group, itf.score(model, group), sparsity=0.5)
+    >>> tuple(plan.coupling.shape), tuple(plan.matrix.shape), round(float(plan.coupling.sum()), 6)
+    ((128, 64), (64, 128), 1.0)
     """
     if group.reason:
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")

@@ -21,9 +21,19 @@ def image_similarity(features: Tensor) -> Tensor:
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """`||G_T - G_S||_F^2 / b^2` of two layers' features, (b, ...) each, for the same b images in the same order: a scalar.
+    """Compare which images look alike to two layers: `||G_T - G_S||_F^2 / b^2`, a scalar.
 
-    It does not change when features are scaled or rotated, so the layers may differ in channels.
+    student, teacher: features (b, ...) of the same b images in the same order. The loss does not change when features are
+    scaled or rotated, so the layers may differ in channels. Tung and Mori, ICCV 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import intrafusion as itf
+    >>> features = torch.randn(8, 16)
+    >>> rotation = torch.linalg.qr(torch.randn(16, 16)).Q
+    >>> bool(itf.similarity_loss(3 * features @ rotation, features) < 1e-6)
+    True
     """
     return (image_similarity(student) - image_similarity(teacher)).square().sum() / len(student) ** 2
 

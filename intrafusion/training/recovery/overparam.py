@@ -34,12 +34,21 @@ class Widened(nn.Sequential):
 
 
 def expand(model: nn.Module, ratio: float = 2.0, seed: int = 0) -> nn.Module:
-    """A copy of `model` in which every convolution and linear layer is a product of three, and which computes the same.
+    """Make every convolution and linear layer a product of three, in a copy of the network, which computes the same.
 
-    Transposed convolutions, subclasses with a forward of their own and layers that share their weight are left alone.
-    ratio: how many times the channels between the factors outnumber the layer's own. The start is exact: A has
-    orthonormal columns and C orthonormal rows, drawn by `seed`, and B = C^T W A^T at each tap.
-    Raises IntrafusionError for a ratio below 1.
+    Transposed convolutions, subclasses with a forward of their own and layers that share their weight are left alone. ratio:
+    how many times the channels between the factors outnumber the layer's own. The start is exact: A has orthonormal columns and
+    C orthonormal rows, drawn by `seed`, and B = C^T W A^T at each tap. Raises IntrafusionError for a ratio below 1.
+
+    Examples
+    --------
+    >>> import intrafusion as itf
+    >>> model = itf.load_model("digits-mlp")
+    >>> wide = itf.expand(model, ratio=2)
+    >>> sum(p.numel() for p in wide.parameters()) > sum(p.numel() for p in model.parameters())
+    True
+    >>> itf.size(itf.contract(wide), model.card.example()) == itf.size(model, model.card.example())
+    True
     """
     if not 1 <= ratio < float("inf"):
         raise IntrafusionError(f"ratio must be a number of at least 1, not {ratio!r}")
