@@ -7,7 +7,7 @@ from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.reporting import FORMATS, Report, comparing, making
 from intrafusion.reporting.snippets import prune_line, prune_snippet
 from pages.panels import export, recovery
-from pages.shared import app_state, messages, parts, transport_controls, working
+from pages.shared import app_state, job_panel, messages, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
@@ -36,20 +36,20 @@ key = ("export", here.key(), spec, measuring is None)
 top = st.container()
 
 st.subheader("Before and after")
-network = working.Work("network", "Make the network", key, lambda: making(spec, session))
+network = job_panel.Work("network", "Make the network", key, lambda: making(spec, session))
 found = network.section(st.container(horizontal=True, vertical_alignment="center"))
 made = found and found.made
 export.show_network(made, spec.merge)
 
 st.subheader("Is it faster?")
-speed = working.Work("speed", "Measure the speed", key, lambda: comparing(made, session))
+speed = job_panel.Work("speed", "Measure the speed", key, lambda: comparing(made, session))
 row = st.container(horizontal=True, vertical_alignment="center")
 compared = speed.section(row) if made else export.later(row, speed.label)
 export.show_speed(compared)
 
 st.subheader("Files")
 formats = export.formats_control()
-files = working.Work("files", "Write and verify", (*key, formats), lambda: export.shelved(made, formats))
+files = job_panel.Work("files", "Write and verify", (*key, formats), lambda: export.shelved(made, formats))
 row = st.container(horizontal=True, vertical_alignment="center")
 written = files.section(row) if made and formats else export.later(row, files.label)
 complete = compared if compared is not None and compared.share == 1 else None
@@ -59,7 +59,7 @@ export.show_files(report, written)
 
 if made and formats:
     with top:
-        working.board((network, speed, files))
+        job_panel.board((network, speed, files))
 export.keeping(made)
 timed = complete is not None
 parts.take_away(

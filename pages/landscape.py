@@ -7,7 +7,7 @@ from intrafusion.reporting.snippets import landscape_line, landscape_snippet
 from intrafusion.studies.output_distance import outputs
 from intrafusion.studies.weight_space import networks_between, sharpness, slices
 from pages.panels import landscape
-from pages.shared import app_state, parts, transport_controls, working
+from pages.shared import app_state, job_panel, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
@@ -29,18 +29,18 @@ top = st.container()
 st.subheader("The plane through three networks")
 row = st.container(horizontal=True, vertical_alignment="bottom")
 what, size = landscape.plane_controls(row)
-plane = working.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
+plane = job_panel.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
 found_plane = plane.section(row)
 landscape.show_plane(found_plane, what)
 
 st.subheader("What becomes of the answers")
-answers = working.Work("answers", "Compare the answers", key, lambda: outputs(made))
+answers = job_panel.Work("answers", "Compare the answers", key, lambda: outputs(made))
 found_outputs = answers.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape.show_outputs(found_outputs, made)
 
 st.subheader("A path between two networks")
 ends, how, kept = landscape.path_controls(here)
-path = working.Work(
+path = job_panel.Work(
     "path",
     "Train a path",
     (*key, ends, how, tuple(kept.items())),
@@ -50,12 +50,12 @@ found_path = path.section(st.container(horizontal=True, vertical_alignment="cent
 landscape.show_path(found_path, ends)
 
 st.subheader("Sharp directions")
-sharp = working.Work("directions", "Find the directions", key, lambda: sharpness(made))
+sharp = job_panel.Work("directions", "Find the directions", key, lambda: sharpness(made))
 found_sharp = sharp.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape.show_sharp(found_sharp)
 
 with top:
-    working.board((plane, answers, path, sharp))
+    job_panel.board((plane, answers, path, sharp))
 tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
 parts.take_away(
     "landscape",

@@ -16,7 +16,7 @@ from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from pages.panels import export
 from pages.panels.sensitivity import clickable, with_interval
-from pages.shared import app_state, job_queue, messages, studying
+from pages.shared import app_state, job_panel, messages, studying
 from pages.shared.app_state import BIND, Here
 
 KEYS = ("budget", "share", "least", "suggest_merge")
@@ -140,8 +140,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}" if count < 1e8 else f"{count / 1e6:,.0f}"
 
 
-@st.fragment(run_every=0.5)
 def _wait(job: Job) -> None:
-    if not job.active:
-        st.rerun()
-    st.progress(job.share or 0.0, f"Pruning all groups, from output to input, and measuring: {job_queue.words(job)}")
+    def draw() -> None:
+        st.progress(job.share or 0.0, f"Pruning all groups, from output to input, and measuring: {job_panel.words(job)}")
+
+    job_panel.watch_job(job, draw, every=0.5)

@@ -11,7 +11,7 @@ from intrafusion import Group, ImageData, IntrafusionError, PruneSpec, registry
 from intrafusion.pruning.agreement import CriteriaComparison
 from intrafusion.pruning.groups.feature_maps import consumers
 from intrafusion.studies.session import Scores, Session
-from pages.shared import asking
+from pages.shared import job_panel
 from pages.shared.app_state import Here
 
 NEEDS = {"nothing": "weights alone", "images": "images", "labels": "labelled images"}
@@ -114,7 +114,7 @@ def scored(
         names = ", ".join(late.criterion for late in later)
         label = f"Compute the other {len(later)} criteria" if len(later) > 1 else f"Compute {names}"
         work = partial(score_each, session, later, group, known)
-        asking.ask(key, label, len(later), work, f"Still to score: {names}", redraw=True)
+        job_panel.ask(key, label, len(later), work, f"Still to score: {names}", redraw=True)
     elif looked := [name for name in possible if registry("criterion")[name].needs != "nothing"]:
         st.caption(f"{', '.join(looked)}: scored on {image_count(session.calibration(spec))}.")
     else:
@@ -134,7 +134,7 @@ def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
         costs[name] = images * (once + each * len(consumers(here.group)))
     cheap: list[str] = []
     for name in sorted(criteria, key=lambda name: (name != criteria[0], costs[name])):
-        if costs[name] + sum(costs[other] for other in cheap) < asking.CHEAP:
+        if costs[name] + sum(costs[other] for other in cheap) < job_panel.CHEAP:
             cheap.append(name)
     return cheap
 

@@ -14,13 +14,13 @@ from intrafusion.models.batching import batches_for
 from intrafusion.reporting.figures.images import attribution_panels, gallery
 from intrafusion.runtime import escaping
 from pages.panels.importance import image_count
-from pages.shared import app_state, asking, messages, parts
+from pages.shared import app_state, job_panel, messages, parts
 from pages.shared.app_state import Here
 
 
 def channel_activations(here: Here, data: ImageData) -> Tensor | None:
     """Activation (N, n) of every channel on every calibration image; None until somebody asked, where it is dear."""
-    batches = asking.results(
+    batches = job_panel.results(
         ("activations", here.key(), here.spec.data_path, here.group.name),
         here.session.size.macs * len(data),
         f"Show {len(data):,} images to the network",
@@ -34,7 +34,7 @@ def channel_activations(here: Here, data: ImageData) -> Tensor | None:
 def attribution(here: Here, data: ImageData, channel: int, image: int, method: str) -> Attribution | None:
     """Captum's view of a channel on one image; None until somebody asked, where it is dear."""
     passes = 3 * (STEPS if method == "integrated-gradients" else 1)
-    found = asking.results(
+    found = job_panel.results(
         ("attribution", here.key(), here.spec.data_path, here.group.name, channel, image, method),
         here.session.size.macs * passes,
         f"Compute {method}",

@@ -1,6 +1,5 @@
 """Pieces of the Training lab: its controls, a run that is watched, what came of it, and runs side by side."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -21,7 +20,7 @@ from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import Step
 from intrafusion.training.model_fusion import ALIGNED
-from pages.shared import app_state, job_queue, messages, parts
+from pages.shared import app_state, job_panel, messages, parts
 from pages.shared.app_state import BIND, Here
 
 _KNOBS = (
@@ -191,19 +190,13 @@ def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -
 
 
 def _watch(job: Job) -> None:
-    drawn = time.monotonic()
+    def draw() -> None:
+        last = next((told for told in reversed(job.results) if isinstance(told, Step)), None)
+        told = f"{last.phase}, epoch {last.moment.epoch:.3g}; " if last else ""
+        said = told + job_panel.words(job).partition("done, ")[2] or "computing"
+        job_panel.progress_row(job, said, "cancel_training", _WIDTH)
 
-    @st.fragment(run_every=1)
-    def look() -> None:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            job_queue.cancel_button(job, "cancel_training", icon=":material/stop:", width=_WIDTH)
-            last = next((told for told in reversed(job.results) if isinstance(told, Step)), None)
-            told = f"{last.phase}, epoch {last.moment.epoch:.3g}; " if last else ""
-            st.progress(job.share or 0.0, told + job_queue.words(job).partition("done, ")[2] or "computing", width="stretch")
-        if not job.active or time.monotonic() - drawn > max(_REDRAW, job.elapsed / 20):
-            st.rerun()
-
-    look()
+    job_panel.watch_job(job, draw, _REDRAW)
 
 
 def outcome(found: LabRun) -> None:

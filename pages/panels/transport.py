@@ -10,7 +10,7 @@ from intrafusion.pruning.transport.cost import Geometry, embed
 from intrafusion.reporting.figures.plans import learned_beside
 from intrafusion.spec import PLAN_FIELDS
 from intrafusion.studies.session import Session, channel_maps
-from pages.shared import asking, messages
+from pages.shared import job_panel, messages
 from pages.shared.app_state import BIND, Here, can_see, is_dark
 from pages.shared.parts import chart
 
@@ -53,7 +53,7 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
     work = (float(session.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
     macs = session.size.macs * (spec.calibration or 50_000) * 3
     try:
-        found = asking.results(
+        found = job_panel.results(
             ("distance", here.key(), group.name, spec), macs, "Measure", 2, lambda: work, "How far do the outputs move?"
         )
     except IntrafusionError:

@@ -26,7 +26,7 @@ from intrafusion.runtime.staging import IMAGES, NETWORKS, RUNS, Workshop, free_p
 from intrafusion.studies.uploads import remove, safe_name
 from intrafusion.studies.uploads.networks import program_steps, weights_steps
 from intrafusion.training.methods.runs import damaged
-from pages.shared import app_state, job_queue, messages, parts
+from pages.shared import app_state, job_panel, messages, parts
 from pages.shared.app_state import Here, reader
 
 _KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
@@ -290,15 +290,12 @@ def _share(result: Step | Kept) -> tuple[str, float]:
 
 
 def _watch(what: str, job: Job) -> None:
-    @st.fragment(run_every=1)
-    def look() -> None:
-        if not job.active:
-            st.rerun()
+    def draw() -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.progress(job.share or 0.0, f"Checking  \n:gray[{job_queue.words(job)}]", width="stretch")
-            job_queue.cancel_button(job, f"own_{what}_cancel", icon=":material/stop:")
+            st.progress(job.share or 0.0, f"Checking  \n:gray[{job_panel.words(job)}]", width="stretch")
+            job_panel.cancel_button(job, f"own_{what}_cancel", icon=":material/stop:")
 
-    look()
+    job_panel.watch_job(job, draw)
 
 
 def _done(what: str, kept: Kept, opens: str) -> None:

@@ -326,19 +326,20 @@ def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]
 
 
 def _watch_download(job: Job) -> None:
-    @st.fragment(run_every=0.5 if job.active else None)
-    def watch() -> None:
-        done, total = job.results[-1] if job.results else (0, 0)
-        if job.active:
-            st.progress(done / total if total else 0.0, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
-            if may_cancel(job) and st.button("Cancel the download"):
-                job.cancel()
-        elif job.error:
-            messages.error(messages.reason(job))
-        elif job.state == "done":
-            st.rerun()
+    from pages.shared import job_panel  # which needs the jobs that are here
 
-    watch()
+    def draw() -> None:
+        done, total = job.results[-1] if job.results else (0, 0)
+        st.progress(done / total if total else 0.0, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+        if may_cancel(job) and st.button("Cancel the download"):
+            job.cancel()
+
+    if job.active:
+        job_panel.watch_job(job, draw, every=0.5)
+    elif job.error:
+        messages.error(messages.reason(job))
+    elif job.state == "done":
+        st.rerun()
 
 
 def measuring(here: Here, limit: int | None) -> Session | None:

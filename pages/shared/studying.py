@@ -1,6 +1,5 @@
 """Studies in the background: started by a page, stored point by point, watched by whoever asks for the same."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import streamlit as st
@@ -15,7 +14,7 @@ from intrafusion.studies.store.in_memory import StoreOrMemory
 from intrafusion.studies.store.sqlite import StudyRow
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import Failure, origin, sweep
-from pages.shared import app_state, job_queue, messages
+from pages.shared import app_state, job_panel, messages
 
 _REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
 _WIDTH = 160  # pixels of the button, whatever it says
@@ -144,18 +143,12 @@ def run_row(
 
 
 def _watch(known: Found, specs: Sequence[PruneSpec], job: Job, images: int) -> None:
-    drawn = time.monotonic()
-
-    @st.fragment(run_every=1)
-    def look() -> None:
+    def draw() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
-            job_queue.cancel_button(job, "cancel_points", icon=":material/stop:", width=_WIDTH)
+            job_panel.cancel_button(job, "cancel_points", icon=":material/stop:", width=_WIDTH)
             _progress(points(known, specs, job), specs, job, images)
-        # each drawing takes the picture away from under the pointer, and the longer a study takes, the less is new
-        if not job.active or time.monotonic() - drawn > max(_REDRAW, job.elapsed / 20):
-            st.rerun()
 
-    look()
+    job_panel.watch_job(job, draw, _REDRAW)
 
 
 def _progress(found: Found, specs: Sequence[PruneSpec], job: Job | None, images: int) -> None:
@@ -182,7 +175,7 @@ def _state(job: Job | None, found: Found, total: int) -> str:
     if not active:
         return {"cancelled": "cancelled; the points so far stay"}.get(job.state, job.state)
     if job.started is None or job.state == "stopping":
-        return job_queue.words(job)
+        return job_panel.words(job)
     left = app_state.jobs().seconds_left(job)
     return "computing" if left is None else f"computing, about {in_words(left)} left"
 

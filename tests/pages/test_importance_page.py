@@ -180,7 +180,7 @@ def test_a_criterion_that_cannot_score_says_so_and_the_others_stay():
 
 
 def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
-    monkeypatch.setattr("pages.shared.asking.CHEAP", 1e9)
+    monkeypatch.setattr("pages.shared.job_panel.CHEAP", 1e9)
     app = open_importance(model="digits-vgg", group="features.14", compare=["l2", "hrank", "relative"])
     assert list(app.dataframe[0].value["criterion"]) == ["l1", "l2"]
     (button,) = [button for button in app.button if button.label.startswith("Compute the")]
@@ -197,7 +197,7 @@ def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
 
 
 def test_showing_many_images_to_a_large_network_waits_to_be_asked(monkeypatch):
-    monkeypatch.setattr("pages.shared.asking.CHEAP", 1e6)
+    monkeypatch.setattr("pages.shared.job_panel.CHEAP", 1e6)
     app = open_importance(model="digits-vgg", group="features.17", compare="l1")
     labels = [button.label for button in app.button]
     assert labels == ["Show 512 images to the network"]

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.jobs import Job, Jobs
-from pages.shared import app_state, job_queue
+from pages.shared import app_state, job_panel, job_queue
 
 PATIENCE = 10  # seconds that no test waits for, unless it fails
 
@@ -105,7 +105,7 @@ def asking_page() -> None:
     """The queue, and then a page whose button starts a job, as in app.py."""
     import streamlit as st
 
-    from pages.shared import app_state, job_queue
+    from pages.shared import app_state
 
     job_queue.show()
     if st.button("Start"):
@@ -153,10 +153,10 @@ def test_what_somebody_else_started_under_the_same_key_is_shared(app, jobs):
 def asked_page() -> None:
     import streamlit as st
 
-    from pages.shared import asking, job_queue
+    from pages.shared import job_panel
 
     job_queue.show()
-    asking.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
+    job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
 
 
 def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
@@ -223,4 +223,4 @@ class Seen(Job):
 def test_how_far_a_job_is_is_said_in_words(job, words, monkeypatch):
     monkeypatch.setattr(Jobs, "ahead", lambda self, job: job.ahead)
     monkeypatch.setattr(Jobs, "seconds_left", lambda self, job: job.left)
-    assert job_queue.words(job) == words
+    assert job_panel.words(job) == words
