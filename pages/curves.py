@@ -7,7 +7,6 @@ from intrafusion import PruneSpec, registry
 from intrafusion.pruning.importance import needs_images
 from intrafusion.reporting.figures.curves import curves
 from intrafusion.reporting.snippets import curve_line, curve_snippet
-from intrafusion.runtime.jobs import Job
 from intrafusion.studies.sweeps import grid
 from pages.shared import app_state, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
@@ -58,26 +57,20 @@ looking = [spec for spec in specs if needs_images(spec)]
 if session is None or (looking and not app_state.can_see(here, looking[0])):
     raise Enough
 store = studying.store()
-key = ("curve", here.key(), base, tuple(specs))
-job: Job | None = app_state.jobs().get(key)
-running = job is not None and job.active
-stored = studying.stored(store, specs, session)
-known = studying.points(stored, specs, job)
-settled = studying.is_settled(known, specs, job)
+state = studying.state(("curve", here.key(), base, tuple(specs)), specs, session, store)
 
 count = len(session.images()) if limit is None else min(limit, len(session.images()))
 cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
-label = "Continue" if known and not settled else "Draw the curves"
-asked = studying.run_row(label, None, settled, stored, specs, job, running, count)
-if asked or (job is None and cheap and not settled):
-    studying.start(key, specs, session, store, f"curve of {base.model}")
+asked = studying.run_row(state.label or "Draw the curves", None, state.settled, state, count)
+if asked or (state.job is None and cheap and not state.settled):
+    studying.start(state.key, specs, session, store, f"curve of {base.model}")
     st.rerun()
 
-results = list(known.values())
+results = list(state.known.values())
 widest = max(results, key=lambda result: result.count, default=None)
 dense = widest and (widest.dense_accuracy, widest.dense_interval)
 parts.chart(curves(results, sparsities, dense, app_state.is_dark()), "curves")
-if not results and job is None:
+if not results and state.job is None:
     st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
 table = pd.DataFrame([result.to_row() for result in results])
 if len(table):

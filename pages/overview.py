@@ -9,7 +9,7 @@ from intrafusion.pruning.groups.group import CONSUMER, PAD, coupling
 from intrafusion.runtime import escaping
 from intrafusion.runtime.access import public
 from intrafusion.studies.session import Session
-from pages.shared import app_state, parts
+from pages.shared import app_state, job_panel, messages, parts
 from pages.shared.navigation import enter_app
 
 enter_app()
@@ -81,16 +81,25 @@ with right:
         span = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
         images = f" of {card.details['test_images']:,} test images" if "test_images" in card.details else ""
         st.markdown(f"The card says **{card.accuracy:.1%}**{images}{span}.")
-    if st.button("Measure it here, on at most 2,000 images", icon=":material/speed:"):
-        measured_on = app_state.measuring(here, 2000)
+    key = ("dense", here.key(), here.spec.data_path)
+    job = app_state.jobs().get(key)
+    if job is not None and job.state == "done":
+        (dense,) = job.results
+        half = 100 * (dense.interval[1] - dense.interval[0]) / 2
+        st.metric("Top-1 accuracy", f"{dense.accuracy:.1%} ± {half:.1f}", border=True)
+        st.caption(
+            f"{dense.count:,} images of {escaping.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
+        )
+    elif job is not None and job.active:
+        job_panel.watch_job(job, lambda: job_panel.progress_row(job, f"Measuring: {job_panel.words(job)}", "cancel_dense"))
+    else:
+        if job is not None and job.state == "failed":
+            messages.error(messages.reason(job))
+        pressed = st.button("Measure it here, on at most 2,000 images", icon=":material/speed:")
+        measured_on = app_state.measuring(here, 2000) if pressed else None
         if measured_on is not None:
-            with st.spinner("Measuring"):
-                dense = measured_on.dense(2000)
-            half = 100 * (dense.interval[1] - dense.interval[0]) / 2
-            st.metric("Top-1 accuracy", f"{dense.accuracy:.1%} ± {half:.1f}", border=True)
-            st.caption(
-                f"{dense.count:,} images of {escaping.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
-            )
+            app_state.start(key, 1, lambda: iter([measured_on.dense(2000)]), f"dense accuracy of {card.name}")
+            st.rerun()
 
 given = ["--weights", here.spec.weights] if here.spec.weights else []
 command = shlex.join(["python", "-m", "intrafusion", "groups", "--model", card.name, *given])

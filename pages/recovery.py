@@ -32,24 +32,20 @@ session = app_state.measuring(here, base.limit)
 if session is None or not all(app_state.can_see(here, spec) for spec in recovery.lookers(specs)):
     raise Enough
 store = studying.store()
-key = ("recovery", here.key(), tuple(specs))
-job = app_state.jobs().get(key)
-running = job is not None and job.active
-stored = studying.stored(store, specs, session)
-known = studying.points(stored, specs, job)
-runs = recovery.runs(specs, session, job)
-settled = studying.is_settled(known, specs, job) and len(runs) == len([s for s in specs if recovery.trains(s)])
+state = studying.state(("recovery", here.key(), tuple(specs)), specs, session, store)
+known, runs = state.known, recovery.runs(specs, session, state.job)
+settled = state.settled and len(runs) == len([s for s in specs if recovery.trains(s)])
 count = len(session.images()) if base.limit is None else min(base.limit, len(session.images()))
 label = "Continue" if known and not settled else "Recover"
-if studying.run_row(label, recovery.forecast(specs), settled, stored, specs, job, running, count):
-    recovery.start(key, specs, session, store, f"recovery of {base.model}")
+if studying.run_row(label, recovery.forecast(specs), settled, state, count):
+    recovery.start(state.key, specs, session, store, f"recovery of {base.model}")
     st.rerun()
 
 answer = rows(list(known.values()), runs)
 by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
 by = by or "steps"  # an empty parameter of a link empties even what is required
 parts.chart(training_curves(runs, answer, by, app_state.is_dark()), "recovery")
-if not known and job is None:
+if not known and state.job is None:
     st.caption("Nothing is computed before you ask. Press *Recover*.")
 elif not runs:
     st.caption("Methods that solve instead of training have no curve: the table has them.")
@@ -57,7 +53,7 @@ elif not runs:
 st.subheader("The answer")
 recovery.answer(answer, methods, here.session, known)
 st.subheader("Which images look alike")
-if running or not known:
+if state.running or not known:
     st.caption("The similarity matrices of teacher and student follow when the methods are done.")
 else:
     try:

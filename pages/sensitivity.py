@@ -74,30 +74,26 @@ if session is None or not app_state.can_see(here, base):
 both = sensitivity.pair(merges)
 
 store = studying.store()
-key = ("study", here.key(), study.base, tuple(specs), study.decide)
-job = app_state.jobs().get(key)
-running = job is not None and job.active
-stored, rows = studying.stored(store, specs, session), studying.studies(store)
-known = studying.points(stored, specs, job)
+state = studying.state(("study", here.key(), study.base, tuple(specs), study.decide), specs, session, store)
+rows = studying.studies(store)
 count = len(session.images()) if limit is None else min(limit, len(session.images()))
 cheap = session.size.macs * count * len(specs) < _CHEAP and not needs_images(base) and not way.flags
-settled = studying.is_settled(known, specs, job)
 same = study.name in rows and rows[study.name].text == study.to_toml()
 replaces = way.named and study.name in rows and not same
-label = "Replace and run" if replaces else "Continue" if known and not settled else "Run the study"
+label = "Replace and run" if replaces else state.label or "Run the study"
 about = (
     f"The store has a study “{escaping.markdown(study.name)}” with other settings: this one takes its place."
     if replaces
     else None
 )
-asked = studying.run_row(label, about, settled and not replaces, stored, specs, job, running, count)
-unasked = job is None and cheap and not settled
-if asked or (not replaces and (unasked or (settled and not same))):
+asked = studying.run_row(label, about, state.settled and not replaces, state, count)
+unasked = state.job is None and cheap and not state.settled
+if asked or (not replaces and (unasked or (state.settled and not same))):
     studying.keep(store, study, specs, session)
 if asked or unasked:
-    studying.start(key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
+    studying.start(state.key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
     st.rerun()
-results = list(known.values())
+results = list(state.known.values())
 made, numbers = sensitivity.matrices(results, merges, names, sparsities), table(alone(results))
 pictures = st.container()
 
@@ -115,7 +111,7 @@ with detail.container():
 with pictures:
     sensitivity.heatmaps(made, both, place)
 
-if running:
+if state.running:
     st.caption("Fragile groups, a smaller network and other studies follow when this study is done or cancelled.")
 elif not results:
     st.caption("Nothing is computed before you ask. Press *Run the study*.")

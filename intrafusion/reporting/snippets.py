@@ -40,16 +40,13 @@ def study_snippet(study: "Study") -> str:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import open_session",
-            "from intrafusion.studies.store.sqlite import Store",
-            "from intrafusion.studies.study_file import Study",
-            "from intrafusion.studies.sweeps import sweep",
+            "from intrafusion.studies import Study",
             "",
             f"base = itf.PruneSpec({base.removeprefix(', ')})",
             f"study = Study({study.name!r}, base, {dict(study.axes)!r})",
-            "session = open_session(base)",
-            "with Store() as store:",
-            f"    for result in sweep(study.specs(session.groups), session, store, decide={study.decide}):",
+            "session = itf.open_session(base)",
+            "with itf.Store() as store:",
+            f"    for result in itf.sweep(study.specs(session.groups), session, store, decide={study.decide}):",
             "        print(result)",
         ]
     )
@@ -163,10 +160,10 @@ def recovery_snippet(base: PruneSpec) -> str:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import merged, open_session, recovery",
+            "from intrafusion.studies import merged, recovery",
             "",
             f"spec = itf.PruneSpec({base_.removeprefix(', ')})",
-            "session = open_session(spec)",
+            "session = itf.open_session(spec)",
             "made = merged(spec, session)",
             "for told in recovery(spec, session, made):",
             "    print(told)",
@@ -193,11 +190,10 @@ def lab_snippet(spec: "TrainSpec") -> str:
     told = ", ".join(f"{name}={value!r}" for name, value in _changed(spec).items())
     return "\n".join(
         [
-            "from intrafusion.training.methods.runs import open_run, run",
-            "from intrafusion.training.methods.spec import TrainSpec",
+            "from intrafusion.training import TrainSpec, open_run, run_training",
             "",
             f"spec = TrainSpec({told})",
-            "for told in run(spec):",
+            "for told in run_training(spec):",
             "    print(told)",
             "model = open_run(spec).model",
         ]
@@ -222,11 +218,10 @@ def landscape_snippet(base: PruneSpec, size: int) -> str:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import open_session",
-            "from intrafusion.studies.weight_space import Solutions, slices",
+            "from intrafusion.studies import Solutions, slices",
             "",
             f"spec = itf.PruneSpec({given})",
-            "solutions = Solutions(spec, open_session(spec))",
+            "solutions = Solutions(spec, itf.open_session(spec))",
             f"for found in slices(solutions, size={size}):",
             '    print(f"{found.surface.share:.0%} of the grid")',
             "for mark in found.marks:",
@@ -254,11 +249,9 @@ def prune_snippet(base: PruneSpec, out: str, formats: Sequence[str] = (), speed:
     return "\n".join(
         [
             "import intrafusion as itf",
-            "from intrafusion.studies.session import open_session",
-            "from intrafusion.reporting import export",
             "",
             f"spec = itf.PruneSpec({given.removeprefix(', ')})",
-            f"for told in export(spec, open_session(spec), {out!r}{options}):",
+            f"for told in itf.export(spec, itf.open_session(spec), {out!r}{options}):",
             "    print(told.doing)",
             "for file in told.exported.files:",
             "    print(file.format, file.difference, file.reason)",

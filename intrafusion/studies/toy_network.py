@@ -285,9 +285,9 @@ def snippet(seed: int, hidden: int, changes: str, lesson: Lesson) -> str:
         [
             "import torch",
             "import intrafusion as itf",
-            "from intrafusion.studies.toy_network import measure, train",
+            "from intrafusion.studies.toy_network import measure_toy, train_toy",
             "",
-            f"model = train(seed={seed!r}, hidden={hidden!r}{changes})",
+            f"model = train_toy(seed={seed!r}, hidden={hidden!r}{changes})",
             "example = torch.zeros(1, 2)",
             "group = itf.find_groups(model, example)[0]",
             f"scores = itf.score(model, group, criterion={lesson.criterion!r})",
@@ -295,6 +295,6 @@ def snippet(seed: int, hidden: int, changes: str, lesson: Lesson) -> str:
             "print(scores, plan.cost, plan.coupling, plan.matrix, sep='\\n')",
             "for merge in ('drop', 'fusion'):",
             f"    small = itf.prune(model, example, {knobs}, merge=merge, p={lesson.p!r})",
-            "    print(merge, measure(small).accuracy, list(small.parameters()))",
+            "    print(merge, measure_toy(small).accuracy, list(small.parameters()))",
         ]
     )

@@ -24,10 +24,8 @@ def _places(_geometry: Geometry, key: tuple, method: str) -> tuple[Tensor, str]:
 
 def places(here: Here, spec: PruneSpec, method: str) -> tuple[Tensor, str]:
     """The channels of the sidebar's group on a plane, and what the plane shows; drawn once for each way of comparing."""
-    compared = spec.but(
-        criterion="", sparsity=0, source="", target="", anchors="", solver="", normalise="", reg=1, reg_m=1, mass=1
-    )
-    return _places(here.session.geometry(spec, here.group), (here.device, here.group.name, compared), method)
+    compared = spec.part("cost", "distance", "p", "bias", "dataset", "data_path", "calibration", "seed")
+    return _places(here.session.geometry(spec, here.group), (here.key(), here.group.name, compared), method)
 
 
 def plan_facts(plan: TransportPlan) -> list[Fact]:

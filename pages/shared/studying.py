@@ -1,6 +1,7 @@
 """Studies in the background: started by a page, stored point by point, watched by whoever asks for the same."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 
@@ -19,6 +20,37 @@ from pages.shared import app_state, job_panel, messages
 _REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
 _WIDTH = 160  # pixels of the button, whatever it says
 Found = dict[PruneSpec, Result]
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a page's points. running: whether their job ran before the store was read; then the page runs again.
+
+    stored: what the store has; known: that, or what the job has found beyond it. settled: whether running them again would
+    find nothing new.
+    """
+
+    key: tuple
+    specs: Sequence[PruneSpec]
+    job: Job | None
+    running: bool
+    stored: Found
+    known: Found
+    settled: bool
+
+    @property
+    def label(self) -> str | None:
+        """What the button says where some points are there; None for a page's own words."""
+        return "Continue" if self.known and not self.settled else None
+
+
+def state(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: StoreOrMemory | None) -> State:
+    """What is known of the points of one study of a page, whose job has this key."""
+    job = app_state.jobs().get(key)
+    running = job is not None and job.active
+    found = stored(kept, specs, session)
+    known = points(found, specs, job)
+    return State(key, specs, job, running, found, known, is_settled(known, specs, job))
 
 
 def store() -> StoreOrMemory | None:
@@ -107,23 +139,15 @@ def is_settled(found: Found, specs: Sequence[PruneSpec], job: Job | None) -> boo
     return len(found) == len(specs) and all(result.complete for result in found.values())
 
 
-def run_row(
-    label: str,
-    about: str | None,
-    settled: bool,
-    known: Found,
-    specs: Sequence[PruneSpec],
-    job: Job | None,
-    running: bool,
-    images: int,
-) -> bool:
+def run_row(label: str, about: str | None, settled: bool, state: State, images: int) -> bool:
     """The button that starts a study, how far it is, and what went wrong; whether the button was pressed.
 
-    settled: whether there is nothing to start. running: whether it ran before the page read its points; then the button
-    stops it, and the page runs again every few seconds for the points that have come.
+    settled: whether there is nothing to start. Where the study runs, the button stops it, and the page runs again every few
+    seconds for the points that have come.
     """
-    if job is not None and running:
-        _watch(known, specs, job, images)
+    job = state.job
+    if job is not None and state.running:
+        _watch(state, job, images)
         problems(job)
         return False
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -136,17 +160,17 @@ def run_row(
             key="run_points",
             width=_WIDTH,
         )
-        _progress(points(known, specs, job), specs, job, images)
+        _progress(points(state.stored, state.specs, job), state.specs, job, images)
     if job is not None:
         problems(job)
     return asked
 
 
-def _watch(known: Found, specs: Sequence[PruneSpec], job: Job, images: int) -> None:
+def _watch(state: State, job: Job, images: int) -> None:
     def draw() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             job_panel.cancel_button(job, "cancel_points", icon=":material/stop:", width=_WIDTH)
-            _progress(points(known, specs, job), specs, job, images)
+            _progress(points(state.stored, state.specs, job), state.specs, job, images)
 
     job_panel.watch_job(job, draw, _REDRAW)
 

@@ -205,7 +205,7 @@ def _read(path: Path) -> LabRun:
         details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
         steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
-        return LabRun(TrainSpec.from_dict(details["run_training"]), steps, outcome, path, older)
+        return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntrafusionError(f"{path} is no run of the lab: {one_line(error)}") from error
 
