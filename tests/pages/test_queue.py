@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.jobs import Job, Jobs
-from pages.shared import app_state, job_panel, job_queue
+from pages.shared import app_state, job_panel
 
 PATIENCE = 10  # seconds that no test waits for, unless it fails
 
@@ -105,7 +105,7 @@ def asking_page() -> None:
     """The queue, and then a page whose button starts a job, as in app.py."""
     import streamlit as st
 
-    from pages.shared import app_state
+    from pages.shared import app_state, job_queue
 
     job_queue.show()
     if st.button("Start"):
@@ -153,7 +153,7 @@ def test_what_somebody_else_started_under_the_same_key_is_shared(app, jobs):
 def asked_page() -> None:
     import streamlit as st
 
-    from pages.shared import job_panel
+    from pages.shared import job_panel, job_queue
 
     job_queue.show()
     job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
