@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator
@@ -43,6 +44,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # browsers take longest and come first
     return Scheduling(config, log)
+
+
+_PROCESSES = """clocks cluster data_removed ending memory newcomers servers serving store_memory studies_survive writers cli
+cli_studies cli_landscape hostile_flags confined tutorial documents"""  # files that start servers and commands, or kill them
+_LARGE = re.compile(r"cifar100?-|imagenet|timm|mobilenet|densenet|resnet18|resnet-projection|squeezenet|vgg1")  # networks
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what drives browsers, starts processes, reads real data, or runs a large network."""
+    files = {f"test_{name}.py" for name in _PROCESSES.split()}
+    for item in items:
+        uses = {"reference", "child"} & {*getattr(item, "fixturenames", ())}
+        if uses or "browser" in item.path.parts or item.path.name in files or _LARGE.search(item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
