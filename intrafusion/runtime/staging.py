@@ -24,8 +24,8 @@ _SLOWER = 10  # wall time per processor time, on a busy machine
 class _Needs(NamedTuple):
     """Resource needs of a task, with room to spare.
 
-    seconds: processor time for any file. each: processor time for each MiB of it. copies: memory, as a multiple of the file
-    size.
+    seconds: processor seconds for any file. each: further processor seconds for each MiB of it. copies: memory, as a multiple
+    of the file size.
 
     Measured: 100 MiB of weights take 3 s and four times their size in memory, 330 MiB 4 s and 3.3 times; 20,000 tiny pictures
     of 3 MiB 7 s, and 3,000 photos of 220 MiB 6 s; a program of 100 MiB 11 s and eight times its size.
