@@ -24,7 +24,7 @@ from intrafusion.runtime.file_text import CLASSES, NAME, check_classes
 from intrafusion.runtime.safe_zip import check_count
 
 LAYOUTS = ("nhwc", "nchw")  # channels last, channels first
-CHANNELS = 16  # at most
+CHANNELS = 16  # most channels of an image
 MEMBERS = 64  # most arrays of a file
 _DIMENSIONS, _HEADER = 8, 10_000  # most dimensions of an array, and most bytes of its header
 _SIGN = 4  # bytes of a character in a text array

@@ -79,7 +79,7 @@ def has_split(root: Path, split: str) -> bool:
 def listed(
     name: str, where: object, layout: Layout[Entry], split: str, read: Read, above: Tree[Entry] | None = None
 ) -> Listing[Entry]:
-    """`list_images` for any tree of folders. where: its name in messages; read: returns the bytes of a file."""
+    """Apply `list_images` to any tree of folders. where: its name in messages; read: returns the bytes of a file."""
     if not layout.top.holds:
         raise IntrafusionError(f"{where} {_without_pictures(layout.top)}: it needs one folder of images a class")
     tree = layout.at(split, where)

@@ -59,7 +59,7 @@ def take_data(
 def data_steps(
     workshop: Workshop, name: str, reading: Reading | None = None, tell: Callable[[str], None] = _log.warning
 ) -> Generator[Step, None, str]:
-    """`take_data` in steps, for the files given to the workshop."""
+    """Run `take_data` in steps, on the files given to the workshop."""
     target, reading = free_path(IMAGES, name), reading or Reading()
     if not workshop.given:
         raise IntrafusionError("no file was given: an .npz, two of them, or a .zip of class folders")

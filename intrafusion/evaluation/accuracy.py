@@ -44,9 +44,10 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class Size:
-    """params: number of parameters; macs: multiply-accumulates of one forward pass on one image.
+    """Size and cost of a network.
 
-    left_out: operators that macs does not count, such as "mkldnn_rnn_layer in LSTM".
+    params: number of parameters. macs: multiply-accumulates of one forward pass on one image. left_out: operators that macs
+    does not count, such as "mkldnn_rnn_layer in LSTM".
     """
 
     params: int

@@ -26,7 +26,10 @@ _PIXELS = 1 << 18  # pixels of all steps computed at once
 
 @dataclass(frozen=True)
 class AttributionMethod:
-    """explainer: Captum's class. summary: the meaning of a pixel's value. relus: whether it changes the gradient at ReLUs."""
+    """A way to attribute a channel's activation to pixels.
+
+    explainer: Captum's class. summary: the meaning of a pixel's value. relus: whether it is the gradient except at ReLUs.
+    """
 
     explainer: str
     summary: str

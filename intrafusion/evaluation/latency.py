@@ -34,7 +34,10 @@ _GAP = 0.001  # seconds of waiting for a turn after which caches are cold
 
 @dataclass(frozen=True)
 class Latency:
-    """batch: images in one forward pass. seconds: mean time of a pass in each run, in order."""
+    """Measured times of a network at one batch size.
+
+    batch: images in one forward pass. seconds: mean time of a pass in each run, in order.
+    """
 
     batch: int
     seconds: tuple[float, ...]
