@@ -1,4 +1,4 @@
-"""Structured pruning by Optimal Transport: see it, question it, use it.
+"""Structured pruning of neural networks by Optimal Transport.
 
 import intrafusion as itf
 model = itf.load_model("digits-resnet")
@@ -7,7 +7,7 @@ itf.evaluate(small, itf.load_data("digits")).accuracy
 """
 
 # isort: off
-import intrafusion.runtime.shutdown as _shutdown  # noqa: F401  (signals are heeded before torch is imported)
+import intrafusion.runtime.shutdown as _shutdown  # noqa: F401  (handle signals before torch is imported)
 from intrafusion import _torch_compat as _compat  # noqa: F401  (before anything imports torchvision)
 
 # isort: on
@@ -21,7 +21,7 @@ from intrafusion.reporting import export
 from intrafusion.spec import PruneSpec
 from intrafusion.studies import Session, Store, grid, open_session, sweep
 from intrafusion.training import SDprun, contract, expand, finalise, fuse_models, mask, recover, similarity_loss
-from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
+from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (imported to register the trainers)
 
 __version__ = "0.1.0"
 __all__ = [

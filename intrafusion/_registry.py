@@ -1,6 +1,6 @@
-"""Registries: a criterion, merge, solver, recovery or trainer is one function, registered under its name.
+"""Registries of methods: each criterion, merge, solver, recovery and trainer is one function, registered under its name.
 
-The pages, the command line and the parametrised tests read these tables, so adding a method is adding one function.
+The pages, the command line and the parametrised tests read these tables, so adding a method only takes adding a function.
 """
 
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from intrafusion.errors import IntrafusionError
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered function and what a person needs to know before choosing it."""
+    """A registered function and what a user needs to know before choosing it."""
 
     name: str
     function: Callable[..., Any]
     summary: str
     paper: str
     needs: str  # "nothing", "images" or "labels"
-    fit: Callable[..., None] | None = None  # of a merge: what it does to the network once it is cut down
-    transports: bool = True  # of a merge: whether it asks where channels move, not only which stay
-    knobs: tuple[str, ...] = ()  # the fields of a spec that this one reads, and others of its kind do not
-    reconstructed: str = ""  # from what, or in what, where its source does not say: "from the abstract"
-    differs: str = ""  # where it is not as in its source, in words
+    fit: Callable[..., None] | None = None  # merges only: applied to the network after it is cut
+    transports: bool = True  # merges only: needs the transport plan, not just the kept channels
+    knobs: tuple[str, ...] = ()  # spec fields that only some methods of this kind read
+    reconstructed: str = ""  # what was reconstructed, or from what: "from the abstract"
+    differs: str = ""  # how it differs from its source, as text
 
     @property
     def told(self) -> str:
-        """The summary, with what of it is reconstructed."""
+        """The summary, with a note on what was reconstructed."""
         return f"{self.summary} (reconstructed {self.reconstructed})" if self.reconstructed else self.summary
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -35,7 +35,7 @@ class Entry:
 
 
 class Registry(dict[str, Entry]):
-    """Name -> Entry. Asking for a name that is not there lists the names that are."""
+    """Mapping from name to Entry. Looking up an unknown name raises IntrafusionError, which lists the known names."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -53,7 +53,7 @@ class Registry(dict[str, Entry]):
         reconstructed: str = "",
         differs: str = "",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that files a function under `name`."""
+        """Return a decorator that registers a function under `name`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
             self[name] = Entry(name, function, summary, paper, needs, fit, transports, knobs, reconstructed, differs)
@@ -62,7 +62,7 @@ class Registry(dict[str, Entry]):
         return add
 
     def listed(self) -> str:
-        """The names, in one line, and which of them are reconstructed."""
+        """Return the names on one line, marking those that are reconstructed."""
         return ", ".join(f"{name} (reconstructed)" if entry.reconstructed else name for name, entry in self.items())
 
     def __missing__(self, name: str) -> Entry:
@@ -78,7 +78,7 @@ _ALL = {registry.kind: registry for registry in (CRITERIA, MERGES, SOLVERS, RECO
 
 
 def registry(kind: str) -> Registry:
-    """The registry of one kind: "criterion", "merge", "solver", "recovery" or "trainer".
+    """Return the registry of one kind: "criterion", "merge", "solver", "recovery" or "trainer".
 
     Raises IntrafusionError for any other kind.
     """

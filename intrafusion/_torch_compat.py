@@ -1,16 +1,16 @@
-"""What must happen before torch and torchvision are used; imported by the package before anything else.
+"""Setup that must run before torch and torchvision are used; the package imports this module first.
 
-Threads: OpenMP workers sleep while they wait, unless the environment says otherwise. Spinning, the default, wastes the
-cores that another session, job or thread needs: on 2 busy cores the default curve took ten times as long.
+Threads: OpenMP workers sleep while they wait, unless the environment says otherwise. By default they spin, which wastes cores
+that another session, job or thread needs: on 2 busy cores the default curve took ten times as long.
 
-torchvision: a CPU-only torch next to PyPI's build must import it.
-torchvision's compiled operators do not load beside a torch of another build, and its import then fails with "operator
-torchvision::nms does not exist": it registers shape functions for two operators that nobody declared. Declaring their
-schemas is enough, as no detection operator is ever called here.
+torchvision: a CPU-only torch must be able to import PyPI's build of torchvision.
+torchvision's compiled operators do not load with a different build of torch. Its import then fails with "operator
+torchvision::nms does not exist", because it registers shape functions for two undeclared operators. Declaring their schemas is
+enough, because no detection operator is ever called here.
 
-torch.fx: a thread that traces a network, for itself or for torch.export, must leave the networks that others run alone.
-It puts functions of its own in the place of nn.Module's, for the whole process: layers that another thread runs meanwhile
-would be taken for parts of the traced network, and two that trace at once leave each other's functions behind.
+torch.fx: a thread that traces a network, directly or for torch.export, must not disturb networks that other threads run.
+Tracing patches functions of nn.Module for the whole process. Layers that another thread runs meanwhile would be recorded as
+part of the traced network, and two concurrent traces would leave each other's patches behind.
 """
 
 import functools
@@ -34,7 +34,7 @@ SCHEMAS = (
 
 
 def compiled_operators_load() -> bool:
-    """Whether torchvision's compiled library fits this torch (loading it declares the operators)."""
+    """Return whether torchvision's compiled library fits this torch (loading it declares the operators)."""
     spec = find_spec("torchvision")
     folders = (spec.submodule_search_locations if spec else None) or []
     for library in (file for folder in folders for file in Path(folder).glob("_C*")):
@@ -53,7 +53,7 @@ if not compiled_operators_load():
 
 
 def trace_alone() -> None:
-    """Let torch.fx trace in one thread at a time, and what it puts in the place of nn.Module's functions act in that alone."""
+    """Make torch.fx trace in one thread at a time, and limit its patches of nn.Module to that thread."""
     trace, patch, lock = Tracer.trace, _Patcher.patch_method, threading.RLock()
 
     @functools.wraps(trace)

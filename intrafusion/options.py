@@ -1,7 +1,7 @@
-"""The options of transport and recovery: for each, its name, default, range and help in one place.
+"""Options of transport and recovery: the name, default, range and help of each, in one place.
 
-`PruneSpec`, the public functions, the command line and the pages read them from here. A new option is one field of one
-class, and a use of it.
+`PruneSpec`, the public functions, the command line and the pages read them from here. To add an option, add one field to one
+class and use it.
 """
 
 import math
@@ -14,10 +14,10 @@ from intrafusion.errors import IntrafusionError, check_choice, shown
 
 @dataclass(frozen=True)
 class Option:
-    """What a field may hold, in the metadata of a dataclass field as "option".
+    """The values a field may take, stored as "option" in the metadata of a dataclass field.
 
-    help: what it is, in one line. kind: str, bool, int or float. choices: of a name; empty where a registry has them.
-    least, above, most, below: bounds of a number. optional: whether it may be None.
+    help: description in one line. kind: str, bool, int or float. choices: allowed names; empty if a registry lists them. least,
+    above, most, below: bounds of a number. optional: whether it may be None.
     """
 
     help: str
@@ -30,7 +30,7 @@ class Option:
     optional: bool = False
 
     def check(self, name: str, value: Any) -> Any:
-        """The value, one float for all that are meant to be equal. Raises IntrafusionError for another kind or range."""
+        """Return the value, with equal numbers mapped to one float. Raises IntrafusionError for a wrong type or range."""
         if value is None and self.optional:
             return None
         if self.kind in (str, bool):
@@ -47,7 +47,7 @@ class Option:
         return value if self.kind is int else tidy(value)
 
     def range_in_words(self) -> str:
-        """As "a number above 0 and at most 1"."""
+        """Return the range as text, such as "a number above 0 and at most 1"."""
         bounds = [f"of at least {self.least:g}"] if self.least > -math.inf else []
         bounds += [f"above {self.above:g}"] if self.above > -math.inf else []
         bounds += [f"at most {self.most:,}"] if self.most < sys.float_info.max else []
@@ -56,18 +56,18 @@ class Option:
 
 
 def option(default: Any, help: str, kind: type | None = None, **about: Any) -> Any:
-    """A dataclass field with an `Option`; kind: that of the default, unless it is None."""
+    """Return a dataclass field with an `Option`. kind: taken from the default, unless that is None."""
     return field(default=default, metadata={"option": Option(help, kind or type(default), **about)})
 
 
 def options_of(holder: Any) -> dict[str, Option]:
-    """The options of a dataclass, or of an instance, by field name."""
+    """Return the options of a dataclass, or of an instance, by field name."""
     return {one.name: one.metadata["option"] for one in fields(holder) if "option" in one.metadata}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the classes of options share: values are checked when they are given."""
+    """Base class of option groups: checks the values on construction."""
 
     def __post_init__(self) -> None:
         for name, one in options_of(self).items():
@@ -75,7 +75,7 @@ class Options:
 
     @classmethod
     def of(cls, holder: Any) -> Self:
-        """Those options that a spec, or anything else with these attributes, holds."""
+        """Return the options of this class, read from the attributes of a spec or any other object."""
         return cls(**{one.name: getattr(holder, one.name) for one in fields(cls)})
 
 
@@ -101,7 +101,7 @@ class TransportOptions(Options):
     bias: bool = option(False, "biases are part of the channel vectors")
 
     def check_together(self) -> None:
-        """Raise IntrafusionError for options that mean nothing together."""
+        """Raise IntrafusionError for combinations of options that make no sense."""
         if self.distance == "cosine" and self.p != 1:
             raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {self.p:g}, or choose distance lp")
         if self.cost == "activations" and self.bias:
@@ -109,7 +109,7 @@ class TransportOptions(Options):
 
 
 class TransportKeywords(TypedDict, total=False):
-    """`TransportOptions` as keywords of functions, for type checkers."""
+    """`TransportOptions` as keyword arguments of functions, for type checkers."""
 
     cost: str
     distance: str
@@ -127,7 +127,7 @@ class TransportKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RecoveryOptions(Options):
-    """How recoveries that train go about it."""
+    """Options of recoveries that train."""
 
     epochs: float = option(5.0, "passes of a recovery over its training images", above=0, below=1e6)
     budget: str = option(
@@ -156,6 +156,9 @@ CHOICES = {name: one.choices for cls in (TransportOptions, RecoveryOptions) for 
 
 
 def tidy(value: float) -> float:
-    """One float for what is meant to be one number: for 0, 0.0 and -0.0, and for 0.3 and 0.1 + 0.2. Never up to one."""
+    """Return one float for all roundings of a number: for 0, 0.0 and -0.0, and for 0.3 and 0.1 + 0.2.
+
+    A value below 1 is never rounded up to 1.
+    """
     rounded = float(f"{value:.14g}") + 0.0
     return float(value) if value < 1 <= rounded else rounded

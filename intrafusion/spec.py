@@ -1,7 +1,7 @@
-"""PruneSpec: one frozen, JSON-able description of one pruned model, and of how it is measured.
+"""PruneSpec: a frozen, JSON-able description of one pruned model and of how it is measured.
 
-It is the key of every cache, a page's permalink, the command line's flags and the caption of a figure. Its fields, with
-their ranges and help, stand here and in `options`.
+It serves as the key of every cache, a page's permalink, the command line's flags and the caption of a figure. Its fields, with
+their ranges and help, are defined here and in `options`.
 """
 
 import json
@@ -41,14 +41,14 @@ class _PruningOptions(Options):
 
 @dataclass(frozen=True)
 class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
-    """Which model, pruned how, measured on what. Frozen and hashable; equal specs give equal results.
+    """Which model is pruned, how, and on what it is measured. Frozen and hashable; equal specs give equal results.
 
-    weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of
-    each group's channels that goes, in [0, 1). sparsities: one for each of the named groups, in place of `sparsity`, which
-    is then 0. cost to bias: see `TransportOptions`; epochs to rank: see `RecoveryOptions`. calibration: images that criteria
-    and costs may look at; limit: images of the evaluation; training: images that recoveries learn from; None for all.
-    precision: "exact" (fp32) or "fast" (bf16). Raises IntrafusionError when a field has the wrong type or range; names of
-    registries are checked where they are looked up.
+    weights, data_path: None for the defaults of `load_model` and `load_data`. groups: "all" or names. sparsity: share of each
+    group's channels to remove, in [0, 1). sparsities: one for each of the named groups, replacing `sparsity`, which is then 0.
+    cost to bias: see `TransportOptions`; epochs to rank: see `RecoveryOptions`. calibration: number of images that criteria and
+    costs may use; limit: images of the evaluation; training: images that recoveries train on; None for all. precision: "exact"
+    (fp32) or "fast" (bf16). Raises IntrafusionError when a field has the wrong type or range; names from registries are checked
+    where they are looked up.
     """
 
     calibration: int | None = 512
@@ -65,7 +65,7 @@ class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
         ):
             raise IntrafusionError(f'groups must be "all" or a list of group names, not {shown(self.groups)}')
         if not isinstance(self.groups, str) and self.sparsities is None:
-            object.__setattr__(self, "groups", tuple(dict.fromkeys(self.groups)))  # one key for the same groups
+            object.__setattr__(self, "groups", tuple(dict.fromkeys(self.groups)))  # the same groups give the same key
         if self.sparsities is not None:
             self._check_sparsities()
         for name in COUNTS:
@@ -84,30 +84,30 @@ class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
         object.__setattr__(self, "sparsity", 0.0)
 
     def sparsity_of(self, group: str) -> float:
-        """The share of this group's channels that goes."""
+        """Return the share of this group's channels to remove."""
         if self.sparsities is None:
             return self.sparsity
         return dict(zip(self.groups, self.sparsities, strict=True)).get(group, 0.0)
 
     def but(self, **changes: Any) -> "PruneSpec":
-        """This spec with some fields changed."""
+        """Return this spec with some fields changed."""
         return replace(self, **changes)
 
     def only(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Some fields by name, as keywords: `PLAN_FIELDS` for `plan`, for example."""
+        """Return some fields by name, as keyword arguments: `PLAN_FIELDS` for `plan`, for example."""
         return {name: getattr(self, name) for name in names}
 
     def part(self, *names: str) -> tuple[Any, ...]:
-        """The values of some fields, as a part of a cache's key."""
+        """Return the values of some fields, as part of a cache key."""
         return tuple(getattr(self, name) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the same spec back."""
+        """Return a JSON-able dict, from which `from_dict` restores the same spec."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "PruneSpec":
-        """The spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
+        """Build a spec from a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
         if not isinstance(raw, Mapping):
             raise IntrafusionError(f"a spec is a mapping of fields, not {type(raw).__name__}")
         known = {field.name for field in fields(cls)}
@@ -117,7 +117,7 @@ class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
         return cls(**raw)
 
     def key(self) -> str:
-        """A canonical text of the spec, equal exactly for equal specs."""
+        """Return a canonical text of the spec, equal exactly for equal specs."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
 

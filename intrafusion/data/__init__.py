@@ -1,4 +1,4 @@
-"""Labelled images: datasets, folders of pictures, arrays, and what a person uploads."""
+"""Labelled images: datasets, folders of pictures, arrays, and users' uploads."""
 
 from intrafusion.data.datasets import ImageData, load_calibration, load_data
 

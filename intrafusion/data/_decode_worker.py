@@ -1,8 +1,8 @@
-"""Pictures become pixels: in this process, or in workers that run this file alone and so start without PyTorch.
+"""Decoding of pictures to pixels, in this process or in workers that run only this file and so start without PyTorch.
 
-A worker reads JSON lines: first {"images": an .npy file, "mode": "RGB" or "L", "crop": one of CROPS}, then [row, file] for
-each picture. It writes the pixels to their rows of that file, and answers [row, null], or [row, what was wrong]; where the
-file cannot be written, [-1, why], and ends.
+A worker reads JSON lines: first {"images": an .npy file, "mode": "RGB" or "L", "crop": one of CROPS}, then [row, file] for each
+picture. It writes the pixels to their rows of that file, and answers [row, null] or [row, error message]. If the file cannot be
+written, it answers [-1, error message] and exits.
 """
 
 import io
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-if __name__ == "__main__":  # the package's modules without each __init__, which imports PyTorch
+if __name__ == "__main__":  # import the package's modules without their __init__, which imports PyTorch
     _here = os.path.dirname(os.path.abspath(__file__))
     for _name, _folder in (("intrafusion", os.path.dirname(_here)), ("intrafusion.data", _here)):
         sys.modules[_name] = types.ModuleType(_name)
@@ -26,12 +26,12 @@ if __name__ == "__main__":  # the package's modules without each __init__, which
 
 from intrafusion.data import image_headers
 
-CROPS = ("none", "always", "other")  # other: pictures of the wanted size are taken as they are
-_BAND = 1 << 20  # pixels of 16 bits that are converted at once
+CROPS = ("none", "always", "other")  # other: pictures of the wanted size are not cropped
+_BAND = 1 << 20  # 16-bit pixels that are converted at once
 
 
 def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
-    """`pixels_of` a file. Raises ValueError, in a few words, for one that cannot be read."""
+    """Return `pixels_of` of a file's content. Raises ValueError, with a short message, if it cannot be read."""
     try:
         with file.open("rb") as opened:
             content = opened.read(image_headers.FILE + 1)
@@ -41,10 +41,10 @@ def decode(file: Path, shape: tuple[int, int], mode: str, crop: str) -> np.ndarr
 
 
 def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> np.ndarray:
-    """A picture's pixels: uint8 (H, W, 3), or (H, W, 1) for mode "L".
+    """Decode a picture: uint8 (H, W, 3), or (H, W, 1) for mode "L".
 
-    shape: (H, W). crop: whether the picture is resized to cover 8/7 of it, and its middle cut out; without, it must have that
-    size. Raises ValueError, in a few words, for one that cannot be read.
+    shape: (H, W). crop: one of CROPS; a cropped picture is resized to cover 8/7 of the shape, and its centre is cut out.
+    Without cropping, it must have that size. Raises ValueError, with a short message, if it cannot be read.
     """
     with _opened(content) as picture:
         whole = _eight_bits(picture)
@@ -53,14 +53,14 @@ def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> n
 
 
 def count(content: bytes) -> int:
-    """How many pixels a picture has, as its header says. Raises ValueError as `pixels_of` does."""
+    """Return how many pixels a picture has, according to its header. Raises ValueError as `pixels_of` does."""
     with _opened(content) as picture:
         return picture.size[0] * picture.size[1]
 
 
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
-    """A picture within the bounds. Raises ValueError, in a few words, for whatever goes wrong with it, in the block as well."""
+    """Yield a picture within the size limits. Raises ValueError, with a short message, for any failure, also in the block."""
     try:
         kind, needed = image_headers.first(content)
         with warnings.catch_warnings():
@@ -71,15 +71,19 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
                 yield picture
     except MemoryError:
         raise
-    except UnidentifiedImageError as error:  # whose words name an object of ours
+    except UnidentifiedImageError as error:  # its message names one of our objects
         raise ValueError(f"it begins as {kind}, and is damaged: save it again") from error
-    except Exception as error:  # damaged pictures fail in many ways, in as many decoders
+    except Exception as error:  # damaged pictures make decoders fail in many ways
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """The picture where 8 bits a channel are all that is there; Pillow cuts off what is more. Of an animation, the first."""
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # whose 16 bits lie in 32
+    """Return the picture with 8 bits a channel; Pillow itself would clip larger values.
+
+    Only the first frame of an animation is used. Palette pictures keep their transparency. Raises ValueError for 32 bits a
+    channel.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # 16 bits stored in 32
         return _bytes(picture)
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels are of 32 bits: save it with 8 or 16 bits a channel")
@@ -87,7 +91,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _bytes(picture: Image.Image) -> Image.Image:
-    """A picture of 16 bits with 8, some rows at a time."""
+    """Convert a 16-bit picture to 8 bits, in bands of rows."""
     (width, height), rows = picture.size, max(1, _BAND // picture.size[0])
     made = np.empty((height, width), np.uint8)
     for top in range(0, height, rows):
@@ -111,7 +115,7 @@ def _cut(picture: Image.Image, shape: tuple[int, int], crop: str) -> Image.Image
 
 
 class Rows:
-    """An .npy file of images, written row by row: into a map of it, a full disk would end the process."""
+    """An .npy file of images, written row by row. It is not memory-mapped, because a full disk would then kill the process."""
 
     def __init__(self, path: Path | str):
         whole = np.load(path, mmap_mode="r")
@@ -125,15 +129,15 @@ class Rows:
         self._file.close()
 
     def write(self, row: int, pixels: np.ndarray) -> None:
-        """Raises OSError where the disk is full."""
+        """Write one row. Raises OSError if the disk is full."""
         self._file.seek(self._start + row * self._bytes)
         left = memoryview(pixels.tobytes())
-        while left:  # a disk that is about to be full takes a part
+        while left:  # a disk that is almost full accepts only a part
             left = left[self._file.write(left) :]
 
 
 def main() -> None:
-    """Decode what stdin asks for."""
+    """Decode the pictures that are requested on stdin."""
     about = json.loads(sys.stdin.readline())
     with Rows(about["images"]) as images:
         for line in sys.stdin:
@@ -152,5 +156,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BrokenPipeError:  # the process that asked is gone
+    except BrokenPipeError:  # the parent process is gone
         os._exit(1)

@@ -1,7 +1,7 @@
-"""Labelled images in an .npz, as the usual libraries write them: which array is which, and how it becomes pixels and labels.
+"""Labelled images in an .npz, as common libraries write them: which array is which, and how it becomes pixels and labels.
 
-What can be read in one way alone is converted, and told; what can be read in several is refused, with the flag of `own data`
-that settles it. Pickles are never read.
+Content with only one possible reading is converted, and the conversion is reported. Ambiguous content is refused, with the flag
+of `own data` that settles it. Pickles are never read.
 """
 
 import re
@@ -24,13 +24,13 @@ from intrafusion.runtime.file_text import CLASSES, NAME, check_classes
 from intrafusion.runtime.safe_zip import check_count
 
 LAYOUTS = ("nhwc", "nchw")  # channels last, channels first
-CHANNELS = 16  # at most
-MEMBERS = 64  # arrays of a file
-_DIMENSIONS, _HEADER = 8, 10_000  # of an array, and bytes of what says so
-_SIGN = 4  # bytes of a character of an array
-_DARK = 32  # of 255: images without a brighter pixel look as if they had another range
-_SLACK = 1e-6  # of a range, for rounding
-_FLAT = 8  # pixels a side: fewer numbers a row are no picture
+CHANNELS = 16  # most channels of an image
+MEMBERS = 64  # most arrays of a file
+_DIMENSIONS, _HEADER = 8, 10_000  # most dimensions of an array, and most bytes of its header
+_SIGN = 4  # bytes of a character in a text array
+_DARK = 32  # of 255: images without a brighter pixel probably have another range
+_SLACK = 1e-6  # tolerance for rounding, as a share of a range
+_FLAT = 8  # least pixels a side of flattened pictures
 _CHUNK = 1 << 24  # numbers that are converted at once
 _ROLES = {
     "images": ("images", "image", "imgs", "x", "data"),
@@ -40,7 +40,7 @@ _ROLES = {
 _ROLE = {word: role for role, words in _ROLES.items() for word in words}
 _WORDS = "|".join(sorted((word for words in SPLITS.values() for word in words), key=len, reverse=True))
 _KEY = re.compile(rf"(?:({_WORDS})_?)?({'|'.join(_ROLE)})(?:_?({_WORDS}))?", re.IGNORECASE)
-_DAMAGED = (  # how numpy and zipfile fail on what is no .npz
+_DAMAGED = (  # what numpy and zipfile raise for a file that is no .npz
     OSError, ValueError, BadZipFile, EOFError, zlib.error, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
     SyntaxError, TokenError,
 )  # fmt: skip
@@ -48,7 +48,7 @@ _DAMAGED = (  # how numpy and zipfile fail on what is no .npz
 
 @dataclass(frozen=True)
 class Reading:
-    """What settles an ambiguous file. layout: one of `LAYOUTS`. span: the values of black and of full brightness."""
+    """Settings that resolve an ambiguous file. layout: one of `LAYOUTS`. span: the values of black and of full brightness."""
 
     layout: str | None = None
     span: tuple[float, float] | None = None
@@ -62,9 +62,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Arrays:
-    """images: uint8 (N, H, W, C). labels: int64 (N,), which may be negative. classes: names, () where the file says none.
+    """Images and labels read from an .npz.
 
-    columns: of one-hot labels, 0 for others. notes: what was converted.
+    images: uint8 (N, H, W, C). labels: int64 (N,), which may be negative. classes: names, () if the file has none. columns:
+    number of columns of one-hot labels, 0 for other labels. notes: what was converted.
     """
 
     images: np.ndarray
@@ -75,10 +76,10 @@ class Arrays:
 
 
 def role_of(key: str) -> tuple[str, str] | None:
-    """What an array of this name is ("images", "labels" or "classes"), and the word for its split, "" for any; None for others.
+    """Return an array's role ("images", "labels" or "classes") and the word for its split, by its name; None if unknown.
 
-    Known are the names of this project (images, labels, classes), Keras (x_train, y_test), MedMNIST (train_images, val_labels),
-    scikit-learn (data, target, target_names) and PyTorch (data, targets), in any case.
+    The word is "" for any split. Known are the names of this project (images, labels, classes), Keras (x_train, y_test),
+    MedMNIST (train_images, val_labels), scikit-learn (data, target, target_names) and PyTorch (data, targets), in any case.
     """
     found = _KEY.fullmatch(key)
     if found is None or (found[1] and found[3]):
@@ -87,24 +88,24 @@ def role_of(key: str) -> tuple[str, str] | None:
 
 
 def splits_of(keys: Iterable[str]) -> dict[str, str]:
-    """The word under which arrays of these names have each split, "train" and "test": the first of `SPLITS` that has images.
+    """Return the word that array names use for each split, "train" and "test": the first of `SPLITS` that has images.
 
-    {} where no name of images says a split.
+    {} if no name of images contains a split.
     """
     words = {role[1] for key in keys if (role := role_of(key)) and role[0] == "images"}
     return {split: known[0] for split, names in SPLITS.items() if (known := [word for word in names if word in words])}
 
 
 def keys_of(path: Path) -> list[str]:
-    """The names of the arrays of an .npz. Raises IntrafusionError for a file that is none."""
+    """Return the names of the arrays of an .npz. Raises IntrafusionError for any other file."""
     with _opened(path) as file:
         return list(file.files)
 
 
 def read_arrays(path: Path, split: str, channels: Iterable[int] | None = None, reading: Reading | None = None) -> Arrays:
-    """The images and labels of a split. channels: how many an image may have; 1 to `CHANNELS` without.
+    """Read the images and labels of a split. channels: allowed numbers of channels; None for 1 to `CHANNELS`.
 
-    Raises IntrafusionError for a damaged file, for one without images and labels of this split, and for arrays that are none.
+    Raises IntrafusionError for a damaged file, for one without images and labels of this split, and for invalid arrays.
     """
     images, labels, names = _load(path, split)
     many = tuple(channels or range(1, CHANNELS + 1))
@@ -130,9 +131,9 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def header(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array in an .npz, whose numbers are not read.
+    """Return the shape and dtype of an array in an .npz, without reading its numbers.
 
-    Raises ValueError where they do not agree with its size, or are of more than `_DIMENSIONS` dimensions.
+    Raises ValueError if they do not match its size, or if it has more than `_DIMENSIONS` dimensions.
     """
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
@@ -143,7 +144,7 @@ def header(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
             shape, _, kind = read(member)
-        except (SyntaxError, TokenError, MemoryError) as error:  # numpy reads the header as Python's literals
+        except (SyntaxError, TokenError, MemoryError) as error:  # numpy parses the header as Python literals
             raise ValueError(f"{info.filename} has no header of an array") from error
         if len(shape) > _DIMENSIONS:
             raise ValueError(f"{info.filename} has {len(shape)} dimensions, and at most {_DIMENSIONS} are taken")
@@ -170,7 +171,7 @@ def _load(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ..
 
 
 def _names(path: Path, classes: np.ndarray | None) -> tuple[str, ...]:
-    """Names of classes. NumPy makes text of any number that stands for a character, and Python fails of some of it later."""
+    """Return class names, checked: NumPy accepts any number as a character, and Python fails on some of them later."""
     if classes is None:
         return ()
     if classes.dtype.kind == "U":
@@ -181,7 +182,7 @@ def _names(path: Path, classes: np.ndarray | None) -> tuple[str, ...]:
 
 
 def _chosen(path: Path, split: str, keys: Iterable[str]) -> dict[str, str]:
-    """The key of each role for a split."""
+    """Return the key of each role for a split."""
     there = splits_of(keys)
     if there and split not in there:
         raise IntrafusionError(f"{path} holds {next(iter(there))} images and no {split} images, by the names of its arrays")
@@ -204,7 +205,7 @@ def _chosen(path: Path, split: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _labels(path: Path, labels: np.ndarray, count: int) -> tuple[np.ndarray, str, int]:
-    """Labels as int64 (N,), what was converted, and for one-hot labels the number of columns, else 0."""
+    """Return labels as int64 (N,), what was converted, and the number of columns of one-hot labels, else 0."""
     told = f"{path}: labels must be integers ({count},)"
     given = f"{labels.dtype} {labels.shape}"
     if labels.dtype.kind not in "uifb" or labels.ndim not in (1, 2) or len(labels) != count:
@@ -240,7 +241,7 @@ def _one_hot(told: str, given: str, labels: np.ndarray) -> tuple[np.ndarray, str
 
 
 def _images(path: Path, images: np.ndarray, channels: tuple[int, ...], reading: Reading) -> tuple[np.ndarray, str]:
-    """Images as uint8 (N, H, W, C), and what was converted."""
+    """Return images as uint8 (N, H, W, C), and what was converted."""
     many = "1 to 16" if channels == tuple(range(1, CHANNELS + 1)) else " or ".join(map(str, channels))
     told = f"{path}: images must be uint8 (N, H, W, {many})"
     given = f"{images.dtype} {images.shape}"
@@ -258,7 +259,7 @@ def _settle(path: Path, flag: str, other: str = "") -> str:
 
 
 def _shaped(path: Path, told: str, images: np.ndarray, channels: tuple[int, ...], layout: str | None) -> tuple[np.ndarray, str]:
-    """(N, H, W, C) of images with channels last or first, of grey ones without channels, or of rows of numbers."""
+    """Return (N, H, W, C) images from any of: channels last or first, grey images without channels, flattened rows."""
     shape = images.shape
     if images.ndim == 2:
         images, layout = _unflattened(path, told, images, channels, layout)
@@ -277,7 +278,7 @@ def _shaped(path: Path, told: str, images: np.ndarray, channels: tuple[int, ...]
 def _unflattened(
     path: Path, told: str, images: np.ndarray, channels: tuple[int, ...], layout: str | None
 ) -> tuple[np.ndarray, str | None]:
-    """Rows of numbers as squares: grey ones, or of three colours whose order must be said."""
+    """Reshape rows of numbers to square pictures: grey, or with three colours whose order must be given."""
     count, numbers = images.shape
     side, coloured = isqrt(numbers), isqrt(numbers // 3)
     if side**2 == numbers and side >= _FLAT and 1 in channels:
@@ -294,7 +295,7 @@ def _unflattened(
 
 
 def _layout(path: Path, told: str, shape: tuple[int, ...], channels: tuple[int, ...], kind: np.dtype) -> str:
-    """Whether channels are last or first, where the shape of an image leaves no doubt."""
+    """Return whether channels are last or first, if the shape of an image is unambiguous."""
     first, middle, last = shape
     fits = [name for name, size in (("nhwc", last), ("nchw", first)) if size in channels]
     square = [name for name, same in (("nhwc", first == middle), ("nchw", middle == last)) if same and name in fits]
@@ -303,7 +304,7 @@ def _layout(path: Path, told: str, shape: tuple[int, ...], channels: tuple[int, 
         raise IntrafusionError(f"{told}, not {kind} (N, {first}, {middle}, {last})")
     if fits == ["nhwc"]:
         return "nhwc"
-    for likely in (square, usual):  # pictures are squares, and have 1 or 3 channels
+    for likely in (square, usual):  # pictures are usually square, and have 1 or 3 channels
         if len(likely) == 1:
             return likely[0]
     raise IntrafusionError(
@@ -313,7 +314,7 @@ def _layout(path: Path, told: str, shape: tuple[int, ...], channels: tuple[int, 
 
 
 def _pixels(path: Path, told: str, images: np.ndarray, span: tuple[float, float] | None) -> tuple[np.ndarray, str]:
-    """uint8 of images whose values run from 0 to 255, from 0 to 1, or over a span that is said."""
+    """Return uint8 images from values in 0 to 255, in 0 to 1, or in a given span, and what was converted."""
     kind = images.dtype
     if kind == np.uint8 and span is None:
         most = int(images.max())
@@ -339,7 +340,7 @@ def _dark(path: Path, most: int) -> str:
 
 
 def _span(path: Path, told: str, kind: np.dtype, low: float, high: float) -> tuple[float, float]:
-    """The values of black and of full brightness, where the numbers leave no doubt."""
+    """Return the values of black and of full brightness, if the numbers are unambiguous."""
     if low >= -_SLACK and kind.kind == "f" and high <= 1 + _SLACK:
         return 0, 1
     full = 65535 if kind == np.uint16 else 255

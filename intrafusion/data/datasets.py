@@ -1,8 +1,8 @@
-"""Labelled images by name: held as uint8 on the device, normalised there.
+"""Labelled images by name: stored as uint8 on the device, and normalised there.
 
 `digits` comes with scikit-learn; CIFAR from torchvision's files, an .npz or class folders; ImageNet and Imagenette from class
-folders; your own from an .npz, class folders, or what `uploads.take_data` keeps. Only digits needs no path and no network. What
-was passed over or converted is logged as a warning, once a process, and stands in `ImageData.notes`.
+folders; your own images from an .npz, class folders, or what `upload.take_data` keeps. Only digits needs neither a path nor a
+network connection. What was skipped or converted is logged as a warning, once per process, and listed in `ImageData.notes`.
 """
 
 import hashlib
@@ -38,17 +38,18 @@ DATASETS = {
     OWN: "your own images: an .npz, a folder of .npz files or of class folders; a path, or kept/NAME after `own data`",
 }
 Size = int | tuple[int, int, int]
-_PIXELS = 1 << 17  # input pixels a batch on the CPU: 128 CIFAR images stay in the caches
+_PIXELS = 1 << 17  # input pixels per batch on the CPU: 128 CIFAR images stay in the caches
 _CUDA_PIXELS = 1 << 22
-_KEPT_AS = Reading("nhwc", (0, 255))  # arrays that are kept
-_MEMORY_LIMIT = 4 << 30  # bytes of decoded images held at once
+_KEPT_AS = Reading("nhwc", (0, 255))  # how kept arrays are stored
+_MEMORY_LIMIT = 4 << 30  # most bytes of decoded images in memory
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A labelled split. images: uint8 (N, C, H, W), channels last in memory; labels: int64 (N,), -1 where not known.
+    """A labelled split of a dataset.
 
-    notes: what was passed over or converted, a line each.
+    images: uint8 (N, C, H, W), channels last in memory. labels: int64 (N,), -1 if not known. notes: what was skipped or
+    converted, one line each.
     """
 
     name: str
@@ -65,7 +66,7 @@ class ImageData:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def subset(self, limit: int | None, seed: int = 0) -> "ImageData":
-        """At most `limit` images, drawn without replacement; the same ones for the same seed, whatever the device."""
+        """Return at most `limit` images, drawn without replacement; the same ones for the same seed on any device."""
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
@@ -75,7 +76,10 @@ class ImageData:
         return replace(self, images=self.images[order], labels=self.labels[order])
 
     def labelled(self) -> "ImageData":
-        """The images whose label is known: those that accuracies and losses are of. Raises IntrafusionError without any."""
+        """Return the images with known labels, which accuracies and losses are computed on.
+
+        Raises IntrafusionError if there are none.
+        """
         known = self.labels >= 0
         if bool(known.all()) and len(self):
             return self
@@ -85,12 +89,12 @@ class ImageData:
 
     @property
     def note(self) -> str:
-        """How many images have labels, in words; "" where all have."""
+        """How many images have labels, as text; "" if all have."""
         known = int((self.labels >= 0).sum())
         return "" if known == len(self) else f"{known:,} of {len(self):,} images have labels; accuracies are of these"
 
     def batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Successive (images, labels): as many at once as suit the device, and no more than `most`."""
+        """Yield successive (images, labels) batches, of a size that suits the device and is at most `most`."""
         pixels = _CUDA_PIXELS if self.images.device.type == "cuda" else _PIXELS
         size = max(1, pixels // (self.images.shape[-1] * self.images.shape[-2]))
         size = size if most is None else min(most, size)
@@ -100,7 +104,7 @@ class ImageData:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, H, W) in 0..255 -> float32, `(image / 255 - mean) / std` for each channel, on the images' device."""
+    """Convert uint8 (B, C, H, W) in 0..255 to float32 `(image / 255 - mean) / std` per channel, on the images' device."""
     shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255
     scale = 1 / (torch.tensor(std, device=images.device).view(1, -1, 1, 1) * 255)
     return images.float().sub_(shift).mul_(scale)
@@ -121,22 +125,22 @@ def load_data(
     Parameters
     ----------
     name : str
-        A dataset's name; "kept/NAME" is one that was kept on this machine.
+        A dataset's name; "kept/NAME" for images kept on this machine.
     split : str
         "train" or "test".
     path : str or Path, optional
-        An .npz of images and labels (see `arrays`), a folder of class folders, perhaps below train and test (see
-        `folder_layout`), torchvision's CIFAR folder or the batches' own, or a folder holding `{name}_{split}.npz`.
+        An .npz of images and labels (see `arrays`), a folder of class folders, possibly below train and test (see
+        `folder_layout`), torchvision's CIFAR folder or that of its batches, or a folder that holds `{name}_{split}.npz`.
     device : str or torch.device
         Where the images are kept.
     download : bool
-        Whether CIFAR and Imagenette may be fetched.
+        Whether CIFAR may be downloaded.
     limit : int, optional
-        Decode at most that many images of a folder, spread over the classes.
+        Decode at most this many images of a folder, spread over the classes.
     input_size : int or (C, H, W)
-        Side in pixels of the central crop for ImageNet and own folders, whose shorter side is resized to 8/7 of it first.
+        Side in pixels of the central crop for ImageNet and own folders, whose shorter side is first resized to 8/7 of it.
     progress : callable, optional
-        Called with (images decoded, images in all). Folders of many pictures are decoded once and kept.
+        Called with (images decoded, images in total). Folders of many pictures are decoded once and cached.
 
     Returns
     -------
@@ -179,18 +183,18 @@ def load_data(
     return data.to(device)
 
 
-@lru_cache(maxsize=1024)  # each note once
+@lru_cache(maxsize=1024)  # log each note once
 def _tell(note: str) -> None:
     _log.warning("%s", note)
 
 
 def kept_data() -> list[str]:
-    """The datasets that are kept on this machine, as "kept/NAME", in alphabetical order."""
+    """Return the datasets kept on this machine, as "kept/NAME", in alphabetical order."""
     return sorted(f"{KEPT}{path.name}" for path in (home() / "images").glob("[!.]*") if is_name(path.name))
 
 
 def _kept(name: str, path: str | Path | None) -> Path:
-    """The folder of a kept dataset."""
+    """Return the folder of a kept dataset."""
     if path is not None:
         raise IntrafusionError(f"{name} is kept on this machine and takes no path: leave {path} out")
     if name not in kept_data():
@@ -209,9 +213,9 @@ def load_calibration(
     seed: int = 0,
     input_size: Size = 224,
 ) -> ImageData:
-    """At most `limit` images for criteria and costs to look at: of the training split, so that no test label leaks.
+    """Load at most `limit` images for criteria and costs, from the training split, so that no test label leaks.
 
-    Where `path` holds no training split (of x_test.npz or x.npz it is x_train.npz), the test split's; `.split` says which.
+    If `path` holds no training split (x_train.npz for x_test.npz or x.npz), they come from the test split; `.split` says which.
     Raises IntrafusionError as `load_data` does.
     """
     if name.startswith(KEPT):
@@ -219,11 +223,11 @@ def load_calibration(
     else:
         split, where = _calibration_split(name, None if path is None else Path(os.path.expanduser(path)))
     data = load_data(name, split, where, limit=limit, input_size=input_size).subset(limit, seed)
-    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(device)  # lets go of all the others
+    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(device)  # releases the other images
 
 
 def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]:
-    """The split to calibrate on, and the path that has it."""
+    """Return the split to calibrate on, and the path that holds it."""
     if where is not None and where.is_file() and "train" not in splits_of(keys_of(where)):
         beside = train_beside(where)
         return ("train", beside) if beside.is_file() else ("test", where)
@@ -231,7 +235,7 @@ def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]
 
 
 def train_beside(test: Path) -> Path:
-    """Where the training images of a file of test images are looked for: x_train.npz of x_test.npz, x_train.npz of x.npz."""
+    """Return the path of training images beside a file of test images: x_train.npz for x_test.npz, or for x.npz."""
     name = test.name.replace("test", "train")
     return test.with_name(name if name != test.name else f"{test.stem}_train{test.suffix}")
 
@@ -311,7 +315,7 @@ def _class_folders(
 
 
 def stream_cifar(name: str) -> Iterator[tuple[int, int]]:
-    """Download CIFAR's archive to where `load_data` looks for it, yielding (bytes done, bytes in all)."""
+    """Download CIFAR's archive to where `load_data` looks for it, yielding (bytes done, total bytes)."""
     maker = _cifar_class(name)
     yield from stream(maker.url, home() / "data" / maker.filename)
 
@@ -323,7 +327,10 @@ def _cifar_class(name: str) -> Any:
 
 
 def _cifar_place(name: str, path: Path) -> tuple[Path, str | None] | None:
-    """The folder around torchvision's batches, in `path` or that itself, and their folder's name where it is not the usual."""
+    """Return the parent folder of torchvision's batches, and the batch folder's name if unusual; None if there are none.
+
+    The batches may be in `path` itself or in a folder below it.
+    """
     if name not in ("cifar10", "cifar100"):
         return None
     maker = _cifar_class(name)
@@ -336,7 +343,10 @@ def _cifar_place(name: str, path: Path) -> tuple[Path, str | None] | None:
 
 
 def _torchvision_cifar(name: str, split: str, root: Path, folder: str | None = None, download: bool = False) -> ImageData:
-    """torchvision's batches in `root`, or in a folder of it. They are pickles: it opens those of the published MD5 alone."""
+    """Load torchvision's batches from `root`, or a folder in it.
+
+    They are pickles: torchvision only opens those with the published MD5.
+    """
     maker = _cifar_class(name)
     if download and not (root / maker.base_folder).exists():
         for _ in stream_cifar(name):
@@ -358,12 +368,12 @@ def _torchvision_cifar(name: str, split: str, root: Path, folder: str | None = N
 
 
 def read_kept(split: str, path: Path) -> ImageData:
-    """A split of an .npz that is kept: what was to be converted has been."""
+    """Read a split of a kept .npz, which needs no conversion any more."""
     return _npz(OWN, split, path, _KEPT_AS)
 
 
 def _npz(name: str, split: str, path: Path, reading: Reading | None) -> ImageData:
-    """A split of an .npz, whose labels are classes of the dataset."""
+    """Load a split of an .npz, checking that its labels are classes of the dataset."""
     found = read_arrays(path, split, None if name == OWN else (1, 3), reading)
     labels, last = found.labels, int(found.labels.max())
     if labels.min() < 0:

@@ -1,7 +1,7 @@
-"""Pictures of a folder, decoded once: many of them by worker processes, into a file that is mapped into memory.
+"""Cache of decoded folders: pictures are decoded once, many of them by worker processes, into a memory-mapped file.
 
-The file lies under `home()`, keyed by the folder, its files and the size. Which rows are done is written beside it, so that
-work that was stopped goes on where it was, and a few images are all that is decoded where a few are asked for.
+The file is stored under `home()`, keyed by the folder, its files and the size. A second file records which rows are done.
+Interrupted work therefore resumes where it stopped, and only the requested images are decoded.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from intrafusion.runtime.atomic_write import drop, whole
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import home
 
-Progress = Callable[[int, int], None]  # images done, images in all
-_FEW = 256  # pictures that are decoded at once, without a file
-_SHARE = 64  # pictures that are worth a process
+Progress = Callable[[int, int], None]  # images done, images in total
+_FEW = 256  # up to this many pictures are decoded directly, without a file
+_SHARE = 64  # least pictures per worker process
 _MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What pictures become. shape: (H, W). mode: "RGB" or "L". crop: see `_decode_worker.decode`."""
+    """The format to decode pictures to. shape: (H, W). mode: "RGB" or "L". crop: see `_decode_worker.pixels_of`."""
 
     shape: tuple[int, int]
     mode: str = "RGB"
@@ -48,9 +48,9 @@ class Wanted:
 def decoded(
     root: Path, files: Sequence[Path], rows: Sequence[int], wanted: Wanted, progress: Progress | None = None
 ) -> np.ndarray:
-    """The pixels of these rows of the folder's files: uint8 (n, H, W, C); mapped from the file where all rows are asked for.
+    """Return the pixels of these rows of the folder's files: uint8 (n, H, W, C), memory-mapped if all rows are requested.
 
-    Raises IntrafusionError that names the picture which cannot be read; those before it stay decoded.
+    Raises IntrafusionError that names the picture that cannot be read; those before it stay decoded.
     """
     if len(rows) <= _FEW:
         images = np.empty((len(rows), *wanted.pixels), np.uint8)
@@ -74,7 +74,7 @@ def decoded(
 
 
 def _folder(root: Path, files: Sequence[Path], wanted: Wanted) -> Path:
-    """Where the pixels lie: under the hash of what they depend on."""
+    """Return the cache folder of the pixels, named by the hash of what they depend on."""
     key = hashlib.sha256(f"{root.resolve()} {wanted}".encode())
     for file in files:
         try:
@@ -86,7 +86,7 @@ def _folder(root: Path, files: Sequence[Path], wanted: Wanted) -> Path:
 
 
 def _make(folder: Path, count: int, wanted: Wanted) -> None:
-    """Make the empty files, both at once, unless they are there, and whole."""
+    """Create the two files together, empty, unless they already exist in full length."""
     if _is_whole(folder, count, wanted):
         return
     drop(folder)
@@ -94,14 +94,14 @@ def _make(folder: Path, count: int, wanted: Wanted) -> None:
         with whole(folder) as part:
             part.mkdir()
             np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *wanted.pixels))
-            np.save(part / "done.npy", np.zeros(count, np.bool_))  # no holes: a map of one on a full disk ends the process
+            np.save(part / "done.npy", np.zeros(count, np.bool_))  # not sparse: on a full disk, mapping that kills the process
     except IntrafusionError:
         if not _is_whole(folder, count, wanted):  # else another process was first
             raise
 
 
 def _is_whole(folder: Path, count: int, wanted: Wanted) -> bool:
-    """Whether both files are there in their full length: somebody may have tidied up."""
+    """Return whether both files exist in full length; somebody may have removed them."""
     try:
         images, done = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "done"))
     except (OSError, ValueError, EOFError):
@@ -126,7 +126,7 @@ def _decoded(file: Path, wanted: Wanted) -> np.ndarray:
 
 
 def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Wanted) -> Iterator[int]:
-    """Decode these rows into the file, in any order; each row once it is there."""
+    """Decode these rows into the file, in any order, and yield each row once it is written."""
     count = min(os.cpu_count() or 1, _MOST_WORKERS, len(todo) // _SHARE)
     if count < 1:
         with Rows(images) as pixels:
@@ -168,7 +168,7 @@ def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Want
 
 
 class _Worker:
-    """A process that decodes its share, and a thread that hands on what it answers; None in the end."""
+    """A process that decodes its share, and threads that feed it and put its answers into a queue; None at the end."""
 
     def __init__(self, images: Path, share: Sequence[tuple[int, str]], wanted: Wanted, answers: queue.Queue):
         self._process = subprocess.Popen(
@@ -176,7 +176,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # no Ctrl-C of a terminal
+            start_new_session=True,  # so that it receives no Ctrl-C from the terminal
         )
         about = {"images": str(images), "mode": wanted.mode, "crop": wanted.crop}
         self._lines = [json.dumps(line) + "\n" for line in (about, *share)]
@@ -190,7 +190,7 @@ class _Worker:
         try:
             with self._process.stdin as stdin:
                 stdin.writelines(self._lines)
-        except (BrokenPipeError, ValueError):  # it has ended
+        except (BrokenPipeError, ValueError):  # the worker has ended
             pass
 
     def _hear(self) -> None:

@@ -1,6 +1,6 @@
-"""Which folders are splits, which are classes, and which files are pictures: the one place that decides it.
+"""Interpretation of folder trees: which folders are splits, which are classes, and which files are pictures.
 
-It looks at a tree of names alone, so that folders on a disk and in an archive are read alike.
+It works on a tree of names alone, so folders on disk and in an archive are treated alike.
 """
 
 import os
@@ -16,24 +16,24 @@ from intrafusion.errors import IntrafusionError, as_line
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}  # the best first
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}  # best first
 LISTS = ("labels.json", "val.txt", "labels.txt", "LOC_val_solution.csv", "val_annotations.txt", "labels.csv")
 _RANK = {word: (split, rank) for split, words in SPLITS.items() for rank, word in enumerate(words)}
-_JUNK = ("__macosx", "@eadir", "#recycle", "$recycle.bin")  # of systems that keep thumbnails or remains of pictures
+_JUNK = ("__macosx", "@eadir", "#recycle", "$recycle.bin")  # system folders with thumbnails or deleted pictures
 _BARE = (
     "images",
     "imgs",
     "img",
     "pictures",
     "jpegimages",
-)  # a folder of this name, when it is the only one, is no class
+)  # the only folder, if it has such a name, is no class
 DEPTH = 64
 
 Entry = TypeVar("Entry")
 
 
 class Tree(Generic[Entry]):
-    """A folder by its name, with its files and folders by theirs; listed when somebody looks."""
+    """A folder: its name, and its files and subfolders by name; listed on first access."""
 
     def __init__(self, name: str, listing: Callable[[], tuple[dict[str, Entry], dict[str, "Tree[Entry]"]]]):
         self.name = name
@@ -54,42 +54,42 @@ class Tree(Generic[Entry]):
 
     @cached_property
     def pictures(self) -> list[Entry]:
-        """Those that lie in the folder itself, in the order of their names."""
+        """The pictures directly in the folder, sorted by name."""
         return [file for name, file in self.files.items() if is_picture(name)]
 
     @cached_property
     def holds(self) -> bool:
-        """Whether a picture lies in it, at any depth."""
+        """Whether the folder contains a picture, at any depth."""
         return bool(self.pictures) or any(not is_junk(name) and at.holds for name, at in self.folders.items())
 
     @cached_property
     def holding(self) -> list["Tree[Entry]"]:
-        """Its folders with pictures, in the order of their names."""
+        """The subfolders that contain pictures, sorted by name."""
         return [folder for name, folder in self.folders.items() if not is_junk(name) and folder.holds]
 
     def walk(self) -> Iterator[Entry]:
-        """Its pictures, then those of its folders."""
+        """Yield the pictures of the folder, then those of its subfolders."""
         yield from self.pictures
         for folder in self.holding:
             yield from folder.walk()
 
     def below(self) -> Iterator["Tree[Entry]"]:
-        """The folders with pictures in it, at any depth."""
+        """Yield the subfolders that contain pictures, at any depth."""
         for folder in self.holding:
             yield folder
             yield from folder.below()
 
 
 def on_disk(path: Path) -> Tree[Path]:
-    """The folder at a path. Links are followed, except to a folder that they lie in.
+    """Return the tree of the folder at a path. Links are followed, except those to a folder that contains them.
 
-    Looking at it raises IntrafusionError for a folder that cannot be listed.
+    Accessing the tree raises IntrafusionError for a folder that cannot be listed.
     """
     return _on_disk(path, os.path.realpath(path), frozenset())
 
 
 def _on_disk(path: Path, real: str, above: frozenset[str]) -> Tree[Path]:
-    """real: where the folder lies; above: where those around it do."""
+    """Return the tree of a folder. real: its resolved path; above: those of the folders around it."""
 
     def listing() -> tuple[dict[str, Path], dict[str, Tree[Path]]]:
         files: dict[str, Path] = {}
@@ -125,7 +125,7 @@ def _check_depth(path: object, depth: int) -> None:
 
 
 def in_archive(entries: Iterable[tuple[str, Entry]]) -> Tree[Entry]:
-    """The folders that names as "cat/1.png" describe."""
+    """Return the tree that names such as "cat/1.png" describe."""
     return _nested([([part for part in name.split("/") if part not in ("", ".")], entry) for name, entry in entries])
 
 
@@ -145,20 +145,21 @@ def _nested(entries: Sequence[tuple[list[str], Entry]], name: str = "", depth: i
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name is one: by its suffix, in any case; hidden ones are none."""
+    """Return whether a file name is that of a picture: by its suffix, in any case; hidden files are none."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def is_junk(folder: str) -> bool:
-    """Whether a folder of this name is hidden, or a system's own."""
+    """Return whether a folder of this name is hidden, or belongs to the system."""
     return folder.startswith(".") or folder.lower() in _JUNK
 
 
 @dataclass(frozen=True)
 class Layout(Generic[Entry]):
-    """What a folder holds. around: the folders that wrap `top`, the outermost first; top: where splits or classes lie.
+    """What a folder holds.
 
-    splits: the folders of "train" and "test", as far as they are there; none where `top` has the classes.
+    around: the folders that wrap `top`, the outermost first. top: the folder that holds the splits or classes. splits: the
+    folders of "train" and "test" that exist; empty if `top` holds the classes.
     """
 
     around: tuple[Tree[Entry], ...]
@@ -166,7 +167,7 @@ class Layout(Generic[Entry]):
     splits: dict[str, Tree[Entry]] = field(default_factory=dict)
 
     def at(self, split: str, where: object) -> Tree[Entry]:
-        """The folder of a split. Raises IntrafusionError, which says `where`, for one that is not there."""
+        """Return the folder of a split. Raises IntrafusionError, naming `where`, if it does not exist."""
         if not self.splits:
             return self.top
         if split in self.splits:
@@ -175,7 +176,7 @@ class Layout(Generic[Entry]):
         raise IntrafusionError(f"{where} holds {has} images and no {lacks} images: add a folder {add}")
 
     def labels_of(self, tree: Tree[Entry]) -> tuple[str, Entry] | None:
-        """Name and file of the list of labels for pictures that lie in no class folder: with them, or at the top."""
+        """Return name and file of the label list for pictures outside class folders: next to them, or at the top."""
         near = ((name, at.files[name]) for at in (bare(tree) or tree, tree) for name in LISTS if name in at.files)
         top = ((name, file) for name, file in self.top.files.items() if name in LISTS and _is_for(name, tree.name))
         return next(near, None) or next(top, None)
@@ -184,11 +185,10 @@ class Layout(Generic[Entry]):
 def layout_of(root: Tree[Entry]) -> Layout[Entry]:
     """Find the splits, or the classes, of a folder.
 
-    A folder that is alone, with folders of pictures in it, is a wrapper, unless it is called train or the like. Splits are
-    named by a word of `SPLITS`, in any case; other words may stand beside it ("training_set") where both splits are there.
-    Pictures lie in folders of a split. Of several test splits the first of test, testing, val, valid, validation whose
-    pictures have labels is the one.
-    Raises IntrafusionError where two folders have equal claims.
+    A folder that holds nothing but one folder of folders with pictures is a wrapper, unless that one is named like a split.
+    Splits are named by a word of `SPLITS`, in any case; the name may contain other words ("training_set") if both splits exist.
+    Pictures are in folders of a split. Of several test splits, the first of test, testing, val, valid, validation whose
+    pictures have labels is chosen. Raises IntrafusionError if two folders match equally well.
     """
     around, top = [], root
     while _is_wrapper(top):
@@ -210,7 +210,7 @@ def layout_of(root: Tree[Entry]) -> Layout[Entry]:
 
 
 def _is_wrapper(top: Tree[Entry]) -> bool:
-    """Whether a folder holds nothing but one folder of folders, which is not called train or test itself."""
+    """Return whether a folder holds nothing but one folder of folders that is not itself named like a split."""
     if len(top.holding) != 1 or top.pictures:
         return False
     only = top.holding[0]
@@ -218,7 +218,10 @@ def _is_wrapper(top: Tree[Entry]) -> bool:
 
 
 def bare(tree: Tree[Entry]) -> Tree[Entry] | None:
-    """The folder whose pictures lie in no class folder: this one, or the only one in it where that is called images."""
+    """Return the folder whose pictures are in no class folder, or None.
+
+    It is this folder, or its only subfolder if that has a name such as images.
+    """
     if not tree.holding:
         return tree if tree.pictures else None
     only = tree.holding[0]
@@ -227,7 +230,7 @@ def bare(tree: Tree[Entry]) -> Tree[Entry] | None:
 
 
 def _split_word(name: str) -> str | None:
-    """The one word of a name that says which split it is."""
+    """Return the word of a name that says which split it is; None unless there is exactly one."""
     words = [word for word in re.findall("[a-z]+", name.lower()) if word in _RANK]
     return words[0] if len(words) == 1 else None
 
@@ -237,12 +240,12 @@ def _is_exact(folder: Tree[Entry]) -> bool:
 
 
 def _split_folders(top: Tree[Entry]) -> list[Tree[Entry]]:
-    """Folders of `top` that are splits: a class may be called train, too, beside others."""
+    """Return the folders of `top` that are splits; a class may also be called train, next to other classes."""
     exact = all(map(_is_exact, top.holding))
     named = [folder for folder in top.holding if _split_word(folder.name)]
     if not exact and (len(named) < len(top.holding) or not _are_both(named)):
         named = [folder for folder in named if not folder.pictures]
-    if not _are_both(named):  # alone, only what is surely one
+    if not _are_both(named):  # a lone split must be unambiguous
         named = [folder for folder in named if _is_exact(folder) and (exact or bare(folder) is None)]
     return named
 
@@ -252,7 +255,7 @@ def _are_both(folders: Sequence[Tree[Entry]]) -> bool:
 
 
 def _claim(folder: Tree[Entry]) -> tuple[str, int, bool]:
-    """Split, place among its names, and whether other words stand beside it."""
+    """Return the split, the rank of its word, and whether the name contains other words."""
     word = _split_word(folder.name)
     assert word is not None
     return *_RANK[word], not _is_exact(folder)
@@ -263,13 +266,13 @@ def _has_labels(layout: Layout[Entry], folder: Tree[Entry]) -> bool:
 
 
 def _is_for(file: str, split: str) -> bool:
-    """Whether a list of labels at the top is for this split: its name says so, or names none."""
-    words = {word[:3] for name in (file, split) if (word := _split_word(name))}  # val, valid and validation are one
+    """Return whether a label list at the top is for this split: its name says so, or names none."""
+    words = {word[:3] for name in (file, split) if (word := _split_word(name))}  # val, valid and validation are the same
     return len(words) < 2
 
 
 def _unwrapped(split: Tree[Entry]) -> Tree[Entry]:
-    """Without a folder around its classes, as "train/train" or "train/images"."""
+    """Return the innermost folder that wraps a split's classes, as in "train/train" or "train/images"."""
     while len(split.holding) == 1 and not split.pictures:
         only = split.holding[0]
         is_bare = only.name.lower() in _BARE and only.holding and not only.pictures
@@ -280,7 +283,10 @@ def _unwrapped(split: Tree[Entry]) -> Tree[Entry]:
 
 
 def passed_over(layout: Layout[Entry], tree: Tree[Entry], lists: Iterable[Entry] = ()) -> list[str]:
-    """What lies in a folder, or around it, and does not count: in words, a part for each kind. lists: files that do."""
+    """Return what is in a folder, or around it, but is ignored: as text, one part for each kind.
+
+    lists: label files that are used.
+    """
     classes = [] if bare(tree) is not None else tree.holding
     deeper = [place for of_class in classes for place in of_class.below()]
     outer = {id(place): place for place in (*layout.around, layout.top, tree)}  # `tree` may be the top

@@ -1,4 +1,4 @@
-"""Pictures and their labels: in class folders, or in one folder with a list of labels."""
+"""Pictures and their labels, from class folders or from one folder with a label list."""
 
 import csv
 import io
@@ -29,16 +29,19 @@ from intrafusion.runtime.file_text import check_classes
 from intrafusion.runtime.paths import ASSETS
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-OWN = "own"  # images of somebody's own, whose classes are not known before
+OWN = "own"  # a user's own images, whose classes are not known in advance
 _IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 _NUMBER = re.compile("[0-9]{1,9}")
 
-Read = Callable[[Entry], bytes]  # a file's content
+Read = Callable[[Entry], bytes]  # returns a file's content
 
 
 @dataclass(frozen=True)
 class Listing(Generic[Entry]):
-    """Pictures and their labels. files: N, class by class. labels: int64 (N,), -1 where not known. notes: what to tell."""
+    """Pictures and their labels.
+
+    files: N, class by class. labels: int64 (N,), -1 where not known. notes: what to tell the user.
+    """
 
     files: tuple[Entry, ...]
     labels: np.ndarray
@@ -46,7 +49,7 @@ class Listing(Generic[Entry]):
     notes: tuple[str, ...] = ()
 
     def rows(self, limit: int | None) -> list[int]:
-        """All rows, or `limit` of them: the first of each label (-1 is one), then the second, until it is reached."""
+        """Return all rows, or `limit` of them: the first of each label (also of -1), then the second, and so on."""
         if limit is None or limit >= len(self.files):
             return list(range(len(self.files)))
         rank: list[int] = []
@@ -58,24 +61,25 @@ class Listing(Generic[Entry]):
 
 
 def list_images(name: str, root: Path, split: str = "test") -> Listing[Path]:
-    """The pictures of a folder's split: in one folder a class, or all in one, as ImageNet's validation set, with their labels.
+    """List the pictures of a folder's split with their labels.
 
-    `folder_layout.layout_of` says which folders are splits and classes. A list of labels may also lie one folder above `root`.
-    Raises IntrafusionError where there are no pictures, or where folders or lists name no class.
+    They are in one folder per class, or all in one folder, like ImageNet's validation set. `folder_layout.layout_of` says which
+    folders are splits and classes. A label list may also be one folder above `root`. Raises IntrafusionError if there are no
+    pictures, or if folders or lists name no class.
     """
     tree = on_disk(root)
     return listed(name, root, layout_of(tree), split, Path.read_bytes, on_disk(root.parent))
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether a folder has a folder of this split."""
+    """Return whether a folder has a folder of this split."""
     return split in layout_of(on_disk(root)).splits
 
 
 def listed(
     name: str, where: object, layout: Layout[Entry], split: str, read: Read, above: Tree[Entry] | None = None
 ) -> Listing[Entry]:
-    """`list_images` for any tree of folders. where: what messages call it; read: the bytes of a file."""
+    """Apply `list_images` to any tree of folders. where: its name in messages; read: returns the bytes of a file."""
     if not layout.top.holds:
         raise IntrafusionError(f"{where} {_without_pictures(layout.top)}: it needs one folder of images a class")
     tree = layout.at(split, where)
@@ -95,11 +99,11 @@ def _without_pictures(tree: Tree[Entry]) -> str:
 def _of_folders(
     name: str, where: object, layout: Layout[Entry], tree: Tree[Entry], read: Read[Entry]
 ) -> tuple[Listing[Entry], list[Entry]]:
-    """The pictures of class folders, and the labels.json that was looked at for their labels, if any."""
+    """Return the pictures of class folders, and the labels.json that was used for their labels, if any."""
     lists = [tree.files["labels.json"]] if name.startswith("imagenet") and "labels.json" in tree.files else []
     known = _labels_json(f"{where}: labels.json", read(lists[0])) if lists else None
     names = [folder.name for folder in tree.holding]
-    if name == OWN:  # of all splits, so that a label means the same in each
+    if name == OWN:  # from all splits, so that a label means the same in each
         names = [folder.name for of_split in _splits(layout, tree) for folder in of_split.holding]
     labels, classes = folder_labels(name, where, names, known)
     files = [(file, labels[folder.name]) for folder in tree.holding for file in folder.walk()]
@@ -107,7 +111,7 @@ def _of_folders(
 
 
 def _splits(layout: Layout[Entry], tree: Tree[Entry]) -> list[Tree[Entry]]:
-    """The splits that have class folders."""
+    """Return the splits that have class folders."""
     trees = [layout.at(split, "") for split in layout.splits] or [tree]
     return [one for one in trees if bare(one) is None]
 
@@ -118,7 +122,7 @@ def _listing(files: Sequence[tuple[Entry, int]], classes: tuple[str, ...], notes
 
 
 def imagenet_categories() -> list[str]:
-    """The 1,000 ImageNet class names, in label order (torchvision's)."""
+    """Return the 1,000 ImageNet class names, in label order (torchvision's)."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return list(_IMAGENET_CATEGORIES)
@@ -127,11 +131,11 @@ def imagenet_categories() -> list[str]:
 def folder_labels(
     name: str, where: object, folders: Iterable[str], known: Mapping[str, int] | None = None
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of each class folder, and all class names.
+    """Return the label of each class folder, and all class names.
 
-    Where the dataset's classes are known, a folder is named by its class or by its label, ImageNet's also by WordNet id or as
-    `known` (labels.json) says. Labels of own folders are their places in the order of their names, of numbers by value.
-    Raises IntrafusionError for folders that are no class.
+    If the dataset's classes are known, a folder is named by its class or by its label; ImageNet's also by WordNet id, or as
+    `known` (labels.json) says. The labels of own folders are their positions when sorted by name, or by value if all names are
+    numbers. Raises IntrafusionError for folders that are no class.
     """
     folders = list(check_classes(dict.fromkeys(folders), where))
     if name == OWN:
@@ -153,7 +157,7 @@ def folder_labels(
 
 
 def _places(folders: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Labels by the order of the names; one that is spelt in two ways of Unicode is one class."""
+    """Return labels in the order of the names; different Unicode spellings of one name are one class."""
     by_value = _numbers(folders)
     spelt = sorted(folders, key=(lambda folder: (by_value[folder], folder)) if by_value is not None else None)
     place = {name: label for label, name in enumerate(dict.fromkeys(map(_composed, spelt)))}
@@ -165,12 +169,12 @@ def _composed(name: str) -> str:
 
 
 def _numbers(folders: Sequence[str]) -> dict[str, int] | None:
-    """The values of folders that are all named by whole numbers."""
+    """Return the values of folders if all are named by whole numbers, else None."""
     return {folder: int(folder) for folder in folders} if all(map(_NUMBER.fullmatch, folders)) else None
 
 
 def _odd(classes: Sequence[str]) -> list[str]:
-    """What to tell of own classes: where there is one alone, and where their numbers are not their labels."""
+    """Return notes on own classes: if there is only one, or if their numbers differ from their labels."""
     if len(classes) == 1:
         return [f"all pictures are of one class, {classes[0]}"]
     numbers = _numbers(classes)
@@ -203,13 +207,13 @@ def _checked(name: str, where: object, numbers: dict[str, int], count: int) -> d
 
 
 def _imagenet_names(categories: Sequence[str]) -> dict[str, int]:
-    """The labels of class names and WordNet ids."""
+    """Return the labels of class names and WordNet ids."""
     wnids = (ASSETS / "imagenet_wnids.txt").read_text().split()
     return {c: i for i, c in reversed(list(enumerate(categories)))} | {w: i for i, w in enumerate(wnids)}
 
 
 def _labels_json(where: str, content: bytes, names: bool = False) -> dict[str, Any]:
-    """What a labels.json says of each folder or image: an ImageNet label, or with `names` a class name or number."""
+    """Parse a labels.json: an ImageNet label for each folder or image or, with `names`, a class name or number."""
     count = len(imagenet_categories())
     try:
         known = json.loads(content)
@@ -225,7 +229,10 @@ def _labels_json(where: str, content: bytes, names: bool = False) -> dict[str, A
 def _of_list(
     name: str, where: object, layout: Layout[Entry], tree: Tree[Entry], read: Read[Entry], above: Tree[Entry] | None
 ) -> tuple[Listing[Entry], list[Entry]]:
-    """Pictures in no class folder, and the list of their labels: numbers and WordNet ids, of own images names of classes."""
+    """Return pictures outside class folders, and the list of their labels.
+
+    Labels are numbers and WordNet ids, or class names for own images.
+    """
     files = {file: entry for file, entry in (bare(tree) or tree).files.items() if is_picture(file)}
     found = layout.labels_of(tree)
     if found is None and above is not None and tree is layout.top:
@@ -252,7 +259,7 @@ def _of_list(
 
 
 def _lines(told: str, name: str, content: bytes) -> dict[str, tuple[str, str]]:
-    """Of each file that a list names: where that stands, and what is said of it."""
+    """Parse a label list: for each file, the location of its entry and the entry's text."""
     if told.endswith(".json"):
         return {file: (told, str(label)) for file, label in _labels_json(told, content, name == OWN).items()}
     try:
@@ -270,7 +277,7 @@ def _lines(told: str, name: str, content: bytes) -> dict[str, tuple[str, str]]:
 def _own_words(
     told: str, lines: Mapping[str, tuple[str, str]], others: Sequence[Tree[Entry]]
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Labels of own files by their class names, which must be those of the class folders where another split has them."""
+    """Return labels of own files by class name; if another split has class folders, the names must be among those."""
     names = [folder.name for split in others for folder in split.holding]
     labels, classes = folder_labels(OWN, told, names or [word for _, word in lines.values()])
     known = {_composed(name): label for name, label in labels.items()}
@@ -281,7 +288,10 @@ def _own_words(
 
 
 def _imagenet_words(lines: Mapping[str, tuple[str, str]]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Labels of files by a label from 0, -1 where it is not known, or a class name or WordNet id; more words may follow."""
+    """Return labels of files, each from the first word of its entry or the whole entry.
+
+    An entry is a label from 0, -1 if not known, or a class name or WordNet id; further words may follow.
+    """
     categories = tuple(imagenet_categories())
     names, labels = _imagenet_names(categories), {}
     for file, (place, words) in lines.items():

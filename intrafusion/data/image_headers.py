@@ -1,7 +1,7 @@
-"""Pictures from strangers: their headers, read before anything is decoded, bound what a decoder will need.
+"""Headers of untrusted pictures, read before anything is decoded, to bound what a decoder will need.
 
-`first` gives a decoder only what makes the pixels of the first frame: no comments, profiles, Exif, or later frames, which it
-would read or unpack as well. It needs the standard library alone.
+`first` passes a decoder only what determines the pixels of the first frame: no comments, profiles, Exif data or later frames,
+which it would otherwise read or unpack too. It needs only the standard library.
 """
 
 import re
@@ -10,21 +10,21 @@ import zlib
 from collections.abc import Iterator
 from math import ceil, prod
 
-PIXELS = 64_000_000  # of a picture; the largest of ImageNet has 61 million
-DECODED = 3 * PIXELS  # bytes that a decoder holds, as the header says
-FILE = 256 << 20  # bytes of a file
-_PIXEL_SCANS = 5 * PIXELS  # of a JPEG with several scans: its pixels times its scans
+PIXELS = 64_000_000  # most pixels of a picture; the largest in ImageNet has 61 million
+DECODED = 3 * PIXELS  # most bytes that a decoder holds, computed from the header
+FILE = 256 << 20  # most bytes of a file
+_PIXEL_SCANS = 5 * PIXELS  # of a JPEG with several scans: most pixels times scans
 _SCANS = 100
-_SLOW = 1_000_000  # pixels of kinds that Pillow decodes in Python
-_PARTS = 20_000  # chunks, segments or blocks
+_SLOW = 1_000_000  # most pixels of formats that Pillow decodes in Python
+_PARTS = 20_000  # most chunks, segments or blocks
 _FRAMES = 1_000
-_BESIDE, _PART = 4 << 20, 1 << 16  # bytes of comments, profiles and tags, and of those that are unpacked at once
+_BESIDE, _PART = 4 << 20, 1 << 16  # most bytes of comments, profiles and tags; bytes unpacked at once
 
 _PNG, _JPEG, _GIF, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a"), (b"II*\0", b"MM\0*")
-_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)  # after fill bytes, of which \xff+ would try each as the first
+_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)  # after fill bytes; \xff+ would retry from each of them
 _RESTARTS = range(0xD0, 0xD8)
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by a PNG's colour type
-_PACKED = (1, 5, 8, 32773, 32946)  # a TIFF's compressions: none, LZW, Deflate, PackBits
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples per pixel, by a PNG's colour type
+_PACKED = (1, 5, 8, 32773, 32946)  # a TIFF's accepted compressions: none, LZW, Deflate, PackBits
 _SIZES = {
     1: 1,
     2: 1,
@@ -39,13 +39,13 @@ _SIZES = {
     11: 4,
     12: 8,
     13: 4,
-}  # bytes, by a TIFF tag's type
+}  # bytes per value, by a TIFF tag's type
 
 
 def first(content: bytes) -> tuple[str, bytes]:
-    """Pillow's name of a picture's format, and the parts of it that the pixels of its first frame need.
+    """Return Pillow's name of a picture's format, and the parts of the content that its first frame's pixels need.
 
-    Raises ValueError, in a few words, for a picture that would need more than the bounds above, and for other formats.
+    Raises ValueError, with a short message, for a picture that would exceed the limits above, and for other formats.
     """
     if len(content) > FILE:
         raise ValueError(f"it has more than {FILE >> 20} MiB")
@@ -59,7 +59,7 @@ def first(content: bytes) -> tuple[str, bytes]:
 
 
 def _check(width: int, height: int, each: float = 1) -> None:
-    """Raise ValueError for a size, or bytes a pixel, past the bounds."""
+    """Raise ValueError for a size, or a number of bytes per pixel, beyond the limits."""
     if not 0 < width * height <= PIXELS:
         raise ValueError(f"it has {width}x{height} pixels, and at most {PIXELS:,} are taken")
     if width * height * each > DECODED:
@@ -95,8 +95,8 @@ def _png(content: bytes) -> bytes:
 
 
 def _unpacked(chunk: bytes) -> int:
-    """Bytes of what a chunk holds after its name, damaged or not, or a few more than are taken."""
-    place = chunk.find(b"\x78", chunk.find(b"\0"))  # with which a zlib stream begins
+    """Return the unpacked bytes of a chunk after its name, damaged or not; counting stops just above the limit."""
+    place = chunk.find(b"\x78", chunk.find(b"\0"))  # first byte of a zlib stream
     count, stream, rest = len(chunk), zlib.decompressobj(), chunk[place:] if place >= 0 else b""
     try:
         while rest and count <= _BESIDE:
@@ -132,24 +132,24 @@ def _jpeg(content: bytes) -> bytes:
             kept.append(content[found.end() - 2 : end])
         _counted(count := count + 1, _PARTS, "segments")
         place = end
-    whole = not progressive and content[place + 2] == of_frame  # all its components in one scan
+    whole = not progressive and content[place + 2] == of_frame  # all components in one scan
     scans = 1 if whole else sum(found[1] == b"\xda" for found in _MARKER.finditer(content, place - 2))
     _check(width, height, of_frame)
-    each = of_frame + 2 * sampled  # several scans gather coefficients of two bytes
+    each = of_frame + 2 * sampled  # several scans accumulate coefficients of two bytes
     if not whole and (scans > _SCANS or scans * width * height > _PIXEL_SCANS or width * height * each > DECODED):
         raise ValueError(f"it has {width}x{height} pixels in {scans:,} scans: save it with one scan (not progressive)")
     return b"".join(kept) + content[place - 2 :]
 
 
 def _sampled(components: bytes) -> float:
-    """Numbers a pixel that a JPEG of these components holds: fewer than them where colours are sampled more coarsely."""
+    """Return the samples per pixel of a JPEG with these components: fewer if colours are subsampled."""
     sides = [(max(1, both >> 4), max(1, both & 15)) for both in components[1::3]]
     whole = max((wide for wide, _ in sides), default=1) * max((high for _, high in sides), default=1)
     return sum(wide * high for wide, high in sides) / whole
 
 
 def _gif(content: bytes) -> bytes:
-    """The screen, what is said of the first frame's transparency, and that frame."""
+    """Return the screen, the first frame's transparency, and that frame."""
     width, height, flags = struct.unpack_from("<HHB", content, 6)
     place = 13 + _palette(flags)
     kept, count, frames = [content[:place]], 0, 0
@@ -187,7 +187,7 @@ def _webp(content: bytes) -> bytes:
         if kind == b"VP8X":
             width, height = (int.from_bytes(part[at : at + 3], "little") + 1 for at in (12, 15))
             _check(width, height, 8)
-            kept.append(part[:8] + bytes([part[8] & 0x12]) + part[9:])  # flags: alpha and animation alone
+            kept.append(part[:8] + bytes([part[8] & 0x12]) + part[9:])  # flags: only alpha and animation
         elif kind == b"VP8 ":
             width, height = struct.unpack_from("<HH", part, 14)
             _check(width & 0x3FFF, height & 0x3FFF, 8)
@@ -205,7 +205,7 @@ def _webp(content: bytes) -> bytes:
 
 
 def _riff(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a RIFF file: name, where it begins and ends."""
+    """Yield the chunks of a RIFF file: name, start and end."""
     place = 12
     while place + 8 <= len(content):
         kind, size = struct.unpack_from("<4sI", content, place)
@@ -258,7 +258,10 @@ def _tiff(content: bytes) -> bytes:
 
 
 def _tags(content: bytes) -> dict[int, tuple[int, ...]]:
-    """The whole numbers of a TIFF's first directory, by tag. Raises ValueError for what a decoder would read without end."""
+    """Return the integers of a TIFF's first directory, by tag.
+
+    Raises ValueError for content that a decoder would read without end.
+    """
     order = "<" if content[:1] == b"I" else ">"
     place = struct.unpack_from(f"{order}I", content, 4)[0]
     found: dict[int, tuple[int, ...]] = {}

@@ -1,4 +1,4 @@
-"""A person's images: .npz files, or a zip of one folder of pictures a class, read as `load_data` reads what lies on a disk."""
+"""Users' images: .npz files, or a zip of one folder of pictures per class, read like `load_data` reads files on disk."""
 
 import logging
 import os
@@ -23,18 +23,18 @@ from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import IMAGES, Workshop, checked, free_path, given
 
 PICTURES, CLASSES = 100_000, 10_000
-PIXELS = 8_000_000_000  # of all pictures of an archive
+PIXELS = 8_000_000_000  # most pixels of all pictures of an archive
 SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{OWN}_{split}.npz" for split in SPLITS)
-SIDE = 1024  # pixels, of images in an .npz
-_PICTURE, _LIST = 32 * MIB, 8 * MIB  # bytes of a picture, and of a list of labels
-_FOLDERS = 60_000  # each counted with those around it: 10,000 classes of two splits in one
-_BESIDE = (  # files beside pictures that are passed over; others, as programs and archives, are refused
+SIDE = 1024  # most pixels per side, of images in an .npz
+_PICTURE, _LIST = 32 * MIB, 8 * MIB  # most bytes of a picture, and of a label list
+_FOLDERS = 60_000  # each counted with its parents: 10,000 classes in two splits in one folder
+_BESIDE = (  # files next to pictures that are skipped; others, such as programs and archives, are refused
     "", ".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".log", ".ini", ".db", ".url", ".md5",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # pictures done, pictures in all
+Progress = Callable[[int, int], None]  # pictures done, pictures in total
 
 
 def take_data(
@@ -44,12 +44,12 @@ def take_data(
     reading: Reading | None = None,
     tell: Callable[[str], None] = _log.warning,
 ) -> str:
-    """Keep images under a name that `load_data` opens, as "kept/NAME".
+    """Keep images under a name that `load_data` opens, and return it as "kept/NAME".
 
-    files: one .npz, two of them (x_train.npz and x_test.npz), or one .zip of class folders, perhaps below train/ and test/.
-    reading: settles arrays that may be read in several ways. tell: gets a line for what was passed over or converted.
-    A child process reads and decodes them (see `sandbox`). Raises IntrafusionError, and keeps nothing, for what is damaged,
-    too large, unsafe or no labelled images.
+    files: one .npz, two of them (x_train.npz and x_test.npz), or one .zip of class folders, possibly below train/ and test/.
+    reading: resolves ambiguous arrays. tell: receives a line about anything skipped or converted. A child process reads and
+    decodes the files (see `sandbox`). Raises IntrafusionError, and keeps nothing, for files that are damaged, too large, unsafe
+    or no labelled images.
     """
     free_path(IMAGES, name)
     with given(*files) as workshop:
@@ -59,7 +59,7 @@ def take_data(
 def data_steps(
     workshop: Workshop, name: str, reading: Reading | None = None, tell: Callable[[str], None] = _log.warning
 ) -> Generator[Step, None, str]:
-    """`take_data` in steps, of the files that were given."""
+    """Run `take_data` in steps, on the files given to the workshop."""
     target, reading = free_path(IMAGES, name), reading or Reading()
     if not workshop.given:
         raise IntrafusionError("no file was given: an .npz, two of them, or a .zip of class folders")
@@ -77,7 +77,7 @@ def data_steps(
 
 
 def read(made: Path, files: Sequence[Path], progress: Progress, reading: Reading) -> list[str]:
-    """Read and decode files, in a child process; leave in `made` what is kept. What was passed over or converted."""
+    """Read and decode files, in a child process, and write what is kept to `made`; return what was skipped or converted."""
     made.mkdir()
     kinds = [file.suffix.lower() for file in files]
     if kinds == [".zip"]:
@@ -93,7 +93,7 @@ def read(made: Path, files: Sequence[Path], progress: Progress, reading: Reading
 
 
 def _check_made(made: Path) -> None:
-    """Refuse what no child that did its work would leave: other files than images, too many or too large ones."""
+    """Reject output that a correct child would not leave: files other than images, or too many or too large ones."""
     pictures = total = 0
     for place, folders, names in os.walk(made):
         parts = Path(place).relative_to(made).parts
@@ -131,7 +131,7 @@ def _take_arrays(files: Sequence[Path], made: Path, reading: Reading) -> list[st
 
 
 def _splits_of(files: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The file of each split: by the names of the arrays in one, of two by their own."""
+    """Return the file of each split: by array names for one file, by file names for two."""
     keys = {file: _check_arrays(file) for file in files}
     if len(files) == 1:
         return [(split, files[0]) for split in splits_of(keys[files[0]]) or ("test",)]
@@ -150,7 +150,7 @@ def _save(path: Path, found: Arrays) -> None:
 
 
 def _check_arrays(file: Path) -> list[str]:
-    """Look at the headers of the arrays, before any of them is read; their names."""
+    """Check the headers of all arrays before any of them is read; return their names."""
     keys = []
     with opened(file, MEMBERS) as (archive, infos):
         for info in infos:
@@ -176,8 +176,8 @@ def _check_arrays(file: Path) -> list[str]:
 
 
 def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
-    """Read each picture once, and write it under a name of our own; what was passed over."""
-    classes = dict[str, str]()  # of each picture, by its name of ours
+    """Read each picture once, and write it under a name of our own; return what was skipped."""
+    classes = dict[str, str]()  # class of each picture, by our name for it
     with opened(file) as (archive, infos):
         found = _listed(file, archive, infos)
         total, pixels = sum(len(listing.files) for listing in found.values()), 0
@@ -197,7 +197,7 @@ def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
 
 
 def _check_picture(file: Path, info: zipfile.ZipInfo, content: bytes, before: int) -> int:
-    """Decode a picture once; the pixels of all so far. before: those of all before it."""
+    """Decode a picture once; return the pixels of all so far. before: the pixels of all previous pictures."""
     try:
         if (pixels := before + count(content)) <= PIXELS:
             pixels_of(content, (8, 8), "L", "always")
@@ -209,7 +209,7 @@ def _check_picture(file: Path, info: zipfile.ZipInfo, content: bytes, before: in
 
 
 def _check_kept(file: Path, made: Path, splits: Sequence[str], classes: Mapping[str, str]) -> None:
-    """Refuse classes that are others once their pictures lie in folders, as one that is called images alone."""
+    """Reject classes that change once their pictures are in folders, such as a single class called images."""
     kept = dict[str, str]()
     for split in splits:
         try:
@@ -226,7 +226,7 @@ def _named(classes: Mapping[str, str]) -> str:
 
 
 def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Listing[zipfile.ZipInfo]]:
-    """The pictures of each split."""
+    """List the pictures of each split."""
     for info in infos:
         _check_member(file, info)
     pictures = sum(is_picture(PurePosixPath(info.filename).name) for info in infos)
@@ -256,12 +256,12 @@ def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInf
 
 
 def _is_class_folder(name: str) -> bool:
-    """Whether pictures of a class of this name can be kept in a folder of the same name."""
+    """Return whether a class of this name can be kept in a folder of the same name."""
     return is_part(name) and not is_junk(name)
 
 
 def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
-    """Refuse what is neither a picture nor text beside pictures, and pictures that are too large."""
+    """Reject files that are neither pictures nor text next to pictures, and pictures that are too large."""
     *folders, last = PurePosixPath(info.filename).parts
     name = info.filename[:80]
     if last.startswith(".") or any(map(is_junk, folders)):
@@ -281,7 +281,7 @@ def _suffix(info: zipfile.ZipInfo) -> str:
 
 
 def _check_splits(made: Path) -> None:
-    """Refuse splits of different shapes or classes."""
+    """Reject splits of different shapes or classes."""
     files = sorted(made.glob("*.npz"))
     if len(files) == 2:
         test, train = (read_kept(split, made / f"{OWN}_{split}.npz") for split in ("test", "train"))
@@ -292,7 +292,7 @@ def _check_splits(made: Path) -> None:
 
 
 def about(name: str) -> str:
-    """What kept data ("kept/NAME") hold, in a few words; what is damaged says so."""
+    """Return a short text on what kept data ("kept/NAME") hold, or how they are damaged."""
     try:
         found = splits(name)
         if not any(found.values()):
@@ -303,7 +303,7 @@ def about(name: str) -> str:
 
 
 def splits(name: str) -> dict[str, int]:
-    """How many images each split of kept data ("kept/NAME") holds."""
+    """Return the number of images in each split of kept data ("kept/NAME")."""
     folder = home() / IMAGES / check_name(name.removeprefix(KEPT))
     arrays = {split: folder / f"{OWN}_{split}.npz" for split in ("train", "test")}
     found = {split: len(read_kept(split, file)) for split, file in arrays.items() if file.is_file()}

@@ -1,4 +1,4 @@
-"""Measuring networks: accuracy, size, latency, attributions, and the loss around them."""
+"""Measurement of networks: accuracy, size, latency, attributions, and the loss landscape."""
 
 from intrafusion.evaluation.accuracy import Evaluation, Size, evaluate, size, wilson
 

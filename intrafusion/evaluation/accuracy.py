@@ -19,9 +19,10 @@ from intrafusion.models.precision import inputs_for
 
 @dataclass(frozen=True)
 class Evaluation:
-    """accuracy: fraction correct; interval: Wilson's 95 % interval; count: images; correct: bool (count,), in data order.
+    """The accuracy of a network on a set of images.
 
-    unlabelled: how many images of the data have no label. None of these counts.
+    accuracy: fraction correct; interval: Wilson's 95 % interval; count: images; correct: bool (count,), in data order.
+    unlabelled: number of images without a label, which are not counted.
     """
 
     accuracy: float
@@ -32,7 +33,7 @@ class Evaluation:
 
 
 def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (95 % by default), each end a fraction in [0, 1] (Wilson 1927)."""
+    """Return Wilson's score interval of a proportion (95 % by default), each end a fraction in [0, 1] (Wilson 1927)."""
     if not 0 <= successes <= count or count < 1:
         raise IntrafusionError(f"no interval for {successes} successes of {count}")
     share, shrink = successes / count, 1 + z * z / count
@@ -43,9 +44,10 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class Size:
-    """params: number of parameters; macs: multiply-accumulates of one forward pass on one image.
+    """Size and cost of a network.
 
-    left_out: operators that the multiply-accumulates do not count, as "mkldnn_rnn_layer in LSTM".
+    params: number of parameters. macs: multiply-accumulates of one forward pass on one image. left_out: operators that macs
+    does not count, such as "mkldnn_rnn_layer in LSTM".
     """
 
     params: int
@@ -54,25 +56,25 @@ class Size:
 
     @property
     def note(self) -> str:
-        """What the multiply-accumulates leave out, in words; "" where that is nothing."""
+        """What macs does not count, as text; "" if nothing."""
         return f"MACs leave out {', '.join(self.left_out)}" if self.left_out else ""
 
 
 def size(model: nn.Module, example: Tensor) -> Size:
-    """Parameters and multiply-accumulates of `model`, as torch's own counter has them: half its floating-point operations.
+    """Count the parameters and multiply-accumulates of `model`: half the floating-point operations of torch's own counter.
 
-    example: inputs, float (B, C, H, W), the first of which is run in eval mode and the network's number type, on a copy.
-    Convolutions and matrix products count wherever they are, in layers, attention or functions.
+    example: inputs, float (B, C, H, W). The first one is run on a copy, in eval mode and in the network's dtype. Convolutions
+    and matrix products count wherever they occur: in layers, attention or functions.
     """
     counted = count(model, example)
     return Size(sum(p.numel() for p in model.parameters()), sum(counted.layers.values()), tuple(counted.left_out))
 
 
 def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
-    """The size of each layer that multiplies, by dotted name; their sum is that of the network. example: as for `size`.
+    """Return the size of each layer that multiplies, by dotted name; they add up to the network's. example: see `size`.
 
-    What a module's own forward multiplies outside of the layers that it holds, as attention does, is the module's. Weights
-    that are computed at each pass are written out first.
+    Multiplications in a module's own forward, outside its child layers, count for that module, as in attention. Weights that
+    are computed on each pass are materialised first.
     """
     counted = count(plain(model), example)
     return {
@@ -84,9 +86,9 @@ def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
 def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: int = 0) -> Evaluation:
     """Measure the top-1 accuracy of a network on labelled images.
 
-    Images stay uint8 where `data` holds them, and are normalised there by the model's card. The model's mode is kept. limit: at
-    most so many images, the same ones for the same seed and in the proportions of the classes; None for all. Raises
-    IntrafusionError when the model has no card, when its input or classes do not fit the data, and without labels.
+    Images stay uint8 on the device of `data`, and are normalised there with the model's card. The model's mode is kept. limit:
+    most images, the same ones for the same seed and in the proportions of the classes; None for all. Raises IntrafusionError if
+    the model has no card, if its input or classes do not fit the data, or if there are no labels.
 
     Examples
     --------
@@ -105,9 +107,9 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
 
 
 def stratified(labels: Tensor, seed: int = 0) -> Tensor:
-    """An order of the images, int64 (N,), whose every beginning holds each class in its proportion, to within one image.
+    """Return an order of the images, int64 (N,), in which every prefix has the class proportions, to within one image.
 
-    labels: int64 (N,). Within a class the order is drawn by `seed`.
+    labels: int64 (N,). `seed` determines the order within a class.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
@@ -118,12 +120,12 @@ def stratified(labels: Tensor, seed: int = 0) -> Tensor:
 
 
 def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Predicted labels, int64 (N,), on the data's device."""
+    """Return predicted labels, int64 (N,), on the data's device."""
     return _run(model, data, mean, std, lambda out: out.argmax(1))
 
 
 def logits(model: nn.Module, data: ImageData) -> Tensor:
-    """What the model answers to every image of `data`: float (N, classes), on the data's device."""
+    """Return the model's logits for every image of `data`: float (N, classes), on the data's device."""
     card = card_for(model, data)
     return _run(model, data, card.mean, card.std, lambda out: out)
 
@@ -131,7 +133,7 @@ def logits(model: nn.Module, data: ImageData) -> Tensor:
 def _run(
     model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float], keep: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`keep` of the logits of every image, in batches, in eval mode; the model's own mode comes back."""
+    """Apply `keep` to the logits of every image, in batches, in eval mode; restore the model's mode."""
     with in_eval(model), torch.inference_mode():
         batches = (inputs_for(model, normalise(images, mean, std)) for images, _ in batches_for(model, data))
         return torch.cat([keep(model(inputs)) for inputs in batches])
@@ -139,7 +141,7 @@ def _run(
 
 @contextmanager
 def in_eval(*models: nn.Module) -> Iterator[None]:
-    """Within it these networks are in eval mode; each of their modules is in its own mode afterwards."""
+    """Within this block, put these networks in eval mode; restore the mode of each of their modules afterwards."""
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()

@@ -1,7 +1,7 @@
 """What one channel responds to: which images, and which of their pixels (by Captum).
 
-A channel is seen where the first layer that holds it reads it, after the nonlinearity. Its activation is the mean of that
-map over positions.
+A channel is observed where the first layer that contains it reads it, after the nonlinearity. Its activation is the mean of
+that map over positions.
 """
 
 import warnings
@@ -20,13 +20,16 @@ from intrafusion.pruning.groups.group import Group, Layer
 from intrafusion.pruning.importance.deeplift import separated
 from intrafusion.pruning.importance.gradient import differentiating
 
-STEPS = 50  # of the integral
-_PIXELS = 1 << 18  # of all the steps taken at once
+STEPS = 50  # steps of the integral
+_PIXELS = 1 << 18  # pixels of all steps computed at once
 
 
 @dataclass(frozen=True)
 class AttributionMethod:
-    """explainer: Captum's class. summary: what a pixel's value says. relus: whether it is the gradient, but for ReLUs."""
+    """A way to attribute a channel's activation to pixels.
+
+    explainer: Captum's class. summary: the meaning of a pixel's value. relus: whether it is the gradient except at ReLUs.
+    """
 
     explainer: str
     summary: str
@@ -63,10 +66,10 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """What one image does to a channel.
+    """The effect of one image on a channel.
 
-    pixels: float32 (C, H, W), each pixel's share by the method. map: float32 (h, w), where the channel is active.
-    activation: the map's mean; baseline: that of an image of mean pixels.
+    pixels: float32 (C, H, W), each pixel's share by the method. map: float32 (h, w), where the channel is active. activation:
+    the map's mean; baseline: the activation of an image of mean pixels.
     """
 
     pixels: Tensor
@@ -76,31 +79,31 @@ class Attribution:
 
 
 def reader(group: Group, channel: int) -> Layer:
-    """The first layer that reads `channel`."""
+    """Return the first layer that reads `channel`."""
     return next(layer for layer in consumers(group) if layer.present()[channel])
 
 
 def activations_of_channels(model: nn.Module, group: Group, data: ImageData) -> Iterator[Tensor]:
-    """Activation of each of the group's n channels on each image, batch by batch: float32 (B, n) on the CPU."""
+    """Yield the activation of each of the group's n channels on each image, batch by batch: float32 (B, n) on the CPU."""
     for batch in feature_maps(model, group, data):
         values = torch.zeros(len(batch[0][1]), group.size)
-        for layer, maps in reversed(batch):  # the first reader has the last word
+        for layer, maps in reversed(batch):  # the first reader is written last, so its values win
             values[:, layer.present()] = maps[:, layer.present()].mean((2, 3)).float().cpu()
         yield values
 
 
 def top_images(activation: Tensor, count: int) -> list[int]:
-    """The images with the largest of the activations (N,), at most `count`, largest first."""
+    """Return the images with the largest of the activations (N,), at most `count`, largest first."""
     return activation.argsort(descending=True, stable=True)[:count].tolist()
 
 
 def channel_attribution(
     model: nn.Module, group: Group, channel: int, image: Tensor, method: str = "integrated-gradients"
 ) -> Attribution:
-    """Attribute the activation of `channel` to the pixels of `image`, uint8 (C, H, W). The model itself is not touched.
+    """Attribute the activation of `channel` to the pixels of `image`, uint8 (C, H, W), without changing the model.
 
-    method: one of METHODS; where it needs a baseline, that is the mean pixel. Raises IntrafusionError for an unknown method,
-    and for one that changes ReLUs where none can be found.
+    method: one of METHODS; its baseline, if it needs one, is the mean pixel. Raises IntrafusionError for an unknown method, and
+    for one that changes ReLUs if the network has none that can be found.
     """
     import captum.attr
 
@@ -119,7 +122,7 @@ def channel_attribution(
     if chosen.explainer == "NeuronIntegratedGradients":
         options = {"n_steps": STEPS, "internal_batch_size": max(1, _PIXELS // pixels[0, 0].numel())}
     with torch.enable_grad(), differentiating(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that hooks are set, and removed afterwards
+        warnings.simplefilter("ignore")  # Captum warns that it sets hooks and removes them afterwards
         attributed = getattr(captum.attr, chosen.explainer)(twin, twin.get_submodule(layer.name)).attribute(
             pixels.requires_grad_(), activation, attribute_to_neuron_input=True, **options
         )
@@ -127,7 +130,7 @@ def channel_attribution(
 
 
 def _with_relus(model: nn.Module, method: str) -> nn.Module:
-    """A copy of `model` in which every ReLU is a module of its own: Captum changes gradients there and nowhere else."""
+    """Return a copy of `model` in which every ReLU is its own module: Captum changes gradients only there."""
     try:
         twin = separated(model)
     except IntrafusionError as error:

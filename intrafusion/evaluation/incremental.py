@@ -1,9 +1,9 @@
-"""Which images a pruned network gets right, measured fast: unchanged layers are not run again, doubts alone cost fp32.
+"""Fast measurement of pruned networks: unchanged layers are not run again, and only uncertain predictions use fp32.
 
-Images are taken in an order of which every beginning is a fair sample. What the dense network makes of them in
-front of the first changed layer is kept, within a bound, for all networks that are changed there.
+Images are taken in an order in which every prefix is a stratified sample. The dense network's activations before the first
+changed layer are cached, up to a memory limit, for all networks that change there.
 
-With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, by way of `screening`.
+With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, they are computed with `screening`.
 """
 
 import math
@@ -25,16 +25,16 @@ from intrafusion.models.precision import check_accuracy, check_bf16, has_bf16, i
 from intrafusion.runtime.cancellation import checkpoint, clock
 from intrafusion.runtime.log import event, say
 
-MEMORY = 1 << 30  # bytes of kept values, unless somebody says otherwise
+MEMORY = 1 << 30  # default limit on bytes of cached values
 _PROBE_SECONDS, _LARGEST = 0.6, {"cpu": 512, "cuda": 8192}
-_PATIENCE = 0.25  # seconds between two looks at whether somebody has cancelled
-_MISFITS = (RuntimeError, TypeError, ValueError)  # of a network whose code asks for another number type
-_PAYS = 0.75  # bf16 must take less than this share of fp32's time to be worth a second look at some images
+_PATIENCE = 0.25  # most seconds between two checks for cancellation
+_MISFITS = (RuntimeError, TypeError, ValueError)  # raised by a network whose code requires another dtype
+_PAYS = 0.75  # bf16 must take less than this share of fp32's time to pay for running some images again
 
 
 @dataclass
 class _Front:
-    """A cut, what follows it, and kept values of what lies before it, by their batch's first image and whether in bf16."""
+    """A cut, the part after it, and cached values at the cut, keyed by the batch's first image and whether they are in bf16."""
 
     names: tuple[str, ...]
     tail: Part
@@ -46,10 +46,10 @@ class _Front:
 class Meter:
     """Measures networks that were pruned from one dense network, on one set of images.
 
-    model: the dense network, BN folded, in eval mode, nothing done in place; it is not touched. data: uint8 images on the
-    model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images at once; found by a
-    short probe when None. memory: bytes of activations that may be kept. Raises IntrafusionError when the data do not fit the
-    model, or when precision "fast" is not to be had.
+    model: the dense network, with BN folded, in eval mode and without in-place operations; it is not changed. data: uint8
+    images on the model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images per
+    batch; None to find it by a short probe. memory: most bytes of cached activations. Raises IntrafusionError if the data do
+    not fit the model, or if precision "fast" is not available.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Meter:
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
         self.labels = data.labels[self.order]
         self._cuts = trace(model, self._input(0, 3))
-        self._plain = _Front((), lambda network, images: (network(images.clone()),), True)  # where nothing can be cut
+        self._plain = _Front((), lambda network, images: (network(images.clone()),), True)  # for networks that cannot be cut
         self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
         self._dense = torch.zeros(0, dtype=torch.bool)
@@ -80,7 +80,7 @@ class Meter:
             check_accuracy(evaluate(model, data, None).accuracy, float(self.dense(len(self)).float().mean()))
 
     def _lower(self) -> None:
-        """Measure in bf16 from now on, where the network's code allows that; else say that it is measured as it is."""
+        """Measure in bf16 from now on, if the network's code allows it; otherwise report that it is measured as it is."""
         cheap = low(self.model)
         try:
             with torch.inference_mode():
@@ -95,13 +95,13 @@ class Meter:
         return len(self.labels)
 
     def up_to(self, count: int) -> int:
-        """The number of images, at least `count`, that whole batches hold."""
+        """Return the smallest number of images, at least `count`, that fills whole batches, or all images."""
         return min(len(self), -(-count // self.batch) * self.batch)
 
     def dense(self, stop: int) -> Tensor:
-        """Which of the first `stop` images the dense network gets right: bool (stop,)."""
+        """Return which of the first `stop` images the dense network gets right: bool (stop,)."""
         if stop > len(self._dense):
-            front = self._turn_to((), self.model, self.model)  # whole: a cut is trusted only for what a pruned network shows
+            front = self._turn_to((), self.model, self.model)  # uncut: only a pruned network can show that a cut is right
             more = self._correct(self.model, self._cheap, front, range(len(self._dense), stop), float("inf"))
             self._dense = torch.cat([self._dense, more])
         return self._dense[:stop]
@@ -109,9 +109,10 @@ class Meter:
     def correct(
         self, network: nn.Module, changed: Collection[str], start: int, stop: int, patience: float = float("inf")
     ) -> Tensor:
-        """Which images `start` to `stop` a network gets right that differs from the dense one in the layers `changed`.
+        """Return which of the images `start` to `stop` a network gets right.
 
-        Stops early, after a whole batch, once `patience` seconds have passed: bool (at most stop - start,), on the CPU.
+        changed: the layers in which it differs from the dense network. Stops early, after a whole batch, once `patience`
+        seconds have passed: bool (at most stop - start,), on the CPU.
         """
         mixed, again = remixed(self._exact, network, self._cuts.first_of(changed) if self._cuts else ())
         if self.precision == "fast":
@@ -122,7 +123,7 @@ class Meter:
         return self._correct(network, cheap, front, range(start, stop), patience)
 
     def forget(self) -> None:
-        """Let go of all kept values."""
+        """Release all cached values."""
         for front in self._fronts.values():
             front.kept.clear()
         self._bytes = 0
@@ -130,7 +131,7 @@ class Meter:
     def _turn_to(
         self, names: tuple[str, ...], network: nn.Module, mixed: nn.Module, again: frozenset[str] = frozenset()
     ) -> _Front:
-        """Make the cut at these values the current one; the values of the last one may help to reach it."""
+        """Make the cut at these values the current one; the values of the previous cut may help to compute its own."""
         key = names, again
         if key not in self._fronts:
             tail = self._cuts.tail(names, again) if self._cuts and names else None
@@ -143,24 +144,27 @@ class Meter:
             self._bytes -= _bytes(self._older.kept)
             self._older.kept.clear()
             self._older, self._front = self._front, front
-            cast = [key for key in self._older.kept if key[1]]  # serves no step
+            cast = [key for key in self._older.kept if key[1]]  # bf16 values are no input of a step between cuts
             self._bytes -= _bytes({key: self._older.kept.pop(key) for key in cast})
         return front
 
     def _agrees(self, front: _Front, network: nn.Module, mixed: nn.Module) -> bool:
-        """Whether head and tail compute what the whole network does: not where the trace wrote a shape out."""
+        """Return whether head and tail compute the same as the whole network: false if the trace hard-coded a shape."""
         images = self._input(0, 2)
         with torch.inference_mode():
             try:
                 agrees = alike(front.tail(mixed, *self._head(front, images))[0], network(images.clone()))
-            except Exception:  # a user's forward can fail in any way
+            except Exception:  # a user's forward can raise anything
                 agrees = False
             if not agrees and self._cuts:
                 event("uncut", reason=self._cuts.misfit(network, images))
         return agrees
 
     def _correct(self, network: nn.Module, cheap: nn.Module | None, front: _Front, images: range, patience: float) -> Tensor:
-        """`correct` behind a cut; the device is not waited for in the loop. cheap: the network in bf16, to screen with it."""
+        """Compute `correct` behind a cut, without waiting for the device in the loop.
+
+        cheap: the network in bf16, for screening; None for no screening.
+        """
 
         def batches() -> Iterator[tuple[int, slice]]:
             began = clock()
@@ -189,15 +193,15 @@ class Meter:
                 except _MISFITS as error:
                     if is_out_of_memory(error):
                         raise
-                    self._cheap = None  # its code asks for another type behind this cut
+                    self._cheap = None  # its code requires another dtype behind this cut
             if best is None:
                 best = torch.cat([exact(self._values(front, at, part)).argmax(1) for at, part in batches()])
             return (best == self.labels[images.start : images.start + len(best)]).cpu()
 
     def _values(self, front: _Front, at: int, part: slice, low: bool = False) -> Values:
-        """What the dense network makes of some images of one batch up to the cut; the batch's is kept while there is room.
+        """Return the dense network's values at the cut for some images of a batch; cache the batch's if there is room.
 
-        low: in bf16, where they are of the network's own type.
+        low: in bf16, for values of the network's own dtype.
         """
         if (at, low) not in front.kept:
             values = self._values(front, at, slice(None)) if low else self._computed(front, at)
@@ -211,7 +215,7 @@ class Meter:
         return tuple(value[part] for value in front.kept[at, low])
 
     def _computed(self, front: _Front, at: int) -> Values:
-        """One batch's values, from those of the last cut if they are kept; these have served then."""
+        """Compute one batch's values, from those of the previous cut if they are cached; these are then released."""
         near = self._older.kept.pop((at, False), ()) if self._older is not front else ()
         self._bytes -= sum(value.nbytes for value in near)
         step = self._cuts.head(self._older.names, front.names) if near and self._cuts and front.names else None
@@ -222,7 +226,7 @@ class Meter:
         return head(self.model, images) if head else (images,)
 
     def _input(self, start: int, stop: int) -> Tensor:
-        """Some images as the network wants them: (B, C, H, W), channels last."""
+        """Return some images as network inputs: (B, C, H, W), channels last."""
         images = normalise(self.data.images[self.order[start:stop]], self.card.mean, self.card.std)
         return inputs_for(self.model, images).contiguous(memory_format=torch.channels_last)
 
@@ -231,12 +235,12 @@ class Meter:
         return kind_of(self.model)
 
     def _probe(self, network: nn.Module) -> int:
-        """Images at once that this network is fastest at here, and that do not keep a person who cancels waiting."""
+        """Return the batch size at which this network is fastest here, while a cancellation still takes effect quickly."""
         began, most = clock(), min(len(self), _LARGEST[self.labels.device.type])
         size = min(64, most)
         while math.isinf(seconds := self._seconds(network, size)):
             size //= 2
-            most = max(1, size // 2)  # what just fits alone leaves no room for anything else
+            most = max(1, size // 2)  # a batch that barely fits leaves no room for anything else
         while seconds > _PATIENCE and size > 1:
             size //= 2
             seconds /= 2
@@ -248,23 +252,23 @@ class Meter:
         return min(best[1], most)
 
     def _screening_twin(self) -> nn.Module | None:
-        """The dense network in bf16, where looking at everything in bf16 first saves time."""
+        """Return the dense network in bf16 if screening with bf16 saves time, else None."""
         device = self.labels.device
         if device.type != "cpu" or not has_bf16(device) or self._dtype != torch.float32:
             return None
         cheap = low(self.model)
         try:
             pays = self._seconds(cheap, self.batch) < _PAYS * self._seconds(self.model, self.batch)
-        except _MISFITS as error:  # its code makes or asks for float32
+        except _MISFITS as error:  # its code creates or requires float32
             if is_out_of_memory(error):
                 raise
             return None
         return cheap if pays else None
 
     def _seconds(self, network: nn.Module, count: int) -> float:
-        """How long this network takes for so many images: the faster of two runs, after one that warms up.
+        """Return this network's time for `count` images: the faster of two runs, after a warm-up run.
 
-        For ever, where memory does not suffice for more than one.
+        Infinite if memory does not suffice for `count` images; if it does not suffice for one, the error is raised.
         """
         run = (self._cuts.tail(self._cuts.input) if self._cuts else None) or self._plain.tail
         times = []

@@ -1,7 +1,7 @@
-"""How fast and how large a network is on the device at hand, and whether another one is faster: measured, with the spread.
+"""Speed and size of networks on the current device, and comparison of two networks: measured, with the spread.
 
-Two networks are timed in turns (A B, B A, A B, ...), so that whatever else the machine does hits both; what counts is the
-ratio within each turn.
+Two networks are timed in turns (A B, B A, A B, ...), so that other load on the machine affects both. Only the ratio within each
+turn counts.
 """
 
 import math
@@ -25,16 +25,19 @@ from intrafusion.models.precision import inputs_for, kind_of
 from intrafusion.runtime.cancellation import checkpoint, clock
 
 RUNS = 30  # turns at each batch size
-_FEWEST = 6  # of which even the extremes bound the median with 95 %
-_LEAST = 0.01  # seconds of one run: so many passes that the clock's steps do not matter
-_PATIENCE = 20.0  # seconds at each batch size, after which no further turn begins once there are enough
+_FEWEST = 6  # least number of turns: their extremes bound the median with 95 %
+_LEAST = 0.01  # least seconds of one run: enough passes to make clock resolution irrelevant
+_PATIENCE = 20.0  # seconds at each batch size after which no more turns begin, once there are enough
 _WARM = 2  # passes before the first run
 _GAP = 0.001  # seconds of waiting for a turn after which caches are cold
 
 
 @dataclass(frozen=True)
 class Latency:
-    """batch: images in one forward pass. seconds: of a pass, its mean over a run, one for each run, in order."""
+    """Measured times of a network at one batch size.
+
+    batch: images in one forward pass. seconds: mean time of a pass in each run, in order.
+    """
 
     batch: int
     seconds: tuple[float, ...]
@@ -45,7 +48,7 @@ class Latency:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """A quarter of the runs took less than the first, a quarter more than the second, in seconds a pass."""
+        """Lower and upper quartile of the runs, in seconds per pass."""
         if len(self.seconds) < 2:
             return self.seconds[0], self.seconds[0]
         low, _, high = quantiles(self.seconds, n=4, method="inclusive")
@@ -54,10 +57,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speed:
-    """latencies: at batch 1 and at a large batch, once measured. params, macs: as `accuracy.size`. bytes: of its safetensors.
+    """Speed and size of one network.
 
-    memory: bytes that one pass at the large batch holds at its peak, beyond weights and images: on CUDA by torch's own
-    counter, elsewhere of the results of operations that are alive at once (what a kernel uses for itself is not seen).
+    latencies: at batch 1 and at a large batch, as far as measured. params, macs: see `accuracy.size`. bytes: size as
+    safetensors. memory: peak bytes of one pass at the large batch, beyond weights and images. On CUDA it is from torch's own
+    counter; elsewhere it is the results of operations that are alive at once (memory that a kernel uses internally is not
+    seen).
     """
 
     latencies: tuple[Latency, ...]
@@ -69,7 +74,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster the second network is at one batch size: median over the turns, its 95 % interval, how many."""
+    """How many times faster the second network is at one batch size: median over the turns, 95 % interval, number of turns."""
 
     batch: int
     times: float
@@ -78,16 +83,16 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """faster, slower or no clear difference: by whether the interval holds 1."""
+        """faster, slower or no clear difference, depending on whether the interval contains 1."""
         low, high = self.interval
         return "faster" if low > 1 else "slower" if high < 1 else "no clear difference"
 
 
 @dataclass(frozen=True)
 class LatencyComparison:
-    """Two networks side by side, as far as they are measured. device: in words. share: how much of the work is done.
+    """Comparison of two networks, as far as they are measured.
 
-    kind: the number types of the networks, in words.
+    device: as text. share: fraction of the work that is done. kind: the dtypes of the networks, as text.
     """
 
     before: Speed
@@ -98,7 +103,7 @@ class LatencyComparison:
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:
-        """One for each batch size."""
+        """One ratio for each batch size."""
         pairs = zip(self.before.latencies, self.after.latencies, strict=True)
         return tuple(ratio(first, second) for first, second in pairs)
 
@@ -107,7 +112,7 @@ class LatencyComparison:
         return self.after.params < self.before.params
 
     def sentence(self) -> str:
-        """What a person who wants a faster network should know: "Smaller but not faster ..." where it is so."""
+        """Return the conclusion for a user who wants a faster network: "Smaller but not faster ..." where that is true."""
         told = "; ".join(f"{_said(one)} at batch {one.batch:,}" for one in self.ratios)
         verdicts = {one.verdict for one in self.ratios}
         if not verdicts or not self.is_smaller:
@@ -117,7 +122,7 @@ class LatencyComparison:
         return f"Smaller but not faster{' everywhere' if 'faster' in verdicts else ''}: {told}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """JSON-able: for each batch size and network one row a run, seconds a pass."""
+        """Return JSON-able rows: one per batch size, network and run, with seconds per pass."""
         networks = ("before", self.before), ("after", self.after)
         return [
             {"network": name, "batch": latency.batch, "run": run, "seconds": seconds}
@@ -127,7 +132,7 @@ class LatencyComparison:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """JSON-able: the medians, quartiles and ratios, and both networks' sizes."""
+        """Return a JSON-able dict of the medians, quartiles and ratios, and both networks' sizes."""
         told: dict[str, Any] = {"device": self.device, "verdict": self.sentence(), "latency": []}
         for one, first, second in zip(self.ratios, self.before.latencies, self.after.latencies, strict=True):
             told["latency"].append(
@@ -157,9 +162,9 @@ def _said(one: Ratio) -> str:
 
 
 def ratio(first: Latency, second: Latency) -> Ratio:
-    """Of paired runs: the median of first / second, and the order statistics that hold its true value with 95 %.
+    """Return the median of first / second over paired runs, and the order statistics that contain its true value with 95 %.
 
-    The interval is that of the sign test: it assumes nothing of how times are distributed, and needs 6 pairs to be finite.
+    The interval is that of the sign test: it makes no assumption on the distribution of times, and needs 6 pairs to be finite.
     """
     pairs = sorted(a / b for a, b in zip(first.seconds, second.seconds, strict=True))
     rank = _sign_rank(len(pairs))
@@ -168,7 +173,7 @@ def ratio(first: Latency, second: Latency) -> Ratio:
 
 
 def _sign_rank(count: int) -> int:
-    """How many order statistics may be left out at each end of a 95 % interval of the median; -1: there are too few."""
+    """Return how many order statistics to drop at each end for a 95 % interval of the median; -1 if there are too few."""
     left, rank = 1.0, -1
     tail = 0.5**count
     while 2 * tail <= 0.05:
@@ -179,7 +184,7 @@ def _sign_rank(count: int) -> int:
 
 
 def measure_latency(model: nn.Module, example: Tensor, batch: int | None = None, runs: int = RUNS) -> Speed:
-    """The speed and size of one network. The arguments are `compare`'s."""
+    """Measure the speed and size of one network. For the arguments, see `compare_latency`."""
     *_, ((found,), _) = _timed((model,), example, batch, runs)
     return found
 
@@ -187,11 +192,11 @@ def measure_latency(model: nn.Module, example: Tensor, batch: int | None = None,
 def compare_latency(
     before: nn.Module, after: nn.Module, example: Tensor, batch: int | None = None, runs: int = RUNS
 ) -> Iterator[LatencyComparison]:
-    """Time two networks in turns, telling what is known after each; the last one is complete.
+    """Time two networks in turns, yielding what is known after each turn; the last result is complete.
 
-    example: one input, float (1, C, H, W), on the device of both, in torch's usual memory format. batch: of the
-    large batch, None for `large_batch`. runs: turns at each batch size, at least 6; only so many are made where they take
-    longer than 20 s. Raises IntrafusionError where there are too few, or the batch is no number from 2.
+    example: one input, float (1, C, H, W), on the device of both, in torch's default memory format. batch: size of the large
+    batch, None for `large_batch`. runs: turns at each batch size, at least 6; after 20 s no more begin, once 6 are done. Raises
+    IntrafusionError for fewer runs, or if the batch is no integer from 2.
     """
     device = device_words(example.device)
     kinds = dict.fromkeys(str(kind_of(network)).removeprefix("torch.") for network in (before, after))
@@ -200,7 +205,7 @@ def compare_latency(
 
 
 def _timed(networks: Sequence[nn.Module], example: Tensor, batch: int | None, runs: int) -> Iterator[tuple[list[Speed], float]]:
-    """What is known of each network after each turn, and which share of the work is done."""
+    """Yield what is known of each network after each turn, and the fraction of the work that is done."""
     batch = large_batch(example) if batch is None else batch
     if type(batch) is not int or batch < 2:
         raise IntrafusionError(f"the large batch must be of at least 2 images, not {batch!r}")
@@ -219,7 +224,7 @@ def _timed(networks: Sequence[nn.Module], example: Tensor, batch: int | None, ru
 
 
 def large_batch(example: Tensor) -> int:
-    """So many images as one pass takes at once, when nobody says: 64 small or 16 large ones, on a GPU 128."""
+    """Return the default large batch size: 64 small images or 16 large ones; 128 on a GPU."""
     if example.device.type != "cpu":
         return 128
     return 64 if example.shape[-1] <= 64 else 16
@@ -239,7 +244,7 @@ def _noise(example: Tensor, images: int) -> Tensor:
 
 
 def _turns(networks: Sequence[nn.Module], images: Tensor, runs: int) -> Iterator[list[list[float]]]:
-    """Seconds a pass of each network, of all runs so far, after each turn; who begins alternates."""
+    """Yield each network's seconds per pass in all runs so far, after each turn; the order alternates."""
     passes, times = [], [[] for _ in networks]  # type: list[int], list[list[float]]
     for network in networks:
         _run(network, images, _WARM)
@@ -257,7 +262,7 @@ def _turns(networks: Sequence[nn.Module], images: Tensor, runs: int) -> Iterator
 
 
 def _come_back(networks: Sequence[nn.Module], images: Tensor) -> None:
-    """A checkpoint; where other work has computed meanwhile, the networks are warmed up again."""
+    """Run a checkpoint; if other work has computed meanwhile, warm the networks up again."""
     before = time.perf_counter() - clock()
     checkpoint()
     if time.perf_counter() - clock() > before + _GAP:
@@ -266,7 +271,7 @@ def _come_back(networks: Sequence[nn.Module], images: Tensor) -> None:
 
 
 def _run(network: nn.Module, images: Tensor, passes: int) -> float:
-    """Seconds a forward pass, the mean of so many, in the network's own number type."""
+    """Return the mean seconds per forward pass over `passes`, in the network's own dtype."""
     images = inputs_for(network, images)
     with torch.inference_mode():
         _wait(images.device)
@@ -283,7 +288,7 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_memory(model: nn.Module, images: Tensor) -> int:
-    """Bytes that one pass holds at its peak beyond weights and images; see `Speed`."""
+    """Return the peak bytes of one pass beyond weights and images; see `Speed`."""
     images = inputs_for(model, images)
     with torch.inference_mode():
         if images.device.type == "cuda":
@@ -298,7 +303,7 @@ def peak_memory(model: nn.Module, images: Tensor) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the results of operations, as long as they are alive."""
+    """Counts the bytes of operation results while they are alive."""
 
     def __init__(self, known: Sequence[Tensor]):
         super().__init__()
@@ -327,7 +332,7 @@ class _Alive(TorchDispatchMode):
 
 
 def device_words(device: torch.device) -> str:
-    """The device in words, as "cpu, 2 threads of an AMD EPYC 7B13"."""
+    """Return the device as text, such as "cpu, 2 threads of an AMD EPYC 7B13"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Where solutions lie: accuracy on the plane through three networks, along a path between two, and sharp directions."""
+"""Loss landscape: accuracy on the plane through three networks, along a path between two, and sharp directions."""
 
 import math
 import time
@@ -17,16 +17,16 @@ from intrafusion.pruning.groups.feature_maps import normalised
 from intrafusion.runtime.cancellation import checkpoint
 
 _MEMORY = 1 << 28  # bytes of weights of networks that are run in one pass
-_BASIS = 1 << 31  # bytes of the vectors that Lanczos keeps
+_BASIS = 1 << 31  # most bytes of the vectors that Lanczos keeps
 
 
 def flatten_weights(model: nn.Module) -> Tensor:
-    """All parameters as one vector, in their order: float64 (D,)."""
+    """Concatenate all parameters in order: float64 (D,)."""
     return torch.cat([p.detach().double().flatten() for p in model.parameters()])
 
 
 def unflatten(model: nn.Module, vectors: Tensor) -> dict[str, Tensor]:
-    """Parameters by name of the vectors (..., D): (..., *shape) each, in the model's precision."""
+    """Return the parameters by name for vectors (..., D): (..., *shape) each, in the model's precision."""
     sizes = [p.numel() for p in model.parameters()]
     parts = vectors.split(sizes, -1)
     return {
@@ -39,7 +39,7 @@ def unflatten(model: nn.Module, vectors: Tensor) -> dict[str, Tensor]:
 class Plane:
     """The plane through three networks of one shape. origin, u, v: float64 (D,), u and v orthonormal.
 
-    at: where the networks lie on it, (3, 2): the first one at the origin, the second on the first axis.
+    at: coordinates of the networks on it, (3, 2): the first one at the origin, the second on the first axis.
     """
 
     model: nn.Module
@@ -49,14 +49,14 @@ class Plane:
     at: Tensor
 
     def vectors(self, points: Tensor) -> Tensor:
-        """The networks at some points (g, 2): (g, D)."""
+        """Return the networks at points (g, 2): (g, D)."""
         return self.origin + points.to(self.u) @ torch.stack([self.u, self.v])
 
 
 def plane_through(first: nn.Module, second: nn.Module, third: nn.Module) -> Plane:
-    """The plane through three networks of one shape: dense, dropped, fused.
+    """Return the plane through three networks of one shape: dense, dropped, fused.
 
-    Raises IntrafusionError where two of them are the same, or all lie on one line.
+    Raises IntrafusionError if two of them are equal, or if all are on one line.
     """
     points = [flatten_weights(model) for model in (first, second, third)]
     if len({len(point) for point in points}) > 1:
@@ -73,7 +73,7 @@ def plane_through(first: nn.Module, second: nn.Module, third: nn.Module) -> Plan
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Loss (nats) and accuracy (a fraction) on a grid: x (a,), y (b,), loss and accuracy (b, a); nan where not yet measured."""
+    """Loss (nats) and accuracy (a fraction) on a grid: x (a,), y (b,), loss and accuracy (b, a); nan if not yet measured."""
 
     x: np.ndarray
     y: np.ndarray
@@ -82,12 +82,12 @@ class Surface:
 
     @property
     def share(self) -> float:
-        """How much of the grid is measured."""
+        """The fraction of the grid that is measured."""
         return float(np.isfinite(self.accuracy).mean())
 
     @property
     def finest(self) -> "Surface | None":
-        """Every n-th row and column, n as small as all of these are measured; None where not even the coarsest are."""
+        """The finest fully measured subgrid of every n-th row and column; None if not even the coarsest is measured."""
         for stride in range(1, len(self.x)):
             every = slice(None, None, stride)
             if (len(self.x) - 1) % stride == 0 and np.isfinite(self.accuracy[every, every]).all():
@@ -96,10 +96,10 @@ class Surface:
 
 
 def plane_grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
-    """A grid around the plane's three networks, nothing of it measured yet.
+    """Return an unmeasured grid around the plane's three networks.
 
-    size: points on a side. margin: how far it goes beyond the networks on every side, as a share of their larger extent.
-    Raises IntrafusionError for fewer than 2 points or more than 1,001, and for a margin below 0 or above 100.
+    size: points per side. margin: distance beyond the networks on every side, as a share of their larger extent. Raises
+    IntrafusionError for fewer than 2 points or more than 1,001, and for a margin below 0 or above 100.
     """
     if not 2 <= size <= 1001 or not 0 <= margin <= 100:
         raise IntrafusionError(
@@ -114,9 +114,9 @@ def plane_grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
 def surface(
     plane: Plane, data: ImageData, size: int = 17, margin: float = 0.3, stride: int = 4, patience: float = 0.5
 ) -> Iterator[Surface]:
-    """Loss and accuracy on `grid(plane, size, margin)`, from coarse to fine: each time with more of it measured.
+    """Measure loss and accuracy on `plane_grid(plane, size, margin)`, from coarse to fine, yielding each intermediate state.
 
-    stride: of the first, coarsest grid; halved until it is 1. patience: seconds after which to tell of an unfinished one.
+    stride: of the first, coarsest grid; halved until it is 1. patience: seconds after which to yield an unfinished grid.
     """
     empty = plane_grid(plane, size, margin)
     x, y, loss, accuracy = empty.x, empty.y, empty.loss, empty.accuracy
@@ -138,7 +138,7 @@ def surface(
 
 
 def _together(model: nn.Module) -> int:
-    """How many networks to run in one pass: as many as fit on a GPU, one at a time on a CPU, where that is faster."""
+    """Return how many networks to run in one pass: as many as fit on a GPU; one on a CPU, where that is faster."""
     size = sum(p.numel() for p in model.parameters())
     return max(1, _MEMORY // (8 * max(size, 1))) if next(model.parameters()).is_cuda else 1
 
@@ -150,10 +150,10 @@ def losses_at(
     batches: Sequence[tuple[Tensor, Tensor]],
     together: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of the networks at some points (g, ...): float64 (g,) each. Several run in one pass.
+    """Return the loss and accuracy of the networks at points (g, ...): float64 (g,) each. Several run in one pass.
 
-    vectors: makes networks (g, D) of points. batches: inputs and labels. together: networks in one pass; None for what
-    suits the device. Buffers are the model's. Where a network's loss is no number, accuracy is that of its answers still.
+    vectors: maps points to networks (g, D). batches: inputs and labels. together: networks in one pass; None for what suits the
+    device. Buffers are the model's. If a network's loss is nan, its accuracy is still that of its predictions.
     """
     losses, right = [], []
     for chunk in points.split(together or _together(model)):
@@ -172,7 +172,7 @@ def losses_at(
 
 
 def _answers(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """The logits of several networks on the same images: (g, b, classes)."""
+    """Return the logits of several networks on the same images: (g, b, classes)."""
     with torch.inference_mode():
         if len(next(iter(parameters.values()))) == 1:
             return functional_call(model, {name: value[0] for name, value in parameters.items()}, images)[None]
@@ -181,9 +181,9 @@ def _answers(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor)
 
 @dataclass(frozen=True, eq=False)
 class Ritz:
-    """What some steps of Lanczos say of a symmetric matrix H: values (k,), the largest first, and of how many steps.
+    """Lanczos estimates for a symmetric matrix H after some steps: values (k,), largest first, and the number of steps.
 
-    residuals: ||H v - value v|| of each (k,), 0 where it is an eigenvalue. float64.
+    residuals: ||H v - value v|| of each (k,), 0 for an eigenvalue. float64.
     """
 
     values: Tensor
@@ -195,17 +195,17 @@ class Ritz:
 
     @property
     def vectors(self) -> Tensor:
-        """Of the values: orthonormal (D, k)."""
+        """Ritz vectors of the values: orthonormal (D, k)."""
         return self._basis[: self.step].T @ self._small
 
 
 def lanczos(
     loss: Callable[[nn.Module], Tensor], model: nn.Module, count: int = 10, steps: int = 30, seed: int = 0
 ) -> Iterator[Ritz]:
-    """The largest eigenvalues of the loss's Hessian, better with every step, which is one product with the Hessian.
+    """Estimate the largest eigenvalues of the loss's Hessian, yielding a better estimate after each Hessian-vector product.
 
     loss: of the model, a scalar; twice differentiable where its parameters require gradients. steps: with full
-    reorthogonalisation, `count` of them at least, and no more than fit into memory.
+    reorthogonalisation; at least `count`, and otherwise no more than fit into memory.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():
@@ -231,7 +231,7 @@ def lanczos(
             w = w - basis[:k].T @ (basis[:k] @ w)
         beta = float(w.norm())
         if beta < 1e-10 * max(1.0, abs(float(T[0, 0]))):
-            beta, steps = 0.0, k  # what was reached is closed under H
+            beta, steps = 0.0, k  # the Krylov space is invariant under H
         elif k < steps:
             T[k - 1, k] = T[k, k - 1] = beta
             basis[k] = w / beta
@@ -245,7 +245,7 @@ def lanczos(
 def sharpest(
     loss: Callable[[nn.Module], Tensor], model: nn.Module, count: int = 10, steps: int = 30, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (count,) of the loss's Hessian and their eigenvectors (D, count): the last step of `lanczos`."""
+    """Return the loss Hessian's largest eigenvalues (count,) and eigenvectors (D, count): the last step of `lanczos`."""
     *_, last = lanczos(loss, model, count, steps, seed)
     return last.values, last.vectors
 
@@ -255,12 +255,12 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 def share_within(displacement: Tensor, directions: Tensor) -> float:
-    """sum_i <v_i, d>^2 / ||d||^2: the share of a displacement (D,) that lies in orthonormal directions (D, k)."""
+    """Return sum_i <v_i, d>^2 / ||d||^2: the share of a displacement (D,) within orthonormal directions (D, k)."""
     return float((directions.T @ displacement).square().sum() / displacement.square().sum().clamp(min=1e-300))
 
 
 def bezier(ends: Tensor, bends: Tensor, t: Tensor) -> Tensor:
-    """Points of the Bezier curve at t (g,) in [0, 1]: (g, D). ends: (2, D), bends: (m, D) between them."""
+    """Return points of the Bezier curve at t (g,) in [0, 1]: (g, D). ends: (2, D), bends: (m, D) between them."""
     points = torch.cat([ends[:1], bends, ends[1:]])
     degree = len(points) - 1
     k, t = torch.arange(degree + 1, dtype=torch.float64), t.double().cpu()[:, None]

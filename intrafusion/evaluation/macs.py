@@ -1,7 +1,7 @@
-"""Multiply-accumulates of one forward pass, counted operator by operator with torch's own formulas.
+"""Multiply-accumulates of one forward pass, counted per operator with torch's own formulas.
 
-torch's FlopCounterMode follows the layers by hooks that are global, which passes in other threads would run, too. Here the
-hooks are on a copy.
+torch's FlopCounterMode tracks layers with global hooks, which passes in other threads would run too. Here the hooks are on a
+copy.
 """
 
 import copy
@@ -18,7 +18,7 @@ from intrafusion.models.fx.sharing import twin
 from intrafusion.models.precision import inputs_for
 
 _aten = torch.ops.aten
-# words in the names of torch's operators that multiply; those of them that have no formula are named to the user
+# words in the names of torch's operators that multiply; such operators without a formula are reported to the user
 _MULTIPLY = ("rnn", "lstm", "trilinear", "mv", "addmv", "addr", "dot", "vdot", "inner", "cdist", "fft", "attention",
              "encoder_layer", "linear", "conv", "convolution", "mm", "addmm", "matmul")  # fmt: skip
 _ONLY_POINTWISE = ("_thnn_fused_lstm_cell", "_cudnn_rnn_flatten_weight", "_compute_linear_combination")
@@ -29,15 +29,15 @@ def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> i
     return sdpa_flop_count(query, key, value)
 
 
-# torch has a formula for attention on CUDA, and forgets the operator that computes it on a CPU
+# torch has a formula for attention on CUDA, but not for the operator that computes it on a CPU
 if (_on_cpu := getattr(_aten, "_scaled_dot_product_flash_attention_for_cpu", None)) not in {None, *flop_registry}:
     register_flop_formula(_on_cpu)(_attention)
 
 
 class Macs(FlopCounterMode):
-    """Counts while a network runs. layers: multiply-accumulates by the name of the innermost module that took them.
+    """Counter of a network's operations. layers: multiply-accumulates by the name of the innermost module that ran them.
 
-    left_out: operators that may multiply and that torch has no formula for, and the class of the module that ran them.
+    left_out: operators that may multiply and have no formula in torch, with the class of the module that ran them.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -57,7 +57,7 @@ class Macs(FlopCounterMode):
 
 
 def _multiplies(operator: str) -> bool:
-    """Whether an operator may, as "aten.mkldnn_rnn_layer" or one that is not torch's, as "torchvision.deform_conv2d"."""
+    """Return whether an operator may multiply, such as "aten.mkldnn_rnn_layer" or the non-torch "torchvision.deform_conv2d"."""
     space, _, name = operator.partition(".")
     if space != "aten":
         return space not in ("prim", "prims")
@@ -65,7 +65,7 @@ def _multiplies(operator: str) -> bool:
 
 
 class _Running:
-    """Which modules of a network run: the innermost is charged. It stands in for torch's tracker."""
+    """Tracks which modules of a network run, so that the innermost is charged; replaces torch's tracker."""
 
     def __init__(self, network: nn.Module) -> None:
         self.inside: list[tuple[str, str]] = [("", type(network).__name__)]
@@ -103,13 +103,13 @@ def count(model: nn.Module, example: Tensor) -> Macs:
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()}).eval()
-    except Exception:  # it holds weights that have to be written out first
+    except Exception:  # it has weights that must be materialised first
         return twin(model)
 
 
 @contextmanager
 def _whole_attention() -> Iterator[None]:
-    """Without the fast path of torch's attention layers, one operator that has no formula."""
+    """Within this block, disable the fast path of torch's attention layers: a single operator without a formula."""
     with _fast_path:
         was = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)

@@ -1,7 +1,7 @@
-"""Producers that are not run again: what a merge makes of their channels is linear, so it can be done to their outputs.
+"""Reuse a pruned layer's dense outputs: the merge is linear, so apply it to the outputs.
 
-Where a pruned layer's weights are combinations of the dense layer's, `W' = M W`, and both read the same, its outputs are
-the same combinations of the dense outputs, which are known: a 1x1 convolution in place of the whole one.
+If a pruned layer's weights are combinations of the dense layer's, `W' = M W`, and both layers have the same input, the pruned
+outputs are the same combinations of the known dense outputs. A 1x1 convolution then replaces the whole layer.
 """
 
 from collections.abc import Iterable
@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from intrafusion.models.fx.fuse_relu import is_plain
 from intrafusion.models.fx.sharing import replaced
 
-_PAYS = 4  # how many times the multiplications of the 1x1 convolution the layer's own must be
-_EXACT = 1e-6  # of the weights' norm: how far M W may be from W'
+_PAYS = 4  # least ratio of the layer's multiplications to those of the 1x1 convolution
+_EXACT = 1e-6  # largest deviation of M W from W', relative to the norm of W'
 
 
 def remixed(dense: nn.Module, network: nn.Module, names: Iterable[str]) -> tuple[nn.Module, frozenset[str]]:
-    """`network` with those of the layers `names` that allow it replaced by what makes their outputs of the dense ones'.
+    """Replace those of the layers `names` that allow it by a 1x1 convolution of the dense layer's outputs.
 
-    names: layers that read the same in both networks. No names come back where nothing is gained.
+    names: layers that have the same input in both networks. Returns the network and the names of the replaced layers, none if
+    nothing is gained.
     """
     found = {name: mix for name in names if (mix := _mix(dense.get_submodule(name), network.get_submodule(name)))}
     return replaced(network, found) if found else network, frozenset(found)
 
 
 def _mix(dense: nn.Module, layer: nn.Module) -> nn.Conv2d | None:
-    """The 1x1 convolution that makes a layer's outputs of the dense layer's."""
+    """Return the 1x1 convolution that computes a layer's outputs from the dense layer's, or None."""
     if not is_plain(dense) or not is_plain(layer) or max(dense.groups, layer.groups) > 1:
         return None
     if dense.weight.shape[1:] != layer.weight.shape[1:] or dense.weight[0].numel() < _PAYS * dense.out_channels:
@@ -47,6 +48,6 @@ def _mix(dense: nn.Module, layer: nn.Module) -> nn.Conv2d | None:
 
 
 def _rows(layer: nn.Conv2d) -> Tensor:
-    """One row an output channel: weights, and the bias where there is one. float64 (n, m)."""
+    """Return one row per output channel: weights, and the bias if there is one. float64 (n, m)."""
     weight = layer.weight.detach().double().flatten(1)
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[:, None]], 1)

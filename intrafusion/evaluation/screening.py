@@ -1,7 +1,7 @@
-"""fp32's predictions at little more than bf16's price: look at all images in bf16, and again in fp32 where it may be wrong.
+"""fp32 predictions at little more than bf16's cost: run all images in bf16, and uncertain ones again in fp32.
 
-A bf16 prediction stands where its margin over every other class exceeds the largest error that any margin has shown so
-far on the same part of the same network, with room to spare. Each second look shows further errors.
+A bf16 prediction is accepted if its margin over every other class exceeds, with room to spare, the largest error of any margin
+seen so far on the same part of the same network. Each fp32 run reveals further errors.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,13 +11,13 @@ from torch import Tensor
 
 Values = tuple[Tensor, ...]
 Logits = Callable[[Values], Tensor]
-_ROOM = 1.25  # how much larger than any error seen a margin must be
-_TRUST = 256  # images whose errors must have been seen before any margin is believed
-_ALWAYS = 8  # images of every network that are looked at: its errors may be larger than any before
+_ROOM = 1.25  # a margin must exceed the largest error seen by this factor
+_TRUST = 256  # images whose errors must be known before any margin is trusted
+_ALWAYS = 8  # images of every network that are run again: its errors may exceed all earlier ones
 
 
 class Screen:
-    """What is known of bf16's errors on one part of a network. error: the largest, in units of the logits' spread."""
+    """Known bf16 errors on one part of a network. error: the largest, in units of the logits' spread."""
 
     def __init__(self) -> None:
         self.error, self.seen = 0.0, 0
@@ -30,10 +30,11 @@ class Screen:
         again: Callable[[Tensor], Values],
         size: int,
     ) -> Tensor:
-        """The classes that `exact` predicts: int64 (N,).
+        """Return the classes that `exact` predicts: int64 (N,).
 
-        batches: values, float (B, ...), from which `low` computes logits (B, classes), and those from which `exact` does.
-        again: the latter of these images, int64 (R,), once more. size: images that `exact` takes at once.
+        batches: pairs of values, float (B, ...): those from which `low` computes logits (B, classes), and those from which
+        `exact` does. again: returns the latter for the images with these indices, int64 (R,). size: images per batch of
+        `exact`.
         """
         guesses, kept, owed = [], [], max(_ALWAYS, _TRUST - self.seen)
         for cheap, values in batches:
@@ -56,7 +57,7 @@ class Screen:
         return best
 
     def _doubted(self, margin: Tensor, owed: int) -> Tensor:
-        """Which predictions do not stand: bool (N,). Where too few errors were seen, the first `owed` ones do not."""
+        """Return which predictions are uncertain: bool (N,). The first `owed` ones are, while too few errors are known."""
         doubted = margin <= _ROOM * self.error
         doubted[:owed] = True
         return doubted
@@ -68,7 +69,7 @@ class Screen:
 
 
 def _margins(logits: Tensor) -> Tensor:
-    """By how much the best class leads, in units of the logits' spread: (N,)."""
+    """Return the lead of the best class, in units of the logits' spread: (N,)."""
     two = logits.topk(2, 1).values
     return (two[:, 0] - two[:, 1]) / _spread(logits)
 

@@ -1,4 +1,4 @@
-"""What the rest runs on, and knows no networks: paths, jobs, cancellation, caches, logging, sandboxes, safe files."""
+"""Infrastructure that is independent of networks: paths, jobs, cancellation, caches, logging, sandboxes, safe file writing."""
 
 from intrafusion.runtime.cancellation import Cancelled, checkpoint
 

@@ -1,9 +1,10 @@
-"""The child process of `sandbox`: limits itself, does one piece of work on a stranger's file, and answers on a pipe.
+"""The child process of `sandbox`: limits itself, runs one task on an untrusted file, and answers on a pipe.
 
-It runs as a script (`python -I`, with its folder for an argument), reads `request.json` there, and writes JSON lines to stdout:
-{"ready": bytes of memory}, then {"done": [n, of]}, {"note": a line}, and in the end one of {"answer": ...}, {"refused": why},
-{"memory": true} and {"failed": type and words, "traceback": ...}. Namespaces and Landlock come first, as they want a process of
-one thread, then libraries, and limits last, so that what the libraries take does not count.
+It runs as a script (`python -I`, with its folder as the argument), reads `request.json` there, and writes JSON lines to stdout:
+{"ready": bytes of memory}, then {"done": [n, of]} and {"note": a line}, and at the end one of {"answer": ...}, {"refused":
+why}, {"memory": true} and {"failed": type and message, "traceback": ...}. Namespaces and Landlock are set up first, because
+they need a single-threaded process; then libraries are imported; limits come last, so that what the libraries use does not
+count.
 """
 
 import ctypes
@@ -24,14 +25,14 @@ from typing import Any, TextIO
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000  # sched.h
 _PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38  # prctl.h
-_MAKE_RULES, _ADD_RULE, _RESTRICT = 444, 445, 446  # system calls of Landlock, on all machines
-_BENEATH, _WRITE = 1, 1 << 1  # landlock.h: a kind of rule, and the right to write a file
+_MAKE_RULES, _ADD_RULE, _RESTRICT = 444, 445, 446  # numbers of Landlock's system calls, the same on all architectures
+_BENEATH, _WRITE = 1, 1 << 1  # landlock.h: a rule type, and the right to write a file
 _CHANGES = tuple(
     sum(1 << bit for bit in (1, *range(4, most))) for most in (13, 14, 15)
-)  # all rights to change files, by version
-_SPARE = 64 << 20  # bytes that are left to say that memory ran out
-_FILES = 256  # that it may have open
-_OFTEN = 0.1  # seconds between two lines of progress
+)  # all rights to change files, by Landlock version
+_SPARE = 64 << 20  # bytes reserved for reporting that memory ran out
+_FILES = 256  # most open files
+_OFTEN = 0.1  # least seconds between two progress lines
 
 
 def main(folder: Path) -> None:
@@ -42,7 +43,7 @@ def main(folder: Path) -> None:
     _go_first()
     _change_nothing_outside(folder)
     sys.path[:] = request["path"]
-    package = types.ModuleType("intrafusion")  # the package itself imports all of its parts, which takes twice as long
+    package = types.ModuleType("intrafusion")  # importing the real package imports all its parts and takes twice as long
     package.__path__ = [str(Path(__file__).parents[1])]
     sys.modules["intrafusion"] = package
     module, _, name = request["task"].partition(":")
@@ -54,7 +55,7 @@ def main(folder: Path) -> None:
 
 
 def _speaker() -> Callable[..., None]:
-    """Write lines to what was stdout; what else is printed goes nowhere."""
+    """Return a function that writes JSON lines to the original stdout, and redirect stdout to stderr."""
     lines: TextIO = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -71,7 +72,7 @@ def _outcome(work: Callable[..., Any], folder: Path, say: Callable[..., None], a
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes(say)])
     try:
         return {"answer": work(folder, _progress(say), **arguments)}
-    except BaseException as error:  # whatever a file makes of the libraries that read it
+    except BaseException as error:  # an untrusted file can make libraries raise anything
         _spare_memory()
         if _ran_out(error):
             return {"memory": True}
@@ -82,7 +83,7 @@ def _outcome(work: Callable[..., Any], folder: Path, say: Callable[..., None], a
 
 
 def _ran_out(error: BaseException | None) -> bool:
-    """Whether memory was refused, be it the reason of another error's."""
+    """Return whether an error, or an error that caused it, means out of memory."""
     from intrafusion.errors import is_out_of_memory
 
     while error is not None:
@@ -93,7 +94,7 @@ def _ran_out(error: BaseException | None) -> bool:
 
 
 class _Notes(logging.Handler):
-    """Hands on what the package would have logged for the person."""
+    """Logging handler that forwards the package's messages for the user."""
 
     def __init__(self, say: Callable[..., None]):
         super().__init__()
@@ -117,12 +118,12 @@ def _progress(say: Callable[..., None]) -> Callable[[int, int], None]:
 
 
 def _leave_network() -> None:
-    """Leave the network for an empty one, as the user of a namespace of its own, where the system permits that."""
+    """Move to an empty network namespace, in a new user namespace, where the system permits it."""
     if sys.platform != "linux":
         return
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NET) == 0:
-        with suppress(OSError):  # then it has no name, and the same rights
+        with suppress(OSError):  # then the process has no user name, but the same rights
             for name, text in (
                 ("setgroups", "deny"),
                 ("uid_map", f"{user} {user} 1"),
@@ -132,19 +133,19 @@ def _leave_network() -> None:
 
 
 def _go_first() -> None:
-    """Be the process that ends where the machine's memory does."""
+    """Make the out-of-memory killer choose this process first."""
     if sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _change_nothing_outside(folder: Path) -> None:
-    """Lose the right to make, change or remove files outside a folder, where the system has Landlock (Linux 5.13)."""
+    """Give up the right to create, change or remove files outside a folder, where the system has Landlock (Linux 5.13)."""
     if sys.platform != "linux":
         return
     call = ctypes.CDLL(None).syscall
     version = call(_MAKE_RULES, None, ctypes.c_size_t(0), 1)
-    if version < 1:  # it is turned off, or not there
+    if version < 1:  # Landlock is disabled or missing
         return
     rights = _CHANGES[min(version, len(_CHANGES)) - 1]
     rules = call(_MAKE_RULES, ctypes.byref(ctypes.c_uint64(rights)), ctypes.c_size_t(8), 0)
@@ -158,12 +159,12 @@ def _change_nothing_outside(folder: Path) -> None:
 
 
 def has_left(folder: Path, tell: Callable[[int, int], None], network: str) -> bool:
-    """A task: whether this is another network namespace than the one of this name."""
+    """Task: return whether this process is in another network namespace than `network`."""
     return os.readlink("/proc/self/ns/net") != network
 
 
 def _end_with(parent: int) -> None:
-    """Be killed when the parent ends; end now where it has ended. No core is dumped."""
+    """Have this process killed when its parent ends; exit now if the parent has already ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
     if os.name == "posix" and os.getppid() != parent:
@@ -171,7 +172,10 @@ def _end_with(parent: int) -> None:
 
 
 def _limit(seconds: int, grow: int, file: int) -> None:
-    """seconds: of processor time from now. grow: bytes of memory above those of now. file: bytes of a file that it writes."""
+    """Set the limits of this process.
+
+    seconds: processor time from now. grow: bytes of memory beyond what it holds now. file: bytes of a file that it writes.
+    """
     if os.name != "posix":
         return
     import resource
@@ -196,7 +200,7 @@ def _set(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def _spare_memory() -> None:
-    """Let the end of the work have a little more memory than the work had."""
+    """Raise the memory limit slightly, so that the outcome can still be reported."""
     if sys.platform == "linux":
         import resource
 
@@ -205,7 +209,7 @@ def _spare_memory() -> None:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not say."""
+    """Return the bytes of memory that this process holds; 0 where the system does not tell."""
     return _status("VmRSS") if sys.platform == "linux" else 0
 
 

@@ -1,8 +1,9 @@
-"""Sees to it that a command ends within a second of a signal; see `shutdown`. This file is run as a script, without the
-package.
+"""Watcher process that makes a command end within a second of a signal; see `shutdown`.
 
-stdin: a byte for each signal that reaches the command, its number, and BEGIN, END and TOLD from the command itself. stdout:
-WAIT or LEAVE for the command's thread. Arguments: the command's process, and what is said for it where it must be killed.
+It runs as a script, without the package.
+
+stdin: one byte for each signal that the command receives (its number), and BEGIN, END and TOLD from the command itself. stdout:
+WAIT or LEAVE, for the command's thread. Arguments: the command's process id, and the message to print if it must be killed.
 """
 
 import os
@@ -12,17 +13,17 @@ import sys
 import time
 from collections.abc import Iterable
 
-BEGIN, END = b"(", b")"  # work that needs longer than a second to keep its state
-TOLD = b"."  # the command has said that it was cancelled
-WAIT, LEAVE = b"w", b"l"  # tell that it takes longer; leave now
+BEGIN, END = b"(", b")"  # start and end of work that needs more than a second to save its state
+TOLD = b"."  # the command has reported that it was cancelled
+WAIT, LEAVE = b"w", b"l"  # report that it takes longer; exit now
 STAGES = {"interrupt": 0.3, "leave": 0.6, "kill": 0.9}  # seconds from the signal
 
 
 class Course:
-    """What is to be done, and when, after what was heard. Times are in seconds of any clock."""
+    """State machine that decides which action is due, and when, from the bytes received. Times are seconds of any clock."""
 
     def __init__(self) -> None:
-        self.due: list[tuple[float, str]] = []  # the next one first
+        self.due: list[tuple[float, str]] = []  # the earliest first
         self.told = False
         self._finishing = 0
         self._asked = self._ending = False
@@ -44,7 +45,7 @@ class Course:
                 self._asked = True
 
     def _end(self, now: float) -> None:
-        if not self._ending:  # more signals do not put it off
+        if not self._ending:  # further signals do not postpone it
             self._ending = True
             self.due = [(now + seconds, stage) for stage, seconds in STAGES.items()]
 

@@ -1,15 +1,15 @@
-"""Who may ask for what: everything for the person at this machine, little for strangers.
+"""Access rules: the local user may do everything, remote readers little.
 
-A server that others reach is public. What it may do then is read from the environment alone:
-INTRAFUSION_PUBLIC  1 for a public server; one that is bound wider than this machine sets it by itself
-INTRAFUSION_ROOTS   folders whose files its pages may open, separated as in PATH; none when not set
-INTRAFUSION_UPLOAD_MB, INTRAFUSION_KEPT_MB  MiB of one uploaded file, and of all that is kept; 50 and 2048 when not set
-INTRAFUSION_MODEL_MB  MiB of the weights of a model that its pages open; 512 when not set
-INTRAFUSION_PROGRAMS  1 where readers may upload programs (.pt2), too
-INTRAFUSION_PROXIES  how many proxies stand in front, each adding to X-Forwarded-For whom it heard; 0 when not set
+A server that others can reach is public. What it allows is read from the environment alone:
+INTRAFUSION_PUBLIC  1 for a public server; a server that binds to more than this machine sets it itself
+INTRAFUSION_ROOTS   folders whose files its pages may open, separated as in PATH; none if not set
+INTRAFUSION_UPLOAD_MB, INTRAFUSION_KEPT_MB  MiB of one uploaded file, and of everything kept; 50 and 2048 if not set
+INTRAFUSION_MODEL_MB  MiB of the weights of a model that its pages open; 512 if not set
+INTRAFUSION_PROGRAMS  1 if readers may also upload programs (.pt2)
+INTRAFUSION_PROXIES  number of proxies in front, each appending its client to X-Forwarded-For; 0 if not set
 
-Its limits hold for an address and for the server as a whole, not for a browser or a session:
-`pages.shared.client_address` says which address.
+The limits apply to an address and to the server as a whole, not to a browser or a session: `pages.shared.client_address`
+determines the address.
 """
 
 import os
@@ -30,40 +30,41 @@ from intrafusion.runtime.stale_files import temporary
 
 MIB = 1 << 20
 MINUTE = 60.0
-UPLOADS = 20  # files that one address may send to a public server in a minute, in all of four times the largest
-HELD = 4, 16  # times the largest upload that may lie in memory at once: of one address, of everybody
-EACH, ALL = 4, 32  # computations that are not done yet, of one address and of everybody
-FIRST = 32  # more, for addresses that have none
-GRACE = 180.0  # seconds after which what was asked for in a session that has gone is cancelled
-_DAY, _SHARE = 86400.0, 4  # one address may keep a quarter of what is kept in a day
-_FREE = 1 << 30  # bytes of the disk that a public server leaves alone
-_ADDRESSES = 10_000  # whose uploads are remembered
+UPLOADS = 20  # files that one address may upload to a public server per minute, in total four times the largest
+HELD = 4, 16  # uploads in memory at once, in units of the largest: of one address, of all
+EACH, ALL = 4, 32  # most unfinished computations, of one address and of all
+FIRST = 32  # additional ones, for addresses that have none yet
+GRACE = 180.0  # seconds after a session has gone until its computations are cancelled
+_DAY, _SHARE = 86400.0, 4  # one address may keep a quarter of the total per day
+_FREE = 1 << 30  # bytes of disk space that a public server leaves free
+_ADDRESSES = 10_000  # most addresses whose uploads are remembered
 
 
 def is_public() -> bool:
-    """Whether people other than the one at this machine may open the pages."""
+    """Return whether people other than the local user may open the pages."""
     return os.environ.get("INTRAFUSION_PUBLIC", "0") not in ("", "0")
 
 
 def roots() -> list[Path]:
-    """The folders whose files the pages of a public server may open."""
+    """Return the folders whose files the pages of a public server may open."""
     return [Path(part).expanduser() for part in os.environ.get("INTRAFUSION_ROOTS", "").split(os.pathsep) if part]
 
 
 def takes_programs() -> bool:
-    """Whether readers may upload programs: on a public server where its operator turned that on."""
+    """Return whether readers may upload programs: on a public server, only if its operator enabled that."""
     return not is_public() or os.environ.get("INTRAFUSION_PROGRAMS", "0") not in ("", "0")
 
 
 def upload_mib() -> int:
-    """MiB that one uploaded file may have on a public server."""
+    """Return the most MiB that an uploaded file may have on a public server."""
     return _number("INTRAFUSION_UPLOAD_MB", 50)
 
 
 def check_computations(mine: int, everybody: int) -> None:
-    """Raise IntrafusionError where an address that has so many computations running or waiting may ask for no other one.
+    """Raise IntrafusionError if an address with `mine` unfinished computations may not request another.
 
-    everybody: how many there are in all. When there are as many as one may ask for, an address that has none may still.
+    everybody: how many unfinished computations there are in total. Above the total limit, an address that has none may still
+    request some.
     """
     if not is_public():
         return
@@ -74,7 +75,7 @@ def check_computations(mine: int, everybody: int) -> None:
 
 
 def check_share(who: str, size: int) -> None:
-    """Raise IntrafusionError where this address should keep nothing more of so many bytes today; else it counts."""
+    """Raise IntrafusionError if this address may not keep `size` more bytes today; otherwise count them."""
     if not is_public():
         return
     most = _number("INTRAFUSION_KEPT_MB", 2048) / _SHARE
@@ -86,14 +87,14 @@ def check_share(who: str, size: int) -> None:
 def check_path(what: str, text: str | None) -> None:
     """Raise IntrafusionError for a path that a page of this server may not open, whether it exists or not.
 
-    Links, .. and ~ are followed first. what: which one it is, in words.
+    Links, .. and ~ are resolved first. what: which path it is, for the message.
     """
     if text is None or not is_public():
         return
     try:
         path = Path(os.path.expanduser(text)).resolve()
         allowed = any(path.is_relative_to(root.resolve()) for root in roots())
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name of zeros
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a null byte in the name
         allowed = False
     if not allowed:
         where = "only in the folders that it was started with" if roots() else "none"
@@ -101,7 +102,7 @@ def check_path(what: str, text: str | None) -> None:
 
 
 def check_size(model: str, weights: int) -> None:
-    """Raise IntrafusionError for a model with so many bytes of weights that a page of this server may not open it."""
+    """Raise IntrafusionError if a page of this server may not open a model with this many bytes of weights."""
     most = _number("INTRAFUSION_MODEL_MB", 512)
     if is_public() and weights > most * MIB:
         raise IntrafusionError(
@@ -110,7 +111,7 @@ def check_size(model: str, weights: int) -> None:
 
 
 def check_room() -> None:
-    """Raise IntrafusionError where a public server should keep nothing more: what is being taken counts, too."""
+    """Raise IntrafusionError if a public server may keep nothing more; files that are being written count too."""
     if not is_public():
         return
     most, places = _number("INTRAFUSION_KEPT_MB", 2048), [home() / "models", home() / "images", *temporary()]
@@ -123,7 +124,7 @@ def check_room() -> None:
 
 
 def _size(file: Path) -> int:
-    """Its bytes; none of a folder, or of what has gone meanwhile."""
+    """Return the bytes of a regular file; 0 for a folder, or for a file that is gone."""
     try:
         told = file.stat()
     except OSError:
@@ -132,7 +133,7 @@ def _size(file: Path) -> int:
 
 
 def public(text: str) -> str:
-    """A message as the pages may show it: on a public server the names of its folders in place of where they are."""
+    """Return a message as the pages may show it: on a public server, placeholders replace the paths of its folders."""
     if not is_public():
         return text
     for path, name in sorted(_places().items(), key=lambda place: -len(place[0])):
@@ -164,7 +165,7 @@ def _number(variable: str, usual: int) -> int:
 
 
 class Rate:
-    """At most `times` things of `amount` in all in `seconds`, for each who asks."""
+    """A rate limit for each client: at most `times` events, of `amount` in total, within `seconds`."""
 
     def __init__(self, times: int, amount: float, seconds: float = MINUTE):
         self.times, self.amount, self.seconds = times, amount, seconds
@@ -172,7 +173,10 @@ class Rate:
         self._lock = threading.Lock()
 
     def wait(self, who: str, amount: float, now: float | None = None) -> float:
-        """Seconds until this may happen; 0 when it may now, and then it counts. inf for more than may ever happen."""
+        """Return the seconds until this event is allowed; 0 if it is allowed now, and then it counts.
+
+        inf if `amount` exceeds what is ever allowed.
+        """
         now = time.monotonic() if now is None else now
         if amount > self.amount:
             return float("inf")
@@ -184,7 +188,7 @@ class Rate:
             while past and past[0][0] <= now - self.seconds:
                 past.popleft()
             wait, count, spent = 0.0, len(past), sum(one for _, one in past)
-            for when, one in past:  # what has to be forgotten first
+            for when, one in past:  # events that must expire first
                 if count < self.times and spent + amount <= self.amount:
                     break
                 wait, count, spent = when + self.seconds - now, count - 1, spent - one
@@ -193,4 +197,4 @@ class Rate:
             return wait
 
 
-_kept = Rate(10_000, 1.0, _DAY)  # in shares of what one address may keep
+_kept = Rate(10_000, 1.0, _DAY)  # amounts are fractions of what one address may keep

@@ -1,7 +1,8 @@
-"""Files and folders that are written whole or not at all.
+"""Atomic writing of files and folders.
 
-They are written under a temporary name beside their own, brought to the disk, and renamed: a process that is killed, a full
-disk or a power cut leaves the old one or the new one. What such a process leaves of a temporary one, `stale_files` removes.
+They are written under a temporary name next to the final one, flushed to disk, and renamed: a killed process, a full disk or a
+power cut leaves either the old version or the new one. `stale_files` removes temporary files that killed processes leave
+behind.
 """
 
 import errno
@@ -16,13 +17,13 @@ from pathlib import Path
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.runtime.stale_files import PART, is_left, mark
 
-_FEW = 1000  # files of a folder that are brought to the disk one by one
+_FEW = 1000  # most files of a folder that are flushed one by one
 
 
 def part_of(path: Path) -> Path:
-    """A temporary name beside a file or folder, for this process alone; no listing shows it.
+    """Return a temporary name next to a file or folder, unique to this process and hidden from listings.
 
-    What killed processes have left there under such a name is removed.
+    Files that killed processes left there under such a name are removed.
     """
     start = f".{path.name[:40]}."
     for other in path.parent.glob(f"{escape(start)}*{PART}"):
@@ -33,10 +34,10 @@ def part_of(path: Path) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file, or to make a folder, that takes the place of `path` when the block ends without an error.
+    """Yield the path at which to write a file or folder that replaces `path` if the block ends without an error.
 
-    The folder that it lies in is made. A folder takes the place of none, or of an empty one. Raises IntrafusionError where
-    it cannot be written; `path` is as it was then.
+    The parent folder is created. A folder can only replace an empty folder, or none. Raises IntrafusionError if it cannot be
+    written; `path` is then unchanged.
     """
     part = part_of(path)
     try:
@@ -49,14 +50,14 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def put(part: Path, path: Path) -> None:
-    """Let what is written whole take its place, once it is on the disk."""
+    """Flush a completely written file or folder to disk, then move it to its final path."""
     _bring_to_disk(part)
     os.replace(part, path)
     _sync(path.parent)
 
 
 def drop(path: Path) -> None:
-    """Remove a file or a folder, whether it is there or not."""
+    """Remove a file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -65,7 +66,7 @@ def drop(path: Path) -> None:
 
 
 def _bring_to_disk(path: Path) -> None:
-    """Wait until a file, or all of a folder, would survive a power cut."""
+    """Flush a file, or all files of a folder, so that it survives a power cut."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     if len(files) > _FEW:
         os.sync()
@@ -78,7 +79,7 @@ def _bring_to_disk(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """The same of a folder's names, on systems that can."""
+    """Flush a folder's entries to disk, on systems that support it."""
     with suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -89,14 +90,14 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def plain_errors(path: Path) -> Iterator[None]:
-    """Problems of the disk while `path`, a file or a folder, is written, as one line."""
+    """Convert disk errors while `path`, a file or a folder, is written into one-line errors."""
     try:
         yield
     except IntrafusionError as error:
         if isinstance(error.__cause__, Exception) and is_full(error.__cause__, path):
             raise _full(path) from error
         raise
-    except (OSError, RuntimeError) as error:  # PyTorch has words of its own
+    except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError
         if is_full(error, path):
             raise _full(path) from error
         raise IntrafusionError(f"could not write {path}: {one_line(error)}") from error
@@ -107,7 +108,7 @@ def _full(path: Path) -> IntrafusionError:
 
 
 def is_full(error: Exception, path: Path) -> bool:
-    """Whether the disk is the reason, which some libraries tell in their own words."""
+    """Return whether a full disk is the cause, which some libraries report only in their message."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if re.search(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b", str(error)):  # safetensors

@@ -1,4 +1,4 @@
-"""A thread-safe LRU cache in which each key is computed once, bounded in number and bytes; and how many bytes results hold."""
+"""A thread-safe LRU cache that computes each key once, bounded in number and bytes, and the memory size of results."""
 
 import threading
 from collections import OrderedDict
@@ -13,9 +13,9 @@ from intrafusion.runtime.cancellation import checkpoint
 
 
 class Cache:
-    """At most `limit` results, of at most `memory` bytes in all, but for the last one, which is kept whatever it holds.
+    """Cache of at most `limit` results and `memory` bytes in total; the newest result is kept whatever its size.
 
-    Two threads that ask for one key compute it once; other keys do not wait for it.
+    Two threads that request one key compute it once; other keys are not blocked.
     """
 
     def __init__(self, limit: int = 256, memory: float = float("inf")):
@@ -27,11 +27,11 @@ class Cache:
         self._limit = limit
 
     def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of this key, computed now if nobody has before. An error is not remembered."""
+        """Return the result of this key; compute it if it is not cached. An error is not cached."""
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         while not turn.acquire(timeout=0.1):
-            checkpoint(idle=True)  # who computes it may need the turn
+            checkpoint(idle=True)  # the job that computes it may need the turn
         try:
             if (known := self.peek(key)) is not None:
                 return known
@@ -48,7 +48,7 @@ class Cache:
                 self._turns.pop(key, None)
 
     def peek(self, key: Hashable) -> Any | None:
-        """The result of this key, None when nobody has computed it."""
+        """Return the cached result of this key, or None."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
@@ -56,9 +56,9 @@ class Cache:
 
 
 def held_bytes(thing: object) -> int:
-    """Bytes of the tensors, arrays and byte strings in something, through containers, dataclasses and modules.
+    """Return the bytes of tensors, arrays and byte strings in an object, through containers, dataclasses and modules.
 
-    What lies in one place is counted once.
+    Shared storage is counted once.
     """
     ahead: list[object] = [thing]
     seen: dict[int, object] = {}
@@ -67,11 +67,11 @@ def held_bytes(thing: object) -> int:
         one = ahead.pop()
         if id(one) in seen:
             continue
-        seen[id(one)] = one  # held on to, as the next object could get its number
+        seen[id(one)] = one  # keep a reference, because a new object could reuse the id
         if isinstance(one, Tensor):
             places[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
         elif isinstance(one, np.ndarray):
-            while isinstance(one.base, np.ndarray):  # a view holds all that it looks into
+            while isinstance(one.base, np.ndarray):  # a view keeps its whole base alive
                 one = one.base
             places[id(one)] = one.nbytes
         elif isinstance(one, bytes | bytearray):

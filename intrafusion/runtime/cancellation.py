@@ -1,8 +1,8 @@
-"""Where long work can be interrupted: computations call `checkpoint` between batches, layers and epochs.
+"""Cooperative interruption of long work: computations call `checkpoint` between batches, layers and epochs.
 
-There a job that was asked to stop ends, and one whose turn is over waits while another job computes (see `jobs`). Code that
-holds a lock at a checkpoint therefore holds it while other jobs compute: whoever waits for such a lock must call
-`checkpoint(idle=True)` while it waits, as `cache.Cache` does, so that the job that has the lock gets its turn.
+At a checkpoint, a cancelled job ends, and a job whose turn is over waits while another job computes (see `jobs`). Code that
+holds a lock at a checkpoint therefore holds it while other jobs compute. A thread that waits for such a lock must call
+`checkpoint(idle=True)` while it waits, as `cache.Cache` does, so that the job that holds the lock gets its turn.
 """
 
 import signal
@@ -17,19 +17,19 @@ from typing import Protocol
 
 
 class Cancelled(BaseException):
-    """Somebody asked this work to stop. No Exception, so that nobody takes it for a failure that can be answered."""
+    """Raised when work was asked to stop. Not an Exception, so that it is not handled as a failure."""
 
 
 class Turns(Protocol):
-    """Work that takes turns with other work. waited: seconds that it has spent waiting for them."""
+    """Work that takes turns with other work. waited: seconds spent waiting for turns."""
 
     waited: float
 
     def pass_on(self, idle: bool = False) -> None:
-        """Wait for the next turn where this one is over and other work waits; idle: where other work waits."""
+        """Wait for the next turn if this one is over and other work waits. idle: if other work waits at all."""
 
     def step_aside(self) -> None:
-        """Go on without a turn, beside other work."""
+        """Continue without a turn, concurrently with other work."""
 
     def come_back(self) -> None:
         """Wait for a turn, after `step_aside`."""
@@ -46,9 +46,9 @@ _work: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 @contextmanager
 def stoppable(stop: threading.Event, turns: Turns | None = None) -> Iterator[None]:
-    """Within this block, and this thread, `checkpoint` raises Cancelled once `stop` is set.
+    """Within this block, in this thread, make `checkpoint` raise Cancelled once `stop` is set.
 
-    turns: those that this work takes; None for those of the block around this one.
+    turns: the turns that this work takes; None for those of the enclosing block.
     """
     outer = _work.get()
     before = _work.set(_Work(stop, turns or (outer.turns if outer is not None else None)))
@@ -60,11 +60,11 @@ def stoppable(stop: threading.Event, turns: Turns | None = None) -> Iterator[Non
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within this block, of the main thread, Ctrl-C or a SIGTERM ends work at its next `checkpoint`; a second one, at once.
+    """Within this block, in the main thread, make Ctrl-C or SIGTERM end work at the next `checkpoint`; a second one, at once.
 
-    So that what a run leaves behind when it is stopped is never in the middle of a step. Where a signal came and no checkpoint
-    after it, the block ends with Cancelled. After a signal, SIGURG raises it wherever the work stands: see `shutdown`. In other
-    threads, which hear of no signals, this does nothing.
+    A stopped run therefore never leaves its state in the middle of a step. If a signal arrives and no checkpoint follows, the
+    block ends with Cancelled. After a signal, SIGURG raises Cancelled wherever the work is: see `shutdown`. In other threads,
+    which receive no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -77,7 +77,7 @@ def interruptible() -> Iterator[None]:
         stop.set()
 
     def press(number: int, frame: object) -> None:
-        is_ending = isinstance(sys.exception(), Cancelled | KeyboardInterrupt | GeneratorExit)  # it tidies up
+        is_ending = isinstance(sys.exception(), Cancelled | KeyboardInterrupt | GeneratorExit)  # it is already cleaning up
         if stop.is_set() and not is_ending:
             raise Cancelled
 
@@ -95,10 +95,10 @@ def interruptible() -> Iterator[None]:
 
 
 def checkpoint(idle: bool = False) -> None:
-    """Raise Cancelled when this thread's work was asked to stop, and let other work compute when its turn is over.
+    """Raise Cancelled if this thread's work was asked to stop; let other work compute if its turn is over.
 
-    Outside of such work, do nothing. Call it wherever a long computation could end or pause without harm: it costs a fifth
-    of a microsecond. idle: this work only waits for something, so that its turn is over at once.
+    Outside of such work, do nothing. Call it wherever a long computation can safely end or pause: it costs a fifth of a
+    microsecond. idle: this work only waits for something, so its turn is over at once.
     """
     work = _work.get()
     if work is None:
@@ -111,9 +111,9 @@ def checkpoint(idle: bool = False) -> None:
 
 @contextmanager
 def beside() -> Iterator[None]:
-    """Within this block other work may compute at the same time: for a long call that has no checkpoint.
+    """Within this block, let other work compute at the same time: for a long call without checkpoints.
 
-    For code of others alone that needs no lock of ours and no random numbers of the process.
+    Use it only for third-party code that needs none of our locks and no random numbers of the process.
     """
     work = _work.get()
     if work is None or work.turns is None:
@@ -127,6 +127,6 @@ def beside() -> Iterator[None]:
 
 
 def clock() -> float:
-    """`time.perf_counter`, but for this thread's work it stands still while that waits for its turn."""
+    """Return `time.perf_counter`, minus the time that this thread's work has spent waiting for turns."""
     work = _work.get()
     return time.perf_counter() - (work.turns.waited if work is not None and work.turns is not None else 0.0)

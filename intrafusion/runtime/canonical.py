@@ -1,4 +1,4 @@
-"""Values and networks in words that are the same in every process, wherever files and tensors lie."""
+"""Canonical text of values and networks: the same in every process, wherever files and tensors are stored."""
 
 import enum
 import functools
@@ -13,30 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-_LIBRARIES = {"captum", "intrafusion", "numpy", "scipy", "sklearn", "torch", "torchvision"}  # code that has a version
+_LIBRARIES = {"captum", "intrafusion", "numpy", "scipy", "sklearn", "torch", "torchvision"}  # libraries with known versions
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...), torch.dtype, torch.layout)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_OWN = {*vars(nn.Module()), "card"}  # attributes of every module: told in another way, or no matter
+_OWN = {*vars(nn.Module()), "card"}  # attributes of every module: described otherwise, or irrelevant
 _COUNTER = "num_batches_tracked"
 _CALLED = ("__call__", "__getattr__", "__getattribute__")
-_SHARED = (Tensor, nn.Module, FunctionType, CodeType, type)  # where two of these are one, that is told
+_SHARED = (Tensor, nn.Module, FunctionType, CodeType, type)  # repeated references to one such object are described as such
 
 
 def described(value: Any) -> str:
-    """A value in words: equal only for values that compute the same.
+    """Return a value as text, equal only for values that compute the same.
 
-    Of a module these are its class, its parameters and buffers with their numbers, its other attributes, its hooks and its
-    children. Left out is what no result depends on: its mode, its device, which parameters want gradients, its card, and how
-    many batches a norm has seen. Functions and classes of libraries are told by name, others by their code, without comments
-    and places, and what it refers to.
+    The text of a module covers its class, the values of its parameters and buffers, its other attributes, its hooks and its
+    children. It omits what no result depends on: the mode, the device, which parameters require gradients, the card, and the
+    number of batches that a norm has seen. Functions and classes of libraries are described by name. Others are described by
+    their code, without comments and file locations, and by what they refer to.
     """
     return _Description().of(value)
 
 
 class _Description:
     def __init__(self) -> None:
-        self.known: dict[int, int] = {}  # places of what was told before, by id
-        self.within: list[int] = []  # ids of what is being told
+        self.known: dict[int, int] = {}  # index of each object already described, by id
+        self.within: list[int] = []  # ids of the objects being described
 
     def of(self, value: Any) -> str:
         if isinstance(value, enum.Enum):
@@ -93,7 +93,7 @@ class _Description:
         return ", ".join(map(self.of, values))
 
     def _object(self, value: Any) -> str:
-        """Of a library's object nothing but its name, where it has one: what is in it may change from call to call."""
+        """Describe an object; a library's object only by its name, because its contents may change from call to call."""
         kind = type(value)
         is_told = is_dataclass(value) or kind.__module__.startswith("torch.nn.utils") or not is_library(kind)
         if isinstance(value, BuiltinFunctionType) or not hasattr(value, "__dict__") or not is_told:
@@ -107,13 +107,13 @@ class _Description:
         return self._all((type(module), tensors, attributes, hooks, dict(module._modules)))
 
     def _class(self, kind: type) -> str:
-        """What a class of the user's own defines, in the order in which it looks things up."""
+        """Describe what a user's class defines, and its bases in resolution order."""
         bases = [base for base in kind.__mro__[1:] if base is not object]
         own = {name: value for name, value in vars(kind).items() if not name.startswith("__") or name in _CALLED}
         return self._all((_name(kind), own, bases))
 
     def _function(self, function: FunctionType) -> str:
-        """Its code, its defaults, and what it refers to outside of itself."""
+        """Describe a function's code, its defaults, and the outside names that it uses."""
         names = sorted(_names(function.__code__))
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         used = {name: function.__globals__[name] for name in names if name in function.__globals__}
@@ -135,14 +135,14 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _name(value: Any) -> str:
-    """A dotted name; that of its class where a value has none."""
+    """Return a value's dotted name, or that of its class if it has none."""
     if not hasattr(value, "__name__"):
         value = type(value)
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value.__name__)}"
 
 
 def is_library(value: Any) -> bool:
-    """Whether a class, function or module is of Python, of this package or of a library whose version is known."""
+    """Return whether a class, function or module belongs to Python, this package or a library with a known version."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or "builtins"
     top = name.partition(".")[0]
     return top != "__main__" and (top in _LIBRARIES or top in sys.stdlib_module_names)

@@ -1,6 +1,6 @@
-"""Which code a result is of: a digest of the modules and of the libraries that it depends on.
+"""Version of the code that produced a result: a digest of the modules and libraries that the result depends on.
 
-A release's number says too little: results of a checkout outlive many changes between two releases.
+A release number is not precise enough: results from a checkout outlive many changes between two releases.
 """
 
 import dis
@@ -16,33 +16,36 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.canonical import described
 
 _PACKAGE = __name__.partition(".")[0]
-_NO_PART = {  # of a result: what is said on the way
+_NO_PART = {  # modules that affect no result: they only log and end processes
     f"{_PACKAGE}.runtime.{name}" for name in ("shutdown", "_shutdown_watcher", "log")
 }
 LIBRARIES = ("captum", "numpy", "pot", "scikit-learn", "scipy", "torch", "torch-pruning", "torchvision")
 
 
 def code_version() -> str:
-    """SHA-256 (hex) of the code that measured points depend on: results of another one are never reused."""
+    """Return the SHA-256 (hex) of the code that measured points depend on; results of another version are never reused."""
     return version_of(f"{_PACKAGE}.studies.measurement")
 
 
 def recovery_version() -> str:
-    """The same of the code that a recovery depends on, from the dense network on: not of what measures or loads networks."""
+    """Return the digest of the code that a recovery depends on, starting from the dense network.
+
+    It does not cover the code that measures or loads networks.
+    """
     return version_of(f"{_PACKAGE}.training.recovery.cache")
 
 
 def lab_version() -> str:
-    """The same of the code that the runs of the training lab depend on."""
+    """Return the digest of the code that the runs of the training lab depend on."""
     return version_of(f"{_PACKAGE}.training.methods.runs")
 
 
 @cache
 def version_of(*roots: str) -> str:
-    """SHA-256 (hex) of the modules that these import, directly or not, and of the major and minor versions of LIBRARIES.
+    """Return the SHA-256 (hex) of all modules that `roots` import, and of the major and minor versions of LIBRARIES.
 
-    Neither the place of the files nor the ends of their lines count. Patch releases and builds of the libraries ("+cu130")
-    are taken to compute the same; a minor release may choose other algorithms or defaults.
+    Imports count whether direct or indirect. File locations and line endings do not count. Patch releases and builds of the
+    libraries ("+cu130") are assumed to compute the same; a minor release may change algorithms or defaults.
     """
     digest = hashlib.sha256()
     for name, source in sorted(modules(*roots).items()):
@@ -53,11 +56,11 @@ def version_of(*roots: str) -> str:
 
 
 def modules(*roots: str) -> dict[str, str]:
-    """The source of each of the package's modules that these import, directly or not, also inside functions, by name.
+    """Return the source, by name, of each of the package's modules that `roots` import, directly or not.
 
-    The `__init__` of the package and those of the packages directly in it are left out: they only offer what others define.
-    So are the modules that log and that end a process. Where an installation holds compiled files alone, a description of
-    the code stands for the source. Raises IntrafusionError where a root has no code that can be read.
+    Imports inside functions count too. The `__init__` of the package and those of its direct subpackages are left out, because
+    they only re-export. So are the modules that log and that end a process. If an installation holds only compiled files, a
+    description of the code replaces the source. Raises IntrafusionError if a root has no readable code.
     """
     found: dict[str, str] = {}
     waiting = list(roots)
@@ -84,7 +87,7 @@ def modules(*roots: str) -> dict[str, str]:
 
 
 def _loader(name: str) -> Any:
-    """What loads a module, an InspectLoader; None where there is none of this name. Only packages are imported to find out."""
+    """Return the InspectLoader of a module, or None if there is no such module. Only parent packages are imported."""
     parent = name.rpartition(".")[0]
     if parent and parent != _PACKAGE and ((above := _loader(parent)) is None or not above.is_package(parent)):
         return None
@@ -93,20 +96,20 @@ def _loader(name: str) -> Any:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    """A dotted name and those of the packages around it, which Python imports first."""
+    """Yield a dotted name and the names of its parent packages, which Python imports first."""
     while name:
         yield name
         name = name.rpartition(".")[0]
 
 
 def imports(code: CodeType, package: str) -> Iterator[str]:
-    """What a module's code may import, also inside functions: names of modules, and of what is in them (modules, too, or not).
+    """Yield the names that a module's code may import, also inside functions: modules, and members that may be modules.
 
-    What only type checkers import is left out. Read from compiled code: CPython 3.11's `ast.parse` fails in one of two threads
-    that use it at once (gh-106905), and Streamlit parses pages in threads.
+    Imports for type checkers only are left out. The names are read from compiled code, because CPython 3.11's `ast.parse` fails
+    in one of two threads that use it at once (gh-106905), and Streamlit parses pages in threads.
     """
     for one in _codes(code):
-        until = 0  # where a branch ends that only type checkers read
+        until = 0  # end offset of a TYPE_CHECKING branch
         steps = [step for step in dis.get_instructions(one) if step.opname not in ("EXTENDED_ARG", "TO_BOOL")]
         for level, members, step in zip([None, None, *steps], [None, *steps], steps, strict=False):
             if members and members.argval == "TYPE_CHECKING" and "IF_FALSE" in step.opname:
@@ -117,7 +120,7 @@ def imports(code: CodeType, package: str) -> Iterator[str]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Compiled code, and that of the functions and classes in it."""
+    """Yield a code object, and those of the functions and classes inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -125,7 +128,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _minor(library: str) -> str:
-    """A library's version as "2.13"; nothing where it is not installed."""
+    """Return a library's version as "2.13"; an empty string if it is not installed."""
     try:
         return ".".join(version(library).split("+")[0].split(".")[:2])
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Fetching a public file once: with progress, a checksum, and never a half-written file under the final name."""
+"""Download of public files, with progress, a checksum, and no partial file under the final name."""
 
 import contextlib
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.runtime.atomic_write import part_of, put
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when the server does not say)
+Progress = Callable[[int, int], None]  # bytes done, total bytes (0 if the server does not report it)
 _CHUNK = 1 << 18
 
 
 def fetch(url: str, path: Path, sha256: str = "", progress: Progress | None = None) -> Path:
-    """Download `url` to `path` unless it is there already; see `stream`."""
+    """Download `url` to `path` unless it already exists; see `stream`."""
     for done, total in stream(url, path, sha256):
         if progress:
             progress(done, total)
@@ -24,10 +24,10 @@ def fetch(url: str, path: Path, sha256: str = "", progress: Progress | None = No
 
 
 def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Iterator[tuple[int, int]]:
-    """Download `url` to `path` unless it is there, yielding (bytes done, bytes in all); stop iterating to cancel.
+    """Download `url` to `path` unless it exists, yielding (bytes done, total bytes); stop iterating to cancel.
 
-    sha256: beginning of the digest, as torch.hub writes it into file names. timeout: seconds without a byte.
-    Raises IntrafusionError in one line (what was tried, why it failed, what to do); no partial file stays behind.
+    sha256: start of the digest, as torch.hub writes it into file names. timeout: seconds without a byte. Raises
+    IntrafusionError in one line (what was tried, why it failed, what to do); no partial file is left behind.
     """
     if path.exists():
         return

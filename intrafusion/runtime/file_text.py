@@ -1,16 +1,16 @@
-"""Text that stands in a file, as names of classes and fields of cards: of bounded length, and Unicode that can be written."""
+"""Checks of text from files, such as class names and fields of cards: bounded length, and encodable Unicode."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from intrafusion.errors import IntrafusionError
 
-NAME, FIELD = 200, 5_000  # characters of a class name, and of any text on a card
+NAME, FIELD = 200, 5_000  # most characters of a class name, and of any text on a card
 CLASSES = 100_000
 
 
 def check_text(text: str, where: object, what: str, most: int = NAME) -> None:
-    """Raise IntrafusionError for a text that is too long, or holds half of a character. where, what: for the message."""
+    """Raise IntrafusionError for text that is too long or contains a lone surrogate. where, what: for the message."""
     if len(text) > most:
         raise IntrafusionError(
             f"{where} has {what} of {len(text):,} characters ({text[:20]!r}…), and at most {most:,} are taken: shorten it"
@@ -22,7 +22,7 @@ def check_text(text: str, where: object, what: str, most: int = NAME) -> None:
 
 
 def check_classes(names: Iterable[str], where: object) -> tuple[str, ...]:
-    """Names of classes as they are. Raises IntrafusionError for too many, and for one that `check_text` refuses."""
+    """Return class names unchanged. Raises IntrafusionError for too many names, or one that `check_text` rejects."""
     names = tuple(names)
     if len(names) > CLASSES:
         raise IntrafusionError(f"{where} has {len(names):,} class names, and at most {CLASSES:,} are taken")
@@ -32,7 +32,7 @@ def check_classes(names: Iterable[str], where: object) -> tuple[str, ...]:
 
 
 def texts_in(content: Any) -> Iterator[str]:
-    """All texts in what JSON can say, the names of fields among them. Raises RecursionError for what is too deep."""
+    """Yield all strings in JSON-like content, including field names. Raises RecursionError if it is nested too deeply."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, dict):

@@ -1,9 +1,9 @@
-"""Background work of the app: started once for each key, observed by anyone, in turns, cancelled at any time.
+"""Background jobs of the app: started once per key, visible to every session, run in turns, cancellable at any time.
 
-One job computes at a time, so that timings mean something and the device is not shared. The turn goes round: a job that has
-computed for half a second lets another one, at its next result or `cancellation.checkpoint`, so that a short job never waits
-for the end of a long one; `Line` says which. Jobs belong to the process, not to a browser session: a reload, or a second
-reader, finds them running; those that nobody waits for any more end after a while, see `Jobs.tend`.
+Only one job computes at a time, so that timings are meaningful and the device is not shared. Turns rotate: a job that has
+computed for half a second yields to another one at its next result or `cancellation.checkpoint`, so that a short job never
+waits for a long one to end; `Line` decides which is next. Jobs belong to the process, not to a browser session: they survive a
+reload, and a second reader sees them running. Jobs that nobody waits for any more end after a while, see `Jobs.tend`.
 """
 
 import atexit
@@ -25,18 +25,17 @@ from intrafusion.runtime.scheduling import Line
 
 T = TypeVar("T")
 Part = Callable[[Any], tuple[Hashable, float]]
-_LATE = 2.0  # seconds that turns may take longer than they should
+_LATE = 2.0  # seconds by which turns may overrun
 
 
 class Job(Generic[T]):
-    """An iterator drained in a thread, whenever the job has its turn.
+    """An iterator that a thread consumes whenever the job has its turn.
 
-    key, title: which job this is, to the program and in words. total: how many parts its work has, 0 when not known.
-    who: the reader who asked for it. askers: the sessions that wait for it; none where it is to end by itself alone.
-    waited: seconds of waiting for its turns so far, see `cancellation.Turns`.
-    asked, started: time.monotonic() when it was asked for, and of its first turn (None before). error: one line, when it
-    failed; error_id: where the log has it, when nobody expected it. held: bytes of its results, once it has ended.
-    See `Jobs.start` for the rest.
+    key, title: identify the job, for the program and as text. total: number of parts of its work, 0 if not known. who: the
+    reader who requested it. askers: the sessions that wait for it; empty if it should only end by itself. waited: seconds spent
+    waiting for turns so far, see `cancellation.Turns`. asked, started: time.monotonic() of the request, and of its first turn
+    (None before). error: one line, if it failed; error_id: id of the log entry, if the error was unexpected. held: bytes of its
+    results, once it has ended. See `Jobs.start` for the other arguments.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Job(Generic[T]):
     ):
         self.key, self.total, self.title, self.who = key, total, title, who
         self.askers: set[str] = set()
-        self.left: float | None = None  # since when none of the askers has been here
+        self.left: float | None = None  # time since which none of the askers has been here
         self.waited = 0.0
         self.asked, self.started = time.monotonic(), None  # type: float, float | None
         self.error: str | None = None
@@ -61,9 +60,9 @@ class Job(Generic[T]):
         self._part = part
         self._parts: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()
         self._arrivals = Arrivals()
-        self._computed: tuple[float, float | None] = 0.0, None  # seconds in earlier turns, when this turn began
-        self._waits = time.perf_counter()  # since when, where it waits for a turn
-        self._aside: list[torch.Tensor] | None = None  # while it computes beside others: its random numbers
+        self._computed: tuple[float, float | None] = 0.0, None  # seconds in earlier turns, start of this turn
+        self._waits = time.perf_counter()  # start of the current wait for a turn
+        self._aside: list[torch.Tensor] | None = None  # its random state, while it computes beside others
         self._outcome: str | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -74,7 +73,7 @@ class Job(Generic[T]):
 
     @property
     def state(self) -> str:
-        """waiting (for a turn, be it the first or the next), running or stopping; in the end done, failed or cancelled."""
+        """waiting (for its first or next turn), running or stopping; at the end done, failed or cancelled."""
         if self._outcome is not None:
             return self._outcome
         if self._stop.is_set():
@@ -87,44 +86,44 @@ class Job(Generic[T]):
 
     @property
     def results(self) -> list[T]:
-        """What the work gave so far: the last result of each part, in the order in which the parts began."""
+        """The results so far: the last one of each part, in the order in which the parts began."""
         with self._lock:
             return [result for result, _ in self._parts.values()]
 
     @property
     def done(self) -> float:
-        """How many parts of `total` are done, parts of parts included."""
+        """Number of parts of `total` that are done, including fractions of parts."""
         with self._lock:
             return round(self._arrivals.done, 9)
 
     @property
     def share(self) -> float | None:
-        """How much of its work is done, in [0, 1]; None when `total` is not known."""
+        """Fraction of the work that is done, in [0, 1]; None if `total` is not known."""
         if self.state == "done":
             return 1.0
         return min(self.done / self.total, 1.0) if self.total else None
 
     @property
     def elapsed(self) -> float:
-        """Seconds of its own computing so far; waiting is not counted."""
+        """Seconds of its own computing so far, without waiting."""
         before, since = self._computed
         return before if since is None else before + time.perf_counter() - since
 
     @property
     def waits(self) -> float:
-        """Seconds for which it has waited for its next turn."""
+        """Seconds that it has waited for its next turn."""
         return 0.0 if self._computed[1] is not None else time.perf_counter() - self._waits
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of its own computing still to come; None before two results took time, and when `total` is not known."""
+        """Estimated seconds of its own computing left; None before two results took time, and if `total` is not known."""
         if not (self.total and self.active):
             return None
         with self._lock:
             return self._arrivals.seconds_left(self.total, self.elapsed)
 
     def cancel(self) -> None:
-        """Ask the job to stop, at its next checkpoint or result; what it has computed stays."""
+        """Ask the job to stop at its next checkpoint or result; its results so far are kept."""
         self._stop.set()
         self._line.wake()
 
@@ -140,7 +139,7 @@ class Job(Generic[T]):
         except Cancelled:
             complete = self._part is None and 0 < self.total <= len(self._parts)
             outcome = "done" if complete else "cancelled"
-        except BaseException as error:  # the page must hear of any failure; the log has the rest
+        except BaseException as error:  # the page must show any failure; the log has the details
             self.error, self.error_id = explain(error, "job", title=self.title)
         finally:
             self._halt()
@@ -150,12 +149,12 @@ class Job(Generic[T]):
                 self._outcome = outcome
             event("job ended", title=self.title, state=outcome, seconds=round(self.elapsed, 3), results=len(self._parts))
             try:
-                give_back_memory()  # before the next turn: nobody's timings shall hold it
+                give_back_memory()  # before the next turn, so that it distorts no timings
             finally:
                 self._line.leave(self)
 
     def _compute(self) -> None:
-        work, self._work = self._work, None  # it holds models; they go when this returns
+        work, self._work = self._work, None  # it holds models, which are freed when this returns
         assert work is not None
         self._take_turn()
         results = iter(work())
@@ -168,9 +167,9 @@ class Job(Generic[T]):
                 close()
 
     def pass_on(self, idle: bool = False) -> None:
-        """Wait for the next turn where this one is over and another job waits; idle: where another job waits.
+        """Wait for the next turn if this one is over and another job waits. idle: if another job waits at all.
 
-        Other threads of the job's work, and what tidies up after it was stopped, have no turn to pass on.
+        Threads other than the job's own, and cleanup after a stop, have no turn to yield.
         """
         if not self._has_turn:
             return
@@ -184,7 +183,7 @@ class Job(Generic[T]):
             _set_chance(chance)
 
     def step_aside(self) -> None:
-        """Go on beside the job whose turn is next; what is computed meanwhile counts."""
+        """Continue concurrently with the job whose turn is next; what is computed meanwhile counts."""
         if self._has_turn:
             self._aside = _chance()
             self._line.leave(self)
@@ -200,7 +199,7 @@ class Job(Generic[T]):
 
     @property
     def _has_turn(self) -> bool:
-        """Whether this is the thread that computes, in its turn, for a job that nobody has stopped."""
+        """Whether this is the job's own thread, it has the turn, and nobody has stopped the job."""
         return (
             threading.current_thread() is self._thread
             and self._computed[1] is not None
@@ -216,7 +215,7 @@ class Job(Generic[T]):
         self.started = time.monotonic()
 
     def _wait_for_turn(self) -> None:
-        """Return with the turn, or without one when the job was asked to stop."""
+        """Return with the turn, or without one if the job was asked to stop."""
         self._waits = time.perf_counter()
         self._line.wait(self, self._stop)
         self.waited += time.perf_counter() - self._waits
@@ -238,7 +237,7 @@ class Job(Generic[T]):
 
 
 def _chance() -> list[torch.Tensor]:
-    """The states of the process's random numbers, which are the job's for as long as its turn lasts."""
+    """Return the states of the process's random number generators, which belong to the job during its turn."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
@@ -249,10 +248,10 @@ def _set_chance(states: list[torch.Tensor]) -> None:
 
 
 class Jobs:
-    """The process's jobs by key. turn: as `Line` has it.
+    """The process's jobs by key. turn: see `Line`.
 
-    When a job starts, those that have ended and that nobody has asked for longest are forgotten, until there are at most
-    `limit` jobs, and those that have ended hold at most `memory` bytes.
+    When a job starts, ended jobs are dropped, least recently requested first, until there are at most `limit` jobs, and the
+    ended ones hold at most `memory` bytes.
     """
 
     def __init__(self, limit: int = 64, turn: float = 0.5, memory: int = 1 << 29):
@@ -260,7 +259,7 @@ class Jobs:
         self._limit, self._memory = limit, memory
         self._lock = threading.Lock()
         self._line: Line[Job] = Line(turn)
-        atexit.register(self.stop)  # a thread inside torch while the interpreter goes down aborts the process
+        atexit.register(self.stop)  # a thread inside torch at interpreter shutdown aborts the process
 
     def get(self, key: Hashable) -> Job | None:
         with self._lock:
@@ -278,19 +277,20 @@ class Jobs:
         computes: bool = True,
         who: str = "",
     ) -> Job:
-        """The active job of this key, or a new one; a finished one is replaced.
+        """Return the active job of this key, or start one; a finished job is replaced.
 
-        total: how many parts the work has; 0 when not known. title: what it is, in words ("curve of digits-resnet"). part:
-        where several results may come of one part, which part a result is of (any key) and how much of it is done, in [0, 1];
-        the part's last result is kept. None: each result is a part of its own. computes: False for work that leaves the device
-        alone, such as a download: it neither waits for a turn nor takes one. who: the reader who asks. Other jobs may compute
-        whenever `work` yields or calls `cancellation.checkpoint`; `cancellation` says what that means for locks.
+        total: number of parts of the work; 0 if not known. title: what it is, as text ("curve of digits-resnet"). part: if
+        several results may come from one part, maps a result to its part (any key) and the fraction of that part that is done,
+        in [0, 1]; the part's last result is kept. None: each result is a part of its own. computes: False for work that does
+        not use the device, such as a download: it neither waits for a turn nor takes one. who: the reader who requests it.
+        Other jobs may compute whenever `work` yields or calls `cancellation.checkpoint`; `cancellation` says what that means
+        for locks.
         """
         with self._lock:
             job = self._jobs.get(key)
             if job is None or not job.active:
                 self._jobs.pop(key, None)
-                self._forget()  # before the new one starts, which may end at once
+                self._forget()  # before the new one starts, because it may end at once
                 job = self._jobs[key] = Job(key, total, work, title, part, self._line if computes else None, who)
             return job
 
@@ -303,16 +303,16 @@ class Jobs:
             held -= self._jobs.pop(key).held
 
     def queue(self) -> list[Job]:
-        """The active jobs: those that need no turn, then the line, the first of which computes."""
+        """Return the active jobs: those that need no turn, then the line, whose first job computes."""
         line = self._line.jobs
         with self._lock:
             others = [job for job in self._jobs.values() if job not in line]
         return [job for job in others + line if job.active]
 
     def tend(self, is_here: Callable[[str], bool], grace: float, now: float | None = None) -> None:
-        """Cancel the jobs that nobody waits for any more: all of whose askers have been away for `grace` seconds.
+        """Cancel abandoned jobs: those whose askers have all been away for `grace` seconds.
 
-        is_here: whether a session is here. Jobs without askers go on. To be called every few seconds.
+        is_here: whether a session is here. Jobs without askers continue. Call it every few seconds.
         """
         now = time.monotonic() if now is None else now
         for job in self.queue():
@@ -325,14 +325,14 @@ class Jobs:
                 job.cancel()
 
     def ahead(self, job: Job) -> int:
-        """How many jobs compute before this one does: 0 when it has the turn, or needs none."""
+        """Return how many jobs compute before this one; 0 if it has the turn, or needs none."""
         line = self._line.jobs
         return line.index(job) if job in line else 0
 
     def seconds_left(self, job: Job) -> float | None:
-        """Seconds from now until the job is done, while all in line take turns; None when not known.
+        """Return the seconds until the job is done, assuming that all in line take turns; None if not known.
 
-        Nor where the job has waited for its turn for longer than they take that were in line before: something else holds.
+        It is also None if the job has waited longer for its turn than the line should take: something else blocks it.
         """
         left, line = job.seconds_left, self._line.jobs
         if left is None or job not in line:
@@ -343,9 +343,9 @@ class Jobs:
         return left + sum(left if other is None else min(left, other) for other in theirs)
 
     def stop(self, timeout: float = 10) -> None:
-        """Cancel every job and wait for each up to `timeout` seconds."""
+        """Cancel every job and wait up to `timeout` seconds for each."""
         with self._lock:
-            everyone = {*self._jobs.values(), *self._line.jobs}  # one that tidies up may have been replaced already
+            everyone = {*self._jobs.values(), *self._line.jobs}  # a job that is cleaning up may have been replaced already
         for job in everyone:
             job.cancel()
         for job in everyone:
@@ -363,7 +363,7 @@ _malloc_trim = _find_malloc_trim()
 
 
 def give_back_memory() -> None:
-    """Return what nobody uses to the system: pruned networks sit in reference cycles, and allocators keep what is freed."""
+    """Return unused memory to the system: pruned networks are in reference cycles, and allocators keep freed memory."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

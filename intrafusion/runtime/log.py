@@ -1,7 +1,7 @@
-"""What happened, a line each on stderr: JSON for programs or text for people, as $INTRAFUSION_LOG says (json, text or off).
+"""Event log on stderr, one line each: JSON for programs or text for people, as $INTRAFUSION_LOG says (json, text or off).
 
-An event has a name and fields. What nobody expected is logged with its traceback under an id, and the id alone is shown. Where
-the variable says nothing, the command line writes tracebacks to a file, `tracebacks.log` among the downloads.
+An event has a name and fields. Unexpected errors are logged with their traceback under an id, and only the id is shown. If the
+variable is not set, the command line writes tracebacks to a file, `tracebacks.log` among the downloads.
 """
 
 import json
@@ -23,16 +23,16 @@ from intrafusion.runtime.paths import home
 
 KINDS = ("json", "text", "off")
 _log = logging.getLogger("intrafusion")
-_WAITING = 10_000  # lines that may wait for a reader of stderr; what comes on top of them is lost, and holds nobody up
+_WAITING = 10_000  # most lines queued for stderr; further lines are dropped rather than block the work
 _TEXT = "%(levelname)s:%(name)s:%(message)s"
-_FILE = 1 << 20  # bytes of tracebacks in the file, and once more in the one before it
+_FILE = 1 << 20  # most bytes of the traceback file, and of its one backup
 
 
 def start(default: str | None = None) -> None:
-    """Log as $INTRAFUSION_LOG says, else as `default`; None for the usual of a command line.
+    """Configure logging as $INTRAFUSION_LOG says, else as `default`; None for a command line's default.
 
-    That is warnings as text; tracebacks go to a file, as whoever logs an error tells the person of it.
-    Raises IntrafusionError where the variable says none of KINDS.
+    That default logs warnings as text and tracebacks to a file, because the code that logs an error also reports it to the
+    user. Raises IntrafusionError if the variable is not one of KINDS.
     """
     kind = os.environ.get("INTRAFUSION_LOG") or default
     if kind is None or kind not in KINDS:
@@ -51,7 +51,7 @@ def start(default: str | None = None) -> None:
 
 
 def say(text: object) -> None:
-    """Tell the person at a command line something, on stderr; where the log there is JSON, as an event."""
+    """Show a message to the command line's user, on stderr; if the log there is JSON, log it as an event."""
     if any(isinstance(handler.formatter, _Json) for handler in logging.getLogger().handlers):
         event("message", message=str(text))
     else:
@@ -59,19 +59,19 @@ def say(text: object) -> None:
 
 
 def event(name: str, /, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
-    """Log that something happened. error: whose traceback belongs to it. fields: JSON-able, and no secrets."""
+    """Log an event. error: the exception whose traceback to include. fields: JSON-able, and no secrets."""
     _log.log(level, name, exc_info=error, extra={"fields": fields})
 
 
 def unexpected(error: BaseException, where: str, /, **fields: Any) -> str:
-    """Log an error that nobody expected; the id under which the log has it, which a page may show."""
+    """Log an unexpected error; return the id of its log entry, which a page may show."""
     number = secrets.token_hex(4)
     event("error", logging.ERROR, error, id=number, where=where, type=type(error).__name__, **fields)
     return number
 
 
 def where() -> str:
-    """Where the traceback is of what was logged last, in words."""
+    """Return where the traceback of the last logged error is, as text."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Tracebacks):
             return "could not be written" if handler.failed else f"is in {handler.baseFilename}"
@@ -81,7 +81,7 @@ def where() -> str:
 
 
 def explain(error: BaseException, where: str, /, **fields: Any) -> tuple[str, str | None]:
-    """Why something failed, in one line, and the id under which the log has it when nobody expected it."""
+    """Return why something failed, in one line, and the id of its log entry if it was unexpected, else None."""
     expected = isinstance(error, IntrafusionError) or is_out_of_memory(error)
     return reason(error), None if expected else unexpected(error, where, **fields)
 
@@ -104,7 +104,7 @@ def _row(record: logging.LogRecord) -> dict[str, Any]:
     }
     if (fields := getattr(record, "fields", None)) is not None:
         said |= {"event": record.getMessage(), **fields}
-    else:  # another library's
+    else:  # logged by another library
         said |= {"event": "message", "logger": record.name, "message": record.getMessage()}
     if record.exc_info and record.exc_info[1] is not None:
         said["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
@@ -112,11 +112,11 @@ def _row(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _Off(logging.NullHandler):
-    """No log was wanted."""
+    """Handler for when no log is wanted."""
 
 
 class _Tracebacks(logging.handlers.RotatingFileHandler):
-    """The tracebacks of a command line, in a file that is made with the first of them. failed: whether it cannot be written."""
+    """Writes a command line's tracebacks to a file that is created with the first one. failed: whether writing has failed."""
 
     def __init__(self) -> None:
         super().__init__(home() / "tracebacks.log", maxBytes=_FILE, backupCount=1, encoding="utf-8", delay=True)
@@ -125,7 +125,7 @@ class _Tracebacks(logging.handlers.RotatingFileHandler):
         self.addFilter(lambda record: bool(record.exc_info))
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # which the file then has, too
+        with suppress(OSError):  # opening the file then fails with the same error
             home().mkdir(parents=True, exist_ok=True)
         super().emit(record)
 
@@ -134,7 +134,7 @@ class _Tracebacks(logging.handlers.RotatingFileHandler):
 
 
 class _Lines(logging.Handler):
-    """Writes from a thread of its own: work never waits for whoever reads stderr."""
+    """Writes lines from its own thread, so that work never waits for the reader of stderr."""
 
     def __init__(self, stream: TextIO):
         super().__init__()
@@ -145,7 +145,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception as error:  # a log that fails must not fail the work that it tells of
+        except Exception as error:  # a logging failure must not fail the work
             line = json.dumps({"level": "error", "event": "log", "message": f"a line was lost: {type(error).__name__}"})
         with suppress(queue.Full):
             self._lines.put_nowait(line)
@@ -159,7 +159,7 @@ class _Lines(logging.Handler):
             self._lines.task_done()
 
     def flush(self) -> None:
-        """Give the last lines a second to be written; `logging` calls this at the end."""
+        """Wait up to a second for the last lines to be written; `logging` calls this at exit."""
         deadline = time.monotonic() + 1
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)

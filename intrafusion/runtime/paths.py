@@ -1,4 +1,4 @@
-"""Where files lie: what ships with the project, what is downloaded, and what a person keeps under a name."""
+"""File locations: assets shipped with the project, downloads, and what a user keeps under a name."""
 
 import os
 import re
@@ -6,39 +6,39 @@ from pathlib import Path
 
 from intrafusion.errors import IntrafusionError
 
-_BYTES = 200  # of a part of a path; a file system takes 255
+_BYTES = 200  # most bytes of a path component; file systems allow 255
 _PACKAGE = Path(__file__).parents[1]
 ASSETS = _PACKAGE / "assets"
-if not ASSETS.exists():  # a checkout: assets lie beside the package; an installed package carries them inside
+if not ASSETS.exists():  # a checkout has assets beside the package; an installed package contains them
     ASSETS = _PACKAGE.parent / "assets"
 
 
 def home() -> Path:
-    """The folder that holds downloads: $INTRAFUSION_HOME, or ~/.cache/intrafusion."""
+    """Return the folder for downloads: $INTRAFUSION_HOME, or ~/.cache/intrafusion."""
     return Path(os.environ.get("INTRAFUSION_HOME") or Path.home() / ".cache" / "intrafusion")
 
 
 def store_path() -> Path:
-    """The study store's file: $INTRAFUSION_STORE, or studies.sqlite among the downloads."""
+    """Return the study store's file: $INTRAFUSION_STORE, or studies.sqlite among the downloads."""
     return Path(os.environ.get("INTRAFUSION_STORE") or home() / "studies.sqlite")
 
 
 def check_name(name: str) -> str:
-    """A name for a kept network. Raises IntrafusionError unless it is of letters, digits, and . _ - between them."""
+    """Return a name for a kept network. Raises IntrafusionError unless `is_name` holds."""
     if not is_name(name):
         raise IntrafusionError(f"{name!r} is no name for a network: letters, digits, and . _ - after the first, at most 64")
     return name
 
 
 def is_name(name: str) -> bool:
-    """Whether something can be kept under this name."""
+    """Return whether something can be kept under this name: at most 64 letters, digits, and . _ - after the first."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None
 
 
 def inside(folder: Path, *parts: str) -> Path:
-    """The path of these parts in a folder: the one way by which text from a file becomes part of a path.
+    """Return the path of these parts in a folder: the only way in which text from a file becomes part of a path.
 
-    Raises IntrafusionError for a part that is no plain name, and for a path that links lead out of the folder.
+    Raises IntrafusionError for a part that is no plain name, and for a path that leaves the folder through links.
     """
     for part in parts:
         if not is_part(part):
@@ -52,6 +52,6 @@ def inside(folder: Path, *parts: str) -> Path:
 
 
 def is_part(name: str) -> bool:
-    """Whether a text is the plain name of one file or folder: one that prints, is Unicode, and separates nothing."""
+    """Return whether a text is the plain name of one file or folder: printable Unicode, no separators, at most _BYTES bytes."""
     plain = name.isprintable() and not re.search(r"[/\\]", name) and name not in ("", ".", "..")
     return plain and len(name.encode(errors="replace")) <= _BYTES

@@ -1,4 +1,4 @@
-"""Which process one is, and whether another still runs: numbers of processes are used again."""
+"""Process identity: where a process runs, and whether it is still running, although process ids are reused."""
 
 import os
 import socket
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def host() -> str:
-    """Where a process number means the same process, and time.monotonic() the same moment.
+    """Return a text that identifies where a process id means the same process, and time.monotonic() the same moment.
 
-    That is a host, and on Linux the container in it, until it starts anew.
+    That is a host, and on Linux the container in it, until it restarts.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -18,7 +18,7 @@ def host() -> str:
 
 
 def birth(pid: int) -> str:
-    """When a process started, in Linux's own count, "ended" for one that is not yet waited for; "" where nobody says."""
+    """Return when a process started, in Linux's own units; "ended" for one that is not yet reaped; "" if not known."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -27,15 +27,15 @@ def birth(pid: int) -> str:
 
 
 def is_running(pid: int, born: str) -> bool:
-    """Whether the process that had this number when it was born still runs: numbers are used again."""
+    """Return whether the process that had this id and start time is still running; ids are reused."""
     if now := birth(pid):
         return now == born
-    if os.name != "posix":  # there os.kill would end it
+    if os.name != "posix":  # on Windows, os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # another user's
+        pass  # it belongs to another user
     return True

@@ -1,23 +1,23 @@
-"""How long work still takes: estimated from when its results came, and said in words."""
+"""Estimates of the time that work still takes, from when its results arrived, and their formatting as text."""
 
 import math
 from bisect import bisect_right
 from itertools import pairwise
 
-_FAR, _SLACK = 3.0, 2.0  # times the longest result so far, and seconds more, after which one is far later than expected
-_FREE = 0.001  # seconds: a result that came sooner was known before, and says nothing of the others
+_FAR, _SLACK = 3.0, 2.0  # a result is far too late after this many times the longest so far, plus seconds
+_FREE = 0.001  # seconds: a result that took less was cached, and says nothing about the others
 
 
 class Arrivals:
-    """When how much of the work was done. Work is counted in parts, as its total is; seconds are those spent on it alone."""
+    """Records how much of the work was done when. Work is counted in parts, like its total; seconds count only its own time."""
 
     def __init__(self) -> None:
         self.done = 0.0
-        self._seen = 0.0  # seconds spent before the last result
-        self._marks = [(0.0, 0.0)]  # work and seconds after each result that took time; the others are left out of both
+        self._seen = 0.0  # seconds spent up to the last result
+        self._marks = [(0.0, 0.0)]  # cumulative work and seconds after each result that took time, without the others
 
     def add(self, work: float, spent: float) -> None:
-        """A result is there: so much more work is done, after so many seconds spent in all."""
+        """Record a result: `work` more is done, after `spent` seconds in total."""
         took, self._seen = spent - self._seen, spent
         self.done += work
         if took > _FREE:
@@ -25,11 +25,11 @@ class Arrivals:
             self._marks.append((done + max(0.0, work), seconds + took))
 
     def seconds_left(self, total: float, spent: float) -> float | None:
-        """Seconds to come at the pace of the later half of the work done so far; None before two results took time.
+        """Return the seconds left at the pace of the later half of the work done so far; None before two results took time.
 
-        The beginning is left out because it loads what all results share. Between two results the time runs down, but
-        by no more than one result's worth, as those behind it are still to come. None again where a result takes far
-        longer than the longest of those: what they say of the pace is no longer true.
+        The beginning is left out because it loads what all results share. Between two results the time counts down, but by at
+        most one result's worth, because the following results are still to come. Also None if a result takes far longer than
+        the longest of those: their pace no longer applies.
         """
         done, seconds = self._marks[-1]
         if len(self._marks) < 3 or done == 0:
@@ -46,7 +46,7 @@ class Arrivals:
 
 
 def in_words(seconds: float) -> str:
-    """A duration, no more exact than an estimate can be: "12 s" (1 s at least), "2 min 30 s", "25 min", "1 h 20 min"."""
+    """Return a duration as text, rounded like an estimate: "12 s" (1 s at least), "2 min 30 s", "25 min", "1 h 20 min"."""
     if seconds < 59.5:
         return f"{max(seconds, 1):.0f} s"
     if seconds < 595:

@@ -1,4 +1,4 @@
-"""Zip archives from strangers: looked at before anything in them is read, and never unpacked by the names they give."""
+"""Untrusted zip archives: checked before any content is read, and never unpacked under the names they give."""
 
 import re
 import stat
@@ -10,20 +10,20 @@ from pathlib import Path, PurePosixPath
 from intrafusion.errors import IntrafusionError, one_line
 
 MIB = 1 << 20
-FILE = 400 * MIB  # of a file that a person gives: weights, program, images
-UNPACKED = 2048 * MIB  # of all that an archive holds
+FILE = 400 * MIB  # most bytes of a file that a user provides: weights, program, images
+UNPACKED = 2048 * MIB  # most bytes of an archive's unpacked content
 MEMBERS = 200_000
-_RATIO = 200  # members may shrink to a 200th, but for
-_TINY, _ARRAY = 4096, MIB  # bytes of any member, and of an array's, as sorted labels,
-_EXCESS = 4 * MIB  # and bytes of all members
-_ENTRY = 250  # bytes of a member in the directory, on average
+_RATIO = 200  # highest compression ratio of a member
+_TINY, _ARRAY = 4096, MIB  # bytes by which any member, and an array (such as sorted labels), may exceed it
+_EXCESS = 4 * MIB  # bytes by which all members together may exceed it
+_ENTRY = 250  # average bytes of a member's directory entry
 _ZIP64 = b"PK\6\6"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGED = zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.LargeZipFile
 
 
 def check_size(path: Path) -> None:
-    """Raise IntrafusionError unless this is a file of at most FILE bytes, and not an empty one."""
+    """Raise IntrafusionError unless `path` is a non-empty file of at most FILE bytes."""
     if not path.is_file():
         raise IntrafusionError(f"no file at {path}: check the path")
     size = path.stat().st_size
@@ -34,9 +34,9 @@ def check_size(path: Path) -> None:
 
 
 def check_count(path: Path, most: int | None = None) -> None:
-    """Raise IntrafusionError for a zip archive of more than `most` members (MEMBERS), before its directory is read.
+    """Raise IntrafusionError for a zip archive of more than `most` members (default MEMBERS), before its directory is read.
 
-    What its last record says is not trusted: every member has a signature in the directory that ZipFile would read.
+    The count in its last record is not trusted: the signatures in the directory that ZipFile would read are counted too.
     """
     most = MEMBERS if most is None else most
     with path.open("rb") as file:
@@ -59,9 +59,10 @@ def check_count(path: Path, most: int | None = None) -> None:
 
 @contextmanager
 def opened(path: Path, most: int | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
-    """A zip archive and its files, checked: names, links, count (at most `most`, else MEMBERS), sizes, how far they shrink.
+    """Yield a zip archive and its files, after checking names, links, count, sizes and compression ratios.
 
-    Raises IntrafusionError for an archive that breaks a rule or is damaged; also for damage that is met while it is open.
+    most: number of members allowed; None for MEMBERS. Raises IntrafusionError for an archive that breaks a rule or is damaged,
+    including damage found while it is open.
     """
     try:
         check_count(path, most)
@@ -104,12 +105,12 @@ def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     if packed > size:
         raise IntrafusionError(f"{path} is not a readable archive: its files lie over one another")
     total = sum(info.file_size for info in infos)
-    if total > (UNPACKED if size <= FILE else max(UNPACKED, size)):  # a person's own file may be larger, stored as it is
+    if total > (UNPACKED if size <= FILE else max(UNPACKED, size)):  # a user's own file may be larger if stored uncompressed
         raise IntrafusionError(f"{path} unpacks to {total / MIB:,.0f} MiB, and at most {UNPACKED // MIB:,} MiB are taken")
 
 
 def _plain(info: zipfile.ZipInfo) -> str:
-    """A member's name with slashes, where Windows wrote backslashes, and read as UTF-8, which macOS does not always declare."""
+    """Return a member's name with slashes for Windows' backslashes, decoded as UTF-8, which macOS does not always declare."""
     name = info.filename
     if not info.flag_bits & 0x800 and not name.isascii():
         with suppress(UnicodeError):

@@ -1,10 +1,10 @@
-"""Work on a stranger's file in a child process, which may die of the file, be ended at any time, and leaves nothing.
+"""Work on untrusted files in a child process, which may crash, can be ended at any time, and leaves nothing behind.
 
-The child (`_sandbox_worker`) is a new process of the same interpreter: with little of the environment, without a network and
-without the right to change files outside its own folder where the system permits that, with a temporary folder of its own, and
-with limits of processor time, memory, open files and the size of files. This process watches its memory, too, and the time. At
-most two run at a time, the others wait. A child that breaks a limit, or dies, is one line. What a child answers is data, to be
-trusted as little as the file: callers check it again.
+The child (`_sandbox_worker`) is a new process of the same interpreter. It has a minimal environment and its own temporary
+folder. Where the system permits it, it has no network, and no right to change files outside its folder. Its processor time,
+memory, open files and file sizes are limited. The parent also watches its memory and run time. At most two children run at a
+time; others wait. A child that breaks a limit, or dies, gives a one-line error. A child's answer is as untrusted as the file:
+callers must check it again.
 """
 
 import json
@@ -29,20 +29,21 @@ from intrafusion.runtime.paths import home
 
 MIB = 1 << 20
 CHILDREN = 2
-Step = tuple[int, int]  # parts done, parts in all
-_LOOK = 0.05  # seconds between two looks at a child
-_LAST = 5.0  # seconds for one that says no more to end
+Step = tuple[int, int]  # parts done, parts in total
+_LOOK = 0.05  # seconds between two checks of a child
+_LAST = 5.0  # seconds to exit for a child that has closed its output
 _START = 300.0  # seconds that a child may take to import its libraries, on a busy machine
-_LINE, _LINES = MIB, 1_000_000  # bytes of a line, and lines, that a child may write
-_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment
+_LINE, _LINES = MIB, 1_000_000  # most bytes of a line, and most lines, that a child may write
+_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT")  # environment variables passed on to a child
 _slots = threading.BoundedSemaphore(CHILDREN)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one child. seconds: of processor time. grow: bytes of memory above those of an idle child.
+    """Limits of one child.
 
-    file: bytes of a file that it writes. wall: seconds of the clock, of which other work on the machine may take most.
+    seconds: processor time. grow: bytes of memory beyond those of an idle child. file: bytes of a file that it writes. wall:
+    seconds of real time, most of which other work on the machine may take.
     """
 
     seconds: int = 60
@@ -54,20 +55,20 @@ class Limits:
 def steps(
     task: str, folder: Path, what: str, limits: Limits, arguments: dict[str, Any], note: Callable[[str], None]
 ) -> Generator[Step, None, Any]:
-    """Let a child do one task: yields how far it is, and returns what it answers.
+    """Run one task in a child process, yielding its progress; return its answer.
 
     task: "module:function", called in the child as function(folder, tell, **arguments), with JSON for arguments and result;
-    tell(done, total) makes a step. folder: the child's own, absolute; the task runs in its folder `given`, and the caller
-    removes it. what: the file's name, for messages. note: gets lines that the task logs for the person.
-    Raises IntrafusionError for what the task refuses, for a child that breaks a limit or dies, and for an answer that is none;
-    Cancelled where this thread's work is asked to stop.
+    tell(done, total) reports a step. folder: the child's own, absolute; the task runs in its subfolder `given`, and the caller
+    removes it. what: the file's name, for messages. note: receives lines that the task logs for the user. Raises
+    IntrafusionError if the task refuses the file, if the child breaks a limit or dies, and for an invalid answer; Cancelled if
+    this thread's work is asked to stop.
     """
     with _slot(), _Child(task, folder, what, limits, arguments) as child:
         return (yield from child.heard(note))
 
 
 def drained(work: Generator[Step, None, Any], progress: Callable[[int, int], None] | None = None) -> Any:
-    """What a generator of steps returns in the end."""
+    """Exhaust a generator of steps and return its result. progress: called with each step."""
     try:
         while True:
             step = next(work)
@@ -80,7 +81,7 @@ def drained(work: Generator[Step, None, Any], progress: Callable[[int, int], Non
 
 
 def is_alone() -> bool:
-    """Whether this system lets a child leave the network."""
+    """Return whether this system lets a child leave the network."""
     if sys.platform != "linux":
         return False
     network = {"network": os.readlink("/proc/self/ns/net")}
@@ -100,11 +101,11 @@ def _slot() -> Iterator[None]:
 
 
 class _Child:
-    """A process at its task; within the block it may run, afterwards it and what it started are gone."""
+    """A child process that runs one task; leaving the block ends it and the processes that it started."""
 
     def __init__(self, task: str, folder: Path, what: str, limits: Limits, arguments: dict[str, Any]):
         self._task, self._what, self._limits = task, what, limits
-        self._idle: int | None = None  # bytes of memory before it began
+        self._idle: int | None = None  # bytes of memory before the task began
         self._grown = 0
         self._ended = False
         self._began = time.monotonic()
@@ -133,7 +134,7 @@ class _Child:
         log.event("check ended", what=self._what, task=self._task, seconds=seconds, grown_mib=self._grown // MIB)
 
     def heard(self, note: Callable[[str], None]) -> Generator[Step, None, Any]:
-        """What it says, up to its answer."""
+        """Yield the child's progress and return its answer."""
         assert self._process.stdout is not None
         for number, line in enumerate(_lines(self._process.stdout)):
             checkpoint()
@@ -169,7 +170,7 @@ class _Child:
             raise self._nonsense() from error
 
     def _watch(self) -> None:
-        """Raise IntrafusionError where it takes longer or has grown more than it may."""
+        """Raise IntrafusionError if the child has exceeded its time or memory limit."""
         if time.monotonic() - self._began > (_START if self._idle is None else self._limits.wall):
             raise IntrafusionError(f"checking {self._what} took more than {self._limits.wall:,.0f} s: it is refused")
         if self._idle:
@@ -178,7 +179,10 @@ class _Child:
                 raise self._too_large()
 
     def _end(self, patience: float = 0.0) -> int:
-        """Kill it and what it started; its exit status, which is its own where it ends within so many seconds."""
+        """Kill the child and its process group; return its exit status.
+
+        patience: seconds to wait first, for the child to exit with its own status.
+        """
         if self._ended:
             return self._process.wait()
         self._ended = True
@@ -211,7 +215,10 @@ class _Child:
 
 
 def _lines(pipe: IO[bytes]) -> Iterator[bytes | None]:
-    """Each line as it comes, and None whenever none comes for a while. One without an end is cut."""
+    """Yield each line as it arrives, and None whenever none arrives for a while.
+
+    An unterminated line is yielded as it is once it exceeds _LINE bytes.
+    """
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -228,7 +235,7 @@ def _lines(pipe: IO[bytes]) -> Iterator[bytes | None]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds; 0 where the system does not say."""
+    """Return the bytes of memory that a process holds; 0 where the system does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -236,7 +243,7 @@ def _resident(pid: int) -> int:
 
 
 def _path() -> list[str]:
-    """Where the child finds what this process found: the package, and its libraries."""
+    """Return the import path for the child: this package and the libraries of this process."""
     own = str(Path(__file__).parents[2])
     return [own, *(place for place in sys.path if place and place != own and Path(place).is_absolute())]
 

@@ -1,17 +1,17 @@
-"""Whose turn it is to compute: the one who has waited longest, and in between the reader who has computed least of late."""
+"""Turn-taking among jobs: turns alternate between the longest-waiting job and the reader who has computed least recently."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-_HALF = 60.0  # seconds after which computing counts for half
-_FORGET = 0.01  # seconds of computing that no longer count
-_READERS = 1000  # remembered before those are forgotten
+_HALF = 60.0  # half-life in seconds of past computing
+_FORGET = 0.01  # seconds of past computing that are negligible
+_READERS = 1000  # readers remembered before negligible ones are dropped
 
 
 class Waiting(Protocol):
-    """What waits in a line. who: the reader it computes for. left: since when that one has been away, None while here."""
+    """An entry in a line. who: the reader it computes for. left: when that reader went away, None while here."""
 
     who: str
     left: float | None
@@ -21,33 +21,33 @@ One = TypeVar("One", bound=Waiting)
 
 
 class Line(Generic[One]):
-    """Work that takes turns: one computes, the others wait.
+    """Jobs that take turns: one computes, the others wait.
 
-    Every other turn goes to whoever has waited longest, so that nobody waits for more than two turns of each who is in line
-    before. The turns between go to readers who are here, and of those to the one who has computed least in the last minute
-    or so: a newcomer is next, whatever the others have asked for.
+    Every other turn goes to the job that has waited longest, so that no job waits for more than two turns of each job that was
+    in line before it. The turns between go to readers who are here, and among those to the one who has computed least in the
+    last minute or so. A newcomer is therefore next, however much the others have requested.
 
-    turn: seconds after which work that computes shall let others, when others wait.
+    turn: seconds after which a computing job should yield, if others wait.
     """
 
     def __init__(self, turn: float = 0.5, clock: Callable[[], float] = time.monotonic):
         self.turn = turn
         self._clock = clock
         self._now: One | None = None
-        self._waiting: list[One] = []  # the longest first
+        self._waiting: list[One] = []  # the longest-waiting first
         self._turns = 0
-        self._spent: dict[str, tuple[float, float]] = {}  # seconds that a reader has computed, as they counted when
+        self._spent: dict[str, tuple[float, float]] = {}  # per reader: decayed seconds of computing, and their time
         self._changed = threading.Condition()
 
     @property
     def jobs(self) -> list[One]:
-        """Who computes, then who waits, the longest first."""
+        """The computing job, then the waiting ones, the longest-waiting first."""
         with self._changed:
             return [*filter(None, [self._now]), *self._waiting]
 
     @property
     def others_wait(self) -> bool:
-        """Whether somebody wants the turn of the one that computes."""
+        """Whether other jobs wait for the turn of the computing one."""
         return bool(self._waiting)
 
     def join(self, job: One) -> None:
@@ -63,7 +63,7 @@ class Line(Generic[One]):
             self._changed.notify_all()
 
     def pass_on(self, job: One) -> None:
-        """End a job's turn; it waits for the next one."""
+        """End a job's turn and put it at the end of the line."""
         with self._changed:
             self._now = None
             self._waiting.append(job)
@@ -75,12 +75,12 @@ class Line(Generic[One]):
             self._changed.wait_for(lambda: self._is_turn_of(job) or stop.is_set())
 
     def wake(self) -> None:
-        """Let those who wait see that a job was asked to stop."""
+        """Wake the waiting jobs, so that they notice a request to stop."""
         with self._changed:
             self._changed.notify_all()
 
     def spend(self, who: str, seconds: float) -> None:
-        """A reader has computed for so long."""
+        """Record that a reader has computed for `seconds`."""
         with self._changed:
             now = self._clock()
             self._spent[who] = self._recent(who, now) + seconds, now
@@ -97,10 +97,10 @@ class Line(Generic[One]):
         return self._now is job
 
     def _claims(self, now: float) -> Callable[[One], tuple[bool, float]]:
-        """What says who needs the turn most: the least."""
+        """Return the sort key of jobs for a turn: the least one goes first."""
         return lambda job: (job.left is not None, self._recent(job.who, now))
 
     def _recent(self, who: str, now: float) -> float:
-        """Seconds that a reader has computed of late."""
+        """Return the seconds that a reader has computed recently, with exponential decay."""
         spent, when = self._spent.get(who, (0.0, 0.0))
         return spent * 0.5 ** ((now - when) / _HALF)

@@ -1,9 +1,10 @@
-"""The end of a command that was asked to stop by a signal: within a second, whatever it computes.
+"""Termination of a command by a signal: within a second, whatever it computes.
 
-A first signal asks the work (`cancellation.interruptible`), which ends at its next checkpoint and tidies up. Other code may
-reach no checkpoint for minutes, and while C code keeps the interpreter's lock no line of Python runs. So a process of its own
-(`ending_watcher`) hears of every signal through the interpreter's wakeup file. Unless the command ends by itself, the watcher
-interrupts the work where it stands, then has a thread end the process, and at last kills it. What is on disk survives that.
+A first signal asks the work to stop (`cancellation.interruptible`); it ends at its next checkpoint and cleans up. Other code
+may reach no checkpoint for minutes, and while C code holds the interpreter lock no Python code runs. A separate process
+(`_shutdown_watcher`) therefore receives every signal through the interpreter's wakeup file descriptor. Unless the command ends
+by itself, the watcher first interrupts the work wherever it is, then has a thread end the process, and finally kills it. Files
+on disk survive that.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import IO
 
 from intrafusion.runtime import _shutdown_watcher, log
 
-STATUS = 130  # of a command that was cancelled
+STATUS = 130  # exit status of a cancelled command
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CANCELLED = "cancelled; the results printed so far are complete"
 _FINISHING = "cancelled: this step of training is completed first and its state kept; a second signal ends it at once"
@@ -30,15 +31,15 @@ _once = threading.Lock()
 
 
 def watch() -> None:
-    """Let SIGINT and SIGTERM end this process within a second from now on: the process must be the command line's own.
+    """Make SIGINT and SIGTERM end this process within a second from now on; it must be the command line's own process.
 
-    Does nothing where the process is watched already, and on systems that are not POSIX.
+    Does nothing if the process is already watched, and on systems that are not POSIX.
     """
     global _watcher
     if os.name != "posix" or _watcher is not None:
         return
     for number in SIGNALS:
-        signal.signal(number, lambda *_: _leave())  # while there is no work that could be asked to stop
+        signal.signal(number, lambda *_: _leave())  # until there is work that can be asked to stop
     words = _CANCELLED
     if os.environ.get("INTRAFUSION_LOG") == "json":
         words = json.dumps({"level": "info", "event": "message", "message": words})
@@ -51,13 +52,16 @@ def watch() -> None:
     )
     assert _watcher.stdin is not None
     assert _watcher.stdout is not None
-    os.set_blocking(_watcher.stdin.fileno(), False)  # as a wakeup file must be
+    os.set_blocking(_watcher.stdin.fileno(), False)  # as required of a wakeup file descriptor
     signal.set_wakeup_fd(_watcher.stdin.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_obey, args=(_watcher.stdout,), daemon=True).start()
 
 
 def cancelled() -> int:
-    """Say on stderr that the command was cancelled; its status. A watched process ends here: an orderly end takes a second."""
+    """Report on stderr that the command was cancelled; return its status.
+
+    A watched process exits here, because an orderly exit takes a second.
+    """
     if _watcher is not None:
         _leave()
     log.say(_CANCELLED)
@@ -66,7 +70,7 @@ def cancelled() -> int:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """Within this block a first signal is given the time that the work needs to reach a checkpoint and to keep its state."""
+    """Within this block, give the work time after a first signal to reach a checkpoint and save its state."""
     _note(_shutdown_watcher.BEGIN)
     try:
         yield
@@ -98,10 +102,13 @@ def _leave() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this process runs the command line: while Python imports the package for `python -m`, argv[0] is "-m"."""
+    """Return whether this process runs the command line.
+
+    While Python imports the package for `python -m`, argv[0] is "-m".
+    """
     program = next(iter(sys.argv), "")
     return program == "-m" or Path(program).stem == "intrafusion"
 
 
-if _is_command():  # before anything that takes seconds to import
+if _is_command():  # before imports that take seconds
     watch()

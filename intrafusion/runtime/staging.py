@@ -1,4 +1,4 @@
-"""Where what a person brings is kept, and how it gets there: whole, or not at all."""
+"""Staging of what users provide: where it is kept, and how it gets there completely or not at all."""
 
 import os
 import re
@@ -16,13 +16,16 @@ from intrafusion.runtime.atomic_write import drop, part_of
 from intrafusion.runtime.paths import check_name, home, inside
 from intrafusion.runtime.safe_zip import MIB, check_size
 
-NETWORKS, IMAGES, RUNS = "models", "images", "lab"  # folders of home(); of the lab's runs, damaged ones are removed here
-_GROW = 896 * MIB  # of memory for any file
-_SLOWER = 10  # times as long by the clock, on a busy machine
+NETWORKS, IMAGES, RUNS = "models", "images", "lab"  # folders of home(); this module also removes damaged lab runs
+_GROW = 896 * MIB  # bytes of memory for any file
+_SLOWER = 10  # wall time per processor time, on a busy machine
 
 
 class _Needs(NamedTuple):
-    """Of a task, with room to spare. seconds: of processor time for any file. each: for a MiB of it. copies: of it, in memory.
+    """Resource needs of a task, with room to spare.
+
+    seconds: processor seconds for any file. each: further processor seconds for each MiB of it. copies: memory, as a multiple
+    of the file size.
 
     Measured: 100 MiB of weights take 3 s and four times their size in memory, 330 MiB 4 s and 3.3 times; 20,000 tiny pictures
     of 3 MiB 7 s, and 3,000 photos of 220 MiB 6 s; a program of 100 MiB 11 s and eight times its size.
@@ -34,11 +37,14 @@ class _Needs(NamedTuple):
 
 
 _NEEDS = {"weights": _Needs(8, 0.2, 4), "images": _Needs(8, 1, 4), "program": _Needs(20, 1, 8)}
-_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",), RUNS: (".safetensors",)}  # how what is kept ends
+_ENDS = {NETWORKS: (".safetensors", ".pt2"), IMAGES: ("",), RUNS: (".safetensors",)}  # suffixes of kept files
 
 
 def free_path(kind: str, name: str) -> Path:
-    """Where something of this kind is to be kept, without a suffix. Raises IntrafusionError for a bad name, or one taken."""
+    """Return the path under which to keep something of this kind, without a suffix.
+
+    Raises IntrafusionError for an invalid name, or one already taken.
+    """
     path = home() / kind / check_name(name)
     if any(os.path.lexists(path.with_name(name + end)) for end in _ENDS[kind]):
         raise IntrafusionError(f"something is kept as kept/{name} already: choose another name, or remove that first")
@@ -48,10 +54,10 @@ def free_path(kind: str, name: str) -> Path:
 def checked(
     task: str, workshop: "Workshop", files: Sequence[Path], arguments: dict[str, Any], tell: Callable[[str], None]
 ) -> Generator[sandbox.Step, None, Any]:
-    """Let a child do a task of `uploads.checks` with these given files: its steps, and in the end what it answers.
+    """Run a task of `uploads.checks` on these given files in a child process; yield its steps, and return its answer.
 
-    It may take more memory, and time, for a larger file, as the task needs. Raises IntrafusionError as
-    `sandbox.steps` does, and for a link that the child has left.
+    Larger files may take more memory and time, as the task needs. Raises IntrafusionError as `sandbox.steps` does, and if the
+    child leaves a link behind.
     """
     names, size = [file.name for file in files], sum(file.stat().st_size for file in files)
     what = ", ".join(names)
@@ -69,10 +75,10 @@ def checked(
 
 
 class Workshop:
-    """A folder beside the kept things for a child to work in; gone at the end of its block, or with the last reference to it.
+    """A working folder for a child, next to the kept things; removed at the end of its block or with its last reference.
 
-    folder: with this process in its name, so that another one can tell what a killed process has left (see `stale_files`).
-    given: copies of a person's files in it, which the child reads. made: a folder in it, for what the child hands back.
+    folder: named after this process, so that another process can recognise what a killed one has left (see `stale_files`).
+    given: copies of the user's files in it, which the child reads. made: a folder in it, for the child's output.
     """
 
     def __init__(self) -> None:
@@ -85,7 +91,10 @@ class Workshop:
         self.close = weakref.finalize(self, drop, self.folder)
 
     def give(self, name: str, content: Path | memoryview) -> None:
-        """Put a file into it, under its own name. Raises IntrafusionError for a second one of a name, and where none fits."""
+        """Put a file into `given`, under its own name.
+
+        Raises IntrafusionError for a duplicate name, or if the file cannot be written.
+        """
         place = inside(self.folder / "given", name)
         if place.exists():
             raise IntrafusionError(f"two files are named {name}: rename one, as x_train.npz and x_test.npz")
@@ -111,9 +120,10 @@ class Workshop:
 
 @contextmanager
 def given(*files: Path) -> Iterator[Workshop]:
-    """A workshop with copies of a person's files. Raises IntrafusionError for one that is missing, empty or too large.
+    """Yield a workshop with copies of a user's files.
 
-    Messages within the block say the files' names, not where they lie.
+    Raises IntrafusionError for a missing, empty or too large file. Messages within the block show the names of the files, not
+    their folders.
     """
     try:
         with Workshop() as workshop:
@@ -134,16 +144,16 @@ def _in_words() -> Iterator[None]:
 
 
 def without_folders(message: str, *files: Path) -> str:
-    """A message with the names of these files in place of where they lie."""
+    """Return a message with the names of these files in place of their paths."""
     for folder in {place for file in files for place in (file.resolve().parent, file.parent) if place.name}:
         message = message.replace(f"{folder}/", "")
     return message
 
 
 def remove(kind: str, name: str) -> None:
-    """Remove a kept network (kind "models"), kept images ("images") or a run of the lab ("lab"), whole or damaged.
+    """Remove a kept network (kind "models"), kept images ("images") or a lab run ("lab"), even if damaged.
 
-    Raises IntrafusionError where there is none, or where it cannot be removed.
+    Raises IntrafusionError if there is none, or if it cannot be removed.
     """
     of = "lab/" if kind == RUNS else "kept/"
     name = check_name(name.removeprefix(of))
@@ -152,16 +162,16 @@ def remove(kind: str, name: str) -> None:
         raise IntrafusionError(f"nothing is kept as {of}{name}")
     try:
         for path in found:
-            part = part_of(path)  # not half of it is ever listed
+            part = part_of(path)  # renamed first, so that a half-removed one is never listed
             path.rename(part)
             drop(part)
         if kind != IMAGES:
-            (home() / kind / f"{name}.json").unlink(missing_ok=True)  # the card of an older version
+            (home() / kind / f"{name}.json").unlink(missing_ok=True)  # card file written by an older version
     except OSError as error:
         raise IntrafusionError(f"{of}{name} cannot be removed: {error.strerror or type(error).__name__}") from error
 
 
 def safe_name(file: str) -> str:
-    """A name to keep a file under, from what its owner calls it."""
+    """Return a valid name to keep a file under, derived from the file's own name."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).strip(".-_")[:64]
     return stem or "mine"
