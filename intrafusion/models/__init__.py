@@ -1,4 +1,4 @@
-"""Pretrained classifiers: where they come from, their cards, weights and files, and their graphs."""
+"""Pretrained classifiers: sources, model cards, weights files and computation graphs."""
 
 from intrafusion.models.card import ModelCard
 from intrafusion.models.hub import describe, load_model, model_names

@@ -1,4 +1,4 @@
-"""The architectures of our own zoo, in the forms their published weights expect."""
+"""Architectures of the built-in model zoo, laid out to match their published weights."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ VGG_WIDTHS: dict[int, tuple[int | str, ...]] = {
 }
 
 SLIM = (32, 32, "M", 64, 64, "M", 128, 128, "M")
-CONV_WIDTHS = (64, 128, 256)  # of the pairs of convolutions of Conv2, Conv4 and Conv6
+CONV_WIDTHS = (64, 128, 256)  # one width per pair of convolutions in Conv2, Conv4 and Conv6
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Flatten, then linear layers of the given widths with ReLU between them."""
+    """Build an MLP: flatten, then linear layers of the given widths with ReLU between them."""
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in itertools.pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
@@ -25,7 +25,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 def conv_net(widths: Sequence[int], head: Sequence[int], in_channels: int = 3, size: int = 32) -> nn.Sequential:
-    """A pair of 3x3 convolutions with ReLU and a max-pooling for each width, then linear layers (Frankle & Carbin 2019)."""
+    """Build a VGG-style CNN (Frankle & Carbin 2019): two 3x3 conv-ReLU and a max-pool per width, then linear layers."""
     layers: list[nn.Module] = []
     for width in widths:
         for n_in in (in_channels, width):
@@ -38,7 +38,7 @@ def conv_net(widths: Sequence[int], head: Sequence[int], in_channels: int = 3, s
 class Vgg(nn.Module):
     """Conv-BN-ReLU chain with max-pooling at each "M", flattened into `head` linear layers (Simonyan & Zisserman 2015).
 
-    The layout (`features.N`, `classifier.N`, dropout between linear layers) is that of chenyaofo/pytorch-cifar-models.
+    The layout (`features.N`, `classifier.N`, dropout between linear layers) matches chenyaofo/pytorch-cifar-models.
     """
 
     def __init__(self, widths: Sequence[int | str], head: Sequence[int], in_channels: int = 3):
@@ -61,9 +61,10 @@ class Vgg(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Parameter-free shortcut, option A of He et al. 2016: every `stride`th pixel, and zero channels on both sides.
+    """Parameter-free shortcut (option A of He et al. 2016): keep every `stride`th pixel, pad with zero channels.
 
-    `channels` are the input's, `before` and `after` count the zero channels around them; pruning changes all three.
+    `channels` is the number of input channels. `before` and `after` count the zero channels around them. Pruning changes all
+    three.
     """
 
     def __init__(self, channels: int, before: int, after: int, stride: int = 2):
@@ -101,9 +102,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of He et al. 2016: a 3x3 stem, one stage a width (each after the first halves the image), a linear head.
+    """CIFAR ResNet of He et al. 2016: a 3x3 stem, one stage per width, and a linear head.
 
-    `shortcut` is "pad" (option A) or "projection" (1x1 convolution with BN).
+    Each stage after the first halves the image. `shortcut` is "pad" (option A) or "projection" (1x1 convolution with BN).
     """
 
     def __init__(self, blocks: int, widths: Sequence[int], classes: int, in_channels: int = 3, shortcut: str = "pad"):

@@ -1,4 +1,4 @@
-"""Model cards: what a person must know to use weights, as JSON beside the weights file."""
+"""Model cards: the metadata needed to use a set of weights, stored as JSON beside the weights file."""
 
 import json
 import math
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from intrafusion.data.datasets import ImageData
 
 
-_MOST, _NUMBERS = 1 << 20, 1 << 26  # of any size on a card, and bytes of one beside a file; numbers of one input
+_MOST, _NUMBERS = 1 << 20, 1 << 26  # limits: sizes on a card and bytes of a card file; numbers in one input
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a person must know to use the weights. accuracy: fraction of its test split, or None."""
+    """Metadata needed to use a model's weights. accuracy: fraction on the dataset's test split, or None."""
 
     name: str
     mean: tuple[float, ...]
@@ -33,10 +33,10 @@ class ModelCard:
     source: str = "random initialisation"
     accuracy: float | None = None
     licence: str = ""
-    details: dict[str, Any] = field(default_factory=dict, hash=False)  # of our own training: command, seed, versions
+    details: dict[str, Any] = field(default_factory=dict, hash=False)  # for models trained here: command, seed, versions
 
     def example(self) -> Tensor:
-        """A zero input, float (1, C, H, W)."""
+        """Return a zero input, float (1, C, H, W)."""
         return torch.zeros(1, *self.input_size)
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class ModelCard:
 
 
 def card_of(model: nn.Module) -> ModelCard:
-    """The model's card. Raises IntrafusionError when it has none."""
+    """Return the model's card. Raises IntrafusionError if it has none."""
     card = getattr(model, "card", None)
     if not isinstance(card, ModelCard):
         raise IntrafusionError("the model has no card: set model.card to a ModelCard with its mean, std and input_size")
@@ -52,10 +52,13 @@ def card_of(model: nn.Module) -> ModelCard:
 
 
 def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
-    """The model's card. Raises IntrafusionError when it has none, or when `data` are no images that the model takes."""
+    """Return the model's card after checking that `data` fits it.
+
+    Raises IntrafusionError if the model has no card, or if the classes or image size of `data` do not match it.
+    """
     card = card_of(model)
     other = len(data.classes) > card.classes or (
-        card.dataset == unnamed(card.classes) and len(data.classes) != card.classes  # fewer may be any of them
+        card.dataset == unnamed(card.classes) and len(data.classes) != card.classes  # fewer could be any subset
     )
     if other or tuple(data.images.shape[1:]) != tuple(card.input_size):
         advice = (
@@ -71,12 +74,12 @@ def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
 
 
 def unnamed(classes: int) -> str:
-    """The dataset of a network of which nothing but the number of its classes is known."""
+    """Return the dataset name for a network of which only the number of classes is known."""
     return f"{classes} classes"
 
 
 def read_card(path: Path, default: ModelCard) -> ModelCard:
-    """The card in a JSON file laid over `default`; the default alone where there is no file."""
+    """Read a card from a JSON file and merge it over `default`. Return `default` if there is no file."""
     if not os.path.isfile(path):
         return default
     if path.stat().st_size > _MOST:
@@ -89,7 +92,10 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
 
 
 def card_from(text: str, default: ModelCard, path: Path) -> ModelCard:
-    """The card in a JSON text of a file laid over `default`. Raises IntrafusionError where it makes no sense."""
+    """Parse a card from the JSON text of a file and merge it over `default`.
+
+    Raises IntrafusionError if the text is not a valid card. path: the file, for the message.
+    """
     try:
         raw = json.loads(text)
         if not isinstance(raw, dict):
@@ -106,7 +112,7 @@ def card_from(text: str, default: ModelCard, path: Path) -> ModelCard:
 
 
 def check_card(card: ModelCard) -> None:
-    """Raise ValueError or TypeError where the fields of a card make no sense."""
+    """Raise ValueError or TypeError if the fields of a card are invalid."""
     texts = card.name, card.dataset, card.source, card.licence
     if not all(isinstance(text, str) for text in texts) or not isinstance(card.details, dict):
         raise TypeError("dataset, source and licence are texts, details an object")

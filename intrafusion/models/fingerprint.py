@@ -1,4 +1,4 @@
-"""What tells one network, or one choice of images, from another, wherever its file lies."""
+"""Fingerprints of networks and image sets that do not depend on where their files are stored."""
 
 import hashlib
 
@@ -8,26 +8,25 @@ from intrafusion.data.datasets import ImageData
 from intrafusion.models.card import card_of
 from intrafusion.runtime.canonical import described
 
-_PART = 1024  # images at once, as a large data set lies in a mapped file
+_PART = 1024  # images hashed at a time, because a large data set is a memory-mapped file
 
 
 def of_model(model: nn.Module) -> str:
-    """SHA-256 (hex) of all that tells what a network computes, as `canonical.described` has it, and of its input's
-    normalisation.
+    """Return the SHA-256 (hex) of everything that determines what a network computes, and of its input normalisation.
 
-    Raises IntrafusionError for a network without a card.
+    The network is described by `canonical.described`. Raises IntrafusionError for a network without a card.
     """
     card = card_of(model)
     return of_text(described(model), str(card.mean), str(card.std))
 
 
 def of_text(*parts: str) -> str:
-    """SHA-256 (hex) of some texts."""
+    """Return the SHA-256 (hex) of the given strings."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def of_images(*choices: ImageData) -> str:
-    """SHA-256 (hex) of all pixels and labels, in their order."""
+    """Return the SHA-256 (hex) of all pixels and labels, in order."""
     digest = hashlib.sha256()
     for data in choices:
         digest.update(f"{tuple(data.images.shape)}".encode())

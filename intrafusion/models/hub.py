@@ -1,4 +1,4 @@
-"""Pretrained classifiers by name: embedded ones, CIFAR releases, torchvision's and timm's, kept ones, or a local file.
+"""Pretrained classifiers by name: embedded models, CIFAR releases, torchvision, timm, kept models and local files.
 
 A model is a plain nn.Module in eval mode (normalised NCHW float -> logits) with its ModelCard as `model.card`.
 """
@@ -34,7 +34,10 @@ __all__ = [
 
 
 def model_names(imagenet: bool = True) -> list[str]:
-    """Every name `load_model` knows, kept and embedded ones first; `imagenet` adds torchvision's and timm's classifiers."""
+    """Return every name that `load_model` accepts, kept and embedded models first.
+
+    imagenet: whether to include the classifiers of torchvision and timm.
+    """
     return user.names() + builtin.names() + (_classifiers() if imagenet else [])
 
 
@@ -43,39 +46,48 @@ def _classifiers() -> list[str]:
 
 
 def architecture_of(name: str) -> str:
-    """The name of a model's architecture: its own, or of a kept network that which it was made from."""
+    """Return the name of a model's architecture.
+
+    For a kept network this is the architecture that it was made from; for any other model it is the name itself.
+    """
     return user.architecture(name) if name.startswith(user.PREFIX) else name
 
 
 def dataset_of(name: str) -> str:
-    """The dataset that a model was trained on; names the known models when there is no such one."""
+    """Return the dataset that a model was trained on. The error for an unknown name lists the known models."""
     return source_of(name).dataset(name)
 
 
 def is_local(name: str, weights: str | None = None) -> bool:
-    """Whether `load_model` would find everything on this machine, without a download."""
+    """Return whether `load_model` finds everything on this machine, without a download."""
     return bool(weights) or source_of(name).is_local(name)
 
 
 def names_weights(name: str, weights: str) -> bool:
-    """Whether these weights of a model are a name and no path: "random", or published ones that are here already."""
+    """Return whether `weights` is a name rather than a path.
+
+    Names are "random" and the members of a torchvision weights enum that are already downloaded.
+    """
     if weights == "random":
         return True
     return source_of(name) is imagenet and imagenet.is_member(name, weights) and imagenet.published(name, weights)[1].exists()
 
 
 def stream_weights(name: str) -> Iterator[tuple[int, int]]:
-    """Download the published weights of `name` to where `load_model` looks, yielding (bytes done, bytes in all)."""
+    """Download the published weights of `name` to where `load_model` looks, yielding (bytes done, total bytes)."""
     yield from stream(*source_of(name).published(name))
 
 
 def describe(name: str) -> dict[str, Any]:
-    """One row of the list of models: what it is, where its weights come from, and its published or measured accuracy."""
+    """Return one row of the model list: what the model is, its weights source, and its published or measured accuracy."""
     return {"name": name} | source_of(name).describe(name)
 
 
 def weight_bytes(name: str) -> int:
-    """Bytes of a torchvision classifier's weights, as published; 0 for others, which are small or bounded by their files."""
+    """Return the size in bytes of a torchvision classifier's published weights.
+
+    Return 0 for other models, which are small or whose size is bounded by their files.
+    """
     return 4 * imagenet.member(name, None).meta["num_params"] if source_of(name) is imagenet else 0
 
 
@@ -86,36 +98,36 @@ def load_model(
     progress: Progress | None = None,
     weights_key: str | None = None,
 ) -> nn.Module:
-    """Open a pretrained classifier, in eval mode, with its card in `.card`.
+    """Load a pretrained classifier in eval mode, with its card in `.card`.
 
     Parameters
     ----------
     name : str
-        One of `model_names`, or "package.module:factory", whose code then runs and gives an nn.Module. Its card is its `.card`,
-        or made of the module's CARD (a dict of card fields) and guesses.
+        One of `model_names`, or "package.module:factory". A factory's code is run and must return an nn.Module. The card is
+        then the network's `.card`, or is built from CARD in "package.module" (a dict of card fields) and guesses.
     weights : str or Path, optional
-        None for the embedded or else the published ones (downloaded), "random" for the architecture alone, a torchvision
-        weights enum ("IMAGENET1K_V1"), or a local file as training scripts leave them (.safetensors, .pt, .pth, .th, .ckpt,
-        .bin, .tar).
-        A file is read without running code: a state dict, perhaps wrapped ("state_dict", "model", "ema", ...), perhaps with
-        prefixes ("module.", "model.", "_orig_mod.", ...) or a head of another number of classes. What was chosen or left out is
-        logged. `FILE.json` beside the file, when there, is its card.
+        None for the embedded weights, or else the published ones (downloaded); "random" for the architecture alone; a
+        torchvision weights enum ("IMAGENET1K_V1"); or a local file as written by training scripts (.safetensors, .pt, .pth,
+        .th, .ckpt, .bin, .tar). A file is read without running code. It may hold a state dict that is wrapped ("state_dict",
+        "model", "ema", ...), has key prefixes ("module.", "model.", "_orig_mod.", ...), or has a head with another number of
+        classes. Whatever was chosen or left out is logged. If `FILE.json` exists beside the file, it is read as the card.
     device : str or torch.device
         "cpu", "cuda" or "mps".
     progress : callable, optional
-        Called with (bytes done, bytes in all) during a download.
+        Called with (bytes done, total bytes) during a download.
     weights_key : str, optional
-        Which state dict of the file is meant, as "model_ema" or "model.state_dict"; "FILE#KEY" says it, too.
+        Which state dict of the file to load, such as "model_ema" or "model.state_dict". `weights` of the form "FILE#KEY"
+        selects it as well.
 
     Returns
     -------
     nn.Module
-        Takes normalised images, float (B, C, H, W), and gives logits (B, classes).
+        Maps normalised images, float (B, C, H, W), to logits (B, classes).
 
     Raises
     ------
     IntrafusionError
-        In one line, when the name, the file, the device or the download does not work.
+        With a one-line message, if the name, file, device or download fails.
 
     Examples
     --------
@@ -137,10 +149,10 @@ def load_model(
 
 
 def load_saved(path: Path, architecture: str) -> nn.Module:
-    """A network of `architecture` that `serialization.save_network` wrote into a file, with its card, as `load_model` gives
-    one.
+    """Load a network of `architecture` from a file written by `serialization.save_network`, with its card.
 
-    Only for files that we wrote ourselves. Raises IntrafusionError where it is damaged.
+    The result is like that of `load_model`. Use this only for files written by this package. Raises IntrafusionError if the
+    file is damaged.
     """
     return _ready(*user.open_saved(path, architecture))
 

@@ -1,4 +1,4 @@
-"""In which numbers a network is evaluated: its own, or bf16 where the hardware multiplies it faster."""
+"""Evaluation precision: a network's own dtype, or bf16 where the hardware computes it faster."""
 
 import copy
 from collections.abc import Collection
@@ -10,11 +10,11 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.fx.sharing import leaves, replaced
 
 PRECISIONS = ("exact", "fast")
-TOLERANCE = 0.002  # how far bf16 may move the dense accuracy
+TOLERANCE = 0.002  # the largest change in dense accuracy that bf16 may cause
 
 
 def kind_of(model: nn.Module) -> torch.dtype:
-    """The number type of a network's weights, float32 where it has none. Raises IntrafusionError where there are several."""
+    """Return the dtype of a network's weights, or float32 if it has none. Raises IntrafusionError if there are several."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(kinds) > 1:
         names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
@@ -23,12 +23,12 @@ def kind_of(model: nn.Module) -> torch.dtype:
 
 
 def inputs_for(model: nn.Module, images: Tensor) -> Tensor:
-    """Normalised images in the number type of a network's weights. Raises IntrafusionError where they have several."""
+    """Cast normalised images to the dtype of a network's weights. Raises IntrafusionError if there are several."""
     return images.to(kind_of(model))
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether this device multiplies bf16 numbers in hardware."""
+    """Return whether this device has bf16 multiplication in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -36,13 +36,13 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def check_bf16(device: torch.device) -> None:
-    """Raises IntrafusionError where precision "fast" would not be fast."""
+    """Raise IntrafusionError if precision "fast" would not be faster on this device."""
     if not has_bf16(device):
         raise IntrafusionError(f"precision fast needs bf16 instructions, which {device} lacks: choose precision exact")
 
 
 def check_accuracy(exact: float, fast: float) -> None:
-    """Raises IntrafusionError where bf16 moves the dense accuracy (fractions) by more than 0.2 point."""
+    """Raise IntrafusionError if bf16 changes the dense accuracy (a fraction) by more than 0.2 points."""
     if abs(exact - fast) > TOLERANCE:
         raise IntrafusionError(
             f"precision fast is refused: bf16 moves the dense accuracy from {exact:.2%} to {fast:.2%}, by more than "
@@ -51,14 +51,14 @@ def check_accuracy(exact: float, fast: float) -> None:
 
 
 def low(model: nn.Module, like: nn.Module | None = None, changed: Collection[str] = ()) -> nn.Module:
-    """A copy of `model` with bf16 weights, channels last.
+    """Return a copy of `model` with bf16 weights in channels-last format.
 
-    like: such a copy of another network, whose layers serve where the two do not differ: everywhere but in `changed`.
+    like: such a copy of another network. Its layers are reused except those in `changed`, where the two networks differ.
     """
     layers = leaves(model)
     places = [layer for _, layer in model.named_modules(remove_duplicate=False) if not any(True for _ in layer.children())]
     simple = sum(len(list(layer.parameters())) for layer in places) == len(list(model.parameters()))
-    if like is None or not simple:  # a layer in two places, or numbers that belong to no layer
+    if like is None or not simple:  # a layer is used in two places, or a parameter belongs to no leaf layer
         return _low(copy.deepcopy(model))
     theirs = leaves(like)
     return replaced(model, {name: _low(copy.deepcopy(layers[name])) if name in changed else theirs[name] for name in layers})

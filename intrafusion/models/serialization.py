@@ -1,4 +1,7 @@
-"""Networks of any widths in files: weights as safetensors, and among their metadata a card that says which layers they are."""
+"""Saving and loading networks of any width.
+
+Weights are stored as safetensors. The file's metadata holds a card that describes the layers.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ from intrafusion.models.card import ModelCard, card_from, read_card
 from intrafusion.runtime.atomic_write import whole
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-_KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # what a layer is made of
+_KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # class and constructor arguments of each kind of layer
     "Conv2d": (nn.Conv2d, _CONV),
     "Linear": (nn.Linear, ("in_features", "out_features")),
     "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps")),
@@ -24,15 +27,16 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # what a layer i
     "Identity": (nn.Identity, ()),
     "PadShortcut": (PadShortcut, ("channels", "before", "after", "stride")),
 }
-_RESIZED = "Resized"  # of any other kind: the architecture's own layer, with other numbers and shapes
-_MOST = 1 << 16  # of any size of a layer
-_CARD = "intrafusion.card"  # of a file's metadata
+_RESIZED = "Resized"  # any other kind: the architecture's own layer, with changed attributes and shapes
+_MOST = 1 << 16  # limit on any size of a layer
+_CARD = "intrafusion.card"  # key in the file's metadata
 
 
 def layers_of(model: nn.Module, base: nn.Module) -> dict[str, Any]:
-    """The layers of `model` that are not as in `base`, an unpruned network of its architecture, by dotted name. JSON-able.
+    """Describe the layers of `model` that differ from `base`, by dotted name, as JSON-serialisable data.
 
-    Raises IntrafusionError for a layer of another kind than in `base` that files do not know.
+    base: an unpruned network of the same architecture. Raises IntrafusionError for a layer whose type differs from that in
+    `base` and which the file format does not support.
     """
     found: dict[str, Any] = {}
 
@@ -66,7 +70,7 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 def _resized(ours: nn.Module, theirs: nn.Module, name: str) -> dict[str, Any]:
-    """A layer of the architecture's kind, whatever that is: the numbers and the shapes that differ."""
+    """Describe a layer of the same type as the architecture's by the integer attributes and tensor shapes that differ."""
     before, numbers = _numbers(theirs), {}
     for field, value in _numbers(ours).items():
         if field not in before or value != before[field]:
@@ -78,7 +82,7 @@ def _resized(ours: nn.Module, theirs: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _numbers(layer: nn.Module) -> dict[str, Any]:
-    """Its attributes that are whole numbers, or tuples of some."""
+    """Return the layer's attributes that are integers or tuples of integers."""
     return {name: value for name, value in vars(layer).items() if name[0] != "_" and _is_whole(value)}
 
 
@@ -89,16 +93,16 @@ def _is_whole(value: Any) -> bool:
 
 
 def _shapes(layer: nn.Module) -> dict[str, list[int] | None]:
-    """The shapes of its own tensors, by name; None where it could have one and has not."""
+    """Return the shapes of the layer's own tensors by name. None marks a tensor that is absent (registered as None)."""
     kept = {name: value for name, value in layer._buffers.items() if name not in layer._non_persistent_buffers_set}
     return {name: None if t is None else [*t.shape] for name, t in {**layer._parameters, **kept}.items()}
 
 
 def set_layers(model: nn.Module, layers: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Put the layers that `layers_of` described into a network, in place, with weights of any values.
+    """Give a network the layers that `layers_of` described, in place, with uninitialised weights.
 
-    state: the weights that they are for. Raises IntrafusionError for a description that makes no sense or does not fit
-    them. Nothing in it is run, and no more memory is taken than the weights take.
+    state: the weights that will be loaded. Raises IntrafusionError if the description is invalid or does not match `state`.
+    Nothing in the description is executed, and the layers take no more memory than the weights.
     """
     if not isinstance(layers, Mapping):
         raise IntrafusionError("the card's layers are no table of names and layers")
@@ -133,7 +137,7 @@ def _check_shape(name: str, shape: Sequence[int], state: Mapping[str, Tensor]) -
 
 
 def _resize(layer: nn.Module, described: Mapping[str, Any], name: str, state: Mapping[str, Tensor]) -> None:
-    """Give a layer of the architecture the numbers and the shapes of a card, in place."""
+    """Set the attributes and tensor shapes of an existing layer to those from a card, in place."""
     numbers, shapes, own = described.get("numbers"), described.get("shapes"), _numbers(layer)
     if not isinstance(numbers, Mapping) or not isinstance(shapes, Mapping) or {*described} != {"kind", "numbers", "shapes"}:
         raise _senseless(name, described)
@@ -183,9 +187,9 @@ def _fits(value: Any) -> bool:
 
 
 def save_network(model: nn.Module, base: nn.Module, card: ModelCard, path: Path) -> ModelCard:
-    """Write a network and its card as `path`.safetensors; the card, which says its architecture and layers.
+    """Write a network and its card to `path`.safetensors. Return the card, which records the architecture and layers.
 
-    base: an unpruned network of its architecture, which `card.name` names. Raises IntrafusionError where that fails.
+    base: an unpruned network of the architecture that `card.name` names. Raises IntrafusionError if the file cannot be written.
     """
     details = {**card.details, "architecture": card.name, "layers": layers_of(model, base)}
     card = replace(card, name=path.name, details=details)
@@ -194,9 +198,10 @@ def save_network(model: nn.Module, base: nn.Module, card: ModelCard, path: Path)
 
 
 def save_state(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> None:
-    """Write tensors and the card that says what they are as one file, `path`.safetensors: the card is in its metadata.
+    """Write tensors to `path`.safetensors, with the card that describes them in the file's metadata.
 
-    What has that name gives way to it at once, or stays, with its card. Raises IntrafusionError where that fails.
+    An existing file of that name is replaced atomically. If writing fails, that file and its card are kept and IntrafusionError
+    is raised.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -207,16 +212,17 @@ def save_state(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> None
             save_file(tensors, part, {_CARD: json.dumps(card.to_dict())})
         except SafetensorError as error:
             raise OSError(one_line(error)) from error
-    if not path.with_name(f"{path.name}.pt2").exists():  # whose card it is
+    if not path.with_name(f"{path.name}.pt2").exists():  # a .pt2 file uses this card
         with suppress(OSError):
             path.with_name(f"{path.name}.json").unlink(missing_ok=True)
 
 
 def saved_card(path: Path, default: ModelCard) -> ModelCard:
-    """The card that `save_state` put into a file, laid over `default`; of an older version's file, that beside it.
+    """Read the card that `save_state` put into a file and merge it over `default`.
 
-    Only for files that we wrote ourselves: anybody may have put anything into another one. Raises IntrafusionError where
-    the file is damaged, as far as that shows without reading its tensors, or its card makes no sense.
+    For a file from an older version, read the JSON file beside it. Use this only for files written by this package, because
+    other files may contain anything. Raises IntrafusionError if the card is invalid or the file is damaged, as far as that is
+    visible without reading its tensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -229,5 +235,5 @@ def saved_card(path: Path, default: ModelCard) -> ModelCard:
 
 
 def card_beside(path: Path, default: ModelCard) -> ModelCard:
-    """The card in the JSON file beside a weights file, laid over `default`."""
+    """Read the card from the JSON file beside a weights file and merge it over `default`."""
     return read_card(path.with_suffix(".json"), default)

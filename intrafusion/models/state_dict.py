@@ -1,4 +1,4 @@
-"""Weights: a state dict that is checked, matched with the names of a network, and put into it."""
+"""State dicts: check them, match their keys with a network's, and load them into it."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.torch_file import AVERAGED, PREFIXES, check_count, check_dimensions, read, state_dicts
 
-Spelling = Callable[[str], str]  # a key in the form in which those of files and networks are compared
+Spelling = Callable[[str], str]  # normalises a key, to compare the keys of files with those of networks
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # as keys end
+_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # the last part of a key
 _OF_AVERAGES = ("num_updates", "initted", "step")  # whole keys
 _METHODS = frozenset(dir(Tensor))
-_VIEWS = 4  # times the bytes of a file that its tensors may take: each name counts, as it may be computed with apart
+_VIEWS = 4  # tensors may take this multiple of a file's bytes; each name counts, as each may be converted separately
 _NOTHING = torch.empty(0)
 _MARK = "#"
 
 
 class Misfit(IntrafusionError):
-    """A state dict that is not of the architecture of this name. table: the state dict, where it is known."""
+    """A state dict does not match the named architecture. table: the state dict, if known."""
 
     def __init__(self, message: str, name: str, table: Mapping[str, Any] | None = None):
         super().__init__(message)
@@ -32,7 +32,10 @@ class Misfit(IntrafusionError):
 
 
 def located(weights: str | Path) -> tuple[Path, str | None]:
-    """The file that FILE or FILE#KEY names, and where in it the weights are. A file of the whole name goes first."""
+    """Split FILE or FILE#KEY into the path and the key, which is None if there is none.
+
+    If a file exists under the whole string, the whole string is the path.
+    """
     path = Path(os.path.expanduser(weights))
     if _MARK not in path.name or os.path.isfile(path):
         return path, None
@@ -41,7 +44,7 @@ def located(weights: str | Path) -> tuple[Path, str | None]:
 
 
 def keyed(weights: str | Path | None, key: str | None) -> str | Path | None:
-    """FILE#KEY. Raises IntrafusionError for a key without a file."""
+    """Return "FILE#KEY", or `weights` unchanged if `key` is None. Raises IntrafusionError for a key without a file."""
     if key is None:
         return weights
     if weights in (None, "random"):
@@ -50,19 +53,19 @@ def keyed(weights: str | Path | None, key: str | None) -> str | Path | None:
 
 
 def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The likeliest state dict in a weights file, or the one under `key`, checked, under its own names.
+    """Read the most likely state dict in a weights file, or the one under `key`. Check it and keep its own key names.
 
-    Floats of 16 and 64 bits come as float32. Raises IntrafusionError for a missing, damaged or non-finite file, or one
-    that holds no state dict.
+    Floats of 16 and 64 bits are converted to float32. Raises IntrafusionError if the file is missing, damaged, contains
+    non-finite numbers or holds no state dict.
     """
     table = next(iter(state_dicts(read(path), path, key).values()))
     return checked({name: value for name, value in table.items() if isinstance(value, Tensor)}, path)
 
 
 def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, without anything that a file hung on them.
+    """Return the tensors of a state dict without any attributes that the file attached to them.
 
-    Raises IntrafusionError for one that is not all there: a file of a few bytes can claim any shape.
+    Raises IntrafusionError if a tensor is not fully stored in the file: a file of a few bytes can claim any shape.
     """
     for name, value in table.items():
         if isinstance(value, Tensor) and (hidden := sorted(_METHODS.intersection(vars(value)))):
@@ -80,12 +83,12 @@ def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _made_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor once it is one of its own, of float32 where it holds floats."""
+    """Return the bytes of a tensor as a separate copy, in float32 (or wider) if it holds floats."""
     return tensor.numel() * (max(4, tensor.element_size()) if tensor.is_floating_point() else tensor.element_size())
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds each of its numbers."""
+    """Return whether a tensor is a plain strided CPU tensor whose numbers are all stored."""
     if type(tensor) is not Tensor or tensor.is_nested or tensor.is_quantized:
         return False
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
@@ -98,7 +101,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Whole tensors as numbers to compute with: floats as float32, each of them finite.
+    """Convert the tensors of a state dict for computation: floats become float32 and must be finite.
 
     Raises IntrafusionError for complex numbers, floats of another size, NaN and infinity.
     """
@@ -108,7 +111,7 @@ def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         raise IntrafusionError(
             f"{path} holds {odd[0]} as {_kind(state[odd[0]])}: save it as float32, float16, bfloat16 or float64"
         )
-    made: dict[tuple[Any, ...], Tensor] = {}  # tensors that are shared stay so
+    made: dict[tuple[Any, ...], Tensor] = {}  # shared tensors stay shared
     for name, value in state.items():
         if not value.is_floating_point() or _place(value) in made:
             continue
@@ -127,21 +130,21 @@ def _kind(tensor: Tensor) -> str:
 
 
 def plain(key: str) -> str:
-    """A key without what wrappers put into it, as in "module.features.0.weight" or "features._orig_mod.0.weight"."""
+    """Remove the parts of a key that wrappers add, as in "module.features.0.weight" or "features._orig_mod.0.weight"."""
     return ".".join(part for part in key.split(".") if part not in PREFIXES)
 
 
 def cifar(key: str) -> str:
-    """A key with the spellings that public CIFAR ResNets use for the head and the shortcut as ours."""
+    """Convert a key from the head and shortcut names of public CIFAR ResNets to ours."""
     key = plain(key).replace(".downsample.", ".shortcut.")
     return "linear." + key[3:] if key.startswith("fc.") else key
 
 
 @dataclass(frozen=True)
 class StateFit:
-    """A state dict under the names of a network, and where the two differ.
+    """A state dict under the names of a network, and the differences between the two.
 
-    aside: names of counters, and of an average. computed: names of weights that a file holds in parts.
+    aside: names of counters and of averaged weights. computed: names of weights that the file stores as two parts.
     """
 
     state: dict[str, Tensor]
@@ -156,7 +159,7 @@ class StateFit:
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plain) -> StateFit:
-    """Match a state dict with a network: by the same names, else by names that differ in what wrappers add."""
+    """Match a state dict with a network by identical names, or else by names that differ only in what wrappers add."""
     own = model.state_dict()
     state, computed = _computed(own, state, spelling)
     named = _named(own, state, spelling)
@@ -177,12 +180,12 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plai
 
 
 def is_counter(key: str) -> bool:
-    """Whether it names a number that training or a profiler counts, which networks do not compute with."""
+    """Return whether a key names a counter of training or of a profiler, which networks do not compute with."""
     return key.rpartition(".")[2] in _COUNTERS or key in _OF_AVERAGES
 
 
 def is_averaged(key: str) -> bool:
-    """Whether it names a weight of an average that is kept beside the network's own."""
+    """Return whether a key names an averaged weight that is stored beside the network's own."""
     return key.partition(".")[0] in AVERAGED
 
 
@@ -191,7 +194,10 @@ def _may_lack(key: str) -> bool:
 
 
 def _computed(own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling) -> tuple[Mapping[str, Tensor], list[str]]:
-    """Weights in place of the two parts that a mask or weight_norm computes each from, where the network has no such parts."""
+    """Compute each weight that a mask or weight_norm stores as two parts, if the network has no such parts.
+
+    Return the state dict with these weights in place of the parts, and their names.
+    """
     names, made, parts = {spelling(name) for name in own}, dict[str, Tensor](), set[str]()
     for name, first in state.items():
         for (end, other), between, compute in _PARTS:
@@ -209,7 +215,7 @@ def _masked(weight: Tensor, mask: Tensor) -> Tensor | None:
 
 
 def _normed(direction: Tensor, length: Tensor) -> Tensor | None:
-    """v g / |v| (Salimans & Kingma 2016), the norm over the dimensions in which g has one number."""
+    """Compute v g / |v| (Salimans & Kingma 2016), with the norm over the dimensions in which g has size 1."""
     ones = length.shape if length.ndim else (1,) * direction.ndim
     if len(ones) != direction.ndim or any(n not in (1, m) for n, m in zip(ones, direction.shape, strict=True)):
         return None
@@ -231,17 +237,17 @@ def _named(own: Collection[str], state: Mapping[str, Tensor], spelling: Spelling
     if all(key in state or _may_lack(key) for key in own):
         return dict(state)
     names = {spelling(key): key for key in own}
-    if len(names) < len(own):  # only such a part tells two of its own apart
+    if len(names) < len(own):  # two of the network's keys differ only in a wrapper's part
         return dict(state)
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         name = names.get(spelling(key), key)
-        found[key if name in found else name] = value  # the second of two stays as one too many
+        found[key if name in found else name] = value  # a second match keeps its own key and counts as extra
     return found
 
 
 def load_fitted(model: nn.Module, found: StateFit, path: Path, name: str) -> None:
-    """Put a state dict into a network, in place. Raises Misfit, with the first difference, where it is not of it."""
+    """Load a state dict into a network, in place. Raises Misfit, naming the first difference, if it does not match."""
     own, state = model.state_dict(), found.state
     if not found.is_whole():
         first = (

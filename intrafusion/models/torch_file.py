@@ -1,7 +1,7 @@
-"""Files of weights as training scripts leave them: read without running anything in them, and the state dicts in them.
+"""Reading of weights files as written by training scripts, without running their code, and the state dicts in them.
 
-Beside the weights such files hold settings, counters and paths. Objects of types that are known to be such data are passed
-over: `Beside` stands for them, and nothing of their own modules is imported. Any other type is refused by its name.
+Such files also hold settings, counters and paths. Objects of types known to be such data are skipped: a `Beside` replaces each
+of them, and the modules that define them are not imported. Any other type is refused by name.
 """
 
 import io
@@ -27,7 +27,7 @@ from intrafusion.errors import IntrafusionError, one_line, shown
 from intrafusion.runtime import safe_zip
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
-PREFIXES = ("module", "model", "net", "network", "_orig_mod", "backbone")  # that wrappers put before keys, or into them
+PREFIXES = ("module", "model", "net", "network", "_orig_mod", "backbone")  # wrappers add these before keys or inside them
 _PLAIN = (
     "state_dict", "model_state_dict", "model_state", "net_state_dict", "model", "net", "network", "module", "weights",
     "params", "student",
@@ -36,25 +36,25 @@ AVERAGED = (
     "model_ema", "ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "model_state_dict_ema",
     "ema_state", "params_ema", "averaged_model", "teacher",
 )  # fmt: skip
-WRAPPERS = (*_PLAIN, *AVERAGED)  # under which files keep a state dict; those before others are preferred
-_DEEP = 4  # wrappers within wrappers
+WRAPPERS = (*_PLAIN, *AVERAGED)  # keys under which files store a state dict, in order of preference
+_DEEP = 4  # maximum nesting of wrappers
 _MOST_DIMENSIONS, _MOST_TENSORS, _MOST_TABLES = 8, 20_000, 100
-_HEADER = 8 << 20  # bytes of a file that are no tensors'
-_LONGEST = 100_000  # values of a tuple and of the tuples in it
-_MOST_STEPS = 1_000_000  # of a file's pickles; some tens are a tensor
-_MOST_KEYS, _WIDE = 10_000, 53  # keys that are no text, whose hashes a file can choose, and bits of numbers that count as such
+_HEADER = 8 << 20  # maximum bytes of a file besides its tensors
+_LONGEST = 100_000  # maximum values of a tuple, including its nested tuples
+_MOST_STEPS = 1_000_000  # maximum operations in a file's pickles; a tensor takes some tens
+_MOST_KEYS, _WIDE = 10_000, 53  # limit on non-string keys, whose hashes a file can choose; integers of more bits count too
 _TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING")
-_TEXT = -1  # in place of the size of a value
+_TEXT = -1  # marks a string on the stack, in place of a size
 _TAKES_MARKED = ("APPENDS", "SETITEMS")
 _MAKES = {
     "REDUCE": 2,
     "NEWOBJ": 2,
     "BINPERSID": 1,
-}  # operations of pickles, by the values that they take and put one for,
-_TAKES = {"APPEND": 1, "SETITEM": 2, "BUILD": 1} | _MAKES  # or none
+}  # pickle operations that push one value, and how many values each pops
+_TAKES = {"APPEND": 1, "SETITEM": 2, "BUILD": 1} | _MAKES  # plus those that push none
 
-# What may stand beside weights. Nothing of these names is looked up: they say what is passed over without a word.
-_TABLES = ("collections.defaultdict", "easydict.EasyDict", "munch.Munch", "addict.addict.Dict")  # subclasses of dict
+# Types that may appear beside weights. They are never imported: objects with these type names are skipped silently.
+_TABLES = ("collections.defaultdict", "easydict.EasyDict", "munch.Munch", "addict.addict.Dict")  # dict subclasses
 _TABLE_ENDS = (".CfgNode", ".AttributeDict", ".ConfigDict")
 _LISTS = ("collections.deque",)
 _OBJECTS = {
@@ -68,18 +68,18 @@ _OBJECTS = {
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.{name}" for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool_")),
 }  # fmt: skip
-_CONFIGS = (  # packages whose classes hold settings, schedules and counters; their modules of layers are refused
+_CONFIGS = (  # packages whose classes hold settings, schedules and counters; their layer modules are refused
     "omegaconf.", "yacs.", "fvcore.common.", "detectron2.config.", "ml_collections.", "hydra.", "mmcv.utils.config",
     "mmengine.config.", "mmengine.logging.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "fairseq.dataclass.",
     "fairseq.meters.", "torch.optim.", "transformers.trainer_", "transformers.training_args.",
 )  # fmt: skip
-_listing = threading.Lock()  # PyTorch's list of safe types is the whole process's
+_listing = threading.Lock()  # PyTorch's list of safe types is shared by the whole process
 
 
 class Beside:
-    """In place of an object that stands beside weights: takes what a pickle gives it and does nothing with it."""
+    """Placeholder for an object stored beside weights: accepts what a pickle passes to it and ignores it."""
 
-    of = ""  # the name of its type
+    of = ""  # type name of the replaced object
 
     def __new__(cls, *args: Any) -> Any:
         return object.__new__(cls)
@@ -103,7 +103,7 @@ class _List(Beside):
 
 @dataclass
 class _Seen:
-    """What the pickles of a file have: names that they want to look up, operations, and keys that are no text."""
+    """Statistics of a file's pickles: the names that they look up, and counts of operations and of non-string keys."""
 
     path: Path
     names: set[str] = field(default_factory=set)
@@ -111,7 +111,7 @@ class _Seen:
     keys: int = 0
 
     def step(self, argument: Any) -> None:
-        """Count an operation and its argument."""
+        """Count an operation. A large integer argument also counts as a non-string key."""
         self.steps += 1
         if self.steps > _MOST_STEPS:
             raise _crowded(self.path, f"{_MOST_STEPS:,} values")
@@ -127,9 +127,9 @@ class _Seen:
 
 
 def read(path: Path) -> Any:
-    """What a weights file holds, tensors as they were saved; nothing in it is run.
+    """Read the content of a weights file, with tensors as they were saved. Nothing in the file is executed.
 
-    Raises IntrafusionError for a missing or damaged file, one of another kind, or one that would run code.
+    Raises IntrafusionError if the file is missing, damaged, of another type, or would run code.
     """
     if not os.path.isfile(path):
         raise IntrafusionError(f"no weights file at {path}: check the path, or leave weights out for the embedded model")
@@ -155,7 +155,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path) -> None:
-    """Raise for a header that is too long, or whose tensors are too many, have too many dimensions or overlap."""
+    """Raise if the header is too long, or if the tensors are too many, have too many dimensions or overlap."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > min(_HEADER, path.stat().st_size - 8):
@@ -177,7 +177,7 @@ def _check_header(path: Path) -> None:
 
 
 def _is_described(entry: Any) -> bool:
-    """Whether a header describes a tensor by a type, a shape and two places, in whole numbers."""
+    """Return whether a header entry has a dtype, an integer shape and two integer offsets."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, place = entry.get("shape"), entry.get("data_offsets")
@@ -193,13 +193,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_count(count: int, path: Path) -> None:
-    """Raise IntrafusionError for a file of more tensors than are taken."""
+    """Raise IntrafusionError if a file holds more tensors than the limit."""
     if count > _MOST_TENSORS:
         raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")
 
 
 def check_dimensions(count: int, name: str, path: Path) -> None:
-    """Raise IntrafusionError for a tensor of more dimensions than are taken."""
+    """Raise IntrafusionError if a tensor has more dimensions than the limit."""
     if count > _MOST_DIMENSIONS:
         raise IntrafusionError(f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken")
 
@@ -223,12 +223,12 @@ def _unpickled(path: Path) -> Any:
 
 def _loaded(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickles that are refused below
+        warnings.simplefilter("ignore")  # for pickles that are refused below
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _stand_in(name: str) -> Any:
-    """A class to take the place of a type that may stand beside weights; None for any other type."""
+    """Return a placeholder class for a type that may appear beside weights, or None for any other type."""
     last = name.rpartition(".")[2]
     known = name.startswith(_CONFIGS) and last[:1].isupper()
     if name in _TABLES or (name.endswith(_TABLE_ENDS) and known):
@@ -243,9 +243,10 @@ def _stand_in(name: str) -> Any:
 
 
 def _look(path: Path, seen: _Seen) -> None:
-    """Count what a file of torch.save has, and check what is read before any name in it is looked up.
+    """Scan the pickles of a torch.save file before any name in them is looked up.
 
-    Raises for pickles that are damaged, too long, or make more than their length lets expect.
+    Record their names and counts in `seen`. Raises an error for pickles that are damaged, too long, or too large for their
+    length.
     """
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\3\4"
@@ -272,7 +273,11 @@ def _crowded(path: Path, what: str) -> IntrafusionError:
 
 
 def _follow(stream: Any, seen: _Seen) -> None:
-    """Follow one pickle without making anything: the names in it, and how large its tuples are, which keys are hashed by."""
+    """Scan one pickle without creating any object.
+
+    Record the names that it looks up and count its non-string keys. Limit the size of its tuples, because hashing a tuple key
+    reads all of the tuple.
+    """
     path = seen.path
     stack, marks, memo, begin = list[int](), list[int](), dict[Any, int](), stream.tell()
     try:
@@ -317,7 +322,7 @@ def _follow(stream: Any, seen: _Seen) -> None:
 
 
 def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
-    """Why a pickle was refused: by the name of what it wanted to run."""
+    """Return an error that says why a pickle was refused, naming what it wanted to run."""
     layers = [name for name in names if re.match(r"torch\.nn\.(modules\.(?!loss)|parallel\.)", name)]
     if layers:
         return IntrafusionError(
@@ -340,7 +345,7 @@ def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
 
 
 def _advice(path: Path) -> str:
-    """What to do with a file that PyTorch reads, but not safely; "" for any other."""
+    """Return advice for a file that PyTorch may read but not safely, or "" for any other."""
     with open(path, "rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":
@@ -356,10 +361,11 @@ def _advice(path: Path) -> str:
 
 
 def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, dict[str, Any]]:
-    """The state dicts in what a file holds, by where they are in it ("" for all of it), the likeliest first.
+    """Find the state dicts in a file's content, most likely first.
 
-    key: where to look alone, as "model_ema" or "model.state_dict"; the beginning of keys, too. Values that are no tensors
-    are there, too. Raises IntrafusionError where there is none.
+    The keys of the result are locations in the file ("" for the whole content). Values that are not tensors are included.
+    key: search only here, such as "model_ema" or "model.state_dict"; it may also be a key prefix.
+    Raises IntrafusionError if nothing is found.
     """
     if isinstance(content, Beside):
         raise IntrafusionError(f"{path} holds no state dict (names to tensors) but a {content.of}")
@@ -396,12 +402,15 @@ def _has_arrays(content: Any, depth: int = 0, seen: set[int] | None = None) -> b
 def _found(
     content: Any, place: str = "", depth: int = 0, seen: list[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is wrapped, else the whole; then what keys of the whole begin with. Of tables in tables the first ones."""
+    """Yield (location, state dict) pairs: wrapped tables, or else the whole table and then its parts by key prefix.
+
+    The depth of nesting and the number of tables are limited.
+    """
     seen = [] if seen is None else seen
     if not isinstance(content, dict) or depth > _DEEP or len(seen) > 10 * _MOST_TABLES:
         return
     seen.append(depth)
-    table = {_text(key): value for key, value in dict.items(content)}  # whatever a file hid behind its own .items
+    table = {_text(key): value for key, value in dict.items(content)}  # dict.items, because a file may override .items
     within = [one for name in WRAPPERS for one in _found(table.get(name), _joined(place, name), depth + 1, seen)]
     if within:
         yield from within
@@ -413,7 +422,7 @@ def _found(
 
 
 def _at(content: Any, key: str) -> Any:
-    """What a file holds under a key, be it one of a table in a table or the beginning of keys; None where it holds nothing."""
+    """Return the content under a key: a nested table, or the part of a table with that key prefix. None if there is none."""
     if not isinstance(content, dict):
         return None
     table = {_text(name): value for name, value in dict.items(content)}

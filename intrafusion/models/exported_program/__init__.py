@@ -1,22 +1,26 @@
-"""A `torch.export` program (.pt2) as a network that can be pruned, safe by construction.
+"""A `torch.export` program (.pt2) as a network that can be pruned, without running untrusted code.
 
-A stranger's program becomes layers of ours (convolutions, linear layers, batch norms, zero-padded shortcuts) and steps, each an
-operator of one short table (`operators`) with plain arguments, or it is refused. Nothing else of it is ever run:
+An untrusted program is either refused or converted into this package's layers (convolutions, linear layers, batch norms,
+zero-padded shortcuts) and steps. Each step is an operator from one short table (`operators`) with plain arguments. Nothing else
+of the program is ever run:
 
-- `archive` reads the zip, its JSON and its raw tensors, within bounds. It unpickles and evaluates nothing.
-- `lift` writes the graph as a description: a JSON-able table of layers and steps. It is a translation, which nothing trusts.
-  A change in place is a new value for the names that surely mean the changed numbers; others that may are not read again.
-- `build` is the only way from a description to a module, wherever that comes from. It proves each step, by the rule of its
-  operator, for any number of images: sizes are whole numbers or whole multiples of the batch (`shapes`), so that the forward
-  pass computes no sizes. What cannot be proven is refused: a size that is the batch plus one, or a division with a rest.
+- `archive` reads the zip, its JSON and its raw tensors, within size limits. It unpickles and evaluates nothing.
+- `importer` translates the graph into a description: a JSON-serialisable table of layers and steps. The description is not
+  trusted. An in-place change becomes a new value for the names that certainly mean the changed numbers. Other names that may
+  share them must not be read again.
+- `built` in `assemble` is the only way from a description to a module, whatever its origin. It verifies each step with the
+  rule of its operator, for any number of images: sizes are integers or integer multiples of the batch (`shapes`), so the
+  forward pass computes no sizes. What cannot be verified is refused, such as a size of batch plus one, or a division with a
+  remainder.
 
-Every operator of the table is a pure function of float32 tensors that writes to none of its arguments. Words are of closed
-lists; whole numbers stay within 2^40; no size is 0; indices are constants of the file, whose values are checked against the
-sizes, and which other weights cannot replace. There is no arithmetic on sizes in a module, and no operator whose shape depends
-on numbers of the images. A batch norm is a layer in eval mode whose four tensors have one number a channel.
+Every operator of the table is a pure function that modifies none of its arguments. It computes in float32; indices are int64
+and masks are bool. String arguments come from closed lists; integers stay within 2^40; no size is 0. Indices are constants of
+the file: their values are checked against the sizes, and loading other weights cannot replace them. A module does no arithmetic
+on sizes and has no operator whose output shape depends on the image values. A batch norm is a layer in eval mode whose four
+tensors have one number per channel.
 
-What all steps take is added up before any number is computed: the memory of what is alive at a time, counting views as copies
-that keep what they show; numbers read and made; multiply-accumulates of every product.
+The total cost of all steps is added up and limited before anything is computed: peak memory, where views count as copies that
+keep their base in memory; numbers read and written; and multiply-accumulates of every product.
 """
 
 from pathlib import Path
@@ -37,10 +41,10 @@ __all__ = ["Program", "built", "check_described", "described", "read_program", "
 
 
 def read_program(path: Path) -> tuple[Program, tuple[int, int, int], int]:
-    """The network of a .pt2 file, the size (C, H, W) of its images, and the number of its classes.
+    """Load the network of a .pt2 file. Return it, its image size (C, H, W) and its number of classes.
 
-    Its logits are the program's. Convolutions, linear layers and batch norms are layers under the names of their weights.
-    Raises IntrafusionError for a file that is none, that holds what this module does not run, or that is no classifier.
+    Its logits are those of the program. Convolutions, linear layers and batch norms become layers, named after their weights.
+    Raises IntrafusionError if the file is not a program, uses something unsupported, or is not a classifier.
     """
     written = read_archive(path)
     try:
@@ -54,7 +58,10 @@ def read_program(path: Path) -> tuple[Program, tuple[int, int, int], int]:
 
 
 def _tried(program: Program) -> None:
-    """Run two images, together and alone."""
+    """Run two images together, and one of them alone.
+
+    Raises IntrafusionError if this fails, or if the logits are not finite or not the same.
+    """
     noise = torch.rand(2, *program.plan.image, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():

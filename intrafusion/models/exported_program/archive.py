@@ -1,7 +1,7 @@
-"""Reading a `torch.export` archive (.pt2) without PyTorch's own loader, which unpickles and evaluates what it finds.
+"""Reader of `torch.export` archives (.pt2) that avoids PyTorch's own loader, which unpickles and evaluates their content.
 
-The archive is a zip of JSON (the graph, the signature, where each tensor lies) and of raw bytes (the tensors). Nothing else
-in it is read: its sample inputs, a pickle, stay where they are; code, custom objects and pickled tensors are refused.
+The archive is a zip of JSON (the graph, the signature, the location of each tensor) and raw bytes (the tensors). Nothing else
+is read. The sample inputs, which are a pickle, are ignored; code, custom objects and pickled tensors are refused.
 """
 
 import json
@@ -21,7 +21,7 @@ from intrafusion.models.exported_program.assemble import is_path
 from intrafusion.models.exported_program.shapes import RANK
 from intrafusion.runtime.safe_zip import MIB, check_size, opened
 
-_JSON, _TENSORS = 16 * MIB, 512 * MIB  # of a description; of all tensors together
+_JSON, _TENSORS = 16 * MIB, 512 * MIB  # limits in bytes: one JSON file; all tensors together
 _FILES = re.compile(
     r"models/model\.json|data/(weights|constants)/(weight|tensor)_\d+|data/(weights|constants)/model_(weights|constants)_config\.json|"
     r"data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|extra/.*"
@@ -34,7 +34,7 @@ _SCHEMA = 8  # major version of the graph's format
 
 @dataclass(frozen=True)
 class Written:
-    """What a program's file says. graph: its nodes, inputs and outputs as JSON; signature: what each input is.
+    """Content of a program file. graph: its nodes, inputs and outputs as JSON. signature: the kind of each input.
 
     tensors: parameters, buffers and constants by their dotted names.
     """
@@ -45,7 +45,10 @@ class Written:
 
 
 def read_archive(path: Path) -> Written:
-    """What a .pt2 file says. Runs and unpickles nothing. Raises IntrafusionError where it breaks a rule or makes no sense."""
+    """Read the content of a .pt2 file. Nothing in it is run or unpickled.
+
+    Raises IntrafusionError if the file breaks a rule or is invalid.
+    """
     check_size(path)
     with opened(path) as (archive, infos):
         files = _files(path, infos)
@@ -62,7 +65,7 @@ def read_archive(path: Path) -> Written:
 
 
 def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by their names below its one root folder."""
+    """Return the archive's files by their names below its single root folder."""
     files = {info.filename.partition("/")[2]: info for info in infos}
     roots = {info.filename.partition("/")[0] for info in infos}
     if len(roots) != 1 or "models/model.json" not in files:
@@ -85,7 +88,7 @@ def _json(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], name: 
 
 
 def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> dict[str, Tensor]:
-    """The weights and constants by name, once their sizes are known to be bounded together."""
+    """Read the weights and constants by name, after checking that their total size is within the limit."""
     about: dict[str, _Layout] = {}
     places: dict[str, list[str]] = {}
     total = 0
@@ -98,10 +101,10 @@ def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> 
             about[name] = _Layout.read(f"{archive.filename}: {name}", meta["tensor_meta"])
             total += about[name].count * about[name].kind.itemsize + (files[place].file_size if place not in places else 0)
             places.setdefault(place, []).append(name)
-            if total > 2 * _TENSORS:  # of the files and of what is made of them
+            if total > 2 * _TENSORS:  # the files plus the tensors made from them
                 raise IntrafusionError(f"{archive.filename} holds tensors of more than {_TENSORS // MIB} MiB")
     found: dict[str, Tensor] = {}
-    for place, names in places.items():  # a file that has several names is read once
+    for place, names in places.items():  # a file with several names is read only once
         content = bytearray(archive.read(files[place]))
         found |= {name: about[name].tensor(content) for name in names}
     return found
@@ -110,7 +113,7 @@ def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> 
 def _place(
     archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], kind: str, name: str, about: Mapping[str, Any]
 ) -> str:
-    """The file of a tensor in the archive."""
+    """Return the file of a tensor in the archive."""
     place = f"data/{kind}/{about['path_name']}"
     plain = re.fullmatch(r"(weight|tensor)_\d+", about["path_name"]) and about["tensor_meta"]
     if about.get("use_pickle") or not plain:
@@ -126,7 +129,7 @@ def _place(
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a tensor lies in its bytes."""
+    """Layout of a tensor in its bytes."""
 
     what: str
     kind: torch.dtype
@@ -136,7 +139,7 @@ class _Layout:
 
     @classmethod
     def read(cls, what: str, about: Mapping[str, Any]) -> "_Layout":
-        """Raises IntrafusionError for what cannot be a tensor of any bytes."""
+        """Parse a layout. Raises IntrafusionError if no tensor can have it."""
         kind = _DTYPES.get(about["dtype"])
         if kind is None:
             raise IntrafusionError(f"{what} is of number type {about['dtype']}: export the network in float32")
@@ -154,7 +157,7 @@ class _Layout:
         return math.prod(self.sizes)
 
     def tensor(self, content: bytearray) -> Tensor:
-        """The tensor of its bytes. Raises IntrafusionError where shape, strides and bytes do not agree."""
+        """Build the tensor from its bytes. Raises IntrafusionError if shape, strides and bytes do not agree."""
         item = self.kind.itemsize
         if len(content) % item or self.count * item > len(content):
             raise IntrafusionError(f"{self.what} has shape {self.sizes} and {len(content):,} bytes: it is damaged")

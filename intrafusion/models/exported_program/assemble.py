@@ -1,7 +1,8 @@
-"""Programs as data, and what is proven of one before it becomes a module.
+"""Programs as data, and the verification of a program before it becomes a module.
 
-A description is a JSON-able table: the steps, the layers as numbers, and which tensors are parameters. `built` is the only way
-to a Program. It applies each step's rule to shapes that hold for any number of images, and adds up what the steps take.
+A description is a JSON-serialisable table of the steps, the numbers of each layer, and which tensors are parameters. `built` is
+the only way to create a Program. It applies each step's rule to shapes that hold for any number of images, and adds up the cost
+of the steps.
 """
 
 import re
@@ -24,20 +25,23 @@ FORMAT = 1
 STEPS, LAYERS, ARGUMENTS = 8_000, 4_000, 400_000
 CLASSES = 100_000
 DTYPES = (torch.float32, torch.int64, torch.bool)
-_SIDE, _IMAGES = 1 << 16, 3  # pixels; images whose numbers are counted
-_ALIVE = 1 << 30  # bytes of so many images at a time
-_WORK, _MACS = 3 << 30, 6e10  # numbers read and made, and multiply-accumulates, of one image
+_SIDE, _IMAGES = 1 << 16, 3  # limit on pixels of a side; number of images for which memory is counted
+_ALIVE = 1 << 30  # limit on bytes in use at a time, for `_IMAGES` images
+_WORK, _MACS = 3 << 30, 6e10  # limits for one image: numbers read and written; multiply-accumulates
 _PATH = re.compile(r"(?!card\b)[A-Za-z_0-9][A-Za-z_0-9-]*(\.[A-Za-z_0-9-]+){0,20}")
 _NAME = re.compile(r"\w{1,40}", re.ASCII)
 
 
 def is_path(name: object) -> bool:
-    """Whether a weight may have this dotted name."""
+    """Return whether a weight may have this dotted name."""
     return isinstance(name, str) and len(name) <= 300 and _PATH.fullmatch(name) is not None
 
 
 def described(program: Program) -> dict[str, Any]:
-    """A program as a JSON-able table, from which `built` makes it again with its tensors (see `tensors_of`)."""
+    """Describe a program as a JSON-serialisable table.
+
+    `built` recreates the program from it and the program's tensors (see `tensors_of`).
+    """
     plan = program.plan
     layers = {step.run for step in plan.steps if isinstance(step.run, str)}
     return {
@@ -52,29 +56,32 @@ def described(program: Program) -> dict[str, Any]:
 
 
 def tensors_of(program: Program) -> dict[str, Tensor]:
-    """The tensors of a program that `built` needs, by their dotted names."""
+    """Return the tensors of a program that `built` needs, by their dotted names."""
     return {name: tensor for name, tensor in program.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 def built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
-    """The program of a description, in eval mode, once every step is proven to fit for any number of images.
+    """Build the program of a description, in eval mode, after verifying every step for any number of images.
 
-    Raises IntrafusionError, in words that follow "the program", for a description that makes no sense, steps that do not
-    fit each other or their tensors, and work or memory out of bounds. Nothing is computed.
+    Raises IntrafusionError, with a message that follows "the program", if the description is invalid, the steps do not fit each
+    other or their tensors, or work or memory exceeds the limits. Nothing is computed.
     """
     with _in_words():
         return _built(description, tensors)
 
 
 def check_described(description: Any) -> None:
-    """Raise IntrafusionError for what is no table of steps and layers. Whether they fit their tensors, `built` tells."""
+    """Raise IntrafusionError if this is not a valid table of steps and layers.
+
+    Only `built` checks whether they fit their tensors.
+    """
     with _in_words():
         _read(description)
 
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Errors of a description that makes no sense as IntrafusionError."""
+    """Convert the exceptions that an invalid description causes into IntrafusionError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
@@ -84,7 +91,7 @@ def _in_words() -> Iterator[None]:
 
 
 def _read(description: Any) -> tuple[tuple[int, int, int], list[Step], str, str]:
-    """The size of the images, the steps that the answer needs, and the names of the images and the answer."""
+    """Return the image size, the steps that the output needs, and the names of the input and the output."""
     if description["format"] != FORMAT:
         raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, and {FORMAT} is read")
     image = tuple(map(whole, description["image"]))
@@ -198,7 +205,7 @@ def _weights(steps: Sequence[Step]) -> list[str]:
 
 
 def _freed(steps: Sequence[Step], answer: str) -> list[Step]:
-    """The steps that the answer needs, each of which lets go of what is read for the last time."""
+    """Keep the steps that the answer needs, and let each free the values that it is the last to read."""
     needed, kept = Counter([answer]), []
     for step in reversed(steps):
         gives = [one for one in step.gives if one is not None]
@@ -211,11 +218,11 @@ def _freed(steps: Sequence[Step], answer: str) -> list[Step]:
     return kept[::-1]
 
 
-# -- the proof
+# -- verification
 
 
 def shape_of(path: str, tensors: Mapping[str, Tensor]) -> Shape:
-    """The shape of one of the tensors. Raises IntrafusionError where there is none, or none that a step may read."""
+    """Return the shape of a tensor. Raises IntrafusionError if it is missing or has a type that no step may read."""
     if path not in tensors:
         raise IntrafusionError(f"it lacks the weights {path}")
     tensor = tensors[path]
@@ -233,8 +240,9 @@ def _proven(
     layers: Mapping[str, nn.Module],
     weights: Mapping[str, Shape],
 ) -> tuple[Shape, int]:
-    """The shape of the answer, and the bytes that an image takes. Raises IntrafusionError where a step does not fit, or where
-    all take too much.
+    """Return the shape of the answer and the bytes that one image takes.
+
+    Raises IntrafusionError if a step does not fit, or if all steps together exceed a limit.
     """
     shapes = {given: Shape((Batch(1), *image))}
     cost = _Cost(given, shapes[given])
@@ -268,7 +276,7 @@ def _shaped(given: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Shape
 
 
 def made_by(run: Operator | str, args: Sequence[Any], layers: Mapping[str, nn.Module]) -> Made:
-    """What a step makes of arguments with shapes in place of tensors."""
+    """Apply the rule of a step to arguments that have shapes in place of tensors."""
     if isinstance(run, Operator):
         return run.made(args)
     if len(args) != 1 or not isinstance(args[0], Shape):
@@ -281,10 +289,10 @@ def _called(step: Step) -> str:
 
 
 class _Cost:
-    """What the steps take together. What may share memory with another value keeps that one's memory, and counts as well."""
+    """Total cost of the steps. A value that may share another's memory keeps that memory alive and is counted too."""
 
     def __init__(self, given: str, shape: Shape):
-        self.alive = self.most = self.work = self.macs = 0  # alive, most: bytes of `_IMAGES` images
+        self.alive = self.most = self.work = self.macs = 0  # alive, most: bytes for `_IMAGES` images
         self.held: dict[str, _Block] = {}
         self._hold(given, shape, [])
 
@@ -335,11 +343,11 @@ class _Block:
         self.bytes, self.kept, self.readers = size, kept, 1
 
 
-# -- the module
+# -- building the module
 
 
 def _holder(program: nn.Module, path: str) -> nn.Module:
-    """The module of this dotted name, made of empty ones where there is none."""
+    """Return the module of this dotted name. Create missing ones as empty modules."""
     module = program
     for part in filter(None, path.split(".")):
         if part not in module._modules:
@@ -359,7 +367,7 @@ def _put_layer(program: nn.Module, path: str, layer: nn.Module) -> None:
 def _put_tensor(program: nn.Module, path: str, tensor: Tensor, learns: bool) -> None:
     holder, _, name = path.rpartition(".")
     inside = _holder(program, holder)
-    if name in inside._parameters or name in inside._buffers:  # of a layer that another call uses in its own way
+    if name in inside._parameters or name in inside._buffers:  # it belongs to a layer, and another call uses it differently
         return
     _check_free(inside, name, path)
     put(inside, name, tensor, learns and tensor.is_floating_point())

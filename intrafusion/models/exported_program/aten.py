@@ -1,7 +1,8 @@
-"""How `torch.export` spells calls, and what they are here: an operator of the table with some of the arguments, or more work.
+"""Mapping of calls written by `torch.export` to operators of the table.
 
-A call is looked up by its name and overload, as "softmax.int". PyTorch's own schemas say which arguments there are and what
-they are where the file does not say; none of PyTorch's operators is run by its name.
+A call is looked up by its name and overload, such as "softmax.int". It becomes an operator with some of the call's arguments,
+or needs a translation by `importer`. PyTorch's schemas give the argument names, and the defaults for arguments that the file
+omits. No PyTorch operator is run by its name.
 """
 
 import re
@@ -61,18 +62,18 @@ NOTHING = ("alias", "detach", "contiguous", "to", "type_as", "_to_copy", "clone"
 COPIES = ("_to_copy", "clone", "lift_fresh_copy")
 SAME_TENSOR = ("alias", "detach", "lift_fresh")
 SIZES = ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
-_IDLE = (  # arguments that change nothing here
+_IDLE = (  # arguments that have no effect here
     "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking",
 )  # fmt: skip
 
 
 def arguments(name: str, overload: str, told: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, with PyTorch's defaults. Raises IntrafusionError for one that it does not take."""
+    """Return a call's arguments by name, with PyTorch's defaults. Raises IntrafusionError for an unknown argument."""
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
         raise IntrafusionError(f"it uses the operator aten.{name}.{overload}, which this PyTorch does not have")
     schema = found._schema.arguments
-    if "self" in told and "self" not in {one.name for one in schema}:  # of an operator that works in place
+    if "self" in told and "self" not in {one.name for one in schema}:  # for an in-place operator
         told = {schema[0].name: told["self"], **{key: value for key, value in told.items() if key != "self"}}
     if unknown := told.keys() - {one.name for one in schema}:
         raise IntrafusionError(
@@ -85,7 +86,7 @@ def arguments(name: str, overload: str, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_idle(name: str, overload: str, told: dict[str, Any], used: tuple[str, ...]) -> None:
-    """Refuse arguments besides those that are used, unless they say what PyTorch would do without them."""
+    """Refuse arguments other than those in `used`, unless they have PyTorch's default effect."""
     schema = {one.name: one for one in getattr(getattr(torch.ops.aten, name), overload)._schema.arguments}
     for key, value in told.items():
         without = not schema[key].has_default_value() and value in (None, False)

@@ -1,6 +1,7 @@
-"""From the nodes of an exported graph to a description: weights find their layers again, checks and dropout go.
+"""Translation of an exported graph's nodes into a description.
 
-Nothing that this module writes is trusted: `built` proves all of it.
+Weights are assigned to layers again. Checks and dropout are dropped. The description is not trusted: `built` verifies all of
+it.
 """
 
 import re
@@ -51,11 +52,11 @@ _DTYPES = {
     8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
-_LAST = (1 << 63) - 1  # as the end of a slice: the end
+_LAST = (1 << 63) - 1  # marks an open end of a slice
 _ADVICE = "call model.eval() before torch.export.export"
 _IN_PLACE = "write it without, or save program.run_decompositions(), which works on copies"
 _FLOAT32 = 7
-_INSTEAD = {  # of operators that people have in their networks
+_INSTEAD = {  # advice for unsupported operators that networks often use
     "_weight_norm": "remove the weight norm before torch.export.export, by remove_parametrizations or remove_weight_norm",
     "conv_transpose2d": "write the transposed convolution as F.interpolate and a convolution",
 }
@@ -63,17 +64,20 @@ _INSTEAD = {  # of operators that people have in their networks
 
 @dataclass
 class _Memory:
-    """Numbers that several names of the file share, or may share. changes: how often one of them was changed in place."""
+    """Memory that several names of the file share, or may share.
+
+    of_weights: whether it belongs to weights. changes: how many in-place changes it has had.
+    """
 
     of_weights: bool = False
     changes: int = 0
 
 
 class _Cell:
-    """What a name of the file means now. A change in place gives it another value.
+    """Current meaning of a name in the file. An in-place change gives the name another value.
 
-    memory: what it shares with its views, and with what is a view or a copy of it as its strides decide. of: the tensor that it
-    is a slice of. place: where in that, as (dim, start, stop). repeats: whether it may show one number in several places.
+    memory: shared with the tensor's views, and with what may be a view or a copy depending on strides. of: the tensor that this
+    is a slice of. place: where the slice is, as (dim, start, stop). repeats: whether it may show one number in several places.
     """
 
     def __init__(
@@ -90,18 +94,21 @@ class _Cell:
 
     @property
     def value(self) -> Value | Weight:
-        """Raises IntrafusionError where a change in place under another name may have changed it."""
+        """Return the current value.
+
+        Raises IntrafusionError if an in-place change under another name may have changed it.
+        """
         if self._seen != self.memory.changes:
             raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name: {_IN_PLACE}")
         return self._value
 
     @property
     def last(self) -> Value | Weight:
-        """What it meant when it was last known. Its shape and type stay the same."""
+        """Return the value when it was last known. Its shape and dtype stay the same."""
         return self._value
 
     def check_in_place(self, name: str, others: Iterable["_Cell"]) -> None:
-        """Refuse a change in place, with these tensors, that may change or read other numbers than its own."""
+        """Refuse an in-place change, with `others` as arguments, that may change or read other numbers than its own."""
         _ = self.value
         if self.memory.of_weights:
             raise IntrafusionError(f"it changes its own weights in place ({name}_): {_ADVICE}")
@@ -112,16 +119,16 @@ class _Cell:
                 raise IntrafusionError(f"it changes a tensor in place ({name}_) by a view of the same: {_IN_PLACE}")
 
     def _is_apart(self, other: "_Cell") -> bool:
-        """Whether both are slices of one tensor that have no number in common."""
+        """Return whether both are slices of one tensor that do not overlap."""
         if self.of is None or self.of is not other.of or self.place is None or other.place is None:
             return False
         (dim, start, stop), (same, begin, end) = self.place, other.place
         return dim == same and (stop <= begin or end <= start)
 
     def change(self, value: Value | Weight, written: Callable[["_Cell", Value | Weight], Value]) -> None:
-        """Mean another value from now on, and so the tensors that it is a slice of; no other name of its memory may be read.
+        """Set another value, and update the tensors that this is a slice of. Other names of this memory must not be read again.
 
-        written: the tensor of a slice, with another value in its place.
+        written: returns the tensor that a slice belongs to, with another value in place of the slice.
         """
         changed = [(self, value)]
         while (cell := changed[-1][0]).of is not None:
@@ -132,28 +139,28 @@ class _Cell:
 
 
 def lifted(written: Written) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A program as a description and its tensors, for `built`.
+    """Translate a program into a description and its tensors, for `built`.
 
-    Raises IntrafusionError, in words that follow "the program", where it cannot be one.
+    Raises IntrafusionError, with a message that follows "the program", if this is impossible.
     """
     return _Lift(written).done()
 
 
 class _Lift:
-    """One program on its way to be a description."""
+    """Translation of one program into a description."""
 
     def __init__(self, written: Written):
         self.graph, self.tensors = written.graph, written.tensors
-        self.names: dict[str, Any] = {}  # name in the program -> cell or size; None where it may not be read
+        self.names: dict[str, Any] = {}  # name in the program -> cell or size; None if it must not be read
         self.shapes: dict[Value, Shape] = {}
         self.weights: dict[str, Shape] = {}
         self.learned: set[str] = set()
-        self.turned: dict[Value, Weight] = {}  # values that are a transposed weight
+        self.turned: dict[Value, Weight] = {}  # values that are transposed weights
         self.layers: dict[str, nn.Module] = {}
         self.configs: dict[str, tuple] = {}
         self.found: dict[str, Tensor] = {}  # the tensors of the description
         self.steps: list[list[Any]] = []
-        self.static: int | None = None  # images of the batch that it was exported with, where it was so for no other
+        self.static: int | None = None  # batch size, if it was exported for this one only
         self.image = self._inputs(written.signature["input_specs"])
         self.answer = self._answer(written.signature["output_specs"])
 
@@ -188,14 +195,14 @@ class _Lift:
         return description, {name: self.tensors[path] for path, name in names.items()} | self.found
 
     def _names_of_weights(self) -> dict[str, str]:
-        """What the weights that steps read are called: as in the file, but for those whose name a layer has."""
+        """Return the description's names for weights that steps read: those of the file, unless a layer has that name."""
         owned = {where: f"{path}.{name}" for path, (_, _, parts) in self.configs.items() for name, where in parts.items()}
         return {path: owned[path] if path in self.layers else path for path in self.weights}
 
-    # -- what comes in and goes out
+    # -- inputs and outputs
 
     def _inputs(self, specs: list[Mapping[str, Any]]) -> list[int]:
-        """Give weights and the batch of images their meanings; the size of the images."""
+        """Define the weights and the image batch by name. Return the image size (C, H, W)."""
         given = []
         for spec in specs:
             ((kind, about),) = spec.items()
@@ -264,7 +271,7 @@ class _Lift:
             self.names[place] = _cell_of(one, first, self.steps[steps:])
 
     def _check_in_place(self, name: str, overload: str, told: Mapping[str, Any]) -> None:
-        """Refuse what is no change of a tensor's numbers that can be followed."""
+        """Refuse an in-place call unless it only changes the values of a tensor, in a way that can be followed."""
         first, *others = told.values()
         if not isinstance(first, _Cell):
             raise IntrafusionError("it works in place on something that is no tensor")
@@ -274,7 +281,7 @@ class _Lift:
         first.check_in_place(name, _cells(others))
 
     def _with_slice(self, part: _Cell, value: Value | Weight) -> Value:
-        """A tensor with other numbers in one of its slices."""
+        """Return the tensor that a slice belongs to, with new numbers in that slice."""
         assert part.of is not None
         assert part.place is not None
         whole, (dim, start, stop) = part.of.value, part.place
@@ -285,7 +292,7 @@ class _Lift:
         return made
 
     def _nothing(self, name: str, told: Mapping[str, Any]) -> _Cell:
-        """Calls that leave the numbers as they are."""
+        """Translate a call that leaves the numbers unchanged."""
         cell = next(iter(told.values()))
         if not isinstance(cell, _Cell):
             raise IntrafusionError(f"it calls aten.{name} of something that is no tensor")
@@ -300,10 +307,10 @@ class _Lift:
             return _Cell(cell.value)
         if name in SAME_TENSOR or (name == "to" and not any(told.get(one) for one in ("device", "memory_format", "other"))):
             return cell
-        return _Cell(cell.value, cell.memory, repeats=cell.repeats)  # a copy, or the same tensor, as its strides decide
+        return _Cell(cell.value, cell.memory, repeats=cell.repeats)  # a copy or the same tensor, depending on its strides
 
     def _call(self, name: str, overload: str, told: dict[str, Any]) -> Any:
-        """What a call makes: a Value, a size, or a list of Values."""
+        """Translate a call. Return a Value, a size, or a list of Values."""
         target = f"{name}.{overload}"
         if target in SAME:
             ours, used = SAME[target]
@@ -313,12 +320,12 @@ class _Lift:
         return _CALLS[target](self, told)
 
     def _step(self, name: str, *args: Any) -> Any:
-        """Write a step of an operator of the table; the Value that it makes, or the list of them."""
+        """Add a step that runs an operator of the table. Return its Value, or its list of Values."""
         meant = tuple(_value(one) for one in args)
         return self._written(name, meant, OPERATORS[name].made([self._shaped(one) for one in meant]).shapes)
 
     def _written(self, run: Any, args: tuple[Any, ...], shapes: Sequence[Shape]) -> Any:
-        if len(self.steps) >= STEPS:  # work in place on slices of slices is many steps of ours
+        if len(self.steps) >= STEPS:  # an in-place change of nested slices takes many steps
             raise IntrafusionError(f"it comes to more than {STEPS:,} steps")
         made = [Value(f"v{len(self.shapes) + place}") for place in range(len(shapes))]
         self.shapes |= dict(zip(made, shapes, strict=True))
@@ -354,7 +361,7 @@ class _Lift:
         return self.weights[weight.path]
 
     def _meant(self, argument: Mapping[str, Any]) -> Any:
-        """What an argument means here: a number, a cell, or a list of them."""
+        """Translate an argument of the file: a number, a cell, or a list of them."""
         ((kind, raw),) = argument.items()
         if kind == "as_none":
             return None
@@ -458,13 +465,16 @@ class _Lift:
         return layer
 
     def _are_weights(self, first: Any, second: Any) -> bool:
-        """Whether the first is a float32 weight, and the second one, too, or nothing."""
+        """Return whether the first is a float32 weight, and the second a weight or None."""
         return (
             isinstance(first, Weight) and self.tensors[first.path].dtype == torch.float32 and isinstance(second, Weight | None)
         )
 
     def _layer(self, kind: str, config: dict[str, Any], parts: Mapping[str, Weight | None], x: Any) -> Any:
-        """What the layer of these tensors makes, which is made at its first call; None where another uses them otherwise."""
+        """Add a step that runs the layer of these tensors, which is created at its first call.
+
+        Return its Value, or None if another call uses the layer's tensors differently.
+        """
         paths = {name: weight.path for name, weight in parts.items() if weight is not None}
         path = next(iter(paths.values()))
         path = path.rpartition(".")[0] or path
@@ -497,7 +507,7 @@ class _Lift:
         return self._step("pad", x, around, 0.0 if value is None else value)
 
     def _zeros(self, x: Any, channels: int, before: int, after: int) -> Any:
-        """Zero channels around an image's, which pruning has to count."""
+        """Add zero channels around those of an image, as a layer, because pruning must count them."""
         path = f"zeros_{len(self.layers)}"
         self.layers[path] = PadShortcut(channels, whole(before), whole(after), stride=1)
         return self._written({"layer": path}, (_value(x),), layer_made(self.layers[path], self._shape(x)).shapes)
@@ -507,9 +517,9 @@ class _Lift:
     def _reshaped(self, x: Any, sizes: Any) -> Any:
         shape, told = self._shape(x), _value(_tuple(sizes))
         if self.static is not None and shape.sizes[:1] == (Batch(1),) and told[:1] == (self.static,):
-            told = (Batch(1), *told[1:])  # as the file holds for a batch of that size alone
+            told = (Batch(1), *told[1:])  # the file is only valid for this batch size
         after = fitted(shape, told)
-        if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # for any number of channels
+        if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # works for any number of channels
             return self._step("flatten", x, 1)
         return self._step("reshape", x, told)
 
@@ -558,7 +568,7 @@ class _Lift:
         return self._step("permute", x, tuple(dims))
 
     def _filled(self, x: Any, value: Any) -> Any:
-        """As large as x, of one number, which may be a constant of the file."""
+        """Return a tensor of x's shape filled with one number, which may be a constant of the file."""
         number = _value(value)
         if isinstance(number, Weight) and self.tensors[number.path].numel() == 1 and number.path not in self.learned:
             number = self.tensors[number.path].item()
@@ -584,7 +594,7 @@ class _Lift:
         return self._step("index", x, indices[0])
 
     def _einsum(self, equation: Any, tensors: list[Any]) -> Any:
-        """A product of matrices in equal stacks: "..id, ..jd -> ..ij" or "..ij, ..jd -> ..id"."""
+        """Translate a batched matrix product: "..id, ..jd -> ..ij" or "..ij, ..jd -> ..id"."""
         left, _, right = str(equation).replace(" ", "").partition("->")
         first, _, second = left.partition(",")
         stack, (row, inner) = first[:-2], (first[-2:-1], first[-1:])
@@ -611,7 +621,7 @@ class _Lift:
         return self._step(name, told["self"], kernel, stride, _pair(told["padding"]), *rest)
 
     def _upsampled(self, name: str, told: dict[str, Any], *corners: bool) -> Any:
-        """To a size that is given, or a whole multiple of what there is."""
+        """Translate an upsampling to a given size, or by factors that give integer sizes."""
         sides, factors = told["output_size"], told.get("scale_factors")
         if sides is None and isinstance(factors, list):
             now = self._shape(told["input"]).sizes[2:]
@@ -719,9 +729,10 @@ _CALLS: dict[str, _Call] = {
 
 
 def split_target(target: Any) -> tuple[str, str, bool]:
-    """An operator's name, its overload, and whether it works in place, as ("relu", "default", True) of aten.relu_.default.
+    """Split an operator's target into its name, its overload, and whether it works in place.
 
-    ("add", "", False) for arithmetic on sizes. Raises IntrafusionError for one that programs may not use.
+    For example, aten.relu_.default gives ("relu", "default", True). Arithmetic on sizes gives ("add", "", False). Raises
+    IntrafusionError for an operator that programs may not use.
     """
     told = target if isinstance(target, str) else ""
     if told.startswith("_operator.") and told.removeprefix("_operator.") in SIZES:
@@ -737,7 +748,7 @@ def split_target(target: Any) -> tuple[str, str, bool]:
 
 
 def _arithmetic(name: str, args: list[Any]) -> Size | None:
-    """A whole number of others, in the file's arithmetic on sizes; None of a comparison, which nobody may read."""
+    """Evaluate the file's arithmetic on sizes. Return None for a comparison, whose result must not be read."""
     for one in args:
         whole(one.times if isinstance(one, Batch) else one)
     if name == "neg":
@@ -750,7 +761,10 @@ def _arithmetic(name: str, args: list[Any]) -> Size | None:
 
 
 def _enlarged(side: int, factor: float) -> int:
-    """A side times a factor, where what is interpolated is then the same as to a side of that size."""
+    """Return side * factor.
+
+    Raises IntrafusionError if it is not an integer, or if interpolation by this factor and to this size would differ.
+    """
     made = side * factor
     scales = torch.tensor([1 / factor if factor else 0.0, side / made if made else 1.0], dtype=torch.float32)
     if not made.is_integer() or scales[0] != scales[1]:
@@ -759,14 +773,14 @@ def _enlarged(side: int, factor: float) -> int:
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
-    """Steps with other names for weights."""
+    """Return the steps with the weights renamed."""
     if isinstance(raw, list):
         return [_renamed(one, names) for one in raw]
     return {"weight": names[raw["weight"]]} if isinstance(raw, dict) and "weight" in raw else raw
 
 
 def _value(given: Any) -> Any:
-    """An argument with what its cells mean now, and tuples for lists."""
+    """Replace cells in an argument with their current values, and lists with tuples."""
     if isinstance(given, _Cell):
         return given.value
     return tuple(_value(one) for one in given) if isinstance(given, list | tuple) else given
@@ -781,7 +795,10 @@ def _cells(given: Any) -> Iterator[_Cell]:
 
 
 def _cell_of(made: Any, first: Any, steps: Sequence[list[Any]]) -> Any:
-    """What these steps have made, as a cell where it is a tensor. first: what a view shows."""
+    """Wrap the result of these steps in a cell if it is a tensor.
+
+    first: the call's first argument, whose memory the result shares if it is a view.
+    """
     if not isinstance(made, Value | Weight):
         return made
     run, args = steps[-1][:2] if steps else (None, [])
@@ -794,7 +811,7 @@ def _cell_of(made: Any, first: Any, steps: Sequence[list[Any]]) -> Any:
 
 
 def _as_taken(given: Any, hint: Any) -> Any:
-    """An argument as the table has it: two numbers where one stands for both, a list of one where there may be several."""
+    """Convert an argument to the table's form: repeat a single number for a pair, and wrap one dimension in a tuple."""
     if hint == tuple[int, int]:
         return _pair(given)
     if hint == tuple[int, ...] and type(given) is int:

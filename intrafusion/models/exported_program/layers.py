@@ -1,4 +1,4 @@
-"""The layers that programs are made of, as numbers of a description, with a rule each for the shapes that they take."""
+"""The layers of programs, as numbers of a description, with a rule per layer for its input and output shapes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from intrafusion.models.architectures import PadShortcut
 from intrafusion.models.exported_program.operators import OPERATORS, Made, normed
 from intrafusion.models.exported_program.shapes import Shape, at, total
 
-_MOST = 1 << 24  # of any number of a layer
+_MOST = 1 << 24  # limit on any number of a layer
 _FRACTIONS = ("eps", "momentum")
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of layer: its numbers, its tensors, and which of these a layer may lack (all of them or none)."""
+    """A kind of layer: its numbers, its tensors, and which tensors it may lack (all of them or none)."""
 
     make: type[nn.Module]
     numbers: tuple[str, ...]
@@ -66,7 +66,7 @@ KINDS = {
 
 
 def layer_described(layer: nn.Module) -> dict[str, Any]:
-    """A layer as a table of its numbers, JSON-able."""
+    """Describe a layer as a JSON-serialisable table of its numbers."""
     name = type(layer).__name__
     kind = KINDS[name]
     numbers = {number: getattr(layer, number) for number in kind.numbers}
@@ -76,7 +76,10 @@ def layer_described(layer: nn.Module) -> dict[str, Any]:
 
 
 def layer_built(path: str, described: Any, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
-    """The layer of a description, with its tensors, and their names. Raises IntrafusionError where it makes no sense."""
+    """Build the layer of a description, with its tensors. Return it and the names of the tensors.
+
+    Raises IntrafusionError if the description is invalid.
+    """
     kind = KINDS.get(str(described.get("kind"))) if isinstance(described, Mapping) else None
     if kind is None or not all(map(_makes_sense, described, described.values())):
         raise IntrafusionError(f"its layer {path} makes no sense")
@@ -111,7 +114,7 @@ def _makes_sense(name: str, value: Any) -> bool:
 
 
 def layer_made(layer: nn.Module, x: Shape) -> Made:
-    """What a layer makes of a tensor of this shape. Raises IntrafusionError where it does not take it."""
+    """Apply a layer's rule to an input shape. Raises IntrafusionError if the layer does not accept it."""
     return KINDS[type(layer).__name__].rule(layer, x)
 
 

@@ -1,8 +1,8 @@
-"""The operators that a program may use: pure functions, each with a rule that says which arguments it takes and what it makes.
+"""The operators that a program may use: pure functions, each with a rule for the arguments it accepts and its output shapes.
 
-A rule has the name and the arguments of its operator. It is given shapes in place of tensors, and gives the shape of the
-result, or raises IntrafusionError. What its annotations say is checked before it is called: an `int` is a whole number within
-2^40, a `float` any finite number, `Sizes` may grow with the batch, `Literal` is the closed list of words that are taken.
+A rule has the name and arguments of its operator. It is given shapes in place of tensors, and returns the shape of the result
+or raises IntrafusionError. Its annotations are checked before it is called: an `int` is an integer within 2^40, a `float` is
+any finite number, `Sizes` may grow with the batch, and `Literal` lists the accepted values.
 """
 
 import math
@@ -32,14 +32,15 @@ from intrafusion.models.exported_program.shapes import (
 Ints = tuple[int, ...]
 Pair = tuple[int, int]
 Shapes = tuple[Shape, ...]
-_SIDE = 1 << 16  # of kernels, strides, paddings and dilations
+_SIDE = 1 << 16  # limit on kernels, strides, paddings and dilations
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a step makes. work: numbers that it reads, one by one, besides its arguments; macs: multiply-accumulates.
+    """Output shapes and cost of a step. All of the costs may grow with the batch.
 
-    beside: numbers that it keeps in memory while it runs. All of these may grow with the batch.
+    work: numbers that it reads one by one, besides its arguments. macs: multiply-accumulates. beside: numbers that it keeps in
+    memory while it runs.
     """
 
     shapes: Shapes
@@ -50,9 +51,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Operator:
-    """run: the function. rule: of its shapes. takes: what the rule's annotations say of its arguments, by name.
+    """An operator. run: the function. rule: its shape rule. takes: the annotations of the rule's arguments, by name.
 
-    several: whether it makes a list of tensors. views: whether what it makes may share memory with what it reads.
+    several: whether it returns a list of tensors. views: whether its output may share memory with its input.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Operator:
     views: bool
 
     def made(self, args: Sequence[Any]) -> Made:
-        """What it makes of these arguments. Raises IntrafusionError where it does not take them."""
+        """Apply the rule to these arguments. Raises IntrafusionError if the operator does not accept them."""
         if len(args) != len(self.takes):
             raise IntrafusionError(f"{self.name} takes {len(self.takes)} arguments, not {len(args)}")
         for (name, hint), value in zip(self.takes.items(), args, strict=True):
@@ -77,7 +78,7 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether an argument is what the annotation of a rule says."""
+    """Return whether an argument matches an annotation of a rule."""
     if hint is int:
         return type(value) is int and bool(whole(value) or True)
     if hint is float:
@@ -101,7 +102,7 @@ def _told(value: Any) -> str:
 
 
 def _operator(run: Callable[..., Any], views: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Put an operator in the table, with the decorated function as its rule."""
+    """Register an operator, with the decorated function as its rule."""
 
     def put(rule: Callable[..., Any]) -> Callable[..., Any]:
         name, takes = rule.__name__.rstrip("_"), get_type_hints(rule)
@@ -112,7 +113,7 @@ def _operator(run: Callable[..., Any], views: bool = False) -> Callable[[Callabl
     return put
 
 
-# -- what rules have in common
+# -- helpers of the rules
 
 
 def _floats(*shapes: Shape | None) -> None:
@@ -122,7 +123,7 @@ def _floats(*shapes: Shape | None) -> None:
 
 
 def _is(shape: Shape | None, *sizes: Size, what: str = "a weight") -> None:
-    """Refuse a tensor of another shape, or of other numbers than float32."""
+    """Raise IntrafusionError if a tensor has another shape, or another dtype than float32."""
     _floats(shape)
     if shape is not None and shape.sizes != sizes:
         raise IntrafusionError(f"it has {what} of shape {shape}, where {Shape(sizes)} is needed")
@@ -135,7 +136,7 @@ def _images(x: Shape) -> None:
 
 
 def axis(x: Shape, dim: int, more: int = 0) -> int:
-    """The place of a dimension that may be counted from the end. more: dimensions that there will be besides."""
+    """Return the non-negative index of a dimension, which may count from the end. more: dimensions still to be added."""
     rank = len(x.sizes) + more
     if not -rank <= dim < rank:
         raise IntrafusionError(f"it has no dimension {dim} in {x}")
@@ -150,7 +151,7 @@ def _axes(x: Shape, dims: Ints) -> set[int]:
 
 
 def _fixed(x: Shape, dim: int) -> tuple[int, int]:
-    """The place of a dimension and its size. Raises IntrafusionError where that grows with the batch."""
+    """Return the index of a dimension and its size. Raises IntrafusionError if the size grows with the batch."""
     place = axis(x, dim)
     size = x.sizes[place]
     if isinstance(size, Batch):
@@ -168,7 +169,7 @@ def _between(name: str, low: int, *numbers: int) -> None:
 
 
 def _window(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
-    """How many windows fit into a side."""
+    """Return how many windows fit along one side."""
     free = size + 2 * padding - dilation * (kernel - 1) - 1
     if free < 0:
         raise IntrafusionError(f"it has a {name} of {kernel} pixels on a side of {size}")
@@ -341,7 +342,7 @@ def _masks(mask: Shape) -> None:
 def convolved(
     x: Shape, weight: Shape, bias: Shape | None, stride: Pair, padding: Pair | str, dilation: Pair, groups: int
 ) -> Made:
-    """What a convolution makes: (B, C, H, W) and (C', C / groups, h, w) -> (B, C', H', W')."""
+    """Rule of a convolution: (B, C, H, W) and weight (C', C / groups, h, w) -> (B, C', H', W')."""
     _images(x)
     _floats(weight)
     _between("stride", 1, *stride)
@@ -365,7 +366,7 @@ def convolved(
 
 
 def total_of(first: Size, second: Size) -> Size:
-    """The sum of two counts of numbers, or more: as if each image had what there is once."""
+    """Return the sum of two counts. If only one grows with the batch, return an upper bound that counts the other per image."""
     if isinstance(first, Batch) == isinstance(second, Batch):
         return total(first, second)
     return Batch(whole(at(first, 1) + at(second, 1)))
@@ -401,7 +402,7 @@ def linear(x: Shape, weight: Shape, bias: Shape | None) -> Made:
 
 
 def normed(x: Shape, channels: int, ranks: tuple[int, ...]) -> Shape:
-    """What a batch norm of so many channels makes."""
+    """Rule of a batch norm with `channels` channels, for inputs with one of these numbers of dimensions."""
     _floats(x)
     if len(x.sizes) not in ranks or x.sizes[1] != channels:
         raise IntrafusionError(f"it normalises {x} by the statistics of {channels} channels")
@@ -429,7 +430,7 @@ def group_norm(x: Shape, groups: int, weight: Shape | None, bias: Shape | None, 
 
 
 def _product(first: Shape, second: Shape) -> Made:
-    """What the product of matrices makes, in stacks that are broadcast: (..., n, m) and (..., m, k) -> (..., n, k)."""
+    """Rule of a matrix product with broadcast batch dimensions: (..., n, m) and (..., m, k) -> (..., n, k)."""
     _floats(first, second)
     if len(first.sizes) < 2 or len(second.sizes) < 2 or first.sizes[-1] != second.sizes[-2]:
         raise IntrafusionError(f"it multiplies {first} by {second}")
@@ -461,7 +462,7 @@ def attention(query: Shape, key: Shape, value: Shape, mask: Shape | None, scale:
     return Made(made.shapes, total(scores.macs, made.macs), scaled(numbers, 2), scaled(numbers, 2))
 
 
-# -- pools
+# -- pooling and upsampling
 
 
 def _pooled(x: Shape, sides: Sequence[int], window: int) -> Made:
@@ -523,7 +524,7 @@ def upsample_bilinear(x: Shape, sides: Pair, corners: bool) -> Made:
     return _pooled(x, sides, 4)
 
 
-# -- sums
+# -- reductions
 
 
 def _reduced(x: Shape, dims: Ints, keep: bool) -> Shape:
@@ -571,7 +572,7 @@ _shares("softmax", F.softmax)
 _shares("log_softmax", F.log_softmax)
 
 
-# -- moves
+# -- reshaping and reordering
 
 
 @_operator(torch.reshape, views=True)

@@ -1,4 +1,4 @@
-"""A program as a module: layers where it has convolutions, linear layers and batch norms, operators of the table in between."""
+"""A program as a module: layers for its convolutions, linear layers and batch norms, and table operators between them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from intrafusion.models.exported_program.shapes import Batch
 
 @dataclass(frozen=True)
 class Value:
-    """What an earlier step made, by its name in the program."""
+    """Output of an earlier step, or the input images, by name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer of the network, by its dotted name."""
+    """Parameter or buffer of the network, by its dotted name."""
 
     path: str
 
@@ -31,8 +31,8 @@ class Weight:
 class Step:
     """One call. run: an operator of the table, or the dotted name of a layer.
 
-    args: numbers, words, Values, Weights and multiples of the batch, also in tuples. gives: a name for each tensor that it
-    makes, None for one that nobody reads. last: values that nobody reads later.
+    args: numbers, strings, Values, Weights and multiples of the batch, possibly in tuples. gives: a name for each output
+    tensor, or None if it is not read. last: values that no later step reads.
     """
 
     run: Operator | str
@@ -46,10 +46,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a program runs. given, answer: names of the batch of images and of the logits. image: (C, H, W).
+    """Specification of what a program runs. given, answer: names of the image batch and of the logits. image: (C, H, W).
 
-    learned: the names of its own tensors, which are those of no layer, and whether they are parameters. image_bytes: memory
-    for each image of a batch, besides the weights.
+    learned: names of the tensors that belong to no layer, and whether each is a parameter. image_bytes: memory per image of a
+    batch, besides the weights.
     """
 
     steps: tuple[Step, ...]
@@ -65,7 +65,7 @@ class Plan:
 
 
 class Program(nn.Module):
-    """Runs steps one after the other: (B, C, H, W) -> logits (B, classes). Its layers are children under their own names."""
+    """Network that runs its steps in order: (B, C, H, W) -> logits (B, classes). Layers are children under their own names."""
 
     def __init__(self, plan: Plan):
         super().__init__()
@@ -89,7 +89,7 @@ class Program(nn.Module):
         return values[self.plan.answer]
 
     def _found(self, given: Any, values: Mapping[str, Any], x: Tensor) -> Any:
-        """An argument with values, weights and the size of the batch in their places."""
+        """Resolve an argument: replace values, weights and batch sizes with tensors and integers."""
         if isinstance(given, Value):
             return values[given.name]
         if isinstance(given, Weight):
@@ -101,14 +101,14 @@ class Program(nn.Module):
         return given
 
     def _tensor(self, path: str) -> Tensor:
-        """One of its own tensors, by its dotted name."""
+        """Return one of the program's own tensors by its dotted name."""
         holder, _, name = path.rpartition(".")
         found = getattr(self.get_submodule(holder), name)
         assert isinstance(found, Tensor)
         return found
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse other indices than those whose bounds were checked."""
+        """Load weights. Refuse indices and masks that differ from the ones that were checked."""
         for path in self.plan.learned:
             own, given = self._tensor(path), state_dict.get(f"{prefix}{path}")
             if given is not None and not own.is_floating_point() and not torch.equal(own, given.to(own)):
@@ -117,6 +117,6 @@ class Program(nn.Module):
 
 
 def _told(step: Step) -> str:
-    """A step in words that are the same in every process."""
+    """Format a step as text that is the same in every process."""
     run = step.run if isinstance(step.run, str) else f"{step.run.name}()"
     return f"{run} {step.args} {step.gives}"

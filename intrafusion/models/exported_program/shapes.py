@@ -1,4 +1,4 @@
-"""Shapes that hold for any number of images: a size is a whole number, or a whole multiple of the number of images."""
+"""Shapes that hold for any number of images: each size is an integer or an integer multiple of the number of images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ import torch
 
 from intrafusion.errors import IntrafusionError
 
-LIMIT = 1 << 40  # of every whole number in a program
+LIMIT = 1 << 40  # limit on every integer in a program
 RANK = 8
 DYNAMIC = 'export it with dynamic_shapes=({0: torch.export.Dim("batch")},)'
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A size that is so many times the number of images."""
+    """A size that is `times` times the number of images."""
 
     times: int
 
@@ -29,7 +29,10 @@ Sizes = tuple[Size, ...]
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a tensor before it is there. least, most: of its numbers, where it holds whole ones of the file."""
+    """What is known of a tensor before it exists.
+
+    least, most: bounds of its values, if it holds integers from the file.
+    """
 
     sizes: Sizes
     dtype: torch.dtype = torch.float32
@@ -47,11 +50,11 @@ class Shape:
         return f"({', '.join(map(str, self.sizes))})"
 
     def of(self, *sizes: Size) -> "Shape":
-        """A shape of other sizes that holds some of the same numbers."""
+        """Return a copy with other sizes, for a tensor that holds some of the same numbers."""
         return replace(self, sizes=sizes)
 
     def numbers(self, images: int) -> int:
-        """How many numbers it holds with so many images."""
+        """Return how many numbers the tensor holds for this number of images."""
         return at(product(self.sizes), images)
 
     def bytes(self, images: int) -> int:
@@ -63,7 +66,7 @@ def at(size: Size, images: int) -> int:
 
 
 def whole(number: object) -> int:
-    """A whole number of a program. Raises IntrafusionError for anything else, and for one that is out of bounds."""
+    """Return an integer of a program unchanged. Raises IntrafusionError for any other type and for one out of bounds."""
     if type(number) is not int:
         raise IntrafusionError(f"it has {str(number)[:40]!r} where a whole number is needed")
     if abs(number) > LIMIT:
@@ -72,7 +75,7 @@ def whole(number: object) -> int:
 
 
 def scaled(size: Size, by: Size) -> Size:
-    """The product of two sizes. Raises IntrafusionError where both grow with the batch, or where it is out of bounds."""
+    """Return the product of two sizes. Raises IntrafusionError if both grow with the batch or the product is out of bounds."""
     if isinstance(size, Batch) and isinstance(by, Batch):
         raise IntrafusionError(f"it multiplies the number of images by itself: {DYNAMIC}")
     if isinstance(size, Batch):
@@ -88,7 +91,10 @@ def product(sizes: Iterable[Size]) -> Size:
 
 
 def total(first: Size, second: Size) -> Size:
-    """The sum of two sizes, of which both or neither grow with the batch."""
+    """Return the sum of two sizes.
+
+    Raises IntrafusionError if only one of them grows with the batch, unless one is 0, or if the sum is out of bounds.
+    """
     if isinstance(first, Batch) and isinstance(second, Batch):
         return Batch(whole(first.times + second.times))
     if isinstance(first, Batch) or isinstance(second, Batch):
@@ -99,7 +105,7 @@ def total(first: Size, second: Size) -> Size:
 
 
 def divided(size: Size, by: Size) -> Size:
-    """The quotient of two sizes, rounded down. Raises IntrafusionError unless it is one for any number of images."""
+    """Return the quotient of two sizes, rounded down. Raises IntrafusionError unless it holds for any number of images."""
     if isinstance(by, Batch):
         if isinstance(size, Batch) and by.times and not size.times % by.times:
             return size.times // by.times
@@ -119,7 +125,7 @@ def remainder(size: Size, by: Size) -> Size:
 
 
 def broadcast(*shapes: Sequence[Size]) -> Sizes:
-    """The sizes of elementwise work. Raises IntrafusionError where they do not fit for every number of images."""
+    """Return the sizes of an elementwise result. Raises IntrafusionError unless they fit for any number of images."""
     found: list[Size] = []
     for place in range(max(map(len, shapes))):
         here = {sizes[-1 - place] for sizes in shapes if place < len(sizes)} - {1}
@@ -130,7 +136,10 @@ def broadcast(*shapes: Sequence[Size]) -> Sizes:
 
 
 def fitted(shape: Shape, sizes: Sizes) -> Sizes:
-    """The sizes of a reshape, with what -1 stands for. Raises IntrafusionError unless they hold the same numbers."""
+    """Return the sizes of a reshape, with -1 resolved.
+
+    Raises IntrafusionError unless they hold the same count of numbers for any number of images.
+    """
     everything, known = product(shape.sizes), product(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known:
         rest = divided(everything, known)

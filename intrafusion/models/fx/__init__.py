@@ -1,3 +1,3 @@
-"""Networks as torch.fx graphs, to run parts of them once."""
+"""Networks as torch.fx graphs, used to run parts of them only once."""
 
 __all__: list[str] = []

@@ -1,4 +1,7 @@
-"""A convolution with what follows it, sum and ReLU, as one operation: fewer passes over memory, the same numbers."""
+"""Fusion of a convolution with the following sum and ReLU into one operation.
+
+It makes fewer passes over memory and gives the same numbers.
+"""
 
 import operator
 from typing import Any, TypeGuard
@@ -9,12 +12,12 @@ from torch import Tensor, fx, nn
 
 _RELUS = (F.relu, torch.relu, "relu")
 _ADDS = (operator.add, torch.add, "add")
-# oneDNN's operators that torch.compile itself calls; where a build lacks them, the steps are done one by one
+# oneDNN operators that torch.compile calls; if the PyTorch build lacks them, the steps run one by one
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def join_relus(graph: fx.Graph, model: nn.Module) -> None:
-    """Rewrite `relu(conv(x))` and `relu(conv(x) + other)` in place, where nothing else reads what lies between."""
+    """Fuse `relu(conv(x))` and `relu(conv(x) + other)` in place, if nothing else reads the intermediate values."""
     for relu in [node for node in graph.nodes if _calls(node, _RELUS) and node.args]:
         conv, other, between = relu.args[0], None, []
         if _calls(conv, _ADDS) and len(conv.users) == 1 and not conv.kwargs and len(conv.args) == 2:
@@ -35,7 +38,7 @@ def _calls(node: fx.Node, functions: tuple) -> bool:
 
 
 def _is_private_conv(node: object, model: nn.Module) -> bool:
-    """Whether a value is a plain convolution that only one other reads."""
+    """Return whether a value is the output of a plain convolution and has exactly one reader."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
         return False
     layer = model.get_submodule(str(node.target))
@@ -43,7 +46,7 @@ def _is_private_conv(node: object, model: nn.Module) -> bool:
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is a convolution that its weight and bias define: no forward of its own, and no hooks."""
+    """Return whether a layer is a convolution defined by its weight and bias: no custom forward and no hooks."""
     kind = type(layer)
     own = getattr(kind, "forward", None), getattr(kind, "_conv_forward", None)
     hooks = layer._forward_hooks or layer._forward_pre_hooks
@@ -51,10 +54,10 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def conv_relu(layer: nn.Conv2d, x: Tensor, other: Tensor | None = None) -> Tensor:
-    """relu(layer(x) + other): (B, C, H, W) -> (B, C', H', W')."""
+    """Compute relu(layer(x) + other): (B, C, H, W) -> (B, C', H', W')."""
     joins = _ONEDNN is not None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
     if other is not None:
-        joins = joins and layer.groups == 1 and other.shape == _shape(layer, x)  # oneDNN adds to no grouped convolution
+        joins = joins and layer.groups == 1 and other.shape == _shape(layer, x)  # oneDNN fuses no sum with a grouped conv
     if not joins:
         y = layer(x)
         return (y if other is None else y + other).relu_()
@@ -65,7 +68,7 @@ def conv_relu(layer: nn.Conv2d, x: Tensor, other: Tensor | None = None) -> Tenso
 
 
 def _shape(layer: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    """The shape of layer(x), so that nothing that would be broadcast is joined."""
+    """Return the shape of layer(x), so that sums that need broadcasting are not fused."""
 
     def side(axis: int) -> int:
         reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1

@@ -1,6 +1,7 @@
-"""Networks as graphs of torch.fx that keep every value as it is and run on every network of the same architecture.
+"""torch.fx graphs of networks that never modify a value in place and run on every network of the same architecture.
 
-A module without a layer that pruning changes inside is kept whole: the trace would write the dense network's sizes out.
+A module that contains no layer that pruning changes stays a single node: tracing into it would hard-code the dense network's
+sizes.
 """
 
 import operator
@@ -16,15 +17,15 @@ from torch.nn.modules.conv import _ConvNd
 from intrafusion.models.architectures import PadShortcut
 
 _CHANGING = (_ConvNd, nn.Linear, _NormBase, PadShortcut)
-_IDLE = (nn.Identity.forward, nn.Dropout.forward, nn.Dropout2d.forward)  # in eval mode
+_IDLE = (nn.Identity.forward, nn.Dropout.forward, nn.Dropout2d.forward)  # no effect in eval mode
 _INFIX = ("add", "and_", "floordiv", "lshift", "matmul", "mod", "mul", "or_", "pow", "rshift", "sub", "truediv", "xor")
 _PURE = {getattr(operator, "i" + name.rstrip("_")): getattr(operator, name) for name in _INFIX}
 
 
 def graph_of(model: nn.Module) -> fx.Graph:
-    """The graph of a network in eval mode, as a function of its images; all other arguments have their defaults.
+    """Trace a network in eval mode as a function of its images. All other arguments take their defaults.
 
-    Raises an exception of any kind where torch.fx cannot follow the network.
+    Raises any kind of exception if torch.fx cannot trace the network.
     """
     return _pure(_Tracer().trace(model), model)
 
@@ -45,12 +46,12 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def _is_attribute(self, tensor: Tensor) -> bool:
-        """Whether the model has this tensor; of any other the base class would make an attribute."""
+        """Return whether the model owns this tensor. The base class would add any other tensor as an attribute."""
         return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
 
 
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
-    """A tensor that the forward made, as a function, which code can call on any network."""
+    """Wrap a tensor created in the forward pass in a function, so that generated code can call it on any network."""
 
     def constant() -> Tensor:
         return tensor
@@ -59,7 +60,7 @@ def _constant(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def _pure(graph: fx.Graph, model: nn.Module) -> fx.Graph:
-    """Without what does nothing in eval mode, and with nothing done in place: a kept value must stay as it is."""
+    """Remove nodes that do nothing in eval mode, and make in-place nodes out of place, because kept values must not change."""
     nodes = list(graph.nodes)
     order = {node: number for number, node in enumerate(nodes)}
     for node in nodes:
@@ -72,7 +73,7 @@ def _pure(graph: fx.Graph, model: nn.Module) -> fx.Graph:
                     result = graph.call_function(F.relu, (node.all_input_nodes[0],))
             elif type(layer).forward in _IDLE and not layer.training:
                 result = node.all_input_nodes[0]
-        if replaced and isinstance(before := node.args[0], fx.Node):  # what reads the value later reads the result
+        if replaced and isinstance(before := node.args[0], fx.Node):  # later readers of the value now read the result
             later = {user for user in before.users if order.get(user, -1) > order[node]}
             before.replace_all_uses_with(result, later.__contains__)
         if result is not node:
@@ -82,7 +83,10 @@ def _pure(graph: fx.Graph, model: nn.Module) -> fx.Graph:
 
 
 def _purify(node: fx.Node) -> bool:
-    """Keep a node from doing its work in place; whether it did. Raises ValueError or AttributeError where that cannot be."""
+    """Make a node work out of place. Return whether it worked in place before.
+
+    Raises ValueError or AttributeError if this is impossible.
+    """
     if node.kwargs.get("out") is not None:
         raise ValueError(f"{node} writes into a tensor that may be kept")
     replaced = bool(node.kwargs.get("inplace"))
@@ -94,12 +98,12 @@ def _purify(node: fx.Node) -> bool:
         replaced, node.target = replaced or pure is not node.target, pure
     elif node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
         replaced, node.target = True, str(node.target).removesuffix("_")
-        getattr(Tensor, node.target)  # copy_ and fill_ have no pure twin
+        getattr(Tensor, node.target)  # raises for copy_ and fill_, which have no out-of-place version
     return replaced
 
 
 def _pure_function(function: Callable) -> Callable:
-    """The twin of a function that does its work in place, as torch.relu of torch.relu_; any other as it is."""
+    """Return the out-of-place version of an in-place function, such as torch.relu for torch.relu_. Return others as is."""
     name = getattr(function, "__name__", "")
     if not name.endswith("_") or name.endswith("__") or function in _PURE.values():
         return _PURE.get(function, function)
@@ -108,10 +112,11 @@ def _pure_function(function: Callable) -> Callable:
 
 
 class Replay(fx.Interpreter):
-    """Runs a graph on a network, node by node. shapes: of the values that are tensors. place: the layer that it is at.
+    """Interpreter that runs a graph on a network node by node.
 
-    reads: what each layer reads in the network itself, call by call, where that is to be compared. Raises ValueError where it
-    differs, and where a node changes in place what others read.
+    shapes: shapes of the values that are tensors. place: the current layer. reads: the inputs of each layer in the network
+    itself, call by call, to compare with; may be empty. Raises ValueError if the inputs differ, or if a node modifies in place
+    a value that others read.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph):
@@ -134,7 +139,7 @@ class Replay(fx.Interpreter):
         return result
 
     def _compare(self, found: Tensor | None) -> None:
-        """Raises ValueError unless the layer that is next reads what it does in the network."""
+        """Raise ValueError unless the current layer reads the same as in the network."""
         if found is None or not self.reads.get(self.place):
             return
         expected = self.reads[self.place].pop(0)
@@ -145,6 +150,6 @@ class Replay(fx.Interpreter):
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether two computations of the same values agree, as far as their precision goes."""
+    """Return whether two results of the same computation agree within their precision."""
     tolerance = 0.1 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

@@ -1,7 +1,7 @@
-"""A network as a graph that can be cut: what lies in front of a change is the same for every pruned network.
+"""Cutting a network's graph: every pruned network shares the values in front of the first change.
 
-The dense network (BN folded) is traced once with torch.fx. Cutting it in front of the first changed layers gives a head,
-which the dense network runs once, and a tail, which any pruned network runs with its own layers.
+The dense network (BN folded) is traced once with torch.fx. A cut in front of the first changed layers gives a head, which the
+dense network runs once, and a tail, which any pruned network runs with its own layers.
 """
 
 import copy
@@ -25,10 +25,10 @@ _ADDS = (operator.add, torch.add, "add")
 
 
 class Cuts:
-    """The graph of one network, and its parts by the names of the values at which it is cut.
+    """The graph of one network, and the parts of it between cuts. Cuts are given by the names of values.
 
-    model: in eval mode. images: some inputs, float (B, C, H, W), that show what kinds of values there are. Raises an
-    exception of any kind where torch.fx cannot trace the network, or where the trace computes something else (see `trace`).
+    model: in eval mode. images: some inputs, float (B, C, H, W), run to classify the graph's values. Raises any kind of
+    exception if torch.fx cannot trace the network or if the trace computes something else (see `trace`).
     """
 
     def __init__(self, model: nn.Module, images: Tensor):
@@ -39,7 +39,7 @@ class Cuts:
         self._parts: dict[tuple, Part | None] = {}
         three, two = (images[torch.arange(count) % len(images)] for count in (3, 2))
         self._shapes, fewer = self._shapes_of(three), self._shapes_of(two)
-        self._rows = {  # values that are tensors with a row for each image
+        self._rows = {  # values that are tensors with one row per image
             node for node, shape in self._shapes.items() if shape[:1] == (3,) and fewer.get(node) == (2, *shape[1:])
         }
         if told := self.misfit(model, two):
@@ -52,14 +52,14 @@ class Cuts:
         return replay.shapes
 
     def misfit(self, network: nn.Module, images: Tensor) -> str | None:
-        """The first layer at which the graph departs from this network, as where it holds a shape of another, and how.
+        """Return the first layer at which the graph differs from this network, and how, as text.
 
-        None where it computes what the network does.
+        The graph may differ because it hard-codes a shape, for example. Return None if it computes the same as the network.
         """
         tail = self.tail(self.input)
         with torch.inference_mode():
-            expected = network(images.clone())  # which some networks normalise in place
-            with suppress(Exception):  # it can fail in any way; the place is found below
+            expected = network(images.clone())  # a copy, because some networks normalise their input in place
+            with suppress(Exception):  # it can fail in any way; the failing layer is found below
                 if tail is not None and alike(tail(network, images)[0], expected):
                     return None
             replay = Replay(network, self._graph)
@@ -71,15 +71,19 @@ class Cuts:
         return f"{replay.place}: what follows it computes something else"
 
     def layers(self, *kinds: type[nn.Module]) -> list[str]:
-        """The layers of these kinds that run once, in their order; convolutions and linear layers where none is named."""
+        """Return the names of the layers of these kinds that run once, in graph order.
+
+        Without kinds, return convolutions and linear layers.
+        """
         runs = Counter(map(_module_of, self._graph.nodes))
         names = [str(node.target) for node in self._graph.nodes if node.op == "call_module"]
         return [n for n in names if runs[n] == 1 and isinstance(self._model.get_submodule(n), kinds or FITTED)]
 
     def around(self, layer: str) -> tuple[str, str, tuple[str, str] | None]:
-        """The values that a layer reads and writes; the sum that alone reads the latter, and what it is added to there.
+        """Return the names of the values that a layer reads and writes, and of a sum that follows it.
 
-        Raises IntrafusionError unless the layer runs once.
+        The last item is (sum, other term) if a sum is the only reader of the output, and None otherwise. Raises
+        IntrafusionError unless the layer runs exactly once.
         """
         nodes = [n for n in self._graph.nodes if n.op == "call_module" and n.target == layer]
         if len(nodes) != 1 or not nodes[0].all_input_nodes:
@@ -95,7 +99,7 @@ class Cuts:
         return node.all_input_nodes[0].name, node.name, added
 
     def first_of(self, changed: Collection[str]) -> list[str]:
-        """Those of these layers that read the same in a network in which these are changed, and run once."""
+        """Return the layers of `changed` that run once and read the same inputs as in the dense network."""
         touched, nodes = self._touched(changed), [n for n in self._graph.nodes if _module_of(n) in changed]
         runs = Counter(map(_module_of, nodes))
         return [
@@ -108,10 +112,11 @@ class Cuts:
         ]
 
     def in_front_of(self, changed: Collection[str], again: Collection[str] = ()) -> tuple[str, ...]:
-        """The values that a network with these layers changed shares with the dense one, as far back as it needs them.
+        """Return the names of the values nearest the change that a network with changed layers shares with the dense one.
 
-        Each is a tensor with a row for each image; others, as shapes, are computed again from such.
-        again: layers, from `first_of`, that make their outputs of the dense network's, not of what they read there.
+        The tail needs only these. Each is a tensor with one row per image. Other values, such as shapes, are recomputed from
+        them. again: layers, from `first_of`, that compute their outputs from the dense network's outputs instead of from their
+        own inputs.
         """
         touched = self._touched(changed)
         mixed = {node for node in touched if node.op == "call_module" and node.target in again}
@@ -134,13 +139,13 @@ class Cuts:
         return touched
 
     def head(self, start: tuple[str, ...], end: tuple[str, ...]) -> Part | None:
-        """Computes the values `end` from the values `start` of a network; None where they do not suffice."""
+        """Return a function that computes the values `end` from the values `start`, or None if these do not suffice."""
         return self._part(start, [self._nodes[name] for name in end], ("head", start, end))
 
     def tail(self, start: tuple[str, ...], again: Collection[str] = ()) -> Part | None:
-        """Computes a network's logits, (logits,), from the values `start`; None where they do not suffice.
+        """Return a function that computes the logits, as (logits,), from the values `start`, or None if these do not suffice.
 
-        again: layers that run on their own values among `start`.
+        again: layers whose own outputs are among `start`; each is run on that value.
         """
         return self._part(start, list(self._output.all_input_nodes), ("tail", start, frozenset(again)), again)
 
@@ -169,31 +174,31 @@ class Cuts:
                 made[node] = graph.node_copy(node, made.__getitem__)
         graph.output(tuple(made[node] for node in ends))
         join_relus(graph, self._model)
-        # the code refers to layers by name, so it runs on every network that has them
+        # the code refers to layers by name, so it runs on every network with these layers
         return type(fx.GraphModule(self._model, graph)).forward
 
 
 def trace(model: nn.Module, images: Tensor) -> Cuts | None:
-    """The cuts of a network in eval mode, None where torch.fx cannot follow it (as through data-dependent branches).
+    """Trace a network in eval mode and return its cuts, or None if torch.fx cannot trace it.
 
-    images: some inputs, float (B, C, H, W).
+    Data-dependent branches, for example, cannot be traced. images: some inputs, float (B, C, H, W).
     """
     try:
         return Cuts(model, images)
-    except Exception as error:  # a user's forward can fail in any way; the whole network is run then
+    except Exception as error:  # a user's forward can fail in any way; the whole network is run instead
         event("uncut", reason=one_line(error))
         return None
 
 
 def not_once(layer: str) -> IntrafusionError:
-    """What to raise where a layer does not have one input in one forward pass."""
+    """Return the error to raise if a layer does not have exactly one input in a forward pass."""
     return IntrafusionError(
         f"{layer} does not run exactly once in a forward pass, so it cannot be fitted: choose drop or fusion"
     )
 
 
 def _reads(network: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
-    """What each module reads first, call by call, while a network runs. Hooks come and go."""
+    """Run a network and return the first tensor input of every call, by module name. The hooks are removed afterwards."""
     reads: dict[str, list[Tensor]] = defaultdict(list)
 
     def hear(name: str) -> Callable:
@@ -212,7 +217,7 @@ def _reads(network: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
 
 
 def _module_of(node: fx.Node) -> str | None:
-    """The layer that a node runs, or whose tensor it reads."""
+    """Return the layer that a node runs, or whose tensor it reads. None for other nodes."""
     if node.op == "call_module":
         return str(node.target)
     return str(node.target).rpartition(".")[0] if node.op == "get_attr" else None

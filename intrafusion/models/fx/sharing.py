@@ -1,8 +1,7 @@
-"""Copies of a network, in the plain form that everything here works on.
+"""Copies of a network in the plain form that the rest of this package works on.
 
-A copy is in eval mode; weights that are computed at each pass (weight_norm, spectral_norm, pruning masks) are written out in
-it, and what torch.compile wrapped is unwrapped. Copies may share the layers in which they do not differ: a study makes
-hundreds of them.
+A copy is in eval mode. Weights that are computed at each pass (weight_norm, spectral_norm, pruning masks) become parameters,
+and torch.compile wrappers are removed. Copies may share unchanged layers, because a study creates hundreds of copies.
 """
 
 import copy
@@ -21,15 +20,15 @@ from intrafusion.errors import IntrafusionError, one_line
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold no others, by dotted name."""
+    """Return the layers without children, by dotted name."""
     return {name: layer for name, layer in model.named_modules() if not any(True for _ in layer.children())}
 
 
 def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.Module:
-    """A copy of `model` in plain form, with these layers in the places of its own; all others are copied.
+    """Copy `model` into plain form, with the layers of `shared` in place of its own. All other layers are copied.
 
-    shared: layers in plain form, by one of the names that `model` has for its own. The model itself is not touched.
-    Raises IntrafusionError, in one line, for a network that cannot be copied or whose weights cannot be written out.
+    shared: layers in plain form, each by one of its names in `model`. The model itself is not modified. Raises
+    IntrafusionError, with a one-line message, if the network cannot be copied or its weights cannot be turned into parameters.
     """
     memo: dict[int, Any] = {id(model.get_submodule(name)): layer for name, layer in (shared or {}).items()}
     kept = {id(layer) for layer in memo.values()}
@@ -53,19 +52,22 @@ def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model itself where its weights are parameters, as those that `twin` makes; else such a copy."""
+    """Return the model itself if its weights are already parameters, as in a result of `twin`.
+
+    Otherwise return a copy made by `twin`.
+    """
     return twin(model) if any(map(_is_computed, model.modules())) else model
 
 
 def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """`model` with other layers in these places, under all their names: what holds them is copied, the rest is shared."""
+    """Return `model` with these layers replaced under all their names. Their parents are copied; other layers are shared."""
     memo: dict[int, Any] = {id(layer): layer for layer in leaves(model).values()}
     memo |= {id(model.get_submodule(name)): layer for name, layer in layers.items()}
     return copy.deepcopy(model, memo)
 
 
 def put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Put other layers in these places of a network, in place, under all names that it has for what was there."""
+    """Replace layers of a network in place, under all the names that the old layers have."""
     others = {id(model.get_submodule(name)): layer for name, layer in layers.items()}
     for holder in list(model.modules()):
         for name, child in holder._modules.items():
@@ -74,16 +76,19 @@ def put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 
 def set_modes(model: nn.Module, like: nn.Module) -> None:
-    """Put each layer into the mode, train or eval, that the layer of this name has in `like`."""
+    """Set each layer of `model` to the mode, train or eval, of the layer with the same name in `like`."""
     for name, layer in like.named_modules(remove_duplicate=False):
         try:
             model.get_submodule(name).training = layer.training
-        except AttributeError:  # of a wrapper that is gone
+        except AttributeError:  # the name belongs to a removed wrapper
             continue
 
 
 def check_call(model: object, example: object) -> None:
-    """Raise IntrafusionError where these are no network and one input of it, float (1, C, H, W) or another shape of one."""
+    """Raise IntrafusionError unless `model` is a network and `example` is one input tensor.
+
+    The input is float (1, C, H, W), or of another shape with at least two dimensions.
+    """
     if not isinstance(model, nn.Module):
         raise IntrafusionError(f"the model must be an nn.Module with its weights in it, not {_of(model)}")
     if not isinstance(example, Tensor) or example.ndim < 2:
@@ -95,7 +100,7 @@ def _of(value: object) -> str:
 
 
 def check_finite(layers: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raise IntrafusionError, with the layer's name, for NaN or infinite weights and statistics."""
+    """Raise IntrafusionError, naming the layer, for NaN or infinite weights and statistics."""
     for name, layer in layers:
         for part, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -106,13 +111,13 @@ def check_finite(layers: Iterable[tuple[str, nn.Module]]) -> None:
 
 
 def differing(dense: nn.Module, other: nn.Module) -> set[str]:
-    """The layers in which two networks of one architecture differ, in shape or in any number, by dotted name."""
+    """Return the dotted names of layers that differ, in shape or in any number, between networks of one architecture."""
     theirs = dict(other.named_modules())
     return {name for name, layer in dense.named_modules() if not _same(layer, theirs.get(name))}
 
 
 def _same(layer: nn.Module, other: nn.Module | None) -> bool:
-    """Whether two layers are alike, apart from the layers that they hold."""
+    """Return whether two layers are equal, apart from their children."""
     if other is layer:
         return True
     if type(other) is not type(layer) or layer.extra_repr() != other.extra_repr():
@@ -129,7 +134,10 @@ def _refuse_scripts(model: nn.Module) -> None:
 
 
 def _add_computed(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Give copies of the tensors that are results of a computation, as a masked weight after training: deepcopy refuses."""
+    """Add to `memo` copies of the tensors that are results of a computation, because deepcopy refuses those.
+
+    An example is a masked weight after training.
+    """
     for module in model.modules():
         for value in (*vars(module).values(), *module._buffers.values()):
             for tensor in value if isinstance(value, list | tuple) else (value,):
@@ -138,7 +146,7 @@ def _add_computed(model: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """A network without the wrappers of torch.compile, in place."""
+    """Remove torch.compile wrappers from a network, in place."""
     for holder in list(model.modules()):
         for name, child in holder._modules.items():
             if child is not None and name != "_orig_mod":
@@ -153,7 +161,7 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _is_computed(layer: nn.Module) -> bool:
-    """Whether a layer is a wrapper of torch.compile, or has weights that are computed at each pass."""
+    """Return whether a layer is a torch.compile wrapper or computes its weights at each pass."""
     return (
         "_orig_mod" in layer._modules
         or parametrize.is_parametrized(layer)
@@ -165,7 +173,7 @@ _COMPUTING = (masks.BasePruningMethod, WeightNorm, SpectralNorm)
 
 
 def _write_out(layer: nn.Module) -> None:
-    """Make parameters of a layer's computed weights, in place; the layer computes the same."""
+    """Turn a layer's computed weights into parameters, in place. The layer computes the same."""
     names = list(layer._parameters)
     if parametrize.is_parametrized(layer):
         _end_parametrizations(layer)
@@ -177,12 +185,15 @@ def _write_out(layer: nn.Module) -> None:
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(layer, hook.name)
     computed = {name: tensor for name, tensor in layer._parameters.items() if name not in names}
-    if computed:  # the weight before the bias, as everywhere
+    if computed:  # the weight before the bias, as in other layers
         layer._parameters = computed | layer._parameters
 
 
 def _end_parametrizations(layer: nn.Module) -> None:
-    """What torch's remove_parametrizations does; that one would break the layer's copies, which share its class."""
+    """Remove parametrizations as torch's remove_parametrizations does, but safely for copies of the layer.
+
+    The torch function would break the copies because they share the layer's class.
+    """
     steps: Any = layer.parametrizations
     with torch.no_grad():
         computed = {name: getattr(layer, name).clone() for name in steps}

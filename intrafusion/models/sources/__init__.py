@@ -1,3 +1,3 @@
-"""Where models come from: one module a source, each with names, dataset, blank, open_model, is_local and describe."""
+"""Model sources: one module per source, each with names, dataset, blank, open_model, is_local and describe."""
 
 __all__: list[str] = []

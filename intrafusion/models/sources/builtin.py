@@ -1,4 +1,4 @@
-"""Our own architectures by name, with embedded weights, those of CIFAR releases, or a local file's."""
+"""The built-in architectures, with weights that are embedded, from CIFAR releases, or from a local file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ _CIFAR100_STATS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 @dataclass(frozen=True)
 class Architecture:
-    """One entry of the zoo: a card without weights, and a maker that looks at the weights for its variant."""
+    """One entry of the model zoo: a card without weights, and a factory that picks the variant to suit the weights."""
 
     card: ModelCard
-    make: Callable[[Mapping[str, Tensor]], nn.Module]  # an empty mapping asks for the default variant
+    make: Callable[[Mapping[str, Tensor]], nn.Module]  # an empty mapping gives the default variant
     summary: str
 
 
@@ -88,12 +88,12 @@ def _architectures() -> dict[str, Architecture]:
 ARCHITECTURES = _architectures()
 
 _CHENYAOFO = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download"
-# the normalisation chenyaofo's weights were trained with: CIFAR-10's deviations are a well-known misprint, so keep it
+# normalisation used to train chenyaofo's weights; keep CIFAR-10's deviations, a well-known misprint
 _RELEASE_STATS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-_RELEASES = {  # architecture -> file of the release; the suffix is the beginning of its SHA-256
+_RELEASES = {  # architecture -> release file; the suffix is the start of its SHA-256
     "cifar10-resnet20": "resnet/cifar10_resnet20-4118986f.pt",
     "cifar10-resnet32": "resnet/cifar10_resnet32-ef93fc4d.pt",
     "cifar10-resnet44": "resnet/cifar10_resnet44-2a3cabcb.pt",
@@ -110,17 +110,17 @@ _RELEASES = {  # architecture -> file of the release; the suffix is the beginnin
 
 
 def names() -> list[str]:
-    """Embedded ones first."""
+    """Return the names of all architectures, those with embedded weights first."""
     return sorted(ARCHITECTURES, key=lambda name: not embedded(name))
 
 
 def embedded(name: str) -> bool:
-    """Whether the weights of `name` lie in the project's assets."""
+    """Return whether the project's assets include the weights of `name`."""
     return (ASSETS / f"{name}.safetensors").exists()
 
 
 def check_builtin(name: str) -> None:
-    """Raise IntrafusionError, naming the known models, unless this is one of them."""
+    """Raise IntrafusionError, listing the known models, if `name` is not one of them."""
     if name not in ARCHITECTURES:
         raise IntrafusionError(
             f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}, imagenet/<torchvision name>, "
@@ -134,14 +134,14 @@ def dataset(name: str) -> str:
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The architecture with weights of any values, in the variant that these weights ask for."""
+    """Return the architecture with arbitrary weights, in the variant that the given weights need, and its card."""
     check_builtin(name)
     entry = ARCHITECTURES[name]
     return entry.make(state), entry.card
 
 
 def published(name: str) -> tuple[str, Path, str]:
-    """Where the weights of `name` are published, where they lie once here, and how their SHA-256 begins."""
+    """Return the URL of the published weights of `name`, their local path, and the start of their SHA-256."""
     if name not in _RELEASES:
         raise IntrafusionError(
             f"no published weights of {name} are known: pass a file as weights= (--weights), or weights='random'"
@@ -151,7 +151,7 @@ def published(name: str) -> tuple[str, Path, str]:
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
-    """The model and its card; weights: None for those that come with the name, or a file."""
+    """Load the model and its card. weights: a file, or None for the embedded or published weights."""
     check_builtin(name)
     card, key = ARCHITECTURES[name].card, None
     if weights is not None:

@@ -1,6 +1,6 @@
-"""Networks that a person's own code makes, as "package.module:factory".
+"""Networks created by the user's own code, named "package.module:factory".
 
-That code runs, so no page and no file may name one: only Python and the command line.
+That code is executed, so pages and files must not name a factory. Only Python and the command line may.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def dataset(name: str) -> str:
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The network as its factory makes it."""
+    """Return the network as its factory creates it, and its card."""
     model, card, guessed = _made(name)
     if guessed:
         _log.warning("%s has no card; guessed: %s", name, ", ".join(guessed))
@@ -55,7 +55,7 @@ def published(name: str) -> tuple[str, Path, str]:
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
-    """The model and its card; weights: None for those that the factory gives it, or a file."""
+    """Load the model and its card. weights: a file, or None for the weights that the factory sets."""
     model, card = blank(name, {})
     if weights is None:
         return model, card
@@ -78,7 +78,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _made(name: str) -> tuple[nn.Module, ModelCard, list[str]]:
-    """The network, its card, and what of the card was guessed."""
+    """Return the network, its card, and the names of the card fields that were guessed."""
     module_name, _, function = name.partition(MARK)
     with _importing():
         try:
@@ -102,7 +102,7 @@ def _made(name: str) -> tuple[nn.Module, ModelCard, list[str]]:
 
 
 def _plain(name: str, model: nn.Module) -> nn.Module:
-    """The network in eval mode and in float32, as it was before torch.compile."""
+    """Return the network in eval mode and in float32, without the torch.compile wrapper."""
     while isinstance(before := getattr(model, "_orig_mod", None), nn.Module):
         model = before
     if isinstance(model, torch.jit.ScriptModule):
@@ -116,7 +116,10 @@ def _plain(name: str, model: nn.Module) -> nn.Module:
 
 
 def _code_of(module: ModuleType) -> str:
-    """SHA-256 (hex) of the module's file, so that no result of other code is taken for one of this; "" where it has none."""
+    """Return the SHA-256 (hex) of the module's file, or "" if it has none.
+
+    It keeps results of other code from being taken for results of this code.
+    """
     try:
         return hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest()
     except OSError:
@@ -125,7 +128,7 @@ def _code_of(module: ModuleType) -> str:
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """With the current directory first on the path, as `python -m` has it."""
+    """Put the current directory first on sys.path within the block, as `python -m` does."""
     here = os.getcwd()
     if here in sys.path or "" in sys.path:
         yield
@@ -138,7 +141,10 @@ def _importing() -> Iterator[None]:
 
 
 def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCard, list[str]]:
-    """A card of what the module's CARD tells and of guesses: the input's size by trying, the classes from the logits."""
+    """Build a card from the module's CARD and from guesses. Return it with descriptions of what was guessed.
+
+    The input size is guessed by trial, and the number of classes from the logits.
+    """
     known = {field.name for field in fields(ModelCard)} - {"name"}
     if unknown := set(told) - known:
         raise IntrafusionError(f"CARD of {name} has {sorted(unknown)[0]!r}: its fields are {', '.join(sorted(known))}")
@@ -169,7 +175,10 @@ def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCa
 
 
 def _tried(name: str, model: nn.Module, told: Any) -> tuple[tuple[int, int, int], int]:
-    """The size of images that the network takes, and the number of its logits. told: the size that its card says, or None."""
+    """Return the image size that the network accepts and its number of logits.
+
+    told: the size that its card states, or None to try the usual sizes.
+    """
     sizes = _usual(model) if told is None else [_size(name, told)]
     why = "none has as many channels as its first layer reads"
     for size in sizes:
@@ -195,7 +204,7 @@ def _by(size: tuple[int, int, int]) -> str:
 
 
 def _usual(model: nn.Module) -> list[tuple[int, int, int]]:
-    """Usual sizes of images with as many channels as the first layer reads."""
+    """Return the usual image sizes that have as many channels as the first layer reads."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
     return [size for size in _USUAL if not isinstance(first, nn.Conv2d) or first.in_channels == size[0]]
 
@@ -209,7 +218,7 @@ def _size(name: str, told: Any) -> tuple[int, int, int]:
 
 
 def _described(out: Any) -> str:
-    """What a forward gave that is no tensor, and what its network should be wrapped in."""
+    """Describe a forward output that is not a tensor, and say how to wrap its network."""
     if isinstance(out, Mapping):
         parts = {f"out[{key!r}]": value for key, value in out.items()}
     elif isinstance(out, list | tuple) and not hasattr(out, "_fields"):

@@ -1,4 +1,7 @@
-"""What every source does with a weights file: which state dict of it fits, the layers of the card beside it, the weights."""
+"""Loading of a weights file for every source.
+
+This covers the choice of a state dict, the layers of the card beside the file, and the weights.
+"""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -16,8 +19,8 @@ from intrafusion.models.state_dict import Misfit, Spelling, StateFit, bare, fit,
 from intrafusion.models.torch_file import Beside, read, state_dicts
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
-CardOf = Callable[[Path, ModelCard], ModelCard]  # a file's card, laid over a default
-_SHOWN = 3  # names of a list
+CardOf = Callable[[Path, ModelCard], ModelCard]  # reads a file's card and merges it over a default
+_SHOWN = 3  # maximum names shown of a list
 _log = logging.getLogger(__name__)
 
 
@@ -30,13 +33,13 @@ def open_file(
     heads: bool = False,
     card_of: CardOf = card_beside,
 ) -> tuple[nn.Module, ModelCard]:
-    """The network that `make` makes for the weights in a file, with the layers of its card, and its card.
+    """Build the network for the weights in a file, with the layers that its card describes. Return it and its card.
 
-    make: gets the weights, their keys as `spelling` spells them. key: which state dict of the file is meant. unused: how
-    the keys begin that are left out. heads: whether the head may have another number of classes than `make` gives it.
-    card_of: where the card is; what a file itself says is believed of our own files alone.
-    What a person should know of the weights is logged, and among the card's details as `told`.
-    Raises IntrafusionError for a file that cannot be read safely, and Misfit for one that does not fit.
+    make: builds the network from the weights, whose keys are normalised by `spelling`. key: which state dict of the file to
+    load. unused: prefixes of keys to leave out. heads: whether the head may have another number of classes than `make` gives
+    it. card_of: reads the card; only for files written by this package may it read the card from the weights file itself. Notes
+    on the weights for the user are logged, and stored in the card's details as `told`. Raises IntrafusionError for a file that
+    cannot be read safely, and Misfit for one that does not match the network.
     """
     tables = state_dicts(read(path), path, key)
     first: Misfit | None = None
@@ -58,7 +61,7 @@ def open_file(
 def _filled(
     table: Mapping[str, Any], path: Path, make: Make, spelling: Spelling, heads: bool, card_of: CardOf
 ) -> tuple[nn.Module, ModelCard, list[str]]:
-    """The network with the weights of one state dict, its card, and what is to be told."""
+    """Return the network with the weights of one state dict, its card, and notes for the user."""
     state, told = bare(table, path), []
     model, default = make({spelling(name): value for name, value in state.items()})
     card = card_of(path, default)
@@ -78,7 +81,7 @@ def _filled(
 
 
 def _check_kinds(found: StateFit, table: Mapping[str, Any], path: Path, spelling: Spelling) -> None:
-    """Raise IntrafusionError where the file holds a weight, but not as a tensor."""
+    """Raise IntrafusionError if the file holds a weight in another form than a tensor."""
     others = {spelling(name): value for name, value in table.items() if not isinstance(value, Tensor)}
     for name in found.missing:
         if isinstance(value := others.get(spelling(name)), Beside):
@@ -93,7 +96,10 @@ def _check_kinds(found: StateFit, table: Mapping[str, Any], path: Path, spelling
 
 
 def _resized(model: nn.Module, found: StateFit, classes: int) -> int | None:
-    """Give the head as many outputs as its weights have, in place; their number, None where nothing else is the difference."""
+    """Resize the head in place to as many outputs as its weights have.
+
+    Return this number, or None if the number of classes is not the only difference.
+    """
     heads: dict[str, int] = {}
     for key in found.misshapen:
         name, _, part = key.rpartition(".")
@@ -117,18 +123,21 @@ def _resized(model: nn.Module, found: StateFit, classes: int) -> int | None:
 
 
 def _check_head(model: nn.Module, card: ModelCard, path: Path) -> None:
-    """Raise Misfit unless the network with its new head gives a logit for each class."""
+    """Raise Misfit unless the network with its new head returns one logit per class."""
     try:
         with torch.inference_mode():
             whole = model.eval()(card.example()).shape == (1, card.classes)
-    except Exception:  # a forward that counts on another number
+    except Exception:  # the forward pass may rely on another number of classes
         whole = False
     if not whole:
         raise Misfit(f"{path} does not fit {card.name}, which does not work with a head of {card.classes} classes", card.name)
 
 
 def _chosen(place: str, tables: Mapping[str, Mapping[str, Any]], model: nn.Module, spelling: Spelling) -> list[str]:
-    """Which of a file's state dicts these are, where others would fit, and what is not under the chosen part of keys."""
+    """Return notes on the choice among a file's state dicts.
+
+    They say which one was chosen, if others would fit too, and which entries are outside the chosen key prefix.
+    """
     told, others = [], list[str]()
     for other, table in tables.items():
         same = all(tables[place].get(name) is value for name, value in table.items())
@@ -153,7 +162,7 @@ def _is_within(place: str, outer: str) -> bool:
 
 
 def _left_out(found: StateFit, table: Mapping[str, Any]) -> list[str]:
-    """What is said of what is no weight of the network."""
+    """Return notes on entries that are not weights of the network, and on computed weights."""
     averaged = [name for name in found.aside if is_averaged(name)]
     names = [name for name in found.aside if name not in averaged]
     names += [name for name, value in table.items() if not isinstance(value, Tensor)]

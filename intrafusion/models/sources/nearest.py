@@ -1,4 +1,7 @@
-"""Which architecture of the zoo a state dict is likely of: said where it does not fit the one that was asked for."""
+"""Search for the known architecture that a state dict most likely belongs to.
+
+The error for a state dict that does not match the requested architecture names it.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,17 +14,20 @@ from torch import Tensor
 from intrafusion.models.sources import builtin, torchvision
 from intrafusion.models.state_dict import Spelling, cifar, is_counter, plain
 
-_NEAR, _ALL = 0.5, 1 - 1e-5  # likeness from which on an architecture is named, or said to be the one
-_HEAD = 1 - 1e-6  # what the weights of a head count for that has another number of classes
-_TRIED = 12  # of torchvision's classifiers, those of the nearest sizes
-_SIZES = 0.5, 1.5  # numbers in the file for each of theirs
-_MOST = 100_000_000  # parameters of those that must be made in memory
+_NEAR, _ALL = 0.5, 1 - 1e-5  # minimum similarity to name an architecture, or to call it the same
+_HEAD = 1 - 1e-6  # similarity of head weights with another number of classes
+_TRIED = 12  # number of torchvision classifiers to compare, nearest in size
+_SIZES = 0.5, 1.5  # range of the file's parameter count relative to theirs
+_MOST = 100_000_000  # maximum parameters of networks that must be built in memory
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def nearest(table: Mapping[str, Any], asked: str) -> str:
-    """ "; its keys are those of NAME", or come nearest to its; "" where no other's are near. timm's are not looked at."""
+    """Return text that names the architecture whose keys match best, or "" if no other one is close.
+
+    The text is "; its keys are those of NAME" or "; its keys come nearest to those of NAME". timm's models are not compared.
+    """
     found, name = max(_likenesses(table))
     if found < _NEAR or name == asked:
         return ""
@@ -29,7 +35,7 @@ def nearest(table: Mapping[str, Any], asked: str) -> str:
 
 
 def _likenesses(table: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
-    """How like each architecture's the keys and shapes are, from 0 to 1."""
+    """Yield the similarity of the keys and shapes to each architecture's, from 0 to 1, and the architecture's name."""
     state = {name: value for name, value in table.items() if isinstance(value, Tensor)}
     shapes = _shapes(state, cifar)
     projects = any(".shortcut." in name for name in shapes)
@@ -41,7 +47,7 @@ def _likenesses(table: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
 
 
 def _likeness(found: Shapes, own: Shapes, classes: int) -> float:
-    """The share of the keys that have the same shape; a head of another number of classes has almost the same."""
+    """Return the share of keys with equal shapes. A head with another number of classes counts almost fully."""
     same = 0.0
     for name in found.keys() & own.keys():
         shape, other = found[name], own[name]
@@ -50,7 +56,7 @@ def _likeness(found: Shapes, own: Shapes, classes: int) -> float:
 
 
 def _of_size(numbers: int) -> list[str]:
-    """The torchvision classifiers with about so many numbers, the nearest first."""
+    """Return the torchvision classifiers with a similar number of parameters, nearest first."""
     sizes = {name: torchvision.member(name, None).meta["num_params"] for name in torchvision.names()}
     near = [
         name
@@ -61,7 +67,7 @@ def _of_size(numbers: int) -> list[str]:
 
 
 def _needs_memory(name: str) -> bool:
-    """Whether a network computes with tensors while it is made: RegNet, its widths."""
+    """Return whether building a network computes with real tensors, as RegNet does for its widths."""
     return "/regnet" in name
 
 

@@ -1,4 +1,7 @@
-"""timm's classifiers, as "timm/NAME": an optional extra. Their weights come from local files or, by timm, from its hub."""
+"""timm's classifiers, named "timm/NAME" (optional extra).
+
+Weights are local files, or are downloaded from timm's hub.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +22,7 @@ _HUB = "https://huggingface.co"
 
 
 def names() -> list[str]:
-    """Those that have weights; none where timm is not installed."""
+    """Return the names of models with pretrained weights, or an empty list if timm is not installed."""
     try:
         return [f"{PREFIX}{name}" for name in _timm().list_models(pretrained=True)]
     except IntrafusionError:
@@ -31,7 +34,7 @@ def dataset(name: str) -> str:
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The architecture with weights drawn at random."""
+    """Return the architecture with random weights, and its card."""
     try:
         model = _timm().create_model(_short(name), pretrained=False)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -41,7 +44,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
 
 
 def published(name: str) -> tuple[str, Path, str]:
-    """Where these weights are published, and where they lie once here. The hub gives no checksum in its names."""
+    """Return the URL of the published weights, their local path, and "", because the hub's names hold no checksum."""
     model = _timm().get_pretrained_cfg(_short(name))
     if model is None or not model.hf_hub_id:
         raise IntrafusionError(f"timm publishes no weights of {name}: pass a file as weights=, or weights='random'")
@@ -50,7 +53,7 @@ def published(name: str) -> tuple[str, Path, str]:
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
-    """The model and its card; weights: None for those that timm publishes, or a file."""
+    """Load the model and its card. weights: a file, or None for the weights that timm publishes."""
     if weights is None:
         path, key = fetch(*published(name), progress), None
         source = f"timm {path.stem}"
@@ -89,7 +92,7 @@ def _short(name: str) -> str:
 
 
 def _card(name: str, about: Mapping[str, Any]) -> ModelCard:
-    """The card of a timm model, read from its own configuration."""
+    """Build a timm model's card from its own configuration."""
     classes = int(about["num_classes"])
     data = "imagenet" if classes == 1000 else unnamed(classes)
     return ModelCard(

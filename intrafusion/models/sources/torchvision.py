@@ -1,4 +1,4 @@
-"""torchvision's ImageNet classifiers, as "imagenet/NAME"."""
+"""torchvision's ImageNet classifiers, named "imagenet/NAME"."""
 
 import math
 from collections.abc import Mapping
@@ -31,9 +31,9 @@ def dataset(name: str) -> str:
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The architecture with weights drawn at random; without the heads that only training uses.
+    """Return the architecture with random weights, without the auxiliary heads used only in training, and its card.
 
-    A vision transformer is for images of one size: that of these weights, or of torchvision's default ones.
+    A vision transformer accepts images of one size: that of the given weights, or else that of torchvision's default weights.
     """
     from torchvision import models
 
@@ -52,14 +52,14 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
 
 
 def published(name: str, weights: str | Path | None = None) -> tuple[str, Path, str]:
-    """Where these weights are published, where they lie once here, and how their SHA-256 begins."""
+    """Return the URL of the published weights, their local path, and the start of their SHA-256."""
     url = member(name, weights).url
     path = home() / "weights" / url.rpartition("/")[2]
     return url, path, path.stem.rpartition("-")[2]
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
-    """The model and its card; weights: None for torchvision's default, a member of the model's enum, or a file."""
+    """Load the model and its card. weights: a file, a member of the model's weights enum, or None for torchvision's default."""
     known = weights is None or is_member(name, str(weights))
     path, key = (fetch(*published(name, weights), progress), None) if known else located(str(weights))
 
@@ -88,14 +88,14 @@ def _short(name: str) -> str:
 
 
 def is_member(name: str, weights: str) -> bool:
-    """Whether the model's weights enum has this name."""
+    """Return whether the model's weights enum has a member of this name."""
     from torchvision import models
 
     return weights in models.get_model_weights(_short(name)).__members__
 
 
 def member(name: str, weights: str | Path | None) -> Any:
-    """A member of the model's weights enum: the named one, else torchvision's default (every classifier has one)."""
+    """Return the named member of the model's weights enum, or torchvision's default (every classifier has one)."""
     from torchvision import models
 
     enum = models.get_model_weights(_short(name))
@@ -103,7 +103,7 @@ def member(name: str, weights: str | Path | None) -> Any:
 
 
 def card(name: str, weights: Any) -> ModelCard:
-    """The card of torchvision weights, read from their own transforms and metadata."""
+    """Build the card of torchvision weights from their transforms and metadata."""
     preset = weights.transforms()
     crop, accuracy = preset.crop_size[0], weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
     return ModelCard(

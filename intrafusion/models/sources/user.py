@@ -1,4 +1,4 @@
-"""Networks that a person keeps on this machine, of any widths, as "kept/NAME"; also programs of torch.export."""
+"""Networks of any width that the user keeps on this machine, named "kept/NAME", including torch.export programs."""
 
 import sys
 import zipfile
@@ -22,19 +22,22 @@ from intrafusion.runtime.paths import check_name, home, is_name
 
 PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")
-_PROGRAM = "program"  # among the details of a card: the description of a program
+_PROGRAM = "program"  # key in a card's details: the description of a program
 _NOTHING = ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")
 
 
 def names(damaged: bool = True) -> list[str]:
-    """In alphabetical order. damaged: whether those are among them that cannot be opened; `describe` says so of them."""
+    """Return the names of kept networks in alphabetical order.
+
+    damaged: whether to include those that cannot be opened, which `describe` reports as damaged.
+    """
     files = [path for end in _ENDS for path in (home() / "models").glob(f"[!.]*{end}")]
     found = sorted({f"{PREFIX}{path.stem}" for path in files if is_name(path.stem)})
     return found if damaged else [name for name in found if _damage(name) is None]
 
 
 def _damage(name: str) -> str | None:
-    """Why a kept network cannot be opened, as far as its card says; None where nothing seems wrong."""
+    """Return why a kept network cannot be opened, as far as its card shows, or None if nothing is wrong."""
     try:
         dataset(name)
         path, card = _found(name)
@@ -46,14 +49,15 @@ def _damage(name: str) -> str | None:
 
 
 def when(name: str) -> int:
-    """When a kept network was written, in nanoseconds: another one of its name has another time."""
+    """Return when a kept network was written, in nanoseconds. A later network of the same name has another time."""
     return _found(name)[0].stat().st_mtime_ns
 
 
 def keep(model: nn.Module, name: str) -> str:
-    """Keep a network, of whatever widths, so that "kept/NAME" opens it; that name. model: with the card of its architecture.
+    """Save a network of any width so that "kept/NAME" opens it. Return that name.
 
-    A network of that name is replaced. Raises IntrafusionError for a name that is none, or where it cannot be written.
+    model: a network with the card of its architecture. A kept network of the same name is replaced. Raises IntrafusionError if
+    the name is invalid or the file cannot be written.
     """
     card = card_of(model)
     architecture = card.details.get("architecture", card.name)
@@ -69,9 +73,9 @@ def keep(model: nn.Module, name: str) -> str:
 
 
 def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
-    """Keep a program of `built` as its description and its tensors, so that "kept/NAME" opens it; that name.
+    """Save a program from `built`, as its description and its tensors, so that "kept/NAME" opens it. Return that name.
 
-    Raises IntrafusionError for a name that is none, or where it cannot be written.
+    Raises IntrafusionError if the name is invalid or the file cannot be written.
     """
     from intrafusion.models.exported_program import Program, described, tensors_of
 
@@ -82,9 +86,9 @@ def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
 
 
 def architecture(name: str) -> str:
-    """The name of the architecture that a kept network was made from: a program's is its own.
+    """Return the name of the architecture that a kept network was made from. For a program, this is its own name.
 
-    Raises IntrafusionError where its card names none.
+    Raises IntrafusionError if the card names no known architecture.
     """
     if is_program(name):
         return name
@@ -95,7 +99,7 @@ def architecture(name: str) -> str:
 
 
 def is_program(name: str) -> bool:
-    """Whether what is kept under this name is a program, "kept/NAME"."""
+    """Return whether the network kept under this name ("kept/NAME" or "NAME") is a program."""
     path = home() / "models" / check_name(name.removeprefix(PREFIX))
     saved, older = (path.with_name(f"{path.name}{end}") for end in _ENDS)
     return _holds_program(saved, saved.stat().st_mtime_ns) if saved.is_file() else older.is_file()
@@ -103,13 +107,16 @@ def is_program(name: str) -> bool:
 
 @cache
 def _holds_program(path: Path, when: int) -> bool:
-    """Whether a file's card describes a program. when: the time of the file."""
+    """Return whether a file's card describes a program. when: the file's modification time, part of the cache key."""
     return _PROGRAM in saved_card(path, _NOTHING).details
 
 
 @cache
 def _check_described(path: Path, when: int) -> None:
-    """Raise IntrafusionError where the program that a file's card describes makes no sense. when: the time of the file."""
+    """Raise IntrafusionError if the program description in a file's card is invalid.
+
+    when: the file's modification time, part of the cache key.
+    """
     from intrafusion.models.exported_program import check_described
 
     try:
@@ -119,12 +126,12 @@ def _check_described(path: Path, when: int) -> None:
 
 
 def source_of(name: str) -> ModuleType:
-    """The source that a name belongs to: this module, or one of `sources`."""
+    """Return the source of a name: this module, or another of `sources`."""
     return sys.modules[__name__] if name.startswith(PREFIX) else lookup.of(name)
 
 
 def is_safe(architecture: str) -> bool:
-    """Whether a file may ask for this architecture: one that is known by its name alone, or a program that is kept."""
+    """Return whether a file may request this architecture: one known by name alone, or a kept program."""
     if lookup.runs_code(architecture):
         return False
     try:
@@ -144,7 +151,10 @@ def dataset(name: str) -> str:
 
 
 def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]:
-    """The architecture that it was made from, with weights of any values; a program with weights drawn at random."""
+    """Return the architecture that a kept network was made from, with arbitrary weights, and its card.
+
+    A program is returned with random weights.
+    """
     if is_program(name):
         model, card = _program(name)
         for layer in model.modules():
@@ -156,7 +166,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
-    """The model and its card, from its own file or another one of the same architecture."""
+    """Load the model and its card, from its own file or from another file of the same architecture."""
     if is_program(name):
         model, card = _program(name)
         if weights is None:
@@ -177,7 +187,7 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
 
 
 def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:
-    """The network of a file of `save_network`, and the card that it holds."""
+    """Load the network and the card from a file written by `save_network`."""
     source = source_of(architecture)
     return open_file(path, lambda state: source.blank(architecture, state), heads=True, card_of=saved_card)
 
@@ -200,13 +210,16 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def told(name: str) -> list[str]:
-    """What a person should know of a kept network's weights: what was chosen or left out of their file."""
+    """Return the notes for the user on a kept network's weights: what was chosen or left out of their file."""
     lines = _found(name)[1].details.get("told", [])
     return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
 
 
 def _program(name: str) -> tuple[nn.Module, ModelCard]:
-    """A kept program, and its card. One that an older version kept is a .pt2 file, which is read as a stranger's."""
+    """Return a kept program and its card.
+
+    A program kept by an older version is a .pt2 file, which is read as untrusted.
+    """
     from intrafusion.models.exported_program import built, read_program
 
     path, card = _found(name)
@@ -224,7 +237,7 @@ def _program(name: str) -> tuple[nn.Module, ModelCard]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of ours."""
+    """Return the tensors of a file written by this package."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -235,7 +248,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _found(name: str) -> tuple[Path, ModelCard]:
-    """The file of a kept network, and its card. Raises IntrafusionError where there is none, or a damaged one."""
+    """Return the file of a kept network and its card. Raises IntrafusionError if the file is missing or damaged."""
     paths = [home() / "models" / f"{check_name(name.removeprefix(PREFIX))}{end}" for end in _ENDS]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
