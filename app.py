@@ -1,4 +1,4 @@
-"""The dashboard's entry: navigation, and the sidebar that picks model, data, device and group; and the server around it."""
+"""The dashboard's entry point: navigation, the sidebar (model, data, device, group), and the server that runs the pages."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ LOGO = str(Path(__file__).parent / "assets" / "logo.svg")
 
 
 def look() -> None:
-    """One look at the dashboard: what Streamlit draws for one reader."""
+    """Draw the dashboard once, for one reader: the body of a Streamlit script run."""
     server.answer_errors()
     st.set_page_config(page_title="intrafusion", page_icon=LOGO, layout="wide")
     st.logo(LOGO, size="large")
@@ -22,13 +22,13 @@ def look() -> None:
     if page.title == "Overview":
         greet()
 
-    # torch takes seconds to import, once a server: navigation and greeting do not wait for it
+    # importing torch takes seconds, once per server: draw the navigation and the greeting before it
     from intrafusion import IntrafusionError
     from pages.shared import app_state, job_queue, messages
 
     controls = st.sidebar.container()
     app_state.arrive()
-    job_queue.show()  # below the controls, and before the page, which may stop early
+    job_queue.show()  # below the controls, but before the page runs, since the page may stop early
     try:
         with links.noticed(page.title, notice):
             st.session_state.here = app_state.choose(controls)
@@ -38,7 +38,7 @@ def look() -> None:
         messages.error(error)
 
 
-if __name__ == "__main__":  # Streamlit runs this file at every look
+if __name__ == "__main__":  # Streamlit runs this file as a script on every rerun
     look()
-else:  # and imports it once, to serve it
+else:  # and imports it once to get the ASGI app
     app = st.App(__file__, **server.options())

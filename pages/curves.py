@@ -1,4 +1,4 @@
-"""Accuracy against sparsity, computed live."""
+"""The Curves page: accuracy against sparsity, computed live."""
 
 import pandas as pd
 import streamlit as st
@@ -11,7 +11,7 @@ from intrafusion.studies.sweeps import grid
 from pages.shared import app_state, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
-_CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: such curves draw themselves
+_CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: cheaper curves are drawn automatically
 
 enter_app()
 here: app_state.Here = st.session_state.here
@@ -60,7 +60,7 @@ store = studying.store()
 state = studying.state(("curve", here.key(), base, tuple(specs)), specs, session, store)
 
 count = len(session.images()) if limit is None else min(limit, len(session.images()))
-cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # how long criteria look at images varies widely
+cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # the cost of criteria that use images varies widely
 asked = studying.run_row(state.label or "Draw the curves", None, state.settled, state, count)
 if asked or (state.job is None and cheap and not state.settled):
     studying.start(state.key, specs, session, store, f"curve of {base.model}")

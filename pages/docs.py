@@ -1,4 +1,4 @@
-"""The documents of the project: one at a time, whole or one section of it, with search by heading."""
+"""The Docs page: one of the project's documents, whole or a single section, with search by heading."""
 
 import pandas as pd
 import streamlit as st

@@ -1,4 +1,4 @@
-"""The smaller network to take away: made, timed, written in several formats, each verified, with a report."""
+"""The Export page: make the smaller network, time it, write it in several formats, verify each file, and report."""
 
 import pandas as pd
 import streamlit as st

@@ -1,4 +1,4 @@
-"""What importance criteria say of one group's channels, where they agree, and what one channel responds to."""
+"""The Importance page: scores of one group's channels by several criteria, their agreement, and one channel's responses."""
 
 import streamlit as st
 
@@ -14,7 +14,7 @@ from pages.panels import importance, response
 from pages.shared import app_state, parts
 from pages.shared.navigation import enter_app
 
-_MOST = 8  # images shown
+_MOST = 8  # most images shown
 
 enter_app()
 here: app_state.Here = st.session_state.here
@@ -45,7 +45,7 @@ with columns[2]:
     )
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity)
 criteria = list(dict.fromkeys([criterion, *compared]))
-looking = spec.but(cost="activations")  # whatever the criterion: a spec that needs the calibration images
+looking = spec.but(cost="activations")  # a spec that needs the calibration images, whatever the criterion
 sees = None
 if any(registry("criterion")[name].needs != "nothing" for name in criteria):
     sees = app_state.can_see(here, looking)

@@ -1,4 +1,4 @@
-"""Where dense, dropped and fused networks lie in weight space, and what that does to their answers."""
+"""The Landscape page: where dense, dropped and fused networks lie in weight space, and how their outputs differ."""
 
 import streamlit as st
 

@@ -1,4 +1,4 @@
-"""The method in six steps, on a network small enough to see whole."""
+"""The Learn page: the method in six steps, on a network small enough to show completely."""
 
 import numpy as np
 import streamlit as st
@@ -14,7 +14,7 @@ from pages.shared import app_state
 from pages.shared.navigation import enter_app
 from pages.shared.parts import group_curve_line, take_away
 
-_PLACE = (-1.0, 0.5)  # of the star in step 1
+_PLACE = (-1.0, 0.5)  # coordinates of the star in step 1
 
 enter_app()
 here: app_state.Here = st.session_state.here

@@ -1,4 +1,4 @@
-"""The model: its card, its groups, its dense accuracy."""
+"""The Overview page: the model's card, its groups, and its dense accuracy."""
 
 import shlex
 
@@ -20,7 +20,7 @@ prunable = [group for group in session.groups if group.reason is None]
 
 
 def group_table(session: Session) -> pd.DataFrame:
-    """One row a group: what it holds, what it costs, why its layers belong together."""
+    """Return one row per group: its channels, its size and cost, and why its layers are coupled or not prunable."""
     sizes = session.layers
     rows = []
     for group in session.groups:

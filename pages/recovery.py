@@ -1,4 +1,4 @@
-"""What brings a pruned network back: recoveries side by side, and what each costs."""
+"""The Recovery page: recovery methods for a pruned network side by side, and the cost of each."""
 
 import pandas as pd
 import streamlit as st
@@ -43,7 +43,7 @@ if studying.run_row(label, recovery.forecast(specs), settled, state, count):
 
 answer = rows(list(known.values()), runs)
 by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
-by = by or "steps"  # an empty parameter of a link empties even what is required
+by = by or "steps"  # an empty parameter in a link clears even a required control
 parts.chart(training_curves(runs, answer, by, app_state.is_dark()), "recovery")
 if not known and state.job is None:
     st.caption("Nothing is computed before you ask. Press *Recover*.")

@@ -1,4 +1,4 @@
-"""Which groups bear pruning, and by how much: a study of all groups, each pruned alone."""
+"""The Sensitivity page: how much pruning each group tolerates, from a study that prunes each group alone."""
 
 import streamlit as st
 
@@ -14,7 +14,7 @@ from pages.panels import allocation, sensitivity
 from pages.shared import app_state, messages, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
-_CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: such studies run unasked
+_CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: cheaper studies run automatically
 
 enter_app()
 here: app_state.Here = st.session_state.here

@@ -1,4 +1,4 @@
-"""Pruning while a network learns, and before: methods trained live, watched, compared, and kept."""
+"""The Training lab page: methods that prune during or before training, run live, watched, compared, and kept."""
 
 import pandas as pd
 import streamlit as st

@@ -1,4 +1,4 @@
-"""The transport plan of one group."""
+"""The Transport page: the transport plan of one group."""
 
 import pandas as pd
 import streamlit as st
@@ -69,7 +69,11 @@ st.subheader("Another look")
 looks = ["map", "sparsity player", "two settings", "learned map"]
 look = st.segmented_control("Another look", looks, default="map", key="look", bind=app_state.BIND, label_visibility="collapsed")
 look = look or "map"
-others = ("plane", "reader", *(f"b_{key}" for key in transport_controls.KEYS))  # of the looks, each of which draws some
+others = (
+    "plane",
+    "reader",
+    *(f"b_{key}" for key in transport_controls.KEYS),
+)  # controls of the looks; each look draws only some
 keys = ("criterion", "sparsity", *transport_controls.KEYS, "view", "arrange", "channel", "look", *others)
 
 if look == "map":

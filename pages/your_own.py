@@ -1,4 +1,4 @@
-"""A reader's own network and images: uploaded, checked, kept on this machine, and opened on every page."""
+"""The page Your own: upload and check a reader's network and images, and keep them on this machine for every page."""
 
 import streamlit as st
 

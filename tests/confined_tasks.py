@@ -1,4 +1,4 @@
-"""Tasks for a child process as a hostile file could make them; each is called with the child's folder."""
+"""Tasks that a hostile file could cause in a child process. Each is called with the child's folder and `tell`."""
 
 import contextlib
 import ctypes
@@ -47,7 +47,7 @@ def allocates_and_hides_it(folder, tell):
 
 
 def shares_memory(folder, tell):
-    """Memory of which no limit of a process knows."""
+    """Allocate shared memory, which no process limit covers."""
     _mark(folder)
     whole = mmap.mmap(-1, 2 << 30)
     for place in range(0, 2 << 30, 4096):
@@ -137,7 +137,7 @@ def answers_no_json(folder, tell):
 
 
 def writes_elsewhere(folder, tell, place):
-    """What a child may change: where each of these succeeded."""
+    """Try to change files inside and outside the child's folder. Return the names of the actions that succeeded."""
     outside, found = Path(place), []
     (folder / "made").mkdir()
     for name, act in {

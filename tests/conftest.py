@@ -1,4 +1,4 @@
-"""Shared fixtures: the reference folder beside the checkout, and small networks of every kind of coupling."""
+"""Shared fixtures: the reference folder beside the checkout, and small networks with every kind of coupling."""
 
 import contextlib
 import functools
@@ -23,18 +23,18 @@ import intrafusion as itf  # before torchvision, which it makes importable
 from intrafusion.models.architectures import ResNet, Vgg, mlp
 from intrafusion.runtime import sandbox
 
-# no test writes to the person's own store; the dashboards that browser tests start share this one
+# tests never write to the user's own store; the dashboards of the browser tests share this one
 os.environ["INTRAFUSION_HOME"] = tempfile.mkdtemp(prefix="intrafusion-tests-")
 os.environ["INTRAFUSION_STORE"] = str(Path(os.environ["INTRAFUSION_HOME"]) / "studies.sqlite")
 
-torch.set_num_threads(1)  # the networks are tiny: on a shared machine waiting for a second thread costs ten times more
+torch.set_num_threads(1)  # the networks are tiny: on a shared machine, waiting for a second thread would take ten times longer
 
 SHARED = Path(os.environ.get("INTRAFUSION_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes one takes a file as a whole, and one alone drives browsers."""
+    """Schedule each test file in one process, and all browser tests in a single process."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             path = nodeid.partition("::")[0]
             return "browser" if "browser/" in path else path
 
-    config.option.loadscopereorder = False  # browsers take longest and come first
+    config.option.loadscopereorder = False  # keep the browser tests first, because they take longest
     return Scheduling(config, log)
 
 
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def reference() -> Callable[[str], Path]:
-    """A file of the reference folder by its relative path; the test skips where it is absent."""
+    """Return a function that finds a file of the reference folder by relative path, and skips the test if it is absent."""
 
     def path(relative: str) -> Path:
         file = SHARED / relative
@@ -75,7 +75,7 @@ def reference() -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test measures and trains for itself."""
+    """Give each test an empty home and store, so that it measures and trains by itself."""
     folder = tmp_path_factory.mktemp("store")
     monkeypatch.setenv("INTRAFUSION_STORE", str(folder / "studies.sqlite"))
     monkeypatch.setenv("INTRAFUSION_HOME", str(folder))
@@ -83,12 +83,12 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def child() -> None:
-    """Lets a test start child processes for files, each of which imports PyTorch for seconds."""
+    """Let a test read files in real child processes, each of which takes seconds to import PyTorch."""
 
 
 @pytest.fixture(autouse=True)
 def own_files_are_read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a child process does with a file is done in this process, unless a test asks for `child`."""
+    """Run the file tasks of child processes in this process, unless the test uses the fixture `child`."""
     if "child" not in request.fixturenames:
         monkeypatch.setattr(sandbox, "steps", _steps)
 
@@ -96,7 +96,7 @@ def own_files_are_read_here(request: pytest.FixtureRequest, monkeypatch: pytest.
 def _steps(
     task: str, folder: Path, what: str, limits: Any, arguments: dict[str, Any], note: Any
 ) -> Generator[tuple[int, int], None, Any]:
-    """`sandbox.steps` without a child."""
+    """Do the work of `sandbox.steps` without a child process."""
     module, _, name = task.partition(":")
     told: list[tuple[int, int]] = []
     work = getattr(importlib.import_module(module), name)
@@ -109,12 +109,12 @@ def _steps(
 
 @pytest.fixture(autouse=True)
 def own_main(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streamlit's page tests put the page in `__main__`, which a process started later would run."""
+    """Restore `__main__` after each test: Streamlit's page tests replace it, and a later child process would run it."""
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Weights that keep the signal alive to the last layer, and norms that do something, so that mistakes show."""
+    """Randomise weights so that the signal reaches the last layer, and norms so that they are not trivial, to reveal errors."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -132,7 +132,7 @@ def randomise(model: nn.Module) -> nn.Module:
 
 
 class Pooled(nn.Module):
-    """A body, its channels averaged over the image, a linear head."""
+    """A body, global average pooling, and a linear head."""
 
     def __init__(self, body: nn.Module, channels: int):
         super().__init__()
@@ -151,7 +151,7 @@ def conv_bn(n_in: int, n_out: int, groups: int = 1, kernel: int = 3) -> list[nn.
 
 
 class Fire(nn.Module):
-    """SqueezeNet's: squeeze, two expansions of different width, concatenated (Iandola et al. 2016)."""
+    """SqueezeNet's fire module: squeeze, then two concatenated expansions of different widths (Iandola et al. 2016)."""
 
     def __init__(self, n_in: int, squeeze: int, one: int, three: int):
         super().__init__()
@@ -164,7 +164,7 @@ class Fire(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Residual sums whose norms read the sum, so they cannot be folded (He et al. 2016)."""
+    """A residual block whose norms read the sum and so cannot be folded (He et al. 2016)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class PreActivation(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels multiplied by gates computed from their own means (Hu et al. 2018)."""
+    """A block that multiplies channels by gates computed from the channel means (Hu et al. 2018)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Doubled(nn.Module):
-    """The same channels twice in one concatenation."""
+    """A network that concatenates the same channels twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,9 +216,9 @@ def _mobilenet() -> nn.Module:
         [1, 16, 1, 1],
         [6, 24, 2, 2],
         [6, 32, 2, 2],
-    ]  # expansion, width, how many, stride: of each kind one, and a sum
+    ]  # expansion, width, repeats, stride: one block of each kind, and one residual sum
     model = MobileNetV2(num_classes=5, width_mult=0.5, inverted_residual_setting=blocks, dropout=0.0)
-    last = model.features[-1][0].in_channels  # torchvision never has fewer than 1,280 behind it
+    last = model.features[-1][0].in_channels  # torchvision's last layer has at least 1,280 channels; replace it
     model.features[-1] = Conv2dNormActivation(last, 48, kernel_size=1, activation_layer=nn.ReLU6)
     model.classifier[1] = nn.Linear(48, 5)
     return model
@@ -252,7 +252,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class Network:
-    """A network with random weights and norms; shared by the tests, so no test may change it."""
+    """A network with random weights and norms. Tests share it, so it must not be modified."""
 
     name: str
     model: nn.Module
@@ -260,7 +260,7 @@ class Network:
     images: Tensor
     logits: Tensor
     groups: tuple[itf.Group, ...]
-    data: itf.ImageData  # noise, labelled by chance
+    data: itf.ImageData  # noise with random labels
 
     @property
     def prunable(self) -> list[itf.Group]:
@@ -287,25 +287,28 @@ def _network(name: str) -> Network:
 
 @pytest.fixture(scope="session", params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Network:
-    """Each of the small networks in turn."""
+    """Return each of the small networks in turn."""
     return _network(request.param)
 
 
 @pytest.fixture(scope="session")
 def networks() -> Callable[[str], Network]:
-    """A small network by name."""
+    """Return a function that gives a small network by name."""
     return _network
 
 
 @pytest.fixture(scope="session")
 def random_weights() -> Callable[[nn.Module], nn.Module]:
-    """Fills a network, in place, with weights and norms that are neither dead nor trivial."""
+    """Return a function that fills a network in place with weights and norms that are neither dead nor trivial."""
     return randomise
 
 
 @pytest.fixture(scope="session")
 def same_logits() -> Callable[..., None]:
-    """Asserts that two networks' logits agree to 1e-4 of what tells the images apart (all logits share their bias)."""
+    """Return a function that asserts that two networks' logits agree.
+
+    The tolerance is 1e-4 of the logits' spread over the images, because all images share the bias.
+    """
 
     def check(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
         assert actual.shape == expected.shape

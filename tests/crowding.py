@@ -1,4 +1,4 @@
-"""A crowd at a public dashboard, and a newcomer: how long the crowd keeps the newcomer from a first result."""
+"""A crowd of sessions on a public dashboard, and a newcomer whose wait for a first result is measured."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ ASKED = list(itertools.product(("l1", "l2", "random", "lamp", "fpgm"), ("L1", "L
 
 @contextlib.contextmanager
 def crowd(server: Server, sessions: int, addresses: int, at_once: int) -> Iterator[None]:
-    """Short sessions from some addresses, so many at once: each opens the curves, which begins to compute them, and leaves."""
+    """Run short sessions from several addresses, `at_once` at a time. Each opens the curves, which starts a job, and leaves."""
     numbers, over = itertools.count(), threading.Event()
 
     def come() -> None:
@@ -36,7 +36,7 @@ def crowd(server: Server, sessions: int, addresses: int, at_once: int) -> Iterat
 
 
 def newcomer(server: Server, percent: int) -> tuple[float, float]:
-    """Seconds until a newcomer from another address has the page, and until there is a first point of what it asks for."""
+    """Return the seconds until a newcomer from another address has the page, and until its first point is measured."""
     before = len(_points(server))
     began = time.monotonic()
     with visitor(server, "127.0.2.1") as reader:

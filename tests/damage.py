@@ -1,4 +1,4 @@
-"""Kept files with another card, or damaged in each way that disks and people damage them."""
+"""Helpers that replace the card of a kept file, or damage the file in typical ways."""
 
 import json
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from safetensors.torch import load_file, save_file
 
 
 def card_in(path: Path) -> dict:
-    """The card in the metadata of a file."""
+    """Return the card in a file's metadata."""
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["intrafusion.card"])
 
 
 def set_card(path: Path, text: str | None) -> None:
-    """Put another text in the place of a file's card, or none."""
+    """Replace a file's card by another text, or remove it if the text is None."""
     save_file(load_file(path), path, None if text is None else {"intrafusion.card": text})
 
 
 def made_older(path: Path) -> None:
-    """Let a file be one of an older version: its card lies beside it."""
+    """Convert a file to an older version, whose card is in a separate file beside it."""
     path.with_suffix(".json").write_text(json.dumps(card_in(path)))
     set_card(path, None)
 

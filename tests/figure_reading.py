@@ -1,4 +1,4 @@
-"""Reads figures for the tests: their titles, traces and numbers, and whether a browser could read them."""
+"""Helpers that read figures in tests: titles, traces and numbers, and whether a browser could parse them."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from intrafusion.reporting.figures.theme import DARK, LIGHT
 
 
 def serialised(fig: go.Figure) -> dict:
-    """The figure as a browser reads it; NaN and Infinity are no JSON."""
+    """Return the figure as a browser parses it. Fail on NaN and Infinity, which are not valid JSON."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in a figure")

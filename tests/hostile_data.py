@@ -1,4 +1,7 @@
-"""Images that are refused, and images of odd kinds that are taken: (make, expected), make(folder, sentinel) -> file."""
+"""Image files that are refused, and unusual pictures that are accepted.
+
+Each refused file is (make, expected), with make(folder, sentinel) -> file; `expected` is a part of the error message.
+"""
 
 import io
 import os
@@ -17,7 +20,7 @@ from own_files import Touch
 from PIL import Image, PngImagePlugin
 
 Make = Callable[[Path, Path], Path]
-BEFORE = files.LABELS  # of six images
+BEFORE = files.LABELS  # the labels of the six images
 
 
 def arrays(**changes: Any) -> Make:
@@ -27,7 +30,7 @@ def arrays(**changes: Any) -> Make:
 
 
 def signs(*numbers: int, order: str = "<") -> np.ndarray:
-    """Names of three classes in an array, the last of them of characters of these numbers."""
+    """Return the names of three classes as an array. The last name consists of these code points."""
     names = [[0x61] * len(numbers), [0x62] * len(numbers), numbers]
     return np.array(names, f"{order}u4").view(f"{order}U{len(numbers)}")[:, 0]
 
@@ -49,7 +52,7 @@ def of_array(pixels: np.ndarray, kind: str) -> bytes:
 
 
 def member(kind: int) -> Make:
-    """A zip that says one of its files is a device, a pipe or a socket."""
+    """Make a zip that marks one of its files as a device, a pipe or a socket. kind: the file type of `stat`."""
 
     def make(folder: Path, sentinel: Path) -> Path:
         with zipfile.ZipFile(folder / "d.zip", "w") as archive:
@@ -62,7 +65,7 @@ def member(kind: int) -> Make:
 
 
 def array_file(header: bytes, name: str = "images.npy") -> Make:
-    """An .npz whose array has a header of one's own."""
+    """Make an .npz whose array has this header."""
 
     def make(folder: Path, sentinel: Path) -> Path:
         content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
@@ -72,14 +75,14 @@ def array_file(header: bytes, name: str = "images.npy") -> Make:
 
 
 def _text_bomb() -> bytes:
-    """A picture with a comment that unpacks to 200 MB."""
+    """Return a picture with a comment that unpacks to 200 MiB."""
     info = PngImagePlugin.PngInfo()
     info.add(b"zTXt", b"x\0\0" + zlib.compress(bytes(200 << 20)))
     return picture(pnginfo=info)
 
 
 def _lying(folder: Path, sentinel: Path) -> Path:
-    """A zip whose list says a picture is smaller than it is."""
+    """Make a zip whose central directory claims that a picture is smaller than it is."""
     path = files.pictures(folder / "d.zip")
     content = bytearray(path.read_bytes())
     place = content.find(b"PK\x01\x02")
@@ -125,7 +128,7 @@ def packed(contents: dict[str, bytes]) -> Make:
 
 
 def _damaged_bombs() -> bytes:
-    """A picture with two comments of 3 MB each, which unpack but for the sums at their ends."""
+    """Return a picture with two comments of 3 MiB each, whose data unpack but whose checksums are wrong."""
     info = PngImagePlugin.PngInfo()
     for _ in range(2):
         info.add(b"zTXt", b"x\0\0" + zlib.compress(bytes(3 << 20))[:-4] + b"none")
@@ -221,7 +224,7 @@ def _animated() -> bytes:
 
 
 def _turned() -> bytes:
-    """A photo that says it lies on its side."""
+    """Return a photo whose EXIF orientation says that it is rotated."""
     image, exif = Image.new("L", (8, 8), 200), Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -229,7 +232,7 @@ def _turned() -> bytes:
     return buffer.getvalue()
 
 
-TAKEN: dict[str, bytes] = {  # pictures of one shade, about 200 of 255, of odd kinds
+TAKEN: dict[str, bytes] = {  # uniform pictures of about 200 of 255, of unusual kinds
     "grey of 16 bits in a PGM": b"P5 8 8 65535\n" + struct.pack(">64H", *[200 * 257] * 64),
     "grey of 16 bits": of_array(np.full((8, 8), 200 * 257, np.uint16), "PNG"),
     "grey of 16 bits in a TIFF": of_array(np.full((8, 8), 200 * 257, np.uint16), "TIFF"),

@@ -1,4 +1,7 @@
-"""Weights files that are refused, each with what is said of it: (make, expected), make(folder, sentinel) -> file."""
+"""Weights files that are refused.
+
+Each is (make, expected), with make(folder, sentinel) -> file; `expected` is a part of the error message.
+"""
 
 import argparse
 import builtins
@@ -24,7 +27,7 @@ Make = Callable[[Path, Path], Path]
 
 
 class Call:
-    """A pickle that calls something when somebody unpickles it."""
+    """An object whose pickle calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *args: Any):
         self.call = function, args
@@ -34,7 +37,7 @@ class Call:
 
 
 class Restored:
-    """A pickle whose class makes a file as its state is set."""
+    """An object whose class makes a folder when its state is set during unpickling."""
 
     def __getstate__(self) -> dict[str, str]:
         return {"sentinel": self.sentinel}
@@ -44,7 +47,7 @@ class Restored:
 
 
 def state(change: Callable[[dict[str, Any], str], None], suffix: str = ".safetensors") -> Make:
-    """A good state dict, but for what `change` does to it and its first weight."""
+    """Make a valid state dict that `change` then modifies. change: gets the state dict and the name of its first weight."""
 
     def make(folder: Path, sentinel: Path) -> Path:
         whole: dict[str, Any] = files.mlp_state()
@@ -55,7 +58,7 @@ def state(change: Callable[[dict[str, Any], str], None], suffix: str = ".safeten
 
 
 def beside(make: Callable[[Path, Path], Any]) -> Make:
-    """Good weights in a wrapper, and beside them what `make` gives."""
+    """Save valid weights in a wrapper, and beside them the object that `make` returns."""
 
     def write(folder: Path, sentinel: Path) -> Path:
         torch.save({"state_dict": files.mlp_state(), "args": make(folder, sentinel)}, folder / "w.pt")
@@ -77,7 +80,7 @@ def whole(name: str, content: bytes) -> Make:
 
 
 def cut(suffix: str, at: int) -> Make:
-    """The first so many bytes of a good file, or all but so many of its last."""
+    """Make a valid file and keep its first `at` bytes or, if `at` is negative, all but the last `-at` bytes."""
 
     def make(folder: Path, sentinel: Path) -> Path:
         path = files.save_state(folder / f"w{suffix}", files.mlp_state())
@@ -88,14 +91,14 @@ def cut(suffix: str, at: int) -> Make:
 
 
 def header(*tensors: tuple[str, Any, list[int], list[int]], raw: bytes | None = None, data: int = 64) -> Make:
-    """A .safetensors file of a header of one's own: (name, type, shape, offsets)."""
+    """Make a .safetensors file with a custom header of tensors (name, type, shape, offsets), or with the header `raw`."""
     about = {name: {"dtype": kind, "shape": shape, "data_offsets": place} for name, kind, shape, place in tensors}
     text = json.dumps(about).encode() if raw is None else raw
     return whole("w.safetensors", len(text).to_bytes(8, "little") + text + bytes(data))
 
 
 def gadget(make: Callable[[Path, Path], Any], **options: Any) -> Make:
-    """A file of torch.save whose pickle runs code."""
+    """Save with torch.save a file whose pickle runs code."""
 
     def write(folder: Path, sentinel: Path) -> Path:
         torch.save({"0.weight": make(folder, sentinel)}, folder / "w.pt", **options)
@@ -119,7 +122,7 @@ def _endless() -> dict[str, Any]:
 
 
 def _views(change: Callable[[int, torch.Tensor], dict[str, Any]], count: int) -> Make:
-    """Many tensors that are made of one storage of half a megabyte."""
+    """Save many tensors that share one storage of half a megabyte."""
 
     def make(folder: Path, sentinel: Path) -> Path:
         whole = torch.zeros(1 << 17)
@@ -131,13 +134,13 @@ def _views(change: Callable[[int, torch.Tensor], dict[str, Any]], count: int) ->
 
 
 def _tuples(folder: Path, sentinel: Path) -> Path:
-    """A key that is a tuple of one tuple twice, which is a tuple of one twice, and so on: its hash takes for ever."""
+    """Make a pickle whose key is 60 nested tuples, each holding the next one twice: its hash takes exponential time."""
     content = b"\x80\x02}K\x01" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60))
     return files.pictures(folder / "w.pt", {"archive/data.pkl": content + b"K\x01s.", "archive/version": b"3\n"})
 
 
 def _tables(folder: Path, sentinel: Path) -> Path:
-    """Tables of tables, each of which is there a hundred times: a hundred million ways through them."""
+    """Make nested dicts in which each dict occurs about a hundred times: there are a hundred million paths through them."""
     made: dict[str, Any] = {}
     for _ in range(4):
         made = dict.fromkeys(("state_dict", "model", "net", "ema", *map(str, range(100))), made)
@@ -175,7 +178,7 @@ def _load(folder: Path, sentinel: Path) -> Call:
 
 
 def _tar(folder: Path, sentinel: Path) -> Path:
-    """PyTorch's format before 0.1.10."""
+    """Make a tar file in PyTorch's format before 0.1.10."""
     for name in ("sys_info", "pickle", "storages", "tensors"):
         (folder / name).write_bytes(pickle.dumps(Touch(sentinel)))
     with tarfile.open(folder / "w.pt", "w") as archive:
@@ -191,7 +194,7 @@ def _zipped(folder: Path, sentinel: Path) -> Path:
 
 
 def _data_pkl(folder: Path, sentinel: Path) -> Path:
-    """PyTorch's zip by hand."""
+    """Write PyTorch's zip format by hand."""
     content = pickle.dumps({"0.weight": Touch(sentinel)}, 2)
     return files.pictures(folder / "w.pt", {"archive/data.pkl": content, "archive/version": b"3\n"})
 
@@ -233,7 +236,7 @@ def _folder(folder: Path, sentinel: Path) -> Path:
     return folder / "w.pt"
 
 
-_PERIOD = 2**61 - 1  # of the hashes of whole numbers
+_PERIOD = 2**61 - 1  # period of the hash of integers
 _UNSAFE, _UNREAD = "cannot be loaded safely", "cannot be read as weights"
 MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "another architecture": (_other, "does not fit"),

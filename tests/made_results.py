@@ -1,4 +1,4 @@
-"""Results as a sensitivity study gives them, made up for the tests of what is shown of them."""
+"""Synthetic results of a sensitivity study, for tests of how results are shown."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def made_result(
     channels: tuple[int, int] = (5, 10),
     **spec: Any,
 ) -> Result:
-    """right: which images are right, or the share of 100 that are, the first ones."""
+    """Make a result. right: which images are classified correctly, or the fraction of 100 images, the first ones."""
     answers = np.arange(100) < round(100 * right) if isinstance(right, float | int) else np.asarray(right, bool)
     count, hits = len(answers), int(answers.sum())
     kept, before = channels

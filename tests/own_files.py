@@ -1,4 +1,4 @@
-"""Files as a person may bring them: whole ones, and those that a stranger with bad intent would send."""
+"""Makers of files that a user may upload: valid files, and files that an attacker might send."""
 
 import io
 import json
@@ -26,7 +26,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
 class Touch:
-    """A pickle that makes a file when somebody unpickles it."""
+    """An object whose pickle makes a folder when it is unpickled."""
 
     def __init__(self, sentinel: Path):
         self.sentinel = sentinel
@@ -40,7 +40,7 @@ def mlp_state() -> dict[str, torch.Tensor]:
 
 
 def network() -> nn.Module:
-    """A tiny classifier of (1, 8, 8) images with three classes, in eval mode."""
+    """Return a tiny classifier of (1, 8, 8) images with three classes, in eval mode."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 4, 3, bias=False),
@@ -49,7 +49,10 @@ def network() -> nn.Module:
 
 
 def export(model: nn.Module, path: Path, size: tuple[int, ...] = (1, 8, 8), dynamic: bool = True, core: bool = False) -> Path:
-    """Save a network as a program, with an open batch and, with `core`, in PyTorch's smallest set of operators."""
+    """Save a network as a torch.export program.
+
+    dynamic: whether the batch size is dynamic. core: whether to decompose it into PyTorch's core operator set.
+    """
     shapes: Any = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,7 +62,7 @@ def export(model: nn.Module, path: Path, size: tuple[int, ...] = (1, 8, 8), dyna
 
 
 def rewritten(source: Path, path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """A copy of a zip whose files, by name, `change` has changed."""
+    """Copy a zip after `change` has modified its files, given by name."""
     with zipfile.ZipFile(source) as archive:
         files = {info.filename: archive.read(info) for info in archive.infolist()}
     change(files)
@@ -70,7 +73,7 @@ def rewritten(source: Path, path: Path, change: Callable[[dict[str, bytes]], Non
 
 
 def with_graph(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a program whose description `change` has changed."""
+    """Copy a program after `change` has modified its description."""
 
     def describe(files: dict[str, bytes]) -> None:
         name = next(name for name in files if name.endswith("models/model.json"))
@@ -82,7 +85,7 @@ def with_graph(source: Path, path: Path, change: Callable[[dict[str, Any]], None
 
 
 def with_weights(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a program whose list of weights `change` has changed."""
+    """Copy a program after `change` has modified its list of weights."""
 
     def describe(files: dict[str, bytes]) -> None:
         name = next(name for name in files if name.endswith("model_weights_config.json"))
@@ -105,7 +108,7 @@ def picture(shade: int = 9, size: tuple[int, int] = (8, 8)) -> bytes:
 
 
 def pictures(path: Path, files: dict[str, bytes] | None = None) -> Path:
-    """A zip of class folders, of these files or of whole ones."""
+    """Make a zip of class folders, with these files or, by default, with valid pictures."""
     whole = {f"{of_class}/{number}.png": picture(number) for of_class in ("cat", "dog") for number in range(2)}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in (whole if files is None else files).items():
@@ -114,7 +117,7 @@ def pictures(path: Path, files: dict[str, bytes] | None = None) -> Path:
 
 
 def link(path: Path) -> Path:
-    """A zip with a symbolic link in it."""
+    """Make a zip that contains a symbolic link."""
     with zipfile.ZipFile(path, "w") as archive:
         info = zipfile.ZipInfo("cat/x.png")
         info.external_attr = 0o120777 << 16
@@ -123,14 +126,14 @@ def link(path: Path) -> Path:
 
 
 def bomb(path: Path, name: str = "cat/x.png", size: int = 50 << 20) -> Path:
-    """A zip of one file that unpacks to a thousand times its size."""
+    """Make a zip of one file that unpacks to a thousand times its size."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, bytes(size))
     return path
 
 
 def huge_header(path: Path) -> Path:
-    """An .npz whose array says that it has a million million images."""
+    """Make an .npz whose array header claims 10^12 images."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 8, 8, 1)})  # type: ignore[no-untyped-call]
     with zipfile.ZipFile(path, "w") as archive:
@@ -140,7 +143,7 @@ def huge_header(path: Path) -> Path:
 
 
 def wide_picture() -> bytes:
-    """A PNG of 40,000 x 40,000 pixels, of a few bytes."""
+    """Return a PNG that claims 40,000 x 40,000 pixels in a few bytes."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -151,7 +154,7 @@ def wide_picture() -> bytes:
 
 
 def postscript(sentinel: Path) -> bytes:
-    """A PostScript program named as a picture: Pillow would hand it to Ghostscript."""
+    """Return a PostScript program for a file named as a picture: Pillow would pass it to Ghostscript."""
     lines = (
         "%!PS-Adobe-3.0 EPSF-3.0",
         "%%BoundingBox: 0 0 8 8",

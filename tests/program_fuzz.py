@@ -1,7 +1,7 @@
-"""Programs that a stranger might write, at random: each is refused in one line, or does exactly what was proven of it.
+"""Random programs that an attacker might write: each must be refused in one line, or run exactly as verified beforehand.
 
-python tests/program_fuzz.py COUNT [SEED]: as many programs of our own format, and half as many changed .pt2 files, in this
-process; prints how many were refused and how many ran. Memory and time are the caller's to limit.
+python tests/program_fuzz.py COUNT [SEED]: COUNT programs in our own format and half as many changed .pt2 files, all in this
+process. Prints how many were refused and how many ran. The caller must limit memory and time.
 """
 
 import json
@@ -31,11 +31,11 @@ from intrafusion.models.exported_program.shapes import Batch, Shape, at
 
 HOSTILE = (0, -1, -2, 7, 2**16, 2**31 - 1, 2**31, 2**40, 2**40 + 1, 2**63 - 1, -(2**63), 10**30)
 WORDS = ("none", "tanh", "same", "valid", "reflect", "replicate", "trunc", "%2000000000d", "")
-_TRIES = 12  # of arguments for one step
+_TRIES = 12  # attempts to find arguments for one step
 
 
 class _Writer:
-    """One program in our own format, of random steps: most fit, some have hostile arguments."""
+    """A generator of one program in our own format, with random steps: most fit, some have hostile arguments."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -78,7 +78,7 @@ class _Writer:
         name = self.rng.choice(list(self.shapes))
         sizes = self.shapes[name].sizes
         channels, outputs = at(sizes[1], 1) if len(sizes) > 1 else 1, self.rng.randint(1, 4)
-        if channels > 4096:  # more weights than any file holds
+        if channels > 4096:  # would need more weights than any file can hold
             return
         channels += self.rng.random() < 0.05
         weights: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ class _Writer:
                 "groups": self._near(1), "whole": True,
             }  # fmt: skip
             weights = {"weight": torch.randn(outputs, channels, *kernel), "bias": torch.rand(outputs)}
-        if self.rng.random() < 0.1:  # a tensor that is too short
+        if self.rng.random() < 0.1:  # make a tensor too short
             one = self.rng.choice(list(weights))
             weights[one] = weights[one][:1]
         path = f"layer{number}"
@@ -107,7 +107,7 @@ class _Writer:
         return self.rng.choice(HOSTILE) if self.rng.random() < 0.05 else number
 
     def _put(self, name: str, args: list[Any], gives: str) -> bool:
-        """Write a step; whether it fits. One that does not is written for the sake of it, one in a hundred times."""
+        """Write a step if it fits, and return whether it does. A step that does not fit is still written in 1 % of cases."""
         try:
             shapes = OPERATORS[name].made([self._shaped(one) for one in args]).shapes
         except IntrafusionError:
@@ -159,14 +159,14 @@ def _shape(tensor: Tensor) -> Shape:
 
 
 def one_line(error: IntrafusionError) -> str:
-    """What a refusal says, which must be a line."""
+    """Assert that the error message is one line, and return "refused"."""
     assert str(error).isprintable(), repr(str(error))
     assert len(str(error)) < 600, str(error)
     return "refused"
 
 
 def check_description(rng: random.Random) -> str:
-    """Build a random program, and run it where that is not refused."""
+    """Build a random program and, if it is not refused, run it."""
     writer = _Writer(rng)
     try:
         program = built(json.loads(json.dumps(writer.described())), writer.tensors)
@@ -179,7 +179,7 @@ def check_description(rng: random.Random) -> str:
 
 
 def check_run(program: Program) -> None:
-    """Every step makes what was proven, for any number of images, and writes to nothing that it reads."""
+    """Check that every step gives the inferred shapes and dtypes for several batch sizes, and does not modify its inputs."""
     shapes = {program.plan.given: Shape((Batch(1), *program.plan.image))}
     layers = dict(program.named_modules())
 
@@ -221,7 +221,7 @@ _TARGETS = (
 
 
 def _changed(about: Any, rng: random.Random) -> None:
-    """Change a few places of a graph, in place."""
+    """Change one to three random nodes of a graph in place."""
     nodes = about["graph_module"]["graph"]["nodes"]
     for _ in range(rng.randint(1, 3)):
         node = rng.choice(nodes)
@@ -243,7 +243,7 @@ def _changed(about: Any, rng: random.Random) -> None:
 
 
 def check_file(source: Path, rng: random.Random) -> str:
-    """Read a changed .pt2 file."""
+    """Read a randomly changed .pt2 file and, if it is not refused, run it."""
     path = files.with_graph(source, source.with_name("changed.pt2"), lambda about: _changed(about, rng))
     try:
         program, _, _ = read_program(path)

@@ -1,4 +1,4 @@
-"""Real servers of the dashboard, to be killed or shared, and readers of a page without a browser."""
+"""Dashboard servers for tests that kill or share them, and page clients without a browser."""
 
 import os
 import re
@@ -16,15 +16,17 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds that nobody waits for, unless something is wrong
-PROGRESS = re.compile(r'(\d+) of (\d+) points on [\d,]+ images: ([^"\x00-\x1f]*)')  # what the pages that run studies say
+PATIENCE = 120  # time-out in seconds, only reached if something is wrong
+PROGRESS = re.compile(
+    r'(\d+) of (\d+) points on [\d,]+ images: ([^"\x00-\x1f]*)'
+)  # the progress text of pages that run studies
 
 
 @contextmanager
 def served(store: Path, command: tuple[str, ...] = (sys.executable,)) -> Iterator[tuple[subprocess.Popen, int]]:
-    """A server on a free port, at once, whose results go to this file; it does not outlive the block.
+    """Start a server on a free port, with its results in this file, without waiting for it. Kill it at the end of the block.
 
-    command: what runs Python. Its output goes to a file beside the store.
+    command: the command that runs Python. The server's output goes to a file beside the store.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,9 +43,9 @@ def served(store: Path, command: tuple[str, ...] = (sys.executable,)) -> Iterato
 
 
 class Tab:
-    """A page as its reader's browser has it: texts that came, drawn anew whenever `look` is called.
+    """A browser tab on a page, without a browser: `look` reruns the page and returns the text that it sends.
 
-    page: its address, as "curves?model=digits-mlp". Raises OSError or WebSocketException once the server is gone.
+    page: the address, such as "curves?model=digits-mlp". Raises OSError or WebSocketException if the server has stopped.
     """
 
     def __init__(self, port: int, page: str):
@@ -56,7 +58,7 @@ class Tab:
         self._open.close()
 
     def look(self) -> str:
-        """Run the page, as a reload does; all that it sends until it has ended, as text."""
+        """Rerun the page, as a reload does. Return everything that it sends until it has finished, as text."""
         asked = BackMsg()
         asked.rerun_script.query_string, asked.rerun_script.page_name = self._query, self._page
         self._socket.send(asked.SerializeToString())
@@ -70,9 +72,9 @@ class Tab:
         raise TimeoutError(f"{self._page} did not end")
 
     def progress(self) -> tuple[int, int, str]:
-        """Points done, points in all, and in words how far the study is, as the page says now; (0, 0, "") before it does."""
+        """Return the points done, all points, and the study's state as text, as the page shows them; (0, 0, "") before."""
         found = PROGRESS.findall(self.look())
         return (int(found[-1][0]), int(found[-1][1]), found[-1][2]) if found else (0, 0, "")
 
 
-GONE = (OSError, WebSocketException)  # what a tab raises when its server was killed
+GONE = (OSError, WebSocketException)  # errors that a tab raises if its server was killed

@@ -1,4 +1,4 @@
-"""A dashboard on a port of its own, and a visitor without a browser, who reads every byte that the server sends."""
+"""A dashboard on a free port, and a visitor without a browser that receives all messages of the server."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds, on a busy machine
+PATIENCE = 120  # time-out in seconds, for a busy machine
 
 
 @dataclass
 class Server:
-    """A running dashboard: where it listens, and the file of its stderr."""
+    """A running dashboard: its port, the file of its stderr, and its process."""
 
     port: int
     errors: Path
@@ -42,7 +42,7 @@ class Server:
                 return error.code, error.read().decode()
 
     def until_health(self, status: str) -> dict[str, Any]:
-        """What the health route says once it says this; fails when it says another thing in the end."""
+        """Wait until the health route reports this status and return its answer. Fail if it ends in another status."""
         deadline = time.monotonic() + PATIENCE
         while True:
             said = json.loads(self.get("/health")[1])
@@ -53,11 +53,11 @@ class Server:
             time.sleep(0.1)
 
     def events(self) -> list[dict[str, Any]]:
-        """The lines of the log so far, each of which is one JSON object."""
+        """Return the lines of the log so far, each one JSON object."""
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
     def until_events(self, event: str, count: int) -> list[dict[str, Any]]:
-        """The log's lines of one event once there are this many: they may be written after the answer that they tell of."""
+        """Wait for this many log lines of one event and return them. A line may be written after the response it describes."""
         deadline = time.monotonic() + PATIENCE
         while len(found := [one for one in self.events() if one["event"] == event]) < count:
             assert time.monotonic() < deadline, found
@@ -67,7 +67,7 @@ class Server:
 
 @contextlib.contextmanager
 def dashboard(folder: Path, *flags: str, app: Path = ROOT, **environment: str) -> Iterator[Server]:
-    """Run `app` until the block ends. folder: for its log and what it keeps."""
+    """Run `app` until the block ends. folder: for its log and its kept files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def dashboard(folder: Path, *flags: str, app: Path = ROOT, **environment: str) -
 
 
 def copied(folder: Path) -> Path:
-    """A copy of the app that a test may damage."""
+    """Copy the app into a folder, so that a test may damage it."""
     for name in ("pages", "intrafusion", "assets", ".streamlit"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "app.py", folder)
@@ -103,25 +103,25 @@ def copied(folder: Path) -> Path:
 
 @dataclass
 class Visitor:
-    """Somebody at a page. messages: everything that the server has sent."""
+    """A visitor of a page. messages: everything that the server has sent."""
 
     connection: Any
     messages: list[ForwardMsg] = field(default_factory=list)
 
     def open(self, query: str = "", page: str = "") -> list[ForwardMsg]:
-        """Open a page by its address; what came until its script had ended."""
+        """Open a page by its address. Return the messages until its script has ended."""
         asked = self.rerun(page)
         asked.rerun_script.query_string = query
         return self.send(asked)
 
     def again(self, fragment: str) -> list[ForwardMsg]:
-        """Run one fragment of the page again."""
+        """Rerun one fragment of the page. Return the messages until its script has ended."""
         asked = self.rerun("")
         asked.rerun_script.fragment_id = fragment
         return self.send(asked)
 
     def press(self, label: str, page: str) -> list[ForwardMsg]:
-        """Press a button of the page."""
+        """Press a button of the page. Return the messages until its script has ended."""
         elements = [m.delta.new_element for m in self.messages]
         (button,) = {e.button.id for e in elements if e.WhichOneof("type") == "button" and e.button.label == label}
         asked = self.rerun(page)
@@ -130,18 +130,18 @@ class Visitor:
 
     @staticmethod
     def rerun(page: str) -> BackMsg:
-        """What asks for a page, to be sent."""
+        """Return a message that requests a page, for `send`."""
         asked = BackMsg()
         asked.rerun_script.page_name = page
         return asked
 
     def send(self, asked: BackMsg) -> list[ForwardMsg]:
-        """What came until the script had ended."""
+        """Send a message. Return the messages until the script has ended."""
         self.connection.send(asked.SerializeToString())
         return self.until_ended()
 
     def upload_place(self, name: str = "mine.npz") -> FileURLs:
-        """Where a page that asks for a file is to send it."""
+        """Return the URLs to which a page uploads a file of this name."""
         asked, told = BackMsg(), ForwardMsg()
         asked.file_urls_request.file_names.append(name)
         self.connection.send(asked.SerializeToString())
@@ -168,7 +168,7 @@ def _is_end(message: ForwardMsg) -> bool:
 
 @contextlib.contextmanager
 def visitor(server: Server, address: str = "127.0.0.1", **headers: str) -> Iterator[Visitor]:
-    """address: from which the visitor comes, one of this machine's."""
+    """Connect a visitor to a server. address: the visitor's address, one of this machine's."""
     connection = connect(
         f"ws://127.0.0.1:{server.port}/_stcore/stream", subprotocols=["streamlit"], max_size=None,  # type: ignore[list-item]
         source_address=(address, 0), additional_headers=headers, open_timeout=PATIENCE,
@@ -178,5 +178,5 @@ def visitor(server: Server, address: str = "127.0.0.1", **headers: str) -> Itera
 
 
 def alerts(messages: list[ForwardMsg]) -> list[str]:
-    """The words in the boxes of errors, warnings and notes."""
+    """Return the texts of the error, warning and info boxes."""
     return [m.delta.new_element.alert.body for m in messages if m.delta.new_element.WhichOneof("type") == "alert"]

@@ -1,7 +1,8 @@
-"""Each writer of what is kept, killed at random moments, and on a full disk: what is there is the old one or the new one.
+"""Kill each writer of kept files at random moments, and run it on a full disk: the old or the new file must be intact.
 
-python tests/writers.py KILLS SEED [DISK]: so many kills of each; then, where a folder is given that is a disk of 6 MB, each on
-that disk when it is full. One process loads the library and forks the writers, so that a kill costs no start.
+python tests/writers.py KILLS SEED [DISK]: KILLS kills of each writer. If DISK is given, a folder that is a disk of 6 MB, each
+writer also runs on that disk when it is full. One process loads the library and forks the writers, so that a kill needs no
+new start.
 """
 
 import json
@@ -43,7 +44,7 @@ SPEC = itf.PruneSpec(model="digits-mlp", sparsity=0.5, limit=50)
 
 
 class Keeping:
-    """Two networks take each other's place under one name."""
+    """Writer that keeps two networks under one name, in turn."""
 
     def __init__(self, folder: Path):
         self.networks = [itf.load_model(name) for name in ("digits-mlp", "digits-resnet")]
@@ -65,7 +66,7 @@ class Keeping:
 
 
 class Training:
-    """A run of the lab that is stopped, goes on, is stopped again, and ends."""
+    """Writer of a lab run that is stopped, resumed, stopped again, and completed."""
 
     def __init__(self, folder: Path):
         *self.steps, self.whole = run_training(QUICK)
@@ -94,7 +95,7 @@ class Training:
 
 
 class Exporting:
-    """A folder that is there once it is complete."""
+    """Writer of an export folder, which appears only when complete."""
 
     FILES = ("model.json", "model.safetensors", "report.html", "report.md", "spec.json")
 
@@ -119,10 +120,10 @@ class Exporting:
 
 
 class Decoding:
-    """Pictures that are decoded into a file."""
+    """Writer that decodes pictures into a cache file."""
 
     def __init__(self, folder: Path):
-        decode_cache._SHARE = 10_000  # in this process: tests/test_decoding.py kills those that have workers
+        decode_cache._SHARE = 10_000  # decode in this process; tests/test_decoding.py kills decoders with workers
         self.pictures = scattered(folder / "pictures", 300)
         self.files = files_of(self.pictures)
         self.expected = one_by_one(self.files)
@@ -137,7 +138,7 @@ class Decoding:
 
 
 class Uploading:
-    """Weights and images that are checked and kept, and removed."""
+    """Writer that checks and keeps uploaded weights and images, and removes them."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,7 @@ WRITERS = {"keep": Keeping, "lab": Training, "export": Exporting, "decode": Deco
 
 @dataclass
 class Kills:
-    """Of one writer. midway: how many came while something was half-written."""
+    """Kills of one writer. midway: how many came while a file was partially written."""
 
     name: str
     kills: int = 0
@@ -178,7 +179,7 @@ class Kills:
 
 
 def forked(work: Callable[[], None]) -> int:
-    """The number of a process that works for ever; it says on stderr what fails."""
+    """Fork a process that repeats `work` until it is killed, and return its id. Errors go to stderr."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -191,7 +192,7 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def killed(number: int, seed: int, folder: Path) -> Iterator[Kills]:
-    """Kill each writer so many times. Raises AssertionError where something half-written shows, or stays."""
+    """Kill each writer `number` times. Raise AssertionError if a partial file is visible or left behind."""
     chance = random.Random(seed)
     for name, kind in WRITERS.items():
         os.environ["INTRAFUSION_HOME"] = str(folder / name / "home")
@@ -218,7 +219,10 @@ def killed(number: int, seed: int, folder: Path) -> Iterator[Kills]:
 
 
 def full(folder: Path) -> None:
-    """Each writer on a disk that another program has filled: one line, the old one stays, nothing else; then it goes on."""
+    """Run each writer on a full disk.
+
+    It must fail with a one-line error, keep the old file and leave no partial one, and then succeed once space is free.
+    """
     for name, kind in WRITERS.items():
         os.environ["INTRAFUSION_HOME"] = str(folder / name)
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -245,7 +249,7 @@ def full(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        tempfile.tempdir = place  # where nobody else leaves anything
+        tempfile.tempdir = place  # a folder that only this process writes to
         for found in killed(int(sys.argv[1]), int(sys.argv[2]), Path(place)):
             print(
                 f"  {found.name}: {found.kills} kills, {found.midway} of them while something was half-written, "

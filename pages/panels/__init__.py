@@ -1,1 +1,1 @@
-"""The pieces of each page: one module a page."""
+"""The parts that each page is built from, in one module per page."""

@@ -1,4 +1,4 @@
-"""A smaller network on the Sensitivity page: sparsities for a target, and what the network made with them really reaches."""
+"""A smaller network on the Sensitivity page: sparsities for a target, and the measured accuracy of the network they give."""
 
 from collections.abc import Mapping
 
@@ -21,8 +21,8 @@ from pages.shared.app_state import BIND, Here
 
 KEYS = ("budget", "share", "least", "suggest_merge")
 _TARGETS = {"parameters": "params", "MACs": "macs", "accuracy": "accuracy"}
-_CHEAP = 2e10  # multiply-accumulates that a laptop does within a second: such a network is made unasked
-_PATIENCE = 1.0  # seconds that the page waits for it
+_CHEAP = 2e10  # multiply-accumulates that a laptop does within a second: a cheaper network is measured automatically
+_PATIENCE = 1.0  # seconds that the page waits for that measurement
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
@@ -31,7 +31,10 @@ def _shapes(_here: Here, key: tuple) -> Shapes:
 
 
 def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str, Matrix], kept: Store | None) -> None:
-    """Sparsities for all groups under a target, from the table; and what the network made with them really reaches."""
+    """Draw the suggested sparsities of all groups for a target, and the measured accuracy of the network they give.
+
+    made: the sensitivity matrix of each merge, from which the sparsities are found.
+    """
     st.markdown(
         "The sparsity of each group that together cost the least accuracy by the heatmap above, **if the losses add up**. "
         "They rarely do exactly: the network itself tells."
@@ -67,7 +70,7 @@ def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str,
 
 
 def _value(target: str, made: Mapping[str, Matrix]) -> float:
-    """What the reader asks for, a share."""
+    """Draw the slider of the target and return its value as a fraction."""
     if target != "accuracy":
         return st.slider(f"At most this share of the {target}, %", 5, 100, 70, key="share", bind=BIND) / 100
     dense = 100 * max(matrix.dense for matrix in made.values())
@@ -78,7 +81,7 @@ def _value(target: str, made: Mapping[str, Matrix]) -> float:
 def _verified(
     here: Here, session: Session, spec: PruneSpec, found: Suggestion, least: float | None, kept: Store | None
 ) -> None:
-    """The expected accuracy beside the measured one, which is asked for where it takes long."""
+    """Draw the expected accuracy beside the measured one. If measuring takes long, draw a button for it."""
     key = ("verify", here.key(), spec)
     known, job = studying.stored(kept, [spec], session), app_state.jobs().get(key)
     measured = studying.points(known, [spec], job).get(spec)
@@ -102,7 +105,7 @@ def _verified(
 
 
 def in_words(found: Suggestion, measured: Result, least: float | None = None) -> str:
-    """Whether the accuracy that was expected is there. least: what was asked for."""
+    """Say as text whether the measured accuracy meets the expected one. least: the target accuracy, None if not given."""
     low, high = measured.interval
     said = f"Expected {found.accuracy:.1%}, really **{with_interval(measured.accuracy, measured.interval)}**"
     if low <= found.accuracy <= high:
@@ -116,7 +119,7 @@ def in_words(found: Suggestion, measured: Result, least: float | None = None) ->
 
 
 def _numbers(found: Suggestion, measured: Result | None) -> None:
-    """The network in four numbers."""
+    """Draw four metrics of the network: parameters, MACs, and the expected and the measured accuracy."""
     dense, size = found.dense, found.size
     numbers = {
         "Parameters": (f"{size.params / dense.params:.0%}", f"{size.params:,} of {dense.params:,}"),

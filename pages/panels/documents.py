@@ -1,4 +1,4 @@
-"""Parts of the Docs page: its controls, the headings that a search finds, and a document with links and pictures."""
+"""Parts of the Docs page: the controls, the headings found by a search, and a document with links and pictures."""
 
 import html
 import re
@@ -13,20 +13,20 @@ from pages.shared import links
 from pages.shared.app_state import BIND
 
 KEYS = ("document", "section")
-_FOUND = 12  # headings that a search lists
-_WIDTH = 720  # pixels of a picture
+_FOUND = 12  # most headings that a search lists
+_WIDTH = 720  # width of a picture in pixels
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\((?:\.\./)*([\w.-]+)\)$", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([\w-]+\.md)?(?:#([\w-]+))?\)")
 _CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 
 
 def document_control() -> str:
-    """The chosen document's name."""
+    """Draw the choice of a document and return its name."""
     return st.selectbox("Document", docs.NAMES, key="document", bind=BIND, on_change=_whole)
 
 
 def section_control(name: str) -> str | None:
-    """The heading whose section is shown; None for the whole document."""
+    """Draw the choice of a section and return its heading, or None for the whole document."""
     titles = [one.title for one in docs.headings(name)[1:]]
     if st.session_state.get("section") not in titles:
         st.session_state.pop("section", None)
@@ -34,12 +34,12 @@ def section_control(name: str) -> str | None:
 
 
 def search_control() -> str:
-    """The words that a heading must have."""
+    """Draw the search field and return the words that a heading must contain."""
     return st.text_input("Search the headings of all documents", key="docs_search", placeholder="recovery").strip()
 
 
 def found(words: str) -> None:
-    """A button for each heading that has all the words, which opens it."""
+    """Draw a button for each heading that contains all the words. The button opens the section."""
     wanted = words.lower().split()
     known = [one for name in docs.NAMES for one in docs.headings(name) if all(word in one.title.lower() for word in wanted)]
     if not known:
@@ -62,7 +62,7 @@ def _open(heading: docs.Heading) -> None:
 
 
 def show(name: str, text: str) -> None:
-    """Draw the Markdown of a document, or of a part of it: links to documents open here, and pictures are shown."""
+    """Draw the Markdown of a document or a section, with its pictures. Links to documents open on this page."""
     rest = text
     while match := _PICTURE.search(rest):
         _prose(name, rest[: match.start()])
@@ -73,13 +73,15 @@ def show(name: str, text: str) -> None:
 
 def _prose(name: str, text: str) -> None:
     if text.strip():
-        pieces = _CODE.split(text)  # code at odd places, where nothing is a link
+        pieces = _CODE.split(text)  # code is at the odd indices; it contains no links
         pieces[::2] = [_LINK.sub(lambda match: _link(name, *match.groups()), piece) for piece in pieces[::2]]
-        st.markdown("".join(pieces), unsafe_allow_html=True)  # our own documents; Markdown's links open another window
+        st.markdown(
+            "".join(pieces), unsafe_allow_html=True
+        )  # the documents are ours; links in Markdown would open a new window
 
 
 def _link(name: str, label: str, file: str | None, anchor: str | None) -> str:
-    """HTML of a link to a heading of a document, which opens it in the same window, with the sidebar as it is."""
+    """Return HTML for a link to a heading of a document. It opens in the same window and keeps the sidebar's settings."""
     name = file.removesuffix(".md") if file else name
     title = next((one.title for one in docs.headings(name)[1:] if one.anchor == anchor), None)
     query = {key: value for key in links.SIDEBAR if (value := st.session_state.get(key))}

@@ -1,4 +1,4 @@
-"""Pieces of the Export page: its controls, the network before and after, its speed, the files and how to have them."""
+"""Parts of the Export page: the controls, the network before and after, its speed, and the files with their downloads."""
 
 import shutil
 import tempfile
@@ -30,7 +30,7 @@ _TYPES = {".json": "application/json", ".md": "text/markdown", ".html": "text/ht
 
 
 def controls(here: Here) -> PruneSpec:
-    """Draw the page's first rows; the spec that they say. Raises IntrafusionError for sparsities that make no sense."""
+    """Draw the page's first rows and return their spec. Raise IntrafusionError for invalid sparsities."""
     grid = st.grid(4, min_column_width=180)
     names, merges, recoveries = (list(registry(kind)) for kind in ("criterion", "merge", "recovery"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
@@ -76,7 +76,7 @@ def controls(here: Here) -> PruneSpec:
 
 
 def shares_of(text: str) -> dict[str, float]:
-    """Sparsities by group, of a text such as "conv1=0.1 layer1.0.conv1=0.5". Raises IntrafusionError for any other."""
+    """Parse sparsities by group from text such as "conv1=0.1 layer1.0.conv1=0.5". Raise IntrafusionError if it is invalid."""
     shares = {}
     for word in text.replace(",", " ").split():
         name, _, share = word.rpartition("=")
@@ -90,7 +90,7 @@ def shares_of(text: str) -> dict[str, float]:
 
 
 def query(spec: PruneSpec) -> dict[str, Any]:
-    """The page's settings for a network with sparsities of its own for each group, and the sidebar's."""
+    """Return the query parameters for a network with one sparsity per group: the page's settings and the sidebar's."""
     shares = zip(spec.groups, spec.sparsities or (), strict=True)
     told = {
         "criterion": spec.criterion,
@@ -102,7 +102,7 @@ def query(spec: PruneSpec) -> dict[str, Any]:
 
 
 def later(row: DeltaGenerator, label: str) -> None:
-    """The place of a button that has nothing to work on yet."""
+    """Draw a disabled button in place of one that has nothing to work on yet."""
     row.button(label, disabled=True, icon=":material/play_arrow:", width=210, key=f"later {label}")
     row.caption("When the network is made.")
 
@@ -112,7 +112,7 @@ def _frame(rows: Sequence[Sequence[str]]) -> None:
 
 
 def show_network(made: Made | None, merge: str) -> None:
-    """Accuracy and size before and after, and the widths of all groups."""
+    """Draw accuracy and size before and after, and the widths of all groups."""
     left, right = st.columns(2, gap="medium")
     with right:
         title = "Channels of each group before and after"
@@ -130,7 +130,7 @@ def show_network(made: Made | None, merge: str) -> None:
 
 
 def show_speed(found: LatencyComparison | None) -> None:
-    """The finding first, then every run, then the numbers."""
+    """Draw the timing runs, the verdict, and the table of numbers."""
     dark = app_state.is_dark()
     if found is None:
         parts.chart(figures.empty("How long one forward pass takes", dark), "speed")
@@ -152,7 +152,7 @@ def show_speed(found: LatencyComparison | None) -> None:
 
 
 def formats_control() -> tuple[str, ...]:
-    """Draw the choice of formats; those chosen, in the table's order."""
+    """Draw the choice of formats and return the chosen ones in the order of FORMATS."""
     told = "\n".join(f"- **{name}**: {kind.summary}" for name, kind in FORMATS.items())
     chosen = st.pills(
         "Formats", list(FORMATS), selection_mode="multi", default=list(FORMATS), key="formats", bind=BIND, help=told
@@ -161,7 +161,7 @@ def formats_control() -> tuple[str, ...]:
 
 
 class _Shelf:
-    """A folder of its own, as long as the object lives."""
+    """A temporary folder that is removed when the object is garbage collected."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=f"{stale_files.EXPORT}{stale_files.mark()}-"))
@@ -170,20 +170,20 @@ class _Shelf:
 
 @dataclass(frozen=True, eq=False)
 class Shelved(Writing):
-    """What was written so far, in a folder that goes when nobody holds this any more."""
+    """The files written so far, in a folder that is removed when no reference to it is left."""
 
     shelf: _Shelf
 
 
 def shelved(made: Made, names: Sequence[str]) -> Iterator[Shelved]:
-    """Write the formats into a folder of their own."""
+    """Write the formats into a new temporary folder, yielding progress after each step."""
     shelf = _Shelf()
     for told in writing(made, shelf.path, names):
         yield Shelved(**vars(told), shelf=shelf)
 
 
 def show_files(report: Report | None, found: Shelved | None) -> None:
-    """How far each file's answers are from the network's, and buttons to have them."""
+    """Draw how far each file's outputs differ from the network's, and the download buttons."""
     if report is None or found is None:
         st.caption(
             f"A file is offered when its logits are at most {TOLERANCE:g} of the largest apart from the network's, on random "
@@ -234,13 +234,13 @@ def show_files(report: Report | None, found: Shelved | None) -> None:
 
 
 def name_of(spec: PruneSpec) -> str:
-    """A name for the files of a spec's network."""
+    """Return a name for the files of a spec's network."""
     share = "budget" if spec.sparsities else f"{spec.sparsity:.0%}".rstrip("%")
     return f"{spec.model.replace('/', '-')}-{spec.merge}-{share}"
 
 
 def keeping(made: Made | None) -> None:
-    """Keep the network under a name, so that every page can open it."""
+    """Draw a form that keeps the network under a name, so that every page can open it."""
     if made is None:
         return
     with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):

@@ -1,4 +1,4 @@
-"""Pieces of the Importance page: criteria with their formulas and scores, and how far they agree."""
+"""Parts of the Importance page: criteria with their formulas and scores, and their agreement."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -41,19 +41,19 @@ _SYMBOLS = (
     r"$E_j$: row $j$ of what the channels chosen so far leave unexplained, $W$: the weights of what reads them; "
     r"$\mathbb E$: the mean over calibration images $x$, among which $0$ is the mean pixel."
 )
-PASSES = {  # what a criterion costs in forward passes: once, and again for each layer that reads the group
+PASSES = {  # cost of a criterion in forward passes: once per group, and per layer that reads the group
     "taylor": (3, 0), "taylor_sum": (3, 0), "obd": (8, 4), "chip": (0, 20), "hrank": (1, 3), "relative": (2, 1),
     "conductance": (0, 64), "activation-gradient": (0, 4), "deep-lift": (0, 10), "greedy": (1, 1),
 }  # fmt: skip
 
 
 def default_criteria(dataset: str) -> list[str]:
-    """What the page compares unasked: weights everywhere, and what looks at images where those are embedded."""
+    """Return the criteria compared by default: those that use weights alone, and for embedded images two that use images."""
     return ["l1", "l2", "fpgm", "bn_scale", *(["taylor", "relative"] if dataset == "digits" else []), "random"]
 
 
 def about(criterion: str) -> None:
-    """What a criterion needs and where it comes from; its formula one click away."""
+    """Draw what a criterion needs and its source, with its formula in a popover."""
     entry = registry("criterion")[criterion]
     rebuilt = " :orange-badge[reconstructed]" if entry.reconstructed else ""
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -63,7 +63,7 @@ def about(criterion: str) -> None:
 
 
 def formulas(criteria: Iterable[str]) -> None:
-    """What each criterion computes, and the symbols."""
+    """Draw the formula of each criterion, and the symbols."""
     for name in criteria:
         st.markdown(f"**{name}**: {registry('criterion')[name].told}")
         st.latex(FORMULAS[name])
@@ -71,18 +71,18 @@ def formulas(criteria: Iterable[str]) -> None:
 
 
 def image_count(data: ImageData) -> str:
-    """How many images, and of which split, in words."""
+    """Return the number of images and their split as text."""
     return f"{len(data):,} {'training' if data.split == 'train' else 'test'} images"
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _outcomes(key: tuple) -> dict[str, Scores | str]:
-    """What each criterion said of one group: scores, or why there are none."""
+    """Return the cached outcomes of one group by criterion: scores, or the reason why there are none."""
     return {}
 
 
 def score_each(session: Session, specs: Iterable[PruneSpec], group: Group, known: dict[str, Scores | str]) -> Iterator[str]:
-    """Score by each spec's criterion into `known`, yielding its name when it is done."""
+    """Score the group by each spec's criterion, store the outcome in `known`, and yield the criterion's name."""
     for spec in specs:
         try:
             scores = session.scores(spec, group)
@@ -96,9 +96,10 @@ def score_each(session: Session, specs: Iterable[PruneSpec], group: Group, known
 def scored(
     here: Here, spec: PruneSpec, criteria: Sequence[str], sees: bool
 ) -> tuple[dict[str, Scores], dict[str, str], dict[str, str]]:
-    """Scores of the criteria that have them; why some cannot score this group; and what the others wait for.
+    """Return the available scores, the reasons why criteria failed, and the reasons why others are pending, by criterion.
 
-    What is cheap is computed at once, the rest by a job when somebody asks. sees: whether calibration images are here.
+    Cheap criteria are computed at once, the others by a job when the reader starts it. sees: whether the calibration
+    images are available.
     """
     session, group = here.session, here.group
     key = ("scores", here.key(), spec.data_path, group.name)
@@ -126,7 +127,10 @@ def scored(
 
 
 def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
-    """The criteria that together cost so little that nobody need ask for them: the first if it does, then the cheapest."""
+    """Return the criteria that are computed automatically: those whose total cost stays below CHEAP.
+
+    The first criterion is considered first, then the others in order of increasing cost.
+    """
     images = here.session.size.macs * (spec.calibration or 50_000)
     costs = {}
     for name in criteria:
@@ -140,7 +144,7 @@ def _cheap(here: Here, spec: PruneSpec, criteria: Sequence[str]) -> list[str]:
 
 
 def rank_row(comparison: CriteriaComparison, channel: int) -> None:
-    """The channel's rank by each criterion, as badges."""
+    """Draw the channel's rank by each criterion as badges."""
     badges = [
         f":{'primary' if kept else 'gray'}-badge[{name} **{rank}**]"
         for name, rank, kept in zip(comparison.names, comparison.ranks[:, channel], comparison.kept[:, channel], strict=True)
@@ -153,7 +157,7 @@ def rank_row(comparison: CriteriaComparison, channel: int) -> None:
 
 
 def how_to_read(comparison: CriteriaComparison) -> None:
-    """The matrix in words, with what chance alone gives."""
+    """Explain the agreement matrix as text, with the agreement expected by chance."""
     chance, k, n = comparison.chance, comparison.k, comparison.scores.shape[1]
     bound = "" if np.isnan(chance.correlation) else f" With {n:,} channels, chance stays within ±{chance.correlation:.2f}."
     st.markdown(
@@ -172,7 +176,7 @@ def how_to_read(comparison: CriteriaComparison) -> None:
 
 
 def agreement_table(comparison: CriteriaComparison, scores: dict[str, Scores]) -> pd.DataFrame:
-    """One row a criterion: what it needs and costs, and how far it agrees with the first."""
+    """Return one row per criterion: what it needs, its time, and its agreement with the first."""
     rows, main = [], comparison.names[0]
     for index, name in enumerate(comparison.names):
         entry, rho = registry("criterion")[name], comparison.spearman[0, index]
@@ -191,7 +195,7 @@ def agreement_table(comparison: CriteriaComparison, scores: dict[str, Scores]) -
 
 
 def channel_table(comparison: CriteriaComparison) -> pd.DataFrame:
-    """One row a channel: its score and rank by each criterion, and whether that keeps it."""
+    """Return one row per channel: its score and rank by each criterion, and whether the criterion keeps it."""
     columns = {"channel": np.arange(comparison.scores.shape[1])}
     for index, name in enumerate(comparison.names):
         columns |= {
@@ -203,7 +207,7 @@ def channel_table(comparison: CriteriaComparison) -> pd.DataFrame:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in human units."""
+    """Format seconds as text in ms, s or min."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "under 1 ms"
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

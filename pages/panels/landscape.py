@@ -1,4 +1,4 @@
-"""Pieces of the Landscape page: its controls, and what each of its four computations shows."""
+"""Parts of the Landscape page: the controls, and the pictures and tables of its four computations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ KEYS = (
     "criterion", "sparsity", "landscape_scope", "landscape_limit", "landscape_size", "shown", "changed", "path_from",
     "path_to", "path_epochs", "path_training", "path_rate",
 )  # fmt: skip
-_SHOWN = 8  # images of the gallery
+_SHOWN = 8  # most images in the gallery
 _KINDS = {
     "fusion keeps": "dense right, dropped wrong, fused right",
     "both lose": "dense right, both pruned networks wrong",
@@ -39,7 +39,7 @@ _KINDS = {
 
 
 def controls(here: Here) -> PruneSpec:
-    """Draw the page's first row; the spec that it says."""
+    """Draw the page's first row and return its spec."""
     grid = st.grid(4, min_column_width=180)
     names = list(registry("criterion"))
     criterion = grid.selectbox("Importance criterion", names, index=names.index("l1"), key="criterion", bind=BIND)
@@ -62,7 +62,7 @@ def controls(here: Here) -> PruneSpec:
 
 
 def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
-    """Draw into a row what the plane shows, and on how fine a grid: a key of MEASURES, and the points on a side."""
+    """Draw the plane's controls into a row. Return the measure, a key of MEASURES, and the grid points per side."""
     what = row.segmented_control(
         "Show",
         list(figures.MEASURES),
@@ -85,7 +85,7 @@ def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def solutions(_session: Session, key: tuple) -> Solutions:
-    """The networks of `key`'s spec, its last part, made once for all four computations."""
+    """Return the networks of the spec, which is the last item of `key`, made once for all four computations."""
     return Solutions(key[-1], _session)
 
 
@@ -171,7 +171,7 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
 
 
 def _caption(found: Outputs, image: int) -> str:
-    """True class, and what the two pruned networks say."""
+    """Return a caption with the true class and the classes that the networks predict."""
 
     def name(label: int) -> str:
         return escaping.hover(shorten(found.classes[label], 14, placeholder="…")) if label >= 0 else "unknown"
@@ -183,14 +183,14 @@ def _caption(found: Outputs, image: int) -> str:
 
 
 def other_ends(here: Here) -> dict[str, int]:
-    """The kept networks of this architecture, by name, and when each was kept: a path is known as long as both stay."""
+    """Return the kept networks of this architecture and when each was kept; the times are part of a path's cache key."""
     architecture = architecture_of(here.spec.model)
     return {name: kept_when(name) for name in kept_names(damaged=False) if architecture_of(name) == architecture}
 
 
 @dataclass(frozen=True)
 class PathHow:
-    """How a path is trained; rate: None for what a test finds; training: images, None for all."""
+    """How a path is trained. rate: learning rate, None to find it by a test. training: number of images, None for all."""
 
     epochs: float
     rate: float | None
@@ -198,7 +198,7 @@ class PathHow:
 
 
 def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, int]]:
-    """Draw the choice of ends and of training; the ends' names, how, and the kept networks among them."""
+    """Draw the path's controls. Return the names of the ends, how to train, and the kept networks among the ends."""
     others = other_ends(here)
     names = ["dense", *MERGED, *others]
     grid = st.grid(5, min_column_width=150)
@@ -275,7 +275,7 @@ def table(found: Slice | None) -> pd.DataFrame:
 
 
 def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
-    """A button for the numbers of each further part that is there."""
+    """Draw a download button for the numbers of each complete part."""
     for name, part in found.items():
         if part is not None and part.share == 1:
             st.download_button(

@@ -1,4 +1,4 @@
-"""The Learn page's controls, clickable charts and questions."""
+"""Parts of the Learn page: controls, clickable charts and questions."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from fractions import Fraction
@@ -19,13 +19,13 @@ KEYS = (
     "lesson_hidden", "lesson_stay", "lesson_seed", "lesson_criterion", "lesson_p", "lesson_changes", "lesson_neuron",
     "lesson_other", "lesson_many",
 )  # fmt: skip
-SIGNS = ("w₁", "w₂", "b", "v₁", "v₂")  # of lesson.WEIGHTS
+SIGNS = ("w₁", "w₂", "b", "v₁", "v₂")  # symbols of toy_network.WEIGHTS
 _HIDDEN, _STAY, _SEEDS = 6, 3, range(24)
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
 def trained(seed: int, hidden: int) -> nn.Sequential:
-    """The network before any change by hand."""
+    """Return the trained network before any manual change."""
     return toy_network.train_toy(seed, hidden)
 
 
@@ -37,7 +37,7 @@ def opened(seed: int, hidden: int, changes: str, stay: int, criterion: str, p: i
 
 @st.cache_data(max_entries=64, show_spinner="Training 24 networks")
 def fortunes(hidden: int, stay: int, criterion: str, p: int) -> list[tuple[int, float, float]]:
-    """(seed, dropped accuracy, fused accuracy) of many networks."""
+    """Return (seed, dropped accuracy, fused accuracy) of 24 networks."""
     lessons = [opened(seed, hidden, "", stay, criterion, p) for seed in _SEEDS]
     return [
         (seed, toy_network.measure_toy(made.dropped).accuracy, toy_network.measure_toy(made.fused).accuracy)
@@ -51,7 +51,7 @@ def _criteria() -> list[str]:
 
 
 def chart(figure: go.Figure, key: str, *picks: str) -> None:
-    """Draw a figure; a click on a mark writes its customdata into the widgets with the keys `picks`."""
+    """Draw a figure. A click on a mark writes its customdata into the widgets with the keys `picks`."""
     st.plotly_chart(
         figure,
         key=f"lesson-{key}",
@@ -70,18 +70,18 @@ def _pick(key: str, picks: Sequence[str]) -> None:
     data = points[0]["customdata"]
     for name, value in zip(picks, data if isinstance(data, list | tuple) else [data], strict=False):
         st.session_state[name] = int(value)
-    if "lesson_other" in picks:  # chosen together: not to be replaced by what suits the neuron
+    if "lesson_other" in picks:  # both were chosen together: keep `other_control` from resetting the second
         st.session_state.lesson_followed = st.session_state.lesson_neuron
 
 
 def _keep_within(key: str, options: Collection[int], default: int) -> None:
-    """Move a widget to its default when what it held is no option any more."""
+    """Reset a widget to its default if its value is no longer an option."""
     if key in st.session_state and st.session_state[key] not in options:
         st.session_state[key] = default
 
 
 def setting() -> tuple[int, int, str, int, str, int]:
-    """The control row: (seed, hidden, changes, stay, criterion, p)."""
+    """Draw the control row and return (seed, hidden, changes, stay, criterion, p)."""
     with st.grid(5, min_column_width=150, gap=("xsmall", "medium")):
         hidden = st.slider("Neurons", 4, 8, _HIDDEN, key="lesson_hidden", bind=BIND)
         _keep_within("lesson_stay", range(1, hidden + 1), _STAY)
@@ -111,9 +111,10 @@ def setting() -> tuple[int, int, str, int, str, int]:
 
 
 def _changes(hidden: int) -> str:
-    """The weights set by hand; a text that cannot be read changes nothing and says why.
+    """Return the manual weight changes as text. For a text that cannot be parsed, show the error and return "".
 
-    They are kept beside the widgets: in the middle of a drag a browser sends an old state of any widget that shows them.
+    The text is stored in the session state, apart from the widgets: during a drag a browser may send an outdated state of
+    a widget that shows it.
     """
     text = st.session_state.setdefault("lesson_changes", st.query_params.get("lesson_changes", ""))
     if text:
@@ -136,13 +137,13 @@ def _changes(hidden: int) -> str:
 
 
 def _change(text: str) -> None:
-    """Replace all changes; the sliders start anew."""
+    """Replace all changes and reset the sliders."""
     st.session_state.lesson_changes = text
     st.session_state.lesson_turn = st.session_state.get("lesson_turn", 0) + 1
 
 
 def neuron_bar(seed: int, hidden: int, changes: str) -> int:
-    """The bar at the bottom: the chosen neuron, and its weights to drag."""
+    """Draw the bar at the bottom, with the choice of a neuron and sliders for its weights. Return the neuron."""
     now, was = toy_network.parse_changes(changes, hidden), toy_network.numbers(trained(seed, hidden))
     default = int(was.abs().sum(1).argmin())
     _keep_within("lesson_neuron", range(hidden), default)
@@ -190,7 +191,7 @@ def _drag(key: str, place: tuple[int, str], trained_value: float, hidden: int) -
 
 
 def other_control(neuron: int, kept: Sequence[int], default: int) -> int:
-    """The neuron that stays with which the chosen one is compared; another choice of neuron brings its own."""
+    """Return the kept neuron that `neuron` is compared with. It is reset to `default` when another neuron is chosen."""
     if st.session_state.get("lesson_followed", neuron) != neuron:
         st.session_state.lesson_other = default
     st.session_state.lesson_followed = neuron
@@ -206,13 +207,13 @@ def ask(
     hint: str,
     options: Sequence[str] | None = None,
 ) -> None:
-    """A question, and what its Check button says: `why` to a right answer, `hint` to a wrong one.
+    """Draw a question with a Check button, which shows `why` for a right answer and `hint` for a wrong one.
 
-    options: what to choose from; without them the answer is a number.
+    options: the answers to choose from; None if the answer is a number.
     """
     with st.form(f"lesson_ask_{name}"):
         st.markdown(f"**Question.** {question}")
-        key = f"lesson_answer_{name}: {question}"  # another question starts unanswered
+        key = f"lesson_answer_{name}: {question}"  # a new question has a new key, so it starts unanswered
         answer: float | str | None
         if options is None:
             answer = st.number_input("Your answer, to two decimals", value=None, step=0.01, format="%.2f", key=key)
@@ -235,40 +236,40 @@ def step(title: str, sentence: str) -> None:
 
 
 def onwards(page: str, about: str) -> None:
-    """The way from a step to the page that does the same to a real network."""
+    """Draw a link from a step to the page that does the same with a real network."""
     st.page_link(f"pages/{page}.py", label=f"See this on a real layer: {about}", icon=":material/arrow_forward:")
 
 
 def two() -> tuple[DeltaGenerator, DeltaGenerator]:
-    """Two cells side by side, or one above the other where the screen is narrow."""
+    """Return two cells side by side, or one above the other on a narrow screen."""
     grid = st.grid(2, min_column_width=400, gap="medium")
     return grid.container(), grid.container()
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A small table of numbers, as text that wraps nowhere and follows the theme."""
+    """Draw a small table of numbers as Markdown text, which does not wrap and follows the theme."""
     rows = [head, ["---:"] * len(head), *lines]
     st.markdown("\n".join("| " + " | ".join(row) + " |" for row in rows))
 
 
 def numbered(values: Iterable[float], bold: bool = False) -> list[str]:
-    """Numbers as a table's cells."""
+    """Format numbers as table cells."""
     return [f"**{value:.2f}**" if bold else f"{value:.2f}" for value in values]
 
 
 def plus(values: Iterable[float], pattern: str = "{:.2f}") -> str:
-    """Numbers added up, each in this pattern."""
+    """Format a sum of numbers as text, each number with `pattern`."""
     return " + ".join(pattern.format(value) for value in values)
 
 
 def fraction(value: float) -> str:
-    """A share as a person writes it: 0.1667 -> "1/6"; two decimals where no small fraction fits."""
+    """Format a number as a small fraction: 1/6 -> "1/6". Use two decimals if no small fraction fits."""
     near = Fraction(value).limit_denominator(99)
     return str(near) if abs(value - near) < 1e-9 else f"{value:.2f}"
 
 
 def fate(told: Story) -> str:
-    """What the plan makes of a neuron, in words."""
+    """Describe as text what the plan does with a neuron."""
     pairs = told.absorbs if told.kept else told.goes_to
     listed = " and ".join(f"neuron {other} (weight {fraction(weight)})" for other, weight in pairs)
     if told.kept:
@@ -277,7 +278,7 @@ def fate(told: Story) -> str:
 
 
 def neuron_table(made: toy_network.Lesson) -> pd.DataFrame:
-    """One row a neuron: its weights, its part in the plan, and what it is after fusion."""
+    """Return one row per neuron: its weights, its part in the plan, and its weights after fusion."""
     rows = toy_network.numbers(made.dense)
     data = pd.DataFrame(rows.numpy(), columns=list(toy_network.WEIGHTS))
     data.insert(0, "neuron", range(len(rows)))

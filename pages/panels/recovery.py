@@ -1,4 +1,4 @@
-"""Pieces of the Recovery page: its controls, the runs so far, the table that is the answer, the similarity matrices."""
+"""Parts of the Recovery page: the controls, the runs so far, the table of results, and the similarity matrices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,12 +31,15 @@ KEYS = (
     "training", "rate", "patience", "ratio", "gamma", "rank", "against", "looked_at", "alike_layer",
 )  # fmt: skip
 _DEFAULT = ["none", "bn-reset", "perp", "finetune", "overparam-sp"]
-_DEFAULT_PLAIN = ["none", "repair", "perp", "finetune", "overparam-sp"]  # of a network without BatchNorm
-_TRAINS = 0.9  # share of a point's work that its training is
+_DEFAULT_PLAIN = ["none", "repair", "perp", "finetune", "overparam-sp"]  # for a network without BatchNorm
+_TRAINS = 0.9  # training's share of the work of a point
 
 
 def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
-    """Draw the page's first rows: the pruned network, and what is done to it. Spec, seeds, methods, equal compute too."""
+    """Draw the page's first rows: the pruned network and its recoveries.
+
+    Returns the spec, the number of seeds, the methods, and whether to run at equal compute as well.
+    """
     grid = st.grid(4, min_column_width=180)
     entries = registry("merge")
     merge = grid.selectbox(
@@ -102,7 +105,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
 
 
 def training_controls() -> dict[str, Any]:
-    """Draw the settings of training; the spec's fields that they set."""
+    """Draw the settings of training and return the spec's fields that they set."""
     grid = st.grid(4, min_column_width=180)
     epochs = grid.number_input(
         "Epochs", 0.1, 200.0, 5.0, 1.0, format="%g", key="epochs", bind=BIND, help="Passes over the training images."
@@ -173,7 +176,7 @@ def training_controls() -> dict[str, Any]:
 
 
 def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> list[PruneSpec]:
-    """A spec for each method and seed, and where it would differ another at equal compute."""
+    """Return a spec for each method and seed, and another at equal compute for the costlier methods."""
     found = []
     for name in methods:
         spec = base.but(recovery=name)
@@ -189,7 +192,7 @@ def trains(spec: PruneSpec) -> bool:
 
 
 def lookers(specs: Sequence[PruneSpec]) -> list[PruneSpec]:
-    """One spec of those that look at training or calibration images."""
+    """Return the first spec whose recovery needs images, or the first spec if none does, as a list of at most one."""
     return [spec for spec in specs if registry("recovery")[spec.recovery].needs != "nothing"][:1] or list(specs[:1])
 
 
@@ -199,7 +202,7 @@ def forecast(specs: Sequence[PruneSpec]) -> str:
 
 
 def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
-    """How the training of each spec goes or went, as far as it is known, in their order."""
+    """Return the known training runs of the specs, running or finished, in the order of the specs."""
     found = {run.spec: run for run in (job.results if job else ()) if isinstance(run, Run)}
     for spec in specs:
         if trains(spec) and spec not in found and (run := known_run(spec, session)) is not None:
@@ -208,7 +211,7 @@ def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[
 
 
 def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store | None, title: str) -> Job:
-    """Recover and measure in the background; rerun the page after it."""
+    """Recover and measure in the background. Rerun the page afterwards."""
 
     def part(result: Run | Result | Failure) -> tuple[Any, float]:
         if isinstance(result, Run):
@@ -219,7 +222,7 @@ def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store 
 
 
 def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:
-    """The table: accuracy without recovery and with each, and what each costs."""
+    """Draw the table of results: accuracy without recovery and with each method, and the cost of each."""
     if not rows:
         st.caption("Accuracy without and with each recovery, and the cost of each, come here.")
         return
@@ -257,7 +260,7 @@ def _accuracy(row: Row) -> str:
 
 
 def similarities(session: Session, base: PruneSpec, done: Sequence[PruneSpec]) -> None:
-    """Similarity matrices of a layer: of the dense network, of the pruned one, and after a recovery."""
+    """Draw the similarity matrices of a layer: of the dense network, of the pruned one, and after a recovery."""
     st.markdown(
         "Some training images against each other, sorted by class: the stronger the colour, the more alike a layer finds "
         "the two (amber: the more unlike). Similarity-preserving distillation asks the student for the teacher's square."

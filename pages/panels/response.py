@@ -1,4 +1,4 @@
-"""What one channel responds to, on the Importance page: the images that drive it, and their pixels by Captum."""
+"""Responses of one channel on the Importance page: the images that activate it most, and their pixels by Captum."""
 
 from collections.abc import Sequence
 from textwrap import shorten
@@ -19,7 +19,10 @@ from pages.shared.app_state import Here
 
 
 def channel_activations(here: Here, data: ImageData) -> Tensor | None:
-    """Activation (N, n) of every channel on every calibration image; None until somebody asked, where it is dear."""
+    """Return the activation (N, n) of every channel on every calibration image.
+
+    If the computation is expensive, return None until the reader has started it and it is done.
+    """
     batches = job_panel.results(
         ("activations", here.key(), here.spec.data_path, here.group.name),
         here.session.size.macs * len(data),
@@ -32,7 +35,10 @@ def channel_activations(here: Here, data: ImageData) -> Tensor | None:
 
 
 def attribution(here: Here, data: ImageData, channel: int, image: int, method: str) -> Attribution | None:
-    """Captum's view of a channel on one image; None until somebody asked, where it is dear."""
+    """Return Captum's attribution of a channel on one image.
+
+    If the computation is expensive, return None until the reader has started it and it is done.
+    """
     passes = 3 * (STEPS if method == "integrated-gradients" else 1)
     found = job_panel.results(
         ("attribution", here.key(), here.spec.data_path, here.group.name, channel, image, method),
@@ -46,7 +52,7 @@ def attribution(here: Here, data: ImageData, channel: int, image: int, method: s
 
 
 def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> str:
-    """What drives a channel. activation: (N, n), of each channel on each image of `data`, as `layer` reads it."""
+    """Describe a channel's activation as text. activation: (N, n), per image of `data` and channel, as `layer` reads it."""
     values, dead = activation[:, channel], int((~activation.any(0)).sum())
     images = image_count(data)
     if not values.any():
@@ -55,7 +61,7 @@ def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> s
     words = f"As {escaping.code(layer)} reads it, the channel is active on {active:.0%} of {images}, mean activation {values.mean():.3g}."
     labels = data.labels.cpu()
     means = {label: float(values[labels == label].mean()) for label in labels.unique().tolist() if label >= 0}
-    if 1 < len(means) <= len(values) / 5:  # five images of a class, on average: a mean of fewer is an anecdote
+    if 1 < len(means) <= len(values) / 5:  # at least five images per class on average, so that a mean is meaningful
         most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         words += (
             f" Strongest on **{escaping.markdown(data.classes[most])}** ({means[most]:.3g} on average), weakest on "
@@ -67,7 +73,7 @@ def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> s
 
 
 def image_control(count: int) -> tuple[int, str]:
-    """Which of the top images is explained, from 1, and by which method."""
+    """Draw the controls of the attribution. Return which of the top images to explain, from 1, and the method."""
     row = st.container(horizontal=True)
     number = (
         row.segmented_control(
@@ -98,7 +104,7 @@ def image_control(count: int) -> tuple[int, str]:
 
 
 def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int) -> None:
-    """The images that drive a channel most, to choose from. values: its activation (N,) on `data`."""
+    """Draw the images that activate a channel most. A click chooses one. values: the channel's activation (N,) on `data`."""
     captions = [f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top]
     title = f"The {len(top)} of {len(data):,} images that activate it most"
     figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, app_state.is_dark())
@@ -111,7 +117,7 @@ def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int
 
 
 def show_attribution(here: Here, data: ImageData, channel: int, image: int, method: str) -> None:
-    """What in one image drives the channel, as pictures and in words."""
+    """Draw which parts of one image activate the channel, as pictures with a caption."""
     try:
         found = attribution(here, data, channel, image, method)
     except IntrafusionError as error:

@@ -1,4 +1,4 @@
-"""Pieces of the Sensitivity page: how a study runs, its heatmaps, the chosen cell, and what to compare it with."""
+"""Parts of the Sensitivity page: how a study runs, its heatmaps, the chosen cell, and the comparison with another study."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -34,7 +34,11 @@ _DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
 
 @dataclass(frozen=True)
 class Way:
-    """How a study runs. named: whether the reader chose the name; run: what measures; flags: how the command line says so."""
+    """How a study runs.
+
+    named: whether the reader chose the name. run: the function that measures the points. flags: the matching options of
+    the command line.
+    """
 
     name: str
     named: bool
@@ -45,7 +49,7 @@ class Way:
 
 
 def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
-    """Draw the controls; what they say."""
+    """Draw the controls and return how the study runs."""
     grid = st.grid(3, min_column_width=210)
     left, middle, right = (grid.container() for _ in range(3))
     fast, several, ray = has_bf16(here.session.device), len(merges) > 1, find_spec("ray") is not None and not is_public()
@@ -104,14 +108,14 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
 
 
 def automatic_name(base: PruneSpec) -> str:
-    """A study's name after what its points share: model, weights, criterion, and what else is not as usual."""
+    """Return a study's name from what its points share: model, weights, criterion, and every setting that is not a default."""
     model = f"{base.model} ({Path(base.weights).stem})" if base.weights else base.model
     unusual = [n for n in (*PLAN_FIELDS, *MERGE_FIELDS, "precision") if getattr(base, n) != _DEFAULT[n]]
     return ", ".join([f"{model} {base.criterion}", *(f"{n} {getattr(base, n)}" for n in unusual)])
 
 
 def pair(merges: Sequence[str]) -> tuple[str, str] | None:
-    """The two merges whose difference is shown, chosen by the reader where there are more; None for one alone."""
+    """Return the two merges whose difference is shown. The reader chooses among three or more. None for fewer than two."""
     if len(merges) < 2:
         return None
     second = "drop" if "drop" in merges else merges[0]
@@ -134,7 +138,7 @@ def matrices(
 
 
 def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
-    """One heatmap a merge and the difference of two; a click on a cell chooses it."""
+    """Draw one heatmap per merge and the difference of two. A click on a cell chooses it."""
     if both:
         first, second = (made[merge] for merge in both)
         clickable(sensitivity_panels(first, second, difference(first, second), place, app_state.is_dark()), "panels")
@@ -144,14 +148,14 @@ def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Pl
 
 
 def clickable(figure: Any, key: str) -> None:
-    """Draw a figure in which a click on a mark chooses the group, or the group and sparsity, in its customdata."""
+    """Draw a figure. A click on a mark chooses the group, or the group and the sparsity, in its customdata."""
     st.plotly_chart(
         figure, key=key, config=parts.config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None
     )
 
 
 def _pick(key: str) -> None:
-    """The sidebar's group and the control of the sparsity follow the click."""
+    """Set the sidebar's group and the sparsity control from the click."""
     points = st.session_state[key].selection.points
     if not points:
         return
@@ -163,7 +167,7 @@ def _pick(key: str) -> None:
 
 
 def cell_control(percents: Sequence[int]) -> float:
-    """The chosen cell's sparsity, the largest until a reader chooses; clicks write to it, so it is part of the permalink."""
+    """Return the chosen cell's sparsity, by default the largest. Clicks also set it, so it is part of the permalink."""
     if st.session_state.get("cell") not in percents:
         st.session_state.pop("cell", None)
     percent = st.segmented_control(
@@ -173,7 +177,7 @@ def cell_control(percents: Sequence[int]) -> float:
 
 
 def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Place) -> None:
-    """What is known of the chosen cell, and whether the difference is sure."""
+    """Describe the chosen cell's results as text, and whether the difference of the merges is significant."""
     cells = {merge: single.cells[place] for merge, single in made.items() if place in single.cells}
     if not cells:
         st.caption("This cell is not measured yet.")
@@ -196,12 +200,12 @@ def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, plac
 
 
 def with_interval(accuracy: float, interval: tuple[float, float]) -> str:
-    """An accuracy in words: "83.3% ± 0.7"."""
+    """Format an accuracy with its interval as text: "83.3% ± 0.7"."""
     return f"{accuracy:.1%} ± {50 * (interval[1] - interval[0]):.1f}"
 
 
 def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
-    """The difference of two merges on the same images, and whether it may be chance."""
+    """Describe the difference of two merges on the same images as text, and whether it may be chance."""
     low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found.interval)
     said = f"{100 * found.difference:+.1f}".replace("-", "−")
     words = (
@@ -214,7 +218,7 @@ def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
 def comparison(
     study: Study, made: Mapping[str, Matrix], place: Place, kept: Store | None, rows: Mapping[str, StudyRow]
 ) -> None:
-    """This study beside a stored one of the same network, on the same images."""
+    """Draw this study beside a stored one of the same network, on the same images."""
     others = [name for name, row in rows.items() if name != study.name and _model(row) == study.base.model]
     if not others or kept is None:
         st.caption("Change a setting, say the criterion, and run again: the two studies can then be compared here.")
@@ -242,7 +246,7 @@ def comparison(
 
 
 def newest(results: Iterable[Result]) -> list[Result]:
-    """One result of each point: this code's, where there is one."""
+    """Return one result per point, from the current version of the code if available."""
     found: dict[PruneSpec, Result] = {}
     for result in results:
         if result.spec not in found or found[result.spec].older_code:
@@ -251,7 +255,7 @@ def newest(results: Iterable[Result]) -> list[Result]:
 
 
 def _model(row: StudyRow) -> str | None:
-    """The network of a stored study; None where its text cannot be read."""
+    """Return the model of a stored study, or None if its text cannot be parsed."""
     try:
         return Study.from_toml(row.text).base.model
     except IntrafusionError:
@@ -259,7 +263,7 @@ def _model(row: StudyRow) -> str | None:
 
 
 def files(study: Study, rows: pd.DataFrame) -> None:
-    """The study as a file, which the command line runs again, and its results as Parquet."""
+    """Draw downloads of the study as a file, which the command line can run again, and of its results as Parquet."""
     st.download_button(
         "Study file (TOML)",
         study.to_toml(),

@@ -1,4 +1,4 @@
-"""Pieces of the Training lab: its controls, a run that is watched, what came of it, and runs side by side."""
+"""Parts of the Training lab: the controls, a running training, its outcome, and runs side by side."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -28,14 +28,14 @@ _KNOBS = (
     "merge", "rounds", "tune", "folds", "by",
 )  # fmt: skip
 KEYS = ("method", *(f"lab_{name}" for name in _KNOBS))
-_REDRAW = 2.0  # seconds between two drawings of a run, at least
-_LOOKS = 25  # steps of a phase, about
+_REDRAW = 2.0  # least seconds between two redraws of a run
+_LOOKS = 25  # approximate number of recorded steps per phase
 _WIDTH = 160
 _MOST_COMPARED = 12
 
 
 def controls(here: Here) -> TrainSpec:
-    """Draw the method and its settings. What they say."""
+    """Draw the choice of the method and its settings and return their spec."""
     row = st.container(horizontal=True, vertical_alignment="bottom")
     method = row.selectbox(
         "Method",
@@ -137,14 +137,14 @@ _DRAWN = {
 
 
 def steps(found: LabRun | None, job: Job | None) -> list[Step]:
-    """The steps of a run so far."""
+    """Return the steps of a run so far."""
     if found is not None:
         return list(found.steps)
     return [told for told in (job.results if job else ()) if isinstance(told, Step)]
 
 
 def start(key: tuple, spec: TrainSpec, device: str) -> Job:
-    """Train in the background; rerun the page after it."""
+    """Train in the background. Rerun the page afterwards."""
 
     def part(told: Step | LabRun) -> tuple[Any, float]:
         return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
@@ -154,7 +154,7 @@ def start(key: tuple, spec: TrainSpec, device: str) -> Job:
 
 
 def phases(spec: TrainSpec) -> list[str]:
-    """The phases of a run that train, about."""
+    """Return the approximate list of a run's training phases."""
     rounds = [f"pruned {number}" for number in range(spec.rounds)] if "rounds" in TRAINERS[spec.method].knobs else []
     if spec.method not in ("fap", "paf"):
         return ["training", *rounds]
@@ -163,7 +163,7 @@ def phases(spec: TrainSpec) -> list[str]:
 
 
 def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -> bool:
-    """The button that trains, how far it is, and what went wrong; whether the button was pressed."""
+    """Draw the button that starts training, its progress, and any error. Return whether the button was pressed."""
     if job is not None and running:
         _watch(job)
         return False
@@ -200,7 +200,7 @@ def _watch(job: Job) -> None:
 
 
 def outcome(found: LabRun) -> None:
-    """Accuracy, zeros and size of what was trained."""
+    """Draw the accuracy, the zeros and the size of the trained network."""
     o = found.outcome
     with st.container(horizontal=True):
         st.metric("Top-1 accuracy", f"{o.accuracy:.1%} ± {50 * (o.interval[1] - o.interval[0]):.1f}", border=True)
@@ -217,7 +217,7 @@ def outcome(found: LabRun) -> None:
 
 
 def keeping(found: LabRun) -> None:
-    """Keep the network under a name, so that every page can open it."""
+    """Draw a form that keeps the network under a name, so that every page can open it."""
     with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.text_input("Keep the network as", f"{found.spec.method}-{found.spec.model}", width=320)
         small = st.checkbox(
@@ -242,7 +242,7 @@ def keeping(found: LabRun) -> None:
 
 
 def chosen(model: str) -> tuple[list[LabRun], list[str]]:
-    """The runs to compare, and a name for each that says what sets it apart."""
+    """Draw the choice of runs to compare. Return the runs, and a name for each that shows how it differs."""
     newest: dict[tuple[TrainSpec, bool], LabRun] = {}
     for one in runs():
         if one.spec.model == model and not one.spec.part:
@@ -260,7 +260,7 @@ def chosen(model: str) -> tuple[list[LabRun], list[str]]:
 
 
 def names_of(specs: Sequence[TrainSpec]) -> list[str]:
-    """A name for each spec: its method, and what differs between those of one method."""
+    """Return a name for each spec: its method, and the settings that differ among the specs of that method."""
     named = []
     for spec in specs:
         peers = [other for other in specs if other.method == spec.method]
@@ -274,7 +274,7 @@ def names_of(specs: Sequence[TrainSpec]) -> list[str]:
 
 
 def table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
-    """Runs side by side in numbers."""
+    """Return a table of runs, one row per run."""
     return pd.DataFrame(
         [
             {

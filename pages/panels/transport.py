@@ -1,4 +1,4 @@
-"""Pieces of the Transport page: numbers of a plan, the map's places, and what tells two settings apart."""
+"""Parts of the Transport page: numbers of a plan, positions on the map, the learned map, and how two settings differ."""
 
 import pandas as pd
 import streamlit as st
@@ -14,7 +14,7 @@ from pages.shared import job_panel, messages
 from pages.shared.app_state import BIND, Here, can_see, is_dark
 from pages.shared.parts import chart
 
-Fact = tuple[str, str, str]  # what it is called, its value, what it means
+Fact = tuple[str, str, str]  # name, value, explanation
 
 
 @st.cache_resource(max_entries=32, show_spinner="Drawing the map")
@@ -23,13 +23,16 @@ def _places(_geometry: Geometry, key: tuple, method: str) -> tuple[Tensor, str]:
 
 
 def places(here: Here, spec: PruneSpec, method: str) -> tuple[Tensor, str]:
-    """The channels of the sidebar's group on a plane, and what the plane shows; drawn once for each way of comparing."""
+    """Return the positions of the group's channels on a plane, and a text on what the plane shows.
+
+    Computed once for each combination of the settings that compare channels.
+    """
     compared = spec.part("cost", "distance", "p", "bias", "dataset", "data_path", "calibration", "seed")
     return _places(here.session.geometry(spec, here.group), (here.key(), here.group.name, compared), method)
 
 
 def plan_facts(plan: TransportPlan) -> list[Fact]:
-    """A plan in numbers."""
+    """Return the key numbers of a plan."""
     entries = int((plan.coupling > 0).sum())
     n, k = plan.coupling.shape
     return [
@@ -45,7 +48,7 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
 
 
 def output_distance(here: Here, spec: PruneSpec) -> None:
-    """Draw how far fusing this group moves the logits, against dropping; measured at once where cheap, else when asked."""
+    """Draw how far fusing this group moves the logits, compared with dropping. If expensive, measure only on request."""
     session, group, name = here.session, here.group, "Outputs move by"
     about = f"Mean L2 distance of the logits to the dense network's on {spec.calibration} calibration images, with this group pruned alone."
     work = (float(session.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
@@ -72,7 +75,7 @@ def output_distance(here: Here, spec: PruneSpec) -> None:
 
 
 def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor, channel: int, order: str) -> None:
-    """The map M that the calibrated merge learns, beside T."""
+    """Draw the map M that the calibrated merge learns, beside T."""
     if not can_see(here, spec.but(merge="calibrated")):
         return
     try:
@@ -96,13 +99,13 @@ def _maps(_session: Session, spec: PruneSpec, device: str) -> list[ChannelMap]:
 
 
 def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
-    """Plans side by side, a column each."""
+    """Return a table of plans side by side, one column per plan."""
     rows = {name: {fact: value for fact, value, _ in plan_facts(plan)} for name, plan in plans.items()}
     return pd.DataFrame(rows).rename_axis("").reset_index()
 
 
 def difference(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
-    """What tells two settings apart, said of each."""
+    """Return a text for each of two settings that shows the fields in which they differ."""
     names = [name for name in PLAN_FIELDS if getattr(first, name) != getattr(second, name)]
     if not names:
         return "this setting", "the same setting"

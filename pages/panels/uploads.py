@@ -1,4 +1,4 @@
-"""The pieces of the page Your own: an uploader each for programs, weights and images, and what is kept."""
+"""Parts of the page Your own: an uploader each for programs, weights and images, and the list of what is kept."""
 
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -30,12 +30,12 @@ from pages.shared import app_state, job_panel, messages, parts
 from pages.shared.app_state import Here, reader
 
 _KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
-Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # a check of files, not yet begun
+Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # starts a check of files
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a check has kept: its name, and what a person should know of it."""
+    """The outcome of a successful check: the kept name, and notes for the reader."""
 
     name: str
     notes: tuple[str, ...]
@@ -48,12 +48,12 @@ def _bound() -> str:
 
 
 def _most() -> int | None:
-    """MiB that an uploader takes; None for what the server's configuration says."""
+    """Return the upload limit in MiB, or None for the limit in the server's configuration."""
     return upload_mib() if is_public() else None
 
 
 def program() -> None:
-    """Upload a program of torch.export."""
+    """Draw the uploader for a torch.export program."""
     st.subheader("A program of torch.export")
     st.caption(f"A `.pt2` file of `torch.export.save`, of a classifier of images, exported in eval mode. {_bound()}")
     with st.expander("How to make one", icon=":material/code:"):
@@ -91,7 +91,7 @@ def program() -> None:
 
 
 def weights(here: Here) -> None:
-    """Upload weights of an architecture that is known here."""
+    """Draw the uploader for weights of a known architecture."""
     st.subheader("Weights of a known architecture")
     st.caption(f"A state dict, perhaps wrapped, in {', '.join(f'`{end}`' for end in SUFFIXES)}. {_bound()}")
     file = st.file_uploader(
@@ -125,7 +125,7 @@ def weights(here: Here) -> None:
 
 
 def images() -> None:
-    """Upload labelled images."""
+    """Draw the uploader for labelled images."""
     st.subheader("Labelled images")
     st.caption(
         f"An `.npz` with `images` (N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
@@ -176,7 +176,7 @@ def _reading(layout: str | None, span: str) -> Reading:
 
 
 def from_code() -> None:
-    """How code, which no page runs, gets its network in: for the person at this machine."""
+    """Show how to use a network made by code, which no page runs. Draw nothing on a public server."""
     if is_public():
         return
     st.subheader("A network made by code")
@@ -202,13 +202,14 @@ def _numbers(what: str, text: str) -> list[float] | None:
 
 
 def _uploader(what: str) -> str:
-    """The key of an uploader: after each check another one, which is empty."""
+    """Return the key of an uploader. It changes after each check, so that the uploader is empty again."""
     return f"own_{what} {st.session_state.get(f'own_{what}_checks', 0)}"
 
 
 def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: str) -> None:
-    """Check and keep what was uploaded, as a job; how far that is, and then a button that opens it, or one line of what was
-    wrong.
+    """Draw the button that checks and keeps the uploaded files in a job, its progress, and then its outcome.
+
+    The outcome is a button that opens what was kept, or one line on what was wrong.
     """
     job = _job(what)
     if st.button(
@@ -237,19 +238,19 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
 
 
 def _job(what: str) -> Job | None:
-    """The reader's last check of a kind, also after a reload: the address has its mark, which nobody can guess."""
+    """Return the reader's last check of a kind, even after a reload: the address contains its unguessable mark."""
     name = f"check_{what}"
     mark = st.session_state.get(f"own_{name}") or st.query_params.get(name)
     if not mark:
         return None
     st.session_state[f"own_{name}"] = st.query_params[name] = mark
     if "link" in st.session_state:
-        st.session_state.link.asked.pop(name, None)  # it is no setting, which links would have to know
+        st.session_state.link.asked.pop(name, None)  # not a setting, so not a part of the link to report
     return app_state.jobs().get(("own", what, mark))
 
 
 def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
-    """Hand the files on to a job, which waits for no turn: it computes in another process, and few of these run at a time."""
+    """Pass the files to a job. The job waits for no turn: it computes in another process, and few of these run at a time."""
     workshop, mark = Workshop(), secrets.token_hex(16)
     try:
         for file in files:
@@ -264,7 +265,7 @@ def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
 
 
 def _free(what: str, files: Sequence[Any]) -> None:
-    """Take uploaded files out of the server's memory, and out of their uploader."""
+    """Remove uploaded files from the server's memory and from their uploader."""
     st.session_state[f"own_{what}_checks"] = st.session_state.get(f"own_{what}_checks", 0) + 1
     if context := get_script_run_ctx():
         for file in files:
@@ -272,7 +273,7 @@ def _free(what: str, files: Sequence[Any]) -> None:
 
 
 def _check(what: str, workshop: Workshop, begin: Begin) -> Iterator[Step | Kept]:
-    """The job: its steps, and what was kept in the end."""
+    """Run the check as a job: yield its steps, and finally what was kept."""
     notes: list[str] = []
     try:
         with workshop:
@@ -285,7 +286,7 @@ def _check(what: str, workshop: Workshop, begin: Begin) -> Iterator[Step | Kept]
 
 
 def _share(result: Step | Kept) -> tuple[str, float]:
-    """One part: nothing but the last result is needed."""
+    """Return one part key for all results, since only the last is needed, and the fraction of the work done."""
     return "", 1.0 if isinstance(result, Kept) else 0.9 * result[0] / max(1, result[1])
 
 
@@ -299,7 +300,7 @@ def _watch(what: str, job: Job) -> None:
 
 
 def _done(what: str, kept: Kept, opens: str) -> None:
-    """Say that something is kept, and offer to open it."""
+    """Show that something is kept, and offer to open it."""
     name = kept.name
     if name not in (kept_names() if opens == "model" else kept_data()):
         return
@@ -317,14 +318,14 @@ def _done(what: str, kept: Kept, opens: str) -> None:
 
 
 def _choose(key: str, name: str) -> None:
-    """Set the sidebar, before it is drawn again."""
+    """Set the sidebar's choice before the next draw."""
     st.session_state[key] = name
     for other in ("weights", "data_path", "group") if key == "model" else ("data_path",):
         st.session_state.pop(other, None)
 
 
 def kept() -> None:
-    """What is kept, and a way to remove it."""
+    """List what is kept, with buttons to remove it."""
     st.subheader("Kept on this machine")
     found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
     found += [(IMAGES, name, public(about(name))) for name in kept_data()]
@@ -336,7 +337,7 @@ def kept() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{name}**  \n:gray[{_KINDS[kind]}{text.markdown(words)}]", width="stretch")
             if is_public():
-                continue  # of others
+                continue  # it may belong to others
             with st.popover("Remove", icon=":material/delete:"):
                 st.write(f"Remove {name} for good?")
                 if st.button("Remove it", key=f"own_remove {kind} {name}", type="primary"):
@@ -347,12 +348,12 @@ def kept() -> None:
 def _remove(kind: str, name: str) -> None:
     try:
         remove(kind, name)
-    except IntrafusionError as error:  # somebody else did
+    except IntrafusionError as error:  # someone else has removed it
         st.toast(text.sentence(public(str(error))))
 
 
 def take_away() -> None:
-    """The same from a terminal and from Python."""
+    """Draw the same steps as a command line and as Python code."""
     table = pd.DataFrame([{"kept": name} for name in (*kept_names(), *kept_data())], columns=["kept"])
     line = "python -m intrafusion own program my_net.pt2 --name mine --data own"
     snippet = (

@@ -1,1 +1,1 @@
-"""Shared by the pages; in a folder of its own so that it is no page itself."""
+"""Code that the pages share, in a subfolder so that Streamlit does not take it for a page."""

@@ -1,4 +1,4 @@
-"""What every page shares: the sidebar, loaded models and images, and the process's background jobs."""
+"""State that all pages share: the sidebar, the loaded models and images, and the process's background jobs."""
 
 import gc
 import importlib
@@ -55,7 +55,7 @@ _TORCHVISION = "ImageNet (torchvision)"
 
 @dataclass(frozen=True)
 class Here:
-    """What the sidebar says: the open model, the chosen group, and a spec that holds model, data and group."""
+    """The sidebar's choices: the open model, the chosen group, the device, and a spec that holds model, data and group."""
 
     session: Session
     group: Group
@@ -63,13 +63,13 @@ class Here:
     device: str
 
     def key(self) -> tuple:
-        """What a cached result of this model depends on."""
+        """Return the cache key of this model's results: model, weights, device and data set."""
         return self.spec.model, self.spec.weights, self.device, self.spec.dataset
 
 
 @st.cache_resource(max_entries=6, show_spinner="Opening the model")
 def session(model: str, weights: str | None, device: str) -> Session:
-    """The model with its groups, without images. A page opens no model whose name would run code."""
+    """Open a model with its groups, without images. Raise IntrafusionError for a model whose name would run code."""
     if runs_code(model):
         raise IntrafusionError(
             f"{model} is code of your own: open it from Python or the command line, or upload it as a program"
@@ -84,7 +84,7 @@ def images(dataset: str, path: str | None, device: str, input_size: tuple[int, i
 
 @st.cache_resource(max_entries=6, show_spinner=False)
 def measuring_session(_here: Here, key: tuple, path: str | None, limit: int | None) -> Session:
-    """The open model with its images, sharing the dense accuracy; `key` is `_here.key()`."""
+    """Return the open model with its images; the dense accuracy is shared. `key` is `_here.key()` and the data set."""
     size = _here.session.card.input_size
     folder_limit = limit if _here.spec.dataset.startswith(("imagenet", OWN, KEPT)) else None
     return _here.session.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
@@ -92,15 +92,15 @@ def measuring_session(_here: Here, key: tuple, path: str | None, limit: int | No
 
 @st.cache_resource
 def jobs() -> Jobs:
-    """The process's jobs: a reload finds its own again."""
+    """Return the process's jobs. They survive a page reload."""
     return Jobs()
 
 
 def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any) -> Job:
-    """`Jobs.start`, remembering which reader asked, who may cancel it anywhere; rerun the page after it.
+    """Call `Jobs.start` and record which reader started the job, who may then cancel it anywhere. Rerun the page afterwards.
 
-    lasts: whether it goes on when this session has gone from a public server, as a study does that has a name. Raises
-    IntrafusionError where a public server has enough to do, of this reader or of all.
+    lasts: whether the job keeps running after this session has left a public server, as a named study does. Raises
+    IntrafusionError if a public server already has enough jobs, of this reader or of all readers.
     """
     who = reader()
     with _admission:
@@ -110,29 +110,29 @@ def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, l
         job = jobs().start(key, total, work, title, who=who, **options)
         if lasts:
             job.askers.clear()
-        elif job is not known or job.askers:  # one that lasts has none
+        elif job is not known or job.askers:  # a lasting job has no askers
             job.askers.add(_session())
     return job
 
 
 def reader() -> str:
-    """The address that this page is for, as `pages.shared.client_address` has it."""
+    """Return the reader's address, as `pages.shared.client_address` determines it."""
     found = st.context.ip_address
-    return found if isinstance(found, str) else ""  # none where it is this machine's, or where no browser asks
+    return found if isinstance(found, str) else ""  # no address for this machine, or without a browser
 
 
 def is_mine(job: Job) -> bool:
-    """Whether this reader asked for it, be it before a reload."""
+    """Return whether this reader started the job, even before a reload."""
     return job.who == reader()
 
 
 def may_cancel(job: Job) -> bool:
-    """Whether this reader may stop it: on a public server only who asked for it."""
+    """Return whether this reader may cancel the job. On a public server only the reader who started it may."""
     return not is_public() or is_mine(job)
 
 
 def arrive() -> None:
-    """Take over what this reader asked for in sessions that have gone: a reload is a new session."""
+    """Take over the reader's jobs from sessions that have ended, since a reload starts a new session."""
     if not is_public() or st.session_state.get("arrived"):
         return
     st.session_state.arrived = True
@@ -142,7 +142,7 @@ def arrive() -> None:
 
 
 def tend() -> None:
-    """Cancel what was asked for in sessions that have gone; to be called every few seconds."""
+    """Cancel the jobs of sessions that have ended. Call it every few seconds. It only acts on a public server."""
     if is_public():
         jobs().tend(_is_here, GRACE)
 
@@ -157,7 +157,7 @@ def _is_here(session: str) -> bool:
 
 
 def keep(model: nn.Module, name: str) -> str:
-    """`hub.keep`, which on a public server neither replaces what somebody keeps nor fills the disk."""
+    """Call `hub.keep` within the limits of a public server: do not overwrite a kept network and do not fill the disk."""
     check_room()
     check_share(reader(), sum(value.nbytes for value in model.state_dict().values()))
     if is_public() and f"{KEPT}{name}" in kept_names():
@@ -167,7 +167,7 @@ def keep(model: nn.Module, name: str) -> str:
 
 @st.cache_resource
 def warm() -> threading.Thread:
-    """Import the slow libraries of the next pages in the background, once a server."""
+    """Import the slow libraries of the other pages in the background, once per server."""
     slow = (
         "ot",
         "sklearn.cluster",
@@ -181,7 +181,7 @@ def warm() -> threading.Thread:
         for name in slow:
             importlib.import_module(name)
         gc.collect()
-        gc.freeze()  # Streamlit collects garbage after every script run: 0.2 s of CPU as long as it looks through all these
+        gc.freeze()  # Streamlit collects garbage after every script run: scanning all these objects would cost 0.2 s of CPU
 
     thread = threading.Thread(target=load)
     thread.start()
@@ -193,7 +193,7 @@ def is_dark() -> bool:
 
 
 def choose(controls: DeltaGenerator) -> Here:
-    """Draw the sidebar's controls; what they say. Raises IntrafusionError when the model cannot be opened."""
+    """Draw the sidebar's controls and return the choices. Raise IntrafusionError if the model cannot be opened."""
     with controls:
         name = _model_name()
         dataset = _dataset(name)
@@ -202,7 +202,7 @@ def choose(controls: DeltaGenerator) -> Here:
         device = st.selectbox("Device", devices, index=min(1, len(devices) - 1), key="device", bind=BIND)
     try:
         is_here = is_local(name, weights)
-    except IntrafusionError:  # nobody publishes weights of it
+    except IntrafusionError:  # no weights of this model are published
         is_here, weights = True, "random"
         controls.caption("No weights of it are published: these are drawn at random. Train it in the Training lab.")
     if not is_here:
@@ -219,7 +219,7 @@ def choose(controls: DeltaGenerator) -> Here:
 
 
 def _files(model: str) -> tuple[str | None, str | None]:
-    """Weights and data that the reader names; on a public server they lie in a folder that it was set up with, or are refused."""
+    """Return the weights and the data path that the reader gives. On a public server paths outside its folders are refused."""
     has_files = not is_public() or bool(roots())
     with st.expander("Local files" if has_files else "Weights", icon=":material/folder_open:"):
         weights = st.text_input(
@@ -229,7 +229,7 @@ def _files(model: str) -> tuple[str | None, str | None]:
             placeholder="resnet20.th" if has_files else "random",
             help="Leave empty for the model's own. `FILE#KEY` names one of several in a file, as `last.ckpt#model_ema`.",
         )
-        data_path = st.query_params.get("data_path", "")  # of a link to a server whose files stay closed
+        data_path = st.query_params.get("data_path", "")  # from a link, on a server that opens no files
         if has_files:
             data_path = st.text_input(
                 "Data",
@@ -265,7 +265,7 @@ def _model_name() -> str:
 
 
 def _dataset(name: str) -> str:
-    """The images that the model is measured on: its own, or some that are kept here."""
+    """Choose the images that the model is measured on: its own data set, or a kept one."""
     own, kept = dataset_of(name), kept_data()
     if not kept:
         return own
@@ -313,7 +313,7 @@ def _offer_download(name: str) -> None:
 
 
 def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]]]) -> None:
-    """A button that fetches in the background, its progress, and the reason when it fails; none for strangers."""
+    """Draw a button that downloads in the background, the progress, and any error. A public server offers no button."""
     if is_public():
         st.caption("Whoever runs this server can fetch it, from the command line of this machine.")
         return
@@ -326,7 +326,7 @@ def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]
 
 
 def _watch_download(job: Job) -> None:
-    from pages.shared import job_panel  # which needs the jobs that are here
+    from pages.shared import job_panel  # here because job_panel imports this module
 
     def draw() -> None:
         done, total = job.results[-1] if job.results else (0, 0)
@@ -343,7 +343,7 @@ def _watch_download(job: Job) -> None:
 
 
 def measuring(here: Here, limit: int | None) -> Session | None:
-    """The model with its images; where they are missing, says how to get them and returns None."""
+    """Return the model with its images. If they are missing, show how to get them and return None."""
     dataset, path = here.spec.dataset, here.spec.data_path
     try:
         opened = measuring_session(here, (*here.key(), dataset), path, limit)
@@ -356,7 +356,7 @@ def measuring(here: Here, limit: int | None) -> Session | None:
 
 
 def can_see(here: Here, spec: PruneSpec) -> bool:
-    """Whether what `spec` must look at is here; where calibration images are missing, says how to get them."""
+    """Return whether the calibration images that `spec` needs are available. If they are not, show how to get them."""
     if not needs_images(spec):
         return True
     try:
@@ -373,7 +373,7 @@ def can_see(here: Here, spec: PruneSpec) -> bool:
 
 
 def offer_images(here: Here, error: IntrafusionError) -> None:
-    """Say that the open model's images are missing, and how to get them."""
+    """Show that the open model's images are missing, and how to get them."""
     dataset = here.spec.dataset
     if dataset == OWN and here.spec.data_path is None:
         st.info(

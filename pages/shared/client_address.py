@@ -1,4 +1,7 @@
-"""Whose request it is, and whether it comes from a page of ours. Nothing here imports torch: requests come before it is there."""
+"""The client address of a request, and whether the request comes from one of our own pages.
+
+Nothing here imports torch, because requests arrive before torch is loaded.
+"""
 
 import os
 import re
@@ -10,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 
 
 def proxies() -> int:
-    """How many proxies stand in front of this server. Raises ValueError where INTRAFUSION_PROXIES is no number."""
+    """Return how many proxies are in front of this server. Raise ValueError if INTRAFUSION_PROXIES is not a number."""
     text = os.environ.get("INTRAFUSION_PROXIES", "") or "0"
     if not re.fullmatch(r"[0-9]{1,2}", text):
         raise ValueError(f"INTRAFUSION_PROXIES must be how many proxies stand in front, not {text[:60]!r}")
@@ -18,11 +21,12 @@ def proxies() -> int:
 
 
 def reader(peer: str, forwarded: Sequence[str] = ()) -> str:
-    """The address that limits hold for: of the peer, or of whom the outermost of our proxies heard.
+    """Return the address that rate limits apply to: the peer's, or the client address seen by our outermost proxy.
 
-    peer: who connected. forwarded: the values of X-Forwarded-For, in their order. They are believed as far as our own
-    proxies wrote them, and where the peer is on this machine or a private network, as a proxy is. Of an IPv6 address it is
-    the /64 network, as one person has all of that; "" where the peer has none, as at a Unix socket.
+    peer: the address that connected. forwarded: the values of X-Forwarded-For, in order. Only the entries that our own
+    proxies wrote are trusted, and only if the peer is on this machine or a private network, as a proxy is. For an IPv6
+    address, returns its /64 network, because one person usually has all of it. Returns "" if the peer has no address, as
+    with a Unix socket.
     """
     near = _address(peer)
     count = proxies()
@@ -35,7 +39,7 @@ def reader(peer: str, forwarded: Sequence[str] = ()) -> str:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address; of an IPv4 one that is written as IPv6 that one."""
+    """Parse an address. Return an IPv4-mapped IPv6 address as IPv4, and None if the text is not an address."""
     try:
         found = ip_address(text.partition("%")[0])
     except ValueError:
@@ -44,26 +48,27 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _without_port(entry: str) -> str:
-    """The address in "1.2.3.4:80", "[::1]:80", "1.2.3.4" or "::1"."""
+    """Return the address in "1.2.3.4:80", "[::1]:80", "1.2.3.4" or "::1"."""
     if entry.startswith("["):
         return entry[1:].partition("]")[0]
     return entry.partition(":")[0] if entry.count(":") == 1 else entry
 
 
 def is_loopback(address: str | None) -> bool:
-    """Whether only this machine reaches a server that is bound here; no address means all of them."""
+    """Return whether a server bound to this address is reachable from this machine only. None means all interfaces."""
     if address == "localhost":
         return True
     try:
         return ip_address(address or "").is_loopback
-    except ValueError:  # another name may mean anything
+    except ValueError:  # any other name may resolve to anything
         return False
 
 
 def host_and_port(host: str, usual: int | None = None) -> tuple[str, int | None]:
-    """The name, in lower case, and the port of a Host header or of an origin after its scheme; usual: where none is given.
+    """Return the lower-case name and the port of a Host header, or of an origin without its scheme.
 
-    Raises ValueError for what is neither a name nor an address, in brackets where it is an IPv6 one, and at most a port.
+    usual: the port if none is given. Raises ValueError unless the text is a host name or an address (IPv6 in brackets)
+    with at most a port. Raises AttributeError if it does not match that form at all.
     """
     name, port = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?", host).groups()  # type: ignore[union-attr]
     if name.startswith("["):
@@ -76,10 +81,10 @@ def host_and_port(host: str, usual: int | None = None) -> tuple[str, int | None]
 
 
 def is_ours(origin: str, host: str, allowed: Sequence[str] = ()) -> bool:
-    """Whether a page of this origin is one that was served under this Host, or of an allowed origin.
+    """Return whether an origin matches this Host header or is allowed.
 
-    allowed: origins, or names of hosts alone, as Streamlit's server.corsAllowedOrigins and browser.serverAddress have them.
-    Nothing is looked up.
+    allowed: origins or bare host names, as in Streamlit's server.corsAllowedOrigins and browser.serverAddress. No name is
+    resolved.
     """
     try:
         parts = urlsplit(origin)

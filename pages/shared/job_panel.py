@@ -1,7 +1,7 @@
-"""Background jobs on a page: what starts one, how far it is, what it has found so far, and a way to stop it.
+"""Background jobs on a page: start a job, show its progress and its results so far, and cancel it.
 
-`watch` is the one place where a page looks at a job again and again. `ask` and `results` are for work with one result,
-`Work` and `board` for several computations of one page whose results get better.
+`watch` is the only place where a page polls a job. `ask` and `results` are for work with one result; `Work` and `board`
+are for several computations on one page whose results improve over time.
 """
 
 import time
@@ -16,18 +16,19 @@ from intrafusion.runtime.jobs import Job
 from intrafusion.runtime.progress import in_words
 from pages.shared import app_state, messages
 
-CHEAP = 1e11  # multiply-accumulates that a laptop does in about three seconds: such work starts unasked
-_LOOK = 1.5  # seconds between two looks at what computes
-_REDRAW = 3.0  # seconds between two drawings of what gets better, at least
-_WIDTH = 210  # pixels of a button, whatever it says
+CHEAP = 1e11  # multiply-accumulates that a laptop does in about three seconds: work below this starts automatically
+_LOOK = 1.5  # seconds between two polls of the running jobs
+_REDRAW = 3.0  # least seconds between two redraws of improving results
+_WIDTH = 210  # width of a button in pixels, whatever its label
 
 
 def watch(
     draw: Callable[[], None], is_active: Callable[[], bool], news: Callable[[float], bool] | None = None, every: float = 1.0
 ) -> None:
-    """Draw again and again, every few seconds, while something computes.
+    """Call `draw` every `every` seconds while `is_active` returns true.
 
-    The whole page runs again once it is over, and where there is news for it. news: gets the seconds since the page was drawn.
+    The whole page reruns when the work is over, or when `news` returns true. news: called with the seconds since the page
+    was drawn.
     """
     drawn = time.monotonic()
 
@@ -41,24 +42,24 @@ def watch(
 
 
 def watch_job(job: Job, draw: Callable[[], None], redraw: float = float("inf"), every: float = 1.0) -> None:
-    """`watch` one job. redraw: seconds after which the page shows what is new, at least; more where the job takes long.
+    """Watch one job. redraw: least seconds before the page reruns for new results; the time grows with the job's duration.
 
-    Each drawing takes the picture away from under the pointer, and the longer a job takes, the less is new.
+    Each redraw interrupts a reader who points at a picture, and the longer a job runs, the less a redraw adds.
     """
     watch(draw, lambda: job.active, lambda age: age > max(redraw, job.elapsed / 20), every)
 
 
 def progress_row(job: Job, said: str, key: str, width: int | None = None) -> None:
-    """A button that stops a job, and how far it is. said: in words."""
+    """Draw a button that cancels a job, and its progress bar. said: the text of the progress bar."""
     with st.container(horizontal=True, vertical_alignment="center"):
         cancel_button(job, key, icon=":material/stop:", **({} if width is None else {"width": width}))
         st.progress(job.share or 0.0, said, width="stretch")
 
 
 def cancel_button(job: Job, key: str, **look: Any) -> None:
-    """A button that stops the job; inside a fragment, so that what it draws next shows that the job has stopped.
+    """Draw a button that cancels the job. Call it inside a fragment, so that the next redraw shows the job as stopped.
 
-    None for somebody who may not stop it.
+    Draw nothing for a reader who may not cancel the job.
     """
     if app_state.may_cancel(job):
         st.button("Cancel", key=key, on_click=_cancel, args=(job,), disabled=job.state == "stopping", **look)
@@ -70,7 +71,7 @@ def _cancel(job: Job) -> None:
 
 
 def words(job: Job) -> str:
-    """How far an active job is and how long it takes: "7 of 18 done, about 12 s left"."""
+    """Return the progress of an active job as text: "7 of 18 done, about 12 s left"."""
     if job.state == "stopping":
         return "stopping"
     if job.started is None:
@@ -82,9 +83,10 @@ def words(job: Job) -> str:
 
 
 def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about: str, redraw: bool = False) -> None:
-    """A button that starts a job, or the progress of the one that runs.
+    """Draw a button that starts a job, or the progress of the running job.
 
-    total: how many results `work` yields. about: what it is good for, in words. redraw: the page, at each result.
+    total: how many results `work` yields. about: what the work is for, as text. redraw: whether to redraw the page after
+    each result.
     """
     job = app_state.jobs().get(key)
     if job is not None and job.active:
@@ -92,7 +94,7 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
         return
     outcome = job and {"failed": messages.reason(job), "cancelled": "Cancelled; what is done stays"}.get(job.state)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # the label may change under the pointer
+        if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # a fixed key, because the label may change
             app_state.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
             st.rerun()
         st.caption(outcome or about)
@@ -111,7 +113,7 @@ def _watch_asked(key: tuple, job: Job, about: str, redraw: bool) -> None:
 
 
 def results(key: tuple, macs: float, label: str, total: int, work: Callable[[], Iterator], about: str) -> list | None:
-    """What `work` yields: computed at once where its multiply-accumulates are few, else None until asked for and done."""
+    """Return what `work` yields. Compute it at once if `macs` is below CHEAP; else draw `ask` and return None until done."""
     if macs < CHEAP:
         return _computed(key, work)
     job = app_state.jobs().get(key)
@@ -130,7 +132,7 @@ def _computed(key: tuple, _work: Callable[[], Iterator]) -> list:
 class Work:
     """One of a page's computations. key: what its results depend on.
 
-    run: yields them, better and better; `share` of each says how much of the work is done.
+    run: yields results of increasing quality; each result's `share` is the fraction of the work that is done.
     """
 
     name: str
@@ -144,7 +146,7 @@ class Work:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to start."""
+        """Whether the work can be started: it has no job, or its job failed or was cancelled."""
         return self.job is None or self.job.state in ("failed", "cancelled")
 
     def start(self) -> None:
@@ -152,7 +154,7 @@ class Work:
         app_state.start((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
 
     def section(self, row: DeltaGenerator) -> Any:
-        """Draw the button into a row, and what went wrong; the last result, None before the first."""
+        """Draw the button into a row, and any error. Return the latest result, or None before the first."""
         job = self.job
         again = job is not None and self.is_open
         with row:
@@ -173,9 +175,9 @@ class Work:
 
 
 def board(works: Sequence[Work]) -> None:
-    """The button that starts whatever has not been computed, in the order of the page; how far each is, and a way to stop it.
+    """Draw the button that starts all open works in page order, and the progress and a cancel button of each work.
 
-    The page runs again whenever a first or a last result has come, and every few seconds for better ones in between.
+    The page reruns after a work's first and last result, and every few seconds in between if results have improved.
     """
     todo = [work for work in works if work.is_open]
     computing = any(work.job is not None and work.job.active for work in works)
@@ -200,7 +202,7 @@ def board(works: Sequence[Work]) -> None:
 
 
 def _watch_all(works: Sequence[Work]) -> None:
-    # one fragment for all: every run of a script costs the server a garbage collection
+    # one fragment for all works, because every script run costs the server a garbage collection
     seen, before = _seen(works), _done(works)
 
     def news(age: float) -> bool:
@@ -211,7 +213,7 @@ def _watch_all(works: Sequence[Work]) -> None:
 
 
 def _seen(works: Sequence[Work]) -> list[tuple[bool, bool]]:
-    """Of each, whether it computes, and whether there is a result."""
+    """Return, for each work, whether it is running and whether it has a result."""
     jobs = [work.job for work in works]
     return [(job is not None and job.active, bool(job is not None and job.results)) for job in jobs]
 
@@ -221,7 +223,7 @@ def _done(works: Sequence[Work]) -> float:
 
 
 def _states(works: Sequence[Work]) -> None:
-    """A row, of one height whatever it says: how far each is, and a button to stop what computes."""
+    """Draw a row of constant height: the progress of each work, and a cancel button for each running one."""
     for column, work in zip(st.columns(len(works)), works, strict=True):
         job = work.job
         said = "not asked for" if job is None else words(job) if job.active else job.state

@@ -1,4 +1,4 @@
-"""What the server computes now, at the sidebar's bottom: everybody's jobs, how far they are, and a way to stop one's own."""
+"""The list of active jobs at the bottom of the sidebar: all readers' jobs with progress, and a button to cancel one's own."""
 
 import streamlit as st
 
@@ -7,14 +7,14 @@ from pages.shared import app_state, job_panel
 
 
 def show() -> None:
-    """List the active jobs, and watch them until there are none; draw nothing while nobody computes."""
+    """List the active jobs and watch them until none is left. Draw nothing if no job is active."""
     if app_state.jobs().queue():
         with st.sidebar:
             job_panel.watch(_list, lambda: bool(app_state.jobs().queue()))
 
 
 def _list() -> None:
-    active = sorted(app_state.jobs().queue(), key=lambda job: job.asked)  # turns go round, rows stay where they are
+    active = sorted(app_state.jobs().queue(), key=lambda job: job.asked)  # the queue rotates, but the rows keep their places
     st.markdown("**Computing now**")
     for job in active:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):

@@ -1,8 +1,8 @@
-"""A page's address: its permalink, which spells every setting out, and one line about a link that it does not understand.
+"""Page addresses: the permalink, which spells out every setting, and a notice about parts of a link that were not understood.
 
-Streamlit takes from a link what a widget can hold, and leaves the rest aside without a word. What it left aside shows once
-the widget is drawn: its value, spelled as a permalink spells it, is not what the link says. So no widget declares anything
-for this; a page names its settings once, for its permalink.
+Streamlit reads from a link what a widget can hold and silently ignores the rest. An ignored parameter is detected once its
+widget is drawn: the widget's value, spelled as in a permalink, differs from the link. So widgets need no extra declaration;
+a page only lists its settings once, for its permalink.
 """
 
 import math
@@ -18,22 +18,22 @@ from intrafusion.runtime import escaping
 from pages.shared.navigation import Enough
 
 SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
-_NAMED = 3  # parameters that a notice names
+_NAMED = 3  # most parameters that a notice names
 
 
 @dataclass
 class _Link:
-    """How a session came to a page. asked: what no widget has answered yet. refused: what was not understood."""
+    """The link that opened a page. asked: parameters no widget has taken yet. refused: parameters that were not understood."""
 
     page: str
     asked: dict[str, list[str]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
-    keys: tuple[str, ...] = ()  # of the page's settings, once it has come so far as to name them
+    keys: tuple[str, ...] = ()  # keys of the page's settings, set when the page builds its permalink
     settings: dict[str, list[str]] = field(default_factory=dict)
 
 
 def permalink(page: str, keys: tuple[str, ...]) -> str:
-    """The page's address with every setting spelled out, defaults too, so that it means the same next year."""
+    """Return the page's address with every setting spelled out, defaults included, so that later defaults do not change it."""
     keys = (*SIDEBAR, *keys)
     if "link" in st.session_state:
         st.session_state.link.keys = keys
@@ -45,16 +45,15 @@ def permalink(page: str, keys: tuple[str, ...]) -> str:
 
 @contextmanager
 def noticed(page: str, place: DeltaGenerator) -> Iterator[None]:
-    """Draw a page within, up to where it has Enough; say in `place` what it did not understand of the link that opened the
-    session.
+    """Run a page in this context, end it at Enough, and list in `place` the link parameters that were not understood.
 
-    The line stays until the reader changes a setting or leaves the page.
+    The notice stays until the reader changes a setting or leaves the page.
     """
     link = st.session_state.get("link")
     if link is None:
         link = st.session_state.link = _Link(page, {name: st.query_params.get_all(name) for name in st.query_params})
         _refuse_infinities(link)
-    elif link.page != page:  # between pages, the address is the app's own doing
+    elif link.page != page:  # after navigation the app itself has set the address
         link = st.session_state.link = _Link(page)
     try:
         yield
@@ -67,13 +66,13 @@ def noticed(page: str, place: DeltaGenerator) -> Iterator[None]:
 
 
 def _refuse_infinities(link: _Link) -> None:
-    """Streamlit 1.67 fails where a link gives infinity to a widget of whole numbers; no setting of a page is infinite."""
+    """Refuse infinite values: Streamlit 1.67 fails if a link gives one to an integer widget. No setting is infinite."""
     for name, words in list(link.asked.items()):
         if any(math.isinf(_number(word)) for word in words):
             _refuse(link, name, [])
             del st.query_params[name]
     if link.refused:
-        st.rerun()  # widgets are filled from the address that the run began with
+        st.rerun()  # widgets are filled from the address at the start of a run
 
 
 def _judge(link: _Link) -> None:
@@ -96,7 +95,7 @@ def _refuse(link: _Link, name: str, taken: Sequence[str]) -> None:
 
 
 def _spelled(value: object) -> list[str]:
-    """A setting as it stands in an address, without the name; nothing for one that is empty."""
+    """Return a setting's values as spelled in an address, without its name. Return an empty list for an empty setting."""
     if value is None or value == "":
         return []
     if isinstance(value, list | tuple):
@@ -113,7 +112,7 @@ def _same(given: Sequence[str], taken: Sequence[str]) -> bool:
 
 
 def _number(word: str) -> float:
-    """NaN, which equals nothing, for a word that is no number."""
+    """Parse a number. Return NaN, which equals nothing, if the word is not a number."""
     try:
         return float(word)
     except ValueError:

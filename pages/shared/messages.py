@@ -1,4 +1,4 @@
-"""What goes wrong, on the page: one line, without what a stranger must not see of this machine."""
+"""Error and notice boxes of one line each, without details of this machine that strangers must not see."""
 
 import streamlit as st
 
@@ -21,7 +21,7 @@ def info(said: object, icon: str = ":material/info:") -> None:
 
 
 def reason(failed: Job | Failure) -> str:
-    """Why a job or a point failed. Of what nobody expected its kind alone, and where the log has its words and traceback."""
+    """Return why a job or a point failed. For an unexpected error, return only its kind and the id of its log entry."""
     said, number = (failed.error, failed.error_id) if isinstance(failed, Job) else (failed.reason, failed.id)
     if number is None:
         return public(said or "")

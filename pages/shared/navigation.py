@@ -1,4 +1,4 @@
-"""The list of pages, and the way back into it."""
+"""The list of pages, and the code that runs a page inside the app."""
 
 import runpy
 from pathlib import Path
@@ -63,11 +63,11 @@ _PAGES = (
 
 
 class Enough(Exception):
-    """Ends a page early. Streamlit's own st.stop would let the app say nothing more, of the page's link among it."""
+    """Ends a page early. Unlike Streamlit's st.stop, it lets the app go on, for example to report on the page's link."""
 
 
 def navigate() -> StreamlitPage:
-    """Declare the pages; the one that is open."""
+    """Declare the pages and return the open one."""
     return st.navigation(
         [
             st.Page(f"pages/{name}.py", title=name.replace("_", " ").capitalize(), icon=icon, help=about)
@@ -77,7 +77,7 @@ def navigate() -> StreamlitPage:
 
 
 def run(page: StreamlitPage) -> None:
-    """Run the page, marked as running inside the app."""
+    """Run the page, with a mark in the session state that it runs inside the app."""
     st.session_state.inside_app = True
     try:
         page.run()
@@ -86,10 +86,10 @@ def run(page: StreamlitPage) -> None:
 
 
 def enter_app() -> None:
-    """Run app.py around this page when Streamlit runs the page alone.
+    """Run app.py around this page if Streamlit runs the page by itself.
 
-    A server whose app has a folder named pages starts in Streamlit's old mode, where a page that is opened by its own
-    address runs without app.py, until pages are declared once.
+    If the app has a folder named pages, Streamlit starts in its old mode: a page opened by its own address runs without
+    app.py, until the pages have been declared once.
     """
     if not st.session_state.get("inside_app"):
         runpy.run_path(str(Path(__file__).parents[2] / "app.py"), run_name="__main__")

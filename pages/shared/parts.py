@@ -1,4 +1,4 @@
-"""Pieces that several pages draw: charts, controls, one channel's story, and what a reader takes away."""
+"""Elements that several pages draw: charts, controls, the story of one channel, and the downloads and snippets of a page."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from pages.shared.app_state import BIND, Here, is_dark
 
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
-    """Draw a figure; with `on_channel`, a click on a mark chooses the channel in its customdata."""
+    """Draw a figure. With `on_channel`, a click on a mark selects the channel in its customdata."""
     if on_channel:
         st.plotly_chart(figure, key=key, config=config(key), on_select=lambda: _pick(key), selection_mode="points", theme=None)
     else:
@@ -30,7 +30,7 @@ def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:
 
 
 def config(key: str) -> dict[str, Any]:
-    """Plotly's options for a chart: its camera saves an SVG of this name."""
+    """Return Plotly's options for a chart, whose camera button saves an SVG named after `key`."""
     return {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": f"intrafusion-{key}"}}
 
 
@@ -42,7 +42,7 @@ def _pick(key: str) -> None:
 
 
 def methods_help(kind: str) -> str:
-    """What each method of a registry does, a line each."""
+    """Return a help text with one line per method of a registry."""
     return "\n".join(f"- **{entry.name}**: {entry.told}" for entry in registry(kind).values())
 
 
@@ -59,7 +59,7 @@ def sparsity_control() -> float:
 
 
 def channel_control(group_size: int, default: int) -> int:
-    """The chosen channel; charts write to it, so it is part of the permalink."""
+    """Draw the channel control and return the chosen channel. Charts also set it, so it is part of the permalink."""
     if not 0 <= st.session_state.get("channel", 0) < group_size:
         st.session_state.pop("channel", None)
     return int(
@@ -70,19 +70,19 @@ def channel_control(group_size: int, default: int) -> int:
 
 
 def scored_plan(here: Here, spec: PruneSpec) -> tuple[Tensor, TransportPlan]:
-    """Scores (n,) and plan of the sidebar's group; the session computes each once."""
+    """Return the scores (n,) and the plan of the sidebar's group. The session computes each once."""
     needs = "images" if needs_images(spec) else "weights"
     with st.spinner(f"Comparing {here.group.size:,} channels by their {needs}", show_time=True):
         return here.session.scores(spec, here.group).values, here.session.plan(spec, here.group)
 
 
 def group_curve_line(spec: PruneSpec) -> str:
-    """The command line that measures this group, pruned like this, with and without fusion."""
+    """Return the command line that measures this group, pruned with this spec, with and without fusion."""
     return curve_line(spec, criterion=[spec.criterion], merge=["drop", "fusion"], sparsity=[spec.sparsity])
 
 
 def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int) -> None:
-    """One channel in words and kernels: its own, its partners', and what fusion makes of them."""
+    """Draw one channel's story as text, with the kernels of the channel, of its partners, and of their fusion."""
     told = story(made, scores, channel)
     fused, dropped = st.columns(2)
     fused.markdown(f"**With fusion.** {told.sentence()}")
@@ -106,7 +106,10 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
 
 
 def _picture_shape(here: Here, layer: str) -> tuple[int, ...] | None:
-    """How one output's weights form pictures (inputs, h, w): a kernel, or an image where a linear layer reads pixels."""
+    """Return the shape (inputs, h, w) that shows one output's weights as pictures.
+
+    That is the kernel of a convolution, or the image if a linear layer reads pixels. Return None for other linear layers.
+    """
     weight, pixels = here.session.model.get_submodule(layer).weight, here.session.card.input_size
     if weight.ndim == 4:
         return tuple(weight.shape[1:])
@@ -121,7 +124,7 @@ def take_away(
     keys: tuple[str, ...],
     more: Callable[[], None] | None = None,
 ) -> None:
-    """The permalink, the data as CSV, and the command line and Python that make the picture. more: draws further files."""
+    """Draw the permalink, the data as CSV, and the command line and Python code for the page. more: draws further files."""
     st.divider()
     st.subheader("Take it with you")
     st.caption("The camera in each picture's corner saves it as SVG.")

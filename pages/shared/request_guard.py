@@ -1,4 +1,4 @@
-"""Who comes in: the first to see each request says whose it is, and refuses what no page of ours sends."""
+"""The outermost middleware: it sets the client address of each request and refuses requests not sent by our own pages."""
 
 import os
 from typing import Any
@@ -17,7 +17,10 @@ _READS = ("GET", "HEAD", "OPTIONS")
 
 
 class KeepsPeer(ProxyHeadersMiddleware):
-    """uvicorn's own, which lets whoever connects from this machine say who it is; it notes who really connected."""
+    """uvicorn's ProxyHeadersMiddleware, which also records the real peer.
+
+    The original lets any client on this machine state its own address.
+    """
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         scope[_PEER] = (scope.get("client") or ("",))[0]
@@ -25,14 +28,17 @@ class KeepsPeer(ProxyHeadersMiddleware):
 
 
 def answer_all() -> None:
-    """From now on also answer handshakes that cannot be read, as with a control character in a header: uvicorn lets them wait."""
+    """Patch uvicorn to answer malformed handshakes too, for example with a control character in a header.
+
+    Without the patch uvicorn leaves them waiting.
+    """
     hear = WebSocketsSansIOProtocol.data_received
 
     def answer(connection: WebSocketsSansIOProtocol, data: bytes) -> None:
         hear(connection, data)
         if connection.handshake_initiated or not connection.conn.handshake_exc or connection.transport.is_closing():
             return
-        said = b"".join(connection.conn.data_to_send())  # of headers that are too long; of what is no request, nothing
+        said = b"".join(connection.conn.data_to_send())  # set if headers are too long; empty if it is not a request
         connection.transport.write(said or b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         connection.transport.close()
 
@@ -40,11 +46,11 @@ def answer_all() -> None:
 
 
 class Door:
-    """Says whose a request is, in its scope's `client`, and refuses those whose Host or Origin is not ours.
+    """Middleware that sets the request's `client` in the scope and refuses a wrong Host or Origin.
 
-    A Host that is malformed; one that names another host than this machine, unless the server is public, so that neither a
-    web page elsewhere, by a name of its own that it lets mean this machine, nor a proxy that nobody spoke of opens what only
-    the person here may. An Origin that is another page's, of a websocket or of what changes something.
+    It refuses a malformed Host, and a Host that names another machine unless the server is public. That keeps a foreign web
+    page (by DNS rebinding) and an undeclared proxy from opening what only the person at this machine may open. For
+    websockets and for requests that change something, it also refuses the Origin of a foreign page.
     """
 
     def __init__(self, app: ASGIApp):
@@ -61,7 +67,7 @@ class Door:
 
 
 def _refusal(scope: Scope, headers: Headers) -> PlainTextResponse | None:
-    hosts = headers.getlist("host")  # none of the old protocol, as some probes speak it
+    hosts = headers.getlist("host")  # empty for HTTP/1.0, which some probes use
     try:
         if len(hosts) > 1:
             raise ValueError
@@ -79,7 +85,7 @@ def _refusal(scope: Scope, headers: Headers) -> PlainTextResponse | None:
 
 
 def _allowed() -> tuple[str, ...]:
-    """Origins, and names of hosts, that the server's configuration allows."""
+    """Return the origins and host names that the server's configuration allows."""
     from streamlit import config
 
     named = config.is_manually_set("browser.serverAddress")

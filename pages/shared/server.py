@@ -1,6 +1,7 @@
-"""The server around the pages: health, who may come in, a log, and what becomes of errors that nobody expected.
+"""The server around the pages: health route, access control, log, and handling of unexpected errors.
 
-Nothing here imports torch, or the library that does, before the server listens: a thread does so, and loads the default model.
+Nothing here imports torch, or the library, which imports torch, before the server listens. A thread imports the library
+and loads the default model.
 """
 
 import asyncio
@@ -26,14 +27,14 @@ from pages.shared.client_address import is_loopback, proxies
 from pages.shared.request_guard import Door, KeepsPeer, answer_all
 from pages.shared.upload_guard import Uploads, drop_left, expect
 
-_TEND = 1.0  # seconds between two looks at who has gone
+_TEND = 1.0  # seconds between two clean-ups after ended sessions
 _began = time.monotonic()
 _health: dict[str, Any] = {"status": "starting"}
 APP = Path(__file__).parents[2] / "app.py"
 
 
 def options() -> dict[str, Any]:
-    """What `st.App` is to be made with. Ends the process where the environment makes no sense, before it serves anybody."""
+    """Return the arguments of `st.App`. Exit the process if INTRAFUSION_PROXIES is invalid, before serving anything."""
     try:
         proxies()
     except ValueError as error:
@@ -50,7 +51,7 @@ def options() -> dict[str, Any]:
 
 @asynccontextmanager
 async def _lifespan(app: st.App) -> AsyncIterator[None]:
-    # `streamlit run` binds where its configuration says; what another ASGI server binds is not known here
+    # `streamlit run` binds to its configured address; the address of another ASGI server is not known here
     by_streamlit = Path(sys.argv[0]).resolve() == APP.resolve()
     address = st.get_option("server.address") if by_streamlit else None
     if not is_loopback(address):
@@ -67,20 +68,23 @@ async def _lifespan(app: st.App) -> AsyncIterator[None]:
 
 
 async def _tend() -> None:
-    """Now and then let go of what belongs to sessions that have gone."""
+    """Regularly release what belongs to ended sessions: their uploads and their jobs."""
     while True:
         await asyncio.sleep(_TEND)
-        shell = sys.modules.get("pages.shared.app_state")  # which starts jobs, and imports torch
+        shell = sys.modules.get("pages.shared.app_state")  # starts the jobs; not imported here, as it imports torch
         try:
             drop_left()
             if shell is not None and hasattr(shell, "tend"):
                 shell.tend()
-        except Exception as error:  # the next look may do
+        except Exception as error:  # the next round may succeed
             logging.getLogger("intrafusion").error("could not tend: %s", error)
 
 
 def _say_where(address: str) -> None:
-    """Print the address and open it, as `streamlit run` does for a script alone; it also asks the internet for its own."""
+    """Print the address and open it in a browser, as `streamlit run` does for a plain script.
+
+    Streamlit's own code would also look up the external address on the internet.
+    """
     from streamlit import cli_util
     from streamlit.web.server import server_util
 
@@ -91,10 +95,10 @@ def _say_where(address: str) -> None:
 
 
 def _warm_up() -> None:
-    """Import the library, and let the default model answer some images; the health route says how that went."""
+    """Import the library and run the default model on some images. The health route reports the outcome."""
     try:
         from intrafusion.runtime import access, log, stale_files
-    except BaseException:  # the library does not load, and so neither does its log: the thread's end has the traceback
+    except BaseException:  # the library, and so its log, cannot be imported: the dying thread prints the traceback
         _health.update(status="failed")
         raise
     try:
@@ -118,7 +122,7 @@ def _warm_up() -> None:
 
 
 def _answer() -> None:
-    """Raise an error where the default model cannot be loaded, or answers as no sound one does."""
+    """Raise an error if the default model cannot be loaded or its accuracy on 20 images is below 80 %."""
     from intrafusion import PruneSpec, evaluate, load_data, load_model
     from intrafusion.models.hub import dataset_of
 
@@ -128,7 +132,7 @@ def _answer() -> None:
 
 
 def _hear() -> None:
-    """Let the server's loggers, those to come as well, write by the root's handler: Streamlit gives each one of its own."""
+    """Route the server's loggers, present and future, to the root handler. Streamlit gives each logger its own handler."""
     from streamlit import logger as of_streamlit
 
     def give_to_root(logger: logging.Logger) -> None:
@@ -139,14 +143,14 @@ def _hear() -> None:
     for name in [*of_streamlit._loggers, "uvicorn"]:
         give_to_root(logging.getLogger(name))
     served = logging.getLogger("uvicorn.error")
-    served.setLevel(logging.WARNING)  # else each reader who comes is a line
-    served.addFilter(lambda told: "completing handshake" not in str(told.msg))  # of a refused websocket, which is complete
-    for name in ("uvicorn.access", "streamlit.error_util"):  # addresses may hold paths; `sorry` logs errors
+    served.setLevel(logging.WARNING)  # otherwise each connection writes a line
+    served.addFilter(lambda told: "completing handshake" not in str(told.msg))  # false alarm for a refused websocket
+    for name in ("uvicorn.access", "streamlit.error_util"):  # URLs may contain paths; `sorry` logs the errors
         logging.getLogger(name).disabled = True
 
 
 def _tell_less() -> None:
-    """Streamlit tells every browser where the app lies and which of its files were changed. Ours need neither."""
+    """Stop Streamlit from sending the app's path and its git status to every browser. Our pages need neither."""
     from streamlit.runtime.app_session import AppSession
 
     made = AppSession._create_new_session_message
@@ -166,23 +170,23 @@ async def _tell_health(request: Request) -> JSONResponse:
 
 
 def _ask_nobody() -> None:
-    """Streamlit asks the internet for its own address where it does not know an origin. Ours are known, see `Door`."""
+    """Stop Streamlit from looking up its own address on the internet for an unknown origin. `Door` checks origins."""
     from streamlit import net_util
 
     net_util.get_internal_ip = net_util.get_external_ip = lambda: None
 
 
 def answer_errors() -> None:
-    """Let `sorry` answer what goes wrong in this run of a script, also where it is not `st.App` that runs it."""
+    """Make `sorry` handle the errors of this script run, even if `st.App` does not run it."""
     context = get_script_run_ctx()
     if context is not None and context.on_script_error is None:
         context.on_script_error = sorry
 
 
 def sorry(error: Exception) -> bool:
-    """Show one line with the id under which the log has the error; Streamlit shows nothing of its own then.
+    """Show an error in one line, with the id of its log entry if it was unexpected. Return True to suppress Streamlit's own.
 
-    Of a fragment or a callback it comes here first, and may be one that says itself what to do.
+    Errors of fragments and callbacks come here directly, so an error may also be an expected one, shown by its own message.
     """
     from intrafusion.runtime import log
     from pages.shared import messages

@@ -1,4 +1,4 @@
-"""Studies in the background: started by a page, stored point by point, watched by whoever asks for the same."""
+"""Studies in the background: started by a page, stored point by point, and watched by every page with the same settings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,18 @@ from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import Failure, origin, sweep
 from pages.shared import app_state, job_panel, messages
 
-_REDRAW = 4.0  # seconds between two drawings of a study that runs, at least
-_WIDTH = 160  # pixels of the button, whatever it says
+_REDRAW = 4.0  # least seconds between two redraws of a running study
+_WIDTH = 160  # width of the button in pixels, whatever its label
 Found = dict[PruneSpec, Result]
 
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a page's points. running: whether their job ran before the store was read; then the page runs again.
+    """The known results of a page's points.
 
-    stored: what the store has; known: that, or what the job has found beyond it. settled: whether running them again would
-    find nothing new.
+    running: whether the job was running before the store was read; if so, the page reruns later. stored: the store's
+    results. known: the same with the job's newer results. settled: whether running the points again would yield nothing
+    new.
     """
 
     key: tuple
@@ -40,12 +41,12 @@ class State:
 
     @property
     def label(self) -> str | None:
-        """What the button says where some points are there; None for a page's own words."""
+        """The button's label if some points are known; None for the page's own label."""
         return "Continue" if self.known and not self.settled else None
 
 
 def state(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: StoreOrMemory | None) -> State:
-    """What is known of the points of one study of a page, whose job has this key."""
+    """Return the state of one study of a page. key: the key of the study's job."""
     job = app_state.jobs().get(key)
     running = job is not None and job.active
     found = stored(kept, specs, session)
@@ -54,7 +55,7 @@ def state(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: StoreO
 
 
 def store() -> StoreOrMemory | None:
-    """The results of this server; the reason on the page where its file cannot be used, and None where it never could."""
+    """Return the server's results store, or None if its file could not be opened. Show on the page why it cannot be used."""
     try:
         kept = _store(str(store_path().absolute()))
     except IntrafusionError as error:
@@ -71,7 +72,7 @@ def _store(path: str) -> StoreOrMemory:
 
 
 def stored(kept: StoreOrMemory | None, specs: Sequence[PruneSpec], session: Session) -> Found:
-    """What the store knows of these points."""
+    """Return the stored results of these points; none, with a warning on the page, if the store cannot be read."""
     try:
         return kept.get((spec, origin(spec, session)) for spec in specs) if kept else {}
     except IntrafusionError as error:
@@ -80,7 +81,7 @@ def stored(kept: StoreOrMemory | None, specs: Sequence[PruneSpec], session: Sess
 
 
 def points(known: Found, specs: Sequence[PruneSpec], job: Job | None) -> Found:
-    """What is known of these points so far, in their order: `known`, or where it has seen more images, the job's."""
+    """Return the results of these points so far, in order: the job's where it has seen at least as many images as `known`."""
     found = dict(known)
     for result in job.results if job else ():
         if isinstance(result, Result) and result.count >= (found[result.spec].count if result.spec in found else 0):
@@ -89,7 +90,7 @@ def points(known: Found, specs: Sequence[PruneSpec], job: Job | None) -> Found:
 
 
 def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
-    """The stored studies by name, newest first; none while results wait for the file, as `store` says."""
+    """Return the stored studies by name, newest first. Return none while results are held in memory, see `store`."""
     try:
         return {row.name: row for row in kept.studies()} if kept and not kept.problem else {}
     except IntrafusionError as error:
@@ -98,7 +99,7 @@ def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
 
 
 def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], session: Session) -> None:
-    """Keep a study under its name, in place of what had it before; later, while results wait for the file."""
+    """Save a study under its name, replacing any other. Do nothing while results are held in memory."""
     try:
         if kept and not kept.problem:
             kept.save_study(study.name, study.to_toml(), [(spec, origin(spec, session)) for spec in specs])
@@ -116,7 +117,7 @@ def start(
     decide: bool = False,
     lasts: bool = False,
 ) -> Job:
-    """Measure the specs in the background; rerun the page after it. lasts: see `session.start`."""
+    """Measure the specs in the background. Rerun the page afterwards. lasts: see `app_state.start`."""
     return app_state.start(
         key,
         len(specs),
@@ -128,22 +129,22 @@ def start(
 
 
 def share(result: Result | Failure) -> float:
-    """How much of its work a point has behind it."""
+    """Return the fraction of a point's images that are measured; 1 for a failed point."""
     return result.count / result.total if isinstance(result, Result) else 1.0
 
 
 def is_settled(found: Found, specs: Sequence[PruneSpec], job: Job | None) -> bool:
-    """Whether running these points again would find nothing new."""
+    """Return whether running these points again would yield nothing new."""
     if job is not None and job.state == "done" and not _failed(job):
         return True
     return len(found) == len(specs) and all(result.complete for result in found.values())
 
 
 def run_row(label: str, about: str | None, settled: bool, state: State, images: int) -> bool:
-    """The button that starts a study, how far it is, and what went wrong; whether the button was pressed.
+    """Draw the button that starts a study, its progress, and any errors. Return whether the button was pressed.
 
-    settled: whether there is nothing to start. Where the study runs, the button stops it, and the page runs again every few
-    seconds for the points that have come.
+    settled: whether there is nothing to start. While the study runs, the button cancels it, and the page reruns every few
+    seconds to show new points.
     """
     job = state.job
     if job is not None and state.running:
@@ -205,7 +206,7 @@ def _state(job: Job | None, found: Found, total: int) -> str:
 
 
 def problems(job: Job) -> None:
-    """What went wrong: the whole study, or some of its points, one line a reason."""
+    """Show why the study or some of its points failed, one line per reason."""
     if job.state == "failed":
         messages.error(messages.reason(job))
     by_reason: dict[str, list[Failure]] = {}
@@ -221,7 +222,7 @@ def _failed(job: Job) -> dict[PruneSpec, Failure]:
 
 
 def _points(specs: Sequence[PruneSpec]) -> str:
-    """Some points in words: the first, and how many more."""
+    """Describe some points as text: the first point, and how many more there are."""
     first = specs[0]
     where = "All groups" if isinstance(first.groups, str) else f"Group {', '.join(first.groups[:3])}"
     said = f"{where} at {first.sparsity:.0%}, {first.criterion}, {first.merge}"

@@ -1,4 +1,4 @@
-"""The transport knobs as widgets, once for a page or twice to compare two settings."""
+"""Widgets for the transport settings, drawn once per page or twice to compare two settings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,9 +30,10 @@ KEYS = (
 
 
 def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw the knobs; the spec's fields that they set. prefix: of the widgets' keys. cost: the default.
+    """Draw the knobs and return the spec's fields that they set.
 
-    merges: that the page has chosen; what they alone read is drawn, too.
+    prefix: prefix of the widgets' keys. cost: the default cost. merges: the merges that the page has chosen; a knob that
+    only these read is drawn too.
     """
 
     def key(name: str) -> dict[str, Any]:

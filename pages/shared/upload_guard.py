@@ -1,4 +1,4 @@
-"""What readers of a public server upload: only what a widget of theirs asked for, so large, so often, and not for ever."""
+"""Limits on uploads to a public server: only files a widget requested, of bounded size and rate, for a bounded time."""
 
 import asyncio
 import logging
@@ -15,26 +15,26 @@ from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileMan
 from streamlit.runtime.uploaded_file_manager import UploadFileUrlInfo
 
 _PATH = "/_stcore/upload_file/"
-_WIDGET = "file_uploader_state_value"  # the type of value that an uploader has
-_LONGEST = 300.0  # seconds that one upload may take
-_LEFT = 30.0  # seconds for which the files of a session stay after it has gone; it may connect again
-_EXPECTED = 4096  # files that widgets have asked for and that have not come yet
+_WIDGET = "file_uploader_state_value"  # the value type of an uploader widget
+_LONGEST = 300.0  # most seconds for one upload
+_LEFT = 30.0  # seconds that files stay after their session has disconnected; it may reconnect
+_EXPECTED = 4096  # most files that are expected but have not arrived
 
-_expected: OrderedDict[tuple[str, str], None] = OrderedDict()  # sessions, and the names that widgets' files have there
-_owners: dict[str, str] = {}  # the address that sessions with files belong to
-_left: dict[str, float] = {}  # since when sessions with files have been away
+_expected: OrderedDict[tuple[str, str], None] = OrderedDict()  # (session, file id) of expected uploads
+_owners: dict[str, str] = {}  # session with files -> its address
+_left: dict[str, float] = {}  # session with files -> the time when it was first seen disconnected
 
 
 class Uploads:
-    """Bounds on what strangers upload: its size, how much an address sends in a minute, and how much lies in memory.
+    """Middleware that limits uploads: the size of a file, the rate per address, and the amount held in memory.
 
-    What no widget asked for is refused before its first byte is read. The server remembers what it gave a name for.
+    An upload that no widget requested is refused before its first byte is read. `expect` records the requested files.
     """
 
     def __init__(self, app: ASGIApp, is_starting: Callable[[], bool]):
         self.app, self._is_starting = app, is_starting
         self._rate: Any = None
-        self._coming: list[tuple[str, int]] = []  # of whom, and how large, what is on its way
+        self._coming: list[tuple[str, int]] = []  # (address, bytes) of uploads in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "PUT" or _PATH not in scope["path"]:
@@ -49,7 +49,7 @@ class Uploads:
         self._coming.append(one)
         try:
             await asyncio.wait_for(self.app(scope, receive, send), _LONGEST)
-        except TimeoutError:  # nothing has been sent before the file was there
+        except TimeoutError:  # a response is only sent after the whole file, so none has been sent
             await _refused(408, "This upload took too long.")(scope, receive, send)
         finally:
             self._coming.remove(one)
@@ -67,7 +67,7 @@ class Uploads:
         if not (text.isascii() and text.isdecimal()):
             return _refused(411, "Say how large the file is.")
         size = int(text[:20])
-        if size > most + access.MIB:  # what frames the file counts
+        if size > most + access.MIB:  # the size includes the multipart framing
             return _refused(413, f"A file may have at most {access.upload_mib()} MiB.")
         wait = self._rate.wait(who, size)
         if wait:
@@ -85,13 +85,13 @@ class Uploads:
         return None
 
     def _held(self, who: str) -> tuple[int, int]:
-        """Bytes in memory and on their way: of one address, of everybody."""
+        """Return the bytes in memory and in transit: of one address, and of all."""
         held = [(_owners.get(session, ""), size) for session, size in _files().items()] + self._coming
         return sum(size for owner, size in held if owner == who), sum(size for _, size in held)
 
 
 def expect() -> None:
-    """From now on remember the names that Streamlit gives for files, where a widget of the session asks for some."""
+    """Patch Streamlit to record the file ids that it hands out to sessions with an uploader widget."""
     give = MemoryUploadedFileManager.get_upload_urls
 
     def remember(manager: Any, session_id: str, file_names: Sequence[str]) -> list[UploadFileUrlInfo]:
@@ -107,7 +107,7 @@ def expect() -> None:
 
 
 def drop_left(now: float | None = None) -> None:
-    """Let go of the files of sessions that have gone; to be called every few seconds."""
+    """Remove the files of sessions that have ended. Call it every few seconds."""
     now = time.monotonic() if now is None else now
     if not exists():
         return
@@ -123,13 +123,13 @@ def drop_left(now: float | None = None) -> None:
 
 
 def _files() -> dict[str, int]:
-    """Bytes of the files in memory, by session."""
+    """Return the bytes of the files in memory, by session."""
     storage = get_instance().uploaded_file_mgr.file_storage  # type: ignore[attr-defined]
     return {session: sum(len(file.data) for file in list(files.values())) for session, files in list(storage.items())}
 
 
 def _has_uploader(session: str) -> bool:
-    """Whether the page that a session looks at takes files."""
+    """Return whether the page that a session shows has an uploader widget."""
     found = get_instance()._session_mgr.get_active_session_info(session)
     if found is None:
         return False

@@ -1,4 +1,4 @@
-"""The first thing on the screen: the embedded model's card, read from its file before torch is even imported."""
+"""The greeting on the first page: the embedded model's card, read from its file before torch is imported."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ _CARDS = Path(__file__).parents[2] / "assets"
 
 
 def greet() -> None:
-    """What this is, and what the chosen model's card says, when the model is embedded."""
+    """Draw what the project does, and the chosen model's card if the model is embedded."""
     st.markdown(
         "Structured pruning makes a network smaller by removing channels. **Dropping** deletes the less important ones; "
         "**fusion** moves their weights into the ones that stay, along an Optimal Transport plan, and needs no data."
     )
-    name = st.query_params.get("model", "digits-resnet")  # bound to the sidebar, which drops the default
+    name = st.query_params.get("model", "digits-resnet")  # bound to the sidebar; absent for the default
     if name not in {file.stem for file in _CARDS.glob("*.json")} or st.query_params.get("weights"):
         return
     card = json.loads((_CARDS / f"{name}.json").read_text())

@@ -1,11 +1,11 @@
-"""Which classifiers can be pruned: the rows of assets/architectures.csv, each measured in a process of its own.
+"""Measure which classifiers can be pruned and write the rows of assets/architectures.csv, each in a separate process.
 
-python tests/benchmarks/architectures.py [NAME ...]: all of torchvision's and a few of timm's, or those named, as
-imagenet/resnet18 or timm/resnet18d; weights drawn at random. Rows that are there already stay, unless they are named.
-A row: parameters, groups found, how many of them can be pruned and what share of all parameters their layers hold, whether
-dropping and fusing 30 % of them gave finite logits of the right shape, and the most frequent reasons why groups cannot be
-pruned. Where comparing all channels would take longer than half a minute or so, only the groups that are cheapest to compare
-are fused: "fused" says how many.
+python tests/benchmarks/architectures.py [NAME ...]: all of torchvision's classifiers and a few of timm's, or the named ones,
+such as imagenet/resnet18 or timm/resnet18d, with random weights. Existing rows are kept unless they are named.
+A row holds: the parameters, the number of groups found, how many of them can be pruned, the share of all parameters in their
+layers, whether dropping and fusing 30 % of them gave finite logits of the right shape, and the most frequent reasons why
+groups cannot be pruned. If comparing all channels would take longer than about half a minute, only the groups that are
+cheapest to compare are fused, and "fused" is their number.
 """
 
 import copy
@@ -26,8 +26,8 @@ from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.pruner import prune_groups
 
 TABLE = Path(__file__).parents[2] / "assets" / "architectures.csv"
-_WORK = 2e10  # differences of two numbers, in the comparison of channels
-_PATIENCE = 1200  # seconds for a row
+_WORK = 2e10  # most differences of two numbers when comparing channels
+_PATIENCE = 1200  # most seconds per row
 _TIMM = (
     "resnet18d", "resnetv2_50", "res2net50_26w_4s", "repvgg_a0", "vgg11_bn", "densenet121", "regnetx_002", "dla34",
     "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_050", "mobilenetv4_conv_small", "ghostnet_100",
@@ -37,7 +37,7 @@ _TIMM = (
 
 
 def row(name: str) -> dict[str, object]:
-    """One line of the table. Raises IntrafusionError where the network cannot be traced at all."""
+    """Return one row of the table. Raise IntrafusionError if the network cannot be traced at all."""
     model = itf.load_model(name, "random")
     example = model.card.example()
     groups = itf.find_groups(model, example)
@@ -55,13 +55,13 @@ def row(name: str) -> dict[str, object]:
 
 
 def reason_of(group: Group) -> str:
-    """A group's reason without the names of layers."""
+    """Return a group's reason without layer names."""
     reason = str(group.reason).replace("these channels are ", "").partition(" (")[0].partition(": ")[0]
     return reason.replace("its channels ", "").replace("its coupling ", "").partition(", ")[0]
 
 
 def held(model: nn.Module, groups: list[Group]) -> int:
-    """How many parameters lie in rows or columns that these groups can lose."""
+    """Return how many parameters are in rows or columns that these groups can lose."""
     marks = {name: torch.zeros_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
     for group in groups:
         for layer in group.layers:
@@ -72,7 +72,7 @@ def held(model: nn.Module, groups: list[Group]) -> int:
 
 
 class _Marked:
-    """Looks like the model to `Layer.views`, with marks in the place of parameters."""
+    """A stand-in for the model, for `Layer.views`, with marks in place of parameters."""
 
     def __init__(self, model: nn.Module, marks: dict[str, torch.Tensor]):
         self.model, self.marks = model, marks
@@ -87,7 +87,7 @@ class _Marked:
 
 
 def affordable(model: nn.Module, groups: list[Group]) -> list[Group]:
-    """The groups whose channels can be compared within the work, the cheapest first."""
+    """Return the groups whose channels can be compared within the work limit, cheapest first, and at least one."""
 
     def work(group: Group) -> float:
         views = [view for layer in group.layers for kind, view in layer.views(model).items() if kind == "weight"]
@@ -103,7 +103,7 @@ def affordable(model: nn.Module, groups: list[Group]) -> list[Group]:
 
 
 def runs(model: nn.Module, merge: str, chosen: list[Group], groups: list[Group]) -> str:
-    """Whether the network without 30 % of the channels of the chosen groups gives logits, or what it gives."""
+    """Prune 30 % of the channels of the chosen groups. Return "yes" if the logits are valid, else what is wrong."""
     if not chosen:
         return "nothing to prune"
     try:
@@ -116,7 +116,7 @@ def runs(model: nn.Module, merge: str, chosen: list[Group], groups: list[Group])
 
 
 def measured(name: str) -> dict[str, object]:
-    """The row of a network, or why there is none."""
+    """Measure a network in a child process. Return its row, or a row with the reason for the failure."""
     try:
         told = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=_PATIENCE)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Time of chip's nuclear norms, a plain loop over images and channels against all at once, and of the full case.
+"""Time chip's nuclear norms, as a plain loop over images and channels and as one batch, and a full-size case.
 
 python -m pytest tests/benchmarks/bench_chip.py -s
 """
@@ -32,7 +32,7 @@ def seconds(call):
 @pytest.mark.parametrize("shape", [(16, 32, 32), (64, 8, 8), (256, 4, 4), (512, 2, 2)])
 def test_all_at_once_against_a_plain_loop(shape):
     maps = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).relu()
-    nuclear_losses(maps[:1])  # LAPACK warms up
+    nuclear_losses(maps[:1])  # warm up LAPACK
     ours, losses = seconds(lambda: nuclear_losses(maps))
     plain, expected = seconds(lambda: plain_loop(maps))
     gap = float((losses - expected).abs().max())

@@ -1,4 +1,4 @@
-"""The same study in this process and on Ray workers of one core each: what starting costs, and what a worker gains.
+"""Time the same study in this process and on Ray workers of one core each: the start-up cost, and the gain per worker.
 
 python -m pytest tests/benchmarks/bench_cluster.py -s
 """
@@ -20,7 +20,7 @@ IMAGES = 2000
 
 
 def made_bench():
-    """ResNet-20 with random weights, on noise: what is right does not matter here."""
+    """Return a session of ResNet-20 with random weights on noise images, since accuracy does not matter here."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (IMAGES,), generator=generator)
@@ -31,7 +31,7 @@ def made_bench():
 
 
 def timed(results):
-    """Seconds to the first result and from there to the last, and the last result of each point."""
+    """Return the seconds to the first result, the seconds from there to the last, and the last result of each point."""
     start, first, last = time.perf_counter(), 0.0, {}
     for result in results:
         first = first or time.perf_counter()

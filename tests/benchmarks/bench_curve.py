@@ -1,4 +1,4 @@
-"""Wall time and peak memory of the default curve, and what its parts take.
+"""Measure the wall time of the default curve and of its parts, and its peak memory.
 
 python -m pytest tests/benchmarks/bench_curve.py -s
 """

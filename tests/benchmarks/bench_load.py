@@ -1,14 +1,14 @@
-"""A class at once: real browser sessions that walk all pages and move controls, on one server.
+"""Load test with a class of visitors: browser sessions that walk all pages and move controls on one server.
 
 python tests/benchmarks/bench_load.py [--visitors 20] [--seconds 300] [--think 13] [--beside 3] [--switches 200] [--no-memory]
 
-Each visitor has a model, a group and a sparsity of its own, and after every move the page must say them: what it shows of
-another's is counted as mixed. A move is timed from the key to the page's last line. Visitors come within a fifth of the time;
-when all are there, each walks for the whole of it and thinks, `think` seconds on average, before it opens the next page or
-moves its slider; two of them run studies. Memory is the server's resident set: before, when a first few visitors have warmed
-its caches; after, once all have left and their sessions are forgotten. Then a few visit while a long study computes, for half
-the time and four times as busily, and at last one session switches pages.
-Exits with 1 when a page showed an error or another visitor's values, or did not answer.
+Each visitor has its own model, group and sparsity, and after every move the page must show them. Values of another visitor
+are counted as mixed. A move is timed from the key press to the page's last line. Visitors arrive within a fifth of the time.
+When all have arrived, each walks for the whole time and pauses for `think` seconds on average before it opens the next page
+or moves a slider; two of them run studies. Memory is the server's resident set: before, when a few first visitors have warmed
+its caches, and after, when all have left and their sessions are forgotten. Then a few visitors come while a long study
+computes, for half the time and with a quarter of the pauses. Finally one session switches pages.
+Exits with 1 if a page showed an error or another visitor's values, or did not answer.
 """
 
 import argparse
@@ -36,19 +36,22 @@ GROUPS = {
     "digits-vgg": ("features.0", "features.3", "features.7", "features.10"),
     "digits-mlp": ("1", "3"),
 }
-PATIENCE = 90  # seconds for a page or a move, before it counts as failed
-FORGOTTEN = 130  # seconds after which Streamlit forgets a session that has left, and a little
+PATIENCE = 90  # seconds after which a page or a move counts as failed
+FORGOTTEN = 130  # seconds after which Streamlit forgets a closed session, with a margin
 _ALERTS = '[data-testid="stException"], [data-testid="stAlertContentError"]'
 _IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 _LOOK = f"""() => {{
     const wrong = document.querySelector('{_ALERTS}');
     const link = [...document.querySelectorAll('[data-testid="stMain"] code')].find(e => e.textContent.startsWith('http'));
-    return [wrong ? wrong.innerText : '', link ? link.textContent : ''] }}"""  # what went wrong, and the page's permalink
+    return [wrong ? wrong.innerText : '', link ? link.textContent : ''] }}"""  # the error text, and the page's permalink
 
 
 @dataclass
 class Tally:
-    """What all visitors met. opens, switches, moves: seconds, of moves by page; cores: how many were taken, by whom."""
+    """Measurements of all visitors.
+
+    opens, switches: seconds. moves: seconds by page. cores: CPU cores used, by kind of process.
+    """
 
     opens: list[float] = field(default_factory=list)
     switches: list[float] = field(default_factory=list)
@@ -75,7 +78,7 @@ def spread(seconds: list[float]) -> str:
 
 
 class Visitor:
-    """One browser session, with settings that no other visitor has."""
+    """One browser session with its own settings."""
 
     def __init__(self, number: int, page: Any, address: str, think: float, tally: Tally):
         self.page, self.address, self.think, self.tally = page, address, think, tally
@@ -97,7 +100,7 @@ class Visitor:
         self.tally.opens.append(time.monotonic() - began)
 
     async def walk(self, seconds: float) -> None:
-        """Go from page to page, in an order of one's own, for so long."""
+        """Visit the pages in random order, and move a control on each, for this many seconds."""
         until = time.monotonic() + seconds
         await self.pause()
         names = await self.page.locator('[data-testid="stSidebarNavLink"]').count()
@@ -124,7 +127,7 @@ class Visitor:
                 await button.click()
 
     async def pause(self) -> None:
-        """Think, and let the page end what it does: a key that falls between an old slider and its new one is lost."""
+        """Pause, then wait until the page is idle: a key press while a slider is replaced would be lost."""
         await asyncio.sleep(self.random.uniform(0.5, 1.5) * self.think)
         await self.page.locator(_IDLE).wait_for()
 
@@ -156,7 +159,7 @@ class Visitor:
             await self._check_title(int(after["sparsity"][0]))
 
     async def _check_title(self, percent: int) -> None:
-        """The picture, too, is of this visitor's sparsity."""
+        """Check that the picture also shows this visitor's sparsity, and count it as mixed if not."""
         title = await self.page.locator(".js-plotly-plot .gtitle").first.text_content() or ""
         found = re.match(r"(\d+) of (\d+) channels stay", title)
         if not found or abs(int(found[1]) - int(found[2]) * (100 - percent) / 100) > 1:
@@ -167,7 +170,7 @@ class Visitor:
         return found.get("model") == [self.model] and found.get("group") == [self.group]
 
     async def _link_where(self, holds: Any, doing: str = "opening") -> bool:
-        """Wait until the page's permalink is as wanted; False, and counted, where it never is."""
+        """Wait until the page's permalink satisfies `holds`. On an error or a time-out, count it and return False."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             wrong, link = await self.page.evaluate(_LOOK)
@@ -191,7 +194,7 @@ def settings(link: str) -> dict[str, list[str]]:
 
 
 async def visit(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
-    """All these visitors at once: they come, each walks for so long, and they leave."""
+    """Run these visitors concurrently: they arrive, each walks for `seconds`, and they leave."""
     tally = Tally()
     looks: dict[str, Any] = {"viewport": {"width": 1200, "height": 800}, "reduced_motion": "reduce"}
     contexts = [await browser.new_context(**looks) for _ in numbers]
@@ -210,7 +213,7 @@ async def visit(browser: Any, address: str, numbers: range, seconds: float, thin
 
 
 async def visit_beside_study(browser: Any, address: str, numbers: range, seconds: float, think: float) -> Tally:
-    """These visitors at once while a study of thousands of points computes, which none of them asked for."""
+    """Run these visitors concurrently while a study of thousands of points, started by none of them, computes."""
     page = await browser.new_page()
     many = [("study_merges", merge) for merge in registry("merge")] + [("study_sparsities", n) for n in range(5, 100, 5)]
     await page.goto(f"{address}/sensitivity?{urlencode(many)}")
@@ -227,7 +230,7 @@ async def visit_beside_study(browser: Any, address: str, numbers: range, seconds
 
 
 async def switch(browser: Any, address: str, times: int) -> tuple[Tally, float, float]:
-    """One session that switches pages; the server's memory after one round of all pages, and at the end."""
+    """Switch pages in one session. Return the tally, and the server's memory in MB after the first round and at the end."""
     tally, page = Tally(), await browser.new_page(viewport={"width": 1400, "height": 1000})
     visitor = Visitor(0, page, address, 0.0, tally)
     visitor.studies = False
@@ -244,7 +247,7 @@ async def switch(browser: Any, address: str, times: int) -> tuple[Tally, float, 
 
 
 def server() -> int:
-    """The process of the dashboard, a child of this one."""
+    """Return the process id of the dashboard, a child of this process."""
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             if b"streamlit" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -253,19 +256,19 @@ def server() -> int:
 
 
 def resident() -> float:
-    """The server's resident set, in MB."""
+    """Return the server's resident set in MB."""
     pages = int(Path(f"/proc/{server()}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def computed() -> Counter[str]:
-    """Seconds of processor time that each kind of process has taken: the server, the tabs, the rest of Chromium, and us."""
+    """Return the CPU seconds used by each kind of process: server, tabs, rest of Chromium, and this driver."""
     spent: Counter[str] = Counter()
     for process in descendants(os.getpid()):
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
             command = Path(f"/proc/{process}/cmdline").read_bytes()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if b"streamlit" in command:
             kind = "server"
@@ -278,7 +281,7 @@ def computed() -> Counter[str]:
 
 
 def descendants(process: int) -> list[int]:
-    """This process and all that it has begotten."""
+    """Return the id of this process and the ids of all its descendants."""
     found = [process]
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
         try:
@@ -289,7 +292,7 @@ def descendants(process: int) -> list[int]:
 
 
 async def settled(browser: Any, address: str) -> float:
-    """The server's memory once the sessions that left are forgotten, which the next one's coming makes it do."""
+    """Return the server's memory in MB once closed sessions are forgotten. A new visitor triggers their removal."""
     await asyncio.sleep(FORGOTTEN)
     await visit(browser, address, range(1), 1, 0.1)
     await asyncio.sleep(5)
@@ -318,7 +321,7 @@ async def main(visitors: int, seconds: float, think: float, beside: int, switche
 
 
 async def together(browser: Any, address: str, visitors: int, seconds: float, think: float, memory: bool) -> Tally:
-    """A few visitors to warm the server, then all at once; prints what they met and what the server held."""
+    """Warm the server with a few visitors, then run all concurrently. Print their measurements and the server's memory."""
     before = after = 0.0
     if memory:
         await visit(browser, address, range(2 * len(GROUPS)), min(60.0, seconds), think / 3)
@@ -338,6 +341,6 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     given = vars(parser.parse_args())
-    with TemporaryDirectory() as folder:  # nothing is read of, or written to, what this person keeps
+    with TemporaryDirectory() as folder:  # keep the user's own files and store untouched
         os.environ |= {"INTRAFUSION_HOME": folder, "INTRAFUSION_STORE": f"{folder}/studies.sqlite"}
         sys.exit(asyncio.run(main(**given)))

@@ -1,4 +1,4 @@
-"""Time of the transport plan, full problem against exact reduction, in one run.
+"""Time the transport plan, the full problem against the exact reduction, in one run.
 
 python -m pytest tests/benchmarks/bench_plan.py -s
 """

@@ -1,6 +1,6 @@
-"""What each step beyond `refit` brings and costs: the inner groups of a CIFAR ResNet, pruned together.
+"""Measure the gain and the cost of each step beyond `refit`, on the inner groups of a CIFAR ResNet pruned together.
 
-python tests/benchmarks/bench_refit.py NAME WEIGHTS DATA [SPARSITY], as cifar10-resnet20 resnet20.th cifar10_test.npz 0.5
+python tests/benchmarks/bench_refit.py NAME WEIGHTS DATA [SPARSITY], such as cifar10-resnet20 resnet20.th cifar10_test.npz 0.5
 """
 
 import sys
@@ -17,7 +17,10 @@ from intrafusion.studies.sweeps import grid, sweep
 
 
 def widths(session: Session, spec: PruneSpec, data: itf.ImageData) -> dict[str, float]:
-    """Sparsities of the spec's groups for as many parameters as it leaves, from each group alone, on training images."""
+    """Return a sparsity for each group of the spec that together keep as many parameters as the spec does.
+
+    They come from the sensitivity of each group pruned alone, on the training images `data`.
+    """
     alone = [spec.but(groups=(group,), merge="calibrated", recovery="none", limit=None) for group in spec.groups]
     points = [point for one in alone for point in grid(one, sparsity=(0.3, 0.5, 0.7, 0.85))]
     table = sensitivity_matrix(sweep(points, session.on(data)), "calibrated")
@@ -30,7 +33,7 @@ def widths(session: Session, spec: PruneSpec, data: itf.ImageData) -> dict[str, 
 def main(name: str, weights: str, path: str, sparsity: str = "0.5") -> None:
     spec = PruneSpec(
         model=name, dataset="cifar10", weights=weights, data_path=path, sparsity=float(sparsity), merge="drop",
-        recovery="repair",  # so that no layer is shared with the session's network
+        recovery="repair",  # so that no layers are shared with the session's network
     )  # fmt: skip
     session = open_session(spec)
     inner = [group.name for group in session.groups if group.name.endswith("conv1") and group.name != "conv1"]

@@ -1,4 +1,4 @@
-"""Server time of the Transport page when the sparsity moves, against opening it, for a narrow, a wide and a very wide layer.
+"""Time the Transport page on the server, moving the sparsity against opening, for a narrow, a wide and a very wide layer.
 
 python -m pytest tests/benchmarks/bench_slider.py -s
 """

@@ -1,9 +1,9 @@
-"""A sensitivity study against the loop that a notebook holds, in one run.
+"""Time a sensitivity study against a plain notebook-style loop, in one run.
 
 python tests/benchmarks/bench_sweep.py WEIGHTS DATA [MODEL] [--every 5]
 
-The loop: for each point a deep copy, a dependency graph, pruning, and a DataLoader with 4 workers. It runs every 5th point,
-spread over the study, before and after ours; ours runs all of them.
+For each point, the loop makes a deep copy and a dependency graph, prunes, and evaluates with a DataLoader of 4 workers. It
+runs every 5th point of the study, half of them before and half after our sweeps, which run all points.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from intrafusion.studies.sweeps import sweep
 
 
 class Images(Dataset):
-    """CIFAR as torchvision serves it: a PIL image, made a tensor and normalised each time."""
+    """CIFAR as served by torchvision: each access converts a PIL image to a tensor and normalises it."""
 
     def __init__(self, data: itf.ImageData, card: itf.ModelCard):
         self.images, self.labels = data.images.permute(0, 2, 3, 1).contiguous().numpy(), data.labels.tolist()
@@ -45,7 +45,7 @@ class Images(Dataset):
 
 
 def plain(spec: PruneSpec, session: Session, images: Images) -> tuple[list[bool], float]:
-    """Which images are right, in data order, and the seconds that took."""
+    """Run one point of the loop. Return which images are classified correctly, in data order, and the seconds taken."""
     start = time.perf_counter()
     network = copy.deepcopy(session.model).requires_grad_(True)
     with warnings.catch_warnings(), torch.enable_grad():
@@ -60,7 +60,7 @@ def plain(spec: PruneSpec, session: Session, images: Images) -> tuple[list[bool]
 
 
 def ours(specs: list[PruneSpec], arguments: argparse.Namespace, **options: object) -> tuple[dict, float]:
-    """The last result of each point and the seconds of the whole study, loading excluded for both."""
+    """Return the last result of each point and the seconds of the whole study, without loading."""
     session = opened(arguments)
     start = time.perf_counter()
     found = {result.spec: result for result in sweep(specs, session, **options)}
@@ -73,7 +73,7 @@ def opened(arguments: argparse.Namespace) -> Session:
 
 
 def answers(result: Result, session: Session) -> np.ndarray:
-    """Which images are right, in data order."""
+    """Return which images are classified correctly, in data order."""
     from intrafusion.evaluation.accuracy import stratified
 
     labels = session.images().subset(result.spec.limit, result.spec.seed).labels

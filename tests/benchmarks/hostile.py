@@ -1,8 +1,8 @@
-"""Hostile files at a public server, uploaded as by its readers: is each refused in a line, how fast, and who answers meanwhile?
+"""Upload hostile files to a public server as a reader would: is each refused in one line, how fast, and does the server answer?
 
-python tests/benchmarks/hostile.py FILE ...: programs (.pt2), weights, .npz, .zip, and pictures, which are put into a .zip. A
-line each: seconds from the button to the refusal, MiB that the child and the server grew by, and the longest wait for
-/_stcore/health meanwhile. Exit status 1 where one was kept.
+python tests/benchmarks/hostile.py FILE ...: programs (.pt2), weights, .npz, .zip, and pictures, which are put into a .zip.
+Prints one line per file: seconds from the button to the refusal, MiB by which the child and the server grew, and the longest
+wait for /_stcore/health meanwhile. Exits with 1 if a file was kept.
 """
 
 import http.client
@@ -21,12 +21,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from visiting import PATIENCE, Server, Visitor, dashboard, visitor
 
-_EVERY = 0.2  # seconds between two questions for the server's health
+_EVERY = 0.2  # seconds between two health requests
 _KINDS = {".pt2": "program", ".zip": "images", ".npz": "images", ".png": "images", ".jpg": "images"}
 
 
 class Watch:
-    """Asks a server for its health all the while: the longest wait, and the most memory that it held."""
+    """A thread that polls a server's health, and records the longest wait and the peak memory in bytes."""
 
     def __init__(self, server: Server):
         self._server, self._over = server, threading.Event()
@@ -54,7 +54,7 @@ def _resident(pid: int) -> int:
 
 
 def given(reader: Visitor, server: Server, what: str, name: str, content: bytes) -> float:
-    """Upload a file into an uploader of the page Your own, and press its button; when that was."""
+    """Upload a file on the page Your own and press the uploader's button. Return the time just before the press."""
     reader.messages.clear()
     reader.open("model=digits-mlp", page="your_own")
     elements = [message.delta.new_element for message in reader.messages]
@@ -115,7 +115,7 @@ def main(files: list[Path]) -> int:
 
 
 def _packed(file: Path) -> tuple[str, bytes]:
-    """The name and the content of what is uploaded; a picture in an archive."""
+    """Return the name and the content to upload. A picture is put into a zip archive."""
     if file.suffix not in (".png", ".jpg"):
         return file.name, file.read_bytes()
     packed = io.BytesIO()

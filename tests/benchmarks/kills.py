@@ -1,10 +1,11 @@
-"""kill -9 at random moments of a study, again and again: is any point lost that was reported, or any there twice?
+"""Kill a study with SIGKILL at random moments, repeatedly: is a reported point lost, or is a point stored twice?
 
-python tests/benchmarks/kills.py [KILLS [SEED]]: so many kills of the command line's `sweep` and as many of a server whose
-Curves page measures (50 each). One kill in five comes at a moment drawn from the whole life of an undisturbed process, start-up
-and all; the others while it is at work, from its first claim of a point on. The next process goes on with what the file holds,
-and when a study is complete it is compared with one that nobody disturbed, and another begins. Reported is what the command
-line printed, and the number of points that the page said were done.
+python tests/benchmarks/kills.py [KILLS [SEED]]: this many kills (default 50) of the command line's `sweep`, and as many of a
+server whose Curves page measures. One kill in five comes at a random moment of the whole life of an undisturbed process,
+start-up included. The others come while it is working, after its first claim of a point. The next process continues with the
+contents of the file. When a study is complete, it is compared with an undisturbed one, and another study begins. Reported
+points are those that the command line printed, and the number of points that the page said were done. If none was lost or
+stored twice, it then runs tests/writers.py; `writers` as the first argument runs only that.
 """
 
 import dataclasses
@@ -28,17 +29,17 @@ from intrafusion import PruneSpec
 
 ROOT = Path(__file__).parents[2]
 PAGE = "curves?model=digits-mlp&limit=all&" + "&".join(f"sparsities={percent}" for percent in range(5, 100, 5))
-_TIMES = ("seconds", "measured_at")  # columns that differ from run to run
-Rows = dict[str, dict]  # complete points by their spec, without times
+_TIMES = ("seconds", "measured_at")  # columns that differ between runs
+Rows = dict[str, dict]  # complete points by spec, without times
 Life = Callable[[Path, "Moment"], "Death"]
-_STARTING = 0.2  # share of kills that count from the start of the process
+_STARTING = 0.2  # share of kills timed from the start of the process
 
 
 @dataclasses.dataclass
 class Death:
-    """How a process ended. rows: results that it reported; done: how many points it said were done.
+    """How a process ended.
 
-    worked: seconds since its first claim.
+    rows: results that it reported. done: how many points it said were done. worked: seconds since its first claim.
     """
 
     killed: bool
@@ -49,7 +50,7 @@ class Death:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When to kill: so many seconds after the process has started, or after it has first claimed a point."""
+    """When to kill: this many seconds after the start of the process, or, if `at_work`, after its first claim of a point."""
 
     seconds: float
     at_work: bool
@@ -57,10 +58,10 @@ class Moment:
 
 @dataclasses.dataclass
 class Tally:
-    """What came of the kills. studies: how many became complete and equal to the undisturbed one."""
+    """Outcome of the kills. studies: how many were completed and equal the undisturbed one."""
 
     kills: int = 0
-    early: int = 0  # kills before the first point was complete
+    early: int = 0  # kills before the first complete point
     reported: int = 0
     lost: int = 0
     doubled: int = 0
@@ -69,19 +70,19 @@ class Tally:
 
 
 def rows_in(path: Path) -> Rows:
-    """The complete points of a sound file. Raises AssertionError for one that is not."""
+    """Return the complete points of a store file. Raise AssertionError if the file is corrupt."""
     with closing(sqlite3.connect(path)) as db:
         db.row_factory = sqlite3.Row
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert not db.execute("PRAGMA foreign_key_check").fetchall()
         if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            return {}  # it was being made
+            return {}  # killed while creating the file
         found = [dict(row) for row in db.execute("SELECT * FROM points WHERE count = total")]
     return {row["spec"]: {name: value for name, value in row.items() if name not in _TIMES} for row in found}
 
 
 def doubled_in(path: Path) -> int:
-    """Points that are there twice, complete or not."""
+    """Return how many points are stored twice, complete or not."""
     with closing(sqlite3.connect(path)) as db:
         if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             return 0
@@ -89,14 +90,14 @@ def doubled_in(path: Path) -> int:
 
 
 def claims(path: Path, pid: int) -> bool:
-    """Whether this process is at any point now."""
+    """Return whether this process currently claims a point."""
     with suppress(sqlite3.OperationalError), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         return db.execute("SELECT 1 FROM claims WHERE pid = ?", (pid,)).fetchone() is not None
-    return False  # the file is being made
+    return False  # the file is being created
 
 
 class Killer(threading.Thread):
-    """Kills a process at its moment, unless it has ended before."""
+    """A thread that kills a process at a given moment, unless it has ended before."""
 
     def __init__(self, process: subprocess.Popen, path: Path, moment: Moment):
         super().__init__()
@@ -118,7 +119,7 @@ class Killer(threading.Thread):
 
 
 def command_line(path: Path, moment: Moment) -> Death:
-    """Run the study, and kill it at its moment."""
+    """Run the study on the command line and kill it at this moment."""
     words = [sys.executable, "-m", "intrafusion", *STUDY, "--store", str(path)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         killer = Killer(process, path, moment)
@@ -130,7 +131,7 @@ def command_line(path: Path, moment: Moment) -> Death:
 
 
 def server(path: Path, moment: Moment) -> Death:
-    """Start a server, look at its page until the study is done, and kill it at its moment, if that comes first."""
+    """Start a server, poll its page until the study is done, and kill the server at this moment if that comes first."""
     done, total, tab = 0, -1, None
     with served(path) as (process, port):
         killer = Killer(process, path, moment)
@@ -147,7 +148,7 @@ def server(path: Path, moment: Moment) -> Death:
 
 
 def lost(death: Death, stored: Rows) -> int:
-    """How many points were reported and are not in the file, or are there with another result."""
+    """Return how many reported points are missing in the file, or have a different result there."""
     fields = {field.name for field in dataclasses.fields(PruneSpec)}
     missing = 0
     for row in death.rows:
@@ -159,7 +160,7 @@ def lost(death: Death, stored: Rows) -> int:
 
 
 def endure(life: Life, kills: int, moments: random.Random, folder: Path) -> Tally:
-    """Kill it so many times. Raises AssertionError for a file that is not sound, or a study that ends differently."""
+    """Kill a process `kills` times. Raise AssertionError if a file is corrupt or a completed study differs."""
     began, path, never = time.monotonic(), folder / "undisturbed.sqlite", Moment(PATIENCE, False)
     alone = life(path, never)
     assert not alone.killed
@@ -202,7 +203,7 @@ def main(kills: int = 50, seed: int = 0) -> list[Tally]:
 
 
 def writers(kills: int = 50, seed: int = 0) -> int:
-    """Kill each writer so many times; 0 where nothing half-written was ever visible."""
+    """Run tests/writers.py with this many kills per writer. Return its exit status: 0 if no partial file was ever visible."""
     print("writers", flush=True)
     return subprocess.run([sys.executable, "writers.py", str(kills), str(seed)], cwd=ROOT / "tests").returncode
 

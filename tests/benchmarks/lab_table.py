@@ -1,6 +1,6 @@
-"""The tables of training methods in assets/docs/results.md, from `python -m intrafusion lab --list --json > runs.jsonl`.
+"""Print the tables of training methods for assets/docs/results.md, from `python -m intrafusion lab --list --json > runs.jsonl`.
 
-python tests/benchmarks/lab_table.py runs.jsonl: mean over the seeds and standard deviation; accuracies in percent.
+python tests/benchmarks/lab_table.py runs.jsonl: means and standard deviations over the seeds, with accuracies in percent.
 """
 
 import json
@@ -13,7 +13,7 @@ _SAID = ("model", "method", "seed", "data_path", "part", "folds")
 
 
 def settings(spec: dict, default: dict) -> str:
-    """What a run's spec says beyond the defaults, in words."""
+    """Return the settings of a run that differ from the defaults, as text."""
     return ", ".join(f"{name} {value}" for name, value in spec.items() if value != default.get(name) and name not in _SAID)
 
 

@@ -1,7 +1,7 @@
-"""How long a crowd of short sessions keeps a newcomer from a first result, on a public server of its own.
+"""Measure how long a crowd of short sessions delays a newcomer's first result, on a separate public server.
 
-python tests/benchmarks/newcomers.py [SESSIONS ...]: from one address, from eight and from as many as there are sessions; 50
-when not said. It fails where a newcomer waits for more than 10 s.
+python tests/benchmarks/newcomers.py [SESSIONS ...]: SESSIONS (default 50) from one address, from eight addresses, and from
+one address each. Exits with 1 if a newcomer waits for more than 10 s.
 """
 
 import sys

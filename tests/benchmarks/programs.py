@@ -1,9 +1,10 @@
-"""Which classifiers open as programs, each exported and opened in a process of its own; and programs at random, by thousands.
+"""Check which classifiers open as programs, each exported and opened in a separate process; or run random programs.
 
-python tests/benchmarks/programs.py [NAME ...]: those of assets/architectures.csv and the embedded networks, or those named,
-with random weights. A line each: how many steps and layers it has, the seconds that reading took, whether its logits are the
-network's, or why it is refused.
-python tests/benchmarks/programs.py --fuzz [COUNT] [SEED]: see tests/program_fuzz.py; 2,000 programs and 1,000 changed files.
+python tests/benchmarks/programs.py [NAME ...]: the embedded networks and those of assets/architectures.csv, or the named
+ones, with random weights. Prints one line each: the number of steps and layers, the seconds that reading took, and whether
+the logits equal the network's, or why the program is refused.
+python tests/benchmarks/programs.py --fuzz [COUNT] [SEED]: see tests/program_fuzz.py; by default 2,000 programs and 1,000
+changed files.
 """
 
 import csv
@@ -21,12 +22,12 @@ import torch
 TESTS = Path(__file__).parents[1]
 _TABLE = TESTS.parent / "assets" / "architectures.csv"
 _OURS = ("digits-mlp", "digits-vgg", "digits-resnet", "cifar10-resnet20")
-_PATIENCE = 1800  # seconds for a network
-_ADDRESSES, _SECONDS = 6 << 30, 1800  # of a process that reads random programs
+_PATIENCE = 1800  # most seconds per network
+_ADDRESSES, _SECONDS = 6 << 30, 1800  # limits of address space in bytes and of CPU seconds for the fuzz process
 
 
 def opened(name: str) -> dict[str, object]:
-    """A line of the table. Raises IntrafusionError where the program is refused."""
+    """Export and open a network. Return its line of the table. Raise IntrafusionError if the program is refused."""
     sys.path.insert(0, str(TESTS))
     import own_files as files
 
@@ -57,7 +58,7 @@ def opened(name: str) -> dict[str, object]:
 
 
 def measured(name: str) -> dict[str, object]:
-    """The line of a network, or why there is none."""
+    """Run `opened` in a child process. Return its line, or a line with the reason for the failure."""
     command = [sys.executable, __file__, "--one", name]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)

@@ -1,4 +1,6 @@
-"""The tables of recoveries in assets/docs/results.md, from exported studies: accuracy in percent, mean and spread over seeds.
+"""Print the tables of recoveries for assets/docs/results.md from exported studies.
+
+Accuracies are in percent, as mean and standard deviation over the seeds.
 
 python -m intrafusion studies export recovery-digits-resnet --out a.csv; python tests/benchmarks/recovery_table.py a.csv ...
 """

@@ -1,8 +1,8 @@
-"""The table of speed in assets/docs/results.md: ResNet-18 and MobileNetV2, at widths as they come and at multiples of 8.
+"""Print the speed table for assets/docs/results.md: ResNet-18 and MobileNetV2, with any widths and with multiples of 8.
 
 python tests/benchmarks/speed_table.py [--threads 2] [--runs 30] [--device cpu]
 
-Weights are random and the channels that go are the last ones: neither matters for time. BatchNorm is folded in both networks.
+Weights are random and the last channels are removed, since neither affects the time. BatchNorm is folded in both networks.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CASES = (0.3, 1), (0.3, 8), (0.5, 1), (0.5, 8)
 
 
 def narrow(dense: nn.Module, groups: list[itf.Group], sparsity: float, round_to: int) -> nn.Module:
-    """A copy without the last channels of each block."""
+    """Return a copy of the network without the last channels of each block."""
     small, kept = copy.deepcopy(dense), {}  # type: nn.Module, dict
     for group in groups:
         if group.reason is None:

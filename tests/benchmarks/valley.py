@@ -1,8 +1,9 @@
-"""Do two solutions lie in one valley? SGD's and SDprun's from one start and one order of images, beside one-shot pruning.
+"""Test whether two solutions lie in one valley: SGD's and SDprun's, from the same start and the same order of images.
 
-python tests/benchmarks/valley.py [MODEL] [EPOCHS] [REACH] [DATA]: both are trained by the lab; then the straight line and a
-trained Bezier path between them, BatchNorm measured again at 61 places, and the share of the displacement within the ten
-sharpest directions of the training loss at SGD's solution. The same from SGD's solution to itself pruned, dropped and fused.
+python tests/benchmarks/valley.py [MODEL] [EPOCHS] [REACH] [DATA]: trains both with the lab. Then it measures the straight
+line and a trained Bezier path between them, with BatchNorm statistics measured again at 61 points, and the share of the
+displacement in the ten sharpest directions of the training loss at SGD's solution. It measures the same from SGD's solution
+to its one-shot pruned versions, dropped and fused.
 """
 
 import sys
@@ -30,7 +31,7 @@ def solution(spec: TrainSpec) -> LabRun:
 
 
 def sharp(model: nn.Module, data: itf.ImageData, count: int = 10, steps: int = 40) -> Tensor:
-    """The sharpest directions of the training loss (D, count)."""
+    """Return the sharpest directions of the training loss, (D, count)."""
     network = private(model).requires_grad_(True)
     inputs, labels = (torch.cat(part) for part in zip(*normalised(network, data), strict=True))
     *_, found = lanczos(lambda one: F.cross_entropy(one(inputs), labels), network, count, steps, 0)
@@ -53,7 +54,7 @@ def tell(name: str, first: nn.Module, last: nn.Module, directions: Tensor, seen:
 
 
 def pruned(model: nn.Module, shares: Mapping[str, float], merge: str) -> nn.Module:
-    """A network of the folded model's shape, with zeros where channels went."""
+    """Return a pruned network in the folded model's shape, with zeros in place of the removed channels."""
     groups = itf.find_groups(model, model.card.example())
     made = cut(model, groups, shares, "l1", merge)
     whole = pad(made.small, made.dense(), {one.group: one.kept for one in made.merged})

@@ -1,4 +1,4 @@
-"""One dashboard and one Chromium for all browser tests; without a Chromium they skip."""
+"""Fixtures for the browser tests: one dashboard and one Chromium for all. Without a Chromium the tests are skipped."""
 
 import sys
 from pathlib import Path
@@ -40,7 +40,7 @@ def page(browser):
 
 @pytest.fixture(params=[900])
 def dark(browser, request):
-    """A page in the dark theme, as wide as the parameter says."""
+    """Open a page in the dark theme, with the parameter as its width."""
     opened = new_page(browser, color_scheme="dark", viewport={"width": request.param, "height": 1000})
     yield opened
     opened.close()

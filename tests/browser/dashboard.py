@@ -1,4 +1,4 @@
-"""The dashboard on a port of its own, and a Chromium to look at it; also makes the documents' screenshots.
+"""Run the dashboard on a free port and a Chromium to test it; also makes the screenshots of the documents.
 
 python tests/browser/dashboard.py assets
 """
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TRACEBACK = "Traceback (most recent call last):\n"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 240  # seconds that nobody waits for, unless something is wrong
+PATIENCE = 240  # time-out in seconds, only reached if something is wrong
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -34,12 +34,12 @@ FLAGS = [
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """Run the dashboard; gives its address, and fails at the end when its log holds an error of ours."""
+    """Run the dashboard and yield its address. Raise AssertionError at the end if its log contains an error of our code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
-    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads fills up
+    with tempfile.TemporaryFile("w+") as log:  # an unread pipe would fill up
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
             for _ in range(240):
@@ -58,13 +58,14 @@ def serving() -> Iterator[str]:
 
 
 def is_error(line: str) -> bool:
-    """Whether a line of the log tells of an error of ours: one that we log, or another's through our code.
+    """Return whether a log line reports an error of ours: one that our code logs, or one whose traceback passes through it.
 
-    Streamlit's server logs errors of its own when a tab closes at the wrong moment; all of them pass through `serving`.
+    Streamlit's server logs its own errors when a tab closes at the wrong moment. Their tracebacks pass through our code only
+    where it wraps the server, in a file common/serving.py, which is therefore not counted.
     """
     try:
         said = json.loads(line)
-    except ValueError:  # it was not JSON yet, and so a traceback in it is none of a page's
+    except ValueError:  # the log was not JSON yet, so a traceback is not from a page
         return TRACEBACK.strip() in line
     files = re.findall(r'^  File "(.*?)"', f"{said.get('message', '')}\n{said.get('traceback', '')}", re.MULTILINE)
     ours = [re.match(rf"{re.escape(str(ROOT))}/(?!\.venv/)", file) for file in files]
@@ -74,7 +75,7 @@ def is_error(line: str) -> bool:
 
 @contextmanager
 def chromium() -> Iterator:
-    """A headless Chromium."""
+    """Run a headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -84,7 +85,7 @@ def chromium() -> Iterator:
 
 
 def new_page(browser: Any, **options: Any) -> Any:
-    """A page in a session of its own, which waits as long as a busy machine needs."""
+    """Open a page in a new session, with time-outs long enough for a busy machine."""
     page = browser.new_page(**options)
     page.set_default_timeout(PATIENCE * 1000)
     return page
@@ -96,19 +97,19 @@ def shows(page: Any, text: str) -> None:
 
 
 def no_exception(page: Any) -> None:
-    """Neither an exception nor an error box is on the page."""
+    """Assert that the page shows neither an exception nor an alert box."""
     assert page.locator('[data-testid="stException"]').count() == 0
     assert page.locator('[data-testid="stAlert"]').count() == 0
 
 
 def fits(page: Any) -> None:
-    """Nothing is wider than the page."""
+    """Assert that nothing is wider than the page."""
     main = "document.querySelector('[data-testid=stMain]')"
     assert page.evaluate(f"{main}.scrollWidth - {main}.clientWidth") <= 1
 
 
 def is_dark(page: Any) -> None:
-    """Figures write in light ink."""
+    """Assert that figures use light text."""
     ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
     assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
 
@@ -124,12 +125,12 @@ def click_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which:
     point = page.locator(".js-plotly-plot").nth(chart).locator(mark).nth(which)
     point.wait_for()
     point.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)  # plotly wires its events after it has drawn
+    page.wait_for_timeout(1500)  # plotly attaches its events after drawing
     box = point.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
-_PICTURES = {  # file -> address, what the page shows when it is ready, height
+_PICTURES = {  # file -> address, text that shows when the page is ready, height
     "curves": ("curves", "18 of 18 points on 597 images: done", 1080),
     "learn": ("learn", "Take it with you", 1400),
     "importance": ("importance", "Take it with you", 1400),
@@ -145,9 +146,9 @@ _ASKED = {
     "landscape": "Compute all",
     "export": "Make the network",
     "training_lab": "Train",
-}  # pages that compute nothing unasked
+}  # button to press on pages that compute nothing by themselves
 
-_THEN = {"export": "Compute the rest"}  # what is asked for when the first is there
+_THEN = {"export": "Compute the rest"}  # button to press after the first result
 
 
 def main(folder: str, *only: str) -> None:
