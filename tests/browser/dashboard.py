@@ -69,7 +69,8 @@ def is_error(line: str) -> bool:
         return TRACEBACK.strip() in line
     files = re.findall(r'^  File "(.*?)"', f"{said.get('message', '')}\n{said.get('traceback', '')}", re.MULTILINE)
     ours = [re.match(rf"{re.escape(str(ROOT))}/(?!\.venv/)", file) for file in files]
-    through = [match for match, file in zip(ours, files, strict=True) if not file.endswith("common/serving.py")]
+    server = ("shared/server.py", "shared/request_guard.py")
+    through = [match for match, file in zip(ours, files, strict=True) if not file.endswith(server)]
     return said.get("event") == "error" or any(through) or bool(ours and ours[-1])
 
 
