@@ -60,7 +60,7 @@ def expand(model: nn.Module, ratio: float = 2.0, seed: int = 0) -> nn.Module:
 
 
 def contract(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` in which each product from `expand` is one layer of its old shape again: W = C B A in float64."""
+    """Return a copy of `model` in which each product from `expand` is one layer of its old shape: W = C B A, in float64."""
     small = copy.deepcopy(model)
     for name, layer in list(small.named_modules()):
         if isinstance(layer, Widened):
