@@ -1,8 +1,7 @@
 """Subnetworks of untrained networks: weights stay as drawn, and only a mask over them is trained.
 
-ASLP: Dupont et al., "Extracting Effective Subnetworks with Gumbel-Softmax", ICIP 2022. Supermask: Zhou et al., NeurIPS
-2019. Edge-popup: Ramanujan et al., CVPR 2020. All masks are unstructured, so they do not make a network
-faster.
+ASLP: Dupont et al., "Extracting Effective Subnetworks with Gumbel-Softmax", ICIP 2022. Supermask: Zhou et al., NeurIPS 2019.
+Edge-popup: Ramanujan et al., CVPR 2020. All masks are unstructured, so they do not make a network faster.
 
 Differences from ASLP's authors' code:
 

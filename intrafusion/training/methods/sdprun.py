@@ -88,9 +88,9 @@ class SDprun(torch.optim.Optimizer):
     v <- v - lr g(w);  a <- a + c lr^(mu + 1/2) (t^mu - (t-1)^mu);  w_g = max(0, 1 - a / ||v_g||) v_g, gradients taken at w.
 
     groups_or_params: `Channels` (one group per channel), parameters (one group per weight, which is gRDA), and dicts of
-    "params" with their own "c". lr: learning rate, may be scheduled. c: strength. mu: how fast the threshold a grows, in (0, 1).
-    relative: c is in units of the median norm of all channels at the start, so that it means the same in every network. Raises
-    IntrafusionError for settings out of range, or nothing to optimise.
+    "params" with their own "c". lr: learning rate, may be scheduled. c: strength. mu: how fast the threshold a grows, in
+    (0, 1). relative: c is in units of the median norm of all channels at the start, so that it means the same in every network.
+    Raises IntrafusionError for settings out of range, or nothing to optimise.
     """
 
     def __init__(
