@@ -48,7 +48,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, labels, inputs) ->
 
 
 class Diverged(IntrafusionError):
-    """The loss is NaN or infinite."""
+    """Error for a loss that is NaN or infinite."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Graph:
         import torch_pruning as tp
 
         class PadPruner(tp.pruner.function.BasePruningFunc):
-            """Make the zero-padded shortcut a node with separate input and output channels."""
+            """Pruner that makes the zero-padded shortcut a node with separate input and output channels."""
 
             def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
                 return layer
@@ -244,7 +244,7 @@ class _Part:
 
 
 class _Untraced(ValueError):
-    """Channels cannot be traced; the message says why."""
+    """Error for channels that cannot be traced; the message says why."""
 
 
 def _untraced(error: Exception) -> str:

@@ -21,7 +21,7 @@ from intrafusion.runtime.cancellation import checkpoint
 
 
 class _Enough(Exception):
-    """Stops a forward pass once all requested inputs are recorded."""
+    """Exception that stops a forward pass once all requested inputs are recorded."""
 
 
 def private(model: nn.Module) -> nn.Module:

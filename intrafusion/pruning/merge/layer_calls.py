@@ -12,7 +12,7 @@ from intrafusion.models.fx.partition import FITTED, not_once
 
 
 class _Enough(BaseException):
-    """Stops a forward pass once the layer has run. It is not an Exception, which the network's code might catch."""
+    """Signal that stops a forward pass once the layer has run; no Exception, which the network's code might catch."""
 
 
 class Calls:

@@ -1,4 +1,4 @@
-"""Runs a dense network and one pruned from it side by side, layer by layer, on the same images."""
+"""Side-by-side runs, layer by layer, of a dense network and one pruned from it, on the same images."""
 
 from collections.abc import Iterator, Sequence
 

@@ -35,7 +35,7 @@ _TINY = 1e-7  # keeps a random number's logarithm finite
 class Mask(nn.Module):
     """Mask that multiplies a weight (n, ...): drawn anew at each use in training mode, fixed in eval mode.
 
-    `scores` have the weight's shape; `kept()` tells from them which weights are kept.
+    `scores` have the weight's shape; `kept()` derives from them which weights are kept.
     """
 
     def __init__(self, weight: Tensor, generator: torch.Generator):
