@@ -1,6 +1,6 @@
-"""How far importance criteria agree on one group: ranks, their correlation, and the channels that all would keep.
+"""Agreement between importance criteria on one group: ranks, rank correlations and overlap of the kept channels.
 
-Every agreement comes with what two criteria that know nothing would reach, as most of a large overlap is often chance.
+Every agreement comes with the level that two random criteria would reach, because most of a large overlap is often chance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,10 @@ from intrafusion.pruning.transport.planning import block_counts, kept_count
 
 @dataclass(frozen=True)
 class Chance:
-    """What two blind criteria share. overlap: of the k kept channels, the mean share; low and high: its 95 % interval.
+    """Agreement of two random criteria.
 
-    correlation: the absolute Spearman correlation that they stay below in 95 % of cases; nan for three channels or less.
+    overlap: mean share of the k kept channels that both keep. low, high: its 95 % interval. correlation: the absolute Spearman
+    correlation that they stay below in 95 % of cases; nan for three channels or fewer.
     """
 
     overlap: float
@@ -31,11 +32,12 @@ class Chance:
 
 @dataclass(frozen=True, eq=False)
 class CriteriaComparison:
-    """c criteria side by side on the n channels of one group.
+    """Comparison of c criteria on the n channels of one group.
 
-    scores: float64 (c, n), larger stays. ranks: int64 (c, n), 1 for the most important; equal scores share a rank. kept:
-    bool (c, n), what each criterion keeps at the sparsity. spearman: (c, c) rank correlations, nan with a criterion that
-    ranks nothing. overlap: (c, c), the share of the k kept channels that two criteria have in common.
+    scores: float64 (c, n); the channels with the largest scores are kept. ranks: int64 (c, n), 1 for the most important; equal
+    scores share a rank. kept: bool (c, n), the channels that each criterion keeps at the sparsity. spearman: (c, c) rank
+    correlations, nan for a criterion whose scores are all equal. overlap: (c, c), the share of the k kept channels that two
+    criteria have in common. chance: the agreement of two random criteria.
     """
 
     names: tuple[str, ...]
@@ -48,21 +50,24 @@ class CriteriaComparison:
 
     @property
     def k(self) -> int:
-        """How many channels each criterion keeps."""
+        """Number of channels that each criterion keeps."""
         return int(self.kept[0].sum())
 
     @property
     def pruned(self) -> int:
-        """How many channels go."""
+        """Number of channels that are removed."""
         return self.kept.shape[1] - self.k
 
     def shared(self, a: int, b: int) -> int:
-        """How many channels the criteria with these indices both keep."""
+        """Return how many channels the criteria with indices `a` and `b` both keep."""
         return round(float(self.overlap[a, b]) * self.k)
 
 
 def compare_criteria(scores: Mapping[str, Tensor], group: Group, sparsity: float, round_to: int = 1) -> CriteriaComparison:
-    """Set criteria side by side. scores: (n,) of each by name, at least one."""
+    """Compare criteria on one group.
+
+    scores: the scores (n,) of each criterion by name, at least one.
+    """
     values = np.stack([row.double().numpy() for row in scores.values()])
     counts = block_counts(group.block, kept_count(group.size, sparsity), round_to)
     kept = np.stack([stays(row, group.block.numpy(), counts) for row in values])
@@ -72,7 +77,10 @@ def compare_criteria(scores: Mapping[str, Tensor], group: Group, sparsity: float
 
 
 def stays(scores: np.ndarray, block: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """bool (n,): in each block the `counts[block]` channels with the largest scores (n,); of equals the first."""
+    """Return which channels are kept, bool (n,): in each block the `counts[block]` channels with the largest scores (n,).
+
+    Of equal scores, the first channels are kept.
+    """
     kept = np.zeros(len(scores), bool)
     for number, count in enumerate(counts):
         members = (block == number).nonzero()[0]
@@ -81,21 +89,24 @@ def stays(scores: np.ndarray, block: np.ndarray, counts: Sequence[int]) -> np.nd
 
 
 def spearman(scores: np.ndarray) -> np.ndarray:
-    """Rank correlations (c, c) of the rows of `scores` (c, n), ties averaged; nan where all scores of a row are equal."""
+    """Compute the rank correlations (c, c) of the rows of `scores` (c, n).
+
+    Ties get their average rank. A row whose scores are all equal gives nan.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.atleast_2d(np.corrcoef(rankdata(scores, axis=1)))
 
 
 def overlap(kept: np.ndarray) -> np.ndarray:
-    """Share (c, c) of kept channels in common, |A and B| / k, for bool (c, n) with k true in every row."""
+    """Compute the share (c, c) of kept channels in common, |A and B| / k, for bool (c, n) with k true values in every row."""
     each = kept.astype(float)
     return each @ each.T / each[0].sum()
 
 
 def chance(sizes: Sequence[int], counts: Sequence[int]) -> Chance:
-    """What two criteria share that draw `counts[b]` of the `sizes[b]` channels of each block blindly.
+    """Compute the agreement of two criteria that draw `counts[b]` of the `sizes[b]` channels of each block at random.
 
-    The overlap within a block is hypergeometric, blocks are independent. The correlation is the usual bound by Student's t.
+    The overlap within a block is hypergeometric; blocks are independent. The correlation is the usual bound by Student's t.
     """
     n, k, chances = sum(sizes), sum(counts), np.ones(1)
     for size, count in zip(sizes, counts, strict=True):

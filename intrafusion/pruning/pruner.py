@@ -1,4 +1,4 @@
-"""Pruning whole groups: score, plan and merge each one from the output to the input, then cut the network down."""
+"""Pruning of whole groups: score, plan and merge each group from output to input, then shrink the network."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ def prune(
     calibration: int | None = 512,
     **options: Unpack[TransportKeywords],
 ) -> nn.Module:
-    """Make a smaller copy of a network, with BatchNorm folded: in each chosen group `kept_count` channels stay.
+    """Return a smaller copy of a network, with BatchNorm folded; each chosen group keeps `kept_count` channels.
 
-    The network itself is not touched. The copy is in its mode, train or eval, but is made in eval mode.
+    The network itself is not modified. Pruning runs in eval mode; the copy then gets the mode of the network, train or eval.
 
     Parameters
     ----------
@@ -48,25 +48,25 @@ def prune(
     example : Tensor
         One input, float (1, C, H, W).
     sparsity : float or mapping
-        The share of channels that goes, for all groups, or by group name (0 where a group is not named).
+        Share of channels to remove, for all groups or by group name (0 for a group that is not named).
     criterion : str
-        Which channels stay: a name from `registry("criterion")`.
+        Criterion that chooses the kept channels: a name from `registry("criterion")`.
     merge : str
-        What becomes of the others: a name from `registry("merge")`.
+        What happens to the removed channels: a name from `registry("merge")`.
     groups : str or list of str
-        "all" (every prunable one), or names from `find_groups`.
+        "all" (every prunable group), or names from `find_groups`.
     data : ImageData, optional
-        Images for criteria, costs and merges that look at some.
+        Images for criteria, costs and merges that need them.
     round_to : int
-        The number of kept channels becomes a multiple of it.
+        The number of kept channels is rounded to a multiple of this.
     fold_norms : str
-        How folding sees BatchNorm, "none" or "columns".
+        How the folding merges use BatchNorm, "none" or "columns".
     seed : int
-        Of the images that are looked at, and of all random choices.
+        Seed for the choice of images and for all random choices.
     calibration : int, optional
-        At most so many images are looked at; None for all.
+        Maximum number of images to use; None for all.
     **options : TransportOptions
-        As `plan` takes them.
+        Options of `plan`.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def prune(
     Raises
     ------
     IntrafusionError
-        For an unknown group or choice, a group that cannot be pruned, nothing to prune, and NaN or infinite weights.
+        For an unknown group or choice, a group that cannot be pruned, nothing to prune, or NaN or infinite weights.
 
     Examples
     --------
@@ -106,9 +106,9 @@ def prune(
 
 
 def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Group]:
-    """The groups of these names, in the order found; "all" means every prunable one.
+    """Return the groups with these names, in the order of `found`; "all" means every prunable group.
 
-    Raises IntrafusionError for a name that is not there or cannot be pruned, and when nothing is left.
+    Raises IntrafusionError for an unknown name, for a group that cannot be pruned, and when no group is chosen.
     """
     if names == "all":
         chosen = [group for group in found if group.reason is None]
@@ -125,7 +125,7 @@ def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Gr
 
 
 def check_names(found: Sequence[Group], names: Iterable[str]) -> None:
-    """Raise IntrafusionError for a name of no group, with the closest ones, or of one that cannot be pruned."""
+    """Raise IntrafusionError for an unknown group name, suggesting the closest ones, or for a group that cannot be pruned."""
     by_name = {group.name: group for group in found}
     for name in names:
         if name not in by_name:
@@ -137,7 +137,7 @@ def check_names(found: Sequence[Group], names: Iterable[str]) -> None:
 
 
 def _check_mapping(sparsity: Mapping[str, float], found: Sequence[Group], chosen: Sequence[Group]) -> None:
-    """Raise IntrafusionError where a sparsity by name would be ignored."""
+    """Raise IntrafusionError if a sparsity given by name would be ignored."""
     known, pruned = ({group.name for group in groups} for groups in (found, chosen))
     asked = [name for name, share in sparsity.items() if share != 0 or name not in known]
     check_names(found, asked)
@@ -147,9 +147,9 @@ def _check_mapping(sparsity: Mapping[str, float], found: Sequence[Group], chosen
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """A network made smaller, and what became of each group that lost channels, in the order in which they did.
+    """A pruned network, and the merge of each group that lost channels, in the order of pruning.
 
-    original: the network that it was made from, which nobody may change; found: its groups.
+    original: the network before pruning, which must not be modified. found: its groups.
     """
 
     small: nn.Module
@@ -158,18 +158,18 @@ class Pruned:
     found: Sequence[Group]
 
     def dense(self) -> nn.Module:
-        """A copy of the original, BN folded."""
+        """Return a copy of the original network with BN folded."""
         dense = twin(self.original)
         fold_groups(dense, self.found)
         return dense
 
     def fit(self, data: ImageData) -> Fit:
-        """What fits the small network's layers, in place, on these images."""
+        """Return a `Fit` that fits the small network's layers in place on these images."""
         return Fit(self.dense(), self.small, self.merged, data)
 
 
 def prune_groups(model: nn.Module, found: Sequence[Group], *choices, **knobs) -> nn.Module:
-    """The network of `cut`."""
+    """Return the small network that `cut` makes."""
     return cut(model, found, *choices, **knobs).small
 
 
@@ -190,11 +190,11 @@ def cut(
     share: bool = False,
     **options: Unpack[TransportKeywords],
 ) -> Pruned:
-    """`prune` with the groups of the model found before (as every point of a study shares them).
+    """Prune as `prune` does, with the groups of the model already found (all points of a study share them).
 
-    first: gives the plan of a group of the network as it is, where it may be known: the first group pruned, which is the
-    last one that loses channels, still sees that. share: layers of no chosen group are the model's own, not copies, which
-    nobody may change then.
+    first: returns the plan of a group in the network before pruning, which may be known already. It is used for the first
+    group to be pruned, the last one that loses channels in network order, because that group still sees the unpruned network.
+    share: layers outside the groups that lose channels are shared with the model, not copied, and must not be modified.
     """
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
@@ -205,7 +205,7 @@ def cut(
         _check_mapping(sparsity, found, chosen)
     shares = {group: sparsity_of(group, sparsity) for group in chosen}
     losing = [group for group, share in shares.items() if sum(group_counts(group, share, round_to)) < group.size]
-    share = share and merging.fit is None  # which may change any layer
+    share = share and merging.fit is None  # a fit may change any layer
     touched = {layer.name for group in losing for layer in group.layers} if share else None
     small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
     fold_groups(small, found)
@@ -243,7 +243,7 @@ def cut(
 
 
 def sparsity_of(group: Group, sparsity: float | Mapping[str, float]) -> float:
-    """The share of this group's channels that goes. Raises IntrafusionError unless it is in [0, 1)."""
+    """Return the share of this group's channels to remove. Raises IntrafusionError unless it is in [0, 1)."""
     share = sparsity.get(group.name, 0.0) if isinstance(sparsity, Mapping) else sparsity
     kept_count(group.size, share)
     return share

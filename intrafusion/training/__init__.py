@@ -1,4 +1,4 @@
-"""Training: one loop for everything that learns, and pruning while a network learns."""
+"""Training: one loop for everything that learns, and pruning during training."""
 
 from intrafusion.training.methods.masks import finalise, mask
 from intrafusion.training.methods.runs import open_run, run_training

@@ -1,4 +1,4 @@
-"""What training does to images so that they are never twice the same: on the device, drawn by a generator."""
+"""Random augmentation of training images, on the device, with random numbers from a generator."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def shift_and_flip(images: Tensor, generator: torch.Generator, pixels: int = 4) -> Tensor:
-    """Crop each image at an own random offset of up to `pixels` from a zero-padded copy, and mirror half of them."""
+    """Crop each image from a zero-padded copy at its own random offset of up to `pixels`, and mirror about half of them."""
     count, _channels, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     top, left = (torch.randint(0, 2 * pixels + 1, (count, 1), generator=generator) for _ in range(2))
@@ -25,7 +25,7 @@ def shift_and_flip(images: Tensor, generator: torch.Generator, pixels: int = 4) 
 def wobble(
     images: Tensor, generator: torch.Generator, degrees: float = 12, stretch: float = 0.12, shift: float = 0.12
 ) -> Tensor:
-    """Rotate, scale and shift each image a little, by bilinear sampling; for digits, which must not be mirrored."""
+    """Rotate, scale and shift each image slightly, by bilinear sampling; for digits, which must not be mirrored."""
     count = len(images)
     angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(degrees)
     scale = 1 + (torch.rand(count, generator=generator) * 2 - 1) * stretch
@@ -37,5 +37,5 @@ def wobble(
 
 
 def augment_for(dataset: str) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """The augmentation that suits a data set by name: digits are not mirrored."""
+    """Return the augmentation for a data set by name; digits are not mirrored."""
     return wobble if dataset == "digits" else shift_and_flip

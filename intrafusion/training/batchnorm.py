@@ -1,4 +1,4 @@
-"""Statistics of networks that training has left, or averaging has made, without statistics of their own."""
+"""Channel statistics of networks that training or averaging has left without valid ones."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 def norms_of(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorms with statistics of their own."""
+    """Return the BatchNorms that have running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 def measure_norms(model: nn.Module, batches: Iterable[Tensor], parameters: Mapping[str, Tensor] | None = None) -> None:
-    """Set every BatchNorm's statistics to the mean ones of some batches of inputs, (B, C, H, W) each, in place.
+    """Set every BatchNorm's statistics to the mean over batches of inputs, (B, C, H, W) each, in place.
 
-    parameters: by name, those of another network of this shape whose statistics they shall be. All else runs as in eval
-    mode, as which the model is left. Nothing happens without BatchNorm.
+    parameters: parameters, by name, of another network of this shape, to measure the statistics of that network. All other
+    layers run in eval mode, and the model is left in eval mode. Without BatchNorm, only the mode changes.
     """
     if norms_of(model):
         with measured(model), torch.no_grad():
@@ -32,7 +32,7 @@ def measure_norms(model: nn.Module, batches: Iterable[Tensor], parameters: Mappi
 
 @contextmanager
 def measured(model: nn.Module) -> Iterator[None]:
-    """While open, every BatchNorm takes the plain mean of the statistics of all batches, and all else runs in eval mode."""
+    """Let every BatchNorm, while open, average the statistics of all batches; all other layers run in eval mode."""
     norms = norms_of(model)
     momenta = [norm.momentum for norm in norms]
     model.eval()
@@ -49,12 +49,12 @@ def measured(model: nn.Module) -> Iterator[None]:
 
 
 def restate(fused: nn.Module, members: Sequence[nn.Module], batches: Sequence[Tensor], normed: Container[str] = ()) -> None:
-    """Give an average of networks the statistics that averaging took from it, in place (REPAIR, Jordan et al., ICLR 2023).
+    """Restore, in place, the statistics that an average of networks has lost (REPAIR, Jordan et al., ICLR 2023).
 
-    Every BatchNorm is measured again. Every convolution and linear layer is scaled and shifted, channel by channel, so that
-    its outputs have the mean of the members' means and of their deviations. members: whose channels are aligned. batches:
-    inputs, (B, C, H, W) each, of two images or more. normed: names of layers that are left as they are, because nothing but
-    a BatchNorm reads them. All networks are left in eval mode.
+    Every BatchNorm is measured again. The outputs of every convolution and linear layer are scaled and shifted, channel by
+    channel, so that their mean and deviation are the averages of the members' means and deviations. members: the averaged
+    networks, with aligned channels. batches: inputs, (B, C, H, W) each, of two images or more. normed: names of layers to leave
+    alone, because only a BatchNorm reads them. All networks are left in eval mode.
     """
     layers = [name for name, layer in fused.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]
     names = [name for name in layers if name not in normed]
@@ -68,9 +68,9 @@ def restate(fused: nn.Module, members: Sequence[nn.Module], batches: Sequence[Te
 
 @dataclass(eq=False)
 class _Outputs:
-    """A forward hook that sums up a layer's outputs, and changes each batch of them to the statistics `wanted`, if any.
+    """Forward hook that collects statistics of a layer's outputs, and gives each batch the statistics `wanted`, if any.
 
-    Statistics are the mean and the standard deviation of each channel: float64 (2, C).
+    `wanted` and `statistics` are the mean and the standard deviation of each channel: float64 (2, C).
     """
 
     wanted: Tensor | None = None
@@ -92,7 +92,7 @@ class _Outputs:
 
 
 def _run(model: nn.Module, hooks: dict[str, _Outputs], batches: Iterable[Tensor]) -> dict[str, _Outputs]:
-    """The hooks, by the names of their layers, once all batches went through the model; not those of layers that never ran."""
+    """Run all batches through the model with hooks on layers, by name; return the hooks of the layers that ran."""
     handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         with torch.no_grad():
@@ -105,14 +105,14 @@ def _run(model: nn.Module, hooks: dict[str, _Outputs], batches: Iterable[Tensor]
 
 
 def _correction(now: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) each from statistics to others; a channel that does not vary is shifted alone."""
+    """Return the scale and shift (C,) that turn the statistics `now` into `wanted`; constant channels are only shifted."""
     mean, std = now
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), wanted[1] / std, 1.0)
     return scale, wanted[0] - scale * mean
 
 
 def _transform(layer: Any, scale: Tensor, shift: Tensor) -> None:
-    """Scale and shift a layer's outputs by its weight and its bias, which it is given where it has none."""
+    """Scale and shift a layer's outputs by changing its weight and bias; a layer without a bias gets one."""
     weight = layer.weight.data
     if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), group after group
         rows = scale.view(layer.groups, 1, -1).expand(-1, len(weight) // layer.groups, -1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The state of training in a file: tensors and plain values, written whole or not at all, and read without running code."""
+"""Training state in files: tensors and plain values, written atomically and read without running code."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from intrafusion.runtime.atomic_write import whole
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values to a file, whole or not at all. Raises IntrafusionError where that fails."""
+    """Write tensors and plain values to a file, completely or not at all. Raises IntrafusionError if that fails."""
     with whole(path) as part:
         torch.save(state, part)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote; nothing in it is run. Raises IntrafusionError where the file cannot be read."""
+    """Read what `save` wrote, without running any code in it. Raises IntrafusionError if the file cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -27,5 +27,5 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def stopped_rate(keep: Path | None) -> float | None:
-    """The learning rate of the run whose state is in a file; None where there is none."""
+    """Return the learning rate of the stopped run whose state is in a file; None without a file."""
     return load(keep)["lr"] if keep is not None and keep.exists() else None

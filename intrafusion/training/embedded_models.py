@@ -1,4 +1,4 @@
-"""How each embedded model was made: `python -m intrafusion train NAME` runs its recipe and writes weights and card."""
+"""Recipes of the embedded models: `python -m intrafusion train NAME` runs a recipe and writes weights and card."""
 
 import json
 import platform
@@ -38,10 +38,11 @@ def make(
     report: Callable[[Moment], None] = lambda moment: None,
     **changes: float | str,
 ) -> ModelCard:
-    """Train `name` by its recipe (with `changes` to it) and write NAME.safetensors and NAME.json into `out`.
+    """Train `name` by its recipe, with `changes` to it, and write NAME.safetensors and NAME.json into `out`; return the card.
 
-    The test images choose nothing: the last epoch is kept, and they are looked at once. Returns the card.
-    Raises IntrafusionError when there is no recipe of that name, precision "fast" would not be, or `out` cannot be written.
+    The test images do not influence training: the last epoch is kept, and they are used once, to measure accuracy.
+    Raises IntrafusionError for an unknown name, for epochs or seed out of range, for precision "fast" on a device that lacks
+    bf16, and if `out` cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 def _one_cycle(position: float, warmup: float) -> float:
-    """Linear rise from a tenth to one during the warm-up, then a cosine fall to zero."""
+    """Rise linearly from 0.1 to 1 during the warm-up, then fall to 0 as a cosine."""
     if position < warmup:
         return 0.1 + 0.9 * position / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (position - warmup) / (1 - warmup))))
 
 
 def _flat(position: float, warmup: float) -> float:
-    """One for half of the steps, a linear fall to a hundredth at nine tenths of them, then that (directional pruning's)."""
+    """Stay at 1 for half of the steps, fall linearly to 0.01 at nine tenths, and stay there (as directional pruning)."""
     return min(1.0, max(0.01, 1 - 0.99 * (position - 0.5) / 0.4))
 
 
@@ -48,16 +48,17 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, labels, inputs) ->
 
 
 class Diverged(IntrafusionError):
-    """The loss is no longer a number."""
+    """Error for a loss that is NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training run. lr: the peak learning rate. schedule: what becomes of it, one of SCHEDULES.
+    """Settings of a training run.
 
-    warmup: share of the steps after which "one-cycle" reaches the peak.
-    patience: looks at held-out images without a smaller loss after which training ends; None: it does not end early.
-    precision: "exact" (fp32) or "fast" (bf16 autocast) on a CPU; CUDA devices that have bf16 use it always.
+    lr: the peak learning rate. schedule: how the learning rate changes, one of SCHEDULES. warmup: share of the steps after
+    which "one-cycle" reaches the peak. patience: number of evaluations on held-out images without a smaller loss that training
+    tolerates before it ends; None: it does not end early. precision: "exact" (fp32) or "fast" (bf16 autocast) on a CPU; CUDA
+    devices with bf16 always use it.
     """
 
     epochs: float
@@ -77,20 +78,21 @@ class Recipe:
         check_choice("precision", self.precision, PRECISIONS)
 
     def steps(self, count: int) -> int:
-        """Optimiser steps on `count` images."""
+        """Return the number of optimiser steps on `count` images."""
         return max(1, round(self.epochs * math.ceil(count / self.batch)))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the augmentation by its name."""
+        """Return a dictionary that JSON can hold, with the name of the augmentation."""
         return asdict(self) | {"augment": self.augment.__name__}
 
 
 @dataclass(frozen=True)
 class Moment:
-    """How training went since the last one. step: of `steps`, so far; epoch: passes over the images so far.
+    """Progress of training since the previous moment.
 
-    loss: mean, in nats where it is the cross-entropy; accuracy: fraction of the training images, as they were augmented;
-    seconds: of training so far. held_loss, held: cross-entropy in nats and accuracy on held-out images; None without any.
+    step: steps so far, of `steps`. epoch: passes over the images so far. seconds: training time so far. loss: mean loss, in
+    nats for the cross-entropy. accuracy: fraction correct of the training images, as augmented. held_loss, held: cross-entropy
+    in nats and accuracy on held-out images; None without any.
     """
 
     step: int
@@ -123,16 +125,17 @@ def train(
     looks: int | None = None,
     keep: Path | None = None,
 ) -> Generator[Moment, None, None]:
-    """Train `model` in place on `data`, yielding how it goes: whoever asks reports, evaluates, or stops.
+    """Train `model` in place on `data`, and yield progress after each stretch of steps; close the generator to stop.
 
-    parameters: what learns; None: all. optimiser: what takes the steps, instead of SGD on the parameters; the rate of each
-    of its groups is that one's peak. loss: None for cross-entropy. held: images that nothing is learned from, looked at
-    with each moment; the model is left as it was at the smallest loss there, or unless `choose`, as it is in the end.
-    settle: what is done to the model before each moment, where training leaves it unfit for use.
-    looks: how many moments; None: one an epoch. keep: a file in which a run that is stopped, in whatever way, leaves its
-    state, and from which the same run goes on as if it had not been; it is gone when the run is complete.
-    Deterministic for a seed, thread count and machine. The model is left in eval mode.
-    Raises Diverged when the loss is no longer a number, IntrafusionError when `keep` cannot be written or is another run's.
+    parameters: the parameters to train; None: all. optimiser: takes the steps instead of SGD on the parameters; the learning
+    rate of each of its groups is that group's peak. loss: None for cross-entropy. held: held-out images, evaluated at each
+    moment. With `choose`, a complete run leaves the model in its state of smallest held-out loss, else in its last state.
+    settle: called on the model before each moment, for training that leaves a model unfit for use. looks: number of moments;
+    None: one per epoch. keep: a file that gets the state of a run that is stopped in any way. The same run then resumes from it
+    as if it had not been stopped. The file is deleted when the run is complete or has diverged.
+
+    Training is deterministic for a seed, thread count and machine. The model is left in eval mode.
+    Raises Diverged if the loss is NaN or infinite, and IntrafusionError if `keep` cannot be read or belongs to another run.
     """
     optimiser = optimiser or _sgd(list(model.parameters()) if parameters is None else parameters, recipe)
     run = _Run(model, data, recipe, mean, std, optimiser, loss, held, choose, settle, looks, keep)
@@ -177,11 +180,11 @@ class _Run:
         device = data.labels.device
         self.low = has_bf16(device) and (device.type == "cuda" or recipe.precision == "fast")
         self.drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
-        self.sums = torch.zeros(3, device=data.labels.device)  # loss, right answers, images since the last moment
+        self.sums = torch.zeros(3, device=data.labels.device)  # loss, correct answers and images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.past: list[Moment] = []
         self.is_complete = self.has_diverged = False
-        self.is_whole = True  # not in the middle of a step, which cannot be gone on with
+        self.is_whole = True  # False in the middle of a step, from which a run cannot resume
         if keep is not None and keep.exists():
             self._resume(keep)
 
@@ -197,7 +200,7 @@ class _Run:
                     with self._undivided():
                         self._advance(device)
             self.seconds += clock() - began
-            with self._undivided(), stoppable(threading.Event()):  # what stops it comes at the next step
+            with self._undivided(), stoppable(threading.Event()):  # a stop takes effect at the next step
                 moment = self._moment()
                 self.past.append(moment)
                 patience = self.recipe.patience
@@ -208,13 +211,13 @@ class _Run:
 
     @contextmanager
     def _undivided(self) -> Iterator[None]:
-        """What is broken off within, as by a second Ctrl-C, leaves no state that a run could go on from."""
+        """Mark the state as not resumable if the block is interrupted, for example by a second Ctrl-C."""
         self.is_whole = False
         yield
         self.is_whole = True
 
     def _advance(self, device: torch.device) -> None:
-        """One step of the optimiser."""
+        """Take one step of the optimiser."""
         place = self.step % self.batches
         if place == 0:
             self.order = torch.randperm(len(self.data), generator=self.generator)
@@ -256,7 +259,7 @@ class _Run:
         return Moment(self.step, self.steps, epoch, self.seconds, loss / count, right / count, held_loss, held)
 
     def end(self) -> None:
-        """Leave the model ready for use; of a run that was stopped, keep what it needs to go on."""
+        """Leave the model ready for use; save the state of a stopped run, so that it can resume."""
         self.model.eval()
         if self.keep is not None:
             if self.is_complete or self.has_diverged:
@@ -265,7 +268,7 @@ class _Run:
             elif self.step > 0 and self.is_whole:
                 try:
                     self._save(self.keep)
-                except IntrafusionError as error:  # whoever stopped the run shall hear of that, not of this
+                except IntrafusionError as error:  # report the reason for the stop, not this error
                     _log.warning("%s", error)
         if self.is_complete and self.choose and self.best is not None:
             self.model.load_state_dict(self.best[1])
@@ -305,7 +308,7 @@ class _Run:
 
 
 def _sgd(learning: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """Nesterov momentum; norms and biases do not decay."""
+    """Return SGD with Nesterov momentum; norms and biases have no weight decay."""
     decay, plain = ([p for p in learning if (p.ndim > 1) is many] for many in (True, False))
     return torch.optim.SGD(
         [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
@@ -316,7 +319,7 @@ def _sgd(learning: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy (a fraction) of a network in eval mode."""
+    """Return the mean cross-entropy in nats and the accuracy (a fraction) of a network in eval mode."""
     model.eval()
     loss = right = 0.0
     with torch.inference_mode():
@@ -337,7 +340,7 @@ def _cross_entropy(smoothing: float) -> Loss:
 
 @contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
-    """Training mode, with gradients whatever the caller has set."""
+    """Set training mode and enable gradients, whatever the caller has set; leave the model in eval mode."""
     model.train()
     try:
         with torch.enable_grad():
@@ -348,7 +351,7 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_chance(seed: int, device: torch.device, needed: bool) -> Iterator[None]:
-    """The process's random numbers, of which dropout takes some, begin at this seed, and are as before afterwards."""
+    """Seed the process's random numbers, which dropout uses, and restore their state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=needed):
         if needed:
             torch.manual_seed(seed)

@@ -1,17 +1,17 @@
-"""Finding a learning rate: short runs at rates of a ladder."""
+"""Search for a learning rate by short runs at a ladder of rates."""
 
 import math
 from collections.abc import Callable
 
 RATES = tuple(10 ** (-k / 2) for k in range(9, -1, -1))  # from 3e-5 to 1
-_FIRST = 6  # the place among these where the test begins
+_FIRST = 6  # index in RATES where the search starts
 
 
 def best_rate(probe: Callable[[float], float]) -> float | None:
-    """The rate, of a ladder with two steps to each power of ten, after which a short run is best; None where none learns.
+    """Return the rate of the ladder with the smallest loss after a short run; None if no rate gives a finite loss.
 
-    probe: the loss after a short run at a rate, inf where it went too far. From the middle it goes up or down for as long as
-    that helps.
+    The ladder RATES has two steps per power of ten. The search starts inside the ladder and goes up or down as long as that
+    helps. probe: returns the loss after a short run at a rate, inf if the run diverged.
     """
     losses: dict[int, float] = {}
     best = _FIRST

@@ -1,7 +1,7 @@
-"""Low-loss paths between two networks: a Bezier curve whose bends are trained, ends fixed.
+"""Low-loss paths between two networks: a Bezier curve with trained bends and fixed ends.
 
-Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", NeurIPS 2018. A network at a place on a path
-has parameters that nobody trained together, so its BatchNorm statistics are measured anew there.
+Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", NeurIPS 2018. The parameters of a network on a
+path were not trained together, so its BatchNorm statistics are measured again at each place.
 """
 
 import math
@@ -27,15 +27,15 @@ POINTS = 61
 _BATCH = 64
 _LOOKS = 40  # moments of a run
 _MEASURED = 512  # images on which norms are measured again
-_PROBE, _JUDGED, _PLACES = 24, 256, 7  # steps of a rate's test, images that it is judged on, at so many places
+_PROBE, _JUDGED, _PLACES = 24, 256, 7  # test of a rate: steps, images to evaluate on, places on the path
 
 
 class Curve(nn.Module):
     """Networks along a Bezier curve between two of one shape. Its parameters are the bends, float32 (bends, D).
 
-    They begin on the straight line. In train mode every pass runs the network at a place t ~ U(0, 1) of its own, drawn by
-    `seed`, BatchNorm with the batch's statistics; in eval mode the one in the middle.
-    Raises IntrafusionError where the two have other layers or shapes, or are the same.
+    The bends start on the straight line. In train mode every pass runs the network at a new random place t ~ U(0, 1), drawn by
+    `seed`, and BatchNorm uses the batch's statistics. In eval mode every pass runs the network in the middle.
+    Raises IntrafusionError if the two networks have different layers or shapes, or are the same.
     """
 
     def __init__(self, first: nn.Module, last: nn.Module, bends: int = 3, seed: int = 0):
@@ -53,11 +53,11 @@ class Curve(nn.Module):
         self._generator = torch.Generator().manual_seed(seed)
 
     def vectors(self, t: Tensor) -> Tensor:
-        """The networks at places t (g,) of the curve: (g, D), the ends exactly."""
+        """Return the networks at places t (g,) of the curve: (g, D), exact at the ends."""
         return bezier(self.ends, self.bends.double(), t)  # type: ignore[arg-type]
 
     def straight(self, t: Tensor) -> Tensor:
-        """The networks at places t (g,) of the straight line between the ends: (g, D)."""
+        """Return the networks at places t (g,) of the straight line between the ends: (g, D)."""
         first, last = self.ends  # type: ignore[misc]
         return first + t.to(first)[:, None] * (last - first)
 
@@ -66,7 +66,7 @@ class Curve(nn.Module):
         return functional_call(self.network, unflatten(self.network, self.vectors(t)[0]), images)
 
     def get_extra_state(self) -> Tensor:
-        """Where the draws of t stand, so that training that was stopped goes on as if it had not been."""
+        """Return the state of the random numbers for t, so that stopped training resumes with the same ones."""
         return self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -75,7 +75,7 @@ class Curve(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """What networks along a path do: t, loss (nats) and accuracy (a fraction), (points,) each; nan where not yet measured."""
+    """Results of networks along a path: t, loss (nats) and accuracy (a fraction), (points,) each; nan if not yet measured."""
 
     t: np.ndarray
     loss: np.ndarray
@@ -83,27 +83,28 @@ class Walk:
 
     @property
     def share(self) -> float:
-        """How much of it is measured."""
+        """Share of the places that are measured, in [0, 1]."""
         return float(np.isfinite(self.accuracy).mean())
 
     @property
     def barrier(self) -> float:
-        """How far the loss climbs above that of the worse end, in nats: 0 where it does not. nan before both are measured."""
+        """Rise of the loss above that of the worse end, in nats: 0 if there is none. nan until the first end is measured."""
         return float(np.nanmax(self.loss) - max(self.loss[0], self.loss[-1]))
 
 
 def nothing(points: int = POINTS) -> Walk:
-    """A walk of which nothing is measured yet."""
+    """Return a walk without any measurements yet."""
     return Walk(np.linspace(0, 1, points), np.full(points, np.nan), np.full(points, np.nan))
 
 
 def walk(
     curve: Curve, data: ImageData, seen: ImageData | None = None, straight: bool = False, points: int = POINTS
 ) -> Iterator[Walk]:
-    """Loss and accuracy on `data` at so many places from end to end, from coarse to fine: each time with one more measured.
+    """Measure loss and accuracy on `data` at `points` places from end to end, coarse to fine; yield after each place.
 
-    seen: images on which the statistics of a network's BatchNorms are measured again at every place, the ends too; needed
-    where it has any. straight: along the line between the ends instead.
+    seen: images on which the BatchNorm statistics are measured again at every place, including the ends; required if the
+    network has BatchNorm. straight: walk the line between the ends instead of the curve. Raises IntrafusionError for BatchNorm
+    without `seen`.
     """
     network, found = curve.network, nothing(points)
     batches, again = list(normalised(network, data)), [] if seen is None else list(normalised(network, seen))
@@ -120,16 +121,17 @@ def walk(
 
 
 def _coarse_first(count: int) -> list[int]:
-    """All of range(count), both ends first, then every 16th, every 8th and so on."""
+    """Return all of range(count): both ends first, then every 16th, every 8th and so on."""
     return list(dict.fromkeys([0, count - 1, *(i for stride in (16, 8, 4, 2, 1) for i in range(0, count, stride))]))
 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """A path between two networks. line: straight from end to end; curve: along the Bezier curve, once it is trained.
+    """A path between two networks.
 
-    rate: peak learning rate of its training, once it is known; moments: of its training. norms: how many BatchNorms had their
-    statistics measured again at each place, on `seen` images. count: images that loss and accuracy are of.
+    line: the walk straight from end to end. curve: the walk along the Bezier curve, once it is trained. rate: peak learning
+    rate of the curve's training, None until it is known. moments: progress of that training. norms: number of BatchNorms whose
+    statistics are measured again at each place, on `seen` images. count: number of images for loss and accuracy.
     """
 
     line: Walk
@@ -142,12 +144,12 @@ class Path:
 
     @property
     def share(self) -> float:
-        """How much of the work is done, in [0, 1]; training counts as half of it."""
+        """Share of the work that is done, in [0, 1]; training counts as half of the work."""
         trained = self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
         return (self.line.share + 2 * trained + self.curve.share) / 4
 
     def rows(self) -> list[dict[str, float]]:
-        """A row for each place: t, and what the networks there do, on the line and on the curve; nan where not measured."""
+        """Return a row for each place: t, and loss and accuracy on the line and on the curve; nan if not measured."""
         line, curve = self.line, self.curve
         columns = zip(line.t, line.loss, line.accuracy, curve.loss, curve.accuracy, strict=True)
         names = "t", "line_loss", "line_accuracy", "curve_loss", "curve_accuracy"
@@ -165,11 +167,11 @@ def connect(
     bends: int = 3,
     points: int = POINTS,
 ) -> Iterator[Path]:
-    """Walk the straight line between two networks, train a curve between them, walk that: each time with more of it known.
+    """Walk the straight line between two networks, train a curve between them, and walk the curve; yield after each step.
 
-    train_data: what the curve learns from, for so many epochs; BatchNorms are measured again on 512 of them. data: what both
-    walks are measured on. rate: peak learning rate; None: found by short runs, made smaller where a long one diverges.
-    Raises IntrafusionError as `Curve` does, and where no learning rate learns.
+    train_data: images to train the curve on, for `epochs` epochs; BatchNorms are measured again on 512 of them. data: images on
+    which both walks are measured. rate: peak learning rate; None: find it by short runs, and lower it if the long run diverges.
+    Raises IntrafusionError as `Curve` does, and if no learning rate gives a finite loss.
     """
     lesson = _Lesson(first, last, bends, train_data, Recipe(epochs, augment_for(train_data.name), 0.0, 0.0, _BATCH, seed=seed))
     curve, again = lesson.curve(), lesson.again
@@ -184,7 +186,7 @@ def connect(
             for moment in lesson.teach(curve, trying, lesson.recipe.epochs, _LOOKS):
                 found = replace(found, moments=(*found.moments, moment))
                 yield found
-        except Diverged:  # what a short run bears, a long one may not: once more, a rung lower
+        except Diverged:  # a rate that suits a short run may be too high for a long one: retry with a lower rate
             if rate is not None or trying <= RATES[0]:
                 raise
             trying, found = trying / 10**0.5, replace(found, moments=())
@@ -195,7 +197,7 @@ def connect(
 
 @dataclass(frozen=True, eq=False)
 class _Lesson:
-    """What all runs of one path share."""
+    """The settings that all training runs of one path share."""
 
     first: nn.Module
     last: nn.Module
@@ -208,7 +210,7 @@ class _Lesson:
 
     @property
     def again(self) -> ImageData | None:
-        """The images on which norms are measured; None where there are no norms."""
+        """The images on which norms are measured; None for a network without norms."""
         return self.data.subset(_MEASURED, self.recipe.seed) if norms_of(self.first) else None
 
     def teach(self, curve: Curve, rate: float, epochs: float, looks: int) -> Iterator[Moment]:
@@ -217,14 +219,14 @@ class _Lesson:
         return train(curve, self.data, recipe, card.mean, card.std, parameters=[curve.bends], looks=min(looks, steps))
 
     def rate(self) -> float:
-        """The peak learning rate after which a short run is best."""
+        """Find the peak learning rate with the best short run. Raises IntrafusionError if no rate gives a finite loss."""
         found = best_rate(self._probe)
         if found is None:
             raise IntrafusionError("no learning rate learns a path between these networks: choose other ends")
         return found
 
     def _probe(self, rate: float) -> float:
-        """The mean loss between the ends, on training images, after a short run."""
+        """Return the mean loss between the ends, on training images, after a short run; inf if it diverges."""
         curve = self.curve()
         try:
             for _ in self.teach(curve, rate, _PROBE / math.ceil(len(self.data) / self.recipe.batch), 1):

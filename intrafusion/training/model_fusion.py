@@ -1,7 +1,8 @@
-"""Fusing whole networks of one architecture that were trained apart: channels are aligned by transport, then averaged.
+"""Fusion of whole networks of one architecture that were trained separately: align channels by transport, then average.
 
-Singh & Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020, along channel groups, so that residual sums, depthwise
-convolutions and flattened features are aligned at once. Distances are theirs, squared and between vectors of length one.
+Singh & Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020, applied to channel groups, so that residual sums, depthwise
+convolutions and flattened features are aligned together. As in the paper, distances are squared and between vectors of length
+one.
 """
 
 import copy
@@ -23,30 +24,30 @@ from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.pruning.groups.norms import folded_tensors
 from intrafusion.training.batchnorm import restate
 
-ALIGNED = ("activations", "weights")  # what says which channels belong together
-SAMPLES = 200  # images whose activations tell channels apart
+ALIGNED = ("activations", "weights")  # how matching channels are found
+SAMPLES = 200  # images whose activations are compared
 MEASURED = 512  # images on which statistics are measured
-_BATCH = 128  # of them at once, so that each batch has statistics worth the name
-_PLACES = 4096  # of the values of a channel, at most so many are compared in each layer that reads it
+_BATCH = 128  # images in a batch, enough for meaningful statistics
+_PLACES = 4096  # maximum number of values of a channel to compare in each layer that reads it
 _log = logging.getLogger(__name__)
 
 
 def fuse_models(
     models: Sequence[nn.Module], example: Tensor, data: ImageData | None = None, by: str = "activations"
 ) -> nn.Module:
-    """One network for several of one architecture: all are aligned to the first, group by group from the input, and averaged.
+    """Fuse networks of one architecture into one: align all to the first, group by group from the input, and average them.
 
-    example: one input, float (1, C, H, W). The transport between two networks' channels, all of one mass, is a permutation,
-    which leaves what a network computes as it is. by: what says which channels belong together, "activations" on `data` (200
-    of the images) or the "weights" that write them, inputs being aligned already.
+    example: one input, float (1, C, H, W). by: how matching channels are found, by their "activations" on `data` (200 of the
+    images) or by the "weights" that write them, whose inputs are aligned already. All channels have the same mass, so the
+    transport between two networks' channels is a permutation, which does not change what a network computes.
 
-    data: two images or more. An average of networks has other statistics than they have, and is often no better than chance
-    until these are put right (`averages.restate`): on 512 of the images BatchNorm is measured again, and layers without it
-    get the mean of the networks' means and deviations. Without data, channels are aligned by weights, BatchNorm's statistics
-    are averages, too, and one warning says so: measure them before the network is used.
+    data: two images or more. An average of networks has other statistics than the networks, and is often no better than chance
+    until they are corrected (`batchnorm.restate`). On 512 of the images, BatchNorm is measured again, and the outputs of layers
+    without BatchNorm get the average of the networks' means and deviations. Without data, channels are aligned by weights,
+    BatchNorm's statistics are averaged too, and a warning says so: measure them before the network is used.
 
-    The result has the first one's card, mode and device, in plain form (`sharing`). Raises IntrafusionError for fewer than two
-    networks, networks of several shapes, numbers that are not finite, and fewer than two images.
+    The result has the card, mode and device of the first network, in plain form (`sharing`). Raises IntrafusionError for fewer
+    than two networks, different shapes, weights that are not finite, and fewer than two images.
     """
     check_choice("by", by, ALIGNED)
     if data is not None and len(data) < 2:
@@ -69,7 +70,7 @@ def fuse_models(
 
 
 def _members(models: Sequence[nn.Module]) -> list[nn.Module]:
-    """Copies of the networks. Raises IntrafusionError where they cannot be averaged."""
+    """Return copies of the networks. Raises IntrafusionError if they cannot be averaged."""
     if len(models) < 2:
         raise IntrafusionError(f"fusing needs at least two networks, not {len(models)}")
     models = [twin(model) for model in models]
@@ -82,15 +83,16 @@ def _members(models: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _batches(model: nn.Module, data: ImageData) -> list[Tensor]:
-    """The images as the model wants them, float (B, C, H, W), in batches of about one size."""
+    """Return the images as the model expects them, float (B, C, H, W), in batches of similar size."""
     images = torch.cat([images for images, _ in normalised(model, data)])
     return list(images.tensor_split(-(-len(images) // _BATCH)))
 
 
 def align(model: nn.Module, target: nn.Module, groups: Sequence[Group], data: ImageData | None = None) -> nn.Module:
-    """A copy of `model` that computes the same, its channels in the order of those of `target` that they are most like.
+    """Return a copy of `model` that computes the same, with its channels in the order of the most similar ones of `target`.
 
-    groups: the prunable ones of either, from input to output. data: images to compare activations on; None: weights.
+    groups: the prunable groups of either network, from input to output. data: images to compare activations on; None: compare
+    weights.
     """
     aligned = copy.deepcopy(model)
     if not hasattr(aligned, "card"):
@@ -104,10 +106,10 @@ def align(model: nn.Module, target: nn.Module, groups: Sequence[Group], data: Im
 
 
 def _schedule(groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor, list[Layer]]]:
-    """Which channels to match, one block of a group after the other, and the layers that tell them: (group, rows, writers).
+    """Yield (group, rows, writers): the channels to match, block by block, and the layers to compare them by.
 
-    A layer tells its channels apart once all that it reads is aligned: first by those of which this is so (a residual stream
-    by its stem), in the end by all.
+    A layer can be used once all channels that it reads are aligned. Each block is first matched by such layers (a residual
+    stream by its stem), and in the end by all layers that write it.
     """
     reads: dict[str, set[tuple[str, int]]] = {}
     for group in groups:
@@ -130,12 +132,15 @@ def _schedule(groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor, list[Lay
                 yield group, rows, writers
         if len(settled) == told:
             break
-    for group, block in places:  # those in circles, and once more with all that is known
+    for group, block in places:  # blocks in cycles, and all others again with all their writers
         yield group, (group.block == block).nonzero()[:, 0], group.role(PRODUCER)
 
 
 def permute_channels(model: nn.Module, group: Group, order: Tensor) -> None:
-    """Put a group's channels into another order, in place; the network computes the same. order: int64 (n,), within blocks."""
+    """Reorder a group's channels in place; the network computes the same.
+
+    order: int64 (n,), a permutation within blocks.
+    """
     for layer in group.layers:
         held = layer.present()
         places, sources = layer.positions[held].flatten(), layer.positions[order][held].flatten()
@@ -144,7 +149,7 @@ def permute_channels(model: nn.Module, group: Group, order: Tensor) -> None:
 
 
 def _vectors(model: nn.Module, group: Group, writers: Sequence[Layer], data: ImageData | None) -> Tensor:
-    """What a channel is compared by: float64 (n, d)."""
+    """Return the vectors by which channels are compared: float64 (n, d)."""
     if data is not None:
         return torch.cat([_sampled(maps) for maps in _maps(model, group, data)], 1)
     parts = []
@@ -161,7 +166,7 @@ def _held(rows: Tensor, layer: Layer) -> Tensor:
 
 
 def _maps(model: nn.Module, group: Group, data: ImageData) -> list[Tensor]:
-    """What each consumer reads of each channel: (n, values) each."""
+    """Return the values of each channel that each consumer reads: (n, values) each."""
     found: dict[Layer, list[Tensor]] = {}
     for batch in feature_maps(model, group, data):
         for layer, maps in batch:
@@ -170,7 +175,7 @@ def _maps(model: nn.Module, group: Group, data: ImageData) -> list[Tensor]:
 
 
 def _sampled(maps: Tensor) -> Tensor:
-    """At most so many of the values (n, values), the same places for every network."""
+    """Return at most _PLACES of the values (n, values), from the same places for every network."""
     if maps.shape[1] <= _PLACES:
         return maps
     places = torch.randperm(maps.shape[1], generator=torch.Generator().manual_seed(0))[:_PLACES]
@@ -178,7 +183,7 @@ def _sampled(maps: Tensor) -> Tensor:
 
 
 def _matched(targets: Tensor, sources: Tensor) -> Tensor:
-    """For each target the source that the transport plan of equal masses puts there: int64 (n,)."""
+    """Return, for each target, the source that the transport plan of equal masses assigns to it: int64 (n,)."""
     cost = torch.cdist(_unit(targets), _unit(sources)).square().numpy()
     mass = np.full(len(cost), 1 / len(cost))
     return torch.from_numpy(ot.emd(mass, mass, cost).argmax(1))

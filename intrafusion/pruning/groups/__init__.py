@@ -1,3 +1,3 @@
-"""Groups of coupled channels: which there are, and their weights, norms and feature maps."""
+"""Groups of coupled channels: how to find them, and their weights, norms and feature maps."""
 
 __all__: list[str] = []

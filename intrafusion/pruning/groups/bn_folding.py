@@ -1,4 +1,4 @@
-"""Folding every BatchNorm into the layer before it, so that outputs do not change."""
+"""Folding of every BatchNorm into the layer before it, without changing the outputs."""
 
 from torch import Tensor, nn
 
@@ -11,9 +11,10 @@ from intrafusion.pruning.groups.norms import norm_of as norm_of
 def fold(model: nn.Module, example: Tensor) -> nn.Module:
     """Fold every BatchNorm that directly follows a layer into it, in a copy of the network.
 
-    example: one input, float (1, C, H, W). Norms that follow a sum or a concatenation stay, and so do those whose folding would
-    change the logits, as behind a layer with a forward of its own, or in half precision, which rounds more than that. Raises
-    IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite weights.
+    example: one input, float (1, C, H, W). Norms that follow a sum or a concatenation are not folded. Neither are norms whose
+    folding would change the logits, for example behind a layer with a custom forward, or in half precision, where rounding
+    changes them too much. Raises IntrafusionError for a network that cannot be traced or copied, and for NaN or infinite
+    weights.
 
     Examples
     --------

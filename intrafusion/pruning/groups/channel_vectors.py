@@ -1,4 +1,4 @@
-"""A group's channels as vectors of weights, one block of coordinates for each layer, with BN folded."""
+"""A group's channels as weight vectors, one block of coordinates per layer, with BN folded."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from intrafusion.pruning.groups.norms import folded_tensors
 
 
 def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]]:
-    """For each weight layer of the group: float64 (n, d), row j the weights that write or read channel j, flattened.
+    """Return each weight layer of the group with its vectors, float64 (n, d).
 
-    Norms and PReLU are left out (they fold, or only scale); a row is zero where the layer does not hold the channel.
+    Row j holds the flattened weights that write or read channel j; it is zero if the layer does not hold the channel. Norms
+    and PReLU are left out, because they fold or only scale.
     """
     pairs = []
     for layer in group.layers:
@@ -25,7 +26,7 @@ def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]
 
 
 def bias_vectors(model: nn.Module, group: Group) -> list[Tensor]:
-    """For each layer that writes the channels and has a bias once BN is folded: float64 (n, m)."""
+    """Return float64 (n, m) for each layer that writes the channels and has a bias once BN is folded."""
     vectors = []
     for layer in group.layers:
         module = model.get_submodule(layer.name)
@@ -38,7 +39,7 @@ def bias_vectors(model: nn.Module, group: Group) -> list[Tensor]:
 
 
 def whole_vectors(model: nn.Module, group: Group, bias: bool = False) -> Tensor:
-    """All of a channel's weights in one vector: float64 (n, d); `bias` appends the biases."""
+    """Return all of a channel's weights in one vector: float64 (n, d). `bias` appends the biases."""
     parts = [vectors for _, vectors in channel_vectors(model, group)]
     return torch.cat(parts + (bias_vectors(model, group) if bias else []), 1)
 

@@ -1,7 +1,7 @@
-"""Coupled channels by Torch-Pruning's dependency graph, corrected where it is wrong.
+"""Coupled channels from Torch-Pruning's dependency graph, with corrections.
 
-Zero-padded shortcuts (option A) tie a stage's channels to a slice of the next stage's, and grouped convolutions tie whole
-groups together; Torch-Pruning knows neither, so the channels that it finds are joined here by union-find.
+Zero-padded shortcuts (option A) couple a stage's channels to a slice of the next stage's, and grouped convolutions couple
+whole groups. Torch-Pruning handles neither, so this module joins the channels that it finds by union-find.
 """
 
 import threading
@@ -20,21 +20,21 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from intrafusion.models.architectures import PadShortcut
 from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, PRODUCER, Group, Layer
 
-_POSITIONS = 1 << 18  # of a layer's channels on the flattened axis of another
-_STEPS = 4000  # from layer to layer, in the walk over one group
-_MAPPED = 1 << 22  # positions that reshapes may give in that walk
+_POSITIONS = 1 << 18  # limit on the positions of a layer's channels on the flattened axis of another layer
+_STEPS = 4000  # limit on the layer-to-layer steps in the walk over one group
+_MAPPED = 1 << 22  # limit on the positions that reshapes produce in that walk
 _CUT = (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU, PadShortcut)  # layers that can be made smaller
-_walk = threading.local()  # mapped: how many it has been so far
+_walk = threading.local()  # mapped: number of positions produced so far
 
 
 class Graph:
-    """Torch-Pruning's graph of one network, with its groups joined where channels are tied and it does not say so."""
+    """Torch-Pruning's graph of one network, with its groups joined wherever it misses a coupling."""
 
     def __init__(self, model: nn.Module, example: Tensor):
         import torch_pruning as tp
 
         class PadPruner(tp.pruner.function.BasePruningFunc):
-            """Makes the zero-padded shortcut a node whose input and output channels are separate."""
+            """Pruner that makes the zero-padded shortcut a node with separate input and output channels."""
 
             def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
                 return layer
@@ -57,7 +57,7 @@ class Graph:
         self.graph.build_dependency(model, example, customized_pruners={PadShortcut: PadPruner()}, verbose=False)
 
     def _count_calls(self, example: Tensor) -> dict[str, int]:
-        """Module name -> number of calls in one forward pass, in the order of the first call."""
+        """Return module name -> number of calls in one forward pass, in the order of the first call."""
         calls: dict[str, int] = defaultdict(int)
 
         def count(module: nn.Module, *_: object) -> None:
@@ -83,7 +83,7 @@ class Graph:
         return sorted(groups, key=lambda group: order[group.name])
 
     def _parts(self) -> Iterator["_Part"]:
-        """Torch-Pruning's groups, one for each set of layers that write the same channels."""
+        """Yield Torch-Pruning's groups, one for each set of layers that write the same channels."""
         covered: set[str] = set()
         for name in self.calls:
             module = self.model.get_submodule(name)
@@ -107,9 +107,10 @@ class Graph:
             yield part
 
     def _obstacle(self, module: nn.Module, handler: Callable) -> str | None:
-        """Why a layer's channels cannot be pruned, where they meet that one to one; Torch-Pruning need not follow them on.
+        """Return why a layer's channels cannot be pruned, as far as one-to-one dependencies show it; None if they do not.
 
-        It would follow them through every sum and norm of a transformer's stream, which takes minutes.
+        This saves Torch-Pruning's own walk, which follows channels through every sum and norm of a transformer's residual
+        stream and takes minutes.
         """
         ahead, seen = [(self.graph.module2node[module], handler)], set()
         while ahead:
@@ -125,7 +126,7 @@ class Graph:
         return None
 
     def _reason(self, node: Any, is_out: bool) -> str | None:
-        """Why channels at this node, on its output's or its input's side, cannot be pruned; None where they can."""
+        """Return why channels on the output or input side of this node cannot be pruned; None if they can."""
         module = node.module
         name = self.name_of.get(module, "") if isinstance(module, nn.Module) else ""
         if is_out and not node.outputs:
@@ -151,7 +152,7 @@ class Graph:
         return None
 
     def _shared(self, name: str, module: nn.Module) -> str | None:
-        """Why a layer cannot be cut, where another one that runs has the same parameter."""
+        """Return why a layer cannot be cut if another layer that runs has the same parameter; None if none has."""
         mine = {id(p) for p in module.parameters(recurse=False)}
         for other in self.calls:
             if other != name and any(id(p) in mine for p in self.model.get_submodule(other).parameters(recurse=False)):
@@ -178,7 +179,7 @@ class Graph:
         return _Part(root, {axis: dict(rows) for axis, rows in axes.items()}, reason)
 
     def _foldable_norms(self) -> dict[str, str]:
-        """Layer name -> the BatchNorm that reads this layer's output, alone and directly."""
+        """Return layer name -> the BatchNorm that directly follows the layer and is the only reader of its output."""
         norms = {}
         for module, node in self.graph.module2node.items():
             if not isinstance(module, _BatchNorm) or len(node.inputs) != 1 or module.running_var is None:
@@ -235,7 +236,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class _Part:
-    """One Torch-Pruning group: axis (layer name, side) -> position -> the root's channels found there."""
+    """One Torch-Pruning group: axis (layer name, side) -> position -> the root's channels at that position."""
 
     root: str
     axes: dict[tuple[str, str], dict[int, set[int]]]
@@ -243,7 +244,7 @@ class _Part:
 
 
 class _Untraced(ValueError):
-    """Says, in words, why channels cannot be followed."""
+    """Error for channels that cannot be traced; the message says why."""
 
 
 def _untraced(error: Exception) -> str:
@@ -256,9 +257,10 @@ def _untraced(error: Exception) -> str:
 
 @cache
 def _tame_reshapes() -> None:
-    """Keep Torch-Pruning from failing, or going round for ever, where a reshape splits channels, as channel shuffles do.
+    """Keep Torch-Pruning from failing or looping forever where a reshape splits channels, as in channel shuffles.
 
-    It then takes the channels to go through in order; where they do not, the group fails the test that all are put to.
+    Torch-Pruning then assumes that the channels keep their order. If they do not, the group fails the test that every group
+    must pass.
     """
     from torch_pruning.dependency import Group as Walk
     from torch_pruning.dependency import index_mapping
@@ -267,7 +269,7 @@ def _tame_reshapes() -> None:
 
     def tolerant(rule: Callable) -> Callable:
         def follow(graph: Any, node: Any) -> None:
-            with suppress(ZeroDivisionError, TypeError):  # sizes that it could not infer
+            with suppress(ZeroDivisionError, TypeError):  # for sizes that Torch-Pruning could not infer
                 rule(graph, node)
 
         return follow
@@ -290,7 +292,7 @@ def _tame_reshapes() -> None:
 
 
 def _width(module: nn.Module, side: str) -> int:
-    """How many channels a layer reads, or writes."""
+    """Return how many channels a layer reads (side "in") or writes."""
     if isinstance(module, PadShortcut):
         return module.channels + (0 if side == "in" else module.before + module.after)
     if isinstance(module, nn.Linear):
@@ -301,7 +303,7 @@ def _width(module: nn.Module, side: str) -> int:
 
 
 def _is_scalar(module: nn.Module) -> bool:
-    """Whether a layer has one number for all channels, as PReLU by default."""
+    """Return whether a layer has a single value for all channels, as PReLU has by default."""
     return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
 
@@ -312,7 +314,7 @@ def _is_depthwise(module: nn.Module) -> bool:
 def _join(
     parts: list[dict[tuple[str, str], dict[int, set[int]]]], model: nn.Module
 ) -> list[tuple[list[int], list[dict[tuple[str, str], list[int]]]]]:
-    """Union-find over every part's channels; returns for each joined group its parts and its channels' positions."""
+    """Join the channels of all parts by union-find; return each joined group's parts and its channels' positions."""
     sets = _DisjointSets()
     holders: dict[tuple[str, str], dict[int, tuple[int, int]]] = defaultdict(dict)
     for number, axes in enumerate(parts):

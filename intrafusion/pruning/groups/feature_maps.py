@@ -1,7 +1,7 @@
-"""What a group's channels carry: the feature maps that its consumers read, batch by batch.
+"""Feature maps of a group's channels, as its consumers read them, batch by batch.
 
-A channel is seen where the next layers read it, after the nonlinearity, whatever the network does in between; that place
-exists for every prunable group of every network.
+Channels are recorded at the inputs of the next layers, after the nonlinearity, whatever the network does in between. Every
+prunable group of every network has such a place.
 """
 
 import math
@@ -21,26 +21,29 @@ from intrafusion.runtime.cancellation import checkpoint
 
 
 class _Enough(Exception):
-    """All that was asked for has been read: the rest of the network need not run."""
+    """Exception that stops a forward pass once all requested inputs are recorded."""
 
 
 def private(model: nn.Module) -> nn.Module:
-    """A copy that hooks and gradients may touch while others run the model; its activations are not done in place."""
+    """Return a copy for hooks and gradients, so that the model can run elsewhere; its activations do not work in place."""
     made = twin(model).requires_grad_(False)
     for module in made.modules():
-        if getattr(module, "inplace", False):  # scripted modules refuse to be given what they have
+        if getattr(module, "inplace", False):  # scripted modules reject any assignment to the attribute
             module.inplace = False  # type: ignore[assignment]
     return made
 
 
 def examined(model: nn.Module) -> nn.Module:
-    """`private`, in float32 where the weights are of 16 bits: what is read off it has no more rounding than need be."""
+    """Return a `private` copy, in float32 if the weights have 16 bits, so that values read from it are rounded less."""
     made = private(model)
     return made.float() if kind_of(made) in (torch.float16, torch.bfloat16) else made
 
 
 def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """`data` as the model wants it: (B, C, H, W) in its number type and labels (B,), at most `most` at once, on its device."""
+    """Yield batches of `data` as the model expects them: images (B, C, H, W) in its dtype and labels (B,), on its device.
+
+    most: maximum number of images in a batch; None for what suits the device and the network.
+    """
     card = card_for(model, data)
     device = next(model.parameters()).device
     for images, labels in batches_for(model, data, most):
@@ -49,15 +52,15 @@ def normalised(model: nn.Module, data: ImageData, most: int | None = None) -> It
 
 
 def consumers(group: Group) -> list[Layer]:
-    """The layers that read the group's channels."""
+    """Return the layers that read the group's channels."""
     return group.role(CONSUMER)
 
 
 def maps_of(model: nn.Module, layer: Layer, read: Tensor) -> Tensor:
-    """The group's channels in what `layer` reads: (B, n, h, w), zero where it holds none.
+    """Extract the group's channels from the input of `layer`: (B, n, h, w), zero for channels that the layer does not hold.
 
-    read: (B, C, H, W), or (B, ..., C) for a linear layer. A channel that a flatten spread over m inputs is a square map
-    again where m is one, else a single row; so are tokens.
+    read: the layer's input, (B, C, H, W), or (B, ..., C) for a linear layer. A channel that a flatten spread over m inputs
+    becomes a square map again if m is a square number, else a map with a single row; so do tokens.
     """
     if isinstance(model.get_submodule(layer.name), nn.Linear):
         read = read.movedim(-1, 1)
@@ -72,7 +75,7 @@ def maps_of(model: nn.Module, layer: Layer, read: Tensor) -> Tensor:
 
 @contextmanager
 def reading(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
-    """While open, every forward pass of `model` leaves what each consumer of the group read, by layer name."""
+    """Record, while open, the input of each consumer of the group in every forward pass of `model`, by layer name."""
     read: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(layer.name).register_forward_pre_hook(
@@ -88,7 +91,7 @@ def reading(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
 
 
 def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
-    """For each batch of `data`, the maps (B, n, h, w) that each consumer reads. The model itself is not touched."""
+    """Yield, for each batch of `data`, the maps (B, n, h, w) that each consumer reads. The model itself is not modified."""
     twin, layers = examined(model), {layer.name for layer in consumers(group)}
 
     def stop(module: nn.Module, inputs: tuple) -> None:
@@ -100,7 +103,7 @@ def feature_maps(model: nn.Module, group: Group, data: ImageData) -> Iterator[li
             twin.get_submodule(name).register_forward_pre_hook(stop)
         for images, _ in normalised(twin, data):
             read.clear()
-            # inference mode is left before the yield, or it would hold in the caller's loop too
+            # leave inference mode before the yield, or it would apply in the caller's loop too
             with torch.inference_mode(), suppress(_Enough):
                 twin(images)
             with torch.inference_mode():

@@ -1,9 +1,9 @@
-"""The channel groups of any network: traced, then put to tests that right ones cannot fail.
+"""Channel groups of any network: found by tracing, then checked by tests that correct groups cannot fail.
 
-All tests run on a copy with live random weights, where a mistake shows. Every prunable group must leave the logits unchanged
-when its channels are permuted, and the network with half of them cut away must compute what it computes with those channels
-zeroed: all groups together, and some without the others. Every BatchNorm that is to be folded must leave the logits as they
-are; one that does not stays, and is a layer of one weight a channel.
+All tests run on a copy with random weights that let every layer's signal through, so that mistakes show. Permuting the
+channels of a prunable group must not change the logits. With half of the channels cut away, the network must compute the same
+as with those channels zeroed, for all groups together and for subsets of them. Folding a BatchNorm must not change the logits;
+a BatchNorm that fails stays in the network and counts as a layer with one weight per channel.
 """
 
 import copy
@@ -31,18 +31,18 @@ _MIXED = (
     " shuffle, a norm over channels or a buffer with a number for each"
 )
 _CHANGED = "the network computes something else once channels are cut away: an operation in between depends on them all"
-_SCALES = (1.0, 100.0)  # of the inputs: some operations, as LocalResponseNorm, mix channels of large activations alone
-_FEW = 3  # channels, of a group two of whose permutations are easily the same
-_CHANCE = 1e-2  # of the largest logit: more than the order of sums, which a GPU may change, makes of two equal passes
-_FOLDED = 5e-5  # of the largest logit: what folding a norm may change
-_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # of a network whose shapes do not fit
+_SCALES = (1.0, 100.0)  # of the inputs: some operations, as LocalResponseNorm, mix channels only where activations are large
+_FEW = 3  # channels: in a group this small, two permutations are easily the same
+_CHANCE = 1e-2  # of the largest logit: more than two equal passes differ by on a GPU, which may sum in another order
+_FOLDED = 5e-5  # of the largest logit: tolerance for folding a norm
+_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # raised by a network whose shapes do not fit
 
 
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
-    """Find all channel groups of a network, from input to output; those that cannot be pruned carry their reason.
+    """Find all channel groups of a network, from input to output; a group that cannot be pruned carries the reason.
 
-    The network is not touched. example: one input, float (1, C, H, W), of which only the shape matters. Raises IntrafusionError
-    when the network cannot be copied or traced at all.
+    The network is not modified. example: one input, float (1, C, H, W); only its shape matters. Raises IntrafusionError
+    if the network cannot be copied or traced at all.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
         )
     traced.requires_grad_(False)
     with torch.inference_mode():
-        groups = _foldable(traced, noise[:1], groups)  # as it is, with its own statistics
+        groups = _foldable(traced, noise[:1], groups)  # with its own weights and statistics
         _enliven(traced, generator)
         return _verified(traced, noise, _foldable(traced, noise[:1], groups))
 
@@ -116,30 +116,30 @@ def _enliven(model: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
             fill(module.running_mean, torch.randn(module.num_features, generator=generator) * 0.1)
             fill(module.running_var, torch.rand(module.num_features, generator=generator) + 0.5)
-            if module.weight is not None:  # folding turns the sign of every other channel, which comparisons see
+            if module.weight is not None:  # folding then flips the sign of every other channel, which comparisons notice
                 module.weight[::2].neg_()
 
 
 def _foldable(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Group]:
-    """The groups, without the norms that cannot be folded: those that change the logits when they are."""
+    """Return the groups without the norms that cannot be folded because folding changes the logits."""
     norms = norms_of_groups(groups)
     if not norms:
         return groups
-    if not bool(torch.isfinite(model(inputs.clone())).all()):  # such a network is refused where it is pruned
+    if not bool(torch.isfinite(model(inputs.clone())).all()):  # pruning rejects such a network
         return groups
 
     def wrong(layers: Sequence[str]) -> bool:
         folded = copy.deepcopy(model)
         fold_norms(folded, {layer: norms[layer] for layer in layers})
         return not (
-            _within(_FOLDED / 5, folded(inputs.clone()), model(inputs.clone()))  # in its own precision, which is faster
+            _within(_FOLDED / 5, folded(inputs.clone()), model(inputs.clone()))  # in the model's own precision, which is faster
             or _within(_FOLDED, _exact(folded, inputs), _exact(model, inputs))
         )
 
     bad = set(_failing(list(norms), wrong))
     if not bad:
         return groups
-    if bad < norms.keys() and wrong([layer for layer in norms if layer not in bad]):  # right one by one, wrong together
+    if bad < norms.keys() and wrong([layer for layer in norms if layer not in bad]):  # right one by one, but wrong together
         bad = set(norms)
     return [
         replace(
@@ -151,12 +151,12 @@ def _foldable(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Gro
 
 
 def _within(share: float, found: Tensor, expected: Tensor) -> bool:
-    """Whether all logits are those expected, to a share of the largest."""
+    """Return whether all logits equal the expected ones, within `share` of the largest."""
     return bool((found - expected).abs().max() <= share * expected.abs().max())
 
 
 def _failing(names: list[str], wrong: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Those of these that are wrong, alone or with others: found by halves, and halves of halves that are."""
+    """Return the names that are wrong, alone or together with others, by testing halves and halves of failing halves."""
     if not names or not wrong(names):
         return []
     if len(names) == 1:
@@ -166,15 +166,15 @@ def _failing(names: list[str], wrong: Callable[[Sequence[str]], bool]) -> list[s
 
 
 def _exact(model: nn.Module, inputs: Tensor) -> Tensor:
-    """A network's logits, computed in float64 where its code allows that; float64."""
+    """Return a network's logits as float64, computed in float64 if its code allows that."""
     try:
         return copy.deepcopy(model).double()(inputs.double()).double()
     except Exception:  # a user's forward can fail in any way
-        return model(inputs.clone()).double()  # a network may work on its input in place
+        return model(inputs.clone()).double()  # a network may modify its input in place
 
 
 def _verified(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Group]:
-    """The groups, with a reason added to each one that fails its test; all are tried together first."""
+    """Return the groups, with a reason added to each one that fails its test. All groups are tested together first."""
     prunable = [group for group in groups if group.reason is None]
     if _Trial(model, inputs).failure(prunable) is None:
         return groups
@@ -182,7 +182,7 @@ def _verified(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Gro
     found = _failures(trial, prunable)
     passed: list[Group] = []
     right = [group for group in prunable if group.name not in found]
-    if right and trial.failure(right):  # each is right alone, or in its half: they are added one by one
+    if right and trial.failure(right):  # each passes alone or in its half, but not together: add them one by one
         for group in right:
             if reason := trial.failure([*passed, group]):
                 found[group.name] = reason
@@ -192,7 +192,10 @@ def _verified(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Gro
 
 
 def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
-    """The same in float64, as float32's errors can pass for another answer; as it is where its code is for float32."""
+    """Return the model and inputs in float64, because float32 errors can look like another answer.
+
+    They are returned unchanged if the model's code fails in float64.
+    """
     try:
         exact = copy.deepcopy(model).double()
         exact(inputs.double())
@@ -202,7 +205,7 @@ def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def _failures(trial: "_Trial", groups: list[Group]) -> dict[str, str]:
-    """Group -> why it is wrong, for those that are: halves of the groups, and halves of halves that fail."""
+    """Return group name -> reason for the groups that fail, by testing halves and halves of failing halves."""
     reason = trial.failure(groups)
     if reason is None or len(groups) < 2:
         return {group.name: reason for group in groups if reason}
@@ -211,18 +214,18 @@ def _failures(trial: "_Trial", groups: list[Group]) -> dict[str, str]:
 
 
 class _Trial:
-    """A live network, and what it makes of inputs at each scale; groups are tried on copies of it."""
+    """A network with random weights and its logits for inputs at each scale; groups are tested on copies of it."""
 
     def __init__(self, model: nn.Module, inputs: Tensor):
         self.model = model
-        tried = [(inputs * scale, model(inputs * scale)) for scale in _SCALES]  # each its own: some work in place
+        tried = [(inputs * scale, model(inputs * scale)) for scale in _SCALES]  # new inputs each: some work in place
         self.pairs = tried[:1] + [pair for pair in tried[1:] if bool(torch.isfinite(pair[1]).all())]
 
     def failure(self, groups: list[Group]) -> str | None:
-        """Why these groups are wrong, together or some without the others; None where nothing is."""
+        """Return why these groups fail, all together or a subset without the others; None if none fails."""
         if not groups:
             return None
-        small = [group for group in groups if group.size <= _FEW]  # whose permutations may be alike by chance
+        small = [group for group in groups if group.size <= _FEW]  # their random permutations may coincide
         turned = (_permuted(self.model, some, 1) for some in (groups, *_selections(small)))
         if not all(self._same(*self.pairs[0], model) for model in turned):
             return _MIXED
@@ -243,13 +246,16 @@ class _Trial:
         return None
 
     def _same(self, inputs: Tensor, expected: Tensor, model: nn.Module) -> bool:
-        """Whether a network's logits are those expected, to a thousandth of what the live network's two answers differ in."""
+        """Return whether a network's logits are as expected.
+
+        The tolerance is a thousandth of the largest difference between the original network's logits of the two images.
+        """
         before = next(logits for images, logits in self.pairs if images is inputs)
         return bool((model(inputs.clone()) - expected).abs().max() <= 1e-3 * (before[0] - before[1]).abs().max())
 
 
 def _selections(groups: list[Group]) -> Iterator[list[Group]]:
-    """Some of the groups at a time, so that of any two one is there without the other."""
+    """Yield subsets of the groups such that, of any two groups, some subset has one without the other."""
     for bit in range((len(groups) - 1).bit_length()):
         yield [group for place, group in enumerate(groups) if place >> bit & 1]
 
@@ -259,7 +265,7 @@ def _blocks(group: Group) -> list[Tensor]:
 
 
 def _permuted(model: nn.Module, groups: list[Group], turn: int | None = None) -> nn.Module:
-    """A copy with each group's channels permuted within their blocks: by chance, or by a turn of so many places."""
+    """Return a copy with each group's channels permuted within their blocks: at random, or rolled by `turn` places."""
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for group in groups:
         order = torch.arange(group.size)
@@ -273,12 +279,12 @@ def _permuted(model: nn.Module, groups: list[Group], turn: int | None = None) ->
 
 
 def _half(group: Group) -> Tensor:
-    """Every second channel of each block, at least one: int64, sorted."""
+    """Return every second channel of each block, at least one: int64, sorted."""
     return torch.cat([members[::2] for members in _blocks(group)]).sort().values
 
 
 def _zeroed(model: nn.Module, kept: dict[Group, Tensor]) -> nn.Module:
-    """A copy in which the channels that do not stay are zero."""
+    """Return a copy in which the channels that are not kept are zero."""
     model = copy.deepcopy(model)
     for group, stays in kept.items():
         gone = torch.ones(group.size, dtype=torch.bool)

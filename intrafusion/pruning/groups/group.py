@@ -1,4 +1,4 @@
-"""What a channel group is: the rows, columns and norms that hold the same channels, and where."""
+"""Channel groups: the rows, columns and norms that hold the same channels, and their positions."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class Layer:
 
     role: "producer" (its output channels), "consumer" (its input channels), "channelwise" (depthwise and grouped
     convolutions, norms, PReLU) or "pad" (a zero-padded shortcut's output).
-    positions: int64 (n, m), where channel j lies on that axis; m > 1 after a flatten or in a grouped convolution; a row
-    of -1 where the layer does not hold the channel. norm: the BatchNorm that folds into this layer, if any.
+    positions: int64 (n, m); row j holds the positions of channel j on that axis. m > 1 after a flatten or in a grouped
+    convolution. A row is -1 if the layer does not hold the channel. norm: the BatchNorm that folds into this layer, if any.
     """
 
     name: str
@@ -25,11 +25,11 @@ class Layer:
     norm: str | None = None
 
     def present(self) -> Tensor:
-        """bool (n,): whether the layer holds each channel."""
+        """Return whether the layer holds each channel: bool (n,)."""
         return self.positions[:, 0] >= 0
 
     def views(self, model: nn.Module) -> dict[str, Tensor]:
-        """The layer's tensors in `model`, as views with this group's axis first; empty for a norm folded away."""
+        """Return the layer's tensors in `model` as views with this group's axis first; empty for a norm that was folded."""
         module = model.get_submodule(self.name)
         if isinstance(module, _BatchNorm):
             names = ("weight", "bias", "running_mean", "running_var")
@@ -48,8 +48,9 @@ class Group:
     """Channels that must be pruned together.
 
     name: dotted name of the first layer that writes them. size: n, the number of channels (or of whole convolution
-    groups). reason: why it cannot be pruned, None when it can. block: int64 (n,); channels of one block are held by the
-    same layers, and only they may be fused (one block everywhere but behind zero-padded shortcuts).
+    groups). reason: why the group cannot be pruned; None if it can. block: int64 (n,), the block of each channel. Channels
+    of one block are held by the same layers, and only channels of the same block may be fused. There is a single block except
+    behind zero-padded shortcuts.
     """
 
     name: str
@@ -59,12 +60,12 @@ class Group:
     reason: str | None = None
 
     def role(self, *roles: str) -> list[Layer]:
-        """The layers with one of these roles."""
+        """Return the layers with one of these roles."""
         return [layer for layer in self.layers if layer.role in roles]
 
 
 def coupling(group: Group) -> str:
-    """Why these layers belong together, in words."""
+    """Describe as text why these layers belong together."""
     writers, readers = group.role(PRODUCER), group.role(CONSUMER)
     parts = [f"written by {_names(writers)}" + (", whose outputs are summed" if len(writers) > 1 else "")]
     if through := [layer for layer in group.role(CHANNELWISE) if layer.positions.shape[1] > 1]:

@@ -1,4 +1,4 @@
-"""BatchNorms as numbers, and folded into the layer before: `w' = w gamma / sqrt(var + eps)`, exactly."""
+"""Parameters of BatchNorms, and exact folding into the layer before: `w' = w gamma / sqrt(var + eps)`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from intrafusion.pruning.groups.group import Group
 
 
 def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in eval mode as `scale * x + shift`: float64 (n,) each."""
+    """Return `scale` and `shift` of a BatchNorm in eval mode, `scale * x + shift`: float64 (n,) each."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, var = norm.running_mean.double(), norm.running_var.double()
@@ -35,19 +35,19 @@ class Norm:
 
     @property
     def factor(self) -> Tensor:
-        """What folding multiplied the weights by; 1 where that was 0, and they are lost."""
+        """The factor by which folding multiplied the weights; 1 where it was 0 and the weights are lost."""
         factor = self.gamma / self.std
         return torch.where(factor == 0, 1.0, factor)
 
 
 def norm_of(layer: nn.Module) -> Norm | None:
-    """The BatchNorm that was folded into a layer, as long as the layer's channels are those of then."""
+    """Return the BatchNorm that was folded into a layer, or None; valid while the layer still has the channels of then."""
     numbers = getattr(layer, "folded_norm", None)
     return None if numbers is None else Norm(*numbers.cpu())
 
 
 def _numbers(norm: _BatchNorm) -> Tensor:
-    """float64 (4, n), the fields of Norm."""
+    """Return the fields of `Norm` as one float64 tensor (4, n)."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, std = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
@@ -56,7 +56,7 @@ def _numbers(norm: _BatchNorm) -> Tensor:
 
 
 def folded_tensors(model: nn.Module, name: str, norm: str | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of layer `name` with BatchNorm `norm` folded in (float64); unchanged where it is folded already."""
+    """Return weight and bias of layer `name` with BatchNorm `norm` folded in (float64); unchanged if it is folded already."""
     module: Any = model.get_submodule(name)
     weight = module.weight.data.double()
     bias = None if module.bias is None else module.bias.data.double()
@@ -68,7 +68,7 @@ def folded_tensors(model: nn.Module, name: str, norm: str | None) -> tuple[Tenso
 
 
 def norms_of_groups(groups: Iterable[Group]) -> dict[str, str]:
-    """Layer -> the BatchNorm that folds into it, of all layers of these groups."""
+    """Return layer -> the BatchNorm that folds into it, for all layers of these groups that have one."""
     return {layer.name: layer.norm for group in groups for layer in group.layers if layer.norm}
 
 
@@ -78,7 +78,10 @@ def fold_groups(model: nn.Module, groups: Iterable[Group]) -> None:
 
 
 def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
-    """Fold BatchNorms, by the names of the layers in front of them, in place; those folded before are left out."""
+    """Fold BatchNorms in place; those that are folded already are skipped.
+
+    norms: layer name -> name of the BatchNorm behind it.
+    """
     for name, norm in norms.items():
         module: Any = model.get_submodule(name)
         bn = model.get_submodule(norm)
@@ -89,7 +92,7 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
         learns, dtype = module.weight.requires_grad, module.weight.dtype
         module.weight = nn.Parameter(weight.to(dtype), requires_grad=learns)
         module.bias = nn.Parameter(bias.to(dtype), requires_grad=learns)
-        if bn.affine:  # the bn_scale criterion still asks for it
+        if bn.affine:  # the bn_scale criterion still reads it
             module.register_buffer("folded_gamma", bn.weight.data.clone(), persistent=False)
         module.register_buffer("folded_norm", _numbers(bn), persistent=False)
         put(model, {norm: nn.Identity()})

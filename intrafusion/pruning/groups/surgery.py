@@ -1,4 +1,4 @@
-"""Making a network physically smaller: the last step of pruning, after a merge has zeroed what goes."""
+"""Shrinking of networks: the last step of pruning, after a merge has zeroed the removed channels."""
 
 import copy
 from collections import defaultdict
@@ -14,7 +14,7 @@ from intrafusion.pruning.groups.group import CONSUMER, Group
 
 
 def shrink(model: nn.Module, kept: Mapping[Group, Tensor]) -> None:
-    """Physically remove, in place, every channel of these groups that is not in `kept` (int64 (k,), sorted)."""
+    """Remove, in place, every channel of these groups that is not in `kept` (int64 (k,), sorted)."""
     for (name, side), positions in _gone(kept).items():
         module = model.get_submodule(name)
         if isinstance(module, PadShortcut):
@@ -24,9 +24,10 @@ def shrink(model: nn.Module, kept: Mapping[Group, Tensor]) -> None:
 
 
 def pad(small: nn.Module, like: nn.Module, kept: Mapping[Group, Tensor]) -> nn.Module:
-    """A copy of `like` with the numbers of `small`, which lost the channels that are not `kept`, and zeros in their places.
+    """Return a copy of `like` with the values of `small`, and zeros for the channels that are not `kept`.
 
-    like: a network of the shape before. It computes what `small` does, as long as every norm is folded.
+    small: a network pruned to the channels `kept`. like: a network with the shape before pruning. The result computes the same
+    as `small` if every norm is folded.
     """
     padded, gone = copy.deepcopy(like), _gone(kept)
     theirs = dict(small.named_modules())
@@ -47,7 +48,7 @@ def pad(small: nn.Module, like: nn.Module, kept: Mapping[Group, Tensor]) -> nn.M
 
 
 def _gone(kept: Mapping[Group, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """What goes, by layer and side: positions on that axis."""
+    """Return the removed positions by layer and side (axis)."""
     gone: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for group, stays in kept.items():
         away = torch.ones(group.size, dtype=torch.bool)
@@ -87,7 +88,7 @@ def _shrink_axis(module: nn.Module, side: str, gone: Tensor) -> None:
         stays = _complement(module.out_channels, gone)
         _cut(module, "weight", stays, 0)
         _cut(module, "bias", stays, 0)
-        if module.groups > 1:  # whole groups went: its inputs shrink in proportion
+        if module.groups > 1:  # whole groups are removed: the inputs shrink in proportion
             units = len(stays) * module.groups // module.out_channels
             module.in_channels = module.in_channels // module.groups * units
             module.groups = units

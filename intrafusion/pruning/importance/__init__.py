@@ -1,7 +1,7 @@
-"""Importance criteria: one function each, scoring a group's channels; the largest stay.
+"""Importance criteria: one function each, which scores a group's channels; those with the largest scores are kept.
 
-A criterion takes (model, group, data, generator) and returns scores (n,). It sees the network as it is now, BN folded or
-not, and reads weights through `channel_vectors`, which fold on the fly.
+A criterion takes (model, group, data, generator) and returns scores (n,). It gets the network in its current state, BN folded
+or not, and reads weights through `channel_vectors`, which folds on the fly.
 """
 
 import torch
@@ -29,7 +29,7 @@ def score(
     seed: int = 0,
     calibration: int | None = 512,
 ) -> Tensor:
-    """Score the importance of each channel of a group, seen with BatchNorm folded.
+    """Score the importance of each channel of a group, with BatchNorm folded.
 
     Parameters
     ----------
@@ -40,21 +40,21 @@ def score(
     criterion : str
         A name from `registry("criterion")`.
     data : ImageData, optional
-        For criteria that need images or labels.
+        Images, for criteria that need images or labels.
     seed : int
-        Of the images that are looked at, and of random criteria.
+        Seed for the choice of images and for random criteria.
     calibration : int, optional
-        At most so many images are looked at, the same ones for the same seed; None for all.
+        Maximum number of images to use, the same ones for the same seed; None for all.
 
     Returns
     -------
     Tensor
-        float64 (n,) on the CPU; the largest stay.
+        float64 (n,) on the CPU; channels with the largest scores are kept.
 
     Raises
     ------
     IntrafusionError
-        For an unknown criterion, a group that cannot be pruned, missing data, and weights or scores that are NaN or infinite.
+        For an unknown criterion, a group that cannot be pruned, missing data, or weights or scores that are NaN or infinite.
 
     Examples
     --------
@@ -75,12 +75,12 @@ def score(
     with torch.no_grad():
         scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().double().cpu()
     if not bool(torch.isfinite(scores).all()):
-        check_finite(model.named_modules())  # the layer to blame
+        check_finite(model.named_modules())  # names the layer to blame
         raise IntrafusionError(f"criterion {criterion} gives NaN or infinite scores of {group.name}: choose another one")
     return scores
 
 
 def needs_images(spec: PruneSpec) -> bool:
-    """Whether scoring, comparing and merging channels, and recovering, as `spec` says looks at calibration images."""
+    """Return whether scoring, comparing, merging or recovery under `spec` needs calibration images."""
     looking = CRITERIA[spec.criterion], MERGES[spec.merge], RECOVERIES[spec.recovery]
     return spec.cost == "activations" or any(entry.needs != "nothing" for entry in looking)

@@ -1,6 +1,6 @@
-"""Criteria that attribute the true label's logit to the channels where the next layers read them, by Captum.
+"""Criteria that use Captum to attribute the true label's logit to the channels, as the next layers read them.
 
-The baseline, where a method needs one, is zero after normalisation: the mean pixel.
+If a method needs a baseline, it is zero after normalisation: the mean pixel.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from intrafusion.pruning.importance.gradient import differentiating
 from intrafusion.pruning.importance.reduce import mean_over_images
 from intrafusion.runtime.cancellation import checkpoint
 
-_MOST = 64  # images at once: a method holds several copies of each
+_MOST = 64  # images in a batch: a method holds several copies of each
 
 
 @CRITERIA.register(
@@ -65,7 +65,10 @@ def _mean_attribution(
     data: ImageData,
     options: Callable[[Tensor], dict[str, int]] = lambda images: {},
 ) -> Tensor:
-    """Mean over images and positions of the absolute attributions by Captum's `method`; `twin`, a copy, gets its hooks."""
+    """Return the mean over images and positions of the absolute attributions by Captum's `method`.
+
+    twin: a copy of the network, which gets the hooks. options: further arguments of the method for a batch of images.
+    """
     explainers = {layer: method(twin, twin.get_submodule(layer.name)) for layer in consumers(group)}
     for layer in explainers:
         twin.get_submodule(layer.name).register_forward_pre_hook(read_alone)
@@ -76,7 +79,7 @@ def _mean_attribution(
             images.requires_grad_()  # DeepLIFT hooks a gradient at every nonlinearity, before the layer too
             found = []
             for layer, explainer in explainers.items():
-                checkpoint()  # of a stream that many layers read, each takes as long as a batch
+                checkpoint()  # a stream may have many readers, and each one takes as long as a batch
                 with differentiating():
                     found.append((layer, maps_of(twin, layer, explainer.attribute(images, **asked))))
             yield found

@@ -1,4 +1,4 @@
-"""Networks in which DeepLIFT sees every nonlinearity: each one a module of its own, with a rule that is right for it."""
+"""Networks in which DeepLIFT sees every nonlinearity: each one becomes a separate module with a rule that fits it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,15 +24,15 @@ _POOLING: set[Any] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.
 
 
 def read_alone(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """A forward pre-hook: the layer reads a copy, so that gradients there are of this path and no other reader's."""
+    """Give the layer a copy of its input (a forward pre-hook), so that gradients there are of this reader alone."""
     return inputs[0].clone()
 
 
 def separated(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every nonlinearity is a module of its own, called once; layers keep their names.
+    """Return a copy of `model` in which every nonlinearity is a separate module that is called once; layers keep their names.
 
-    Captum's DeepLIFT sees modules, no functions, and cannot tell one call of a module from the next.
-    Raises IntrafusionError when torch.fx cannot trace the network.
+    Captum's DeepLIFT sees modules but not functions, and cannot tell the calls of one module apart.
+    Raises IntrafusionError if torch.fx cannot trace the network.
     """
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR, nonlinear
 
@@ -55,14 +55,14 @@ def separated(model: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every layer whole, of a user's own class too."""
+    """Tracer that keeps every layer whole, also layers of user-defined subclasses."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _ConvNd | nn.Linear | _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Nonlinearity(nn.Module):
-    """A function of one tensor as a module of its own."""
+    """A function of one tensor as a separate module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -74,20 +74,20 @@ class _Nonlinearity(nn.Module):
 
 
 class _Elementwise(_Nonlinearity):
-    """Captum's rescale rule holds for every elementwise function; its own table has a few of them."""
+    """An elementwise function. Captum's rescale rule holds for all of them, but its table lists only a few."""
 
 
 class _MaxPool(_Nonlinearity):
-    """Captum's own rule unpools, which keeps one window where several overlap."""
+    """Max pooling with another rule than Captum's, which unpools and so keeps only one of several overlapping windows."""
 
 
 def _nonlinearity(model: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The nonlinearity that a node calls, as a module of its own; None where it calls something else."""
+    """Return the nonlinearity that a node calls as a separate module; None if the node calls something else."""
     if not node.op.startswith("call_"):
         return None
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     called: Any = node.target if module is None else type(module)
-    if called in _RELU:  # Captum's own class: its methods that treat ReLUs apart look for that
+    if called in _RELU:  # the class that Captum's ReLU-specific methods look for
         relu = nn.ReLU()
         relu.register_forward_pre_hook(read_alone)
         return relu
@@ -104,7 +104,7 @@ def _nonlinearity(model: nn.Module, node: fx.Node) -> nn.Module | None:
 def _max_pool_rule(
     module: _MaxPool, inputs: Tensor, outputs: Tensor, slope_in: Tensor, slope_out: Tensor, eps: float
 ) -> Tensor:
-    """Multipliers (2B, C, ...), images then baselines: a window's change is due to the pixel with the larger maximum."""
+    """Return multipliers (2B, C, ...), images then baselines: a window's change is due to the pixel with the larger maximum."""
     (x, x0), (y, y0) = inputs.chunk(2), outputs.chunk(2)
     top = torch.maximum(y, y0)
     with torch.enable_grad():

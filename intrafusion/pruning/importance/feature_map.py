@@ -1,4 +1,4 @@
-"""Criteria that read feature maps, where the next layers read them."""
+"""Criteria computed from feature maps, as the next layers read them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ from intrafusion.pruning.groups.group import Group, Layer
 from intrafusion.pruning.importance.reduce import mean_over_images
 from intrafusion.runtime.cancellation import checkpoint
 
-_GRAMS = 1 << 24  # values of Gram matrices held at once
+_GRAMS = 1 << 24  # maximum number of Gram matrix values held at once
 
 
 @CRITERIA.register(
@@ -37,7 +37,7 @@ def chip(model: nn.Module, group: Group, data: ImageData, generator: torch.Gener
 
 @CRITERIA.register("hrank", "mean rank of the channel's feature map", "Lin et al., CVPR 2020", "images")
 def hrank(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
-    # the maps' own precision sets the tolerance: in a wider one their rounding would count as rank
+    # keep the maps' dtype, which sets the tolerance: in a wider one, their rounding would count as rank
     return mean_over_images(group, feature_maps(model, group, data), torch.linalg.matrix_rank)
 
 
@@ -55,15 +55,16 @@ def relative(model: nn.Module, group: Group, data: ImageData, generator: torch.G
 
 
 def nuclear_losses(maps: Tensor) -> Tensor:
-    """Nuclear norm of each image's channels x pixels matrix minus that with row j zeroed: (B, c, h, w) -> float64 (B, c).
+    """Compute the loss of nuclear norm when row j is zeroed in each image's matrix, channels x pixels.
 
-    By eigenvalues of the Gram matrix on the smaller side, squared singular values, all images and rows at once.
+    maps: (B, c, h, w). Returns float64 (B, c). The singular values are the square roots of the eigenvalues of the Gram matrix
+    on the smaller side, computed for many images and rows at once.
     """
     rows = maps.flatten(2).double()
     channels, pixels = rows.shape[1:]
     grams = rows @ rows.mT if channels <= pixels else rows.mT @ rows
     whole = _nuclear_norm(grams)
-    losses = torch.zeros_like(rows[:, :, 0])  # and zero where a channel is dead
+    losses = torch.zeros_like(rows[:, :, 0])  # stays zero for dead channels
     for pairs in rows.any(2).nonzero().split(max(1, _GRAMS // grams[0].numel())):
         checkpoint()
         image, channel = pairs.unbind(1)
@@ -75,16 +76,16 @@ def nuclear_losses(maps: Tensor) -> Tensor:
             row = rows[image, channel]
             without -= row[:, :, None] * row[:, None, :]
         losses[image, channel] = whole[image] - _nuclear_norm(without)
-    return losses.clamp(min=0)  # rounding only: a norm never grows when a row goes
+    return losses.clamp(min=0)  # negative only by rounding: removing a row never increases the norm
 
 
 def _nuclear_norm(grams: Tensor) -> Tensor:
-    """Sum of singular values (...,) of matrices given by their Gram matrices (..., s, s)."""
+    """Return the sums of singular values (...,) of matrices, from their Gram matrices (..., s, s)."""
     return torch.linalg.eigvalsh(grams).clamp(min=0).sqrt().sum(-1)
 
 
 def _contributions(model: nn.Module, group: Group, data: ImageData) -> Iterator[list[tuple[Layer, Tensor]]]:
-    """For each batch, what each consumer owes to each value that it reads: (B, n, h, w), mean over output positions."""
+    """Yield, per batch, the share of each input value in each consumer's sums: (B, n, h, w), mean over output positions."""
     twin = examined(model)
     magnitudes = {layer: _magnitudes(twin.get_submodule(layer.name)) for layer in consumers(group)}
     with reading(twin, group) as read:
@@ -96,7 +97,7 @@ def _contributions(model: nn.Module, group: Group, data: ImageData) -> Iterator[
 
 
 def _magnitudes(module: nn.Module) -> nn.Module:
-    """The layer with absolute weights and no bias."""
+    """Return a copy of the layer with absolute weights and no bias."""
     magnitude: Any = private(module)
     magnitude.weight.data.abs_()
     magnitude.bias = None
@@ -104,7 +105,10 @@ def _magnitudes(module: nn.Module) -> nn.Module:
 
 
 def _shares(magnitude: nn.Module, inputs: Tensor) -> Tensor:
-    """|x_i| sum_o |w_oi| / D_o, D_o = sum_m |w_om x_m|, in the inputs' shape: |x_i| times the slope of sum_o log D_o."""
+    """Compute |x_i| sum_o |w_oi| / D_o, D_o = sum_m |w_om x_m|, in the inputs' shape.
+
+    This is |x_i| times the slope of sum_o log D_o.
+    """
     inputs = inputs.abs().requires_grad_()
     with torch.enable_grad():
         sums = magnitude(inputs)
@@ -137,12 +141,13 @@ def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Gen
 
 
 def _order(residuals: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """Greedy forward selection: (n,), the earlier a channel is chosen the larger.
+    """Return scores (n,) by greedy forward selection: the earlier a channel is chosen, the larger its score.
 
-    residuals: Gram matrices (n, n) of what the chosen channels leave unexplained, one for each reader; weights: (n, m).
+    residuals: for each reader, the Gram matrix (n, n) of what the chosen channels leave unexplained. weights: for each reader,
+    (n, m).
     """
     scores = torch.zeros(len(residuals[0]), dtype=torch.float64, device=residuals[0].device)
-    floors = [1e-4 * E.diagonal().clone() for E in residuals]  # a channel of which less is left counts as explained
+    floors = [1e-4 * E.diagonal().clone() for E in residuals]  # a channel with a smaller residual counts as explained
     for rank in range(len(scores), 0, -1):
         checkpoint()
         gain = torch.zeros_like(scores)
@@ -150,9 +155,9 @@ def _order(residuals: list[Tensor], weights: list[Tensor]) -> Tensor:
             own = E.diagonal()
             gain += torch.where(own > floor, (E @ W).square().sum(1) / own.clamp(min=1e-300), 0.0)
         gain = gain.masked_fill(scores > 0, -1)
-        if not gain.max() > 1e-6:  # all of them together explain one for each reader
+        if not gain.max() > 1e-6:  # all channels together explain a total of 1 for each reader
             break
-        best = int((gain >= 0.9999 * gain.max()).nonzero()[0])  # of equals the first, however they are rounded
+        best = int((gain >= 0.9999 * gain.max()).nonzero()[0])  # the first of equal gains, whatever their rounding
         scores[best] = rank
         for E, floor in zip(residuals, floors, strict=True):
             if E[best, best] > floor[best]:

@@ -1,6 +1,6 @@
-"""Criteria that read the loss's gradient at the weights, on labelled images.
+"""Criteria computed from the gradient of the loss at the weights, on labelled images.
 
-Folding a norm multiplies weights by s and divides their gradients by it: the product stays, so nothing is folded here.
+Folding a norm multiplies weights by s and divides their gradients by s. The product stays the same, so nothing is folded here.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from intrafusion.pruning.groups.feature_maps import examined, normalised
 from intrafusion.pruning.groups.group import Group, Layer
 from intrafusion.pruning.importance.reduce import mean_over_layers, sum_of_weights
 
-_PER_SAMPLE = 1 << 26  # gradient values held at once
+_PER_SAMPLE = 1 << 26  # maximum number of gradient values held at once
 
 
 @CRITERIA.register(
@@ -64,7 +64,7 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
     for images, labels in normalised(twin, data, most):
         try:
             per_image = gradients(weights, images, labels)
-        except RuntimeError as error:  # vmap cannot follow every forward, as where it branches on values
+        except RuntimeError as error:  # vmap cannot follow every forward, for example one that branches on values
             raise IntrafusionError(f"obd cannot take this network's gradients image by image: {one_line(error)}") from error
         for name, per_sample in per_image.items():
             fisher[name] += per_sample.square().sum(0)
@@ -73,7 +73,7 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
 
 @contextmanager
 def differentiating() -> Iterator[None]:
-    """Raises IntrafusionError where the network's gradients cannot be taken, as where it changes in place what they need."""
+    """Raise IntrafusionError if gradients cannot be computed, for example if the network modifies needed values in place."""
     try:
         yield
     except RuntimeError as error:
@@ -85,12 +85,12 @@ def differentiating() -> Iterator[None]:
 
 
 def _weighted(model: nn.Module, group: Group) -> list[Layer]:
-    """The group's layers with weights of their own; norms only scale."""
+    """Return the group's convolutions and linear layers; norms are left out because they only scale."""
     return [layer for layer in group.layers if isinstance(model.get_submodule(layer.name), _ConvNd | nn.Linear)]
 
 
 def _first_order(model: nn.Module, group: Group, data: ImageData) -> list[tuple[Layer, Tensor]]:
-    """For each layer w * dL/dw in its weight's shape, L the mean cross-entropy over all the images."""
+    """Return, for each layer, w * dL/dw in its weight's shape, where L is the mean cross-entropy over all images."""
     twin, data = examined(model), data.labelled()
     layers = _weighted(twin, group)
     weights = [twin.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers]

@@ -1,4 +1,4 @@
-"""Criteria that read nothing but weights."""
+"""Criteria that use only weights."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def fpgm(model: nn.Module, group: Group, data: ImageData | None, generator: torc
     rows = []
     for layer, vectors in channel_vectors(model, group):
         held = layer.present().to(vectors.device)
-        distances = torch.cdist(vectors, vectors) * held  # a channel that the layer lacks is no neighbour
+        distances = torch.cdist(vectors, vectors) * held  # a channel that the layer does not hold is not a neighbour
         rows.append(spread(distances.sum(1), held))
     return mean_over_layers(rows)
 
@@ -79,13 +79,13 @@ def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: 
 
 
 def _magnitude(model: nn.Module, group: Group, power: int) -> Tensor:
-    """sum |w|^p of each channel, averaged over the layers that hold it, relative to the mean channel."""
+    """Return sum |w|^p of each channel, averaged over the layers that hold it and divided by the mean over channels."""
     rows = [spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)]
     scores = mean_over_layers(rows)
     return scores / scores.mean() if scores.any() else scores
 
 
 def layer_adaptive(norms: Tensor) -> Tensor:
-    """Each of the norms (n,) over the sum of those at least as large: the largest gets 1, where it is alone."""
+    """Divide each norm (n,) by the sum of those at least as large; a unique largest norm gives 1."""
     at_least = (norms * (norms >= norms[:, None])).sum(1)
     return norms / at_least.where(at_least > 0, torch.ones_like(at_least))

@@ -1,4 +1,4 @@
-"""From what each layer says of the channels it holds to one score a channel."""
+"""Reduction of each layer's values for its channels to one score per channel."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,26 +10,27 @@ from intrafusion.pruning.groups.group import CONSUMER, Group, Layer
 
 
 def spread(values: Tensor, present: Tensor) -> Tensor:
-    """`values` (n,), NaN where the layer does not hold the channel."""
+    """Return `values` (n,) with NaN for channels that the layer does not hold."""
     return torch.where(present.to(values.device), values, torch.nan)
 
 
 def mean_over_layers(rows: Iterable[Tensor]) -> Tensor:
-    """Mean of `rows` (n,) over the layers that hold each channel."""
+    """Return the mean of `rows` (n,) over the layers that hold each channel."""
     return torch.stack(list(rows)).nanmean(0)
 
 
 def sum_of_weights(layer: Layer, values: Tensor) -> Tensor:
-    """Sum of `values`, in the shape of the layer's weight, over the weights of each channel: (n,), NaN where not held."""
+    """Sum `values`, in the shape of the layer's weight, over the weights of each channel: (n,), NaN for channels not held."""
     axis_first = values.transpose(0, 1) if layer.role == CONSUMER else values
     sums = axis_first.flatten(1).sum(1)
     return spread(sums[layer.positions.clamp(min=0)].sum(1), layer.present())
 
 
 def mean_over_images(group: Group, batches: Iterable[list[tuple[Layer, Tensor]]], values: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean over the images, then over the consumers, of `values`: maps (B, c, h, w) -> (B, c), c the channels held.
+    """Return the mean of `values` over the images, then over the consumers.
 
-    batches: for each batch of images, what each consumer of the group reads, (B, n, h, w).
+    batches: for each batch of images, the maps (B, n, h, w) that each consumer of the group reads. values: maps (B, c, h, w) of
+    the c channels that the consumer holds -> (B, c).
     """
     totals = {layer: spread(torch.zeros(group.size, dtype=torch.float64), layer.present()) for layer in consumers(group)}
     images = 0

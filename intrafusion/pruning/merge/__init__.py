@@ -1,4 +1,4 @@
-"""Merges: what happens to the channels that go. One function each; some fit the layers behind afterwards."""
+"""Merges: what happens to the removed channels. One function each; some also fit the layers behind afterwards."""
 
 # isort: off
 from intrafusion.pruning.merge.drop_and_fusion import apply, drop, fusion  # (they register, in lists' order)

@@ -1,10 +1,10 @@
 """Calibrated and refit merges: closed-form solutions on unlabelled images, on dropped or on fused producers.
 
-`calibrated` is GRAIL (Tang, Wang, Thiele & Saukh, arXiv 2602.23795), which is also the group update of Optimal Brain Surgeon;
-ours are the intercept, and that each layer is solved for on what the network pruned so far feeds it. `refit` is the
-least-squares reconstruction of He, Zhang & Sun (ICCV 2017) and of ThiNet (Luo, Wu & Lin, ICCV 2017); ours are the ridge
-towards the present weights, its strength chosen on images held out, and the target behind a residual sum, which makes up
-for the errors made so far.
+`calibrated` is GRAIL (Tang, Wang, Thiele & Saukh, arXiv 2602.23795), which is also the group update of Optimal Brain Surgeon.
+This project adds the intercept, and solves each layer on its inputs in the network pruned so far. `refit` is the least-squares
+reconstruction of He, Zhang & Sun (ICCV 2017) and of ThiNet (Luo, Wu & Lin, ICCV 2017). This project adds the ridge towards the
+present weights, with a strength chosen on held-out images, and the target behind a residual sum, which compensates for earlier
+errors.
 """
 
 from intrafusion._registry import MERGES
@@ -17,22 +17,23 @@ REFIT = "calibrated, then each layer is solved for whole, to give what the dense
 
 
 def calibrate(fit: Fit) -> None:
-    """Every consumer of a pruned group, from input to output."""
+    """Calibrate every consumer of a pruned group, from input to output."""
     for name in _consumers(fit):
         fit.calibrate(name)
 
 
 def refit(fit: Fit) -> None:
-    """Every consumer of a pruned group, from input to output: calibrated, then its whole weight."""
+    """Calibrate every consumer of a pruned group and then refit its whole weight, from input to output."""
     for name in _consumers(fit):
         fit.calibrate(name)
         fit.refit(name)
 
 
 def refit_all(fit: Fit) -> None:
-    """Every layer from the first one that lost channels on, those that write pruned channels and the last one too.
+    """Refit every layer from the first one that lost channels to the last, including those that write pruned channels.
 
-    Convolutions of several groups, and layers that cannot be fitted, stay as the merge left them.
+    Layers that read pruned channels are calibrated first. Convolutions with several groups, and layers that cannot be fitted,
+    are not refitted.
     """
     reading, layers = _consumers(fit), fit.walk.cuts.layers()
     touched = {layer.name for merged in fit.merged for layer in merged.group.layers}
@@ -44,7 +45,7 @@ def refit_all(fit: Fit) -> None:
 
 
 def _consumers(fit: Fit) -> list[str]:
-    """The layers that read pruned channels, in their order. Raises IntrafusionError where one does not run exactly once."""
+    """Return the layers that read pruned channels, in their order. Raises IntrafusionError if one does not run exactly once."""
     return fit.once({layer.name for merged in fit.merged for layer in merged.group.role(CONSUMER)})
 
 

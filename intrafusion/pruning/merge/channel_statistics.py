@@ -1,7 +1,7 @@
-"""Giving a pruned network's channels the statistics that they had: without labels and gradients, layer after layer.
+"""Restoring the statistics of a pruned network's channels, layer after layer, without labels or gradients.
 
-A network that was folded has no BatchNorm left whose statistics could be measured again. To insert one behind a layer, to
-measure it, and to fold it back is to scale and shift that layer's outputs, which is what happens here, exactly.
+A folded network has no BatchNorm left whose statistics could be measured again. Inserting a BatchNorm behind a layer, measuring
+it and folding it back is the same as scaling and shifting the layer's outputs, so this module does that directly and exactly.
 Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023.
 """
 
@@ -15,11 +15,11 @@ from intrafusion.pruning.merge.least_squares import Fit
 
 
 def reset_norms(fit: Fit) -> None:
-    """Every norm's statistics are measured again, from input to output; of BatchNorms that were folded as if they were there.
+    """Measure every norm's statistics again, from input to output; folded BatchNorms are treated as if they were present.
 
-    Behind a layer with a norm folded in the mean becomes beta and the deviation |gamma|. InstanceNorms with running
-    statistics are measured as BatchNorms are. Raises IntrafusionError for a network without any, and for a norm that runs
-    more than once.
+    The outputs of a layer with a folded norm get the mean beta and the deviation |gamma|. InstanceNorms with running statistics
+    are measured as BatchNorms are. Raises IntrafusionError for a network without any norm, and for a norm that runs more than
+    once.
     """
     folded = {name: norm for name, layer in fit.dense.named_modules() if (norm := norm_of(layer))}
     if not folded and not fit.norms:
@@ -32,10 +32,10 @@ def reset_norms(fit: Fit) -> None:
 
 
 def repair(fit: Fit) -> None:
-    """The outputs of every layer but the last get the mean and deviation that the dense ones have on the images.
+    """Give the outputs of every layer but the last the mean and deviation that the dense network's have on the images.
 
-    Layers are convolutions and linear layers; those that run more than once, and those that cannot be fitted, stay as they
-    are, and so do norms that were not folded.
+    Layers are convolutions and linear layers. Layers that run more than once or cannot be fitted are left alone, and so are
+    norms that were not folded.
     """
     for name in fit.walk.cuts.layers()[:-1]:
         if name not in fit.odd:

@@ -1,8 +1,8 @@
-"""Merges: what happens to the channels that go. One function each, in place on a BN-folded network of the dense shape;
-it returns the matrix (k, n) that it multiplied the channels by.
+"""Merges: what happens to the removed channels. One function each.
 
-Targets are written where the kept channels were and the other channels are zeroed, so that a merged network computes the
-same before and after it is physically made smaller (prune.shrink).
+A merge works in place on a BN-folded network of the dense shape, and returns the matrix (k, n) that multiplied the channels.
+It writes targets to the positions of the kept channels and zeroes the other channels, so that the merged network computes the
+same before and after it is physically shrunk (`groups.surgery.shrink`).
 """
 
 import torch
@@ -38,18 +38,34 @@ def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
 def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor, readers: Tensor | None = None) -> Tensor:
     """Multiply a group's channels by T (k, n), in place: `T W`, `T b` for producers, `W T^T` for consumers.
 
-    readers: (k, n), what consumers are multiplied by, where it is not T.
+    Layers between them that have one weight per channel (depthwise convolutions, norms that do not fold) receive channels that
+    are already sums. So their weights are averaged, by T with rows scaled to sum to one; their biases are summed. The k results
+    are written to channels `kept`; every other channel becomes zero.
 
-    What stands between them and has one weight a channel (depthwise convolutions, norms that do not fold) receives
-    channels that are sums already, so it is averaged: by T with rows scaled to sum one; its bias is summed. The k
-    results stand at channels `kept`; every other channel becomes zero. Returns T.
+    Parameters
+    ----------
+    model : nn.Module
+        A BN-folded network of the dense shape.
+    group : Group
+        The group to merge.
+    T : Tensor
+        (k, n), the matrix that multiplies the channels.
+    kept : Tensor
+        int64 (k,), the channels that get the results.
+    readers : Tensor, optional
+        (k, n), the matrix for consumers if it is not T.
+
+    Returns
+    -------
+    Tensor
+        T.
     """
     for layer in group.layers:
         module = model.get_submodule(layer.name)
         if layer.role == PAD:
             continue
         if layer.role != CONSUMER and hasattr(module, "folded_gamma"):
-            del module.folded_gamma  # it described channels that are no more
+            del module.folded_gamma  # it describes channels that no longer exist
         if layer.role != CONSUMER and hasattr(module, "folded_norm"):
             del module.folded_norm
         if isinstance(module, _BatchNorm):
@@ -63,13 +79,16 @@ def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor, readers: Tens
 
 
 def averaging(T: Tensor) -> Tensor:
-    """T with rows scaled to sum one."""
+    """Return T with rows scaled to sum to one."""
     sums = T.sum(1, keepdim=True)
     return T / sums.where(sums > 0, torch.ones_like(sums))
 
 
 def _apply_view(view: Tensor, layer: Layer, T: Tensor, kept: Tensor) -> None:
-    """view[positions of kept] = T applied over the channels; zero elsewhere. view: axis first, any further shape."""
+    """Set view[positions of kept] to T applied over the channels, and zero elsewhere.
+
+    view: the axis of the channels first, then any shape.
+    """
     present = layer.present()
     columns, rows = present.nonzero()[:, 0], present[kept].nonzero()[:, 0]
     matrix = T[rows[:, None], columns].to(view.device)
@@ -80,7 +99,7 @@ def _apply_view(view: Tensor, layer: Layer, T: Tensor, kept: Tensor) -> None:
 
 
 def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None:
-    """A norm that does not fold: scale averaged, shift and mean summed, like the channels that it receives."""
+    """Merge a norm that does not fold: average its scale and variance, and sum its shift and mean, like its channels."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     shift = affine(norm)[1]

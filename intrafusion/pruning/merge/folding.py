@@ -1,12 +1,12 @@
-"""Folding: channels that are alike become one, found by k-means.
+"""Folding: similar channels, found by k-means, become one.
 
 Wang et al., "Forget the Data and Fine-Tuning! Just Fold the Network to Compress", ICLR 2025. How the norms' scales and
-deviations enter k-means is a choice: the paper's formula has them as a diagonal, which keeps important channels apart
-whatever they compute, the authors' code as one column each. Left out by default: so every kind of folding keeps most
-of CIFAR-10 ResNet-20 and ResNet-56, with 30 and with 50 % of the channels gone.
+deviations enter k-means is a choice. The paper's formula uses them as a diagonal, which separates important channels whatever
+they compute; the authors' code adds one column for each. By default they are left out, because then every kind of folding
+keeps the most accuracy on CIFAR-10 ResNet-20 and ResNet-56, with 30 % and with 50 % of the channels removed.
 
-The authors' code differs in more: it clusters by Hartigan's k-means after PCA (scaled robustly for fold-AR), takes the
-cosines of producers and of consumers, and measures fold-R's statistics on all training images, augmented.
+The authors' code differs in other points too: it clusters by Hartigan's k-means after PCA (scaled robustly for fold-AR), uses
+the cosines of producers and of consumers, and measures fold-R's statistics on all training images, augmented.
 """
 
 import torch
@@ -23,7 +23,7 @@ from intrafusion.pruning.merge.kmeans import gram, kmeans
 from intrafusion.pruning.transport.planning import TransportPlan
 from intrafusion.spec import PruneSpec
 
-FOLD_NORMS = options_of(PruneSpec)["fold_norms"].choices  # how k-means sees the norms
+FOLD_NORMS = options_of(PruneSpec)["fold_norms"].choices  # how k-means uses the norms
 _PAPER = "Wang et al., ICLR 2025"
 _CLUSTERS = (
     "k-means is Lloyd's, of all weights, with BatchNorm or without (`fold_norms`); the authors' code has Hartigan's, after PCA "
@@ -68,10 +68,11 @@ MERGES.register(
 
 
 def clusters(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:
-    """(k, n): which cluster each channel belongs to, one 1 a column. As many clusters as channels stay, block by block.
+    """Cluster the channels block by block, into as many clusters as channels are kept.
 
-    k-means of what producers write and consumers read; the best of 10 starts. fold_norms: "columns" adds the scale and the
-    inverse deviation of each producer's norm. Raises IntrafusionError for another choice than FOLD_NORMS.
+    Returns the membership matrix (k, n), with one 1 per column. k-means runs on the weights by which producers write and
+    consumers read the channels, and keeps the best of 10 starts. fold_norms: "columns" adds the scale and the inverse deviation
+    of each producer's norm. Raises IntrafusionError for a choice that is not in FOLD_NORMS.
     """
     check_choice("fold_norms", fold_norms, FOLD_NORMS)
     products = gram(part for layer in group.layers for part in _parts(model, layer, fold_norms))
@@ -87,7 +88,7 @@ def clusters(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: st
 
 
 def _parts(model: nn.Module, layer: Layer, fold_norms: str) -> list[Tensor]:
-    """What k-means sees of each channel in one layer: (n, m) each, zero where the layer does not hold it."""
+    """Return the k-means features of each channel in one layer: (n, m) each, zero if the layer does not hold the channel."""
     views, held = layer.views(model), layer.present()
     if layer.role not in (PRODUCER, CONSUMER) or not views:
         return []
@@ -123,7 +124,7 @@ def _fold(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str, 
 
 
 def _normed_rows(model: nn.Module, layer: Layer, norm: Norm, members: Tensor, repair: bool) -> tuple[Tensor, Tensor]:
-    """Weights (k, ...) and biases (k,) of a producer whose norm is folded in, float64."""
+    """Return the weights (k, ...) and biases (k,), float64, of a producer whose norm is folded in."""
     held = layer.present().double()
     members = members * held
     sizes = members.sum(1)
@@ -144,7 +145,7 @@ def _normed_rows(model: nn.Module, layer: Layer, norm: Norm, members: Tensor, re
 
 
 def _gain(rows: Tensor, members: Tensor) -> Tensor:
-    """N / sqrt(N + (N^2 - N) E), E the mean cosine between two of a cluster's N rows: (k,)."""
+    """Compute N / sqrt(N + (N^2 - N) E), where E is the mean cosine between two of a cluster's N rows: (k,)."""
     unit = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     sizes = members.sum(1)
     pairs = (sizes.square() - sizes).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Interpolation: channels as samples of a smooth function of their index, taken at fewer places.
+"""Interpolation: channels are samples of a smooth function of their index, and are resampled at fewer places.
 
 Runkel et al., arXiv 2505.24469; reconstructed from the abstract.
 """
@@ -26,11 +26,11 @@ def interpolate(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
         rows = (group.block[plan.kept] == block).nonzero()[:, 0]
         T[rows[:, None], columns] = interpolation(len(columns), len(rows)).to(T)
     share = len(T) / T.shape[1]
-    return apply(model, group, T, plan.kept, readers=T / share)  # the sum over channels becomes one over fewer places
+    return apply(model, group, T, plan.kept, readers=T / share)  # readers now sum over fewer channels
 
 
 def interpolation(n: int, count: int) -> Tensor:
-    """The matrix (count, n), float64, that makes `count` evenly spread values of n, linear between; rows sum to one."""
+    """Return the matrix (count, n), float64, that interpolates n values linearly at `count` even places; rows sum to one."""
     at = torch.linspace(0, n - 1, count, dtype=torch.float64) if count > 1 else torch.tensor([(n - 1) / 2]).double()
     low = at.floor().long().clamp(max=max(n - 2, 0))
     share = at - low

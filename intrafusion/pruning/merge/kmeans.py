@@ -1,7 +1,7 @@
-"""k-means on inner products alone, which takes n^2 steps an iteration however long the vectors are, and can be stopped.
+"""k-means on inner products alone: an iteration takes n^2 steps, whatever the length of the vectors, and can be cancelled.
 
-Greedy k-means++ starts (Arthur & Vassilvitskii, SODA 2007) and Lloyd's iterations, with scikit-learn's random numbers and
-results; its own fits of wide layers take minutes that nothing can interrupt. A centre is a mean of vectors, so its inner
+Greedy k-means++ starts (Arthur & Vassilvitskii, SODA 2007) and Lloyd's iterations, with the random numbers and results of
+scikit-learn, whose fits of wide layers take minutes and cannot be interrupted. A centre is a mean of vectors, so its inner
 products are means of theirs.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from intrafusion.runtime.cancellation import checkpoint
 
 _STEP = 1 << 30  # multiplications between two checkpoints
-_NOTHING = 1e-12  # squared distances below this share of all are rounding
+_NOTHING = 1e-12  # squared distances below this share of the total are rounding
 
 
 def gram(parts: Iterable[Tensor]) -> Tensor:
-    """The inner products (n, n), float64 on the CPU, of vectors that lie in parts: (n, m) each, of any m."""
+    """Compute the inner products (n, n), float64 on the CPU, of vectors given in parts: (n, m) each, with any m."""
     products: Tensor | None = None
     for part in parts:
         products = torch.zeros(len(part), len(part), dtype=torch.float64) if products is None else products
@@ -32,10 +32,10 @@ def gram(parts: Iterable[Tensor]) -> Tensor:
 
 
 def kmeans(products: Tensor, count: int, starts: int = 10, seed: int = 0, most: int = 300) -> Tensor:
-    """Which of `count` clusters each vector belongs to, of inner products (n, n): int64 (n,).
+    """Assign each vector to one of `count` clusters, from the inner products (n, n): int64 (n,).
 
-    The best of so many starts, of at most so many iterations each. Clusters are numbered from 0, none of them empty; fewer
-    than `count` where there are fewer different vectors.
+    The best of `starts` starts is returned, each with at most `most` iterations. Clusters are numbered from 0 and none is
+    empty; there are fewer than `count` if there are fewer different vectors.
     """
     random = np.random.RandomState(seed)
     found: list[tuple[float, int, Tensor]] = []
@@ -51,9 +51,10 @@ def kmeans(products: Tensor, count: int, starts: int = 10, seed: int = 0, most: 
 
 
 def _first(products: Tensor, count: int, random: np.random.RandomState) -> Tensor:
-    """Each vector's nearest one of `count` of them, each drawn with its squared distance to those before as its weight.
+    """Draw `count` vectors as first centres, and return the nearest centre of each vector.
 
-    Of 2 + log(count) draws the one that leaves the smallest distances is taken.
+    A vector is drawn with its squared distance to the earlier centres as its weight. Of 2 + log(count) draws, the one that
+    leaves the smallest distances is taken.
     """
     size = products.diagonal()
     chosen = [int(random.choice(len(size), p=np.full(len(size), 1 / len(size))))]
@@ -72,13 +73,13 @@ def _first(products: Tensor, count: int, random: np.random.RandomState) -> Tenso
 
 
 def _from(products: Tensor, rows: list[int]) -> Tensor:
-    """Squared distances of all vectors from some: (len(rows), n)."""
+    """Return the squared distances of all vectors from those in `rows`: (len(rows), n)."""
     size = products.diagonal()
     return (size[rows][:, None] + size - 2 * products[rows]).clamp(min=0)
 
 
 def _nearest(products: Tensor, labels: Tensor) -> Tensor:
-    """The cluster whose mean is nearest to each vector; clusters left empty take the vectors farthest from theirs."""
+    """Return the cluster with the nearest mean for each vector; empty clusters take the vectors farthest from their means."""
     means = _means(products, labels)
     square = torch.zeros(len(means), dtype=means.dtype).index_add_(0, labels, _of_own(means, labels))
     away = torch.sub((square / labels.bincount())[:, None], means, alpha=2)
@@ -92,16 +93,16 @@ def _nearest(products: Tensor, labels: Tensor) -> Tensor:
 
 
 def _means(products: Tensor, labels: Tensor) -> Tensor:
-    """Inner products of the clusters' means with the vectors: (clusters, n)."""
+    """Return the inner products of the clusters' means with the vectors: (clusters, n)."""
     counts = labels.bincount()
     return products.new_zeros(len(counts), len(products)).index_add_(0, labels, products) / counts[:, None]
 
 
 def _of_own(means: Tensor, labels: Tensor) -> Tensor:
-    """Inner product of each vector with its cluster's mean: (n,)."""
+    """Return the inner product of each vector with its cluster's mean: (n,)."""
     return means.gather(0, labels[None])[0]
 
 
 def _inertia(products: Tensor, labels: Tensor) -> float:
-    """The sum of the squared distances of all vectors from the means of their clusters."""
+    """Return the sum of the squared distances of all vectors from the means of their clusters."""
     return float((products.diagonal() - _of_own(_means(products, labels), labels)).sum())

@@ -1,4 +1,4 @@
-"""What a network's layers read and write, heard by hooks while the whole network runs: for any code in its forward."""
+"""Inputs and outputs of a network's layers, recorded by hooks while the whole network runs, for any code in its forward."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from intrafusion.models.fx.partition import FITTED, not_once
 
 
 class _Enough(BaseException):
-    """The layer has run: the rest of the network need not. No Exception, which the network's code may catch."""
+    """Signal that stops a forward pass once the layer has run; no Exception, which the network's code might catch."""
 
 
 class Calls:
-    """The layers that a network calls, in their order. The values around them, as in `Cuts`, have names.
+    """The layers that a network calls, in their order. The values around them have names, as in `Cuts`.
 
     network: in eval mode, not in use elsewhere. images: some inputs, float (B, C, H, W).
     """
@@ -24,28 +24,29 @@ class Calls:
     def __init__(self, network: nn.Module, images: Tensor):
         self._network = network
         self._runs, two = (Counter(_calls(network, images[torch.arange(n) % len(images)])) for n in (1, 2))
-        self._singly = self._runs != two  # its forward goes from image to image
+        self._singly = self._runs != two  # its forward loops over the images
 
     def layers(self, *kinds: type[nn.Module]) -> list[str]:
-        """The layers of these kinds that run once, in their order; convolutions and linear layers where none is named."""
+        """Return the layers of these kinds that run once, in their order; by default convolutions and linear layers."""
         once = [name for name, runs in self._runs.items() if runs == 1]
         return [name for name in once if isinstance(self._network.get_submodule(name), kinds or FITTED)]
 
     def around(self, layer: str) -> tuple[str, str, None]:
-        """The values that a layer reads and writes. Raises IntrafusionError unless the layer runs once."""
+        """Return the names of the values that a layer reads and writes. Raises IntrafusionError unless the layer runs once."""
         if self._runs[layer] != 1:
             raise not_once(layer)
         return f"input of {layer}", f"output of {layer}", None
 
     def batches(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The same images in batches on which the layers run once."""
+        """Yield the same images in batches on which the layers run once."""
         for batch in batches:
             yield from batch.split(1) if self._singly else (batch,)
 
     def heard(self, network: nn.Module, layer: str, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """The values of these names, of those around this layer, in a network of the same architecture.
+        """Run a network of the same architecture and return, by name, the values around this layer.
 
-        Raises IntrafusionError, with the layer's name, where the network does not reach it.
+        names: the values needed; without the layer's output among them, the run stops before the layer. Raises
+        IntrafusionError, with the layer's name, if the network does not reach the layer.
         """
         source, output, _ = self.around(layer)
         heard: dict[str, Any] = {}
@@ -77,7 +78,7 @@ class Calls:
 
 
 def _calls(network: nn.Module, images: Tensor) -> list[str]:
-    """The names of the modules that a network calls, in the order of their calls."""
+    """Return the names of the modules that a network calls, in the order of their calls."""
     names: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, args, name=name: names.append(name))

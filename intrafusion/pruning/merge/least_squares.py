@@ -1,7 +1,7 @@
-"""Merges that fit: the layers behind pruned channels are solved for, so that they give what the dense network gave.
+"""Fitting merges: solve for the layers behind pruned channels so that they reproduce the dense network's outputs.
 
-Unlabelled images only, no gradients. Layer by layer from input to output, the pruned network runs beside the dense one,
-and each layer is fitted on what the pruned network really feeds it, the layers in front of it being fitted already.
+Fitting needs unlabelled images only, and no gradients. The pruned network runs beside the dense one, layer by layer from input
+to output. Each layer is fitted on its actual inputs in the pruned network, whose earlier layers are fitted already.
 """
 
 from collections.abc import Collection, Sequence
@@ -34,12 +34,15 @@ from intrafusion.pruning.merge.matrix_product import (
 )
 from intrafusion.pruning.merge.ridge import Moments, Regression
 
-_BATCH = 64  # images at once
+_BATCH = 64  # images in a batch
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What became of one group. matrix: (k, n), makes the channels of the dense ones; kept: int64 (k,), where they stand."""
+    """Merge of one group.
+
+    matrix: (k, n), maps the dense channels to the merged ones. kept: int64 (k,), the positions of the merged channels.
+    """
 
     group: Group
     matrix: Tensor
@@ -48,9 +51,10 @@ class Merged:
 
 @dataclass(frozen=True, eq=False)
 class ChannelMap:
-    """How a consumer makes the dense channels of the kept ones. matrix: (n, k), intercept: (n,), float64.
+    """Linear map by which a consumer predicts the dense channels from the kept ones.
 
-    explained: (n,), the share of each channel's variance on the images that this predicts, at most 1.
+    matrix: (n, k), intercept: (n,), float64. explained: (n,), the share of each channel's variance on the images that the map
+    predicts, at most 1.
     """
 
     group: str
@@ -64,9 +68,9 @@ class ChannelMap:
 class Fit:
     """A network `small`, merged and cut down from `dense` (BN folded), whose layers are to be fitted in place.
 
-    data: calibration images. maps: the channel maps found so far. odd: layers that cannot be fitted, as their outputs are
-    not their weight times what they read, which may be padded: those that standardise their weight, for example. norms: those
-    of the small network that run and have running statistics. Both networks are put into eval mode.
+    data: calibration images. maps: the channel maps found so far. odd: layers that cannot be fitted, because their outputs are
+    not their weight times their (possibly padded) input; for example, layers that standardise their weight. norms: norms of the
+    small network that run and have running statistics. Both networks are put into eval mode.
     """
 
     dense: nn.Module
@@ -85,9 +89,9 @@ class Fit:
         self.norms = {name for name in norms if self.small.get_submodule(name).running_mean is not None}
 
     def once(self, names: Collection[str], *kinds: type[nn.Module]) -> list[str]:
-        """These layers, in their order. Raises IntrafusionError where one does not run exactly once in a forward pass.
+        """Return these layers in their order. Raises IntrafusionError if one does not run exactly once in a forward pass.
 
-        kinds: of the layers, where they are not convolutions and linear layers alone.
+        kinds: types of the layers, if they are not only convolutions and linear layers.
         """
         found = [name for name in self.walk.cuts.layers(*kinds) if name in names]
         if missing := sorted(set(names) - set(found)):
@@ -95,7 +99,7 @@ class Fit:
         return found
 
     def calibrate(self, name: str) -> None:
-        """Give a layer the dense weights on `M A`, which predicts the dense channels from the kept ones: `W' = W M^T`.
+        """Make a layer apply its dense weights to `M A`, the dense channels predicted from the kept ones `A`: `W' = W M^T`.
 
         Raises IntrafusionError for a layer that is odd.
         """
@@ -126,9 +130,9 @@ class Fit:
         add_bias(now, torch.einsum("onmt,n,nmt->o", columns, intercept[held], reached))
 
     def refit(self, name: str) -> None:
-        """Solve for a layer's whole weight, so that the network's sum there, or else its output, is the dense one's.
+        """Solve for a layer's whole weight, so that the sum it writes into, or else its output, matches the dense network's.
 
-        Raises IntrafusionError for a layer that is odd. A convolution of several groups is not for this.
+        Raises IntrafusionError for a layer that is odd. Convolutions with several groups are not supported.
         """
         self._check(name)
         source, output, added = self.walk.cuts.around(name)
@@ -147,10 +151,10 @@ class Fit:
         add_bias(layer, intercept - bias)
 
     def restate(self, name: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
-        """Scale and shift a layer's outputs, channel by channel, so that on the images they have the statistics wanted.
+        """Scale and shift a layer's outputs, channel by channel, so that they have the wanted statistics on the images.
 
-        mean, std: of the dense layer's channels, float64 (o,); None for what they have on the images. A channel made of
-        several is given the average of theirs. Raises IntrafusionError for a layer that is odd.
+        mean, std: of the dense layer's channels, float64 (o,); None for those measured on the images. A channel merged from
+        several gets the average of their statistics. Raises IntrafusionError for a layer that is odd.
         """
         self._check(name)
         _, output, _ = self.walk.cuts.around(name)
@@ -167,12 +171,12 @@ class Fit:
         scale_outputs(layer, scale, mean - scale * ours.mean())
 
     def measure(self, name: str) -> None:
-        """Measure the running statistics of a norm again, on what the small network feeds it."""
+        """Measure the running statistics of a norm again, on its inputs in the small network."""
         source, _, _ = self.walk.cuts.around(name)
         norm: Any = self.small.get_submodule(name)
         values, variances = Moments(), Moments()
         for _, small in self.walk.at(name):
-            if isinstance(norm, _InstanceNorm):  # the mean over images of each one's own
+            if isinstance(norm, _InstanceNorm):  # the mean of the statistics of each image
                 pixels = small[source].flatten(2).double()
                 values.add(pixels.mean(2))
                 variances.add(pixels.var(2))
@@ -191,7 +195,7 @@ class Fit:
             )
 
     def rows(self, name: str) -> Tensor:
-        """(o', o): makes a layer's outputs in the small network of those in the dense one. float64."""
+        """Return the matrix (o', o), float64, that maps a layer's outputs in the dense network to those in the small one."""
         size = width_of(self.dense.get_submodule(name))
         rows, stays = torch.eye(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool)
         for merged in self.merged:
@@ -207,7 +211,7 @@ class Fit:
         return rows[stays].to(next(self.dense.parameters()).device)
 
     def _narrow(self, layer: Layer, kept: Tensor) -> Layer:
-        """The layer's part in the small network: where the kept channels lie there."""
+        """Return the layer's part in the small network, with the positions of the kept channels there."""
         gone = [
             other.positions[_rest(merged) & other.present()].flatten()
             for merged in self.merged
@@ -220,18 +224,18 @@ class Fit:
 
 
 def _rest(merged: Merged) -> Tensor:
-    """bool (n,): the channels that went."""
+    """Return which channels were removed: bool (n,)."""
     away = torch.ones(merged.group.size, dtype=torch.bool)
     away[merged.kept] = False
     return away
 
 
 def _samples(maps: Tensor) -> Tensor:
-    """(B, n, h, w) -> (B h w, n)."""
+    """Reshape maps (B, n, h, w) to samples (B h w, n)."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def _times(values: Tensor, rows: Tensor) -> Tensor:
-    """(N, o) values of the dense network as the small one has them: (N, o'), in float32 at least."""
+    """Map values (N, o) of the dense network to those of the small one: (N, o'), in float32 at least."""
     kind = torch.promote_types(values.dtype, torch.float32)
     return values.to(kind) @ rows.T.to(kind)

@@ -1,4 +1,4 @@
-"""A dense network and one pruned from it, run layer by layer side by side, on the same images."""
+"""Side-by-side runs, layer by layer, of a dense network and one pruned from it, on the same images."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,21 +12,21 @@ from intrafusion.pruning.merge.layer_calls import Calls
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.log import event
 
-_MET = (*FITTED, _NormBase)  # the layers that a walk stops at
-_MEMORY = 1 << 30  # bytes of values kept; what finds no room is computed from the images again
+_MET = (*FITTED, _NormBase)  # the layers at which a walk stops
+_MEMORY = 1 << 30  # bytes of values to keep; values beyond that are computed from the images again
 Values = dict[str, Tensor]
 Pairs = Iterator[tuple[Values, Values]]
 
 
 class InStep:
-    """Walks from input to output; what both networks make of every batch up to the present place is kept, within a bound.
+    """A walk of two networks from input to output, which keeps their values at the present place within a memory bound.
 
     dense, small: in eval mode, BN folded, of one architecture, not in use elsewhere. batches: inputs, float (B, C, H, W).
-    The small network's layers may be changed once their turn has come.
+    A layer of the small network may be changed once the walk has reached it.
 
-    cuts: the layers in their order, and the values around each. Where torch.fx cannot follow the network, or its trace does
-    not fit both, they are found by hooks: both networks then run from the images up to each layer, which takes longer, and
-    the sums that layers write into are not known. Hooks work with any code, so torch.export is not needed for the rest.
+    cuts: the layers in their order, and the values around each. If torch.fx cannot trace the network, or its trace does not fit
+    both networks, hooks find the layers: both networks then run from the images up to each layer, which takes longer, and the
+    sums that layers write into are not known. Hooks work with any code, so torch.export is not needed for the remaining cases.
     """
 
     def __init__(self, dense: nn.Module, small: nn.Module, batches: Sequence[Tensor]):
@@ -41,10 +41,11 @@ class InStep:
         self._kept: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
     def at(self, layer: str, dense: Sequence[str] = (), small: Sequence[str] = ()) -> Pairs:
-        """For each batch what the two networks know just before this layer runs, by their names: at least what it reads.
+        """Yield, for each batch, the values of the dense and the small network just before this layer runs, by name.
 
-        dense, small: further values that each is to compute from there. Raises IntrafusionError, with the layer's name,
-        where it does not run once, or reads or writes what is no tensor.
+        They include at least the layer's input. dense, small: names of further values that each network computes from there.
+        Raises IntrafusionError, with the layer's name, if it does not run once, or if it reads or writes something other than a
+        tensor.
         """
         source, _, _ = self.cuts.around(layer)
         more = tuple(dict.fromkeys((source, *dense))), tuple(dict.fromkeys((source, *small)))
@@ -62,11 +63,11 @@ class InStep:
 
     def _by_cuts(self, cuts: Cuts, layer: str, dense: Sequence[str], small: Sequence[str]) -> Pairs:
         names, size = cuts.in_front_of({layer}), 0
-        if cuts.head(self._names, names) is None:  # as of a shortcut that was run, but whose own turn comes now
+        if cuts.head(self._names, names) is None:  # for example a shortcut that has run already, but is visited only now
             self._kept.clear()
         for number, images in enumerate(self._batches):
             checkpoint()
-            with torch.inference_mode():  # left before the yield, or it would hold in the caller's loop too
+            with torch.inference_mode():  # leave it before the yield, or it would apply in the caller's loop too
                 start, pair = self._names, self._kept.pop(number, None)
                 if pair is None:
                     start, pair = cuts.input, ((images,), (images,))
@@ -83,7 +84,7 @@ class InStep:
 
 
 def _chosen(dense: nn.Module, small: nn.Module, images: Tensor) -> Cuts | Calls:
-    """What tells the layers of both networks: the trace, or hooks where it does not do."""
+    """Return what finds the layers of both networks: the trace, or hooks if the trace does not fit."""
     calls, cuts = Calls(dense, images), trace(dense, images)
     if cuts is None:
         return calls

@@ -1,7 +1,7 @@
-"""Convolutions and linear layers as matrix products: what their outputs see of their inputs, and their weights.
+"""Convolutions and linear layers as matrix products: their inputs, as each output sees them, and their weights.
 
-A layer may compute its padding in a forward of its own, or do something else with its weight. So it is run, and the one
-call that multiplies its weight is looked at: that call's input is what the weight meets.
+A layer may compute its padding in a custom forward, or use its weight in another way. So the layer is run, and the single call
+that multiplies its weight is recorded: the input of that call is what the weight multiplies.
 """
 
 import copy
@@ -23,17 +23,18 @@ _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """One run of a layer whose outputs are its weight times what each of them sees, plus its bias.
+    """One run of a layer whose outputs are its weight times the inputs that each output sees, plus its bias.
 
-    read: what the weight meets, after any padding in the layer's forward. seen: (N, g, f), what each output sees: f = inputs
-    of a group x taps, in the order of `weight_of`; the N outputs are in the order of `rows_of`, g is the number of groups.
+    read: the input of the weight, after any padding in the layer's forward. seen: (N, g, f), the inputs that each output sees.
+    f = inputs of a group x taps, in the order of `weight_of`; the N outputs are in the order of `rows_of`; g is the number of
+    groups.
     """
 
     read: Tensor
     seen: Tensor
 
     def holds(self, values: Tensor) -> bool:
-        """Whether the weight meets these values as they are, but for padding around them."""
+        """Return whether the input of the weight is these values unchanged, except for padding around them."""
         more = [ours - theirs for ours, theirs in zip(self.read.shape, values.shape, strict=False)]
         if self.read.ndim != values.ndim or min(more) < 0:
             return False
@@ -43,9 +44,9 @@ class Product:
 
 
 def product(layer: nn.Module, values: Tensor) -> Product | None:
-    """A run of a convolution or linear layer on `values`; None where its outputs are not its weight times them plus its bias.
+    """Run a convolution or linear layer on `values`; None if its outputs are not its weight times them plus its bias.
 
-    That is so of a layer that standardises its weight, for example, or ignores a bias.
+    Examples of the latter are layers that standardise their weight or ignore their bias.
     """
     twin = _with_bias(layer)
     with torch.inference_mode(), _Recorder(twin.weight) as recorder:
@@ -57,16 +58,19 @@ def product(layer: nn.Module, values: Tensor) -> Product | None:
 
 
 def no_products(model: nn.Module, images: Tensor) -> set[str]:
-    """The convolutions and linear layers whose outputs are not their weight times what they read, padded or not, by name.
+    """Return the names of the convolutions and linear layers whose outputs are not their weight times their input.
 
-    images: some inputs of the network, (B, C, H, W). Layers that do not run are not among these.
+    The input may be padded. images: some inputs of the network, (B, C, H, W). Layers that do not run are not included.
     """
     read = inputs_of(model, (_ConvNd, nn.Linear), images)
     return {name for name, values in read.items() if not _is_product(model.get_submodule(name), values)}
 
 
 def inputs_of(model: nn.Module, kinds: tuple[type[nn.Module], ...], images: Tensor) -> dict[str, Any]:
-    """What the layers of some kinds read first in a forward pass on `images`, by name; of those that run. Hooks come and go."""
+    """Return, by name, the first input of the layers of some kinds that run in a forward pass on `images`.
+
+    The hooks for this are removed afterwards.
+    """
     read: dict[str, Any] = {}
     hooks = [
         layer.register_forward_pre_hook(partial(_note, read, name), with_kwargs=True)
@@ -75,7 +79,7 @@ def inputs_of(model: nn.Module, kinds: tuple[type[nn.Module], ...], images: Tens
     ]
     try:
         with torch.inference_mode():
-            model(images.clone())  # which the forward may change
+            model(images.clone())  # the forward may modify them
     finally:
         for hook in hooks:
             hook.remove()
@@ -93,9 +97,9 @@ def _is_product(layer: nn.Module, like: Tensor) -> bool:
 
 
 def coverage(layer: nn.Module, like: Tensor) -> Tensor:
-    """How much of a constant one in each input reaches the outputs through each tap, on average: (c, taps).
+    """Return the share of a constant input of one that reaches the outputs through each tap, on average: (c, taps).
 
-    like: an input, (1, ...) in any numbers. Less than one at taps that lie on zero padding at some outputs.
+    like: an input, (1, ...), with any values. The share is below one for taps that fall on zero padding at some outputs.
     """
     ones, zeros = (product(layer, make(like)) for make in (torch.ones_like, torch.zeros_like))
     assert ones is not None
@@ -104,17 +108,20 @@ def coverage(layer: nn.Module, like: Tensor) -> Tensor:
 
 
 def rows_of(layer: nn.Module, values: Tensor) -> Tensor:
-    """What a layer writes, channels last: (B, C, ...) of a convolution or norm, or (..., C) of a linear layer -> (N, C)."""
+    """Reshape a layer's output to rows (N, C): (B, C, ...) for a convolution or norm, or (..., C) for a linear layer."""
     return (values if isinstance(layer, nn.Linear) else values.movedim(1, -1)).flatten(0, -2)
 
 
 def width_of(layer: Any) -> int:
-    """How many channels a convolution or linear layer writes."""
+    """Return the number of channels that a convolution or linear layer writes."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def weight_of(layer: Any) -> Tensor:
-    """A layer's weight as (o, c, taps): o outputs, c inputs of a group; a transposed convolution's as of a plain one."""
+    """Return a layer's weight as (o, c, taps): o outputs, c inputs of a group.
+
+    The weight of a transposed convolution is rearranged to that of the equivalent plain convolution.
+    """
     weight = layer.weight.data
     if isinstance(layer, _ConvTransposeNd):
         grouped = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
@@ -123,7 +130,7 @@ def weight_of(layer: Any) -> Tensor:
 
 
 def set_weight(layer: Any, weight: Tensor) -> None:
-    """Give a layer a weight in the shape of `weight_of`; a parameter of its own, were it shared before."""
+    """Set a layer's weight, given in the shape of `weight_of`, as a new parameter, so that it is no longer shared."""
     was = layer.weight
     if isinstance(layer, _ConvTransposeNd):
         weight = weight.unflatten(2, layer.kernel_size)
@@ -132,21 +139,21 @@ def set_weight(layer: Any, weight: Tensor) -> None:
 
 
 def scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
-    """Make a layer's outputs `scale * y + shift`, channel by channel: (o,) each, float64."""
+    """Change a layer's outputs y to `scale * y + shift`, channel by channel; scale and shift are (o,), float64."""
     set_weight(layer, weight_of(layer).double() * scale[:, None, None])
     bias = 0 if layer.bias is None else layer.bias.data.double()
     add_bias(layer, scale * bias + shift - bias)
 
 
 def add_bias(layer: Any, more: Tensor) -> None:
-    """Add to a layer's bias, which it is given where it has none. more: (o,)."""
+    """Add `more` (o,) to a layer's bias; a layer without a bias gets one."""
     learns = (layer.weight if layer.bias is None else layer.bias).requires_grad
     now = layer.weight.data.new_zeros(width_of(layer)) if layer.bias is None else layer.bias.data
     layer.bias = nn.Parameter((now.double() + more).to(now.dtype), requires_grad=learns)
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes each call that multiplies a weight: what was called, with which arguments, and the result."""
+    """Recorder of each call that multiplies a weight: the function, its arguments and the result."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -164,7 +171,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _bound(operator: Callable, args: tuple, kwargs: dict[str, Any]) -> list:
-    """The operator's arguments in their order: input, weight, bias, and a convolution's options."""
+    """Return the operator's arguments in order: input, weight, bias, and a convolution's options."""
     defaults: dict[str, Any] = {"input": None, "weight": None, "bias": None}
     if operator in _CONVOLUTIONS:
         defaults |= {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -174,7 +181,7 @@ def _bound(operator: Callable, args: tuple, kwargs: dict[str, Any]) -> list:
 
 
 def _with_bias(layer: Any) -> Any:
-    """The layer, with the same weight, and a bias in any case: whether its forward uses one is to be seen."""
+    """Return the layer with the same weight and always a bias, so that a run shows whether its forward uses one."""
     twin = copy.copy(layer)
     twin.__dict__["_parameters"] = dict(layer._parameters)
     if layer.bias is None:
@@ -183,7 +190,7 @@ def _with_bias(layer: Any) -> Any:
 
 
 def _seen(operator: Callable, read: Tensor, layer: Any, options: list) -> Tensor:
-    """(N, g, f), what each output sees."""
+    """Return the inputs that each output sees: (N, g, f)."""
     if operator is F.linear:
         return read.flatten(0, -2)[:, None]
     kernel = layer.kernel_size
@@ -209,18 +216,18 @@ def _seen(operator: Callable, read: Tensor, layer: Any, options: list) -> Tensor
 
 
 def _each(option: Any, kernel: Sequence[int]) -> tuple[int, ...]:
-    """One number for each axis of the kernel."""
+    """Expand an option to one number for each axis of the kernel."""
     numbers = (option,) if isinstance(option, int) else tuple(option)
     return numbers * len(kernel) if len(numbers) == 1 else numbers
 
 
 def _sides(before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """As F.pad wants them, the last axis first."""
+    """Return the padding as F.pad expects it, the last axis first."""
     return [size for sides in zip(reversed(before), reversed(after), strict=True) for size in sides]
 
 
 def _spread(values: Tensor, stride: Sequence[int]) -> Tensor:
-    """Zeros between the values, `stride` apart: what a transposed convolution's kernel walks over."""
+    """Put zeros between the values, so that these are `stride` apart, as a transposed convolution's kernel sees them."""
     sizes = [(size - 1) * step + 1 for size, step in zip(values.shape[2:], stride, strict=True)]
     spread = values.new_zeros(*values.shape[:2], *sizes)
     spread[(..., *[slice(None, None, step) for step in stride])] = values  # type: ignore[index]

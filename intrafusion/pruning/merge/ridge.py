@@ -1,4 +1,4 @@
-"""What is summed up batch by batch: means and deviations; ridge regression, its strength chosen on images held out."""
+"""Statistics accumulated batch by batch: means and deviations, and ridge regression with a strength chosen on held-out data."""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from intrafusion.runtime.cancellation import checkpoint
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # in units of the features' mean second moment
-_EVERY = 4  # one batch of so many is held out to choose among these
+_EVERY = 4  # every fourth batch is held out to choose among RIDGES
 
 
 @dataclass
 class _Sums:
-    """xx: (p, p), xy: (p, q) and yy: (q,), float64; xx's last feature is the constant one."""
+    """Sums xx (p, p), xy (p, q) and yy (q,), float64; the last feature in xx is the constant 1."""
 
     xx: Tensor | None = None
     xy: Tensor | None = None
@@ -28,10 +28,10 @@ class _Sums:
 
 @dataclass
 class Moments:
-    """Mean and standard deviation of each of q numbers, over batches (N, q)."""
+    """Mean and standard deviation of each of q values, over batches (N, q)."""
 
     count: int = 0
-    sums: Tensor | None = None  # of the numbers, of their squares: float64 (2, q)
+    sums: Tensor | None = None  # sums of the values and of their squares: float64 (2, q)
 
     def add(self, values: Tensor) -> None:
         values = values.double()
@@ -49,9 +49,10 @@ class Moments:
 
 @dataclass
 class Regression:
-    """Predicts y (q numbers) from x (p numbers and a constant) in the least-squares sense.
+    """Least-squares regression of y (q values) on x (p values and a constant).
 
-    Batches are summed up in their own precision, in float32 at least, and these sums in float64. best: the ridge chosen last.
+    Each batch is summed in its own precision, in float32 at least; the sums of batches are added in float64. best: the ridge
+    chosen last.
     """
 
     fit: _Sums = field(default_factory=_Sums)
@@ -60,16 +61,17 @@ class Regression:
     best: float = RIDGES[1]
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """One batch: x (N, p) and y (N, q), rows being samples."""
+        """Add one batch: x (N, p) and y (N, q); rows are samples."""
         x, y = (values.to(torch.promote_types(values.dtype, torch.float32)) for values in (x, y))
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         (self.held if self.batches % _EVERY == _EVERY - 1 else self.fit).add(x, y)
         self.batches += 1
 
     def solve(self, start: Tensor | None = None, ridges: tuple[float, ...] = RIDGES) -> tuple[Tensor, Tensor]:
-        """Weights (p, q) and intercept (q,), float64: near `start` (p + 1, q; zero if None) where the data leave it open.
+        """Return weights (p, q) and intercept (q,), float64, regularised towards `start` (p + 1, q; zero if None).
 
-        The intercept alone is not drawn anywhere. The ridge is the one that predicts the held-out batches best.
+        The intercept is practically not regularised. The ridge is the one that predicts the held-out batches best;
+        with a single ridge to choose from, or no held-out batches, it is `best`.
         """
         xx, xy = self.fit.xx, self.fit.xy
         assert xx is not None
@@ -83,7 +85,7 @@ class Regression:
         return found[:-1], found[-1]
 
     def explained(self, weights: Tensor, intercept: Tensor) -> Tensor:
-        """The share of each number's variance that a solution predicts, at most 1: (q,); 1 where it does not vary."""
+        """Return the share of each value's variance that a solution predicts: (q,), at most 1; 1 if the value does not vary."""
         known = [sums for sums in (self.fit, self.held) if sums.xx is not None]
         xx, xy, yy = (sum(getattr(sums, name) for sums in known) for name in ("xx", "xy", "yy"))  # type: Tensor, Tensor, Tensor
         both = torch.cat([weights, intercept[None]])
@@ -92,14 +94,17 @@ class Regression:
         return torch.where(total > 1e-9 * (1 + yy), 1 - left / total.clamp(min=1e-30), 1.0)
 
     def _error(self, weights: Tensor) -> float:
-        """The held-out squared error, up to what no weights can change."""
+        """Return the held-out squared error, up to a constant that does not depend on the weights."""
         assert self.held.xx is not None
         assert self.held.xy is not None
         return float((weights * (self.held.xx @ weights - 2 * self.held.xy)).sum())
 
 
 def _ridge(xx: Tensor, xy: Tensor, start: Tensor | None, ridge: float) -> Tensor:
-    """(xx + R)^-1 (xy + R start): (p + 1, q). R: `ridge` times the mean diagonal; hardly any for the constant."""
+    """Compute (xx + R)^-1 (xy + R start): (p + 1, q).
+
+    R is diagonal: `ridge` times the mean of the diagonal of xx, and almost zero for the constant.
+    """
     strength = ridge * xx.diagonal()[:-1].mean().clamp(min=1e-12)
     penalty = torch.full_like(xx.diagonal(), float(strength))
     penalty[-1] = strength * 1e-6

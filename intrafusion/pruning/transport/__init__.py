@@ -1,3 +1,3 @@
-"""Transport plans from the channels that go to those that stay."""
+"""Transport plans from all channels of a group to the kept ones."""
 
 __all__: list[str] = []

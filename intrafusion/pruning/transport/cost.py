@@ -1,4 +1,4 @@
-"""How far the channels of one group lie apart: the part of a transport plan that no sparsity or criterion changes."""
+"""Distances between the channels of one group: the part of a transport plan that does not depend on sparsity or criterion."""
 
 import math
 import warnings
@@ -17,16 +17,16 @@ from intrafusion.pruning.groups.feature_maps import feature_maps
 from intrafusion.pruning.groups.group import Group
 from intrafusion.runtime.cancellation import beside, checkpoint
 
-_SLICE, _ROWS = 64, 128  # coordinates and channels compared at once: they stay in the caches
-_COORDINATES = 8192  # activations of a channel that are compared, for each consumer
+_SLICE, _ROWS = 64, 128  # coordinates and channels compared at once, so that they stay in the caches
+_COORDINATES = 8192  # maximum number of activations of a channel to compare, for each consumer
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The channels of a group as points. All float64 on the CPU.
+    """The channels of a group as points. All tensors are float64 on the CPU, except `block`.
 
-    vectors: (n, d), of length one but for dead channels, which are zero. distances: (n, n), infinite between channels of
-    different blocks. block: int64 (n,), the group's. distance, p: what `distances` measures.
+    vectors: (n, d), of length one, or zero for dead channels. distances: (n, n), infinite between channels of different
+    blocks. block: int64 (n,), the group's. distance, p: the kind of distance, as in `compare_channels`.
     """
 
     vectors: Tensor
@@ -37,11 +37,11 @@ class Geometry:
 
     @property
     def metric(self) -> bool:
-        """Whether the triangle inequality holds: for norms, not for the cosine distance, which is a squared one."""
+        """Whether the triangle inequality holds: it does for norms, not for the cosine distance, which is a squared one."""
         return self.distance == "lp"
 
     def members(self, block: int) -> Tensor:
-        """int64: the channels of one block, sorted."""
+        """Return the channels of one block: int64, sorted."""
         return (self.block == block).nonzero()[:, 0]
 
 
@@ -56,11 +56,10 @@ def compare_channels(
 ) -> Geometry:
     """Compare the channels of `group` with each other.
 
-    options: of `TransportOptions`, of which cost, distance, p and bias matter here. cost: compare the "weights" that write
+    options: those of `TransportOptions`; only cost, distance, p and bias matter here. cost: compare the "weights" that write
     and read a channel (BN folded; `bias` appends the biases), or the "activations" that its consumers read on at most
     `calibration` images of `data`. distance: between vectors of length one, "lp" (the p-norm of the difference) or "cosine"
-    (one minus the cosine). Raises IntrafusionError for an unknown choice, missing images, or a combination that means
-    nothing.
+    (one minus the cosine). Raises IntrafusionError for an unknown choice, missing images, or options that do not fit together.
     """
     chosen = TransportOptions(**options)
     chosen.check_together()
@@ -79,9 +78,9 @@ def compare_channels(
 
 
 def activation_vectors(model: nn.Module, group: Group, data: ImageData, seed: int = 0) -> Tensor:
-    """What each consumer reads of each channel on these images: float64 (n, d).
+    """Return the values of each channel that the consumers read on these images: float64 (n, d).
 
-    Where a map has many positions, the same seeded sample of them is taken for every channel of an image.
+    If a map has many positions, a random sample of them is used, drawn by `seed` and the same for every channel of an image.
     """
     generator = torch.Generator().manual_seed(seed)
     a_image = max(1, _COORDINATES // len(data))
@@ -97,13 +96,13 @@ def activation_vectors(model: nn.Module, group: Group, data: ImageData, seed: in
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Rows divided by their L2 norm; a dead channel (all zero) stays zero."""
+    """Divide each row by its L2 norm; a dead channel (all zero) stays zero. Returned on the CPU."""
     norms = vectors.norm(dim=1, keepdim=True)
     return (vectors / norms.where(norms > 0, torch.ones_like(norms))).cpu()
 
 
 def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
-    """Distances between all rows: (n, d) -> (n, n), symmetric, zero on the diagonal. Each pair is compared once."""
+    """Compute the distances between all rows: (n, d) -> (n, n), symmetric, zero on the diagonal. Each pair is compared once."""
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(vectors))
     for part in vectors.split(_SLICE, 1):
@@ -116,7 +115,7 @@ def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
 
 
 def distances_between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
-    """Distances from each row to each point: (n, d), (k, d) -> (n, k)."""
+    """Compute the distances from each row to each point: (n, d), (k, d) -> (n, k)."""
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(points))
     for some, others in zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True):
@@ -131,20 +130,21 @@ def _powers(some: Tensor, others: Tensor, p: float) -> Tensor:
 
 
 def _finish(sums: Tensor, distance: str, p: float) -> Tensor:
-    """From sums of p-th powers to the distance; for unit vectors 1 - cos is half the squared Euclidean distance."""
+    """Convert sums of p-th powers to distances; for unit vectors 1 - cos is half the squared Euclidean distance."""
     if distance == "cosine":
         return sums / 2
     return sums if p == 1 else sums.pow(1 / p)
 
 
 def most_important(scores: Tensor, k: int) -> Tensor:
-    """int64 (k,), sorted: the channels with the largest scores (n,); of equals the first."""
+    """Return the k channels with the largest scores (n,), the first of equal ones: int64 (k,), sorted."""
     return scores.argsort(descending=True, stable=True)[:k].sort().values
 
 
 def choose_anchors(vectors: Tensor, scores: Tensor, k: int, kind: str, seed: int) -> tuple[Tensor | None, Tensor]:
-    """The k targets: their vectors (k, d), None where they are channels; and int64 (k,), the channels they stand for.
+    """Choose the k targets.
 
+    Returns their vectors (k, d), or None if the targets are channels, and the channels whose places they take: int64 (k,).
     Centroids take the places of distinct channels near them, by an optimal assignment.
     """
     if kind == "important" or k == len(scores):
@@ -165,19 +165,19 @@ def _centroids(vectors: np.ndarray, k: int, kind: str, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicated channels leave fewer distinct clusters than k
         if kind == "kmeans":
-            state = np.random.RandomState(seed)  # what KMeans draws its ten starts from, were they one call
+            state = np.random.RandomState(seed)  # the random numbers that a single call with ten starts would use
             starts = []
             for _ in range(10):
                 checkpoint()
                 starts.append(KMeans(k, n_init=1, random_state=state).fit(vectors))
             return min(starts, key=lambda start: start.inertia_).cluster_centers_
         checkpoint()
-        with beside():  # up to minutes in layers of thousands of channels
+        with beside():  # takes up to minutes for layers with thousands of channels
             return GaussianMixture(k, covariance_type="spherical", random_state=seed).fit(vectors).means_
 
 
 def embed(geometry: Geometry, method: str = "pca", seed: int = 0) -> tuple[Tensor, str]:
-    """The channels on a plane, float64 (n, 2), and in words what the plane shows.
+    """Project the channels onto a plane: return float64 (n, 2) and a text that describes the plane.
 
     method: "pca" (of the unit vectors) or "tsne" (of the distances; van der Maaten & Hinton 2008).
     """
@@ -187,7 +187,7 @@ def embed(geometry: Geometry, method: str = "pca", seed: int = 0) -> tuple[Tenso
         from sklearn.manifold import TSNE
 
         finite = geometry.distances.isfinite()
-        apart = geometry.distances.where(finite, 1.1 * geometry.distances[finite].max()).numpy()  # other blocks: far
+        apart = geometry.distances.where(finite, 1.1 * geometry.distances[finite].max()).numpy()  # put other blocks far away
         perplexity = min(30.0, max(2.0, math.sqrt(n)))
         made = TSNE(metric="precomputed", init="random", perplexity=perplexity, random_state=seed).fit_transform(apart)
         return torch.from_numpy(made).double(), f"t-SNE of the distances, perplexity {perplexity:.0f}"
@@ -196,5 +196,5 @@ def embed(geometry: Geometry, method: str = "pca", seed: int = 0) -> tuple[Tenso
     values = values.clamp(min=0)
     share = float(values[-2:].sum() / values.sum()) if values.sum() > 0 else 1.0
     plane = (axes * values.sqrt())[:, -2:].flip(1)
-    plane = plane * torch.where(plane.gather(0, plane.abs().argmax(0, keepdim=True)) < 0, -1, 1)  # no arbitrary mirror
+    plane = plane * torch.where(plane.gather(0, plane.abs().argmax(0, keepdim=True)) < 0, -1, 1)  # fix the arbitrary sign
     return plane, f"PCA of the unit vectors; the plane holds {share:.0%} of their variance"

@@ -1,4 +1,4 @@
-"""The transport plan of one group: marginals, solver, and the matrix that is applied.
+"""Transport plan of one group: marginals, solver, and the matrix that is applied to the channels.
 
 Theus et al., "Towards Meta-Pruning via Optimal Transport", ICLR 2024. Names follow POT: M cost, a and b marginals, G
 coupling.
@@ -20,17 +20,17 @@ from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.transport.cost import Geometry, choose_anchors, compare_channels, distances_between, most_important
 from intrafusion.pruning.transport.solvers import Problem
 
-_LEAST = 1e-290  # of a mass: smaller numbers lose digits, and quotients of them are noise
+_LEAST = 1e-290  # smallest mass: smaller numbers lose digits, and their quotients are noise
 
 
 @dataclass(frozen=True, eq=False)
 class TransportPlan:
-    """How n channels move onto k targets; all tensors float64 on the CPU but `kept`.
+    """Transport of n channels onto k targets. All tensors are float64 on the CPU, except `kept`.
 
-    coupling: (n, k), mass from source to target. matrix: (k, n), what multiplies the channels. kept: int64 (k,), sorted:
-    the channel in whose place each target stands. cost: (n, k), infinite between channels that no layer couples. source
-    (n,) and target (k,): the marginals asked for; the solvers "exact" and "sinkhorn" meet them. reduced: whether the
-    exact reduction was used.
+    coupling: (n, k), mass from source to target. matrix: (k, n), multiplies the channels. kept: int64 (k,), sorted,
+    the channel whose place each target takes. cost: (n, k), infinite between channels of different blocks. source (n,) and
+    target (k,): the requested marginals; the solvers "exact" and "sinkhorn" meet them. reduced: whether the exact reduction was
+    used.
     """
 
     coupling: Tensor
@@ -49,32 +49,33 @@ class TransportPlan:
 
     @property
     def entropy(self) -> float:
-        """-sum G log G of the coupling, in nats: 0 where one entry holds all mass, log(n k) where all are equal."""
+        """-sum G log G of the coupling, in nats: 0 if one entry holds all mass, log(n k) if all entries are equal."""
         G = self.coupling[self.coupling > 0]
         return float(-(G * G.log()).sum()) + 0.0
 
     @property
     def stays(self) -> Tensor:
-        """(k,): the mass that each kept channel leaves in its own place."""
+        """The mass that each kept channel leaves in its own place: (k,)."""
         return self.coupling[self.kept, torch.arange(len(self.kept))]
 
     @property
     def share_moved(self) -> float:
-        """Mass that goes to another channel's place, as a share of all mass that arrives anywhere."""
+        """Mass that moves to another channel's place, as a share of all transported mass."""
         total = float(self.coupling.sum())
         return 1 - float(self.stays.sum()) / total if total > 0 else 0.0
 
     def spread(self) -> Tensor:
-        """The applied matrix in the dense shape (n, n): rows of channels that do not stay are zero."""
+        """Return the applied matrix in the dense shape (n, n); the rows of channels that are not kept are zero."""
         dense = self.matrix.new_zeros(self.matrix.shape[1], self.matrix.shape[1])
         dense[self.kept] = self.matrix
         return dense
 
 
 def kept_count(size: int, sparsity: float) -> int:
-    """Channels that stay of `size` at a neuron sparsity in [0, 1): n (1 - s) rounded down, at least one.
+    """Return how many of `size` channels are kept at a neuron sparsity in [0, 1): n (1 - s) rounded down, at least one.
 
-    Where n (1 - s) is a whole number, floats may make it a little less: 160 at 0.8 keep 32, and 160 * (1 - 0.8) < 32.
+    If n (1 - s) is a whole number, rounding errors of floats must not make it smaller: 160 channels at 0.8 keep 32, although
+    160 * (1 - 0.8) < 32. Raises IntrafusionError for another sparsity.
     """
     if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {shown(sparsity)}")
@@ -93,7 +94,7 @@ def plan(
     calibration: int | None = 512,
     **options: Unpack[TransportKeywords],
 ) -> TransportPlan:
-    """Plan the transport of a group's n channels onto the k that stay.
+    """Plan the transport of a group's n channels onto the k kept ones.
 
     Parameters
     ----------
@@ -102,34 +103,34 @@ def plan(
     group : Group
         One of `find_groups` that can be pruned.
     scores : Tensor
-        (n,), of `score`; larger stays.
+        (n,), from `score`; the channels with the largest scores are kept.
     sparsity : float
-        The share of the channels that goes, in [0, 1): k is `kept_count`.
+        Share of the channels to remove, in [0, 1); k is `kept_count`.
     round_to : int
-        k becomes a multiple of it, see `block_counts`.
+        k is rounded to a multiple of this, see `block_counts`.
     seed : int
-        Of the images that are looked at, and of clustered targets.
+        Seed for the choice of images and for clustered targets.
     data : ImageData, optional
-        Calibration images, where channels are compared by activations.
+        Calibration images, needed if channels are compared by activations.
     calibration : int, optional
-        At most so many images are looked at; None for all.
+        Maximum number of images to use; None for all.
     **options : TransportOptions
         cost, distance, p and bias: how channels are compared. source, target: marginals, "uniform", "importance" (share of the
-        scores) or "softmax". anchors: targets are the most "important" channels, or "kmeans" or "gmm" centroids. solver: one of
-        `registry("solver")`; reg, reg_m: strength of its entropy ("sinkhorn") and of its marginals ("unbalanced"), in units of
-        the mean cost; mass: the share that "partial" moves. normalise: the coupling divided by the source's marginal ("source",
-        the paper's), by the target's ("target"), or as it is ("none").
+        scores) or "softmax". anchors: the targets, which are the most "important" channels, or "kmeans" or "gmm" centroids.
+        solver: one of `registry("solver")`. reg, reg_m: strength of the entropy ("sinkhorn") and of the marginals
+        ("unbalanced"), in units of the mean cost. mass: the share of the mass that "partial" moves. normalise: divide the
+        coupling by the source's marginal ("source", as in the paper), by the target's ("target"), or not at all ("none").
 
     Returns
     -------
     TransportPlan
-        The coupling (n, k), the matrix (k, n) that is applied, and the channels that stay.
+        The coupling (n, k), the matrix (k, n) that is applied, and the kept channels.
 
     Raises
     ------
     IntrafusionError
-        For a group that cannot be pruned, scores of another length, an unknown choice, choices that mean nothing together, and
-        NaN or infinite weights.
+        For a group that cannot be pruned, scores of another length, an unknown choice, choices that do not fit together, or NaN
+        or infinite weights.
 
     Examples
     --------
@@ -149,9 +150,9 @@ def plan(
 
 
 def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> TransportPlan:
-    """The plan of a merge that moves nothing: the most important channels keep their places, the others lose their mass.
+    """Return the plan of a merge that moves nothing: the most important channels are kept, the others lose their mass.
 
-    Nothing is compared or solved for it. Its cost is zero where a channel stays and infinite elsewhere.
+    No channels are compared and no transport problem is solved. The cost is zero where a channel stays and infinite elsewhere.
     """
     counts, chosen = group_counts(group, sparsity, round_to), scores.detach().double().cpu()
     kept = []
@@ -166,7 +167,7 @@ def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> Tr
 
 
 def selection(kept: Tensor, size: int) -> Tensor:
-    """The matrix (k, n) that takes channels `kept` as they are, float64."""
+    """Return the matrix (k, n), float64, that selects the channels `kept` unchanged."""
     matrix = torch.zeros(len(kept), size, dtype=torch.float64)
     matrix[torch.arange(len(kept)), kept] = 1
     return matrix
@@ -181,7 +182,7 @@ def solve(
     seed: int = 0,
     **options: Unpack[TransportKeywords],
 ) -> TransportPlan:
-    """`plan` on a geometry measured before, which no sparsity, criterion, marginal or solver changes."""
+    """Plan as `plan` does, on a measured geometry, which does not depend on sparsity, criterion, marginals or solver."""
     n = len(geometry.block)
     if scores.shape != (n,) or not torch.isfinite(scores).all():
         raise IntrafusionError(f"scores must be {n} finite numbers, one a channel, not {tuple(scores.shape)}")
@@ -223,10 +224,11 @@ def solve(
 
 
 def block_counts(block: Tensor, k: int, round_to: int = 1) -> list[int]:
-    """How many of the k kept channels each block gets: its proportional share, by largest remainder, at least one.
+    """Return how many channels each block keeps: its proportional share of k, by largest remainder, at least one.
 
-    block: int64 (n,). With more blocks than k, each still keeps one. round_to: the count of each block that loses channels
-    becomes the nearest multiple of it, at least one and at most all; a block of no more channels than that stays whole.
+    block: int64 (n,). With more blocks than k, each still keeps one channel. round_to: the count of each block that loses
+    channels is rounded to the nearest multiple of this, but at least to `round_to` itself and at most to the size of the block.
+    So a block with no more than `round_to` channels keeps all. Raises IntrafusionError for `round_to` below 1.
     """
     sizes = block.bincount().double()
     ideal = sizes * k / sizes.sum()
@@ -248,14 +250,15 @@ def _rounded(count: int, size: int, multiple: int) -> int:
 
 
 def group_counts(group: Group, sparsity: float, round_to: int = 1) -> list[int]:
-    """How many channels of each of the group's blocks stay at this sparsity."""
+    """Return how many channels each of the group's blocks keeps at this sparsity."""
     return block_counts(group.block, kept_count(group.size, sparsity), round_to)
 
 
 def marginal(scores: Tensor, kind: str) -> Tensor:
-    """A probability vector (n,) from importance scores (n,): "uniform", "importance" (share) or "softmax".
+    """Return a probability vector (n,) from importance scores (n,): "uniform", "importance" (share) or "softmax".
 
-    No mass but that of importance zero vanishes, however far apart the scores are.
+    Only an importance of zero gives zero mass, however far apart the scores are. Raises IntrafusionError for "importance" with
+    negative scores.
     """
     if kind == "softmax":
         return scores.softmax(0).clamp(min=_LEAST)
@@ -263,12 +266,12 @@ def marginal(scores: Tensor, kind: str) -> Tensor:
         raise IntrafusionError("importance marginals need scores that are not negative: choose softmax or uniform")
     if kind == "uniform" or not scores.any():
         return torch.full_like(scores, 1 / len(scores))
-    share = scores / scores.max()  # first: the sum may be no number any more, or subnormal
+    share = scores / scores.max()  # divide first: the sum may overflow or be subnormal
     return (share / share.sum()).clamp(min=_LEAST).where(scores > 0, 0.0)
 
 
 def nearest_mean(vectors: Tensor, points: Tensor, scores: Tensor, places: Tensor) -> Tensor:
-    """Importance of each centroid (k,): the mean of the channels nearest to it, or of the one in whose place it stands."""
+    """Return the importance of each centroid (k,): the mean of its nearest channels, or of the channel replaced if none."""
     nearest = distances_between(vectors, points, p=2).argmin(1)
     sums = torch.zeros(len(points), dtype=scores.dtype).index_add_(0, nearest, scores)
     counts = nearest.bincount(minlength=len(points))
@@ -276,9 +279,10 @@ def nearest_mean(vectors: Tensor, points: Tensor, scores: Tensor, places: Tensor
 
 
 def applied_matrix(coupling: Tensor, a: Tensor, b: Tensor, normalise: str) -> Tensor:
-    """T (k, n) from the coupling (n, k): divided by the source's marginal, the target's, or not.
+    """Return T (k, n) from the coupling (n, k), divided by the source's marginal, by the target's, or unchanged.
 
-    Where a plan meets its marginals, columns sum to one ("source"), or rows do ("target")."""
+    If a plan meets its marginals, columns sum to one ("source"), or rows do ("target").
+    """
     if normalise == "source":
         return (coupling / a.where(a > 0, torch.ones_like(a))[:, None]).T.contiguous()
     if normalise == "target":
@@ -287,7 +291,7 @@ def applied_matrix(coupling: Tensor, a: Tensor, b: Tensor, normalise: str) -> Te
 
 
 def shared_mass(first: TransportPlan, second: TransportPlan) -> float:
-    """The share of the mass that two plans of one group move to the same places: 1 where they agree, 0 where nowhere."""
+    """Return the share of mass that two plans of one group move to the same places, from 0 (none) to 1 (all)."""
     places = []
     for made in (first, second):
         dense = made.coupling.new_zeros(len(made.source), len(made.source))

@@ -1,4 +1,4 @@
-"""What happens to one channel, as facts that a sentence can be made of."""
+"""Provenance of single channels: what a plan does to a channel, as data and as text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,9 @@ from intrafusion.pruning.transport.planning import TransportPlan
 class Story:
     """One channel's part in a plan.
 
-    rank: 1 for the most important. goes_to: (kept channel, weight in the applied matrix), heaviest first. absorbs: the
-    same for the channels merged into this one, itself left out; empty when it does not stay.
+    rank: 1 for the most important. goes_to: (kept channel, weight in the applied matrix) for each channel that this one is
+    merged into, heaviest first. absorbs: the same for the channels merged into this one, without itself; empty if this channel
+    is not kept.
     """
 
     channel: int
@@ -25,13 +26,13 @@ class Story:
 
     @property
     def weights(self) -> tuple[tuple[int, float], ...]:
-        """What a kept channel is made of, itself first; where another one goes."""
+        """(channel, weight) of the sources of a kept channel, itself first; of the targets of any other channel."""
         if not self.kept:
             return self.goes_to
         return ((self.channel, dict(self.goes_to).get(self.channel, 0.0)), *self.absorbs)
 
     def sentence(self, merge: str = "fusion") -> str:
-        """The story in plain words, for fusion or for dropping."""
+        """Return the story as text, for the merge "drop" or for fusion."""
         place = f"Channel {self.channel} ranks {self.rank} by importance (score {self.score:.3g})"
         own = dict(self.goes_to).get(self.channel, 0.0)
         if self.kept and (merge == "drop" or (not self.absorbs and abs(own - 1) < 0.005)):
@@ -47,7 +48,7 @@ class Story:
 
 
 def story(plan: TransportPlan, scores: Tensor, channel: int) -> Story:
-    """The story of `channel` under `plan`; scores (n,) rank the channels."""
+    """Return the story of `channel` under `plan`; the scores (n,) rank the channels."""
     rank = 1 + int((scores > scores[channel]).sum())
     rows = (plan.kept == channel).nonzero()[:, 0]
     absorbs = _heaviest(plan.matrix[rows[0]], exclude=channel) if len(rows) else ()
@@ -57,7 +58,7 @@ def story(plan: TransportPlan, scores: Tensor, channel: int) -> Story:
 
 
 def moves(plan: TransportPlan) -> list[dict[str, Any]]:
-    """One row for each channel and target between which mass moves: its mass, weight in the applied matrix, and cost."""
+    """Return one row for each channel and target between which mass moves: mass, weight in the applied matrix, and cost."""
     sources, targets = plan.coupling.nonzero(as_tuple=True)
     columns = {
         "channel": sources,

@@ -1,6 +1,6 @@
 """Solvers of one transport problem, from POT. Names follow POT: M cost, a and b marginals, G coupling.
 
-The iterative ones get torch tensors: POT then computes with torch, several times faster here than with numpy.
+The iterative solvers get torch tensors: POT then computes with torch, which is several times faster here than numpy.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from intrafusion._registry import SOLVERS
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.cancellation import beside
 
-_LARGE = 1 << 19  # distances of a problem that takes seconds to solve, at least
-_ITERATIONS = {"sinkhorn": 1000, "unbalanced": 500}  # a third of a second on 512 channels
+_LARGE = 1 << 19  # problems with more distances than this take seconds to solve
+_ITERATIONS = {"sinkhorn": 1000, "unbalanced": 500}  # take a third of a second on 512 channels
 _LIGHT = 1e-13  # share of all mass below which a solver's rounding hides a channel
-_ROOM = 1e6  # times all light masses: what a target must hold to take them without being noticeably fuller
-_ROUNDING = 1e-10  # share of a marginal below which its difference to another one is not believed
+_ROOM = 1e6  # times all light masses: a target with this much mass takes them without a noticeable change
+_ROUNDING = 1e-10  # share of a marginal below which its difference to another one counts as rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Move mass a (n,) onto b (k,), equal in sum, at cost M (n, k).
+    """A transport problem: move mass a (n,) onto b (k,), equal in sum, at cost M (n, k).
 
-    kept: int (k,), the sources that the targets are, None where the targets are other points. metric: whether M obeys
-    the triangle inequality. reg, reg_m: strength of the entropy and of the marginals, as multiples of the mean cost.
-    mass: share of the mass to move.
+    kept: int (k,), the source that is each target; None if the targets are other points. metric: whether M obeys the triangle
+    inequality. reg, reg_m: strength of the entropy and of the marginals, as multiples of the mean cost. mass: share of the mass
+    to move. Raises IntrafusionError for reg, reg_m or mass out of range.
     """
 
     a: np.ndarray
@@ -40,7 +40,7 @@ class Problem:
     mass: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("a", "b"):  # a mass of fewer digits, shared out, could vanish
+        for name in ("a", "b"):  # a smaller mass has fewer digits and could vanish when it is split
             mass = getattr(self, name)
             object.__setattr__(self, name, np.where(mass > 0, np.maximum(mass, 1e-300), 0))
         for name in ("reg", "reg_m"):
@@ -51,12 +51,12 @@ class Problem:
 
     @property
     def reducible(self) -> bool:
-        """Whether leaving each kept channel's mass where it is belongs to some optimal plan, and is possible."""
+        """Whether some optimal plan leaves each kept channel's mass in place, and whether the targets have room for that."""
         return self.metric and self.kept is not None and bool((self.b >= (1 - 1e-12) * self.a[self.kept]).all())
 
     @property
     def scale(self) -> float:
-        """The mean cost, 1 where nothing costs anything: the unit of `reg` and `reg_m`."""
+        """The mean cost, or 1 if all costs are zero: the unit of `reg` and `reg_m`."""
         return float(self.M.mean()) or 1.0
 
 
@@ -64,10 +64,10 @@ class Problem:
     "exact", "the optimal plan (network simplex); solved on the dropped channels alone where that is exact", "POT"
 )
 def exact(problem: Problem) -> np.ndarray:
-    """Optimal coupling (n, k).
+    """Compute the optimal coupling (n, k).
 
-    Where the problem is reducible, what remains is to send the n - k others into the residual target mass b - a[kept].
-    Any detour through a kept channel costs no less, by the triangle inequality. Otherwise the full problem is solved.
+    If the problem is reducible, only the n - k other channels are transported, into the residual target mass b - a[kept]. By
+    the triangle inequality, a detour through a kept channel never costs less. Otherwise the full problem is solved.
     """
     a, b, M, kept = problem.a, problem.b, problem.M, problem.kept
     if kept is None or not problem.reducible:
@@ -82,9 +82,9 @@ def exact(problem: Problem) -> np.ndarray:
 
 
 def _room(stays: np.ndarray, b: np.ndarray, goes: float) -> np.ndarray:
-    """What the k targets have room for beyond the mass that `stays` there, `goes` in all.
+    """Return the room of the k targets beyond the mass that `stays` there; `goes` is the total mass to place.
 
-    Where the difference is nothing but rounding, it is what the others leave, in proportion to b.
+    Targets whose difference is mere rounding share the mass that the others leave, in proportion to b.
     """
     room, hidden = b - stays, np.zeros_like(b)
     clear = room > _ROUNDING * b
@@ -102,7 +102,7 @@ def _room(stays: np.ndarray, b: np.ndarray, goes: float) -> np.ndarray:
     knobs=("reg",),
 )
 def sinkhorn(problem: Problem) -> np.ndarray:
-    """argmin <G, M> - reg H(G) in the log domain, then rounded onto the marginals (Altschuler et al., NeurIPS 2017)."""
+    """Compute argmin <G, M> - reg H(G) in the log domain, then round to the marginals (Altschuler et al., NeurIPS 2017)."""
     import ot
 
     rows, columns = problem.a > 0, problem.b > 0
@@ -126,7 +126,7 @@ def sinkhorn(problem: Problem) -> np.ndarray:
     knobs=("reg_m",),
 )
 def unbalanced(problem: Problem) -> np.ndarray:
-    """argmin <G, M> + reg_m (KL(G 1 | a) + KL(G^T 1 | b)), by majorisation-minimisation."""
+    """Compute argmin <G, M> + reg_m (KL(G 1 | a) + KL(G^T 1 | b)) by majorisation-minimisation."""
     import ot
 
     strength = problem.reg_m * problem.scale
@@ -151,9 +151,10 @@ def unbalanced(problem: Problem) -> np.ndarray:
     knobs=("mass",),
 )
 def partial(problem: Problem) -> np.ndarray:
-    """argmin <G, M> with G 1 <= a, G^T 1 <= b and sum(G) = mass sum(a), exactly.
+    """Compute argmin <G, M> with G 1 <= a, G^T 1 <= b and sum(G) = mass sum(a), exactly.
 
-    What stays behind goes to one more target, and what is missing comes from one more source, at no cost (their section 3).
+    The mass that is left goes to one additional target, and the missing mass comes from one additional source, at no cost
+    (section 3 of the paper).
     """
     if problem.mass == 1:
         return exact(problem)
@@ -167,8 +168,11 @@ _Solved = tuple[np.ndarray, np.ndarray, np.ndarray]  # G (n, k), and the dual pr
 
 
 def _emd(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> np.ndarray:
-    """The optimal plan between masses of any size: rows sum to a to rounding, columns to b, scaled to the same sum."""
-    import ot  # a second of imports that a first page view need not pay
+    """Compute the optimal plan between masses of any size.
+
+    Up to rounding, rows sum to a, and columns to b scaled to the same total.
+    """
+    import ot  # this import takes a second, which a first page view need not pay
 
     def solve(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> _Solved:
         with beside() if M.size > _LARGE else nullcontext():
@@ -186,10 +190,10 @@ def _with_light(
     solve: Callable[[np.ndarray, np.ndarray, np.ndarray], _Solved],
     arrives: Callable[[np.ndarray], np.ndarray] = np.ones_like,
 ) -> np.ndarray:
-    """Solve between the sources and targets that `solve` can tell from nothing, and then place the light ones.
+    """Solve for the sources and targets whose mass `solve` can resolve, then place the light ones.
 
-    In the limit of no mass, a source goes to the target of the least M - v, and arrives(M - v) of it gets there; a target
-    takes likewise from the source of the least M - u. Those without any mass neither give nor take.
+    In the limit of zero mass, a source moves to the target with the smallest M - v, and the share arrives(M - v) of it arrives.
+    Likewise, a target takes from the source with the smallest M - u. Sources and targets without mass are left out.
     """
     rows, columns = (mass > _LIGHT * mass.sum() for mass in (a, b))
     G = np.zeros_like(M)
@@ -206,7 +210,10 @@ def _place(
     prices: np.ndarray,
     arrives: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    """Add to G what the light sources give, each to one target that has room. prices: of the heavy targets."""
+    """Add the mass of the light sources to G, each to one target that has room.
+
+    prices: dual prices of the heavy targets.
+    """
     (a, b, M), (rows, columns) = problem, heavy
     light, targets = np.flatnonzero(~rows & (a > 0)), np.flatnonzero(columns)
     room = b[targets] >= min(_ROOM * a[light].sum(), b.max())
@@ -215,9 +222,9 @@ def _place(
 
 
 def _rounded(G: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The nearest way to make the marginals of G exactly a and b: scale down, then fill what is missing."""
+    """Make the marginals of G exactly a and b with little change: scale down, then fill in what is missing."""
     G = G * np.minimum(1, a / np.maximum(G.sum(1), 1e-300))[:, None]
     G = G * np.minimum(1, b / np.maximum(G.sum(0), 1e-300))
     rows, columns = np.maximum(a - G.sum(1), 0), np.maximum(b - G.sum(0), 0)
-    room = columns if 2 * columns.sum() > rows.sum() else b  # else what the columns lack is rounding
+    room = columns if 2 * columns.sum() > rows.sum() else b  # else the deficit of the columns is rounding
     return G + np.outer(rows, room / room.sum()) if rows.any() else G

@@ -1,3 +1,3 @@
-"""The trainers of the training lab, and its runs."""
+"""Trainers of the training lab, and its runs."""
 
 __all__: list[str] = []

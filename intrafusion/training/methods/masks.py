@@ -1,14 +1,19 @@
-"""Subnetworks of untrained networks: weights stay as they were drawn, and a mask over them is what learns.
+"""Subnetworks of untrained networks: weights stay as drawn, and only a mask over them is trained.
 
-ASLP: Dupont et al., "Extracting Effective Subnetworks with Gumbel-Softmax", ICIP 2022. Supermask: Zhou et al., NeurIPS
-2019. Edge-popup: Ramanujan et al., CVPR 2020. All are unstructured: they make no network faster.
+ASLP: Dupont et al., "Extracting Effective Subnetworks with Gumbel-Softmax", ICIP 2022. Supermask: Zhou et al., NeurIPS 2019.
+Edge-popup: Ramanujan et al., CVPR 2020. All masks are unstructured, so they do not make a network faster.
 
-Differences from ASLP's authors' code: biases are zero (theirs are drawn uniformly, and frozen); "signed" weights are those of
-all layers (theirs of convolutions alone: linear layers draw theirs anew afterwards); the scale always learns (theirs is off
-by default); Supermask is decided by a threshold, and rescaled (theirs is judged by the mean of ten drawn masks); edge-popup
-is scaled for what goes (theirs is not); a norm's scale and shift, which their networks lack, stay as they are. The lab
-trains at a one-cycle rate for a fixed time and takes the last masks (theirs: a constant rate until held-out images stop
-improving, and the best masks by these).
+Differences from ASLP's authors' code:
+
+- biases are zero (theirs are drawn uniformly, and frozen);
+- "signed" weights apply to all layers (theirs to convolutions alone: linear layers are drawn again afterwards);
+- the scale is always trained (theirs is off by default);
+- Supermask is decided by a threshold, and rescaled (theirs is evaluated as the mean of ten drawn masks);
+- edge-popup is scaled to compensate for the removed weights (theirs is not);
+- a norm's scale and shift, which their networks lack, stay unchanged.
+
+The lab trains with a one-cycle rate for a fixed time and takes the last masks (theirs: a constant rate until held-out images
+stop improving, and the best masks on these).
 """
 
 import copy
@@ -28,9 +33,9 @@ _TINY = 1e-7  # keeps a random number's logarithm finite
 
 
 class Mask(nn.Module):
-    """What a weight (n, ...) is multiplied by: drawn anew each time in training mode, decided in eval mode.
+    """Mask that multiplies a weight (n, ...): drawn anew at each use in training mode, fixed in eval mode.
 
-    Subclasses have `scores` in the weight's shape, of which those that stay are `kept()`.
+    `scores` have the weight's shape; `kept()` derives from them which weights are kept.
     """
 
     def __init__(self, weight: Tensor, generator: torch.Generator):
@@ -42,11 +47,11 @@ class Mask(nn.Module):
         return weight * (self.drawn() if self.training else self.decided())
 
     def kept(self) -> Tensor:
-        """Which weights stay in the end: bool, in their shape."""
+        """Return which weights are kept in eval mode: bool, in the weight's shape."""
         return self.scores.detach() >= 0
 
     def share(self) -> Tensor:
-        """How probable it is that each weight stays, in its shape."""
+        """Return the probability that each weight is kept, in the weight's shape."""
         return self.scores.detach().sigmoid()
 
     def drawn(self) -> Tensor:
@@ -56,12 +61,12 @@ class Mask(nn.Module):
         raise NotImplementedError
 
     def _uniform(self) -> Tensor:
-        """Random numbers in (0, 1), in the weight's shape."""
+        """Draw random numbers in (0, 1), in the weight's shape."""
         drawn = torch.rand(self.scores.shape, generator=self.generator).clamp(_TINY, 1 - _TINY)
         return drawn.to(self.scores)
 
     def get_extra_state(self) -> Tensor:
-        """The state of the random numbers, so that training which is stopped goes on with the same ones."""
+        """Return the state of the random numbers, so that stopped training resumes with the same ones."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -78,9 +83,9 @@ class Mask(nn.Module):
 
 
 class GumbelMask(Mask):
-    """Keep or drop by a hard Gumbel-Softmax of [m, 0] at temperature 1; the layer has one learned scale (smart rescale).
+    """Mask by a hard Gumbel-Softmax of [m, 0] at temperature 1; the layer has one learned scale (smart rescale).
 
-    In another form: soft = sigmoid(m + logit(u)), keep where soft > 1/2, gradients through soft.
+    Equivalent form: soft = sigmoid(m + logit(u)), keep if soft > 1/2, gradients through soft.
     """
 
     def __init__(self, weight: Tensor, generator: torch.Generator):
@@ -96,7 +101,10 @@ class GumbelMask(Mask):
 
 
 class Supermask(Mask):
-    """Bernoulli draws with probability sigmoid(m), gradients through the probability; what stays makes up for what goes."""
+    """Mask by Bernoulli draws with probability sigmoid(m), gradients through the probability.
+
+    The kept weights are scaled up to compensate for the removed ones.
+    """
 
     def drawn(self) -> Tensor:
         share = self.scores.sigmoid()
@@ -109,7 +117,10 @@ class Supermask(Mask):
 
 
 class EdgePopup(Mask):
-    """The half of the weights with the largest |score| stays, gradients as if all did; scaled for the share that stays."""
+    """Mask that keeps the half of the weights with the largest |score|, with gradients as if all were kept.
+
+    The kept weights are scaled for the share that is kept.
+    """
 
     keep = 0.5
 
@@ -144,11 +155,11 @@ _MASKS: dict[str, Callable[[Tensor, torch.Generator], Mask]] = {
 
 
 def mask(model: nn.Module, method: str = "aslp", seed: int = 0, weights: str = "kaiming") -> nn.Module:
-    """Freeze the weights of a copy of the network, and put a mask over those of each convolution and linear layer.
+    """Return a copy of a network with frozen weights and a mask over those of each convolution and linear layer.
 
-    Its only parameters that want gradients are the masks' scores (and ASLP's scales). method: "aslp", "supermask" or
-    "edge-popup". weights: "kaiming", drawn from the normal distribution of He et al. (fan_in, ReLU), biases zero; "signed",
-    these signs times the layer's deviation; "keep", those that the model has. Raises IntrafusionError for an unknown method or
+    Only the masks' scores (and ASLP's scales) require gradients. method: "aslp", "supermask" or "edge-popup". weights:
+    "kaiming", drawn from the normal distribution of He et al. (fan_in, ReLU), biases zero; "signed", the signs of such a draw
+    times the layer's deviation, biases zero; "keep", those that the model has. Raises IntrafusionError for an unknown method or
     choice.
 
     Examples
@@ -181,7 +192,7 @@ def _draw(layer: Any, generator: torch.Generator, signed: bool) -> None:
 
 
 def masks(masked: nn.Module) -> dict[str, Mask]:
-    """The masks of a masked network, by the dotted names of their layers. Raises IntrafusionError where there are none."""
+    """Return the masks of a masked network by the dotted names of their layers. Raises IntrafusionError if there are none."""
     found = {
         name: layer.parametrizations["weight"][0]
         for name, layer in masked.named_modules()
@@ -193,7 +204,7 @@ def masks(masked: nn.Module) -> dict[str, Mask]:
 
 
 def what_learns(masked: nn.Module, lr: float = 50.0, scale_lr: float = 1e-3) -> list[dict[str, Any]]:
-    """The scores and the scales of a masked network's masks, each with its learning rate, for an optimizer."""
+    """Return the scores and scales of a masked network's masks, each with its learning rate, for an optimizer."""
     found = masks(masked).values()
     scales = [one.scale for one in found if isinstance(one, GumbelMask)]
     kinds = [{"params": [one.scores for one in found], "lr": lr}, {"params": scales, "lr": scale_lr}]
@@ -201,9 +212,9 @@ def what_learns(masked: nn.Module, lr: float = 50.0, scale_lr: float = 1e-3) -> 
 
 
 def finalise(masked: nn.Module) -> nn.Module:
-    """A plain copy of a masked network: each weight times what its mask decided, of the shape that it always had.
+    """Return a plain copy of a masked network: each weight, in its shape, times its mask in eval mode.
 
-    Its parameters are in the order that they had before they were masked, so that an optimizer's state still fits.
+    The parameters are in their order before masking, so that an optimizer's state still fits.
     Raises IntrafusionError for a network without masks.
     """
     masks(masked)
@@ -215,7 +226,7 @@ def finalise(masked: nn.Module) -> nn.Module:
 
 
 def _make_plain(layer: Any) -> None:
-    """Put the masked weight in the place of its parts. torch's own way would change the class of every copy."""
+    """Replace the parametrization by the masked weight. torch's own function would change the class of every copy."""
     weight, others = layer.weight.detach().clone(), dict(layer._parameters)
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]

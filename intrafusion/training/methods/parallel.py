@@ -1,4 +1,4 @@
-"""Networks on parts of the training images, trained at the same time, each by a process of its own."""
+"""Parallel training of networks on parts of the training images, each in its own process."""
 
 import json
 import os
@@ -25,9 +25,9 @@ _PACKAGE = Path(__file__).parents[3]
 
 
 def parts_of(spec: TrainSpec) -> list[dict[str, Any]]:
-    """The fields of each member: every choice of half of the folds, and a seed of its own. Two folds: the two halves.
+    """Return the fields of each member: one for every choice of half of the folds, each with its own seed.
 
-    Raises IntrafusionError for an odd number of folds.
+    Two folds give the two halves of the images. Raises IntrafusionError for an odd number of folds.
     """
     if spec.folds % 2:
         raise IntrafusionError(f"folds must be even, so that each network learns from half of them, not {spec.folds}")
@@ -36,17 +36,17 @@ def parts_of(spec: TrainSpec) -> list[dict[str, Any]]:
 
 
 def rows_of_part(count: int, spec: TrainSpec) -> torch.Tensor:
-    """The rows of `count` images that a spec learns from, sorted: those of its folds, drawn by no seed of its own."""
+    """Return the sorted rows of `count` images that a spec trains on: those of its folds, the same for every seed."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return torch.cat([order[fold :: spec.folds] for fold in spec.part]).sort().values if spec.part else torch.arange(count)
 
 
 def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, list[nn.Module]]:
-    """Train each spec in a process, as many at a time as there are cores; their networks, in order.
+    """Train each spec in its own process, as many at a time as there are cores; return their networks, in order.
 
-    Their phases are told as "part 1: training". Stopping stops them all, each leaving its state. The phase "parts" takes the
-    seconds until the last is done; of those that were trained before, as many as the slowest took. Raises IntrafusionError
-    when one fails.
+    The phases are yielded with names such as "part 1: training". Stopping stops all processes, and each saves its state. The
+    time of the phase "parts" lasts until the last process is done, but at least as long as the training of the slowest part,
+    which may have run earlier. Raises IntrafusionError if a process fails.
     """
     told: queue.Queue[tuple[int, Step | str]] = queue.Queue()
     cores = max(1, (os.cpu_count() or 1) if task.device.type == "cpu" else 1)
@@ -58,7 +58,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
             while waiting and len(running) < cores:
                 number, spec = waiting.pop(0)
                 running[number] = _started(number, spec, task.device, threads, told)
-            checkpoint(idle=True)  # the processes compute, this one waits
+            checkpoint(idle=True)  # the other processes compute, this one waits
             with suppress(queue.Empty):
                 number, what = told.get(timeout=0.2)
                 if isinstance(what, Step):
@@ -76,8 +76,8 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
                     process.wait(20)
                 process.kill()
                 listener.join()
-    runs = [[*task.run(spec, task.device)][-1] for spec in specs]  # each is kept, and so read
-    slowest = max(sum(run.outcome.seconds.values()) for run in runs)  # which may have been trained before
+    runs = [[*task.run(spec, task.device)][-1] for spec in specs]  # all are finished, so this only reads them
+    slowest = max(sum(run.outcome.seconds.values()) for run in runs)  # it may have been trained before
     task.seconds["parts"] = max(clock() - began, slowest)
     return [run.model.to(task.device) for run in runs]
 
@@ -85,7 +85,10 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
 def _started(
     number: int, spec: TrainSpec, device: torch.device, threads: int, told: "queue.Queue[tuple[int, Step | str]]"
 ) -> tuple[subprocess.Popen, threading.Thread]:
-    """The process of one member, and the thread that hears it: each step, and in the end "" or why it failed."""
+    """Start the process of one member and a thread that reads its output; return both.
+
+    The thread puts each step into `told`, and at the end "" or the reason of the failure.
+    """
     paths = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [sys.executable, "-m", "intrafusion", "lab", "--spec", spec.key(), "--device", str(device), "--json"],

@@ -1,4 +1,4 @@
-"""The training lab: a network is trained by a method, watched, measured on test images, and kept in files."""
+"""The training lab: train a network by a method, report progress, evaluate on test images, and save the run to files."""
 
 import logging
 import shutil
@@ -35,9 +35,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. accuracy: fraction of `count` test images, and its 95 % interval; zero: share of weights that are
-    zero; params, macs: of the network without the channels that nothing writes; difference: how far taking them out moved
-    any logit, as a share of the largest; dense_params, dense_macs: of the architecture; seconds: of training, by phase.
+    """Outcome of a run.
+
+    accuracy: fraction correct of `count` test images. interval: its 95 % interval. zero: share of weights that are zero.
+    params, macs: of the network without the channels that nothing writes. difference: largest change of a logit by removing
+    those channels, as a share of the largest logit. dense_params, dense_macs: of the architecture. seconds: of training, by
+    phase.
     """
 
     accuracy: float
@@ -54,9 +57,9 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class LabRun:
-    """A run that is whole: what it was, how it went, what it came to, and its network, with its card.
+    """A complete run: its spec, its steps, its outcome, and its network with a card.
 
-    older: whether another version of the code made it: it is listed, but not taken for a run of this one.
+    path: the file of the run. older: whether another version of the code made it; such a run is listed but not reused.
     """
 
     spec: TrainSpec
@@ -67,24 +70,24 @@ class LabRun:
 
     @property
     def model(self) -> nn.Module:
-        """The network, read from its file, in eval mode on the CPU. Raises IntrafusionError where that fails."""
+        """The network, read from its file, in eval mode on the CPU. Raises IntrafusionError if that fails."""
         model = load_saved(self.path, architecture_of(self.spec.model))
         model.card = replace(card_of(model), source="trained in the lab", details={"run": self.spec.to_dict()})  # type: ignore[assignment]
         return model
 
 
 def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | LabRun]:
-    """Train what `spec` says, telling each step, and in the end the run. What was run before is told again at once.
+    """Train as `spec` says; yield each step, and at the end the run. The steps of an earlier run are yielded at once.
 
-    A run that is stopped goes on where it stood when it is asked for again. Raises IntrafusionError where images are
-    missing, the disk is full, or the training diverges.
+    A stopped run resumes at the next call. Raises IntrafusionError if images are missing, the disk is full, or the training
+    diverges.
     """
     path = _path(spec)
     if (found := read_run(path)) is not None:
         yield from found.steps
         yield found
         return
-    drop(path)  # what cannot be read
+    drop(path)  # a file that cannot be read
     learned, held = hold_out(_images(spec, device))
     rows = rows_of_part(len(learned), spec).to(learned.labels.device)
     learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
@@ -114,7 +117,7 @@ def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterato
 
 
 def check_architecture(model: str) -> None:
-    """Raise IntrafusionError unless the lab can make this model's architecture anew."""
+    """Raise IntrafusionError unless the lab can create this model's architecture from scratch."""
     if architecture_of(model) not in ARCHITECTURES:
         raise IntrafusionError(
             f"the lab trains the architectures of `models` from scratch, and {model} is none of them: choose one, as digits-vgg"
@@ -122,7 +125,7 @@ def check_architecture(model: str) -> None:
 
 
 def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
-    """The training images of a spec. Raises IntrafusionError where only a test split is here."""
+    """Return the training images of a spec. Raises IntrafusionError if only a test split is available."""
     dataset = dataset_of(spec.model)
     check_architecture(spec.model)
     size = ARCHITECTURES[architecture_of(spec.model)].card.input_size
@@ -136,7 +139,7 @@ def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
 
 
 def _path(spec: TrainSpec) -> Path:
-    """Where a run is kept: a file named after all that it depends on."""
+    """Return the file of a run, whose name is a digest of everything that the run depends on."""
     stamp = None if spec.data_path is None else Path(spec.data_path).expanduser()
     changed = stamp.stat().st_mtime_ns if stamp is not None and stamp.exists() else 0
     seen = _fingerprint(TrainSpec(spec.model, "sgd", spec.data_path, spec.training), changed)
@@ -149,7 +152,7 @@ def _fingerprint(spec: TrainSpec, changed: int) -> str:
 
 
 def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabRun:
-    """Measure the network on the test images, and keep all of it."""
+    """Evaluate the network on the test images, and save the run."""
     spec, device = task.spec, task.device
     model = model.eval().requires_grad_(False)
     card = replace(task.card, source="trained in the lab", details={"run": spec.to_dict()})
@@ -191,7 +194,7 @@ def _with_card(model: nn.Module, card: Any) -> nn.Module:
 
 
 def read_run(path: Path) -> LabRun | None:
-    """The run that a file holds; None where there is none, or none that can be read (it will be trained again)."""
+    """Read the run in a file; None if there is no file, or it cannot be read (the run will be trained again)."""
     try:
         return _read(path) if path.exists() else None
     except IntrafusionError as error:
@@ -200,7 +203,7 @@ def read_run(path: Path) -> LabRun | None:
 
 
 def _read(path: Path) -> LabRun:
-    """Raises IntrafusionError where the file holds no run."""
+    """Read the run in a file. Raises IntrafusionError if the file holds no run."""
     try:
         details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
@@ -211,12 +214,12 @@ def _read(path: Path) -> LabRun:
 
 
 def known(spec: TrainSpec) -> LabRun | None:
-    """The run of this spec that was made before; None where there is none. Raises IntrafusionError where images are missing."""
+    """Return the earlier run of this spec; None if there is none. Raises IntrafusionError if images are missing."""
     return read_run(_path(spec))
 
 
 def open_run(spec: TrainSpec) -> LabRun:
-    """The run of this spec. Raises IntrafusionError where it was not made before."""
+    """Return the earlier run of this spec. Raises IntrafusionError if there is none."""
     found = known(spec)
     if found is None:
         raise IntrafusionError(f"this run of {spec.method} is not here: train it first")
@@ -224,12 +227,12 @@ def open_run(spec: TrainSpec) -> LabRun:
 
 
 def runs() -> list[LabRun]:
-    """All runs that are kept on this machine, the newest first."""
+    """Return all runs saved on this machine, the newest first."""
     return [found for path in _paths() if (found := read_run(path)) is not None]
 
 
 def damaged() -> dict[str, str]:
-    """Runs that cannot be read, as "lab/NAME", and why; `own.remove` removes them."""
+    """Return the runs that cannot be read, as "lab/NAME" -> reason; `staging.remove` removes them."""
     found = {}
     for path in _paths():
         try:
@@ -247,5 +250,5 @@ def _paths() -> list[Path]:
 def _written(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # it has gone meanwhile
+    except OSError:  # deleted in the meantime
         return 0.0

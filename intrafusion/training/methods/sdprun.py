@@ -1,10 +1,10 @@
 """Structured directional pruning: an optimizer that moves whole channels to zero in flat directions of the loss.
 
-Li et al., "Structured Directional Pruning via Perturbation Orthogonal Projection", arXiv 2107.05328; the group form is
-reconstructed on the parent gRDA (Chao et al., "Directional Pruning of Deep Neural Networks", NeurIPS 2020): a group is all
-that writes a channel, in every layer of a residual stream. Parameters given alone are gRDA; the lab's gRDA leaves biases and
-norms out, which the authors' code shrinks as well. The lab sets the strength by where the threshold ends ("reach", in median
-norms), unless it is told the papers' c.
+Li et al., "Structured Directional Pruning via Perturbation Orthogonal Projection", arXiv 2107.05328. The group form is
+reconstructed from its parent gRDA (Chao et al., "Directional Pruning of Deep Neural Networks", NeurIPS 2020): a group is
+everything that writes a channel, in every layer of a residual stream. With plain parameters the optimizer is gRDA. The lab's
+gRDA leaves out biases and norms, which the authors' code shrinks as well. The lab sets the strength by the final threshold
+("reach", in median norms), unless the papers' c is given.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +24,10 @@ from intrafusion.pruning.pruner import prune
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Everything that writes a group's channels, as groups for a proximal step: one a channel.
+    """Everything that writes a group's channels, as groups for a proximal step: one group per channel.
 
-    name: of the group. parts: parameters, channels along their first axis, each with the places (n, m) of the n channels
-    there; -1 where it holds none.
+    name: of the channel group. parts: parameters, with channels along their first axis, each with the places (n, m) of the n
+    channels there; -1 for a channel that the parameter does not hold.
     """
 
     name: str
@@ -38,7 +38,10 @@ class Channels:
         return len(self.parts[0][1])
 
     def norms(self, values: Callable[[nn.Parameter], Tensor] = lambda p: p) -> Tensor:
-        """The Euclidean norm of each channel over all parts: (n,). values: what to take for each parameter."""
+        """Return the Euclidean norm of each channel over all parts: (n,).
+
+        values: maps each parameter to the values to use.
+        """
         squares = sum(_rows(values(p), places).flatten(1).square().sum(1) for p, places in self.parts)
         return squares.sqrt()  # type: ignore[union-attr]
 
@@ -52,16 +55,16 @@ class Channels:
 
 
 def _rows(values: Tensor, places: Tensor) -> Tensor:
-    """(n, m, ...): each channel's values, zero where there are none."""
+    """Return each channel's values: (n, m, ...), zero for channels that are not held."""
     rows = values[places.clamp(min=0)]
     return rows * (places >= 0).view(*places.shape, *[1] * (rows.ndim - 2))
 
 
 def channels_of(model: nn.Module, groups: Iterable[Group]) -> list[Channels | dict[str, Any]]:
-    """A model's prunable groups for `SDprun`, and all its other parameters, which it shall not shrink.
+    """Return a model's prunable groups for `SDprun`, and all its other parameters with zero strength.
 
-    A channel is the rows that write it in every layer, their biases, and the norms' scales and shifts behind them: once
-    they are zero, nothing of the channel is left. groups: of `find_groups`, on this model.
+    A channel consists of the rows that write it in every layer, their biases, and the scales and shifts of the norms behind
+    them: once these are zero, nothing of the channel is left. groups: from `find_groups`, on this model.
     """
     found: list[Channels | dict[str, Any]] = []
     taken: set[int] = set()
@@ -80,14 +83,14 @@ def channels_of(model: nn.Module, groups: Iterable[Group]) -> list[Channels | di
 
 
 class SDprun(torch.optim.Optimizer):
-    """SGD on an accumulated v, of which each group is shown to the network shrunk towards zero.
+    """SGD on accumulated values v; the network's weights are v with each group shrunk towards zero.
 
     v <- v - lr g(w);  a <- a + c lr^(mu + 1/2) (t^mu - (t-1)^mu);  w_g = max(0, 1 - a / ||v_g||) v_g, gradients taken at w.
 
-    groups_or_params: `Channels` (a group each channel), parameters (a group each weight, which is gRDA), and dicts of
-    "params" with an own "c". lr: learning rate, may be scheduled. c: strength; mu: how fast the threshold a grows, in
-    (0, 1). relative: c is in units of the median norm of all channels at the start, so that it means the same in every
-    network. Raises IntrafusionError for settings out of range, or nothing to optimise.
+    groups_or_params: `Channels` (one group per channel), parameters (one group per weight, which is gRDA), and dicts of
+    "params" with their own "c". lr: learning rate, may be scheduled. c: strength. mu: how fast the threshold a grows, in
+    (0, 1). relative: c is in units of the median norm of all channels at the start, so that it means the same in every network.
+    Raises IntrafusionError for settings out of range, or nothing to optimise.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class SDprun(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; closure, if any, computes the loss again."""
+        """Take one step; closure, if given, computes the loss again."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -145,14 +148,14 @@ class SDprun(torch.optim.Optimizer):
         return self.state[p]["v"]
 
     def thresholds(self) -> list[float]:
-        """The threshold of each kind of group by now."""
+        """Return the current threshold of each kind of group."""
         return [group["threshold"] for group in self.param_groups]
 
 
 class GroupLasso(torch.optim.SGD):
     """SGD with momentum, each step followed by the proximal step of a group lasso: w_g <- max(0, 1 - lr c / ||w_g||) w_g.
 
-    channels: of `channels_of`; other parameters are not shrunk. c: weight of the sum of the channels' norms in the loss.
+    channels: from `channels_of`; other parameters are not shrunk. c: weight of the sum of the channels' norms in the loss.
     """
 
     def __init__(self, channels: Iterable[Channels | dict[str, Any]], lr: float = 0.1, c: float = 0.01):
@@ -167,7 +170,7 @@ class GroupLasso(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; closure, if any, computes the loss again."""
+        """Take one step; closure, if given, computes the loss again."""
         loss = super().step(closure)
         threshold = self.param_groups[0]["lr"] * self.c
         for one in self.channels:
@@ -177,15 +180,15 @@ class GroupLasso(torch.optim.SGD):
 
 
 def zeroed(channels: Iterable[Channels | dict[str, Any]]) -> dict[str, Tensor]:
-    """Which channels of each group are exactly zero: bool (n,) by the group's name."""
+    """Return which channels of each group are exactly zero: bool (n,) by the group's name."""
     return {one.name: one.norms() == 0 for one in channels if isinstance(one, Channels)}
 
 
 def without_zeroed(model: nn.Module, example: Tensor) -> nn.Module:
-    """A smaller copy of `model`, BN folded, without the channels that nothing writes; its outputs are the same.
+    """Return a smaller copy of `model`, BN folded, without the channels that nothing writes; its outputs are the same.
 
-    example: one input, float (1, C, H, W). Of a group whose blocks lose their channels in proportion only as many go as
-    every block has to give, and one channel of each block stays.
+    example: one input, float (1, C, H, W). The blocks of a group lose channels in proportion, so the block with the smallest
+    share of such channels sets the limit. One channel of each block is kept.
     """
     groups = [group for group in find_groups(model, example) if group.reason is None]
     shares = {}
@@ -193,7 +196,7 @@ def without_zeroed(model: nn.Module, example: Tensor) -> nn.Module:
         gone = score(model, group, "filter") == 0
         blocks = group.block.unique()
         share = min(float(gone[group.block == block].double().mean()) for block in blocks)
-        shares[group.name] = max(0.0, share - 0.5 / group.size) if share else 0.0  # rounding must not take one more
+        shares[group.name] = max(0.0, share - 0.5 / group.size) if share else 0.0  # rounding must not remove one more
     if not any(shares.values()):
         return fold(model, example)
     return prune(model, example, shares, "filter", "drop")

@@ -1,7 +1,7 @@
 """Smooth compression: penalties that make a layer's weights low in rank or smooth along its channels, and truncation.
 
-Runkel et al., arXiv 2505.24469; reconstructed from the abstract. Ours are that penalties are relative to the size of the
-weights and averaged over layers, so that one strength suits all networks, and the rule for the rank.
+Runkel et al., arXiv 2505.24469; reconstructed from the abstract. This project's own choices: penalties are relative to the size
+of the weights and averaged over layers, so that one strength suits all networks; and the rule for the rank.
 """
 
 import copy
@@ -16,10 +16,10 @@ PENALTIES = ("nuclear", "first", "second")
 
 
 def penalty(model: nn.Module, kind: str = "nuclear") -> Tensor:
-    """Mean over the convolutions and linear layers of one penalty on W (out x in h w): a scalar that learns.
+    """Compute the mean over convolutions and linear layers of a penalty on W (out x in h w): a differentiable scalar.
 
     "nuclear": the nuclear norm over the Frobenius norm, from 1 for rank one. "first", "second": mean squared differences of
-    that order along both axes, over the mean square. Raises IntrafusionError for another kind, or a model without layers.
+    that order along both axes, over the mean square. Raises IntrafusionError for another kind, or a model without such layers.
     """
     check_choice("penalty", kind, PENALTIES)
     found = [_penalty(_matrix(layer), kind) for layer in _layers(model).values()]
@@ -41,7 +41,7 @@ def _matrix(layer: Any) -> Tensor:
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that are one matrix each: linear ones, and convolutions without groups."""
+    """Return the layers that are a single matrix: linear layers, and convolutions without groups."""
     return {
         name: layer
         for name, layer in model.named_modules()
@@ -50,16 +50,16 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def pays_below(layer: nn.Module) -> float:
-    """The rank below which two layers have fewer weights than the one: out * m / (out + m), m = in h w."""
+    """Return the rank below which two layers have fewer weights than one: out * m / (out + m), with m = in h w."""
     out, m = _matrix(layer).shape
     return out * m / (out + m)
 
 
 def truncate(model: nn.Module, share: float | None = None, energy: float | None = None) -> nn.Module:
-    """A copy of `model` in which each layer is its truncated SVD, two layers, wherever that has fewer weights.
+    """Return a copy of `model` in which each layer is replaced by its truncated SVD, two layers, if that has fewer weights.
 
-    share: the rank, as a share in (0, 1] of the one below which it pays; or energy: the smallest rank that keeps this share,
-    in (0, 1], of the squared singular values. Raises IntrafusionError unless one of both is given, and in its range.
+    share: the rank, as a share in (0, 1] of the rank from `pays_below`. energy: the smallest rank that keeps this share, in
+    (0, 1], of the squared singular values. Raises IntrafusionError unless exactly one of them is given, and in its range.
     """
     if (share is None) == (energy is None):
         raise IntrafusionError("give share or energy, one of the two")

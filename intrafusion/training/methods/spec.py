@@ -1,4 +1,4 @@
-"""What the training lab is asked for: one run, as a hashable, JSON-able description."""
+"""Specification of one run of the training lab, hashable and convertible to JSON."""
 
 import json
 from collections.abc import Mapping
@@ -11,29 +11,30 @@ from intrafusion.training.methods.masks import WEIGHTS
 from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.model_fusion import ALIGNED
 
-_BOUNDS: dict[str, tuple[float, float]] = {  # of each number: at least, less than
+_BOUNDS: dict[str, tuple[float, float]] = {  # for each number: minimum, and exclusive maximum
     "epochs": (0, 1e5), "lr": (0, 1e4), "batch": (1, 1e5), "seed": (0, 2**62), "training": (20, 1e9), "reach": (0, 1e3),
     "c": (0, 1e6), "mu": (0, 1), "strength": (0, 1e6), "energy": (0, 1.0000001), "sparsity": (0, 1), "rounds": (1, 101),
     "tune": (0, 1e4), "folds": (2, 13),
 }  # fmt: skip
 _WHOLE = ("batch", "seed", "training", "rounds", "folds")
 _CHOICES = {"drawn": WEIGHTS, "penalty": PENALTIES, "by": ALIGNED}
-_OPEN = ("lr", "batch", "training", "c", "penalty", "strength")  # may be left to the method
+_OPEN = ("lr", "batch", "training", "c", "penalty", "strength")  # None: the method chooses
 _COMMON = ("model", "method", "data_path", "training", "epochs", "lr", "batch", "seed", "folds", "part")
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One run of the lab. method: a trainer's name; model: its architecture, drawn anew by `seed`.
+    """One run of the lab.
 
-    training: training images, None for all. None for lr (the peak learning rate), batch (images a step), penalty or
-    strength: the method's own.
-    reach: of SDprun, its threshold at the end of the run, in units of the median norm of what is shrunk, at the start; c:
-    the paper's strength, which reaches what it reaches, instead; mu: how the threshold grows.
-    drawn: frozen weights of subnetworks. penalty, strength: of smooth compression; energy: share of each layer's squared
-    singular values that its truncation keeps. sparsity, criterion, merge, rounds, tune: channels that go, in so many rounds
-    of pruning, each followed by `tune` epochs. folds, by: of split-data training, and what its networks are aligned by.
-    part: the folds of the training images that are learned from; none: all.
+    method: a trainer's name. model: its architecture, with weights drawn by `seed`.
+    training: number of training images, None for all. lr: peak learning rate. batch: images per step. None for lr, batch,
+    penalty or strength: the method's own value.
+    reach: for SDprun, the threshold at the end of the run, in units of the median norm at the start of what is shrunk. c: the
+    paper's strength, used instead of `reach`. mu: how fast the threshold grows.
+    drawn: frozen weights of subnetworks. penalty, strength: for smooth compression. energy: share of each layer's squared
+    singular values that its truncation keeps. sparsity: share of channels to remove. criterion, merge, rounds, tune: how to
+    prune, in `rounds` rounds, each followed by `tune` epochs. folds, by: for split-data training, the number of folds and how
+    its networks are aligned. part: the folds of the training images to train on; empty: all.
     """
 
     model: str = "digits-vgg"
@@ -85,28 +86,28 @@ class TrainSpec:
         if not isinstance(self.part, list | tuple) or not all(type(n) is int and 0 <= n < self.folds for n in self.part):
             raise IntrafusionError(f"part must be folds from 0 to below {self.folds}, not {shown(self.part)}")
         object.__setattr__(self, "part", tuple(self.part))
-        for field in fields(self):  # what the method does not read is no part of the run
+        for field in fields(self):  # fields that the method does not read are not part of the run
             if field.name not in (*_COMMON, *entry.knobs):
                 object.__setattr__(self, field.name, field.default)
         if not self.part and "folds" not in entry.knobs:
             object.__setattr__(self, "folds", 2)
 
     def but(self, **changes: Any) -> "TrainSpec":
-        """This spec with some fields changed."""
+        """Return this spec with some fields changed."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the same spec back."""
+        """Return a dictionary that JSON can hold; `from_dict` restores the same spec."""
         return asdict(self) | {"part": list(self.part)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "TrainSpec":
-        """The spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
+        """Return the spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
         known = {field.name for field in fields(cls)}
         if not isinstance(raw, Mapping) or (unknown := [str(name) for name in raw if name not in known]):
             raise IntrafusionError(f"unknown field {unknown[0]!r}" if isinstance(raw, Mapping) else "a spec is a mapping")
         return cls(**raw)
 
     def key(self) -> str:
-        """A canonical text of the spec, equal exactly for equal specs."""
+        """Return a canonical text of the spec; two texts are equal if and only if the specs are."""
         return json.dumps(self.to_dict(), sort_keys=True)

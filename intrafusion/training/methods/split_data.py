@@ -1,4 +1,4 @@
-"""Pruning in rounds, and networks trained on parts of the images: Theus et al., ICLR 2024."""
+"""Pruning in rounds, and training on parts of the images with fusion: Theus et al., ICLR 2024."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -67,7 +67,7 @@ def paf(task: Task) -> Telling:
 
 
 def _trained(task: Task, spec: TrainSpec) -> Telling:
-    """The network of another run of the lab, which is trained only once."""
+    """Return the network of another run of the lab, which is trained only if it does not exist yet; yield its steps."""
     for told in task.run(spec, task.device):
         if not isinstance(told, Step):
             task.seconds.update(told.outcome.seconds)
@@ -77,7 +77,7 @@ def _trained(task: Task, spec: TrainSpec) -> Telling:
 
 
 def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
-    """The networks as one, its statistics measured on all parts' images, fine-tuned on all images."""
+    """Fuse networks into one, measure its statistics on images of all parts, and fine-tune it on all images."""
     seen = task.learned.subset(MEASURED, task.spec.seed)
     model = fuse_models(members, task.example, seen, task.spec.by)
     yield task.untaught("fused", model)
@@ -86,10 +86,10 @@ def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:
 
 
 def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
-    """Channels go in equal shares of those that are left.
+    """Prune in rounds, each of which removes the same share of the remaining channels, and fine-tune after each.
 
-    Where the merge looks at no images, the outputs of every layer get their mean and deviation back (REPAIR): summed or lost
-    channels change the scale of all signals, and training from there can end in a dead network.
+    If the merge uses no images, REPAIR restores the mean and deviation of every layer's outputs: summed or lost channels change
+    the scale of all signals, and training from there can end in a dead network.
     """
     spec = task.spec
     share = 1 - (1 - spec.sparsity) ** (1 / spec.rounds)
@@ -106,7 +106,7 @@ def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
 
 
 def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, None]:
-    """Fine-tune a network in place, with BatchNorm behind every layer but the last for as long as that takes."""
+    """Fine-tune a network in place; if the architecture has BatchNorm, put one behind every layer but the last meanwhile."""
     if task.spec.tune == 0:
         return
     card = model.card

@@ -1,4 +1,4 @@
-"""What a trainer of the lab is given, and what it tells: its phases, each watched while it trains, and able to go on."""
+"""Input and output of a trainer of the lab: its phases, each of which reports its progress and can be resumed."""
 
 import json
 import logging
@@ -32,11 +32,11 @@ MEASURED = 512  # images on which norms are measured
 
 @dataclass(frozen=True)
 class Look:
-    """What a network looks like while it learns.
+    """State of a network during training.
 
-    zero: share of each layer's weights that are zero, or masked, by its name. of: what the histogram counts, in words;
-    edges (b + 1,), counts (b,). mark: a value worth a line there, such as a threshold. sampled: accuracy on the held-out
-    images with masks drawn instead of decided, a fraction.
+    zero: share of zero or masked weights in each layer, by name. of: what the histogram counts, as text. edges (b + 1,), counts
+    (b,): the histogram. mark: a value to mark in the histogram, such as a threshold. sampled: accuracy on the held-out images
+    with randomly drawn masks, a fraction.
     """
 
     zero: dict[str, float]
@@ -56,7 +56,7 @@ class Step:
     look: Look
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the same step back."""
+        """Return a dictionary that JSON can hold; `from_dict` restores the same step."""
         return asdict(self)
 
     @classmethod
@@ -67,10 +67,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A run of the lab: what it is, the images it learns from, and those that nothing is learned from.
+    """A run of the lab: its spec and card, the images to train on (`learned`), and held-out images (`held`).
 
-    folder: where a run that is stopped leaves its phases; seconds: of training, by phase, as far as it is; run: makes another
-    run of the lab, `runs.run`.
+    folder: for the phases of a stopped run. seconds: training time so far, by phase. run: starts another run of the lab, as
+    `runs.run_training` does.
     """
 
     spec: TrainSpec
@@ -91,13 +91,13 @@ class Task:
         return self.card.example().to(self.device)
 
     def network(self, weights: str | None = "random") -> nn.Module:
-        """The architecture, its weights drawn by the seed; with `weights` None, those that it has."""
+        """Load the architecture with random weights, drawn by the seed, or with its own weights if `weights` is None."""
         with torch.random.fork_rng([]):
             torch.manual_seed(self.spec.seed)
             return load_model(architecture_of(self.spec.model), weights, self.device)
 
     def recipe(self, lr: float = 0.1, batch: int = 128, epochs: float | None = None, schedule: str = "one-cycle") -> Recipe:
-        """The run's settings where they were made, a method's own otherwise."""
+        """Return a recipe with the run's settings, or the method's own (the arguments) where the run leaves them open."""
         spec, own = self.spec, min(batch, 64) if self.learned.name == "digits" else batch
         return Recipe(
             epochs or spec.epochs,
@@ -118,7 +118,7 @@ class Task:
         look: Callable[[nn.Module], Look] | None = None,
         settle: Callable[[nn.Module], object] | None = None,
     ) -> Iterator[Step]:
-        """Train a network in place. What was trained whole is not trained again, and what was stopped goes on."""
+        """Train a network in place and yield its steps. A finished phase is not trained again, and a stopped one resumes."""
         name = phase.replace(" ", "-")
         done, run, looks = (self.folder / f"{name}.{kind}" for kind in ("done", "run", "looks"))
         steps: list[Step] = []
@@ -156,10 +156,10 @@ class Task:
         finally:
             with finishing():
                 known = {step.moment.step: step.to_dict() for step in (*seen, *steps)}
-                with suppress(IntrafusionError), whole(looks) as part:  # before the state that they belong to
+                with suppress(IntrafusionError), whole(looks) as part:  # write these before the state that they belong to
                     part.write_text(json.dumps([*known.values()]))
-                moments.close()  # which leaves its state, where it was stopped
-        with suppress(IntrafusionError):  # it would be trained again, no more
+                moments.close()  # saves the state of a stopped run
+        with suppress(IntrafusionError):  # otherwise the phase would just be trained again
             save({"model": model.state_dict(), "steps": json.dumps([step.to_dict() for step in steps])}, done)
 
     def measure_norms(self, model: nn.Module) -> None:
@@ -167,13 +167,13 @@ class Task:
         measure_norms(model, (images for images, _ in normalised(model, self.learned.subset(MEASURED, self.spec.seed))))
 
     def untaught(self, phase: str, model: nn.Module) -> Step:
-        """A network as it is before it is trained on: its held-out loss and accuracy stand for both."""
+        """Return a step for a network before more training; its held-out loss and accuracy also stand for the training ones."""
         loss, right = judged(model, self.held, self.card.mean, self.card.std)
         return Step(phase, Moment(0, 0, 0.0, 0.0, loss, right, loss, right), filters(model))
 
 
 def _drop_damaged(path: Path) -> None:
-    """Remove a state that cannot be read: its phase is trained again."""
+    """Remove a state that cannot be read; its phase is then trained again."""
     try:
         if path.exists():
             load(path)
@@ -183,7 +183,7 @@ def _drop_damaged(path: Path) -> None:
 
 
 def _steps_in(path: Path) -> list[Step]:
-    """The steps in a file; none where it is not there, or damaged."""
+    """Return the steps in a file; an empty list if it is missing or damaged."""
     try:
         return [Step.from_dict(raw) for raw in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError):
@@ -191,7 +191,7 @@ def _steps_in(path: Path) -> list[Step]:
 
 
 def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, Any]:
-    """The histogram of some values from zero on, as fields of `Look`."""
+    """Return a histogram of values, from zero to `most` or their maximum, as fields of `Look`."""
     top = max(float(values.max()) if most is None and values.numel() else most or 0.0, 1e-12)
     counts = torch.histc(values.double().cpu(), _BINS, 0.0, top)
     return {
@@ -202,17 +202,17 @@ def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, A
 
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of each convolution and linear layer, by dotted name."""
+    """Return the weights of each convolution and linear layer, by dotted name."""
     return {name: layer.weight.detach() for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 def filters(model: nn.Module) -> Look:
-    """Zero weights, and the norms of the rows that write each layer's outputs."""
+    """Return the shares of zero weights, and a histogram of the norms of the filters (rows) of all layers."""
     weights = layer_weights(model)
     norms = torch.cat([weight.flatten(1).norm(dim=1).cpu() for weight in weights.values()])
     return Look(zeros(weights), **histogram(norms, "norm of a filter"))
 
 
 def zeros(weights: dict[str, Tensor]) -> dict[str, float]:
-    """The share of each layer's weights that are exactly zero."""
+    """Return the share of each layer's weights that are exactly zero."""
     return {name: float((weight == 0).double().mean()) for name, weight in weights.items()}

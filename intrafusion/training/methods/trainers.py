@@ -1,4 +1,4 @@
-"""The trainers of the lab: one function each, that trains a network, tells how it goes, and returns what came of it."""
+"""The trainers of the lab: one function each, which trains a network, yields its progress, and returns the result."""
 
 import copy
 from collections.abc import Generator
@@ -29,7 +29,7 @@ _FROZEN = (
 )
 _RELATIVE = "penalties are relative to the size of the weights, and averaged over layers"
 _MEASURED = 512  # images on which norms are put back into a pruned network
-_DRAWS = 3  # of the masks, for the accuracy of a sampled subnetwork
+_DRAWS = 3  # draws of the masks for the accuracy of a sampled subnetwork
 
 
 @TRAINERS.register(
@@ -184,7 +184,7 @@ def smooth_interpolation(task: Task) -> Telling:
 
 
 def _strength(task: Task, recipe: Recipe, norms: Tensor) -> float:
-    """The c with which the threshold ends where the spec wants it."""
+    """Return the strength c of the spec, or the one with which the final threshold is `reach` median norms."""
     spec = task.spec
     if spec.c is not None:
         return spec.c
@@ -215,10 +215,10 @@ def _subnetwork(task: Task, method: str, lr: float) -> Telling:
 
 
 def _sampled(task: Task, masked: nn.Module) -> float:
-    """Mean accuracy on the held-out images with masks drawn."""
-    drawn = copy.deepcopy(masked)  # with random numbers of its own
+    """Return the mean accuracy on the held-out images over several draws of the masks."""
+    drawn = copy.deepcopy(masked)  # with its own random numbers
     for layer in drawn.modules():
-        layer.training = isinstance(layer, Mask | _BatchNorm)  # a batch's own statistics, as while it learns
+        layer.training = isinstance(layer, Mask | _BatchNorm)  # use each batch's own statistics, as in training
     right = 0
     with torch.inference_mode():
         for _ in range(_DRAWS):

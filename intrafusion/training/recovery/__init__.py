@@ -1,4 +1,4 @@
-"""Recovery: what is done to a pruned network so that it does better. One function each; some of them train."""
+"""Recovery: methods that improve a pruned network. One function each; some of them train."""
 
 from intrafusion.options import RecoveryOptions
 from intrafusion.training.recovery.cache import Kept, recover, recovering

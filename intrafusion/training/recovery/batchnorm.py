@@ -1,4 +1,4 @@
-"""BatchNorm put back behind layers into which it was folded, for as long as a network is trained."""
+"""BatchNorm reinserted behind layers into which it was folded, while a network is trained."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from intrafusion.pruning.merge.ridge import Moments
 from intrafusion.training.recovery.distillation import watching
 from intrafusion.training.recovery.layers import lone_layers
 
-_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the axes of an image
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the number of spatial axes
 
 
 class Normed(nn.Sequential):
@@ -22,18 +22,18 @@ class Normed(nn.Sequential):
 
 
 class RowNorm(nn.BatchNorm1d):
-    """BatchNorm of what a linear layer writes, channels last: (..., C)."""
+    """BatchNorm for the output of a linear layer, channels last: (..., C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(0, -2)).reshape(x.shape)
 
 
 def insert_norms(model: nn.Module, layers: Iterable[str], batches: Sequence[Tensor]) -> None:
-    """Put a BatchNorm behind each of these convolutions and linear layers, in place; in eval mode nothing changes.
+    """Put a BatchNorm behind each of these convolutions and linear layers, in place; outputs in eval mode do not change.
 
-    batches: inputs, float (B, C, H, W), on which the layers' means and deviations are measured: the norms' statistics, and
-    their shifts and scales. The layers' biases become part of them. A layer that shares its weight with another, or whose
-    outputs are not its weight times what it reads, gets none: no norm could be folded back into it.
+    batches: inputs, float (B, C, H, W), on which the layers' means and deviations are measured. These become the norms'
+    statistics, shifts and scales; the layers' biases are absorbed into them. A layer that shares its weight with another, or
+    whose outputs are not its weight times its input, gets no norm, because the norm could not be folded back into it.
     """
     able = lone_layers(model, _ConvNd, nn.Linear).keys() - no_products(model, batches[0][:1])
     names = [name for name in layers if name in able]
@@ -49,10 +49,10 @@ def insert_norms(model: nn.Module, layers: Iterable[str], batches: Sequence[Tens
 
 
 def balance(model: nn.Module, size: float = 2**0.5) -> None:
-    """Scale the weights before each norm that `insert_norms` put in so that filters have a mean norm of `size`, in place.
+    """Scale the weights before each norm from `insert_norms`, in place, so that the filters' norms have a mean of `size`.
 
-    The network computes the same, and one learning rate moves all layers alike: behind a norm a step counts by the square
-    of how small the weights are.
+    The network computes the same, and one learning rate then suits all layers: before a norm, the effect of a step grows with
+    the inverse square of the size of the weights.
     """
     for both in model.modules():
         if isinstance(both, Normed):
@@ -65,7 +65,7 @@ def balance(model: nn.Module, size: float = 2**0.5) -> None:
 
 
 def absorb_norms(model: nn.Module) -> None:
-    """Fold every norm that `insert_norms` put into a network back into its layer, in place."""
+    """Fold every norm from `insert_norms` back into its layer, in place."""
     for name, both in list(model.named_modules()):
         if isinstance(both, Normed):
             scale_outputs(both[0], *affine(both[1]))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Recoveries that trained, kept in files: what was trained once is not trained again, and what was stopped goes on."""
+"""Cache of recoveries in files: a finished training is not repeated, and a stopped one resumes."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Kept(NamedTuple):
-    """How a recovery went: what it cost, and its moments. state: the recovered network's tensors by name."""
+    """A cached recovery: its cost, its training progress, and `state`, the recovered network's tensors by name."""
 
     facts: Facts
     moments: tuple[Moment, ...]
@@ -37,9 +37,31 @@ def recover(
     keep: Path | None = None,
     report: Callable[[Facts | Moment], object] = lambda told: None,
 ) -> None:
-    """Recover a pruned network in place, by a method's name; `report` hears what it costs and how it goes.
+    """Recover a pruned network in place.
 
-    keep: as `recovering` has it. Raises IntrafusionError for an unknown name, or images that do not do.
+    Parameters
+    ----------
+    pruned : Pruned
+        The pruned network.
+    name : str
+        Name of the recovery method.
+    data : ImageData or None
+        Images; labelled ones if the method needs labels.
+    how : RecoveryOptions
+        Options of the method.
+    keep : Path, optional
+        File that caches the result of training, see `recovering`.
+    report : callable
+        Called with the cost (`Facts`) and with each `Moment` of training.
+
+    Returns
+    -------
+    None
+
+    Raises
+    ------
+    IntrafusionError
+        For an unknown name, and for missing or unsuitable images.
     """
     for told in recovering(pruned, name, data, how, keep):
         report(told)
@@ -53,11 +75,34 @@ def recovering(
     keep: Path | None = None,
     stopped: Path | None = None,
 ) -> Iterator[Facts | Moment]:
-    """Recover a pruned network in place, telling what it costs and how it goes; nothing of methods that do not train.
+    """Recover a pruned network in place, and yield the cost and progress of training.
 
-    keep: a file for the result of training; what it holds is not trained again. stopped: one for the state of a run that is
-    stopped, which goes on from there; None for one beside `keep`. The network is in eval mode meanwhile, and in its own mode
-    afterwards.
+    Methods that do not train yield nothing. The network is in eval mode in the meantime, and gets its own mode back afterwards.
+
+    Parameters
+    ----------
+    pruned : Pruned
+        The pruned network.
+    name : str
+        Name of the recovery method.
+    data : ImageData or None
+        Images; labelled ones if the method needs labels.
+    how : RecoveryOptions
+        Options of the method.
+    keep : Path, optional
+        File for the result of training. If it exists, its result is used and nothing is trained.
+    stopped : Path, optional
+        File for the state of a stopped run, from which the run resumes; None for a file beside `keep`.
+
+    Returns
+    -------
+    iterator of Facts or Moment
+        The cost (`Facts`), then each `Moment` of training. A run that diverges starts again, with a new cost.
+
+    Raises
+    ------
+    IntrafusionError
+        For an unknown name, missing or unsuitable images, and a file `keep` that cannot be read.
     """
     with in_eval(pruned.small):
         yield from _recovering(pruned, name, data, how, keep, stopped)
@@ -84,12 +129,12 @@ def _recovering(
         state = {"facts": asdict(facts), "moments": [asdict(m) for m in moments], "state": pruned.small.state_dict()}
         try:
             save(state, keep)
-        except IntrafusionError as error:  # the network is here; it will have to be trained again elsewhere
+        except IntrafusionError as error:  # the network is recovered; only the cache is missing
             _log.warning("%s", error)
 
 
 def read_recovery(path: Path) -> Kept | None:
-    """What was kept in a file; None where there is none. Raises IntrafusionError for a file that cannot be read."""
+    """Read a cached recovery from a file; None without a file. Raises IntrafusionError if the file cannot be read."""
     if not path.exists():
         return None
     state = load(path)

@@ -1,7 +1,7 @@
-"""Recovery by training: norms put back, the learning rate found, one loop, and the compact network again.
+"""Recovery by training: reinsert norms, find the learning rate, train in one loop, and return to the compact network.
 
-Every method starts from the same network, sees the same images in the same order, and is given a learning rate of its
-own by the same short test.
+Every method starts from the same network, sees the same images in the same order, and gets its own learning rate from the same
+short test.
 """
 
 import copy
@@ -31,19 +31,19 @@ from intrafusion.training.recovery.batchnorm import absorb_norms, insert_norms
 from intrafusion.training.recovery.distillation import distillation_loss, similarity_loss, stages, watching
 from intrafusion.training.recovery.settings import Case, Facts
 
-_HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images, those that nothing is learned from
-_PROBE = 8, 30  # steps of a learning rate's test: an eighth of the run's, within these bounds
+_HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images: share and maximum number held out
+_PROBE = 8, 30  # bounds on the steps of a learning rate test, an eighth of the run's
 _LOOKS = 25  # moments of a run
 _MEASURED = 512  # images on which norms are measured
-_SAME = 1e-2  # of the largest logit: what rounding may change where layers are replaced by what computes the same
+_SAME = 1e-2  # of the largest logit: tolerance for rounding where layers are replaced by equivalent ones
 
 
 @dataclass(frozen=True)
 class TrainedRecovery:
-    """How a recovery trains; without any of these it is plain fine-tuning.
+    """Settings of a recovery that trains; the defaults give plain fine-tuning.
 
-    widen: makes of the compact network the one that is trained; narrow: makes the compact one again. choose: what learns.
-    distil, similar: weights of the losses that compare with the dense network.
+    widen: turns the compact network into the one to train. narrow: turns it back into the compact one. choose: returns the
+    parameters to train. distil, similar: weights of the losses that compare with the dense network.
     """
 
     widen: Callable[[nn.Module], nn.Module] = lambda network: network
@@ -54,7 +54,7 @@ class TrainedRecovery:
 
     @property
     def compares(self) -> bool:
-        """Whether the dense network runs beside the one that is trained."""
+        """Whether the dense network runs beside the trained one."""
         return bool(self.distil or self.similar)
 
 
@@ -62,14 +62,14 @@ _PLAIN = TrainedRecovery()
 
 
 def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[Facts | Moment]:
-    """Train the case's small network, in place: what it costs, then how it goes.
+    """Train the case's small network in place, and yield its cost, then its progress.
 
-    Training is in float32; the numbers of a network in another precision are rounded to that one afterwards.
+    Training is in float32; the values of a network in another precision are rounded to it afterwards.
 
-    A run that diverges at the rate that the test found begins again at a smaller one: with its new costs, then how it goes.
+    If a run diverges at the rate that the test found, it starts again at a smaller rate, with new costs and progress.
 
-    Raises IntrafusionError where images have no labels or are too few, where no learning rate gives a loss that is a number,
-    and where nothing can take the places of the network's layers for as long as it is trained.
+    Raises IntrafusionError if there are too few labelled images, if no learning rate gives a finite loss, and if the network's
+    layers cannot be replaced while it is trained.
     """
     lesson = _Lesson(case, method)
     began = clock()
@@ -81,7 +81,7 @@ def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[Facts | Mo
         try:
             yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
             break
-        except Diverged:  # what a short test bears, a long run may not: once more, a rung lower
+        except Diverged:  # a rate that suits a short test may be too high for a long run: retry with a lower rate
             if case.how.rate is not None or rate <= RATES[0]:
                 raise
             rate /= 10**0.5
@@ -93,7 +93,7 @@ def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[Facts | Mo
 
 
 class _Lesson:
-    """What all runs of one recovery share: the network they start from, the images, the teacher."""
+    """What all training runs of one recovery share: the initial network, the images and the teacher."""
 
     def __init__(self, case: Case, method: TrainedRecovery):
         how, self.method = case.how, method
@@ -116,14 +116,14 @@ class _Lesson:
         )
 
     def pupil(self) -> tuple[nn.Module, list[nn.Parameter]]:
-        """A network to train, and what learns in it."""
+        """Return a new network to train, and the parameters to train."""
         network = self.method.widen(copy.deepcopy(self.start))
         return network, self.method.choose(network)
 
     def teach(
         self, network: nn.Module, learning: list[nn.Parameter], recipe: Recipe, looks: int, case: Case | None = None
     ) -> Iterator[Moment]:
-        """Train a pupil; of a case, in a way that can be stopped and gone on with."""
+        """Train a pupil; with a case, training evaluates held-out images and can be stopped and resumed."""
         with self._loss(network) as loss:
             yield from train(
                 network,
@@ -157,39 +157,39 @@ class _Lesson:
             yield loss
 
     def rate(self) -> float:
-        """The peak learning rate after which a short run is best. Raises IntrafusionError when no rate learns."""
+        """Find the peak learning rate with the best short run. Raises IntrafusionError if no rate gives a finite loss."""
         rate = best_rate(self._probe)
         if rate is None:
             raise IntrafusionError("the loss of this network is no number: choose another merge, or fewer channels to go")
         return rate
 
     def _probe(self, rate: float) -> float:
-        """The held-out loss after a short run."""
+        """Return the held-out loss after a short run; inf if the run fails."""
         steps = min(max(self.recipe.steps(len(self.learned)) // 8, _PROBE[0]), _PROBE[1])
         epochs = steps / math.ceil(len(self.learned) / self.recipe.batch)
         network, learning = self.pupil()
         try:
             for _ in self.teach(network, learning, replace(self.recipe, epochs=epochs, lr=rate), looks=1):
                 pass
-        except IntrafusionError:  # it went too far
+        except IntrafusionError:  # it diverged
             return math.inf
         loss, _ = judged(network, self.held, self.card.mean, self.card.std)
         return loss if math.isfinite(loss) else math.inf
 
     def macs(self, network: nn.Module, compares: bool = True) -> int:
-        """Multiply-accumulates of training on one image: forward once, backward twice that, and the teacher.
+        """Return the multiply-accumulates of training on one image: forward once, backward twice that, and the teacher.
 
-        Weights that are computed from others, as low-rank changes are, are so once a step, not once an image: left out.
+        Computing weights from other parameters, as for low-rank changes, is not counted: it happens once a step, not per image.
         """
         teacher = size(self.teacher, self.example).macs if compares and self.method.compares else 0
         return 3 * size(plain(network), self.example).macs + teacher
 
     def memory(self) -> int:
-        """Bytes that training holds while it learns from one batch."""
+        """Return the bytes that training holds while it processes one batch."""
         network, learning = self.pupil()
         held: dict[int, int] = {}
 
-        def pack(tensor: Tensor) -> None:  # to give the tensor back would tie it to its own graph for ever
+        def pack(tensor: Tensor) -> None:  # returning the tensor would create a reference cycle with its graph
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
 
@@ -209,9 +209,9 @@ class _Lesson:
 
 
 def hold_out(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
-    """The images to learn from, and others to judge by: a tenth, at most 1,000, drawn by `seed`.
+    """Split images into those to train on and held-out ones: a tenth, at most 1,000, drawn by `seed`.
 
-    Images without labels are left out. Raises IntrafusionError where fewer than 20 have one.
+    Images without labels are left out. Raises IntrafusionError if fewer than 20 images have labels.
     """
     if (known := int((data.labels >= 0).sum())) < 20:
         raise IntrafusionError(
@@ -225,9 +225,9 @@ def hold_out(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
 
 
 def _start(case: Case, data: ImageData, teacher: nn.Module, card: ModelCard) -> nn.Module:
-    """The network that all methods start from, with a BatchNorm wherever the dense one had one.
+    """Return the network that all methods start from, with a BatchNorm wherever the dense network had one.
 
-    It is the pruned network as it is, or with its norms' statistics measured again, whichever answers better.
+    It is the pruned network, unchanged or with its norms' statistics measured again, whichever has the smaller loss.
     """
     seen = data.subset(_MEASURED, case.how.seed)
     starts = [private(case.pruned.small).float()]
@@ -235,7 +235,7 @@ def _start(case: Case, data: ImageData, teacher: nn.Module, card: ModelCard) -> 
         reset = replace(case.pruned, small=private(case.pruned.small))
         reset_norms(reset.fit(seen))
         starts.append(reset.small.float())
-    except IntrafusionError:  # no norms, or none that can be reached
+    except IntrafusionError:  # no norms, or norms that cannot be measured
         pass
     start = min(starts, key=lambda network: _number(judged(network, seen, card.mean, card.std)[0]))
     normed, batches = copy.deepcopy(start), [images for images, _ in normalised(teacher, seen)]
@@ -245,7 +245,7 @@ def _start(case: Case, data: ImageData, teacher: nn.Module, card: ModelCard) -> 
 
 
 def _answers(network: nn.Module, images: Tensor) -> Tensor | None:
-    """Logits, (B, classes); None where the network fails."""
+    """Return the logits (B, classes); None if the network fails."""
     with torch.inference_mode():
         try:
             return network.eval()(images)
@@ -254,7 +254,7 @@ def _answers(network: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def _check(logits: Tensor | None, expected: Tensor | None) -> None:
-    """Raise IntrafusionError where the logits are not those expected, as far as these are numbers."""
+    """Raise IntrafusionError if the logits differ from the expected ones, provided that these are finite."""
     if expected is None or not expected.isfinite().all():
         return
     if logits is None or not (logits - expected).abs().max() <= _SAME * expected.abs().max():

@@ -1,4 +1,4 @@
-"""Layers whose places others can take while a network is trained."""
+"""Layers that can be replaced by others while a network is trained."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def lone_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-    """The layers of some kinds that hold a weight, which no other module holds as well, by dotted name."""
+    """Return, by dotted name, the layers of some kinds that have a weight and share no parameter with another module."""
     held = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return {
         name: layer

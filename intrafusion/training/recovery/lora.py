@@ -1,8 +1,8 @@
-"""Low-rank changes of weights that learn in the weights' place, and are merged into them afterwards.
+"""Low-rank changes of weights, which are trained instead of the weights and merged into them afterwards.
 
-Zimmer et al., "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs", arXiv 2312.15230. Their
-public code is for language models: rank 16, changes scaled by 2, AdamW; here rank 8, no scale, SGD. ScaleLoRA and the
-layer-wise reconstruction are missing. A mask keeps zeros, of which a network that lost whole channels has none.
+Zimmer et al., "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs", arXiv 2312.15230. The authors' public code is
+for language models: rank 16, changes scaled by 2, AdamW; here rank 8, no scale, SGD. ScaleLoRA and the layer-wise
+reconstruction are not implemented. A mask preserves zeros, but a network that lost whole channels has none.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from intrafusion.training.recovery.layers import lone_layers
 
 
 class LowRank(nn.Module):
-    """Adds `B A`, of a low rank, to a weight (n, ...): A (r, m) is random, B (n, r) zero, so that nothing changes yet.
+    """Low-rank change `B A` added to a weight (n, ...): A (r, m) starts random and B (n, r) zero, so nothing changes at first.
 
-    mask: None, or which weights may change, in the weight's shape.
+    mask: the weights that may change, in the weight's shape; None: all.
     """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator, mask: Tensor | None = None):
@@ -37,9 +37,9 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(model: nn.Module, rank: int, seed: int = 0, masked: bool = False) -> list[nn.Parameter]:
-    """Give each convolution and linear layer a low-rank change, in place; the parameters that learn it.
+    """Give each convolution and linear layer a low-rank change, in place; return the parameters to train.
 
-    masked: weights that are zero stay zero (MaskLoRA). Convolutions may be of any kind. Weights that several modules hold, or
+    masked: weights that are zero stay zero (MaskLoRA). Convolutions may be of any kind. Weights that several modules share, or
     that are computed from others, are left alone.
     """
     generator, learning = torch.Generator().manual_seed(seed), []
@@ -53,7 +53,7 @@ def add_low_rank(model: nn.Module, rank: int, seed: int = 0, masked: bool = Fals
 
 
 def merge_low_rank(model: nn.Module) -> nn.Module:
-    """Make the low-rank changes part of the weights, in place; returns the model."""
+    """Merge the low-rank changes into the weights, in place; return the model."""
     layer: Any
     for layer in model.modules():
         if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations["weight"][0], LowRank):

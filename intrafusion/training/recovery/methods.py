@@ -1,4 +1,4 @@
-"""The recoveries: one function each, that changes a pruned network in place and may tell how it goes."""
+"""The recoveries: one function each, which changes a pruned network in place and may yield its cost and progress."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,15 +18,15 @@ from intrafusion.training.recovery.overparam import contract, expand
 from intrafusion.training.recovery.settings import Case, Facts
 
 Telling = Iterator[Facts | Moment]
-Choose = Callable[[nn.Module], list[nn.Parameter]]  # the parameters that learn
+Choose = Callable[[nn.Module], list[nn.Parameter]]  # returns the parameters to train
 _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
-COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, a step on one image
-_TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all that train
+COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, per step on one image
+_TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all methods that train
 _SGD = "by SGD, at a rate that a test finds (authors' public code, which is for language models: by AdamW)"
 _RANKS = "of rank 8 and not scaled (authors' code: 16, scaled by 2)"
 _WIDE = "every layer is widened, the first and the last too, with weight decay on each factor and no norm between them"
-_DISTIL = 0.5  # share of the teacher's answers in the loss
+_DISTIL = 0.5  # weight of the teacher's outputs in the loss
 
 
 @RECOVERIES.register("none", "the merged network as it is")
@@ -196,7 +196,7 @@ def _norms(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _head(case: Case) -> Choose:
-    """Chooses the parameters of the layer that runs last, wherever the network holds it."""
+    """Return a function that chooses the parameters of the layer that runs last, wherever it is in the network."""
     small = case.pruned.small
     first = next(small.parameters())
     example = card_of(case.pruned.original).example().to(first.device, first.dtype)

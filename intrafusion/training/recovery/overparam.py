@@ -1,7 +1,7 @@
-"""Linear over-parameterization: each layer becomes a product of three for training, and one again afterwards.
+"""Linear over-parameterization: each layer becomes a product of three layers for training, and a single layer afterwards.
 
-Qian et al., "Boosting Pruned Networks with Linear Over-parameterization", arXiv 2204.11444. The ratio, the start and the
-schedule are reconstructed.
+Qian et al., "Boosting Pruned Networks with Linear Over-parameterization", arXiv 2204.11444. The ratio, the initialisation and
+the schedule are reconstructed.
 """
 
 import copy
@@ -14,14 +14,14 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.fx.sharing import put
 from intrafusion.training.recovery.layers import lone_layers
 
-_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # subclasses do other things with their weights
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # subclasses may use their weights in other ways
 
 
 class Widened(nn.Sequential):
-    """A layer as the product of three, `C B A`, with no nonlinearity between: m -> p -> q -> n channels.
+    """A layer as the product of three layers, `C B A`, with no nonlinearity between: m -> p -> q -> n channels.
 
     A and C are 1x1; B has the layer's kernel, stride and padding; the bias is C's. In a grouped layer each group has its
-    own three. weight, bias: what the layer would have, for a network that reads them itself.
+    own three factors. weight, bias: those of the single layer, for networks that read them directly.
     """
 
     @property
@@ -34,11 +34,11 @@ class Widened(nn.Sequential):
 
 
 def expand(model: nn.Module, ratio: float = 2.0, seed: int = 0) -> nn.Module:
-    """Make every convolution and linear layer a product of three, in a copy of the network, which computes the same.
+    """Return a copy of a network in which every convolution and linear layer is a product of three; it computes the same.
 
-    Transposed convolutions, subclasses with a forward of their own and layers that share their weight are left alone. ratio:
-    how many times the channels between the factors outnumber the layer's own. The start is exact: A has orthonormal columns and
-    C orthonormal rows, drawn by `seed`, and B = C^T W A^T at each tap. Raises IntrafusionError for a ratio below 1.
+    Transposed convolutions, subclasses and layers that share their weight are left alone. ratio: number of channels between the
+    factors, relative to the layer's own. The initialisation is exact: A has orthonormal columns and C orthonormal rows, drawn
+    by `seed`, and B = C^T W A^T at each tap. Raises IntrafusionError for a ratio below 1 or not finite.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def expand(model: nn.Module, ratio: float = 2.0, seed: int = 0) -> nn.Module:
 
 
 def contract(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which what `expand` made is one layer again, of the shape it had: W = C B A, in float64."""
+    """Return a copy of `model` in which each product from `expand` is one layer of its old shape: W = C B A, in float64."""
     small = copy.deepcopy(model)
     for name, layer in list(small.named_modules()):
         if isinstance(layer, Widened):
@@ -69,7 +69,7 @@ def contract(model: nn.Module) -> nn.Module:
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """The model with this layer at this place, which may be the model itself."""
+    """Put a layer at this place, which may be the model itself; return the model."""
     if not name:
         return layer
     put(model, {name: layer})
@@ -113,7 +113,7 @@ def _widened(layer: Any, ratio: float, generator: torch.Generator) -> Widened:
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns in float64, from the QR decomposition of Gaussians."""
+    """Return a matrix with orthonormal columns, float64, from the QR decomposition of a Gaussian one."""
     return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64)).Q
 
 
@@ -140,7 +140,7 @@ def _contracted(wide: Widened) -> nn.Module:
 
 
 def _product(first: Any, middle: Any, last: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """`C B A` in the shape of the layer's weight, in another precision where one is given."""
+    """Compute `C B A` in the shape of the layer's weight, in precision `dtype` if given."""
     groups = getattr(middle, "groups", 1)
     A, B, C = (
         factor.weight.to(dtype or factor.weight.dtype).reshape(groups, -1, factor.weight.shape[1], factor.weight[0, 0].numel())

@@ -1,4 +1,4 @@
-"""What a recovery is given, and what it tells on its way."""
+"""Input of a recovery, and the cost that it reports."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ from intrafusion.pruning.pruner import Pruned
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A pruned network, whose layers are to be changed in place so that it does better.
+    """A pruned network to improve by changing its layers in place.
 
-    data: images (labelled ones where the recovery needs labels). keep: a file for the state of training that is stopped.
+    data: images (labelled ones if the recovery needs labels). how: options of the recovery. keep: a file for the state of
+    training that is stopped.
     """
 
     pruned: Pruned
@@ -23,7 +24,7 @@ class Case:
     keep: Path | None = None
 
     def images(self) -> ImageData:
-        """The images. Raises IntrafusionError where there are none."""
+        """Return the images. Raises IntrafusionError if there are none."""
         if self.data is None:
             raise IntrafusionError("this recovery looks at images: pass data=")
         return self.data
@@ -31,10 +32,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a recovery that trains costs.
+    """Cost of a recovery that trains.
 
-    trainable: parameters that learn. memory: bytes that training holds: weights, gradients, momentum, what the backward
-    pass needs of one batch, and the teacher. macs: multiply-accumulates of training, a step on one image. rate: peak
+    trainable: number of trained parameters. memory: bytes that training holds: weights, gradients, momentum, values of one
+    batch that the backward pass needs, and the teacher. macs: multiply-accumulates of a training step on one image. rate: peak
     learning rate, found in `tuning` seconds.
     """
 
