@@ -60,7 +60,7 @@ class Solutions:
         return self.session.images().subset(self.spec.limit, self.spec.seed)
 
     def small(self, name: str) -> nn.Module:
-        """Return the pruned network, with its channels removed. It must not be modified."""
+        """Return the network in its own shape, without the removed channels. It must not be modified."""
         return self._both(name)[0]
 
     def whole(self, name: str) -> nn.Module:
