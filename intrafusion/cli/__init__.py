@@ -1,3 +1,3 @@
-"""The command line: one module a family of commands."""
+"""The command line, with one module for each family of commands."""
 
 __all__: list[str] = []

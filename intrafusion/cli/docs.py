@@ -1,4 +1,4 @@
-"""The command `docs`: print a document of the project, or list them; and the tables that documents take from the registries."""
+"""The command `docs`, which lists or prints the project's documents, and the documents' tables from the registries."""
 
 import argparse
 import json
@@ -37,13 +37,13 @@ class Heading:
 
     @property
     def anchor(self) -> str:
-        """The part of a link behind #, as GitHub spells it."""
+        """The part of a link after #, as on GitHub."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
 @cache
 def document(name: str) -> str:
-    """The Markdown of a document. Raises IntrafusionError for an unknown name."""
+    """Return the Markdown of a document. Raises IntrafusionError for an unknown name."""
     if name not in NAMES:
         raise IntrafusionError(f"unknown document {name!r}: choose one of {', '.join(NAMES)}")
     return _COMMENT.sub("", (DOCS / f"{name}.md").read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def document(name: str) -> str:
 
 @cache
 def headings(name: str) -> tuple[Heading, ...]:
-    """The headings of a document, in order. Raises IntrafusionError for an unknown name."""
+    """Return the headings of a document, in order. Raises IntrafusionError for an unknown name."""
     found, is_code = [], False
     for number, line in enumerate(document(name).splitlines()):
         if line.lstrip().startswith("```"):
@@ -62,7 +62,7 @@ def headings(name: str) -> tuple[Heading, ...]:
 
 
 def section(name: str, title: str) -> str:
-    """The Markdown below one heading, with the heading, up to the next one of its level or above.
+    """Return the Markdown of one heading and the text below it, up to the next heading of its level or above.
 
     Raises IntrafusionError for an unknown document or heading.
     """
@@ -75,12 +75,12 @@ def section(name: str, title: str) -> str:
 
 
 def with_tables(text: str) -> str:
-    """A document's Markdown with each table of methods between its two comments made anew from the registries."""
+    """Return a document's Markdown with the tables of methods, each between two comments, regenerated from the registries."""
     return _TABLE.sub(lambda match: f"{match[1]} -->\n{_TABLES[match[1]]()}\n", text)
 
 
 def update_tables(path: Path) -> None:
-    """Write the tables of methods in a document anew. Raises IntrafusionError where the file cannot be read or written."""
+    """Regenerate the tables of methods in a document. Raises IntrafusionError if the file cannot be read or written."""
     try:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
@@ -88,7 +88,7 @@ def update_tables(path: Path) -> None:
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, of the given cells."""
+    """Return a Markdown table of the given cells."""
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (columns, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
@@ -108,14 +108,14 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _options(names: Sequence[str]) -> str:
-    """One row for each of these fields of `PruneSpec`: its default, the values that it takes, and what it is."""
+    """Return a table of these fields of `PruneSpec`, with the default, the allowed values and the meaning of each."""
     default = PruneSpec()
     rows = [(f"`{name}`", f"`{getattr(default, name)}`", _values(name), HELP[name]) for name in names]
     return _markdown(("option", "default", "values", "meaning"), rows)
 
 
 def _values(name: str) -> str:
-    """The choices of an option, or the range of its numbers."""
+    """Return the choices of an option, or the range of its numbers, as text."""
     if name == "solver":
         return _names(tuple(registry("solver")))
     about = options_of(PruneSpec).get(name)
@@ -127,7 +127,7 @@ def _values(name: str) -> str:
 
 
 def _differences() -> str:
-    """One row for all methods of a kind that differ from their sources in the same way."""
+    """Return a table of differences from the sources; methods of a kind with the same difference share a row."""
     rows: dict[tuple[str, str], list[str]] = {}
     for kind in ("criterion", "merge", "recovery", "trainer"):
         for name, entry in registry(kind).items():
@@ -149,7 +149,7 @@ _TABLES: dict[str, Callable[[], str]] = {
 
 
 def add_docs(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to the command line's; its parser."""
+    """Add the command to `commands`, and return its parser."""
     docs = commands.add_parser("docs", help="list the documents, or print one")
     docs.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     docs.set_defaults(command=_docs)
@@ -168,6 +168,6 @@ def _docs(args: argparse.Namespace) -> None:
 
 
 def _about(name: str) -> str:
-    """The first sentence below the title, without markup."""
+    """Return the first sentence below a document's title, without markup."""
     paragraph = document(name).split("\n\n")[1].replace("\n", " ")
     return re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", paragraph.split(". ")[0].removesuffix(".")) + "."

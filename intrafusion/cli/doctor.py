@@ -1,4 +1,4 @@
-"""The command `doctor`: what works here, and what to do about the rest."""
+"""The command `doctor`: check what works on this machine, and say what to do about the rest."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from intrafusion.cli.options import HELP
 
 
 def add_doctor(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to the command line's; its parser."""
+    """Add the command to `commands`, and return its parser."""
     doctor = commands.add_parser("doctor", help="look at versions, devices, store, disk and models; exit 1 where one is broken")
     doctor.add_argument("--data-path", help=HELP["data_path"])
     doctor.add_argument("--data", default="own", help="what --data-path holds: a name from `data`")
@@ -21,7 +21,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from intrafusion.cli.health_checks import examine, is_well
 
     findings = []
-    for found in examine(args.data_path, args.data):  # a line as soon as it is known
+    for found in examine(args.data_path, args.data):  # print each line as soon as it is known
         findings.append(found)
         if args.json:
             print(json.dumps(asdict(found)), flush=True)

@@ -1,4 +1,4 @@
-"""What works here, what is missing and how to get it: a quick look at versions, devices, the store, the disk and the models."""
+"""Quick checks of versions, devices, the store, the disk and the models, each with advice on what to do."""
 
 import os
 import platform
@@ -39,13 +39,16 @@ OPTIONAL = {
     "ray": "pip install 'intrafusion[ray]'",
     "playwright": "pip install 'intrafusion[test]'",
 }
-_ROOM = 256 << 20  # bytes of the disk without which nothing can be kept
-_OFF = 0.01  # of accuracy, by which an embedded model may differ from its card on another machine
+_ROOM = 256 << 20  # least free bytes on the disk
+_OFF = 0.01  # largest difference in accuracy between an embedded model and its card, as machines differ
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is (ok, missing or broken), in words, and what to do. needed: without it little works."""
+    """The outcome of one check.
+
+    state: ok, missing or broken. said: the outcome as text. todo: what to do, or "". needed: whether it is essential.
+    """
 
     name: str
     state: str
@@ -55,7 +58,7 @@ class Finding:
 
 
 def examine(data_path: str | None = None, dataset: str = OWN) -> Iterator[Finding]:
-    """Look at everything in turn. data_path: where images of `dataset` lie, as --data-path takes it."""
+    """Run all checks in turn. data_path: the path of images of `dataset`, as for --data-path; None to skip that check."""
     yield _python()
     yield from (_package(name) for name in PACKAGES)
     yield from _devices()
@@ -72,18 +75,18 @@ def examine(data_path: str | None = None, dataset: str = OWN) -> Iterator[Findin
 
 
 def is_well(findings: list[Finding]) -> bool:
-    """Whether everything that is needed works."""
+    """Return whether all essential checks succeeded."""
     return all(found.state == OK for found in findings if found.needed)
 
 
 def _careful(name: str, look: Callable[..., str | Finding], *of: Any) -> Finding:
-    """What a look says, or what kept it from looking."""
+    """Run one check; an exception becomes a finding."""
     again = "pip install -r requirements.txt"
     try:
         found = look(*of)
     except IntrafusionError as error:
         return Finding(name, BROKEN, str(error), "get the file again, or give another path")
-    except Exception as error:  # whatever is broken here is what is asked for
+    except Exception as error:  # an arbitrary error is a valid outcome of a check
         return Finding(name, BROKEN, f"{type(error).__name__}: {one_line(error)}", again)
     return found if isinstance(found, Finding) else Finding(name, OK, found)
 
@@ -106,7 +109,7 @@ def _optional(name: str, command: str) -> Finding:
 
 
 def _checks() -> Finding:
-    """How the processes that check what strangers bring are confined; a system may refuse them namespaces."""
+    """Check how the processes that check uploaded files are confined; a system may refuse them namespaces."""
     if sandbox.is_alone():
         return Finding("checks", OK, "files are checked in a process with limits and without a network", needed=False)
     said = "files are checked in a process with limits, but this system lets it have no network namespace of its own"
@@ -137,7 +140,7 @@ def _gpu(name: str) -> str:
 
 
 def _bf16(device: torch.device) -> str:
-    """Whether precision fast is to be had, and how much faster a product of two matrices is."""
+    """Return, as text, whether precision fast is available, and how much faster a matrix product is."""
     if not has_bf16(device):
         return "no bf16: precision exact alone"
     exact, fast = (_seconds(torch.ones(1024, 1024, device=device, dtype=kind)) for kind in (torch.float32, torch.bfloat16))
@@ -145,7 +148,7 @@ def _bf16(device: torch.device) -> str:
 
 
 def _seconds(matrix: torch.Tensor) -> float:
-    """The shortest time of a few products; what is read back has been computed."""
+    """Return the shortest time of a few products, in seconds; reading a value back waits for the computation."""
     times = []
     for _ in range(6):
         began = time.perf_counter()
@@ -155,7 +158,7 @@ def _seconds(matrix: torch.Tensor) -> float:
 
 
 def _folder(name: str, folder: Path) -> Finding:
-    """Whether a folder, or the one that it would be made in, can be written, and how much room there is."""
+    """Check that a folder, or its nearest existing parent, is writable and has enough free space."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     free = shutil.disk_usage(there).free
@@ -171,7 +174,7 @@ def _folder(name: str, folder: Path) -> Finding:
 
 
 def _store(path: Path) -> Finding:
-    """Whether results are safe; a file that is not there is not made."""
+    """Check that the store is intact and writable, or can be created; a missing file is not created."""
     if not path.exists():
         folder = _folder("store", path.parent)
         said = f"{path}: none yet, the first study makes it" if folder.state == OK else folder.said
@@ -194,7 +197,7 @@ def _store(path: Path) -> Finding:
 
 
 def _model(name: str) -> str:
-    """Let an embedded model answer: the default one all test images, as its card says it does; another one an empty image."""
+    """Run an embedded model: the default one on all test images, compared with its card; others on an empty image."""
     model = load_model(name)
     card = card_of(model)
     if name != PruneSpec.model:
@@ -210,7 +213,7 @@ def _model(name: str) -> str:
 
 
 def _cifar(name: str) -> Finding:
-    """Whether a download is there; that it is whole is checked when it is opened."""
+    """Check that a download exists; whether it is complete is checked when it is opened."""
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]

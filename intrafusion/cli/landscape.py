@@ -1,4 +1,4 @@
-"""The command `landscape`: where dense, dropped and fused weights lie, and what that does to their answers."""
+"""The command `landscape`: measure the loss around and between dense, dropped and fused weights, and their outputs."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ _SHARES = ("accuracy", "line_accuracy", "curve_accuracy", "share")
 
 
 def add_landscape(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to the command line's; its parser."""
+    """Add the command to `commands`, and return its parser."""
     parser = commands.add_parser(
         "landscape",
         help="what lies around and between the dense, the dropped and the fused network",

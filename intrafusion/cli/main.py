@@ -1,7 +1,8 @@
 """The command line: `python -m intrafusion --help` lists the commands, each `COMMAND --help` its flags.
 
-Results go to stdout, as tables or `--json` lines, progress and messages to stderr. Bad input exits with 2 and one line, work
-that failed with 1: also an error that nobody expected, in one line that says where its traceback is.
+Results go to stdout, as tables or as lines of JSON (`--json`). Progress and messages go to stderr. The exit status is 2 for
+bad input, with one line of explanation, and 1 for work that failed. An unexpected error also exits with 1, and its one line
+says where the traceback is.
 """
 
 import argparse
@@ -38,20 +39,20 @@ KINDS = ("criterion", "merge", "solver", "recovery", "trainer")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Fails in one line, without the usage text."""
+    """A parser whose errors are one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise IntrafusionError(f"{self.prog}: {message} (see --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return the exit status."""
     try:
         with interruptible():
             start()
-            if any("\0" in word for word in argv or ()):  # no shell passes one, but a caller in Python may
+            if any("\0" in word for word in argv or ()):  # impossible from a shell, but possible from Python
                 raise IntrafusionError("a word of the command holds a NUL character, which no name has")
-            args = _parser().parse_args(argv)  # which ends the program after --help
+            args = _parser().parse_args(argv)  # exits after --help
             join_key(args)
             try:
                 status = args.command(args)
@@ -60,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except (KeyboardInterrupt, Cancelled):
         return shutdown.cancelled()
-    except BrokenPipeError:  # the reader of stdout has gone, as `head` does
+    except BrokenPipeError:  # the reader of stdout has ended, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit:
         raise
-    except BaseException as error:  # libraries that are written in Rust raise no Exception when they panic
+    except BaseException as error:  # a panic in a library written in Rust is not an Exception
         said, number = explain(error, "command")
         if number is None:
             say(f"error: {said}")
@@ -189,7 +190,10 @@ def _methods(args: argparse.Namespace) -> None:
 
 
 def _opened(args: argparse.Namespace) -> tuple[list[PruneSpec], "Session", list["Group"]]:
-    """The specs of `scores` and `plan`, which differ in criterion and sparsity only; the session; the chosen groups."""
+    """Return the specs of `scores` and `plan`, the session and the chosen groups.
+
+    The specs differ only in criterion and sparsity.
+    """
     from intrafusion.pruning.pruner import choose_groups
     from intrafusion.studies.measurement import check_spec
     from intrafusion.studies.session import open_session

@@ -1,4 +1,4 @@
-"""What the commands share: a flag for each field of the spec, tables or JSON lines, a progress bar on stderr."""
+"""Helpers of all commands: a flag for each field of the spec, output as tables or JSON lines, and progress bars."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ SWEPT = ("criterion", "merge", "sparsity")
 
 
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of the spec, so that a new knob shows up here by itself."""
+    """Add a flag for each field of the spec, so that new fields need no change here."""
     for field in fields(PruneSpec):
         options: dict[str, Any] = {"dest": field.name, "default": field.default, "help": HELP.get(field.name)}
         kind = KINDS[field.name]
@@ -55,11 +55,11 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
             options["help"] = registry(field.name).listed()
         parser.add_argument(flag(field.name), **options)
     add_weights_key(parser)
-    parser.set_defaults(dataset=None)  # the one the model was trained on
+    parser.set_defaults(dataset=None)  # None: the dataset on which the model was trained
 
 
 class Numbers(argparse.Action):
-    """Numbers (`type`, float unless it says int) and ranges of them, start:stop:step."""
+    """An argparse action for numbers and ranges start:stop:step. type: float (the default) or int."""
 
     def __init__(self, *names: Any, type: type[int] | type[float] = float, **options: Any):
         super().__init__(*names, **options)
@@ -78,10 +78,10 @@ def add_weights_key(parser: argparse.ArgumentParser, dest: str = "weights_key") 
 
 
 def join_key(args: argparse.Namespace) -> None:
-    """Put --weights and --weights-key together, in place: a spec, and so a permalink and a study, has one text for both."""
+    """Combine --weights and --weights-key in place, because specs, permalinks and studies have one text for both."""
     key, weights = getattr(args, "weights_key", None), getattr(args, "weights", None)
     if key is not None:
-        if isinstance(weights, list):  # the words of a sweep's flag
+        if isinstance(weights, list):  # `sweep` takes several values
             args.weights = [keyed(one, key) for one in weights]
         else:
             args.weights = keyed(weights, key)
@@ -101,7 +101,7 @@ def spec_of(args: argparse.Namespace) -> PruneSpec:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A progress bar on stderr, where that is a terminal."""
+    """Show a progress bar on stderr if that is a terminal."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     options: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
@@ -111,7 +111,10 @@ def progress() -> Iterator[Progress]:
 
 @contextmanager
 def decoding_progress() -> Iterator[Callable[[int, int], None]]:
-    """Tells on stderr, as a bar, how many pictures are decoded: a function of (done, in all). A stop by signal loses none."""
+    """Yield a function of (done, total) that shows the progress of decoding images as a bar on stderr.
+
+    Images decoded before a stop by signal are kept.
+    """
     with progress() as bar:
         tasks: list[TaskID] = []
 
@@ -127,7 +130,7 @@ def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
     rows = list(rows)
     if as_json:
         for row in rows:
-            print(json.dumps(row), flush=True)  # a line that is out is whole, however the command ends
+            print(json.dumps(row), flush=True)  # flushed, so that printed lines are whole however the command ends
         return
     if not rows:
         print(title)
@@ -138,11 +141,11 @@ def show(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> None:
     for row in rows:
         table.add_row(*(_text("" if value is None else str(value)) for value in row.values()))
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width that could cut words
+    if not console.is_terminal:  # a file or a pipe has no width, so avoid truncation
         console = Console(width=200)
     console.print(table)
 
 
 def _text(text: str) -> Text:
-    """What somebody named, without markup, in letters that a terminal can be sent."""
+    """Return text without interpreting markup; characters that UTF-8 cannot encode are escaped."""
     return Text(text.encode("utf-8", "backslashreplace").decode())

@@ -1,4 +1,4 @@
-"""The command `prune`: one smaller network in a folder, in several formats, verified, with a report."""
+"""The command `prune`: write one pruned network to a folder, in several verified formats, with a report."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from intrafusion.spec import PruneSpec
 
 
 def add_prune(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to the command line's; its parser."""
+    """Add the command to `commands`, and return its parser."""
     parser = commands.add_parser(
         "prune",
         help="make one smaller network, and write it into a folder with a report",
@@ -53,7 +53,7 @@ def _prune(args: argparse.Namespace) -> None:
 
 
 def _session(spec: PruneSpec, args: argparse.Namespace) -> Any:
-    """The model with its images; without them where nothing was said of any and none of its classes are here."""
+    """Open a session with images, or without them if no flag asks for images and none can be loaded for the model."""
     from intrafusion.data.datasets import load_data
     from intrafusion.models.card import card_for
     from intrafusion.studies.session import open_session

@@ -1,6 +1,6 @@
-"""The commands that measure: `curve` and `sweep`, and `studies`, which looks after what they stored.
+"""The commands `curve` and `sweep`, which measure, and `studies`, which manages stored studies.
 
-Both measuring commands end with exit status 1 where a point failed.
+`curve` and `sweep` exit with status 1 if a point failed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ EXECUTORS = ("local", "ray")
 
 
 def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
-    """Add these commands to the command line's; their parsers."""
+    """Add these commands to `commands`, and return their parsers."""
     curve = commands.add_parser("curve", help="accuracy against sparsity, for each criterion and merge")
     add_spec_flags(curve)
     curve.set_defaults(command=_curve)
@@ -96,7 +96,7 @@ def _sweep(args: argparse.Namespace) -> int:
     with decoding_progress() as tell:
         session = open_session(study.base, args.device, download=args.download, limit=study.base.limit, progress=tell)
     specs = study.specs(session.groups)
-    checked_specs(specs, session)  # before anything is forgotten or kept
+    checked_specs(specs, session)  # before results are deleted or the study is stored
     with Store(args.store) as store:
         points = [(spec, origin(spec, session)) for spec in specs]
         if not args.resume:
@@ -109,7 +109,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _study_of(args: argparse.Namespace) -> "Study":
-    """The study of a file, of flags, or of both: what the flags say goes first."""
+    """Return the study of a file, of flags, or of both; flags take precedence."""
     from intrafusion.studies.study_file import FIXED, Study, parse
 
     given = {field.name: getattr(args, field.name) for field in fields(PruneSpec) if hasattr(args, field.name)}
@@ -137,7 +137,10 @@ def _study_of(args: argparse.Namespace) -> "Study":
 def _measured(
     specs: Sequence[PruneSpec], session: "Session", store: "Store", args: argparse.Namespace, decide: bool = False
 ) -> tuple[list["Result"], int]:
-    """Measure the specs, printing each result when it is final; all of them, in the order of the specs, and how many failed."""
+    """Measure the specs; with --json, print each result once it is final.
+
+    Returns all results in the order of the specs, and the number of failures.
+    """
     from intrafusion.studies.store.sqlite import point_key
     from intrafusion.studies.sweeps import Failure, origin
 
@@ -193,7 +196,7 @@ def _executed(
 
 
 def _readable(results: Sequence["Result"]) -> list[dict[str, str]]:
-    """Results for people; fields beyond the usual ones have a column where they vary, and so has the code."""
+    """Return rows of text for a table; other fields and the version of the code have a column only if they vary."""
     rows = [result.to_row() for result in results]
     usual = {"model", "dataset", "groups", "criterion", "sparsity", "merge"}
     varied = [f.name for f in fields(PruneSpec) if f.name not in usual and len({str(r.get(f.name)) for r in rows}) > 1]
@@ -275,7 +278,7 @@ def _study_row(row: Any) -> dict[str, Any]:
 
 
 def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> None:
-    """Write a study's results, or its file, to --out, or as CSV to stdout."""
+    """Write a study's results, or its study file, to --out; without --out, write the results to stdout as CSV."""
     import pandas as pd
 
     table = pd.DataFrame(

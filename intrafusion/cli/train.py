@@ -1,4 +1,4 @@
-"""The training lab on the command line: train by a method, list what was trained, keep a network."""
+"""The command `lab`: train a network with a method of the lab, list runs, and keep a network."""
 
 import argparse
 import json
@@ -43,7 +43,7 @@ _OPEN = {"data_path": str, "training": int, "lr": float, "batch": int, "c": floa
 
 
 def add_lab(commands: Any) -> argparse.ArgumentParser:
-    """Add the `lab` command."""
+    """Add the `lab` command to `commands`, and return its parser."""
     lab = commands.add_parser("lab", help="train by a method of the lab, or list what was trained")
     for field in fields(TrainSpec):
         kind: Any = _OPEN.get(field.name, type(field.default))
@@ -80,7 +80,7 @@ def _lab(args: argparse.Namespace) -> None:
 
 
 def _spec(args: argparse.Namespace) -> TrainSpec:
-    """What the flags say. A flag that the method does not read is refused. Raises IntrafusionError."""
+    """Return the spec of the flags. Raises IntrafusionError for bad values and for a flag that the method does not read."""
     given = {f.name: value for f in fields(TrainSpec) if (value := getattr(args, f.name)) is not None}
     if args.spec is not None:
         if given:
@@ -99,7 +99,7 @@ def _spec(args: argparse.Namespace) -> TrainSpec:
 
 
 def _row(found: "LabRun", whole: bool) -> dict[str, Any]:
-    """A run as one row: JSON-able and whole, or in short."""
+    """Return a run as one row: the whole run as JSON-serialisable values, or a short row."""
     outcome = asdict(found.outcome)
     seconds = outcome.pop("seconds")
     row = {

@@ -1,4 +1,4 @@
-"""The command `own`: take a person's weights, program or images; list and remove what is kept."""
+"""The command `own`: upload weights, a program or images, and list and remove what is kept."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from intrafusion.models.torch_file import SUFFIXES
 
 
 def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
-    """Add the command and its own commands to the command line's; their parsers."""
+    """Add the command and its subcommands to `commands`, and return the subcommands' parsers."""
     own = commands.add_parser("own", help="take your own weights, program or images; nothing in a file is run")
     kinds = own.add_subparsers(required=True, metavar="WHAT", parser_class=parser_class)
 
@@ -105,7 +105,7 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _described(name: str) -> list[dict[str, Any]]:
-    """A row for each split that is there."""
+    """Return a row for each split that exists."""
     from intrafusion.data.upload import splits
 
     return [{"kept": name, "split": split, "images": count} for split, count in splits(name).items()]

@@ -1,4 +1,4 @@
-"""A pruned network made ready to be handed out: measured, written in several formats, each verified, with a report."""
+"""Export a pruned network: measure it, write it in several formats, verify each file, and write a report."""
 
 from intrafusion.reporting.artifact import Made, Making, making
 from intrafusion.reporting.exporter import Exported, Exporting, Writing, accompany, archive, comparing, export, writing

@@ -1,4 +1,4 @@
-"""The network of a spec on its own: pruned, merged, recovered and measured, sharing nothing with the one it came from."""
+"""Make a standalone network from a spec: pruned, merged, recovered and measured, without tensors of the original."""
 
 import copy
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ from intrafusion.studies.measurement import Result, Width, check_spec, measure
 from intrafusion.studies.session import Session, merged, recovery
 from intrafusion.training.recovery import Facts
 
-_REAL = 16  # images of the data that exported networks are verified on
+_REAL = 16  # test images on which exported networks are verified
 
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A pruned network and what is known of it.
+    """A pruned network with its sizes and its measured result.
 
-    network: on the CPU, in eval mode and float32, BN folded, with a card of its own. dense: the unpruned one, BN folded and
-    in float32 too, on the session's device, which nobody may change. before, after: their sizes. result: its accuracy; None
-    where no images were loaded. real: some normalised test images, float (b, C, H, W), or None. note: how many of the images
-    have labels, in words, where not all have.
+    network: on the CPU, in eval mode and float32, with BatchNorm folded and its own card. dense: the unpruned network on the
+    session's device, also in float32 with BatchNorm folded; it must not be modified. before, after: the sizes of the dense
+    and the pruned network. result: the measured accuracy; None if no images were loaded. real: some normalised test images,
+    float (b, C, H, W), or None. note: text that says how many of the images have labels, or "".
     """
 
     spec: PruneSpec
@@ -51,13 +51,13 @@ class Made:
 
     @property
     def example(self) -> Tensor:
-        """A zero input, float (1, C, H, W), on the CPU."""
+        """An all-zero input on the CPU: float (1, C, H, W)."""
         return self.card.example()
 
 
 @dataclass(frozen=True)
 class Making:
-    """How far the making is: doing, in words; share in [0, 1]; made at the end."""
+    """The progress of `making`. doing: the present step as text. share: in [0, 1]. made: None until the end."""
 
     doing: str
     share: float
@@ -65,9 +65,9 @@ class Making:
 
 
 def making(spec: PruneSpec, session: Session) -> Iterator[Making]:
-    """Prune, merge, recover and measure as `spec` says, telling how far it is; the last one holds the network.
+    """Prune, merge, recover and measure the network of `spec`; yields progress, and at last the network.
 
-    Raises IntrafusionError when the spec cannot run on this session.
+    Raises IntrafusionError if the spec cannot run on this session.
     """
     check_spec(spec, session)
     yield Making("pruning", 0.0)
@@ -92,7 +92,7 @@ def making(spec: PruneSpec, session: Session) -> Iterator[Making]:
 
 
 def _alone(small: nn.Module, card: ModelCard) -> nn.Module:
-    """A copy on the CPU without what only further pruning would ask for."""
+    """Return a copy on the CPU, in float32, without the buffers that only further pruning needs."""
     network = copy.deepcopy(small).cpu().eval().requires_grad_(False).float()
     for module in network.modules():
         for name in ("folded_gamma", "folded_norm"):
@@ -107,7 +107,7 @@ def _in_float32(network: nn.Module) -> nn.Module:
 
 
 def _card(spec: PruneSpec, session: Session, result: Result | None) -> ModelCard:
-    from intrafusion import __version__  # when called: the package imports this module
+    from intrafusion import __version__  # imported here, because the package imports this module
 
     before = {key: value for key, value in session.card.details.items() if key not in ("layers", "architecture")}
     details: dict[str, Any] = {
@@ -133,7 +133,7 @@ def _card(spec: PruneSpec, session: Session, result: Result | None) -> ModelCard
 
 
 def _widths(spec: PruneSpec, session: Session) -> tuple[Width, ...]:
-    """Of all prunable groups, whether they lose channels or not."""
+    """Return the widths of all prunable groups, including those that lose no channels."""
     chosen = {group.name for group in choose_groups(session.groups, spec.groups)}
     return tuple(
         Width(

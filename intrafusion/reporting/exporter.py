@@ -1,4 +1,4 @@
-"""The whole road of an export: a spec in, a folder out, whole or not at all."""
+"""Export the network of a spec to a folder, which is either complete or not created at all."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ from intrafusion.studies.session import Session
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was written. files: each format, also those that failed. speed: None where it was not asked for."""
+    """An exported folder. files: one for each format, including failed ones. speed: None if it was not measured."""
 
     folder: Path
     made: Made
@@ -33,7 +33,7 @@ class Exported:
     speed: LatencyComparison | None
 
     def to_row(self) -> dict[str, Any]:
-        """Flat but for files and speed, JSON-able."""
+        """Return a JSON-serialisable row, flat except for `files` and `speed`."""
         made = self.made
         if made.result is not None:
             row = made.result.to_row()
@@ -52,7 +52,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Exporting:
-    """How far an export is: doing, in words; share in [0, 1]; exported at the end."""
+    """The progress of an export. doing: the present step as text. share: in [0, 1]. exported: None until the end."""
 
     doing: str
     share: float
@@ -61,7 +61,7 @@ class Exporting:
 
 @dataclass(frozen=True)
 class Writing:
-    """How far the writing is: doing, in words; share in [0, 1]; files: the formats so far, in `folder`."""
+    """The progress of writing formats. doing: the step as text. share: in [0, 1]. files: those so far, in `folder`."""
 
     doing: str
     share: float
@@ -77,12 +77,12 @@ def export(
     speed: bool = False,
     batch: int | None = None,
 ) -> Iterator[Exporting]:
-    """Prune, measure, write and verify, telling how far it is; the last one says what is in the folder.
+    """Prune, measure, write and verify a network; yields progress, and at last what is in the folder.
 
-    formats: of FORMATS, none for all. speed: whether the two networks are timed, at batch 1 and `batch`. The folder must be
-    new or empty, and is there only once it is complete: with the formats that were verified, spec.json, report.md and
-    report.html. Raises IntrafusionError, before any work, for a folder or a format that will not do; and where no format
-    could be written.
+    formats: of FORMATS, empty for all. speed: whether to time the two networks, at batch 1 and `batch`. The folder must be new
+    or empty. It appears only once it is complete, with the formats that were verified, spec.json, report.md and report.html.
+    Raises IntrafusionError before any work for an unusable folder or an unknown format, and at the end if no format could be
+    written.
     """
     folder, names = Path(folder).expanduser(), tuple(formats) or tuple(FORMATS)
     for name in names:
@@ -114,7 +114,7 @@ def export(
 
 
 def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]:
-    """Write formats into a folder that is there, one after the other, telling which; see `write`."""
+    """Write formats into an existing folder, one after the other, and yield progress; see `write`."""
     files: tuple[Written, ...] = ()
     for place, name in enumerate(names):
         yield Writing(f"writing {name}", place / len(names), folder, files)
@@ -123,9 +123,12 @@ def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]
 
 
 def _begin(folder: Path) -> Path:
-    """A new folder beside the one asked for, to be renamed to it."""
+    """Create a temporary folder beside `folder`, to be renamed to it.
+
+    Raises IntrafusionError if `folder` cannot be created or is not empty.
+    """
     try:
-        str(folder).encode()  # PyTorch's exporter ends the process where it cannot
+        str(folder).encode()  # PyTorch's exporter kills the process for a name that cannot be encoded
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
@@ -139,12 +142,12 @@ def _begin(folder: Path) -> Path:
 
 
 def comparing(made: Made, session: Session, batch: int | None = None) -> Iterator[LatencyComparison]:
-    """`compare` of the dense and the pruned network, both with BatchNorm folded, on the session's device."""
+    """Run `compare_latency` for the dense and the pruned network, both with BatchNorm folded, on the session's device."""
     yield from compare_latency(made.dense, _there(made, session), session.example, batch)
 
 
 def _there(made: Made, session: Session) -> nn.Module:
-    """The pruned network on the session's device."""
+    """Return the pruned network on the session's device."""
     return made.network if session.device.type == "cpu" else copy.deepcopy(made.network).to(session.device)
 
 
@@ -161,7 +164,7 @@ def accompany(report: Report, folder: Path) -> None:
 
 
 def archive(report: Report, folder: Path) -> bytes:
-    """A ZIP of the files that the report tells of, which lie in `folder`, with spec.json, report.md and report.html."""
+    """Return a ZIP of the report's files, which are in `folder`, with spec.json, report.md and report.html."""
     names = [file for one in report.files for file in one.files]
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed, tempfile.TemporaryDirectory() as beside:

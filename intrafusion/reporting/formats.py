@@ -1,4 +1,4 @@
-"""The formats, and how each is written: whole, read back, and its answers compared, or not at all."""
+"""The export formats. A file is kept only if it can be read back and its logits agree with the network's."""
 
 import copy
 import json
@@ -22,16 +22,20 @@ from intrafusion.reporting.artifact import Made
 from intrafusion.runtime.atomic_write import is_full, plain_errors, put
 from intrafusion.runtime.cancellation import beside, checkpoint
 
-TOLERANCE = 1e-4  # largest difference of a logit, as a share of the largest logit
-_RANDOM = 16  # images of noise
+TOLERANCE = 1e-4  # largest allowed difference of a logit, as a share of the largest logit
+_RANDOM = 16  # number of noise images
 _OPSET = 20
-_exporting = threading.Lock()  # exporters change what belongs to the whole process
+_exporting = threading.Lock()  # exporters change global state of the process
 Answers = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Format:
-    """files: names, the first of which opens it. write: into a folder; whether batches of any size do. read: how it answers."""
+    """An export format.
+
+    files: file names, the first of which is the one to open. write: writes into a folder, and returns whether the network
+    accepts batches of any size. read: returns a function from images to logits.
+    """
 
     files: tuple[str, ...]
     summary: str
@@ -41,9 +45,11 @@ class Format:
 
 @dataclass(frozen=True)
 class Written:
-    """One format: its files and their bytes together; difference: of the logits, as a share of the largest one.
+    """The outcome of writing one format.
 
-    any_batch: whether it takes batches of any size, else of one image. reason: why it is not there, None where it is.
+    bytes: total size of its files. difference: the largest difference of the logits, as a share of the largest logit; None
+    if they could not be compared. any_batch: whether the network accepts batches of any size, else of one image. reason: why
+    the format was not written, or None.
     """
 
     format: str
@@ -54,7 +60,7 @@ class Written:
     reason: str | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable row."""
         return {
             "format": self.format,
             "files": list(self.files),
@@ -66,9 +72,10 @@ class Written:
 
 
 def write(made: Made, folder: Path, name: str) -> Written:
-    """Write one format into a folder that is there, read it back, and compare its logits with the network's.
+    """Write one format into an existing folder, read it back, and compare its logits with the network's.
 
-    What fails is not left there, and its reason is told. Raises IntrafusionError for an unknown format and a full disk.
+    A format that fails leaves no files; the result gives the reason. Raises IntrafusionError for an unknown format and for a
+    full disk.
     """
     if name not in FORMATS:
         raise IntrafusionError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
@@ -80,7 +87,7 @@ def write(made: Made, folder: Path, name: str) -> Written:
                 any_batch = kind.write(made, Path(part))
                 answers = kind.read(made, Path(part))
             difference = _difference(made, answers, any_batch)
-        except Exception as error:  # exporters fail in as many ways as networks are written
+        except Exception as error:  # exporters may raise anything for an arbitrary network
             if is_full(error, folder):
                 raise
             return Written(name, (), 0, None, False, f"{type(error).__name__}: {one_line(error)}")
@@ -89,7 +96,7 @@ def write(made: Made, folder: Path, name: str) -> Written:
             return Written(name, (), 0, difference, any_batch, reason)
         size = sum((Path(part) / file).stat().st_size for file in kind.files)
         for file in kind.files[1:]:
-            (folder / file).unlink(missing_ok=True)  # what says what the first one is, of another network perhaps
+            (folder / file).unlink(missing_ok=True)  # an old description may be of another network
         for file in kind.files:
             (Path(part) / file).chmod(0o644)
             put(Path(part) / file, folder / file)
@@ -98,7 +105,7 @@ def write(made: Made, folder: Path, name: str) -> Written:
 
 @contextmanager
 def _undivided() -> Iterator[None]:
-    """For exporters, which may take a minute and have no checkpoints: one at a time, beside other work."""
+    """Run an exporter alone but beside other work, as exporters may take a minute and have no checkpoints."""
     with beside():
         while not _exporting.acquire(timeout=0.1):
             checkpoint()
@@ -109,7 +116,10 @@ def _undivided() -> Iterator[None]:
 
 
 def _difference(made: Made, answers: Answers, any_batch: bool) -> float:
-    """The largest difference of any logit on noise and on real images, as a share of the largest logit; inf for no number."""
+    """Return the largest difference of any logit on noise and real images, as a share of the largest logit.
+
+    It is inf if shapes differ or a logit is not finite.
+    """
     noise = torch.randn(_RANDOM, *made.example.shape[1:], generator=torch.Generator().manual_seed(0))
     worst = 0.0
     for images in (noise, *([] if made.real is None else [made.real])):
@@ -138,20 +148,20 @@ def _read_safetensors(made: Made, folder: Path) -> Answers:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that exporters give of their own code."""
+    """Suppress the warnings that exporters raise about their own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _trace(made: Made) -> tuple[torch.export.ExportedProgram, bool]:
-    """The network's graph, for batches of any size; where that cannot be traced, for one image."""
+    """Trace the network for batches of any size or, if that fails, for one image; returns whether any size works."""
     images = torch.zeros(2, *made.example.shape[1:])
-    network = copy.deepcopy(made.network)  # the exporter puts tensors without values into it; others may run the network
+    network = copy.deepcopy(made.network)  # the exporter puts fake tensors into it while others may run the network
     try:
         any_size = ({0: torch.export.Dim("batch", min=1)},)
         return torch.export.export(network, (images,), dynamic_shapes=any_size), True
-    except Exception:  # a shape that is written out, a branch on one: the second try tells what is wrong
+    except Exception:  # the code may fix a shape or branch on one; the second try reports any other error
         return torch.export.export(network, (images[:1],)), False
 
 

@@ -1,4 +1,4 @@
-"""The report beside an exported network, in Markdown and as one HTML file that needs nothing else."""
+"""The report on an exported network, in Markdown and as one self-contained HTML file."""
 
 import html
 import platform
@@ -34,14 +34,14 @@ h2 { font-size: 1.2rem; margin-top: 2rem }
 class _Section:
     title: str
     words: str = ""
-    rows: Sequence[Sequence[str]] = ()  # the first is the head
+    rows: Sequence[Sequence[str]] = ()  # the first is the header
     code: str = ""
     figure: "go.Figure | None" = None
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What is known of an exported network: how it was made, what it reaches, what was written, how fast it is if measured."""
+    """A report on an exported network: how it was made, its accuracy, its files and, if measured, its speed."""
 
     made: Made
     files: Sequence[Written] = ()
@@ -56,7 +56,7 @@ class Report:
         return f"{spec.model}, {how}, by {spec.criterion} and {spec.merge}"
 
     def markdown(self) -> str:
-        """Text, tables and code."""
+        """Return the report as Markdown: text, tables and code."""
         parts = [f"# {markdown(self.title)}"]
         for section in self._sections():
             parts.append(f"## {section.title}")
@@ -66,7 +66,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
-        """One page with the pictures in it; it asks nothing of any network."""
+        """Return the report as one HTML page with its figures; it loads nothing from the network."""
         parts, first = [f"<h1>{html.escape(self.title)}</h1>"], True
         for section in self._sections():
             parts.append(f"<h2>{html.escape(section.title)}</h2>")
@@ -81,7 +81,7 @@ class Report:
         return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
     def _sections(self) -> Iterable[_Section]:
-        from intrafusion.reporting.figures import latency as figures  # brings Plotly
+        from intrafusion.reporting.figures import latency as figures  # imports Plotly
 
         made = self.made
         yield _Section("Before and after", self._about(), before_and_after(made))
@@ -142,7 +142,7 @@ class Report:
 
 
 def before_and_after(made: Made) -> list[tuple[str, ...]]:
-    """Accuracy, parameters, MACs and channels of the dense and of the pruned network, in words; the first row is the head."""
+    """Return accuracy, parameters, MACs and channels of the dense and the pruned network, as text with a header row."""
     rows: list[tuple[str, ...]] = [("", "dense", "pruned", "left")]
     if (result := made.result) is not None:
         dense, pruned = (
@@ -164,7 +164,7 @@ def before_and_after(made: Made) -> list[tuple[str, ...]]:
 
 
 def speed_words(found: LatencyComparison) -> str:
-    """The finding, and how it was measured."""
+    """Return the result of a latency comparison and how it was measured, as text."""
     turns = min((one.turns for one in found.ratios), default=0)
     return (
         f"{found.sentence()}. Both networks in {found.kind} on {found.device}, timed in turns, at least {turns} of them; "
@@ -173,7 +173,7 @@ def speed_words(found: LatencyComparison) -> str:
 
 
 def speed_rows(found: LatencyComparison) -> list[tuple[str, ...]]:
-    """Latency, file and memory of both networks, in words; the first row is the head."""
+    """Return latency, file size and memory of both networks, as text with a header row."""
     rows: list[tuple[str, ...]] = [("", "dense", "pruned", "times as fast")]
     for one, first, second in zip(found.ratios, found.before.latencies, found.after.latencies, strict=True):
         low, high = one.interval
@@ -200,7 +200,7 @@ def _large(speed: Speed) -> int:
 
 
 def file_rows(files: Sequence[Written]) -> list[tuple[str, ...]]:
-    """What was written, in words; the first row is the head."""
+    """Return a row for each written format, as text with a header row."""
     rows: list[tuple[str, ...]] = [("format", "files", "size", "largest difference", "batch")]
     for one in files:
         if one.reason is None:
@@ -226,7 +226,7 @@ def _bytes(count: int) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    from intrafusion import __version__  # when called: the package imports this module
+    from intrafusion import __version__  # imported here, because the package imports this module
 
     found = [("intrafusion", __version__), ("python", platform.python_version())]
     for name in _VERSIONS:

@@ -1,4 +1,4 @@
-"""The command line and the Python snippet that make a picture, from the spec behind it."""
+"""Command lines and Python snippets that reproduce a figure or a file from its spec."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,29 +13,32 @@ if TYPE_CHECKING:
     from intrafusion.studies.study_file import Study
     from intrafusion.training.methods.spec import TrainSpec
 
-FLAGS = {"dataset": "data"}  # fields that the command line calls something else
+FLAGS = {"dataset": "data"}  # fields with another name on the command line
 _DEFAULT = {field.name: field.default for field in fields(PruneSpec)}
 
 
 def flag(name: str) -> str:
-    """The command line's flag for a spec field."""
+    """Return the command line's flag for a spec field."""
     return "--" + FLAGS.get(name, name).replace("_", "-")
 
 
 def curve_line(base: PruneSpec, **swept: Sequence[object]) -> str:
-    """`python -m intrafusion curve ...` for `base` with the swept fields' values; defaults are left out."""
+    """Return `python -m intrafusion curve ...` for `base` with the swept fields' values; defaults are omitted."""
     return _line("curve", base, swept)
 
 
 def sweep_line(study: "Study", **options: str) -> str:
-    """`python -m intrafusion sweep ...` for a study; defaults are left out. options: further flags, as executor="ray"."""
+    """Return `python -m intrafusion sweep ...` for a study; defaults are omitted.
+
+    options: further flags, such as executor="ray".
+    """
     words = ["--name", study.name, *(["--decide"] if study.decide else [])]
     words += [word for name, value in options.items() for word in (flag(name), value)]
     return f"{_line('sweep', study.base, study.axes)} {shlex.join(words)}"
 
 
 def study_snippet(study: "Study") -> str:
-    """Python that measures a study and keeps its results."""
+    """Return Python code that measures a study and stores its results."""
     base = "".join(f", {n}={v!r}" for n, v in vars(study.base).items() if v != _DEFAULT[n] and n not in study.axes)
     return "\n".join(
         [
@@ -53,12 +56,12 @@ def study_snippet(study: "Study") -> str:
 
 
 def scores_line(base: PruneSpec, criteria: Sequence[str]) -> str:
-    """`python -m intrafusion scores ...`: one row a channel, its score and rank by each criterion."""
+    """Return `python -m intrafusion scores ...`: one row per channel, with its score and rank by each criterion."""
     return _line("scores", base, {"criterion": criteria, "sparsity": [base.sparsity]})
 
 
 def plan_line(base: PruneSpec) -> str:
-    """`python -m intrafusion plan ...`: one row for each channel and target between which mass moves."""
+    """Return `python -m intrafusion plan ...`: one row for each channel and target between which mass moves."""
     return _line("plan", base, {"criterion": [base.criterion], "sparsity": [base.sparsity]})
 
 
@@ -72,7 +75,7 @@ def _line(command: str, base: PruneSpec, swept: Mapping[str, Sequence[object]]) 
             words.append(flag(name))
             if value is not True:
                 words += map(str, value) if isinstance(value, tuple) else ["all" if value is None else f"{value}"]
-            elif command == "sweep":  # where any flag may take several values
+            elif command == "sweep":  # its flags all take one or several values
                 words.append("true")
     return shlex.join(words)
 
@@ -89,7 +92,7 @@ def _calibration_lines(base: PruneSpec) -> list[str]:
 
 
 def _is_cropped(base: PruneSpec) -> bool:
-    """Whether the data are pictures of any size, of which some are decoded to the network's."""
+    """Return whether the data are images of any size, of which a part is decoded at the network's input size."""
     return base.dataset.startswith(("imagenet", OWN, KEPT))
 
 
@@ -103,7 +106,7 @@ def _group_lines(base: PruneSpec, group: str, sees: bool) -> list[str]:
 
 
 def scores_snippet(base: PruneSpec, group: str, criteria: Sequence[str]) -> str:
-    """Python that scores one group's channels by several criteria."""
+    """Return Python code that scores one group's channels by several criteria."""
     sees = any(needs_images(base.but(criterion=criterion, cost="weights")) for criterion in criteria)
     data = ", data=calibration" if sees else ""
     return "\n".join(
@@ -116,7 +119,7 @@ def scores_snippet(base: PruneSpec, group: str, criteria: Sequence[str]) -> str:
 
 
 def plan_snippet(base: PruneSpec, group: str) -> str:
-    """Python that computes one group's scores and transport plan."""
+    """Return Python code that computes one group's scores and transport plan."""
     sees = needs_images(base)
     data = ", data=calibration" if sees else ""
     return "\n".join(
@@ -132,7 +135,7 @@ def plan_snippet(base: PruneSpec, group: str) -> str:
 def curve_snippet(
     base: PruneSpec, merges: Sequence[str], sparsities: Sequence[float], criteria: Sequence[str] = ("l1",)
 ) -> str:
-    """Python that computes a curve."""
+    """Return Python code that computes a curve."""
     path = f", path={base.data_path!r}" if base.data_path else ""
     size = f", input_size=model.card.input_size, limit={base.limit}" if _is_cropped(base) else ""
     sees = any(needs_images(base.but(criterion=criterion)) for criterion in criteria)
@@ -155,7 +158,7 @@ def curve_snippet(
 
 
 def recovery_snippet(base: PruneSpec) -> str:
-    """Python that prunes one network, recovers it and measures it."""
+    """Return Python code that prunes one network, recovers it and measures it."""
     base_ = "".join(f", {n}={v!r}" for n, v in vars(base).items() if v != _DEFAULT[n])
     return "\n".join(
         [
@@ -178,7 +181,7 @@ def _knobs(base: PruneSpec, *names: str) -> str:
 
 
 def lab_line(spec: "TrainSpec") -> str:
-    """`python -m intrafusion lab ...` for a run of the training lab; defaults are left out."""
+    """Return `python -m intrafusion lab ...` for a run of the training lab; defaults are omitted."""
     words = []
     for name, value in _changed(spec).items():
         words += [flag(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
@@ -186,7 +189,7 @@ def lab_line(spec: "TrainSpec") -> str:
 
 
 def lab_snippet(spec: "TrainSpec") -> str:
-    """Python that trains a run of the lab and opens its network."""
+    """Return Python code that trains a run of the lab and opens its network."""
     told = ", ".join(f"{name}={value!r}" for name, value in _changed(spec).items())
     return "\n".join(
         [
@@ -201,19 +204,19 @@ def lab_snippet(spec: "TrainSpec") -> str:
 
 
 def _changed(spec: "TrainSpec") -> dict[str, object]:
-    """The fields that are not as by default; method and model always."""
+    """Return the fields that differ from their defaults, and always method and model."""
     default = {field.name: field.default for field in fields(spec)}
     return {name: value for name, value in vars(spec).items() if value != default[name] or name in ("method", "model")}
 
 
 def landscape_line(base: PruneSpec, size: int) -> str:
-    """`python -m intrafusion landscape ...`: one row for each point of the grid and for each of the three networks."""
+    """Return `python -m intrafusion landscape ...`: a row for each grid point and for each of the three networks."""
     line = _line("landscape", base, {"criterion": [base.criterion], "sparsity": [base.sparsity]})
     return f"{line} --size {size}"
 
 
 def landscape_snippet(base: PruneSpec, size: int) -> str:
-    """Python that measures the slice through dense, dropped and fused weights."""
+    """Return Python code that measures the slice through the dense, dropped and fused weights."""
     given = ", ".join(f"{name}={value!r}" for name, value in vars(base).items() if value != _DEFAULT[name])
     return "\n".join(
         [
@@ -232,7 +235,7 @@ def landscape_snippet(base: PruneSpec, size: int) -> str:
 
 
 def prune_line(base: PruneSpec, out: str, formats: Sequence[str] = (), speed: bool = False) -> str:
-    """`python -m intrafusion prune ...`: one network, written into a folder. formats: none for all of them."""
+    """Return `python -m intrafusion prune ...`, which writes one network into a folder. formats: empty for all."""
     swept: dict[str, Sequence[object]] = {
         "criterion": [base.criterion],
         "merge": [base.merge],
@@ -243,7 +246,7 @@ def prune_line(base: PruneSpec, out: str, formats: Sequence[str] = (), speed: bo
 
 
 def prune_snippet(base: PruneSpec, out: str, formats: Sequence[str] = (), speed: bool = False) -> str:
-    """Python that prunes one network and writes it into a folder."""
+    """Return Python code that prunes one network and writes it into a folder."""
     given = "".join(f", {name}={value!r}" for name, value in vars(base).items() if value != _DEFAULT[name])
     options = (f", {list(formats)!r}" if formats else "") + (", speed=True" if speed else "")
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Many measured points: sessions, sweeps, sensitivity, allocation, and the store that keeps them."""
+"""Measure many specs: sessions, sweeps, sensitivity, allocation, and the store of results."""
 
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session, merged, open_session, recovery

@@ -1,7 +1,7 @@
-"""How much to take from each group, so that the network fits a budget and is expected to lose the least.
+"""Choose a sparsity for each group so that the network fits a budget with the least expected loss.
 
-What each group loses when it is pruned alone is measured (`sensitivity`). That the losses of several groups add up is an
-assumption: only pruning them together shows what they lose together. The sizes are exact.
+The loss of each group pruned alone is measured (`sensitivity`). That the losses of several groups add up is an
+assumption: their joint loss is only known once they are pruned together. The sizes are exact.
 """
 
 import copy
@@ -30,18 +30,19 @@ TARGETS = {
 }
 
 
-_TRIES = 3  # to use the room that the multiply-accumulates outside of the layers leave once groups are pruned
+_TRIES = 3  # extra searches, as multiply-accumulates outside of the layers also shrink and leave room in the budget
 
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """The shapes of a network's layers as its groups shrink; `shapes` makes it.
+    """The shapes of a network's layers as functions of the channels removed from its groups; made by `shapes`.
 
-    groups: the prunable ones; dense: the size of the network as it is. Of each of the L layers: rows (L,) it writes and
-    columns (L,) it reads; cut_rows, cut_columns (L, B): how many of them go with each channel of each block of each group;
-    weights and macs (L,) of one row and column, biases (L,) of one row. fixed: parameters that no group touches. spans:
-    where each group's blocks lie among the B. rest: multiply-accumulates that are no product of a layer's rows and columns,
-    as those of attention; network: the folded one, where they change with the groups and have to be counted anew.
+    groups: the prunable groups. dense: the size of the dense network. spans: each group's slice of the B blocks. For each
+    of the L layers: rows (L,) and columns (L,) are its numbers of output and input channels; cut_rows and cut_columns
+    (L, B) are how many of them are removed with each channel of each block; weights (L,) and macs (L,) are per row and
+    column; biases (L,) are per row. fixed: parameters that no group affects. rest: multiply-accumulates that are not a
+    product of a layer's rows and columns, such as those of attention. network: the folded network if `rest` depends on the
+    groups and must be recounted, else None.
     """
 
     groups: tuple[Group, ...]
@@ -60,7 +61,7 @@ class Shapes:
     example: Tensor
 
     def removed(self, sparsities: Mapping[str, float]) -> np.ndarray:
-        """Channels that go from each block of each group: int64 (B,). Groups that are not named stay whole."""
+        """Return the number of channels removed from each block: int64 (B,). Groups that are not named stay whole."""
         gone = np.zeros(self.cut_rows.shape[1], np.int64)
         for group in self.groups:
             if sparsity := sparsities.get(group.name):
@@ -69,10 +70,10 @@ class Shapes:
         return gone
 
     def size(self, sparsities: Mapping[str, float]) -> Size:
-        """Exactly the size of the network that `prune_groups` makes with these sparsities, by group name.
+        """Return the exact size of the network that `prune_groups` makes with these sparsities, by group name.
 
-        Its norms are folded, so that it may have fewer parameters than the dense one even where nothing goes. Layers that
-        a recovery adds are not counted. Raises IntrafusionError for a name that is no prunable group.
+        Its norms are folded, so it may have fewer parameters than the dense network even if nothing is pruned. Layers added
+        by a recovery are not counted. Raises IntrafusionError for a name that is not a prunable group.
         """
         known = [group.name for group in self.groups]
         if unknown := [name for name in sparsities if name not in known]:
@@ -81,7 +82,7 @@ class Shapes:
         return Size(params, macs + self.rest_of(sparsities), self.dense.left_out)
 
     def rest_of(self, sparsities: Mapping[str, float]) -> int:
-        """What `rest` is once these groups are pruned."""
+        """Return the value of `rest` after pruning with these sparsities."""
         if self.network is None:
             return self.rest
         small = copy.deepcopy(self.network)
@@ -89,7 +90,7 @@ class Shapes:
         return size(small, self.example).macs - self._of_layers(sparsities)[1]
 
     def _of_layers(self, sparsities: Mapping[str, float]) -> tuple[int, int]:
-        """All parameters, and the multiply-accumulates that grow with rows and columns."""
+        """Return the number of all parameters, and of the multiply-accumulates that scale with rows and columns."""
         gone = self.removed(sparsities)
         rows, columns = self.rows - self.cut_rows @ gone, self.columns - self.cut_columns @ gone
         params = self.fixed + int((rows * (columns * self.weights + self.biases)).sum())
@@ -97,13 +98,13 @@ class Shapes:
 
 
 def _some(group: Group, sparsity: float) -> Tensor:
-    """As many channels of each block as stay: int64 (k,), sorted."""
+    """Return the first channels of each block, as many as stay: int64 (k,), sorted."""
     counts = group_counts(group, sparsity)
     return torch.cat([(group.block == block).nonzero()[:count, 0] for block, count in enumerate(counts)]).sort().values
 
 
 def shapes(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Shapes:
-    """Read off the layers of `model`; groups: all that `find_groups` found. example: one input, float (1, C, H, W)."""
+    """Return the layer shapes of `model`. groups: all groups from `find_groups`. example: one input, float (1, C, H, W)."""
     folded = copy.deepcopy(model)
     fold_groups(folded, groups)
     sizes = layer_sizes(folded, example)
@@ -132,7 +133,7 @@ def shapes(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Shapes
 
 
 def _describe(module: nn.Module, macs: int) -> tuple[int, int, int, int, int]:
-    """Rows, columns, weights and biases of a layer, and its multiply-accumulates for each row and column."""
+    """Return a layer's rows and columns, its weights per row and column, biases per row, and MACs per row and column."""
     if isinstance(module, _BatchNorm):
         return module.num_features, 1, 0, sum(p.numel() for p in module.parameters()) // module.num_features, 0
     assert isinstance(module, _ConvNd | nn.Linear)
@@ -143,11 +144,12 @@ def _describe(module: nn.Module, macs: int) -> tuple[int, int, int, int, int]:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Sparsities for the groups of a network. All accuracies are fractions.
+    """Suggested sparsities for the groups of a network. All accuracies are fractions.
 
-    merge: what the losses were measured with. sparsities: of every prunable group, in network order, 0 for those left
-    whole. channels: how many stay, and of how many. accuracy: what is expected, if losses add up. size: exact, dense: the
-    network's as it is. met: whether the target is; note: why not, or "".
+    merge: the merge with which the losses were measured. sparsities: of every prunable group, in network order; 0 for
+    groups left whole. channels: for each group, how many channels stay and how many there are. accuracy: the expected
+    accuracy if losses add up. size: the exact size after pruning. dense: the size of the dense network. met: whether the
+    target is met. note: why not, or "".
     """
 
     merge: str
@@ -162,13 +164,14 @@ class Suggestion:
 
 
 def suggest(matrix: Matrix, shapes: Shapes, target: str, value: float, smaller: str = "macs") -> Suggestion:
-    """Per-group sparsities, of those measured, for a target of TARGETS.
+    """Suggest a sparsity for each group, among the measured ones, that meets a target of TARGETS.
 
-    target "params" or "macs": the least expected loss at which at most the share `value` of the dense network's stays;
-    "accuracy": the smallest network, in `smaller` ("params" or "macs"), of which at least `value` is expected. A group's
-    loss never falls with its sparsity: where measurements do, it is noise. Steps of the least loss for each unit saved,
-    over any number of sparsities at once, then improved by moving one or two groups while that helps: near the best, not
-    always it. Raises IntrafusionError for an unknown target, a value outside (0, 1], and where nothing was measured.
+    target "params" or "macs": minimise the expected loss while keeping at most the share `value` of the dense network's
+    parameters or multiply-accumulates. target "accuracy": find the smallest network, in `smaller` ("params" or "macs"),
+    with an expected accuracy of at least `value`. A group's loss is taken to be non-decreasing in its sparsity, because a
+    measured decrease is noise. The search is greedy: it takes the step with the least loss for each unit saved, which may
+    skip sparsities, and then moves one or two groups at a time while that helps. The result is near the optimum but not
+    always optimal. Raises IntrafusionError for an unknown target, a value outside (0, 1], or if nothing was measured.
     """
     check_choice("target", target, tuple(TARGETS))
     check_choice("measure of size", smaller, ("params", "macs"))
@@ -185,7 +188,7 @@ def suggest(matrix: Matrix, shapes: Shapes, target: str, value: float, smaller: 
             break
         again = _Search(matrix, replace(shapes, rest=rest), unit, most, allowed)
         again.run()
-        if shapes.rest_of(again.sparsities()) > rest:  # it is larger than it was taken to be
+        if shapes.rest_of(again.sparsities()) > rest:  # larger than this search assumed
             break
         search = again
     sparsities = search.sparsities()
@@ -203,7 +206,7 @@ def suggest(matrix: Matrix, shapes: Shapes, target: str, value: float, smaller: 
 
 
 def _verdict(target: str, value: float, unit: str, expected: float, after: Size, dense: Size) -> tuple[bool, str]:
-    """Whether the target is met, and one line where it is not."""
+    """Return whether the target is met, and a line that says why not, or ""."""
     if target == "accuracy":
         met = expected >= value - 1e-9
         return met, "" if met else f"{value:.1%} is above the {expected:.1%} of the network as it is: ask for less"
@@ -215,11 +218,11 @@ def _verdict(target: str, value: float, unit: str, expected: float, after: Size,
 
 
 class _Search:
-    """A choice for each group, of nothing and the sparsities at which it was measured, and the steps from it.
+    """A local search over one choice for each group: no pruning, or one of its measured sparsities.
 
-    The least loss within the size `most`, or, where that is infinite, the least size within the loss `allowed`. The c
-    choices of all groups stand in one list. A layer's size is rows times columns, each less what every group's choice
-    cuts, so the size after one step, and after any two, is known for all choices at once.
+    It minimises the loss within the size `most` or, if `most` is infinite, the size within the loss `allowed`. The c
+    choices of all groups form one list. A layer's size is rows times columns, each reduced by what every group's choice
+    cuts, so the sizes after any one step and after any two steps are computed for all choices at once.
     """
 
     def __init__(self, matrix: Matrix, shapes: Shapes, unit: str, most: float, allowed: float):
@@ -240,7 +243,7 @@ class _Search:
         self.at = self._all_at(0.0)
 
     def run(self) -> None:
-        """Go to the best of what is found from the dense network, the smallest, and one sparsity for all groups."""
+        """Search from the dense network, the smallest network, and uniform sparsities, and keep the best result."""
         found = []
         for sparsity, begin in itertools.product(self._starts(), (self.take, self.give_back)):
             self.at = self._all_at(sparsity)
@@ -250,12 +253,12 @@ class _Search:
         self.at = min(found, key=lambda end: end[:2])[2]
 
     def _missed(self) -> tuple[float, float]:
-        """How far beyond the target, and how much of what is to be least."""
+        """Return by how much the target is missed, and the value of the objective."""
         size, loss = self._steps()[0], self.loss()
         return max(0.0, size - self.most, loss - self.allowed), loss if np.isfinite(self.most) else size
 
     def _starts(self) -> list[float]:
-        """No sparsity, the largest, and the two between which one sparsity for all groups meets the target."""
+        """Return zero, the largest sparsity, and the two adjacent uniform sparsities between which the target is met."""
         shares, beyond = np.unique(self.sparsity), []
         for sparsity in shares:
             self.at = self._all_at(sparsity)
@@ -264,7 +267,7 @@ class _Search:
         return list(dict.fromkeys([shares[0], shares[-1], shares[max(edge - 1, 0)], shares[edge]]))
 
     def _all_at(self, sparsity: float) -> np.ndarray:
-        """Each group at this sparsity, or at the next one below at which it was measured."""
+        """Return the choice of each group at its largest measured sparsity that is at most this one."""
         return np.array(
             [np.flatnonzero((self.owner == i) & (self.sparsity <= sparsity))[-1] for i in range(len(self.shapes.groups))]
         )
@@ -276,7 +279,7 @@ class _Search:
         return float(self.losses[self.at].sum())
 
     def _steps(self) -> tuple[float, np.ndarray, np.ndarray]:
-        """The size now; after each choice, the size (c,) and the loss (c,)."""
+        """Return the present size and, after each choice, the size (c,) and the loss (c,)."""
         now = self.at[self.owner]
         rows, columns = self.rows - self.rows[now], self.columns - self.columns[now]
         height = self.shapes.rows - self.rows[self.at].sum(0)
@@ -286,14 +289,14 @@ class _Search:
         return size, sizes, self.loss() + self.losses - self.losses[now]
 
     def _pairs(self) -> tuple[float, np.ndarray, np.ndarray]:
-        """The size now; after each choice and each other one, the size (c, c) and the loss (c, c)."""
+        """Return the present size and, after each pair of choices, the size (c, c) and the loss (c, c)."""
         size, sizes, losses = self._steps()
         now = self.at[self.owner]
         cross = ((self.rows - self.rows[now]) * self.weight) @ (self.columns - self.columns[now]).T
         return size, sizes[:, None] + (sizes - size) + cross + cross.T, losses[:, None] + (losses - self.loss())
 
     def take(self) -> None:
-        """While the network is too large, or more may be lost: the step of the least loss for each unit saved."""
+        """Prune in steps of the least loss for each unit saved, until the size fits or no more loss is allowed."""
         while True:
             size, sizes, losses = self._steps()
             can = (sizes < size) & (losses <= self.allowed)
@@ -302,7 +305,10 @@ class _Search:
             self._step(can, losses - self.loss(), size - sizes)
 
     def give_back(self) -> None:
-        """While too much is lost, or the network may be larger: the step of the least size for each unit of loss regained."""
+        """Restore in steps of the least size for each unit of loss regained.
+
+        Stops once the loss is allowed, or no step fits the size.
+        """
         while True:
             size, sizes, losses = self._steps()
             can = (losses < self.loss() - 1e-12) & (sizes <= self.most)
@@ -311,22 +317,22 @@ class _Search:
             self._step(can, sizes - size, self.loss() - losses)
 
     def _step(self, can: np.ndarray, price: np.ndarray, gain: np.ndarray) -> None:
-        """Of the choices that can be taken, the one of the least price for its gain; of equals the largest."""
+        """Take the feasible choice with the least price for its gain; of equal ratios, the one with the largest gain."""
         ratio = np.where(can, price / np.where(can, gain, 1), np.inf)
         self._take(np.lexsort((-gain, ratio))[0])
 
     def improve(self) -> None:
-        """Move one group, or two, wherever it helps: less loss within a size, or less size within a loss."""
+        """Move one or two groups at a time while that improves the objective within the constraint."""
         other = self.owner[:, None] != self.owner
         while True:
-            allows = other | np.isin(np.arange(len(self.owner)), self.at)  # a second step may be none
+            allows = other | np.isin(np.arange(len(self.owner)), self.at)  # the second step may change nothing
             size, both, lost = self._pairs()
             goal, now = (lost, self.loss()) if np.isfinite(self.most) else (both, size)
             goal = np.where(allows & (both <= self.most) & (lost <= self.allowed), goal, np.inf)
             first, second = np.unravel_index(goal.argmin(), goal.shape)
             if not goal[first, second] < now - 1e-9 * max(1e-3, abs(now)):
                 return
-            self._take(second)  # before the first: where it is none, it may be the first one's own group
+            self._take(second)  # before the first: if it changes nothing, it may belong to the same group as the first
             self._take(first)
 
     def _take(self, choice: np.intp) -> None:
@@ -334,7 +340,7 @@ class _Search:
 
 
 def _options(matrix: Matrix, group: Group) -> list[tuple[float, float]]:
-    """(sparsity, loss) of nothing and of every measured sparsity that prunes the group; losses never fall."""
+    """Return (sparsity, loss) of no pruning and of each measured sparsity that prunes the group; losses never decrease."""
     options = [(0.0, 0.0)]
     for sparsity in matrix.sparsities:
         cell = matrix.cells.get((group.name, sparsity))

@@ -1,4 +1,4 @@
-"""The single road, walked once: a spec in, its measured result out."""
+"""Measure one spec: prune, recover and evaluate a network, and return the result."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +22,7 @@ from intrafusion.studies.session import Session, pruned
 
 @dataclass(frozen=True)
 class Width:
-    """One group: its channels before and after."""
+    """The number of channels of one group before and after pruning."""
 
     group: str
     before: int
@@ -31,12 +31,13 @@ class Width:
 
 @dataclass(frozen=True)
 class Result:
-    """One measured spec. accuracy, interval (95 %) and dense_accuracy are fractions on the same `count` images.
+    """The measured result of one spec.
 
-    total: images that the spec asks for; where count is less, they are a stratified beginning of them. channels: how many
-    of the chosen groups' channels stayed, of channels_before. macs: of one image. seconds: wall time. correct: which of
-    the `count` images were right, in the order of `accuracy.stratified`, as np.packbits packs them. older_code: whether it
-    was stored by another version of the code, and so is no answer to what is asked of this one.
+    accuracy, interval (95 %) and dense_accuracy are fractions on the same `count` images. total: number of images that the
+    spec requests; if count is smaller, the images are a stratified prefix of them. channels: channels kept in the chosen
+    groups, out of channels_before. macs: multiply-accumulates for one image. seconds: wall time. correct: which of the
+    `count` images were classified correctly, in the order of `accuracy.stratified`, packed by np.packbits. older_code:
+    whether another version of the code stored this result, so that it is not valid for the present code.
     """
 
     spec: PruneSpec
@@ -57,21 +58,21 @@ class Result:
 
     @property
     def dense_interval(self) -> tuple[float, float]:
-        """95 % interval of the dense accuracy."""
+        """The 95 % interval of the dense accuracy."""
         return wilson(round(self.dense_accuracy * self.count), self.count)
 
     @property
     def complete(self) -> bool:
-        """Whether all images that the spec asks for were looked at."""
+        """Whether all images that the spec requests were evaluated."""
         return self.count == self.total
 
     @property
     def prunes(self) -> bool:
-        """Whether any channel went: small groups lose none at a low sparsity."""
+        """Whether any channel was removed: small groups lose none at a low sparsity."""
         return self.channels < self.channels_before
 
     def to_row(self) -> dict[str, Any]:
-        """A flat, JSON-able row; the spec's dataset is called `data`, as on the command line."""
+        """Return a flat, JSON-serialisable row; the spec's dataset is named `data`, as on the command line."""
         spec = self.spec.to_dict()
         rest = {k: v for k, v in self.__dict__.items() if k not in ("spec", "correct")}
         low, high = rest.pop("interval")
@@ -79,7 +80,7 @@ class Result:
 
 
 def check_spec(spec: PruneSpec, session: Session) -> None:
-    """Refuse, before any work, a spec that cannot run: IntrafusionError for unknown names and missing groups."""
+    """Check before any work that a spec can run. Raises IntrafusionError for unknown names and missing groups."""
     choose_groups(session.groups, spec.groups)
     check_choice("precision", spec.precision, PRECISIONS)
     if spec.precision == "fast":
@@ -91,7 +92,7 @@ def check_spec(spec: PruneSpec, session: Session) -> None:
 
 
 def run_spec(spec: PruneSpec, session: Session) -> Result:
-    """Prune, recover and measure one spec on an open session (whose model and data must be the spec's)."""
+    """Prune, recover and measure one spec on an open session, whose model and data must be those of the spec."""
     meter = session.meter(spec)
     return measure(spec, session, meter, pruned(spec, session), len(meter))
 
@@ -105,9 +106,10 @@ def measure(
     before: Result | None = None,
     patience: float = float("inf"),
 ) -> Result:
-    """The result of the spec's network `small` on the first `stop` images, or on fewer once `patience` seconds are over.
+    """Measure the spec's network `small` on the first `stop` images, or on fewer once `patience` seconds have passed.
 
-    before: the result on fewer images, from which to go on. A network that lost nothing is the dense one, on all images.
+    before: a result on fewer images, from which to continue. A network that lost no channel and was not recovered gets the
+    dense network's answers on all images.
     """
     start = clock()
     if before is None:
@@ -130,7 +132,7 @@ def measure(
 
 
 def _unmeasured(spec: PruneSpec, session: Session, meter: Meter, small: nn.Module) -> Result:
-    """What is known of a network before the first image."""
+    """Return the result of a network before the first image is evaluated: its sizes and channel counts."""
     chosen = choose_groups(session.groups, spec.groups)
     stays = sum(sum(group_counts(group, spec.sparsity_of(group.name), spec.round_to)) for group in chosen)
     after = size(small, session.example)
@@ -153,5 +155,5 @@ def _unmeasured(spec: PruneSpec, session: Session, meter: Meter, small: nn.Modul
 
 
 def _unpacked(result: Result) -> torch.Tensor:
-    """Which images were right: bool (count,)."""
+    """Return which images were classified correctly: bool (count,)."""
     return torch.from_numpy(np.unpackbits(np.frombuffer(result.correct, np.uint8), count=result.count).astype(bool))

@@ -1,4 +1,4 @@
-"""What pruning does to a network's answers: how far the logits move, image by image, and which predictions change."""
+"""The effect of pruning on a network's outputs: how far the logits of each image move, and which predictions change."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from intrafusion.studies.weight_space import THREE, Solutions
 
-KINDS = {  # in words: whether dense, dropped and fused networks are right
+KINDS = {  # label -> whether the dense, dropped and fused networks are right
     "fusion keeps": (True, False, True),
     "both lose": (True, False, False),
     "only fusion loses": (True, True, False),
@@ -22,9 +22,9 @@ KINDS = {  # in words: whether dense, dropped and fused networks are right
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """The answers of dense, dropped and fused networks to the same images.
+    """The outputs of the dense, dropped and fused networks on the same images.
 
-    logits: float (N, classes) by name, those that are there so far; labels: int64 (N,).
+    logits: float (N, classes) by network name, for the networks evaluated so far. labels: int64 (N,).
     """
 
     logits: Mapping[str, Tensor]
@@ -33,19 +33,22 @@ class Outputs:
 
     @property
     def share(self) -> float:
-        """How much of the work is done, in [0, 1]."""
+        """The share of the work that is done, in [0, 1]."""
         return len(self.logits) / len(THREE)
 
     def distance(self, name: str) -> Tensor:
-        """L2 distance of the logits to the dense network's, for each image: (N,)."""
+        """Return the L2 distance of each image's logits from the dense network's: (N,)."""
         return (self.logits[name] - self.logits["dense"]).norm(dim=1)
 
     def predictions(self, name: str) -> Tensor:
-        """int64 (N,)."""
+        """Return the predicted class of each image: int64 (N,)."""
         return self.logits[name].argmax(1)
 
     def rows(self) -> list[dict[str, Any]]:
-        """JSON-able, once all is there: each image's class, the three predictions, and how far its logits moved."""
+        """Return a JSON-serialisable row for each image: its class, the three predictions, and how far its logits moved.
+
+        All three networks must have been evaluated.
+        """
         said = {name: self.predictions(name).tolist() for name in THREE}
         moved = {name: self.distance(name).tolist() for name in THREE[1:]}
         return [
@@ -56,14 +59,14 @@ class Outputs:
         ]
 
     def medians(self, name: str) -> dict[str, float]:
-        """The median distance over the images of each class that has any."""
+        """Return the median distance for each class that has images."""
         distance, found = self.distance(name), self.labels.unique().tolist()
         return {self.classes[c]: float(distance[self.labels == c].median()) for c in found if c >= 0}
 
     def changed(self) -> dict[str, Tensor]:
-        """Which images have another prediction than before in the dropped or the fused network: rows (n,) of each of KINDS.
+        """Return the images whose prediction changes in the dropped or the fused network: rows (n,) for each of KINDS.
 
-        Within a kind those come first on whose prediction the dense network was surest (largest probability).
+        Each kind is sorted by the dense network's largest probability, most confident first.
         """
         said = torch.stack([self.predictions(name) for name in THREE])
         right, changed = said == self.labels, (said != said[0]).any(0)
@@ -72,7 +75,7 @@ class Outputs:
 
 
 def outputs(solutions: Solutions) -> Iterator[Outputs]:
-    """The three networks' answers to the evaluation images, each time of one more."""
+    """Evaluate the three networks on the evaluation images; yields the outputs after each network."""
     data, found = solutions.images, {}
     for name in THREE:
         found[name] = solutions.logits(name)

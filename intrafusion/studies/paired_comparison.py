@@ -1,4 +1,4 @@
-"""Two results on the same images, compared image by image: far sharper than two intervals laid side by side."""
+"""Paired comparison of two results on the same images; it detects smaller differences than comparing two intervals."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from intrafusion.studies.measurement import Result
 
 @dataclass(frozen=True)
 class Paired:
-    """What two results make of the same `count` images.
+    """The paired comparison of two results on the same `count` images.
 
-    difference: accuracy of the first minus that of the second, as a fraction; interval: of that difference, `matched_wald`.
-    only_first, only_second: images that one of them alone has right.
+    difference: accuracy of the first minus that of the second, as a fraction. interval: of that difference, by
+    `matched_wald`. only_first, only_second: number of images that only the first or only the second classifies correctly.
     """
 
     difference: float
@@ -26,20 +26,21 @@ class Paired:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval excludes no difference."""
+        """Whether the interval excludes zero."""
         return not self.interval[0] <= 0 <= self.interval[1]
 
     @property
     def p(self) -> float:
-        """McNemar's exact two-sided p: how often a fair coin splits the disputed images at least as unevenly."""
+        """McNemar's exact two-sided p: how often a fair coin splits the discordant images at least as unevenly."""
         disputed = self.only_first + self.only_second
         return min(1.0, 2 * float(binom.cdf(min(self.only_first, self.only_second), disputed, 0.5)))
 
 
 def paired(first: Result, second: Result, z: float = 1.959964) -> Paired:
-    """Compare two results on the images that both were measured on: the shorter one's, as both follow the same order.
+    """Compare two results on the images that both were measured on.
 
-    Raises IntrafusionError when their images are not the same ones.
+    Both follow the same order of images, so these are the images of the shorter result. Raises IntrafusionError if the
+    results were measured on different images.
     """
     for name in ("dataset", "data_path", "limit", "seed"):
         ours, theirs = getattr(first.spec, name), getattr(second.spec, name)
@@ -60,10 +61,11 @@ def paired(first: Result, second: Result, z: float = 1.959964) -> Paired:
 
 
 def matched_wald(only_first: int, only_second: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of the difference of two proportions on matched pairs (95 % by default), each end in [-1, 1].
+    """Return the interval of the difference of two proportions on matched pairs (95 % by default), clipped to [-1, 1].
 
-    Wald's, with half a pair added to each of the four cells: Agresti and Min, "Simple improved confidence intervals for
-    comparing matched proportions", Statistics in Medicine 24, 2005. Not McNemar's test, which is `Paired.p`.
+    Wald's interval with half a pair added to each of the four cells: Agresti and Min, "Simple improved confidence intervals
+    for comparing matched proportions", Statistics in Medicine 24, 2005. McNemar's test is `Paired.p`. Raises
+    IntrafusionError for impossible counts.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count < 1:
         raise IntrafusionError(f"no interval for {only_first} and {only_second} of {count} pairs")
@@ -73,7 +75,10 @@ def matched_wald(only_first: int, only_second: int, count: int, z: float = 1.959
 
 
 def _answers(result: Result, count: int) -> np.ndarray:
-    """Which of the first `count` images are right, packed: uint8 (ceil(count / 8),), with zeros after the last image."""
+    """Return which of the first `count` images are classified correctly, packed, and padded with zeros.
+
+    uint8 (ceil(count / 8),). Raises IntrafusionError if the result holds fewer answers.
+    """
     size = -(-count // 8)
     bits = np.frombuffer(result.correct, np.uint8, size).copy() if len(result.correct) >= size else None
     if bits is None:

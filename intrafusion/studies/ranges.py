@@ -1,4 +1,4 @@
-"""Ranges of numbers as text, on the command line and in study files: "0.1:0.5:0.1" is 0.1, 0.2, 0.3, 0.4, 0.5."""
+"""Numeric ranges as text, for the command line and study files: "0.1:0.5:0.1" is 0.1, 0.2, 0.3, 0.4, 0.5."""
 
 import math
 
@@ -8,10 +8,10 @@ _MOST = 100_000
 
 
 def expand_range(text: str, kind: type[int] | type[float], name: str) -> list[int] | list[float]:
-    """The numbers that a number or a range start:stop:step means; the stop is included, a step left out is 1.
+    """Return the numbers of a single number or of a range start:stop:step; stop is included, and step defaults to 1.
 
-    kind: int or float. name: of the option, for messages. Raises IntrafusionError for other text, and for a range that is
-    empty or has more than 100,000 numbers.
+    kind: int or float. name: the option's name, for error messages. Raises IntrafusionError for any other text, and for a
+    range that is empty or has more than 100,000 numbers.
 
     >>> expand_range("0.1:0.5:0.2", float, "sparsity")
     [0.1, 0.3, 0.5]

@@ -1,4 +1,4 @@
-"""Recoveries side by side: the same pruned networks, each method watched while it trains, and what came of it."""
+"""Compare recoveries of the same pruned networks: the training progress and the result of each method."""
 
 import math
 from collections import defaultdict
@@ -28,7 +28,7 @@ from intrafusion.training.recovery.distillation import stages, watching
 
 @dataclass(frozen=True)
 class Run:
-    """How the training of one spec's recovery goes: what it costs, and its moments so far."""
+    """The training of one spec's recovery: what it costs, and its moments so far."""
 
     spec: PruneSpec
     facts: Facts
@@ -36,17 +36,17 @@ class Run:
 
     @property
     def share(self) -> float:
-        """How much of the training is done, in [0, 1]."""
+        """The share of the training that is done, in [0, 1]."""
         return self.moments[-1].step / self.moments[-1].steps if self.moments else 0.0
 
 
 def compare_recoveries(
     specs: Iterable[PruneSpec], session: Session, store: Store | None = None
 ) -> Iterator[Run | Result | Failure]:
-    """Recover and measure each spec: its run again and again while it trains, then its result.
+    """Recover and measure each spec; yields its run repeatedly while it trains, then its result.
 
-    What was trained once is not trained again, and what the store has is not measured again. A spec that fails is yielded
-    as a Failure, and the others go on. Raises IntrafusionError when any spec cannot run.
+    A recovery that was trained before is not trained again, and a result in the store is not measured again. A spec that
+    fails is yielded as a Failure, and the other specs go on. Raises IntrafusionError if any spec cannot run.
     """
     meters: dict[tuple, Meter] = {}
     for spec in checked_specs(specs, session):
@@ -74,7 +74,7 @@ def _watched(spec: PruneSpec, session: Session) -> Iterator[Run]:
 
 
 def known_run(spec: PruneSpec, session: Session) -> Run | None:
-    """The run of a spec whose recovery was trained before; None of any other. It is not trained here."""
+    """Return the saved run of a spec's recovery, or None if it does not train or was not trained before."""
     if RECOVERIES[spec.recovery].needs != "labels":
         return None
     found = read_recovery(session.kept_path(spec))
@@ -83,9 +83,10 @@ def known_run(spec: PruneSpec, session: Session) -> Run | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One recovery's answer. accuracy: mean over the seeds, a fraction; interval: 95 % of it.
+    """The result of one recovery.
 
-    Of one seed it is Wilson's interval, of the images; of several Student's, of the seeds. run: the last seed's.
+    accuracy: mean over the seeds, as a fraction. interval: its 95 % interval; Wilson's over the images for one seed,
+    Student's t over the seeds for several. run: that of the last seed.
     """
 
     recovery: str
@@ -97,7 +98,7 @@ class Row:
     run: Run | None
 
     def to_row(self) -> dict[str, Any]:
-        """A flat, JSON-able row."""
+        """Return a flat, JSON-serialisable row."""
         facts = self.run.facts.to_dict() if self.run else {}
         moments = self.run.moments if self.run else ()
         return {
@@ -115,7 +116,7 @@ class Row:
 
 
 def rows(results: Sequence[Result], runs: Sequence[Run]) -> list[Row]:
-    """A row for each recovery and budget, over all seeds that were measured, in the order in which they come."""
+    """Return a row for each recovery and budget over all measured seeds, in order of appearance."""
     measured: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         measured[result.spec.recovery, result.spec.budget].append(result)
@@ -138,7 +139,10 @@ def _summary(results: Sequence[Result]) -> tuple[float, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Alike:
-    """How alike images look to one layer of three networks: G (b, b) each, rows of length one; labels: int64 (b,)."""
+    """The similarities of images in one layer of three networks.
+
+    dense, before, after: G (b, b) with rows of unit length. labels: int64 (b,).
+    """
 
     layer: str
     labels: Tensor
@@ -147,17 +151,17 @@ class Alike:
     after: Tensor
 
     def loss(self, which: Tensor) -> float:
-        """L_SP of one of the networks against the dense one."""
+        """Return L_SP of one of the networks against the dense one."""
         return float((which - self.dense).square().sum() / len(self.labels) ** 2)
 
 
 def layers_to_compare(session: Session) -> list[str]:
-    """The layers whose similarities the losses compare: the last at each size of the images."""
+    """Return the layers whose similarities the losses compare: the last layer at each image size."""
     return stages(private(session.folded), session.example)
 
 
 def compare_image_similarity(spec: PruneSpec, session: Session, layer: str, images: int = 48) -> Alike:
-    """Similarities before and after a recovery, on some training images, sorted by class."""
+    """Return the similarities before and after a recovery, on some training images sorted by class."""
     data = session.training(spec) if RECOVERIES[spec.recovery].needs == "labels" else session.calibration(spec)
     rows = stratified(data.labels.cpu(), spec.seed)[:images]
     rows = rows[data.labels.cpu()[rows].argsort(stable=True)].to(data.labels.device)

@@ -1,4 +1,4 @@
-"""What of a spec its result depends on, by what criteria, merges, solvers and recoveries declare that they read."""
+"""The fields of a spec that affect its result, as declared by criteria, merges, solvers and recoveries."""
 
 from functools import lru_cache
 from typing import Any
@@ -11,17 +11,17 @@ from intrafusion.runtime.canonical import described, is_library
 from intrafusion.spec import PruneSpec
 from intrafusion.training.recovery import RECOVERIES
 
-_COMPARED = ("cost", "bias")  # how channels are made vectors: what centroids are found from
-_MOVED = ("distance", "p", "source", "target", "solver", "normalise")  # and what more it takes to move them
+_COMPARED = ("cost", "bias")  # how channels become vectors, from which centroids are found
+_MOVED = ("distance", "p", "source", "target", "solver", "normalise")  # further fields that only transport reads
 _DEFAULT = PruneSpec()
 
 
 def relevant(spec: PruneSpec) -> PruneSpec:
-    """The spec with the fields that its result cannot depend on at their defaults, and groups in alphabetical order.
+    """Return the spec with the fields that cannot affect its result at their defaults, and groups in alphabetical order.
 
-    Specs for which this is equal have equal results on the same network, images and code. A spec with a name that is not
-    registered is returned as it is. Fields that an entry declares as its knobs count for the entries that declare them alone,
-    all others always. `seed` does: images are looked at in an order that it draws.
+    Specs with equal relevant specs have equal results on the same network, images and code. A spec with an unregistered
+    name is returned unchanged. A field that registry entries declare as a knob counts only for the entries that declare it;
+    all other fields always count. `seed` always counts, because it determines the order of the images.
     """
     chosen: list[tuple[Registry, str]] = [
         (CRITERIA, spec.criterion),
@@ -41,7 +41,10 @@ def relevant(spec: PruneSpec) -> PruneSpec:
 
 
 def own_code(spec: PruneSpec) -> list[str]:
-    """The code of the spec's methods, as far as it is no part of this package: for what others register has no version."""
+    """Return the code of those of the spec's methods that are not part of this package.
+
+    Methods that others register have no version, so their code identifies them.
+    """
     named = (CRITERIA, spec.criterion), (MERGES, spec.merge), (SOLVERS, spec.solver), (RECOVERIES, spec.recovery)
     return [code for registry, name in named if name in registry and (code := _code(registry[name]))]
 
@@ -53,18 +56,18 @@ def _code(entry: Entry) -> str:
 
 
 def calibrates(spec: PruneSpec) -> bool:
-    """Whether pruning, merging or recovering, as this relevant part of a spec says, looks at calibration images."""
+    """Return whether pruning, merging or recovery uses calibration images. spec: as returned by `relevant`."""
     looking = CRITERIA[spec.criterion].needs, MERGES[spec.merge].needs
     return spec.cost == "activations" or any(n != "nothing" for n in looking) or RECOVERIES[spec.recovery].needs == "images"
 
 
 def trains(spec: PruneSpec) -> bool:
-    """Whether the spec's recovery trains: then it looks at training images, and its result depends on the device."""
+    """Return whether the spec's recovery trains; it then uses training images, and its result depends on the device."""
     return spec.recovery in RECOVERIES and RECOVERIES[spec.recovery].needs == "labels"
 
 
 def _in_order(spec: PruneSpec) -> dict[str, Any]:
-    """The spec's groups in alphabetical order, and their sparsities; one for all, where they are equal."""
+    """Return the spec's groups in alphabetical order and their sparsities; equal ones become a single sparsity."""
     if isinstance(spec.groups, str):
         return {}
     if spec.sparsities is None:

@@ -1,7 +1,7 @@
-"""What pruning each channel group alone does to accuracy: a cell for each group and sparsity, and what follows from them.
+"""Sensitivity of the accuracy to pruning each channel group alone: matrices over groups and sparsities, and rankings.
 
-A group that is too small, or whose blocks are, keeps all its channels at low sparsities. Its accuracy then says nothing
-of how much it bears, so such cells are told apart everywhere.
+A group that is too small, or has blocks that are too small, keeps all its channels at low sparsities. Its accuracy then
+says nothing about its sensitivity, so such cells are always marked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from intrafusion.studies.paired_comparison import Paired, paired
 if TYPE_CHECKING:
     import pandas as pd
 
-_AXES = ("groups", "sparsity", "seed")  # in what else they differ, the results of one matrix may not
+_AXES = ("groups", "sparsity", "seed")  # the only fields in which the results of one matrix may differ
 _COLUMNS = (
     "accuracy", "low", "high", "dense_accuracy", "count", "total", "channels", "channels_before", "params",
     "params_before", "macs", "macs_before", "seconds",
@@ -26,7 +26,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One group pruned alone at one sparsity: `results`, one a seed, at least one. Accuracies are means over the seeds."""
+    """One group pruned alone at one sparsity. results: one for each seed, at least one. Accuracies are means over seeds."""
 
     results: tuple[Result, ...]
 
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval; with several seeds, from the lowest end of theirs to the highest."""
+        """The 95 % interval; with several seeds, from the lowest to the highest end of their intervals."""
         return _hull([result.interval for result in self.results])
 
     @property
@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def prunes(self) -> bool:
-        """Whether any channel went: where none did, the accuracy is the dense network's."""
+        """Whether any channel was removed; if none was, the accuracy is the dense network's."""
         return self.least.prunes
 
     @property
@@ -66,7 +66,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gap:
-    """Two cells on the same images: `pairs`, one a seed. prunes: whether any channel went in either; complete: both are."""
+    """The difference between two cells on the same images.
+
+    pairs: one for each seed. prunes: whether any channel was removed in either cell. complete: whether both are complete.
+    """
 
     pairs: tuple[Paired, ...]
     prunes: bool
@@ -74,27 +77,27 @@ class Gap:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first minus that of the second, a fraction; the mean over the seeds."""
+        """Accuracy of the first minus that of the second, as a fraction; the mean over the seeds."""
         return _mean(pair.difference for pair in self.pairs)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The paired 95 % interval; with several seeds, from the lowest end of theirs to the highest."""
+        """The paired 95 % interval; with several seeds, from the lowest to the highest end of their intervals."""
         return _hull([pair.interval for pair in self.pairs])
 
     @property
     def decided(self) -> bool:
-        """Whether the interval excludes no difference."""
+        """Whether the interval excludes zero."""
         return not self.interval[0] <= 0 <= self.interval[1]
 
     @property
     def p(self) -> float:
-        """McNemar's exact p, of the seed with the largest."""
+        """McNemar's exact p; the largest over the seeds."""
         return max(pair.p for pair in self.pairs)
 
     @property
     def count(self) -> int:
-        """Images that were compared, for the seed with the fewest."""
+        """Number of images compared; the smallest over the seeds."""
         return min(pair.count for pair in self.pairs)
 
 
@@ -103,14 +106,17 @@ C = TypeVar("C", Cell, Gap)
 
 @dataclass(frozen=True, eq=False)
 class Grid(Generic[C]):
-    """g groups by s sparsities. groups: in network order; sparsities: ascending; cells: what is known, by both."""
+    """A grid of g groups by s sparsities.
+
+    groups: in network order. sparsities: ascending. cells: the known cells, by group and sparsity.
+    """
 
     groups: tuple[str, ...]
     sparsities: tuple[float, ...]
     cells: dict[tuple[str, float], C]
 
     def values(self, name: str) -> np.ndarray:
-        """An attribute of every cell: float64 (g, s), nan where the cell is not known."""
+        """Return an attribute of every cell: float64 (g, s), nan where the cell is unknown."""
         return np.array(
             [
                 [getattr(self.cells[group, s], name) if (group, s) in self.cells else np.nan for s in self.sparsities]
@@ -121,12 +127,12 @@ class Grid(Generic[C]):
 
     @property
     def prunes(self) -> np.ndarray:
-        """bool (g, s): whether the cell is known and channels went in it."""
+        """bool (g, s): whether the cell is known and channels were removed in it."""
         return self.values("prunes") == 1
 
     @property
     def unpruned(self) -> np.ndarray:
-        """bool (g, s): whether the cell is known and nothing was pruned in it, so that it says nothing."""
+        """bool (g, s): whether the cell is known but nothing was pruned in it, so that it is uninformative."""
         return self.values("prunes") == 0
 
 
@@ -139,7 +145,7 @@ class Matrix(Grid[Cell]):
 
     @property
     def accuracy(self) -> np.ndarray:
-        """float64 (g, s), fractions, nan where not measured. See `unpruned` before reading anything into it."""
+        """float64 (g, s), fractions, nan where not measured. Check `unpruned` before interpreting it."""
         return self.values("accuracy")
 
     @property
@@ -150,7 +156,7 @@ class Matrix(Grid[Cell]):
 
 
 class Difference(Grid[Gap]):
-    """Accuracy of one matrix minus that of another, cell by cell on the same images."""
+    """The accuracy of one matrix minus that of another, cell by cell on the same images."""
 
 
 def sensitivity_matrix(
@@ -160,11 +166,11 @@ def sensitivity_matrix(
     groups: Sequence[str] | None = None,
     sparsities: Sequence[float] | None = None,
 ) -> Matrix:
-    """Arrange the results that prune one group alone with this merge; of one spec the last one counts.
+    """Arrange the results that prune one group alone with this merge in a matrix; the last result of each spec counts.
 
-    criterion: None where all results share one. groups: names in network order, None for those measured, as they come.
-    sparsities: None for those measured. Raises IntrafusionError when the results differ in more than group, sparsity and
-    seed, so that a cell would have two meanings.
+    criterion: None if all results share one. groups: names in network order; None for the measured groups in order of
+    appearance. sparsities: None for the measured ones. Raises IntrafusionError if the results differ in more than group,
+    sparsity and seed, because cells would then be ambiguous.
     """
     chosen = [result for result in alone(results) if result.spec.merge == merge and criterion in (None, result.spec.criterion)]
     for name in _varied(chosen):
@@ -182,22 +188,22 @@ def sensitivity_matrix(
 
 
 def alone(results: Iterable[Result]) -> list[Result]:
-    """The results that prune one named group alone; of each spec the last one, in order of first appearance."""
+    """Return the results that prune one named group alone; the last one of each spec, in order of first appearance."""
     last = {result.spec: result for result in results if result.spec.groups != "all" and len(result.spec.groups) == 1}
     return list(last.values())
 
 
 def difference(first: Matrix, second: Matrix) -> Difference:
-    """What `first` keeps more than `second`, in each cell that both know, seed by seed on the same images.
+    """Return the accuracy of `first` minus that of `second` in each cell that both know, seed by seed on the same images.
 
-    Both matrices' groups and sparsities make up the grid. Raises IntrafusionError when the images are not the same ones.
+    The grid has the groups and sparsities of both matrices. Raises IntrafusionError if the images are not the same.
     """
     cells = {}
     for place, ours in first.cells.items():
         if (theirs := second.cells.get(place)) is not None:
             by_seed = {result.spec.seed: result for result in theirs.results}
             both = [(result, by_seed[result.spec.seed]) for result in ours.results if result.spec.seed in by_seed]
-            both = both or [(ours.results[0], theirs.results[0])]  # no seed in common: refused, saying so
+            both = both or [(ours.results[0], theirs.results[0])]  # without a common seed `paired` raises a clear error
             pairs = tuple(paired(a, b) for a, b in both)
             cells[place] = Gap(pairs, ours.prunes or theirs.prunes, ours.complete and theirs.complete)
     groups = tuple(dict.fromkeys((*first.groups, *second.groups)))
@@ -208,9 +214,10 @@ def difference(first: Matrix, second: Matrix) -> Difference:
 class Fragility:
     """How much accuracy a group loses when it is pruned alone.
 
-    loss: the mean over the sparsities in `over`, a fraction; interval: the same of the ends of the cells' intervals; nan
-    where nothing is known. safe: the largest of those sparsities up to which no cell loses more than `tolerance`, 0 where
-    the first one does; None where nothing is known. note: why the loss says less than other groups', or "".
+    loss: the mean over the sparsities in `over`, as a fraction. interval: the same mean of the ends of the cells'
+    intervals. Both are nan if nothing is known. safe: the largest of those sparsities up to which no cell loses more than
+    `tolerance`; 0 if the first cell does, None if nothing is known. note: why the loss is less reliable than that of other
+    groups, or "".
     """
 
     group: str
@@ -226,10 +233,11 @@ UNPRUNED, UNMEASURED = "nothing was pruned", "not measured yet"
 
 
 def fragility(matrix: Matrix, tolerance: float = 0.01) -> list[Fragility]:
-    """The groups, the most fragile first: by the area between the dense accuracy and the group's own curve.
+    """Rank the groups, the most fragile first, by the area between the dense accuracy and the group's own curve.
 
-    The area is taken over the sparsities at which channels really went, and divided by their range. Groups in which none
-    went come last, then those not measured: neither is robust. tolerance: the loss, a fraction, that counts as none.
+    The area is taken over the sparsities at which channels were removed, and divided by their range. Groups that lost no
+    channels come after all others, followed by unmeasured groups; neither may be taken as robust. tolerance: the largest
+    loss, as a fraction, that counts as none.
     """
     found = [_fragility(matrix, group, tolerance) for group in matrix.groups]
     return sorted(found, key=lambda f: ((UNPRUNED, UNMEASURED).index(f.note) + 1 if not f.over else 0, -f.loss))
@@ -251,15 +259,15 @@ def _fragility(matrix: Matrix, group: str, tolerance: float) -> Fragility:
 
 
 def _mean_height(x: Sequence[float], y: np.ndarray) -> float:
-    """The area under a curve of straight pieces, divided by its width; the height of a single point."""
+    """Return the area under a piecewise linear curve divided by its width, or the height of a single point."""
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
 
 
 def table(results: Iterable[Result]) -> "pd.DataFrame":
-    """One row a result that prunes one group alone: what it pruned, how, and what came of it; of one spec the last one.
+    """Return a table with a row for each result that prunes one group alone; the last result of each spec counts.
 
-    Accuracies, their intervals (low, high) and loss are fractions. Spec fields that differ among the results are columns
-    too.
+    Accuracies, their intervals (low, high) and loss are fractions. Spec fields that differ among the results also have
+    columns.
     """
     import pandas as pd
 
@@ -284,14 +292,14 @@ def table(results: Iterable[Result]) -> "pd.DataFrame":
 
 
 def _varied(results: Sequence[Result]) -> list[str]:
-    """The spec fields in which the results differ."""
+    """Return the names of the spec fields in which the results differ."""
     if not results:
         return []
     return [name for name in results[0].spec.to_dict() if len({getattr(result.spec, name) for result in results}) > 1]
 
 
 def _tidy(sparsity: float) -> float:
-    """0.3 for 0.30000000000000004, so that sparsities that were computed fall on those that were written."""
+    """Round a sparsity, 0.30000000000000004 to 0.3, so that computed values equal written ones."""
     return round(sparsity, 9)
 
 

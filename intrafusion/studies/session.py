@@ -1,4 +1,4 @@
-"""What all points of a study share: the dense network, its groups, the images, and what is known of them."""
+"""Sessions: the dense network, groups, images and cached results that all points of a study share."""
 
 import copy
 from collections.abc import Iterator
@@ -36,12 +36,15 @@ from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, 
 from intrafusion.training.loop import Moment
 from intrafusion.training.recovery import Facts, recovering
 
-_MEMORY = 1 << 28  # bytes of each kind of result that a session keeps
+_MEMORY = 1 << 28  # bytes that a session caches of each kind of result
 
 
 @dataclass(frozen=True)
 class Scores:
-    """values: float64 (n,), larger stays. seconds: what they took to compute."""
+    """Importance scores of a group's channels.
+
+    values: float64 (n,); channels with larger scores are kept. seconds: computation time.
+    """
 
     values: torch.Tensor
     seconds: float
@@ -49,9 +52,9 @@ class Scores:
 
 @dataclass(eq=False)
 class Session:
-    """The dense model, its groups and size, the evaluation images.
+    """A dense model with its groups, its size and the evaluation images.
 
-    Scores, distances and plans of single groups, on the network as it is, are computed once.
+    The scores, distances and plans of each group in the dense network are computed once and cached.
     """
 
     model: nn.Module
@@ -60,8 +63,8 @@ class Session:
     data: ImageData | None = None
     _known: Cache = field(default_factory=Cache)
     _seen: Cache = field(default_factory=lambda: Cache(8, memory=_MEMORY))  # calibration images
-    _geometries: Cache = field(default_factory=lambda: Cache(8, memory=_MEMORY))  # 30 megabytes each in wide layers
-    _plans: Cache = field(default_factory=lambda: Cache(32, memory=_MEMORY))  # likewise
+    _geometries: Cache = field(default_factory=lambda: Cache(8, memory=_MEMORY))  # about 30 MB each for wide layers
+    _plans: Cache = field(default_factory=lambda: Cache(32, memory=_MEMORY))  # about 30 MB each for wide layers
     _merged: Cache = field(default_factory=lambda: Cache(4, memory=_MEMORY))  # whole networks
     _data_known: Cache = field(default_factory=Cache)
 
@@ -75,27 +78,27 @@ class Session:
 
     @property
     def example(self) -> torch.Tensor:
-        """A zero input on the model's device, float (1, C, H, W)."""
+        """An all-zero input on the model's device: float (1, C, H, W)."""
         return self.card.example().to(self.device)
 
     @property
     def layers(self) -> dict[str, Size]:
-        """The size of each layer that multiplies, by name."""
+        """The size of each layer that has multiply-accumulates, by name."""
         return self._known.get("layers", lambda: layer_sizes(self.model, self.example))
 
     def images(self) -> ImageData:
-        """The evaluation images that have labels. Raises IntrafusionError when none were loaded, or none have."""
+        """Return the labelled evaluation images. Raises IntrafusionError if none were loaded or none have labels."""
         if self.data is None:
             raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
         return self.data.labelled()
 
     def on(self, data: ImageData) -> "Session":
-        """This session with other evaluation images, sharing what is known of the groups."""
+        """Return a copy of this session with other evaluation images; it shares the cached results for the groups."""
         return replace(self, data=data, _data_known=Cache())
 
     @property
     def folded(self) -> nn.Module:
-        """The dense model with BatchNorm folded, which every pruned network starts from. Nobody may change it."""
+        """The dense model with BatchNorm folded, from which all pruned networks are made. It must not be modified."""
 
         def fold() -> nn.Module:
             twin = private(self.model)
@@ -105,7 +108,7 @@ class Session:
         return self._known.get("folded", fold)
 
     def fingerprints(self, spec: PruneSpec) -> tuple[str, str]:
-        """SHA-256 (hex) of the model, and of the images that measuring this spec looks at."""
+        """Return the SHA-256 (hex) of the model and that of the images used to measure this spec."""
         learned = self.learned_from(spec)
         return self._known.get("fingerprint", lambda: of_model(self.model)), self._data_known.get(
             ("fingerprint", spec.limit, spec.seed, learned),
@@ -113,11 +116,11 @@ class Session:
         )
 
     def kept_path(self, spec: PruneSpec) -> Path:
-        """The file of the spec's recovered network, named after all that this depends on, the kind of device among it."""
+        """Return the file of the spec's recovered network; its name is a hash of all inputs, including the kind of device."""
         return self._recovered(spec, code_version(), ".pt")
 
     def stopped_path(self, spec: PruneSpec) -> Path:
-        """The file of the state of a recovery that was stopped: it goes on while the code that trains is the same."""
+        """Return the file with the state of a stopped recovery, which can be resumed while the training code is unchanged."""
         return self._recovered(spec, recovery_version(), ".run")
 
     def _recovered(self, spec: PruneSpec, version: str, suffix: str) -> Path:
@@ -131,13 +134,16 @@ class Session:
 
     @staticmethod
     def learned_from(spec: PruneSpec) -> tuple[PruneSpec, ...]:
-        """Specs whose calibration images are those that pruning, merging and recovering as `spec` says looks at."""
+        """Return specs whose calibration images are those that pruning, merging and recovery use for `spec`."""
         plain = PruneSpec(dataset=spec.dataset, data_path=spec.data_path, calibration=spec.calibration, seed=spec.seed)
         learned = (plain.but(calibration=spec.training),) if trains(spec) else ()
         return ((plain,) if calibrates(relevant(spec)) else ()) + learned
 
     def meter(self, spec: PruneSpec, memory: int = MEMORY) -> Meter:
-        """Measures networks pruned from this one on the spec's evaluation images. It keeps much: let go of it when done."""
+        """Return a meter that evaluates networks pruned from this one on the spec's evaluation images.
+
+        memory: bytes of activations that it caches. Release the meter when done with it.
+        """
         data = self.images().subset(spec.limit, spec.seed)
         key = ("batch", spec.limit, spec.precision)
         made = Meter(self.folded, data, spec.precision, spec.seed, memory, self._data_known.peek(key))
@@ -145,11 +151,11 @@ class Session:
         return made
 
     def dense(self, limit: int | None, seed: int = 0) -> Evaluation:
-        """The dense model's accuracy, measured once for each choice of images."""
+        """Return the dense model's accuracy, measured once for each choice of images."""
         return self._data_known.get((limit, seed), lambda: evaluate(self.model, self.images(), limit, seed))
 
     def calibration(self, spec: PruneSpec) -> ImageData:
-        """The images that the spec's criterion and cost may look at. Raises IntrafusionError where there are none."""
+        """Return the images for the spec's criterion and cost. Raises IntrafusionError if there are none."""
         size = self.card.input_size
         return self._seen.get(
             sight(spec),
@@ -157,7 +163,7 @@ class Session:
         )
 
     def training(self, spec: PruneSpec) -> ImageData:
-        """The labelled images that the spec's recovery learns from. Raises IntrafusionError where there are none."""
+        """Return the labelled images for training in the spec's recovery. Raises IntrafusionError if there are none."""
         data = self.calibration(spec.but(calibration=spec.training))
         if data.split != "train":
             where = Path(spec.data_path or f"{spec.dataset}_test.npz")
@@ -169,7 +175,7 @@ class Session:
         return data.labelled()
 
     def scores(self, spec: PruneSpec, group: Group) -> Scores:
-        """Importance of a group's channels in the network as it is."""
+        """Return the importance of a group's channels in the dense network."""
 
         def compute() -> Scores:
             data = self.calibration(spec) if sees else None
@@ -181,7 +187,10 @@ class Session:
         return self._known.get((group.name, spec.criterion, sight(spec) if sees else spec.seed), compute)
 
     def geometry(self, spec: PruneSpec, group: Group) -> Geometry:
-        """Distances between a group's channels in the network as it is, for every sparsity, criterion and solver."""
+        """Return the distances between a group's channels in the dense network.
+
+        They are the same for every sparsity, criterion and solver.
+        """
         sees = spec.cost == "activations"
         return self._geometries.get(
             (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
@@ -196,7 +205,7 @@ class Session:
         )
 
     def plan(self, spec: PruneSpec, group: Group) -> TransportPlan:
-        """The plan of one group in the network as it is."""
+        """Return the transport plan of one group in the dense network."""
         share = spec.sparsity_of(group.name)
         key = (group.name, share, sight(spec), spec.part("criterion", "round_to", *TRANSPORT_FIELDS))
         return self._plans.get(
@@ -210,7 +219,7 @@ class Session:
         )
 
     def output_distance(self, spec: PruneSpec, group: Group) -> torch.Tensor:
-        """How far pruning this group alone moves the logits of each calibration image: L2 distances (N,)."""
+        """Return how far pruning this group alone moves the logits of each calibration image: L2 distances (N,)."""
 
         def compute() -> torch.Tensor:
             small = pruned(spec.but(groups=(group.name,)), self)
@@ -222,18 +231,19 @@ class Session:
 
 
 def sight(spec: PruneSpec) -> tuple:
-    """What tells one choice of calibration images from another."""
+    """Return a key that identifies the spec's calibration images."""
     return "images", spec.dataset, spec.data_path, spec.calibration, spec.seed
 
 
 def open_session(
     what: PruneSpec | str, device: str = "cpu", weights: str | Path | None = None, images: bool = True, **options: Any
 ) -> Session:
-    """Load a network, find its groups and, for a spec, load the images that it is measured on.
+    """Load a network, find its groups and, for a spec, load its evaluation images.
 
-    what: a spec, or the name of a model (see `load_model`), which then has no images: `Session.on` gives it some.
-    weights: of a model that is named; a spec says its own. images: False leaves the images of a spec out. options: go to
-    `load_data`. Raises IntrafusionError where the network or the images cannot be loaded.
+    what: a spec, or the name of a model (see `load_model`). A session opened by name has no images; add some with
+    `Session.on`. weights: the weights of a named model; ignored for a spec, which names its own. images: pass False to skip
+    loading a spec's images. options: passed to `load_data`. Raises IntrafusionError if the network or the images cannot be
+    loaded.
 
     Examples
     --------
@@ -253,7 +263,10 @@ def open_session(
 
 
 def pruned(spec: PruneSpec, session: Session) -> nn.Module:
-    """The network of `spec`: pruned, merged and recovered. Without recovery it shares unchanged layers with the session's."""
+    """Return the network of `spec`, pruned, merged and recovered.
+
+    Without recovery it shares unchanged layers with the session's network.
+    """
     made = merged(spec, session)
     for _ in recovery(spec, session, made):
         pass
@@ -261,7 +274,7 @@ def pruned(spec: PruneSpec, session: Session) -> nn.Module:
 
 
 def merged(spec: PruneSpec, session: Session) -> Pruned:
-    """The network of `spec` before its recovery. All recoveries of a network start from copies of one."""
+    """Return the network of `spec` before recovery; all recoveries start from copies of the same merged network."""
     if spec.recovery == "none":
         return _cut(spec, session, share=True)
     made: Pruned = session._merged.get(spec.part(*CUT_FIELDS), lambda: _cut(spec, session, share=False))
@@ -284,16 +297,19 @@ def _cut(spec: PruneSpec, session: Session, share: bool) -> Pruned:
 
 
 def channel_maps(spec: PruneSpec, session: Session) -> list[ChannelMap]:
-    """How each consumer of the spec's groups makes their channels of the kept ones, as the calibrated merge learns it."""
+    """Return the maps from kept channels to all channels for each consumer of the spec's groups.
+
+    They are fitted as in the calibrated merge.
+    """
     fit = merged(spec.but(merge="drop"), session).fit(session.calibration(spec))
     calibrate(fit)
     return fit.maps
 
 
 def recovery(spec: PruneSpec, session: Session, made: Pruned) -> Iterator[Facts | Moment]:
-    """Recover a merged network, in place, as `spec` says, telling what training costs and how it goes.
+    """Recover a merged network in place with the spec's method; yields the cost of training and its progress.
 
-    What was trained is kept in a file, and not trained again.
+    The trained network is saved to a file and is not trained again.
     """
     needs = RECOVERIES[spec.recovery].needs
     data = session.training(spec) if needs == "labels" else session.calibration(spec) if needs == "images" else None

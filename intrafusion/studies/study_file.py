@@ -1,4 +1,4 @@
-"""A study as a file: one spec, the fields that vary, and how. TOML, for the command line and for people."""
+"""Study files: a base spec and the values of the fields that vary, as TOML that people can edit."""
 
 import json
 import math
@@ -15,17 +15,18 @@ from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.studies.ranges import expand_range
 from intrafusion.studies.sweeps import grid
 
-FIXED = ("model", "dataset", "weights", "data_path", "sparsities")  # one network and one set of images a study
+FIXED = ("model", "dataset", "weights", "data_path", "sparsities")  # a study has one network and one set of images
 _MOST = 100_000
 
 
 @dataclass(frozen=True)
 class Study:
-    """Every combination of the axes' values, put into `base`; the last axis varies fastest.
+    """A base spec combined with every combination of the axes' values; the last axis varies fastest.
 
-    axes: field -> values. Of groups, a value is "each" (every prunable group for itself), "all" (together), a name, or
-    names joined by "+" (those together). decide: stop at points whose difference between merges is decided. Raises
-    IntrafusionError for a field that cannot vary, an axis without values, or a value that the field does not take.
+    axes: field -> values. A value of `groups` is "each" (every prunable group alone), "all" (all groups together), a name,
+    or names joined by "+" (those groups together). decide: stop measuring a point once the difference between its merges
+    is decided. Raises IntrafusionError for a name that is empty or unprintable, a field that cannot vary, an axis without
+    values, a value that the field does not take, or more than 100,000 points.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Study:
                     raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {shown(value)}")
 
     def specs(self, groups: Sequence[Group]) -> list[PruneSpec]:
-        """All points, on a network with these groups."""
+        """Return all points of the study on a network with these groups, without duplicates."""
         axes = {field: list(dict.fromkeys(values)) for field, values in self.axes.items()}
         if "groups" in axes:
             axes["groups"] = list(dict.fromkeys(choice for value in axes["groups"] for choice in _choices(value, groups)))
         return list(dict.fromkeys(grid(self.base, **axes)))
 
     def to_toml(self) -> str:
-        """A text that `from_toml` reads back; None is "all", and a path that is None is left out."""
+        """Return the study as TOML for `from_toml`. None is written as "all"; a path that is None is omitted."""
         base = {k: "all" if v is None else v for k, v in self.base.to_dict().items() if v is not None or k in COUNTS}
         lines = [f"name = {_toml(self.name)}", f"decide = {_toml(self.decide)}", "", "[base]"]
         lines += [f"{field} = {_toml(value)}" for field, value in base.items() if field not in self.axes]
@@ -70,10 +71,10 @@ class Study:
 
     @classmethod
     def from_toml(cls, text: str) -> "Study":
-        """The study of such a text. Raises IntrafusionError where it is no TOML, or says what no study says."""
+        """Parse a study from TOML. Raises IntrafusionError if the text is not TOML or does not describe a study."""
         try:
             raw = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # a number too long, tables too deep
+        except (ValueError, RecursionError) as error:  # also for numbers that are too long and tables nested too deeply
             raise IntrafusionError(f"the study is not TOML: {one_line(error)}") from error
         unknown = set(raw) - {"name", "decide", "base", "axes"}
         if unknown:
@@ -87,15 +88,18 @@ class Study:
 
     @classmethod
     def read(cls, path: str | Path) -> "Study":
-        """The study in a file. Raises IntrafusionError where it cannot be read."""
+        """Read a study from a file. Raises IntrafusionError if the file cannot be read."""
         try:
             return cls.from_toml(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: a home that nobody has
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: the home directory of an unknown user
             raise IntrafusionError(f"the study file {path} cannot be read: {one_line(error)}") from error
 
 
 def parse(field: str, given: object) -> tuple[Any, ...]:
-    """An axis's values from a list or one value. "0.1:0.5:0.1" is a range that holds its end; without a step it is 1."""
+    """Return an axis's values from a list or a single value.
+
+    "0.1:0.5:0.1" is a range that includes its end; the step defaults to 1.
+    """
     values = given if isinstance(given, list | tuple) else [given]
     return tuple(v for value in values for v in _expand(field, value))
 
@@ -121,6 +125,6 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str | bool):
-        # JSON's strings but for what TOML lacks: \u in pairs, and a bare DEL
+        # TOML strings are JSON strings, except that TOML has no surrogate pairs (\u) and no unescaped DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps("all") if value is None else repr(value)

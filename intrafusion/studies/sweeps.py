@@ -1,7 +1,7 @@
-"""Studies: many specs measured on one session, fast, each point once, none lost.
+"""Sweeps: measure many specs on one session.
 
-Every point is first looked at on a small stratified sample, then on all images. What is unchanged between points is
-computed once; results go to a store as they come, and what it holds already is not computed again.
+Every point is first measured on a small stratified sample, then on all images. Computations that points share are done
+once. Results are stored as they arrive, and stored results are not computed again.
 """
 
 import gc
@@ -27,15 +27,15 @@ from intrafusion.studies.paired_comparison import paired
 from intrafusion.studies.session import Session, pruned
 from intrafusion.studies.store.sqlite import Origin, Store
 
-FIRST = 100  # images of the first look at a point
-_PATIENCE = 1.0  # seconds after which a point shows how far it is
-_NETWORKS = 1 << 28  # bytes of pruned networks kept from the first look to the next
-_RETRY = 0.2  # seconds between two looks at points that another process has claimed
+FIRST = 100  # images in the first look at a point
+_PATIENCE = 1.0  # seconds after which a point yields a partial result
+_NETWORKS = 1 << 28  # bytes of pruned networks kept between looks
+_RETRY = 0.2  # seconds between two checks of points that another process has claimed
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A point that could not be measured, and why, in one line. id: where the log has it, when nobody expected it."""
+    """A point that could not be measured. reason: why, in one line. id: the log entry of an unexpected error, else None."""
 
     spec: PruneSpec
     reason: str
@@ -43,7 +43,7 @@ class Failure:
 
 
 def grid(base: PruneSpec, **choices: Sequence[Any]) -> list[PruneSpec]:
-    """List `base` with every combination of the given fields' choices; the last field varies fastest.
+    """Return a copy of `base` for every combination of the given fields' choices; the last field varies fastest.
 
     Examples
     --------
@@ -65,28 +65,28 @@ def sweep(
     known: Mapping[PruneSpec, Result] | None = None,
     meters: dict[tuple, Meter] | None = None,
 ) -> Iterator[Result | Failure]:
-    """Measure all specs on one session, yielding each result as soon as it is there, and again on more images.
+    """Measure all specs on one session; yields each result as soon as it is available, and again on more images.
 
-    A spec's last result counts. A point that fails is yielded as a Failure, and the others go on.
+    A spec's last result counts. A point that fails is yielded as a Failure, and the other points are still measured.
 
     Parameters
     ----------
     specs : iterable of PruneSpec
-        The points, all of the session's network and images.
+        The points; all must be for the session's network and images.
     session : Session
         See `open_session`.
     store : Store, optional
-        What it holds is yielded first and not computed again, unless it is incomplete; what is new goes there, and points that
-        another process is computing are left to it.
+        Stored results are yielded first and are not computed again, unless they are incomplete. New results are stored.
+        Points that another process is computing are left to that process.
     decide : bool
-        Stop at a point once the difference between its merge and dropping, on the same images, is decided: the 95 % interval of
-        paired proportions of Agresti and Min (`matched_wald`), corrected for the number of looks, excludes zero.
+        Stop measuring a point once the difference between its merge and dropping, on the same images, is decided: the 95 %
+        interval of paired proportions of Agresti and Min (`matched_wald`), corrected for the number of looks, excludes zero.
     memory : int
         Bytes of activations that are kept between points.
     known : mapping, optional
-        Results to go on from, by spec; they are not yielded again.
+        Results from which to continue, by spec; they are not yielded again.
     meters : dict, optional
-        Those of an earlier sweep on this session, which this one uses and adds to.
+        The meters of an earlier sweep on this session; they are reused, and new ones are added.
 
     Yields
     ------
@@ -95,7 +95,7 @@ def sweep(
     Raises
     ------
     IntrafusionError
-        When any spec cannot run, or the store cannot be written.
+        If any spec cannot run, or the store cannot be written.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def sweep(
 
 
 def checked_specs(specs: Iterable[PruneSpec], session: Session) -> list[PruneSpec]:
-    """The specs, each once, in the order of their work. Raises IntrafusionError when any cannot run."""
+    """Return the specs without duplicates, in processing order. Raises IntrafusionError if any cannot run."""
     specs = list(dict.fromkeys(specs))
     for spec in specs:
         check_spec(spec, session)
@@ -119,21 +119,22 @@ def checked_specs(specs: Iterable[PruneSpec], session: Session) -> list[PruneSpe
 
 
 def cut_of(spec: PruneSpec, session: Session) -> tuple:
-    """Equal for specs that share what lies in front of their first change; grows with the order of the work.
+    """Return a sort key that is equal for specs that share all layers in front of their first change.
 
-    One set of images comes after the other, and on each set from input to output, so that kept values serve the next cut.
+    It orders specs by their images, and then by their first group from input to output, so that cached activations can be
+    reused at the next cut.
     """
     first = choose_groups(session.groups, spec.groups)[0]
     return *_images(spec), session.groups.index(first)
 
 
 def origin(spec: PruneSpec, session: Session) -> Origin:
-    """What this spec is measured on, as the store records it."""
+    """Return the fingerprints and the device with which the store records the results of this spec."""
     return Origin(*session.fingerprints(spec), device_name(session.device))
 
 
 def device_name(device: torch.device) -> str:
-    """A device in words."""
+    """Return the name of a device: of its model for a CUDA device, else as torch writes it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
@@ -170,7 +171,7 @@ class _Sweep:
         for look in range(looks):
             for spec in self.specs:
                 yield from self._advance(spec, look)
-        while left := [spec for spec in self.specs if not self._is_done(spec)]:  # others are at these
+        while left := [spec for spec in self.specs if not self._is_done(spec)]:  # claimed by other processes
             for spec in left:
                 yield from self._advance(spec, looks)
             checkpoint(idle=True)
@@ -180,7 +181,7 @@ class _Sweep:
                 tell(self.reached[spec])
 
     def _unmeasurable(self) -> Iterator[Failure]:
-        """Fail the points whose images are too much for this machine, before it is asked how many each look takes in."""
+        """Fail the points whose meters cannot be made, for example for lack of memory, before their looks are counted."""
         for spec in self.specs:
             if spec in self.reached and self.reached[spec].complete:
                 continue
@@ -192,7 +193,7 @@ class _Sweep:
                 yield self._fails(spec, error)
 
     def _advance(self, spec: PruneSpec, look: int) -> Iterator[Result | Failure]:
-        """Bring one point as far as this look goes, unless another process is at it."""
+        """Measure one point up to the size of this look, unless another process has claimed it."""
         if self._is_done(spec):
             return
         target = self._looks(spec)[min(look, len(self._looks(spec)) - 1)]
@@ -210,7 +211,7 @@ class _Sweep:
                 self.store.release(spec, origin(spec, self.session))
 
     def _news(self, spec: PruneSpec) -> Iterator[Result]:
-        """What another process has found of this point since we last looked."""
+        """Yield the result of this point from the store if another process has added a better one."""
         if self.store:
             known, stored = self.reached.get(spec), self.store.get([(spec, origin(spec, self.session))]).get(spec)
             if stored and (known is None or stored.count > known.count):
@@ -218,7 +219,7 @@ class _Sweep:
                 yield stored
 
     def _measured(self, spec: PruneSpec, target: int) -> Result | Failure:
-        """One more result of a point; what goes wrong there is its own affair."""
+        """Measure a point on more images. An exception becomes a Failure of this point alone."""
         try:
             meter, began = self._meter(spec), clock()
             small = self._network(spec)
@@ -237,12 +238,12 @@ class _Sweep:
         return result
 
     def _fails(self, spec: PruneSpec, error: Exception) -> Failure:
-        for meter in self.meters.values():  # it may have been memory
+        for meter in self.meters.values():  # free memory, which may have run out
             meter.forget()
         self.networks.clear()
         self.held = 0
         if is_out_of_memory(error):
-            gc.collect()  # pruned networks sit in reference cycles, and the next point needs their room
+            gc.collect()  # pruned networks are in reference cycles, and the next point needs their memory
         failure = Failure(spec, *explain(error, "point", key=digest(spec)))
         self.failed.add(spec)
         if self.store:
@@ -255,7 +256,7 @@ class _Sweep:
         return self.decide and self._is_decided(spec)
 
     def _is_decided(self, spec: PruneSpec) -> bool:
-        """Whether every difference between merges that this point takes part in has a sign."""
+        """Return whether the sign of every difference between merges that involves this point is decided."""
         family = self.families[spec.but(merge="drop")]
         base = next((other for other in family if other.merge == "drop"), family[0])
         others = [other for other in family if other is not base] if spec is base else [spec]
@@ -266,7 +267,7 @@ class _Sweep:
         return all(paired(other, results[0], z).decided for other in results[1:])  # type: ignore[arg-type]
 
     def _looks(self, spec: PruneSpec) -> list[int]:
-        """How many images each look at a point takes in."""
+        """Return the number of images of each look at a point, ascending."""
         meter = self._meter(spec)
         sizes, size = [], FIRST
         while self.decide and size < len(meter):
@@ -275,7 +276,7 @@ class _Sweep:
         return sorted({*sizes, meter.up_to(FIRST), len(meter)})
 
     def _meter(self, spec: PruneSpec) -> Meter:
-        """The meter of this spec's images; only the one last used keeps values."""
+        """Return the meter for this spec's images; only the last used meter keeps activations."""
         key = _images(spec)
         if key not in self.meters:
             self.meters[key] = self.session.meter(spec, self.memory)
@@ -299,7 +300,7 @@ class _Sweep:
 
 
 def tell(result: Result) -> None:
-    """Log a point that was measured."""
+    """Log a measured point."""
     spec = result.spec
     event(
         "point",
@@ -315,12 +316,12 @@ def tell(result: Result) -> None:
 
 
 def digest(spec: PruneSpec) -> str:
-    """A short name of a spec, without the paths in it."""
+    """Return a short hash of a spec, which does not reveal its paths."""
     return hashlib.sha256(spec.key().encode()).hexdigest()[:12]
 
 
 def _images(spec: PruneSpec) -> tuple:
-    """What tells one way of measuring from another."""
+    """Return a key of how a spec is measured: precision, seed and number of images."""
     return spec.precision, spec.seed, spec.limit or 0
 
 

@@ -1,7 +1,7 @@
-"""The method on a network small enough to see whole: two inputs, a few neurons, two classes.
+"""The pruning method on a toy network that can be inspected completely: two inputs, a few neurons, two classes.
 
-Nothing here computes the method: `score`, `plan` and `prune` do, as on any network. What is here is the network, and the
-terms that those results add up, for a reader to check by hand.
+The method itself is computed by `score`, `plan` and `prune`, as for any network. This module holds the network, and the
+terms of which those results are sums, so that a reader can check them by hand.
 """
 
 import copy
@@ -27,14 +27,14 @@ from intrafusion.pruning.transport.provenance import moves
 
 CLASSES = ("outer", "inner")
 WEIGHTS = ("w1", "w2", "b", "v1", "v2")
-LIMIT = 3.0  # a weight changed by hand lies in [-LIMIT, LIMIT]
+LIMIT = 3.0  # weights set by hand must be in [-LIMIT, LIMIT]
 SEED = 14
 _EXAMPLE = torch.zeros(1, 2)
 _CHANGE = re.compile(r"(\d+)\.(\w+)=(\S+)")
 
 
 def toy_points(count: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two noisy rings around the origin: float64 (count, 2), and int64 (count,) the index of their class in CLASSES."""
+    """Return points of two noisy rings around the origin, float64 (count, 2), and their class in CLASSES, int64 (count,)."""
     from sklearn.datasets import make_circles
 
     X, y = make_circles(count, noise=0.08, factor=0.5, random_state=seed)
@@ -42,10 +42,10 @@ def toy_points(count: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def train_toy(seed: int = SEED, hidden: int = 6, changes: str = "") -> nn.Sequential:
-    """Linear(2, hidden), ReLU, Linear(hidden, 2) in float64, trained on `points()` and rounded to two decimals.
+    """Train Linear(2, hidden), ReLU, Linear(hidden, 2) in float64 on `toy_points()`; round its weights to two decimals.
 
-    Weights start small and decay, so that some neurons come to do similar work.
-    changes: weights then set by hand, as `parse_changes` reads them.
+    Weights start small and decay, so that some neurons become similar. changes: weights to set by hand after training, in
+    the format of `parse_changes`.
     """
     model, generator = mlp((2, hidden, 2)).double(), torch.Generator().manual_seed(seed)
     X, y = toy_points()
@@ -63,25 +63,28 @@ def train_toy(seed: int = SEED, hidden: int = 6, changes: str = "") -> nn.Sequen
 
 
 def numbers(model: nn.Module) -> Tensor:
-    """A row a neuron, a column for each of WEIGHTS: float64 (n, 5). w, b write the neuron; v1, v2 are how classes read it."""
+    """Return a row for each neuron with a column for each of WEIGHTS: float64 (n, 5).
+
+    w1, w2 and b compute the neuron; v1 and v2 are its weights in the two outputs.
+    """
     writes, reads = _layers(model)
     return torch.cat([writes.weight, writes.bias[:, None], reads.weight.T], 1).detach()
 
 
 def toy_activations(model: nn.Sequential, place: tuple[float, float]) -> Tensor:
-    """What each neuron gives at a place of the plane, after ReLU: (n,)."""
+    """Return the activation of each neuron, after ReLU, at a point of the plane: (n,)."""
     with torch.no_grad():
         return model[:-1](torch.tensor([place], dtype=torch.float64))[0]
 
 
 def toy_outputs(model: nn.Module, place: tuple[float, float]) -> Tensor:
-    """The network's logits there, one a class: (2,)."""
+    """Return the network's logits at a point of the plane, one for each class: (2,)."""
     with torch.no_grad():
         return model(torch.tensor([place], dtype=torch.float64))[0]
 
 
 def output_bias(model: nn.Module) -> Tensor:
-    """The two outputs' own biases, which pruning leaves alone: (2,)."""
+    """Return the biases of the two outputs, which pruning does not change: (2,)."""
     return _layers(model)[1].bias
 
 
@@ -90,9 +93,10 @@ def _layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def parse_changes(text: str, hidden: int) -> dict[tuple[int, str], float]:
-    """Weights set by hand: "3.w1=0.5 3.b=-1" -> {(3, "w1"): 0.5, (3, "b"): -1.0}.
+    """Parse weights set by hand: "3.w1=0.5 3.b=-1" -> {(3, "w1"): 0.5, (3, "b"): -1.0}.
 
-    Raises IntrafusionError for what is no neuron of `hidden`, no name of WEIGHTS, or no number within LIMIT.
+    Raises IntrafusionError for a malformed change, a neuron that is not one of `hidden`, a name that is not in WEIGHTS, or a
+    number outside [-LIMIT, LIMIT].
     """
     changes = {}
     for word in text.split():
@@ -114,12 +118,12 @@ def parse_changes(text: str, hidden: int) -> dict[tuple[int, str], float]:
 
 
 def write_changes(changes: Mapping[tuple[int, str], float]) -> str:
-    """The text that `parse_changes` reads."""
+    """Write changes as text for `parse_changes`."""
     return " ".join(f"{neuron}.{name}={value:g}" for (neuron, name), value in sorted(changes.items()))
 
 
 def changed(model: nn.Sequential, changes: Mapping[tuple[int, str], float]) -> nn.Sequential:
-    """A copy of the network with these weights set."""
+    """Return a copy of the network with these weights set."""
     model = copy.deepcopy(model)
     (writes, reads), rows = _layers(model), numbers(model)
     for (neuron, name), value in changes.items():
@@ -130,13 +134,13 @@ def changed(model: nn.Sequential, changes: Mapping[tuple[int, str], float]) -> n
 
 
 def sparsity(hidden: int, stay: int) -> float:
-    """The sparsity, to two decimals, at which `stay` of `hidden` neurons are kept."""
+    """Return the sparsity, to two decimals, at which `stay` of `hidden` neurons are kept."""
     return (hidden - stay) * 100 // hidden / 100
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A network of n neurons, the settings, and what each step of the method makes of it."""
+    """A network of n neurons, the pruning options, and the result of each step of the method."""
 
     dense: nn.Sequential
     group: Group
@@ -150,30 +154,30 @@ class Lesson:
 
     @property
     def kept(self) -> list[int]:
-        """The neurons that stay."""
+        """The neurons that are kept."""
         return self.plan.kept.tolist()
 
     @property
     def gone(self) -> list[int]:
-        """The neurons that do not."""
+        """The neurons that are removed."""
         return [neuron for neuron in range(self.group.size) if neuron not in self.kept]
 
     def home(self, neuron: int) -> int:
-        """Where a neuron is after fusion: the kept one that most of it goes to, itself when it stays."""
+        """Return the kept neuron into which most of a neuron is fused; a kept neuron's home is itself."""
         return self.kept[int(self.plan.matrix[:, neuron].argmax())]
 
     def moves(self) -> list[dict[str, Any]]:
-        """`provenance.moves` without the mass that stays where it is: masses times costs add up to the total cost."""
+        """Return `provenance.moves` without mass that stays in place; masses times costs sum to the total cost."""
         return [move for move in moves(self.plan) if move["channel"] != move["target"]]
 
     def crowded_out(self) -> list[int]:
-        """The neurons of which some mass goes past the nearest kept one, as that has no room for it."""
+        """Return the neurons with mass that goes beyond the nearest kept neuron, because that has no capacity left."""
         nearest = self.plan.cost.min(1).values
         return sorted({move["channel"] for move in self.moves() if move["cost"] > nearest[move["channel"]] + 1e-9})
 
 
 def open_lesson(dense: nn.Sequential, stay: int, criterion: str = "l1", p: float = 1) -> Lesson:
-    """Score, plan and prune a trained network, by the functions that prune any other."""
+    """Score, plan and prune a trained toy network with the functions that prune any network."""
     group = find_groups(dense, _EXAMPLE)[0]
     share = sparsity(group.size, stay)
     scores = score(dense, group, criterion)
@@ -183,7 +187,7 @@ def open_lesson(dense: nn.Sequential, stay: int, criterion: str = "l1", p: float
 
 
 def criteria(dense: nn.Module) -> list[str]:
-    """The registered criteria that can score this network: they need no images, and nothing that it lacks."""
+    """Return the registered criteria that can score this network: they need no images and nothing that it lacks."""
     group, usable = find_groups(dense, _EXAMPLE)[0], []
     for name, entry in CRITERIA.items():
         if entry.needs == "nothing":
@@ -196,7 +200,7 @@ def criteria(dense: nn.Module) -> list[str]:
 
 
 def measure_toy(model: nn.Module) -> Evaluation:
-    """Accuracy on 400 points that the network was not trained on, the same for every network."""
+    """Measure the accuracy on 400 points outside the training set, the same for every network."""
     X, y = toy_points(400, seed=1)
     with torch.no_grad():
         correct = model(X).argmax(1) == y
@@ -205,7 +209,10 @@ def measure_toy(model: nn.Module) -> Evaluation:
 
 
 def decision(model: nn.Module, reach: float = 1.6, side: int = 65) -> tuple[Tensor, Tensor]:
-    """A grid's coordinates (side,), and by how much "inner" beats "outer" at each place: (side, side), row y, column x."""
+    """Return a grid's coordinates (side,) and the margin of "inner" over "outer" at each point (side, side).
+
+    The margin is a difference of logits; rows are y, columns are x.
+    """
     axis = torch.linspace(-reach, reach, side, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     with torch.no_grad():
@@ -215,7 +222,10 @@ def decision(model: nn.Module, reach: float = 1.6, side: int = 65) -> tuple[Tens
 
 @dataclass(frozen=True)
 class ScoreTerms:
-    """writes, reads: |weight|^power of each; own: mean of their sums; average: of `own` over all neurons."""
+    """The terms of a neuron's score.
+
+    writes, reads: |weight|^power of each weight. own: mean of their two sums. average: mean of `own` over all neurons.
+    """
 
     writes: tuple[float, float]
     reads: tuple[float, float]
@@ -225,7 +235,7 @@ class ScoreTerms:
 
 
 def score_terms(model: nn.Module, neuron: int, power: int = 1) -> ScoreTerms:
-    """What makes the l1 score (power 1) or the l2 score (power 2) of a neuron."""
+    """Return the terms of the l1 score (power 1) or the l2 score (power 2) of a neuron."""
     sizes = numbers(model).abs() ** power
     own = (sizes[:, :2].sum(1) + sizes[:, 3:].sum(1)) / 2
     w1, w2, _, v1, v2 = sizes[neuron].tolist()
@@ -235,7 +245,10 @@ def score_terms(model: nn.Module, neuron: int, power: int = 1) -> ScoreTerms:
 
 @dataclass(frozen=True)
 class DistanceTerms:
-    """lengths: of both vectors (w1, w2, v1, v2); units: both divided by their length; gaps: |difference|, a number each."""
+    """The terms of the distance between two neurons.
+
+    lengths: of both vectors (w1, w2, v1, v2). units: both vectors divided by their lengths. gaps: |difference| of each entry.
+    """
 
     lengths: tuple[float, float]
     units: tuple[tuple[float, ...], tuple[float, ...]]
@@ -244,7 +257,7 @@ class DistanceTerms:
 
 
 def distance_terms(model: nn.Module, neuron: int, other: int, p: float = 1) -> DistanceTerms:
-    """What makes the cost between two neurons: the p-norm distance of their unit vectors, biases left out."""
+    """Return the terms of the cost between two neurons: the p-norm distance of their unit vectors, without biases."""
     vectors = numbers(model)[[neuron, other]][:, [0, 1, 3, 4]]
     first, second = (float(vector.norm()) for vector in vectors)
     one, two = (tuple((vector / (vector.norm() or 1)).tolist()) for vector in vectors)
@@ -253,21 +266,24 @@ def distance_terms(model: nn.Module, neuron: int, other: int, p: float = 1) -> D
 
 
 def fused_terms(lesson: Lesson, target: int) -> list[tuple[int, float, Tensor]]:
-    """The neurons that a kept one is made of: (neuron, its weight in T, its WEIGHTS (5,)), itself first."""
+    """Return the neurons fused into a kept neuron: (neuron, its weight in T, its WEIGHTS (5,)); the kept one is first."""
     shares = lesson.plan.matrix[lesson.kept.index(target)]
     parts = sorted(shares.nonzero()[:, 0].tolist(), key=lambda neuron: (neuron != target, neuron))
     return [(neuron, float(shares[neuron]), numbers(lesson.dense)[neuron]) for neuron in parts]
 
 
 def doubled_costs(lesson: Lesson, neuron: int) -> Tensor:
-    """The costs (n, k) were every weight of a neuron twice as large."""
+    """Return the costs (n, k) after doubling every weight of a neuron."""
     row = zip(WEIGHTS, numbers(lesson.dense)[neuron].tolist(), strict=True)
     louder = changed(lesson.dense, {(neuron, name): 2 * value for name, value in row})
     return plan(louder, lesson.group, lesson.scores, lesson.sparsity, p=lesson.p).cost
 
 
 def telling_point(lesson: Lesson) -> tuple[float, float]:
-    """A place, to one decimal, where dropped and fused networks disagree most clearly, or the fused one is most sure."""
+    """Find the point, to one decimal, where the dropped and the fused network disagree most clearly.
+
+    If they agree everywhere, it is the point where the fused network is most confident.
+    """
     axis = torch.arange(-12, 13, dtype=torch.float64) / 10
     places = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -278,7 +294,7 @@ def telling_point(lesson: Lesson) -> tuple[float, float]:
 
 
 def snippet(seed: int, hidden: int, changes: str, lesson: Lesson) -> str:
-    """Python that makes the lesson's numbers."""
+    """Return Python code that reproduces the lesson's numbers."""
     changes = f", changes={changes!r}" if changes else ""
     knobs = f"sparsity={lesson.sparsity!r}, criterion={lesson.criterion!r}"
     return "\n".join(

@@ -1,4 +1,4 @@
-"""The networks of one pruning as points of one weight space: dense, dropped, fused, and views of what lies around them."""
+"""Dense, dropped and fused networks as points of one weight space, and views of the loss around and between them."""
 
 import math
 from collections.abc import Iterator
@@ -35,15 +35,15 @@ from intrafusion.training.mode_connectivity import Path, connect
 
 MERGED = {"dropped": "drop", "fused": "fusion", "calibrated": "calibrated", "refit": "refit"}
 THREE = ("dense", "dropped", "fused")
-CONTROLS = 20  # random directions that displacements are compared with
-_PIXELS = 1 << 18  # of the images whose loss is differentiated twice
+CONTROLS = 20  # random directions with which displacements are compared
+_PIXELS = 1 << 18  # of all images whose loss is differentiated twice
 
 
 @dataclass(frozen=True, eq=False)
 class Solutions:
-    """What a spec's pruning makes of a session's network by each merge; made once, whoever asks.
+    """The networks that a spec's pruning produces from a session's network with each merge, made once and cached.
 
-    Names: "dense" and those of MERGED. All are BN-folded, and so are their weights. The spec's merge plays no part.
+    Names: "dense" and those of MERGED. BatchNorm is folded into the weights of all of them. The spec's merge is ignored.
     Raises IntrafusionError for a spec that cannot run.
     """
 
@@ -56,15 +56,18 @@ class Solutions:
 
     @property
     def images(self) -> ImageData:
-        """The evaluation images that the spec asks for."""
+        """The evaluation images that the spec selects."""
         return self.session.images().subset(self.spec.limit, self.spec.seed)
 
     def small(self, name: str) -> nn.Module:
-        """The network itself, smaller where channels went. Nobody may change it."""
+        """Return the network in its own shape, without the removed channels. It must not be modified."""
         return self._both(name)[0]
 
     def whole(self, name: str) -> nn.Module:
-        """The network in the dense shape, zeros where channels went; it computes the same. Nobody may change it."""
+        """Return the network in the dense shape, with zeros for removed channels. It must not be modified.
+
+        It computes the same function as `small`.
+        """
         return self._both(name)[1]
 
     def _both(self, name: str) -> tuple[nn.Module, nn.Module]:
@@ -83,13 +86,14 @@ class Solutions:
         return self._known.get(("networks", name), make)
 
     def logits(self, name: str) -> Tensor:
-        """What the network answers to the evaluation images: float (N, classes), on the CPU."""
+        """Return the network's logits for the evaluation images: float (N, classes), on the CPU."""
         return self._known.get(("logits", name), lambda: logits(self.small(name), self.images).cpu())
 
     def plane(self) -> Plane:
-        """The plane through dense, dropped and fused weights.
+        """Return the plane through the dense, dropped and fused weights.
 
-        Raises IntrafusionError where there is none: nothing was pruned, or norms are left whose statistics are a network's own.
+        Raises IntrafusionError if there is none, because nothing was pruned, or because some norms cannot be folded and so
+        keep statistics that belong to one network.
         """
         if norms_of(self.session.folded):
             raise IntrafusionError(
@@ -102,9 +106,10 @@ class Solutions:
 def networks_between(
     solutions: Solutions, ends: tuple[str, str], epochs: float, rate: float | None, training: int | None
 ) -> Iterator[Path]:
-    """The line and the trained path between two networks, each one of the solutions or a name that `load_model` opens.
+    """Measure the straight line between two networks and train a path between them; see `connect`.
 
-    epochs, rate: see `connect`; training: images that the path learns from, None for all.
+    ends: each is one of the solutions' names, or a name for `load_model`. epochs, rate: see `connect`. training: number of
+    training images for the path, None for all.
     """
     own = ("dense", *MERGED)
     device = str(solutions.session.device)
@@ -115,9 +120,9 @@ def networks_between(
 
 @dataclass(frozen=True)
 class Mark:
-    """One of the three networks on the plane: where (x, y) it lies, and what itself does on `count` images.
+    """One of the three networks on the plane: its position (x, y), and its own loss and accuracy on `count` images.
 
-    loss in nats; accuracy as `evaluate` has it, with Wilson's 95 % interval; distance: L2, from the dense weights.
+    loss: in nats. accuracy: as in `evaluate`, with Wilson's 95 % interval. distance: L2 distance from the dense weights.
     """
 
     name: str
@@ -132,18 +137,18 @@ class Mark:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """A slice of weight space through dense, dropped and fused weights, and these three on it."""
+    """A slice of weight space through the dense, dropped and fused weights, with the three networks marked on it."""
 
     surface: Surface
     marks: tuple[Mark, ...]
 
     @property
     def share(self) -> float:
-        """How much of the grid is measured."""
+        """The share of the grid that is measured."""
         return self.surface.share
 
     def rows(self) -> list[dict[str, Any]]:
-        """JSON-able: each mark, then each point of the grid that is measured. A loss that is no finite number is None."""
+        """Return JSON-serialisable rows: each mark, then each measured grid point. A loss that is not finite is None."""
         places = [("mark", m.name, m.x, m.y, m.loss, m.accuracy) for m in self.marks]
         on = self.surface
         for row, column in np.argwhere(np.isfinite(on.accuracy)).tolist():
@@ -163,7 +168,10 @@ class Slice:
 
 
 def slices(solutions: Solutions, size: int = 17, margin: float = 0.3) -> Iterator[Slice]:
-    """The slice on a finer and finer grid of `size` points a side, first the marks alone. margin: see `loss_landscape.grid`."""
+    """Measure the slice on successively finer grids of up to `size` points a side; yields the marks alone first.
+
+    margin: see `loss_landscape.plane_grid`.
+    """
     made, data = solutions.plane(), solutions.images
     found = Slice(plane_grid(made, size, margin), tuple(_mark(solutions, made, place) for place in range(len(THREE))))
     yield found
@@ -182,11 +190,11 @@ def _mark(solutions: Solutions, made: Plane, place: int) -> Mark:
 
 @dataclass(frozen=True, eq=False)
 class Sharpness:
-    """The sharpest directions of the training loss around the dense weights, and what share of each displacement is in them.
+    """The sharpest directions of the training loss around the dense weights, and the share of each displacement in them.
 
-    values: the Hessian's largest eigenvalues (k,), residuals: how far each is from being one, both in nats per squared
-    distance. shares: by name, of the whole displacement's squared length; empty until `step` is the last of `steps`.
-    images: training images whose loss it is. dimensions: D, the number of weights.
+    values: the Hessian's largest eigenvalues (k,). residuals: the error of each eigenpair (k,). Both are in nats per squared
+    distance. shares: by name, the share of the displacement's squared length; empty until `step` is the last of `steps`.
+    images: number of training images in the loss. dimensions: D, the number of weights.
     """
 
     values: Tensor
@@ -199,11 +207,11 @@ class Sharpness:
 
     @property
     def share(self) -> float:
-        """How much of the work is done, in [0, 1]."""
+        """The share of the work that is done, in [0, 1]."""
         return self.step / self.steps
 
     def rows(self) -> list[dict[str, Any]]:
-        """JSON-able: each eigenvalue, then each share."""
+        """Return JSON-serialisable rows: each eigenvalue, then each share."""
         pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
         values = [
             {"kind": "eigenvalue", "name": str(rank), "value": value, "residual": residual}
@@ -213,10 +221,11 @@ class Sharpness:
 
 
 def sharpness(solutions: Solutions, images: int = 256, count: int = 10, steps: int = 40) -> Iterator[Sharpness]:
-    """The `count` sharpest directions by Lanczos, told after every step.
+    """Find the `count` sharpest directions by the Lanczos method; yields the estimate after every step.
 
-    images: labelled training images, fewer where they are large. Beside the displacements from dense to dropped and fused stand
-    random ones, means of CONTROLS: among all weights, and among those that pruning changes.
+    images: number of labelled training images; fewer are used if they are large. The shares of the displacements from dense
+    to dropped and fused are compared with means over CONTROLS random directions: among all weights, and among the weights
+    that pruning changes.
     """
     session, spec = solutions.session, solutions.spec
     pixels = session.card.input_size[-1] * session.card.input_size[-2]

@@ -1,3 +1,3 @@
-"""Pictures: pure functions, data in, plotly Figure out."""
+"""Figures: pure functions from data to Plotly figures."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Matrices too large to be drawn cell by cell, as pictures under the marks."""
+"""Draw matrices; those too large to be drawn cell by cell become images below the markers."""
 
 import base64
 import io
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-CELLS = 10_000  # above this many, a matrix is drawn as a picture
-_MOST = 1000  # pixels a side
+CELLS = 10_000  # a matrix with more cells is drawn as an image
+_MOST = 1000  # most pixels per side
 
 
 def draw_matrix(
@@ -23,10 +23,10 @@ def draw_matrix(
     text: np.ndarray | None = None,
     bar: dict | None = None,
 ) -> None:
-    """Put `values` (rows, columns) into a subplot, row 0 on top: cells with hover text, or a picture where there are many.
+    """Draw `values` (rows, columns) in a subplot, row 0 at the top: cells with hover text, or an image if there are many.
 
-    scale: plotly's, of colours #rrggbb. limits: the values of its ends. hover: a template, with the row and column names
-    `text` (rows, columns, 2) as customdata. bar: options of the colour bar, None for no bar.
+    scale: a Plotly scale of colours #rrggbb. limits: the values at its ends. hover: a template, with the row and column
+    names `text` (rows, columns, 2) as customdata. bar: options of the colour bar, None for no bar.
     """
     low, high = limits
     rows, columns = values.shape
@@ -60,7 +60,7 @@ def draw_matrix(
         sizing="stretch",
         layer="below",
     )
-    if bar is not None:  # a picture has no colour bar of its own
+    if bar is not None:  # an image has no colour bar
         fig.add_scatter(
             x=[None],
             y=[None],
@@ -80,7 +80,7 @@ def draw_matrix(
 
 
 def picture(values: np.ndarray, scale: Sequence[Sequence[object]], limits: tuple[float, float]) -> str:
-    """`values` as a PNG in a data URI; NaN is transparent. Where cells share a pixel, the one farthest from zero shows."""
+    """Return `values` as a PNG in a data URI. NaN is transparent. A pixel shows the cell farthest from zero in it."""
     stops = np.array([float(stop) for stop, _ in scale])  # type: ignore[arg-type]
     colours = np.array([[int(str(colour)[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in scale], float)
     pooled = _pooled(values)
@@ -92,7 +92,7 @@ def picture(values: np.ndarray, scale: Sequence[Sequence[object]], limits: tuple
 
 
 def png(pixels: np.ndarray) -> str:
-    """uint8 (H, W), (H, W, 3) or (H, W, 4) as a PNG in a data URI."""
+    """Return uint8 pixels (H, W), (H, W, 3) or (H, W, 4) as a PNG in a data URI."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -101,7 +101,7 @@ def png(pixels: np.ndarray) -> str:
 
 
 def _pooled(values: np.ndarray) -> np.ndarray:
-    """At most _MOST rows and columns: of each block the value farthest from zero, NaN only where all are."""
+    """Reduce to at most _MOST rows and columns: each block's value farthest from zero, NaN only if all its values are."""
     for axis in (0, 1):
         size = values.shape[axis]
         if size > _MOST:

@@ -1,4 +1,4 @@
-"""Figures with a row for each group: names, height, subtitle, and signed numbers in their words."""
+"""Helpers for figures with a row for each group: names, height, subtitle, and formatted percentage points."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from intrafusion.reporting.figures.importance import label_width
 from intrafusion.reporting.figures.theme import Palette
 from intrafusion.runtime.escaping import hover
 
-HEAD = 84  # pixels above the rows: the title and two lines of what is in the picture
+HEAD = 84  # pixels above the rows, for the title and two lines of subtitle
 SOLID = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
 
 
@@ -25,7 +25,7 @@ def subtitle(fig: go.Figure, words: str, colours: Palette) -> None:
 
 
 def name_rows(fig: go.Figure, groups: Sequence[str]) -> None:
-    """One row a group, the first on top, with its name."""
+    """Label one row per group, the first at the top."""
     fig.update_yaxes(
         tickvals=list(range(len(groups))),
         ticktext=list(map(hover, groups)),
@@ -38,12 +38,12 @@ def name_rows(fig: go.Figure, groups: Sequence[str]) -> None:
 
 
 def height(rows: int) -> int:
-    """Pixels: generous rows for few groups, dense ones for many."""
+    """Return the figure's height in pixels, with tall rows for few groups and short rows for many."""
     return HEAD + 72 + rows * (28 if rows <= 12 else 22 if rows <= 32 else 16)
 
 
 def points(share: float, digits: int = 0) -> str:
-    """A signed share in points: +21, −3."""
+    """Format a share as signed percentage points: +21, −3."""
     return plain(share, digits) if round(100 * share, digits) <= 0 else "+" + plain(share, digits)
 
 

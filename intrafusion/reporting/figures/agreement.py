@@ -1,4 +1,4 @@
-"""How far importance criteria agree, as one square."""
+"""A figure of the agreement between importance criteria, as a square matrix."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -13,13 +13,13 @@ from intrafusion.reporting.figures.theme import figure, palette
 if TYPE_CHECKING:
     from intrafusion.pruning.agreement import CriteriaComparison
 
-_FEW = 8  # criteria whose names fit above the square without standing upright
+_FEW = 8  # most criteria whose names fit above the square without being vertical
 
 
 def agreement_matrix(comparison: "CriteriaComparison", height: int = 540, dark: bool = False) -> go.Figure:
-    """Above the diagonal the rank correlations, below it the shared channels in percent of the kept ones.
+    """Draw rank correlations above the diagonal, and shared kept channels in percent below it.
 
-    In both, no colour is what chance alone gives: the accent is more, amber less.
+    In both halves the background colour is the agreement expected by chance; the accent is more, amber is less.
     """
     colours, names, chance = palette(dark), comparison.names, comparison.chance.overlap
     c = len(names)
@@ -56,7 +56,7 @@ def agreement_matrix(comparison: "CriteriaComparison", height: int = 540, dark: 
 
 
 def _half(fig: go.Figure, names: Sequence[str], where: np.ndarray, values: np.ndarray, words: np.ndarray, meaning: str) -> None:
-    """One triangle of the square: values for the colours, words for the cells."""
+    """Draw one triangle of the square, coloured by `values` and labelled with `words`."""
     hover = [[f"{a} and {b}<br>{meaning}: {words[i, j]}" for j, b in enumerate(names)] for i, a in enumerate(names)]
     fig.add_heatmap(z=np.where(where, values, np.nan), text=np.where(where, words, ""), hovertext=hover)
 
@@ -66,7 +66,7 @@ def _written(values: np.ndarray, form: str) -> np.ndarray:
 
 
 def agreement_headline(comparison: "CriteriaComparison") -> str:
-    """The two criteria that agree least, and what chance gives, as a sentence; the random control is left out."""
+    """Return a sentence on the two criteria that agree least and on chance agreement, ignoring the random control."""
     if not comparison.pruned:
         return "Nothing is pruned at this sparsity, so every criterion keeps the same channels"
     names = comparison.names

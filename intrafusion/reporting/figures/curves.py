@@ -1,4 +1,4 @@
-"""Accuracy against sparsity, one line for each criterion and merge, with 95 % bands."""
+"""A figure of accuracy against sparsity, with a line and a 95 % band for each criterion and merge."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ def curves(
     dense: tuple[float, tuple[float, float]] | None,
     dark: bool = False,
 ) -> go.Figure:
-    """Lines labelled at their ends. Colour tells the merge, dash the criterion; hollow is what prunes nothing.
+    """Draw accuracy against sparsity, with labelled lines: colour shows the merge, dash the criterion.
 
-    sparsities: all that are asked for, so that the axis stands still while points arrive. dense: the dense accuracy and
-    its interval, as fractions.
+    Hollow points prune nothing. sparsities: all requested ones, so that the axis is fixed while points arrive. dense: the
+    dense accuracy and its interval, as fractions; None if unknown.
     """
     colours = palette(dark)
     fig = figure(curves_headline(results), 460, colours)
@@ -75,10 +75,10 @@ def curves(
 
 
 def _clearest(points: Sequence["Result"], others: Sequence["Result"]) -> tuple["Result", bool]:
-    """The point of a line that lies farthest from the other lines, and whether it lies above the nearest of them."""
+    """Return the point of a line that is farthest from the other lines, and whether it is above the nearest of them."""
 
     def gap(point: "Result") -> float:
-        """Signed distance in accuracy to the nearest other line at this sparsity; 1 where there is none."""
+        """Return the signed distance in accuracy to the nearest other line at this sparsity, or 1 if there is none."""
         gaps = [point.accuracy - o.accuracy for o in others if o.spec.sparsity == point.spec.sparsity]
         return min(gaps, key=abs, default=1.0)
 
@@ -100,7 +100,7 @@ def _label(fig: go.Figure, x: float, y: float, text: str, colour: str, above: bo
 
 
 def curves_headline(results: Sequence["Result"]) -> str:
-    """The widest gap between fused and dropped at one sparsity and criterion, as a sentence."""
+    """Return a title with the widest gap between fused and dropped at one sparsity and criterion."""
     by_point: dict[tuple[str, float], dict[str, Result]] = defaultdict(dict)
     for result in results:
         by_point[result.spec.criterion, result.spec.sparsity][result.spec.merge] = result

@@ -1,4 +1,4 @@
-"""Which groups are fragile, and what a budget takes from each."""
+"""Figures of the fragility of groups, and of the sparsities suggested for a budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def fragility_bars(ranked: Mapping[str, Sequence["Fragility"]], dark: bool = False) -> go.Figure:
-    """Mean accuracy that each group loses when it is pruned alone, the most fragile on top. A bar's customdata is its group.
+    """Draw the mean accuracy that each group loses when it is pruned alone, the most fragile at the top.
 
-    ranked: what `fragility` gives, by merge, at least one; the first merge orders the rows.
+    ranked: results of `fragility` by merge, at least one; the first merge orders the rows. A bar's customdata is its group.
     """
     colours, first = palette(dark), next(iter(ranked.values()))
     groups = [found.group for found in first]
@@ -45,7 +45,7 @@ def fragility_bars(ranked: Mapping[str, Sequence["Fragility"]], dark: bool = Fal
 
 
 def _loss_bars(fig: go.Figure, merge: str, rows: Mapping[int, "Fragility"], colours: Palette) -> None:
-    """One merge's bars, each in its row, with their intervals."""
+    """Draw the bars of one merge, each in its row, with intervals."""
     ends = np.array([(f.loss, *f.interval) for f in rows.values()]).reshape(-1, 3)
     loss, low, high = 100 * ends.T
     fig.add_bar(
@@ -63,7 +63,7 @@ def _loss_bars(fig: go.Figure, merge: str, rows: Mapping[int, "Fragility"], colo
 
 
 def suggestion_bars(suggestion: "Suggestion", dark: bool = False) -> go.Figure:
-    """The share of its channels that each group gives, from input to output. A bar's customdata is its group."""
+    """Draw the share of channels removed from each group, from input to output. A bar's customdata is its group."""
     colours, groups = palette(dark), list(suggestion.sparsities)
     shares = [100 * share for share in suggestion.sparsities.values()]
     fig = figure(_offer(suggestion), height(len(groups)), colours)

@@ -1,4 +1,4 @@
-"""Pictures of images: a row of them to choose from, and one beside what a channel makes of it."""
+"""Figures of images: a row of images to choose from, and an image beside a channel's map and pixel attributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ import plotly.graph_objects as go
 from intrafusion.reporting.figures._raster import png
 from intrafusion.reporting.figures.theme import figure, palette
 
-_SIDE = 160  # pixels that a small image is enlarged to, without smoothing
+_SIDE = 160  # pixels to which a small image is enlarged, without smoothing
 _GAP = 0.12  # between images, in image widths
 
 
 def gallery(
     images: Sequence[np.ndarray], captions: Sequence[str], title: str, chosen: int = 0, dark: bool = False
 ) -> go.Figure:
-    """Images in one row, each over its caption; the chosen one framed.
+    """Draw images in one row, each above its caption; the chosen one is framed.
 
-    images: each uint8 (H, W, C), C 1 or 3, of one shape. A mark on each image carries its number, from 1, as customdata.
+    images: each uint8 (H, W, C), C 1 or 3, all of one shape. A marker on each image has its number, from 1, as customdata.
     """
     colours, lefts = palette(dark), np.arange(len(images)) * (1 + _GAP)
     fig = figure(title, 224, colours)
@@ -51,10 +51,10 @@ def gallery(
 def attribution_panels(
     image: np.ndarray, seen: np.ndarray, pixels: np.ndarray, title: str, method: str, dark: bool = False
 ) -> go.Figure:
-    """The image, where the channel is active on it, and each pixel's share, aligned.
+    """Draw the image, the channel's activation map, and each pixel's share, aligned.
 
-    image: uint8 (H, W, C). seen: the channel's map (h, w); a map of one row is no picture and left out. pixels: (H, W),
-    drawn around zero.
+    image: uint8 (H, W, C). seen: the channel's map (h, w); a map of one row or column is omitted. pixels: (H, W), drawn with
+    a scale around zero.
     """
     colours, pictured = palette(dark), min(seen.shape) > 1
     height, width = image.shape[:2]
@@ -86,7 +86,7 @@ def attribution_panels(
 
 
 def _placed(image: np.ndarray, left: float, size: tuple[float, float] = (1, 1)) -> dict[str, Any]:
-    """An image (H, W, C) on the first axes, its upper left corner at (left, 0)."""
+    """Return layout options for an image (H, W, C) on the first axes, with its upper left corner at (left, 0)."""
     return {
         "source": png(_enlarged(image)),
         "xref": "x",
@@ -116,7 +116,7 @@ def _frame(left: float, colour: str, width: int, size: tuple[float, float] = (1,
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, C): a small image's pixels repeated, so that browsers do not blur them; (H, W) where C is 1."""
+    """Repeat the pixels of a small image, so that browsers do not blur them: uint8 (H, W, C), or (H, W) if C is 1."""
     factor = -(-_SIDE // max(image.shape[:2]))
     large = image.repeat(factor, 0).repeat(factor, 1)
     return large[:, :, 0] if large.shape[2] == 1 else large
@@ -129,7 +129,7 @@ def _map(
     limits: tuple[float, float],
     unit: str,
 ) -> go.Heatmap:
-    """A map of any resolution, stretched over an image of `size` (width, height)."""
+    """Return a heatmap of any resolution, stretched over an image of `size` (width, height)."""
     across, down = size[0] / values.shape[1], size[1] / values.shape[0]
     return go.Heatmap(
         z=values.astype(np.float32),

@@ -1,4 +1,4 @@
-"""Importance of a group's channels: one criterion's bars with the cut, and criteria side by side."""
+"""Figures of the importance of a group's channels: one criterion's bars with the cut, and criteria side by side."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,9 +12,9 @@ from intrafusion.reporting.figures.theme import Palette, figure, palette, rgba, 
 if TYPE_CHECKING:
     from intrafusion.pruning.agreement import CriteriaComparison
 
-_WIDE = 80  # columns up to which cells have room for gaps and outlines
-_THIN = 256  # bars up to which an outline leaves room for what it encloses
-_MARKS = 3000  # cells up to which each has a mark of its own
+_WIDE = 80  # most columns for which cells have room for gaps and outlines
+_THIN = 256  # most bars for which an outline does not cover its bar
+_MARKS = 3000  # most cells for which each has its own marker
 
 
 def importance_bars(
@@ -26,10 +26,10 @@ def importance_bars(
     dark: bool = False,
     left: int = 60,
 ) -> go.Figure:
-    """One bar a channel, the kept ones solid, the others hollow, and the line between them.
+    """Draw one bar per channel, kept ones solid and others hollow, with the line between them.
 
-    scores: (n,). kept: channels that stay. by_rank: most important first, else by channel number. left: the margin in
-    pixels. A bar's customdata is its channel.
+    scores: (n,). kept: channels that stay. by_rank: True for most important first, False for order of channel number. left:
+    the left margin in pixels. A bar's customdata is its channel.
     """
     colours, values = palette(dark), np.asarray(scores, float)
     n, stays = len(values), np.isin(np.arange(len(values)), kept)
@@ -68,7 +68,10 @@ def _channel_axis(fig: go.Figure, order: np.ndarray, by_rank: bool) -> None:
 
 
 def _cut_line(fig: go.Figure, values: np.ndarray, order: np.ndarray, stays: np.ndarray, colour: str) -> None:
-    """Where kept turns into dropped; blocks of a zero-padded group have a cut each, so then there is no single line."""
+    """Draw the line between kept and dropped channels.
+
+    Blocks of a zero-padded group have separate cuts; if there is no single cut, no line is drawn.
+    """
     count = int(stays.sum())
     if stays[order[:count]].all():
         fig.add_vline(count - 0.5, line={"color": colour, "dash": "dot", "width": 1.5})
@@ -91,10 +94,10 @@ def criteria_side_by_side(
     selected: int | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """One row a criterion, one column a channel, in the order of the first criterion's bars. A mark's customdata starts with
-    its channel; with many cells there is one mark a column.
+    """Draw one row per criterion and one column per channel, in the order of the first criterion's bars.
 
-    notes: rows below that have no scores, with the reason. show: "ranks", or "scores" as shares of the criterion's largest.
+    A marker's customdata starts with its channel; with many cells there is one marker per column. notes: criteria without
+    scores, with the reason, drawn below. show: "ranks", or "scores" as shares of the criterion's largest.
     """
     colours, notes = palette(dark), notes or {}
     names = [*comparison.names, *notes]
@@ -135,12 +138,12 @@ def criteria_side_by_side(
 
 
 def label_width(names: Sequence[str]) -> int:
-    """Pixels that the names of criteria take to the left of an axis."""
+    """Return the pixels that the names of criteria need to the left of an axis."""
     return max(70, 20 + round(7.4 * max(map(len, names))))
 
 
 def _disputed(comparison: "CriteriaComparison") -> str:
-    """What the criteria agree on, as a sentence."""
+    """Return a title that says how far the criteria agree."""
     criteria, n = comparison.kept.shape
     by_all, disputed = comparison.kept.all(0), comparison.kept.any(0) & ~comparison.kept.all(0)
     if not comparison.pruned:
@@ -151,7 +154,7 @@ def _disputed(comparison: "CriteriaComparison") -> str:
 
 
 def _shares(comparison: "CriteriaComparison", show: str) -> np.ndarray:
-    """(c, n) in 0..1: one for each criterion's most important channel."""
+    """Return ranks or scores scaled to [0, 1], where 1 is each criterion's most important channel: (c, n)."""
     if show == "ranks":
         return 1 - (comparison.ranks - 1) / max(1, comparison.ranks.shape[1] - 1)
     above = comparison.scores - np.minimum(comparison.scores.min(1, keepdims=True), 0)
@@ -160,7 +163,7 @@ def _shares(comparison: "CriteriaComparison", show: str) -> np.ndarray:
 
 
 def _kept_and_gone(colours: Palette) -> list[list[object]]:
-    """From the faintest grey (-1) to a darker one for what goes, then from light to full accent (1) for what stays."""
+    """Return a scale from faint (-1) to darker grey for removed channels, then from light to full accent (1) for kept ones."""
     grey, teal = (partial(tint, colour, colours.paper) for colour in (colours.drop, colours.fusion))
     return [[0, grey(0.04)], [0.5, grey(0.4)], [0.5, teal(0.22)], [1, colours.fusion]]
 
@@ -178,7 +181,7 @@ def _hollow(fig: go.Figure, kept: np.ndarray, colours: Palette) -> None:
 
 
 def _marks(fig: go.Figure, comparison: "CriteriaComparison", order: np.ndarray, colour: str) -> None:
-    """Invisible marks that a pointer finds, as cells of a heatmap cannot be clicked."""
+    """Add invisible markers for the pointer, because heatmap cells cannot be clicked."""
     c, n = comparison.scores.shape
     if c * n <= _MARKS:
         rows, columns = np.indices((c, n)).reshape(2, -1)

@@ -1,4 +1,4 @@
-"""Convolution kernels as small pictures."""
+"""Figures of convolution kernels."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from intrafusion.reporting.figures.theme import figure, palette
 def kernel_rows(
     kernels: Sequence[np.ndarray], names: Sequence[str], title: str, most: int = 12, dark: bool = False
 ) -> go.Figure:
-    """One row a channel, one tile an input channel; blue to red around zero, one scale for all.
+    """Draw one row per channel and one tile per input channel, from blue to red around zero, with one scale for all.
 
-    kernels: each (inputs, h, w). At most `most` inputs are drawn, those with the largest weights over all rows. Pictures
-    of a single input stand side by side. All tiles are one heatmap: a subplot for each would take half a second to build.
+    kernels: each (inputs, h, w). At most `most` inputs are drawn: those with the largest weights over all rows. Kernels of a
+    single input are drawn side by side. All tiles are one heatmap, because a subplot for each takes half a second to build.
     """
     colours = palette(dark)
     stack = np.stack([np.asarray(kernel, float) for kernel in kernels])
@@ -60,7 +60,7 @@ def kernel_rows(
 
 
 def _tiled(tiles: np.ndarray) -> np.ndarray:
-    """(rows, columns, h, w) side by side in one matrix, a gap of NaN between neighbours."""
+    """Arrange tiles (rows, columns, h, w) in one matrix, with a gap of NaN between neighbours."""
     rows, columns, high, wide = tiles.shape
     gaps = np.full((rows, columns, high + 1, wide + 1), np.nan)
     gaps[:, :, :high, :wide] = tiles

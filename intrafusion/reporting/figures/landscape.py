@@ -1,4 +1,4 @@
-"""Landscapes: a slice of weight space with three networks on it, a walk between two, displacements in sharp directions."""
+"""Figures of loss landscapes: a slice with three networks, paths between two, and displacements in sharp directions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ SLICE_HEIGHT, PATH_HEIGHT, SHARP_HEIGHT = 560, 400, 360
 
 
 def network_colour(name: str, colours: Palette) -> str:
-    """The colour of a network by its name in `solutions`."""
+    """Return the colour of a network by its name in `Solutions`."""
     merges = {"dropped": "drop", "fused": "fusion"}
     return colours.dense if name == "dense" else colours.merge(merges.get(name, name))
 
 
 def empty(title: str, height: int, dark: bool = False) -> go.Figure:
-    """What stands where a picture will be."""
+    """Return an empty figure as a placeholder."""
     colours = palette(dark)
     fig = figure(title, height, colours)
     box = {"showticklabels": False, "ticks": "", "showgrid": False, "showline": True, "mirror": True, "range": [0, 1]}
@@ -34,9 +34,9 @@ def empty(title: str, height: int, dark: bool = False) -> go.Figure:
 
 
 def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.Figure:
-    """Accuracy or loss around the three networks: the ground is good, dark (in dark mode bright) is bad. Distances are true.
+    """Draw accuracy or loss around the three networks: background colour is good, dark (in dark mode bright) is bad.
 
-    what: "accuracy" or "loss". Only what is measured at an even spacing is drawn, finer as more comes.
+    Distances are to scale. what: "accuracy" or "loss". Only the finest complete grid of even spacing is drawn.
     """
     colours = palette(dark)
     fig = figure(landscape_headline(found.marks), SLICE_HEIGHT, colours)
@@ -117,7 +117,7 @@ def _contour(grid: "Surface", what: str, colours: Palette) -> go.Contour:
 
 
 def landscape_headline(marks: Sequence["Mark"]) -> str:
-    """What the three networks do on the same images, as a sentence."""
+    """Return the accuracies of the three networks on the same images as a title."""
     by_name = {mark.name: mark for mark in marks}
     fused, dropped, dense = (by_name[name].accuracy for name in ("fused", "dropped", "dense"))
     verb = "keeps" if fused >= dropped else "is left with"
@@ -125,7 +125,7 @@ def landscape_headline(marks: Sequence["Mark"]) -> str:
 
 
 def path_panels(found: "Path", names: tuple[str, str], dark: bool = False) -> go.Figure:
-    """Accuracy and loss from one network to another: straight, and along the trained curve. names: of the ends."""
+    """Draw accuracy and loss from one network to another, straight and along the trained curve. names: of the ends."""
     colours = palette(dark)
     fig = make_subplots(1, 2, subplot_titles=("accuracy, %", "loss, nats"), horizontal_spacing=0.08)
     styled(fig, path_headline(found, names), PATH_HEIGHT, colours)
@@ -166,7 +166,7 @@ def path_panels(found: "Path", names: tuple[str, str], dark: bool = False) -> go
 
 
 def _clearest(ours: np.ndarray, other: np.ndarray) -> int:
-    """Between the ends, where two walks lie farthest apart; where the other is not known, near the middle."""
+    """Return the index between the ends where two walks differ most, or near the middle if the other is not known."""
     inside = np.arange(1, len(ours) - 1)
     inside = inside[np.isfinite(ours[inside])]
     gaps = np.nan_to_num(np.abs(ours - other)[inside], nan=0.0) - 1e-6 * np.abs(inside - len(ours) / 2)
@@ -174,7 +174,7 @@ def _clearest(ours: np.ndarray, other: np.ndarray) -> int:
 
 
 def path_headline(found: "Path", names: tuple[str, str]) -> str:
-    """What the ways between two networks cost, as a sentence."""
+    """Return the average accuracies along the line and the path as a title."""
     if found.line.share < 1:
         return f"From {names[0]} to {names[1]}"
     line = float(found.line.accuracy.mean())
@@ -185,7 +185,7 @@ def path_headline(found: "Path", names: tuple[str, str]) -> str:
 
 
 def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
-    """The largest eigenvalues of the Hessian, and once they are found the share of each displacement in their span."""
+    """Draw the largest eigenvalues of the Hessian and, once they are final, the share of each displacement in their span."""
     colours = palette(dark)
     fig = make_subplots(
         1,
@@ -231,7 +231,7 @@ def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
 
 
 def sharp_headline(found: "Sharpness") -> str:
-    """How the displacements lie to the sharp directions, as a sentence."""
+    """Return a title that compares the displacements' shares in the sharp directions with chance."""
     count = len(found.values)
     if not found.shares:
         return f"The {count} sharpest directions so far, step {found.step} of {found.steps}"
@@ -242,5 +242,5 @@ def sharp_headline(found: "Sharpness") -> str:
 
 
 def percent(share: float) -> str:
-    """A small share in words: three significant digits, of percent."""
+    """Format a small share as percent: three significant digits, or scientific notation below 1e-6."""
     return f"{100 * share:.3g} %" if share >= 1e-6 or not share else f"{100 * share:.1e} %"

@@ -1,4 +1,4 @@
-"""Before and after in pictures: the widths of the groups, and how long a forward pass takes."""
+"""Figures before and after pruning: the widths of the groups, and the time of a forward pass."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from intrafusion.studies.measurement import Width
 
 HEIGHT = 300
-_REACH = 1.6  # times the third quartile, to which the axis reaches
+_REACH = 1.6  # the axis ends at this multiple of the third quartile
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def latencies(found: "LatencyComparison", dark: bool = False) -> go.Figure:
-    """Every run's time of one pass as a dot, dense above pruned, at each batch size; the box is median and quartiles."""
+    """Draw each run's time as a dot, dense above pruned, at each batch size; boxes show the median and quartiles."""
     colours = palette(dark)
     ratios = found.ratios
     titles = [f"batch {one.batch:,}: {one.verdict}" for one in ratios]
@@ -54,7 +54,7 @@ def latencies(found: "LatencyComparison", dark: bool = False) -> go.Figure:
 
 
 def _leave_out(fig: go.Figure, found: "LatencyComparison", column: int, scale: float) -> None:
-    """End the axis where single runs would squash all others, and say how many lie beyond."""
+    """Cut the axis so that outliers do not compress the other runs, and annotate how many are beyond it."""
     both = [speed.latencies[column - 1] for speed in (found.before, found.after)]
     end = min(max(max(one.seconds) for one in both), _REACH * max(one.quartiles[1] for one in both))
     beyond = sum(value > end for one in both for value in one.seconds)
@@ -77,7 +77,7 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 
 def latency_headline(found: "LatencyComparison") -> str:
-    """The finding in a few words."""
+    """Return the result as a short title."""
     verdicts = [one.verdict for one in found.ratios]
     size = "Smaller" if found.is_smaller else "Not smaller"
     if not verdicts:
@@ -91,7 +91,7 @@ def latency_headline(found: "LatencyComparison") -> str:
 
 
 def widths(groups: Sequence["Width"], merge: str, dark: bool = False) -> go.Figure:
-    """Channels of each group: what stays solid, what went hollow."""
+    """Draw the channels of each group: kept ones solid, removed ones hollow."""
     colours = palette(dark)
     before, after = sum(one.before for one in groups), sum(one.after for one in groups)
     fig = figure(f"{after:,} of {before:,} channels stay", HEIGHT, colours)
@@ -116,7 +116,7 @@ def widths(groups: Sequence["Width"], merge: str, dark: bool = False) -> go.Figu
 
 
 def empty(title: str, dark: bool = False) -> go.Figure:
-    """A picture's place before there is one."""
+    """Return an empty figure as a placeholder."""
     fig = figure(title, HEIGHT, palette(dark))
     fig.update_xaxes(visible=False)
     return fig.update_yaxes(visible=False)

@@ -1,4 +1,4 @@
-"""How far pruning moves a network's answers: over all images, and class by class."""
+"""Figures of how far pruning moves a network's logits, over all images and for each class."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ _BINS = 40
 
 
 def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
-    """How many images' logits move how far, in the dropped and the fused network; a line at each median."""
+    """Draw histograms of the distances of logits in the dropped and the fused network, with a line at each median."""
     colours = palette(dark)
     distances = {name: found.distance(name).numpy() for name in ("dropped", "fused")}
     medians = {name: float(np.median(values)) for name, values in distances.items()}
@@ -68,7 +68,7 @@ def _headline(medians: dict[str, float]) -> str:
 
 
 def class_bars(found: "Outputs", dark: bool = False) -> go.Figure:
-    """The median distance of each class, dropped beside fused."""
+    """Draw the median distance of each class, dropped beside fused."""
     colours = palette(dark)
     medians = {name: found.medians(name) for name in ("dropped", "fused")}
     gap = {c: medians["dropped"][c] - medians["fused"][c] for c in medians["fused"]}

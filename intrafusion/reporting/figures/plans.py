@@ -1,4 +1,4 @@
-"""Plans in motion and side by side: channels on a plane with arrows, a plan at every sparsity, two plans compared."""
+"""Figures of transport plans: channels on a plane with arrows, a plan at every sparsity, and plans side by side."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def channel_map(
     plan: "TransportPlan", places: np.ndarray, words: str, selected: int | None = None, dark: bool = False
 ) -> go.Figure:
-    """The channels at `places` (n, 2): kept ones solid, dropped ones hollow, an arrow for each weight that moves.
+    """Draw the channels at `places` (n, 2): kept ones solid, dropped ones hollow, with an arrow for each moved weight.
 
-    words: what the plane shows. A mark's customdata is its channel.
+    words: title of the horizontal axis, which says what the plane shows. A marker's customdata is its channel.
     """
     colours = palette(dark)
     kept = np.isin(np.arange(len(places)), plan.kept.numpy())
@@ -59,7 +59,7 @@ def channel_map(
 
 
 def _arrows(plan: "TransportPlan", most: int = 4000) -> list[tuple[int, int, float]]:
-    """(from, to, weight) for each weight of the applied matrix between different places, the heaviest ones."""
+    """Return (from, to, weight) for the `most` heaviest weights of the applied matrix between different channels."""
     rows, sources = (index.numpy() for index in (plan.matrix > 0).nonzero(as_tuple=True))
     weights, targets = plan.matrix.numpy()[rows, sources], plan.kept.numpy()[rows]
     order = [i for i in np.argsort(-weights, kind="stable") if targets[i] != sources[i]][:most]
@@ -105,9 +105,9 @@ def sparsity_player(
     selected: int | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """The plan at every sparsity, played by a button in the picture; both axes hold all channels, most important first.
+    """Draw the plan at every sparsity as an animation; both axes have all channels, the most important first.
 
-    plans: (sparsity, plan), ascending. start: the sparsity that is shown first.
+    plans: (sparsity, plan), ascending. start: the sparsity to show first.
     """
     colours = palette(dark)
     order = np.argsort(-np.asarray(scores, float), kind="stable")
@@ -199,9 +199,10 @@ def learned_beside(
     order: str = "index",
     dark: bool = False,
 ) -> go.Figure:
-    """The applied matrix T and the learned map M of the same kept channels, targets as rows and source channels as columns.
+    """Draw the applied matrix T beside the learned map M of the same kept channels.
 
-    order: as `plan_heatmap` has it. Weights beyond 1 in either direction have the colour of 1.
+    Rows are targets, columns are source channels. order: as in `plan_heatmap`. Weights beyond [-1, 1] have the colour of the
+    nearer end.
     """
     colours = palette(dark)
     columns, rows = arrange(plan, np.asarray(scores, float), order)
@@ -260,9 +261,9 @@ def learned_beside(
 def two_plans(
     first: "TransportPlan", second: "TransportPlan", names: tuple[str, str], shared: float, dark: bool = False
 ) -> go.Figure:
-    """The applied matrices of two settings and their difference, all channels on both axes.
+    """Draw the applied matrices of two settings and their difference, with all channels on both axes.
 
-    names: of the settings. shared: the share of the mass that both put into the same places.
+    names: of the settings. shared: the share of the mass that both plans put in the same places.
     """
     colours = palette(dark)
     maps = [plan.spread().numpy() for plan in (first, second)]

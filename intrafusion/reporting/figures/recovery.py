@@ -1,4 +1,4 @@
-"""Recoveries in pictures: how training goes, and which images look alike before and after it."""
+"""Figures of recoveries: learning curves, and the similarities between images before and after."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,9 +21,9 @@ _DASHES = ("solid", "dot", "dash")
 
 
 def training_curves(runs: Sequence["Run"], rows: Sequence["Row"], by: str = "steps", dark: bool = False) -> go.Figure:
-    """Loss on the training images and accuracy on held-out ones, a line for each run; dashed at equal compute.
+    """Draw the loss on training images and the accuracy on held-out images, with a line for each run.
 
-    by: "steps", "seconds" or "compute". rows: what was measured so far, for the title.
+    Runs at equal compute are dashed. by: "steps", "seconds" or "compute". rows: the results so far, for the title.
     """
     colours = palette(dark)
     fig = make_subplots(1, 2, subplot_titles=("loss, training images", "accuracy, held-out images, %"), horizontal_spacing=0.09)
@@ -63,14 +63,14 @@ def _at(run: "Run", moment, by: str) -> float:
 
 
 def _line(name: str, names: Sequence[str], colours: Palette) -> tuple[str, str]:
-    """A method's colour, and among those of one colour its dash."""
+    """Return a method's colour, and a dash that distinguishes it from others of the same colour."""
     colour = colours.recovery(name)
     same = [other for other in names if colours.recovery(other) == colour]
     return colour, _DASHES[same.index(name) % len(_DASHES)]
 
 
 def _name_lines(fig: go.Figure, runs: Sequence["Run"], names: Sequence[str], by: str, colours: Palette) -> None:
-    """Names at the ends of the right panel's lines, moved apart where they would overlap."""
+    """Write names at the ends of the right panel's lines, moved apart where they would overlap."""
     ends = {}
     for run in runs:
         if run.moments and run.moments[-1].held is not None and run.spec.budget == "epochs":
@@ -95,7 +95,7 @@ def _name_lines(fig: go.Figure, runs: Sequence["Run"], names: Sequence[str], by:
 
 
 def recovery_headline(rows: Sequence["Row"]) -> str:
-    """What the best recovery makes of the network, as a sentence."""
+    """Return the effect of the best recovery as a title."""
     plain = next((row for row in rows if row.recovery == "none"), None)
     others = [row for row in rows if row.recovery != "none" and row.budget == "epochs"]
     if plain is None or not others:
@@ -107,7 +107,7 @@ def recovery_headline(rows: Sequence["Row"]) -> str:
 
 
 def similarity_panels(alike: "Alike", name: str, dark: bool = False) -> go.Figure:
-    """G of the dense network, of the pruned one, and of the recovered one: squares of images by images."""
+    """Draw the similarities G (images by images) of the dense, the pruned and the recovered network."""
     colours = palette(dark)
     before, after = (alike.loss(which) for which in (alike.before, alike.after))
     verb = "closer to" if after < before else "no closer to"

@@ -1,4 +1,4 @@
-"""What each group bears: accuracy over groups and sparsities, and what fusion gains."""
+"""Figures of the sensitivity of groups: accuracy over groups and sparsities, and differences between merges."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from intrafusion.studies.sensitivity import Cell, Difference, Gap, Grid, Matrix
 
 Place = tuple[str, float]  # a group and a sparsity
-_TEXT = 150  # cells up to which each has its number
+_TEXT = 150  # most cells for which each shows its number
 _BAR = {"thickness": 10, "len": 0.45}
 _FAINT = "bold where the paired 95 % interval excludes 0, else faint"
 
 
 def sensitivity_heatmap(matrix: "Matrix", selected: Place | None = None, dark: bool = False) -> go.Figure:
-    """Accuracy of each group (from input to output) pruned alone at each sparsity.
+    """Draw the accuracy of each group (from input to output) pruned alone at each sparsity.
 
-    Cells in which nothing was pruned are hollow with a dot, those not measured are empty. A mark's customdata is its group
-    and sparsity, as is `selected`.
+    Cells in which nothing was pruned are hollow with a dot; unmeasured cells are empty. A marker's customdata is its group
+    and sparsity, and so is `selected`.
     """
     colours = palette(dark)
     fig = styled(make_subplots(1, 1), sensitivity_headline(matrix), height(len(matrix.groups)), colours)
@@ -41,7 +41,7 @@ def difference_heatmap(
     selected: Place | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """What the first of two keeps more than the second, in each cell on the same images; undecided cells are faint."""
+    """Draw the accuracy of the first minus that of the second in each cell, on the same images; undecided cells are faint."""
     colours = palette(dark)
     fig = styled(make_subplots(1, 1), gain(difference, names), height(len(difference.groups)), colours)
     _differences(fig, difference, names, 1, colours)
@@ -51,7 +51,7 @@ def difference_heatmap(
 def compare_studies(
     difference: "Difference", names: tuple[str, str], selected: Place | None = None, dark: bool = False
 ) -> go.Figure:
-    """Two studies of one merge, cell by cell on the same images. names: of the studies."""
+    """Draw the difference of two studies of one merge, cell by cell on the same images. names: of the studies."""
     names = hover(names[0]), hover(names[1])
     gaps = [gap for gap in difference.cells.values() if gap.prunes]
     ahead, behind = (sum(gap.decided and sign * gap.difference > 0 for gap in gaps) for sign in (1, -1))
@@ -67,7 +67,7 @@ def compare_studies(
 def sensitivity_panels(
     fused: "Matrix", dropped: "Matrix", difference: "Difference", selected: Place | None = None, dark: bool = False
 ) -> go.Figure:
-    """Two merges, and what the first keeps more than the second, side by side. difference: `fused` minus `dropped`."""
+    """Draw two merges and their difference side by side. difference: `fused` minus `dropped`."""
     colours, names = palette(dark), (fused.merge, dropped.merge)
     both = [replace(m, groups=difference.groups, sparsities=difference.sparsities) for m in (dropped, fused)]
     titles = [names[1], names[0], f"{names[0]} − {names[1]}"]
@@ -77,14 +77,14 @@ def sensitivity_panels(
     for column, matrix in enumerate(both, 1):
         _accuracies(fig, matrix, max(map(_top, both)), column, colours)
     _differences(fig, difference, names, 3, colours)
-    for column in (1, 3):  # three titles would run into each other in a narrow window
+    for column in (1, 3):  # three axis titles would overlap in a narrow window
         fig.update_xaxes(title="", row=1, col=column)
     words = "top-1 accuracy, %, and its difference, points"
     return _finished(fig, [*both, difference], words, selected, colours, _FAINT).update_layout(margin_t=HEAD + 20)
 
 
 def sensitivity_headline(matrix: "Matrix") -> str:
-    """Where pruning one group alone hurts most, as a sentence."""
+    """Return a title that says where pruning one group alone loses most accuracy."""
     pruning = {place: cell for place, cell in matrix.cells.items() if cell.prunes}
     if not pruning:
         return "Nothing was pruned: every channel stays" if matrix.cells else "Nothing is measured yet"
@@ -95,9 +95,9 @@ def sensitivity_headline(matrix: "Matrix") -> str:
 
 
 def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) -> str:
-    """Where the first of two gains most and loses most, as a sentence.
+    """Return a title that says where the first of two gains most and loses most.
 
-    Only what chance would hardly give in any of so many cells counts (McNemar's p, times the cells, below 5 %).
+    Only significant cells count: McNemar's p times the number of cells (Bonferroni's correction) must be below 5 %.
     """
     first, second = names[0][:1].upper() + names[0][1:], names[1]
     found = {place: gap for place, gap in difference.cells.items() if gap.prunes}
@@ -116,7 +116,7 @@ def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) 
 
 
 def _accuracies(fig: go.Figure, matrix: "Matrix", top: float, column: int, colours: Palette) -> None:
-    """Draw a matrix into a subplot: numbers where there is room, else a colour bar."""
+    """Draw a matrix in a subplot, with numbers if there is room, else with a colour bar."""
     scale = [[0.0, tint(colours.fusion, colours.paper, 0.06)], [1.0, colours.fusion]]
     shown = np.where(matrix.prunes, 100 * matrix.accuracy, np.nan)
     words = _few(matrix, [[f"{value:.0f}" for value in row] for row in shown])
@@ -126,7 +126,7 @@ def _accuracies(fig: go.Figure, matrix: "Matrix", top: float, column: int, colou
 
 
 def _differences(fig: go.Figure, difference: "Difference", names: tuple[str, str], column: int, colours: Palette) -> None:
-    """Draw differences into a subplot: what is decided in full colour and bold, what is not faint."""
+    """Draw differences in a subplot: decided cells in full colour and bold, undecided cells faint."""
     shown = np.where(difference.prunes, 100 * difference.values("difference"), np.nan)
     decided, limit = difference.values("decided") == 1, max(5.0, float(np.nanmax(np.abs(shown), initial=0)))
     words = _few(difference, [[points(value / 100) for value in row] for row in shown])
@@ -142,7 +142,7 @@ def _differences(fig: go.Figure, difference: "Difference", names: tuple[str, str
 
 
 def _few(grid: "Grid", words: list[list[str]]) -> np.ndarray | None:
-    """The numbers in the cells, or None where there are too many cells."""
+    """Return the numbers in the cells, or None if there are too many cells."""
     return np.array(words, object) if len(grid.groups) * len(grid.sparsities) <= _TEXT else None
 
 
@@ -157,7 +157,7 @@ def _cells(
     colours: Palette,
     weight: str = "normal",
 ) -> None:
-    """Cells in their colours; those with dark numbers and those with light ones are a trace each."""
+    """Draw coloured cells; those with dark numbers and those with light numbers are separate traces."""
     if words is None:
         fig.add_heatmap(
             z=shown,
@@ -196,7 +196,7 @@ def _cells(
 
 
 def _reads_in_ink(share: np.ndarray, scale: list[list[Any]], colours: Palette) -> np.ndarray:
-    """Where on a scale, 0 to 1, ink can be read better than the ground's colour (by the contrast of WCAG 2)."""
+    """Return where ink has more contrast (WCAG 2) than the background colour. share: positions on the scale, in [0, 1]."""
 
     def light(rgb: np.ndarray) -> np.ndarray:
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -213,7 +213,7 @@ def _reads_in_ink(share: np.ndarray, scale: list[list[Any]], colours: Palette) -
 
 
 def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: int, colours: Palette) -> None:
-    """Hollow squares where nothing was pruned, dots on what is not complete, and a mark on every cell for the pointer."""
+    """Draw hollow squares where nothing was pruned, dots on incomplete cells, and invisible markers on all for hovering."""
     hollow = {"symbol": "square-open-dot", "size": 11, "color": colours.drop, "line": {"width": 1}}
     dot = {"symbol": "circle", "size": 4, "color": colours.second}
     for chosen, (right, up), marker in ((grid.unpruned, (0, 0), hollow), (_partial(grid), (0.38, 0.3), dot)):
@@ -252,14 +252,14 @@ def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: in
 
 
 def _partial(grid: "Grid") -> np.ndarray:
-    """bool (g, s): whether channels went and more images are to come."""
+    """Return where channels were removed but not all images are measured: bool (g, s)."""
     return grid.prunes & (grid.values("complete") == 0)
 
 
 def _finished(
     fig: go.Figure, grids: Sequence["Grid"], numbers: str, selected: Place | None, colours: Palette, note: str = ""
 ) -> go.Figure:
-    """The rows' names, two lines under the title of what is in the picture, and a frame around the selected cell."""
+    """Add the names of the rows, a subtitle of up to two lines, and a frame around the selected cell."""
     grid = grids[-1]
     written = grid.cells and len(grid.groups) * len(grid.sparsities) <= _TEXT
     lines = [[f"numbers: {numbers}"] if written else [], [note] if note and grid.cells else []]
@@ -281,11 +281,11 @@ def _finished(
             col="all",
             line={"color": colours.second, "width": 2.5},
         )
-    return fig.update_layout(margin_t=HEAD, hoverdistance=-1)  # wide cells are found from anywhere in them
+    return fig.update_layout(margin_t=HEAD, hoverdistance=-1)  # hovering works anywhere in a wide cell
 
 
 def _top(matrix: "Matrix") -> float:
-    """The end of the colour scale in percent: the dense accuracy, or what lies above it."""
+    """Return the upper end of the colour scale in percent: the largest of the dense and the measured accuracies."""
     return 100 * max([cell.accuracy for cell in matrix.cells.values()] + [matrix.dense] if matrix.cells else [1.0])
 
 

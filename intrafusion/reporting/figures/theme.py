@@ -1,4 +1,4 @@
-"""Colours and layout shared by every picture; they mean the same on every page."""
+"""Colours and layout of all figures; a colour means the same on every page."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,9 +8,10 @@ import plotly.graph_objects as go
 
 @dataclass(frozen=True)
 class Palette:
-    """dense: ink; drop: grey; fusion: the accent; fold: violet; grid and paper: ground.
+    """The colours of figures, each #rrggbb.
 
-    second: amber, for calibrated merges and for a channel someone chose; third: rust, for refitted ones.
+    dense: ink. drop: grey. fusion: the accent. fold: violet. second: amber, for calibrated merges and the selected channel.
+    third: rust, for refitted merges. grid, paper: the background.
     """
 
     dense: str
@@ -23,25 +24,25 @@ class Palette:
     paper: str
 
     def merge(self, name: str) -> str:
-        """The colour of a merge's line."""
+        """Return the colour of a merge."""
         named = {"drop": self.drop, "fusion": self.fusion, "fold": self.fold, "refit": self.third}
         return named.get(name.partition("-")[0], self.second)
 
     def recovery(self, name: str) -> str:
-        """The colour of a recovery's line: few parameters amber, all of them ink, over-parameterized the accent."""
+        """Return the colour of a recovery: perp amber, finetune ink, overparam the accent, distill violet, others rust."""
         named = {"perp": self.second, "overparam": self.fusion, "finetune": self.dense, "distill": self.fold}
         return named.get(name.partition("-")[0], self.third)
 
     def mass(self) -> list[list[object]]:
-        """Sequential scale for mass: the ground at zero, so that sparse plans look sparse."""
+        """Return a sequential scale for mass, with the background colour at zero, so that sparse plans look sparse."""
         return [[0.0, self.paper], [1e-6, tint(self.fusion, self.paper, 0.25)], [1.0, self.fusion]]
 
     def cost(self) -> list[list[object]]:
-        """Sequential scale for cost: the ground at zero distance."""
+        """Return a sequential scale for cost, with the background colour at zero distance."""
         return [[0.0, self.paper], [0.5, tint(self.dense, self.paper, 0.35)], [1.0, self.dense]]
 
     def difference(self) -> list[list[object]]:
-        """Diverging scale for differences: amber below zero, the ground at it, the accent above."""
+        """Return a diverging scale for differences: amber below zero, the background at zero, the accent above."""
         return [[0.0, self.second], [0.5, self.paper], [1.0, self.fusion]]
 
 
@@ -54,7 +55,7 @@ def palette(dark: bool) -> Palette:
 
 
 def tint(colour: str, ground: str, share: float) -> str:
-    """`share` of `colour` mixed into `ground`, both #rrggbb."""
+    """Mix `share` of `colour` into `ground`, both #rrggbb."""
     mixed = (round(share * int(colour[i : i + 2], 16) + (1 - share) * int(ground[i : i + 2], 16)) for i in (1, 3, 5))
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
@@ -66,7 +67,7 @@ def rgba(colour: str, alpha: float) -> str:
 
 @cache
 def template(colours: Palette) -> go.layout.Template:
-    """What all pictures have in common; without one plotly, or Streamlit, would put in a larger one of its own."""
+    """Return the template of all figures; without one, Plotly or Streamlit would add a larger default template."""
     grid, none = colours.grid, "rgba(0,0,0,0)"
     return go.layout.Template(
         layout={
@@ -85,15 +86,15 @@ def template(colours: Palette) -> go.layout.Template:
 
 
 def figure(title: str, height: int, colours: Palette) -> go.Figure:
-    """An empty figure with our layout."""
+    """Return an empty figure with the common layout."""
     return go.Figure(layout=_layout(title, height, colours))
 
 
 def styled(fig: go.Figure, title: str, height: int, colours: Palette) -> go.Figure:
-    """Give a figure, of subplots too, our layout."""
+    """Apply the common layout to a figure, which may have subplots, and return it."""
     return fig.update_layout(_layout(title, height, colours))
 
 
 def _layout(title: str, height: int, colours: Palette) -> dict[str, object]:
-    """The title states what is seen, and nothing jumps when data change."""
+    """Return the common layout; `uirevision` keeps zoom and selection when data change."""
     return {"template": template(colours), "title": {"text": title}, "height": height, "uirevision": "keep"}

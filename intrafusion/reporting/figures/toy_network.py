@@ -1,6 +1,6 @@
-"""The lesson's pictures: a network of a few neurons, the sides they look to, matrices with numbers, decision regions.
+"""Figures of the toy network: its graph, the neurons in the input plane, matrices with numbers, and decision regions.
 
-Neurons are rows (w1, w2, b, v1, v2) with their numbers beside them. A mark's customdata is [neuron], or
+Neurons are rows (w1, w2, b, v1, v2), and their numbers are given beside them. A marker's customdata is [neuron], or
 [source, target] in a matrix.
 """
 
@@ -20,9 +20,9 @@ _AS_IT_IS = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"
 
 
 def network(rows: np.ndarray, names: Sequence[int], merge: str, selected: int, title: str, dark: bool = False) -> go.Figure:
-    """Inputs, neurons, outputs, and a line for each weight: the thicker the larger, dotted below zero.
+    """Draw inputs, neurons and outputs, with a line for each weight: thicker for larger weights, dotted for negative ones.
 
-    rows: (n, 5). merge: "dense" or "fusion", the discs' colour. The selected neuron's weights stand on its lines.
+    rows: (n, 5). merge: "dense" or "fusion", sets the colour of the discs. The selected neuron's lines show their weights.
     """
     colours, n = palette(dark), len(names)
     fig = figure(title, _HEIGHT, colours)
@@ -75,7 +75,10 @@ def _weight(
 def _discs(
     fig: go.Figure, places: np.ndarray, names: Sequence[int], merges: Sequence[str], selected: int, colours: Palette
 ) -> None:
-    """Neurons as numbered discs that can be clicked: "dense" and "fusion" solid, "drop" hollow, the selected one amber."""
+    """Draw neurons as numbered discs that can be clicked.
+
+    "dense" and "fusion" are solid, "drop" is hollow, and the selected neuron has an amber edge.
+    """
     ink = {"dense": colours.dense, "fusion": colours.fusion, "drop": colours.drop}
     solid = [merge != "drop" for merge in merges]
     marked = [name == selected and full for name, full in zip(names, solid, strict=True)]
@@ -110,10 +113,10 @@ def neuron_plane(
     star: tuple[float, float] | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """The points, each neuron's line w·x + b = 0, and its disc on the side where it is active.
+    """Draw the points, each neuron's line w·x + b = 0, and its disc on the side where it is active.
 
-    cloud: points (m, 2) and classes (m,), class 1 solid. merges: a neuron each, "drop" for what fusion has taken up. The
-    active side of the selected one is shaded.
+    cloud: points (m, 2) and classes (m,); class 1 is solid. merges: one for each neuron, "drop" for neurons that were fused
+    into others. The active side of the selected neuron is shaded.
     """
     colours = palette(dark)
     fig = figure(title, _HEIGHT, colours)
@@ -153,7 +156,7 @@ def neuron_plane(
 
 
 def _apart(normals: np.ndarray) -> np.ndarray:
-    """Where the discs stand: in their directions, the later of two that would overlap nearer to the middle."""
+    """Return the places of the discs, in their directions; the later of two that would overlap is nearer to the centre."""
     places: list[np.ndarray] = []
     for normal in normals:
         place = 1.42 * normal
@@ -164,14 +167,14 @@ def _apart(normals: np.ndarray) -> np.ndarray:
 
 
 def _square(fig: go.Figure, colours: Palette) -> go.Figure:
-    """Both axes over the same reach, one unit as long across as up, in a frame."""
+    """Give both axes the same range and scale, and draw a frame."""
     axis = {"range": [-_REACH, _REACH], "constrain": "domain", "tickvals": [-1, 0, 1], "showgrid": False}
     fig.update_xaxes(**axis, mirror=True)
     return fig.update_yaxes(**axis, mirror=True, linecolor=colours.grid, scaleanchor="x")
 
 
 def _points(fig: go.Figure, cloud: tuple[np.ndarray, np.ndarray], colours: Palette, wrong: np.ndarray | None = None) -> None:
-    """Points, hollow for the outer class and solid for the inner one; a cross where a network is wrong."""
+    """Draw points, hollow for the outer class and solid for the inner one, with a cross where a network is wrong."""
     X, y = cloud
     faint, right = rgba(colours.dense, 0.45), np.ones(len(y), bool) if wrong is None else ~wrong
     kinds = [((y == 0) & right, "circle-open", 4.5, faint, "outer"), ((y == 1) & right, "circle", 4.5, faint, "inner")]
@@ -204,10 +207,10 @@ def number_matrix(
     sums: tuple[Sequence[str], Sequence[str]] | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """A matrix with its numbers in the cells: kept neurons as rows, all neurons as columns.
+    """Draw a matrix with its numbers in the cells: kept neurons as rows, all neurons as columns.
 
     cells, words: (k, n), colour and text. selected: (source, target), framed. sums: texts of the column sums (n) below and
-    of the row sums (k) at the right; a matrix that has them holds masses, one without holds costs.
+    of the row sums (k) at the right; a matrix with sums holds masses, one without holds costs.
     """
     colours = palette(dark)
     k, n = cells.shape
@@ -264,9 +267,9 @@ def region(
     star: tuple[float, float],
     dark: bool = False,
 ) -> go.Figure:
-    """Where a network says "inner", shaded in its merge's colour; a cross on each point of the cloud that it gets wrong.
+    """Shade the region that a network classifies as "inner", in its merge's colour, and mark misclassified points.
 
-    grid: coordinates (side,) and by how much inner beats outer (side, side).
+    grid: coordinates (side,) and the margin of inner over outer (side, side).
     """
     colours, (low, high) = palette(dark), result.interval
     ink = {"dense": colours.dense, "drop": colours.drop, "fusion": colours.fusion}[merge]
@@ -289,7 +292,7 @@ def region(
 
 
 def fortunes(pairs: Sequence[tuple[int, float, float]], selected: int, dark: bool = False) -> go.Figure:
-    """Accuracy fused against dropped, a mark for each training seed: (seed, dropped, fused), fractions."""
+    """Draw fused against dropped accuracy, with a marker for each training seed. pairs: (seed, dropped, fused), fractions."""
     colours = palette(dark)
     better, worse = sum(f > d for _, d, f in pairs), sum(f < d for _, d, f in pairs)
     fig = figure(f"Fusion is better for {better} of {len(pairs)} networks, worse for {worse}", _HEIGHT, colours)

@@ -1,4 +1,4 @@
-"""The training lab in pictures: how training goes, where zeros appear, how norms or masks move, and runs side by side."""
+"""Figures of the training lab: learning curves, zeros in each layer, distributions of norms or masks, and runs compared."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,11 +19,11 @@ _PARTS = ("solid", "dot", "dash", "dashdot")
 
 
 def timeline(steps: Sequence["Step"]) -> list[float]:
-    """Where each step lies on an axis of epochs on which phases follow each other, and parts run side by side.
+    """Return the position of each step on an axis of epochs, where phases follow each other and parts run in parallel.
 
-    Phases of one part follow each other too; what is not of a part begins where the last part ends.
+    The phases of one part also follow each other. A phase outside of all parts begins where the last part ends.
     """
-    ends: dict[str, float] = {}  # of each part so far; "" for all
+    ends: dict[str, float] = {}  # end of each part so far; "" for phases outside of parts
     latest: dict[str, tuple[str, float]] = {}
     found = []
     for step in steps:
@@ -37,7 +37,7 @@ def timeline(steps: Sequence["Step"]) -> list[float]:
 
 
 def learning(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
-    """Loss and accuracy against epochs: of the training images, of held-out ones, and where masks are drawn, of draws."""
+    """Draw loss and accuracy against epochs for training images, held-out images and, if there are any, drawn masks."""
     colours = palette(dark)
     fig = make_subplots(1, 2, subplot_titles=("loss, nats", "accuracy, %"), horizontal_spacing=0.09)
     styled(fig, learned(steps, method), 400, colours)
@@ -76,7 +76,7 @@ def learning(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Fig
     _divide(fig, steps, at, colours)
     fig.update_xaxes(title="epochs", range=[0, max(at, default=1) * 1.02 or 1])
     losses = [value for step in steps for value in (step.moment.loss, step.moment.held_loss) if value is not None]
-    if losses:  # a spike shall not hide the rest
+    if losses:  # limit the axis, so that a spike does not compress the rest
         fig.update_yaxes(range=[0, max(min(max(losses), 2 * float(np.quantile(losses, 0.9))), 0.1)], row=1, col=1)
     fig.update_yaxes(range=[0, 103], row=1, col=2)
     fig.update_annotations(font={"size": 14, "color": colours.dense}, selector={"yref": "paper", "yanchor": "bottom"})
@@ -88,7 +88,7 @@ def _percent(share: float | None) -> float | None:
 
 
 def learned(steps: Sequence["Step"], method: str) -> str:
-    """How far it is, as a sentence."""
+    """Return the present accuracy and epoch as a title."""
     if not steps:
         return "Loss and accuracy while it trains"
     last = steps[-1].moment
@@ -98,7 +98,7 @@ def learned(steps: Sequence["Step"], method: str) -> str:
 
 
 def _label_ends(fig: go.Figure, ends: dict[str, tuple[float, float, str]]) -> None:
-    """Names at the ends of the right panel's lines, moved apart where they would overlap."""
+    """Write names at the ends of the right panel's lines, moved apart where they would overlap."""
     last = float("inf")
     for name, (x, y, colour) in sorted(ends.items(), key=lambda end: -end[1][1]):
         last = min(y, last - 6)
@@ -116,7 +116,7 @@ def _label_ends(fig: go.Figure, ends: dict[str, tuple[float, float, str]]) -> No
 
 
 def _divide(fig: go.Figure, steps: Sequence["Step"], at: Sequence[float], colours: Palette) -> None:
-    """A line where each phase that all parts share begins, named where it is trained."""
+    """Draw a line where each phase outside of parts begins, and name the phases that have no training steps."""
     seen: set[str] = set()
     for x, step in zip(at, steps, strict=True):
         if step.phase in seen or step.phase.startswith("part ") or step.phase == "training":
@@ -142,7 +142,7 @@ def _divide(fig: go.Figure, steps: Sequence["Step"], at: Sequence[float], colour
 
 
 def zeros_over_time(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
-    """How much of each layer is zero, or masked, from the first step to the last."""
+    """Draw the share of each layer that is zero or masked, from the first step to the last."""
     colours = palette(dark)
     rows = [step for step in steps if not step.phase.startswith("part ")] or list(steps)
     last = rows[-1].look.zero if rows else {}
@@ -170,7 +170,7 @@ def zeros_over_time(steps: Sequence["Step"], method: str, dark: bool = False) ->
 
 
 def norms_over_time(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
-    """How norms or masks are spread, from the first step to the last; the threshold where there is one."""
+    """Draw the distribution of norms or masks from the first step to the last, and the threshold if there is one."""
     colours = palette(dark)
     of = steps[-1].look.of if steps else ""
     rows = [step for step in steps if step.look.of == of and not step.phase.startswith("part ")] or list(steps)
@@ -222,19 +222,19 @@ def _spread_title(last: "Step | None") -> str:
 
 
 def _plural(of: str) -> str:
-    """What a histogram counts, as many."""
+    """Return the plural of what a histogram counts."""
     first, _, rest = of.partition(":")[0].partition(" ")
     return f"{first.removesuffix('y') + 'ies' if first.endswith('y') else first + 's'} {rest}"
 
 
 def _rebinned(edges: Sequence[float], counts: Sequence[int], onto: np.ndarray) -> np.ndarray:
-    """Counts as shares of their sum, spread evenly over other bins."""
+    """Redistribute counts evenly over other bins; return shares of their sum."""
     below = np.interp(onto, edges, np.concatenate([[0], np.cumsum(counts)]))
     return np.diff(below) / max(sum(counts), 1)
 
 
 def runs_side_by_side(runs: Sequence["LabRun"], names: Sequence[str], dark: bool = False) -> go.Figure:
-    """Accuracy against the parameters that are left, a point for each run."""
+    """Draw accuracy against the remaining parameters, with a point for each run."""
     colours = palette(dark)
     names = [hover(name) for name in names]
     fig = figure(compared(runs, names), 420, colours)
@@ -265,7 +265,7 @@ def _colour(method: str, colours: Palette) -> str:
 
 
 def compared(runs: Sequence["LabRun"], names: Sequence[str]) -> str:
-    """What the comparison shows, as a sentence."""
+    """Return the result of the comparison as a title."""
     if not runs:
         return "Runs side by side"
     best = max(range(len(runs)), key=lambda i: runs[i].outcome.accuracy)

@@ -1,4 +1,4 @@
-"""A transport plan as heatmaps, with its marginals on the margins, and one channel's share in it."""
+"""Figures of a transport plan: heatmaps with its marginals at the margins, and the weights of one channel."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,9 +27,9 @@ _UNITS = {"coupling": "mass × n", "cost": "distance", "matrix": "weight"}
 
 
 def arrange(plan: "TransportPlan", scores: np.ndarray, order: str = "index") -> tuple[np.ndarray, np.ndarray]:
-    """How to line the plan up: the source channels (n,) from left to right, and the rows of the plan (k,) from the top.
+    """Return the order of the source channels (n,) from left to right and of the plan's rows (k,) from the top.
 
-    order: a name of ORDERS. By "target", each target's channels stand together, itself first, then the heaviest.
+    order: a name of ORDERS. "target" groups the channels of each target, with the target first, then by decreasing weight.
     """
     matrix, kept = plan.matrix.numpy(), plan.kept.numpy()
     k, n = matrix.shape
@@ -37,7 +37,7 @@ def arrange(plan: "TransportPlan", scores: np.ndarray, order: str = "index") -> 
         return np.argsort(-scores, kind="stable"), np.argsort(-scores[kept], kind="stable")
     if order == "target":
         goes, weight = matrix.argmax(0), matrix.max(0)
-        goes = np.where(weight > 0, goes, k)  # what goes nowhere stands last
+        goes = np.where(weight > 0, goes, k)  # channels without a target come last
         itself = np.isin(np.arange(n), kept)
         return np.lexsort((-weight, ~itself, goes)), np.arange(k)
     return np.arange(n), np.arange(k)
@@ -51,11 +51,11 @@ def plan_heatmap(
     order: str = "index",
     dark: bool = False,
 ) -> go.Figure:
-    """One of the plan's matrices, targets as rows and source channels as columns, so all three views line up.
+    """Draw one of the plan's matrices, with targets as rows and source channels as columns, so that all views align.
 
-    view: a name of VIEWS, order: of ORDERS. Above and beside it the marginals (column and row sums for the matrix), mass
-    that stays solid and mass that moves tinted. Square markers on every non-zero of the plan carry the channel as
-    customdata, as heatmap cells cannot be clicked.
+    view: a name of VIEWS. order: a name of ORDERS. The marginals (column and row sums for the matrix) are drawn above and
+    beside it: mass that stays is solid, mass that moves is tinted. Square markers on every non-zero of the plan have the
+    channel as customdata, because heatmap cells cannot be clicked.
     """
     colours = palette(dark)
     columns, rows = arrange(plan, np.asarray(scores, float), order)
@@ -158,7 +158,7 @@ def _markers(
     sources, targets = (index.numpy() for index in (plan.coupling > 0).nonzero(as_tuple=True))
     kept, weights = plan.kept.numpy()[targets], plan.matrix.numpy()[targets, sources]
     chosen = (sources == selected) | (kept == selected) if selected is not None else np.zeros(len(kept), bool)
-    if len(sources) > CELLS:  # a plan that is nowhere zero: the heaviest entries can be clicked
+    if len(sources) > CELLS:  # a dense plan: only the heaviest entries can be clicked
         heaviest = np.argsort(-weights, kind="stable")[:CELLS]
         sources, targets, kept, weights, chosen = (a[heaviest] for a in (sources, targets, kept, weights, chosen))
     size = float(np.clip(560 / max(plan.coupling.shape), 4, 15))
@@ -189,7 +189,7 @@ def _markers(
 
 
 def _margins(fig: go.Figure, plan: "TransportPlan", view: str, columns: np.ndarray, rows: np.ndarray, colours: Palette) -> None:
-    """Sums over rows and columns: what stays in its own place solid, what moves tinted."""
+    """Draw the sums over rows and columns: mass that stays in place is solid, mass that moves is tinted."""
     k, n = plan.matrix.shape
     own = np.zeros(n)
     if view == "matrix":
@@ -231,9 +231,10 @@ def _margins(fig: go.Figure, plan: "TransportPlan", view: str, columns: np.ndarr
 
 
 def weight_bars(weights: Sequence[tuple[int, float]], channel: int, kept: bool, dark: bool = False) -> go.Figure:
-    """One channel's row or column of the applied matrix: pairs of the other channel and the weight, heaviest first.
+    """Draw one channel's row or column of the applied matrix.
 
-    kept: whether the pairs are what the channel is made of, itself included, or where it goes.
+    weights: pairs of the other channel and the weight, heaviest first. kept: True if the channel is kept and the pairs are
+    the channels merged into it, including itself; False if the pairs are the targets to which it goes.
     """
     colours = palette(dark)
     others = sum(other != channel for other, _ in weights)

@@ -1,3 +1,3 @@
-"""A sweep on the machines of a Ray cluster."""
+"""Sweeps on the machines of a Ray cluster."""
 
 __all__: list[str] = []

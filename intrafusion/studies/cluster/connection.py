@@ -1,4 +1,4 @@
-"""Ray as this process uses it: connected, or started, when the first study asks for it, and left after the last."""
+"""The connection of this process to Ray: opened (or Ray started) for the first study, and closed after the last."""
 
 import logging
 import os
@@ -15,11 +15,14 @@ from intrafusion.errors import IntrafusionError, one_line
 
 RAY = "ray==2.60.0"
 _CONNECT = 30.0  # seconds in which a cluster must answer
-_SPARE = 128 << 20  # bytes of a local object store beyond what is known to come
+_SPARE = 128 << 20  # bytes of a local object store beyond the known need
 
 
 class RayConnection:
-    """Ray between the first study that wants it and the last. alone: a cluster of this machine, which no other joins."""
+    """A connection to Ray that all studies of this process share.
+
+    alone: whether the cluster is this machine's own, which no other machine joins.
+    """
 
     def __init__(self) -> None:
         self.alone = False
@@ -29,10 +32,11 @@ class RayConnection:
 
     @contextmanager
     def ray(self, address: str | None, size: int) -> Iterator[Any]:
-        """The module `ray`, initialised: as it is, or else at `address` (None: $RAY_ADDRESS, "local").
+        """Yield the initialised module `ray`.
 
-        size: bytes that a cluster on this machine must hold. Raises IntrafusionError when Ray is missing, or no cluster
-        answers within half a minute.
+        If Ray is not initialised yet, connect to `address` (None for $RAY_ADDRESS, or else "local"). size: bytes that a
+        cluster on this machine must hold. Raises IntrafusionError if Ray is missing, or no cluster answers within half a
+        minute.
         """
         ray = _import_ray()
         with self._lock:
@@ -51,9 +55,10 @@ class RayConnection:
 
 
 class _Keeper:
-    """A thread that starts Ray and shuts it down: Ray's processes end with the thread that started them, whoever uses them.
+    """A thread that starts Ray and shuts it down.
 
-    Raises IntrafusionError when Ray does not start.
+    Ray's processes end with the thread that started them, even if others still use them, so they need a thread that lasts.
+    Raises IntrafusionError if Ray does not start.
     """
 
     def __init__(self, ray: Any, address: str, size: int):
@@ -63,7 +68,7 @@ class _Keeper:
         self._thread.start()
         try:
             self._started.result()
-        except BaseException:  # somebody may have interrupted the wait
+        except BaseException:  # also for an interrupt during the wait
             self.close()
             raise
 
@@ -94,7 +99,7 @@ def _import_ray() -> Any:
 
 
 def _start(ray: Any, address: str, size: int) -> None:
-    """Connect to a cluster, or start one on this machine, quietly."""
+    """Connect to a cluster, or start one on this machine, without log output."""
     options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -112,7 +117,10 @@ _PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_le
 
 
 def _reach(address: str) -> None:
-    """Raise IntrafusionError unless Ray can connect. A child tries first: Ray ends a process whose cluster is silent."""
+    """Raise IntrafusionError unless Ray can connect.
+
+    A child process tries first, because Ray ends a process whose cluster does not answer.
+    """
     if address.startswith("ray://"):
         raise IntrafusionError("Ray Client (ray://) is not supported: start the study on a machine of the cluster")
     try:

@@ -1,7 +1,8 @@
-"""Studies on a Ray cluster: `sweep` with its points spread over the processes of any number of machines.
+"""Sweeps on a Ray cluster: `sweep` with its points distributed over worker processes on any number of machines.
 
-Points that share a cut go out together, as one task that runs the local sweep and streams its results back. The network
-and the images go to Ray's object store once, and each worker process opens them once. Only this process writes results.
+Points that share a cut are sent together, as one task that runs the local sweep and streams its results back. The network
+and the images are put into Ray's object store once, and each worker process opens them once. Only this process writes to
+the store.
 """
 
 import itertools
@@ -26,15 +27,15 @@ from intrafusion.studies.store.sqlite import Origin, Store
 from intrafusion.studies.sweeps import Failure, checked_specs, cut_of, origin, tell
 
 _log = logging.getLogger(__name__)
-RETRIES = 3  # how often what a lost worker had left goes out again
-_SHARES = 3  # tasks for each worker, at least: one that is done early takes over from the others
-_POLL = 0.1  # seconds between two looks at whether somebody has cancelled
-_AGAIN = 1.0  # seconds between two looks at points that another process has claimed, and at what the cluster has
-_BEAT = 10.0  # seconds between two signs of life to the store
-_PATIENCE = 300.0  # seconds without a machine that could take a task: a cluster that scales itself may take minutes
+RETRIES = 3  # how often the remaining points of a lost worker are sent again
+_SHARES = 3  # least number of tasks per worker, so that workers that finish early can take over work
+_POLL = 0.1  # seconds between two checks for cancellation
+_AGAIN = 1.0  # seconds between two checks of points claimed by other processes, and of the cluster's resources
+_BEAT = 10.0  # seconds between two heartbeats to the store
+_PATIENCE = 300.0  # seconds to wait for a machine that can take a task: an autoscaling cluster may need minutes
 _LEAVE = 5.0  # seconds that a cancelled task has to end by itself
 
-Family = list[PruneSpec]  # points that differ in their merge alone: what `decide` compares stays together
+Family = list[PruneSpec]  # points that differ only in their merge; `decide` compares them, so they stay together
 
 
 def sweep_on_cluster(
@@ -48,13 +49,14 @@ def sweep_on_cluster(
     num_cpus: float = 1,
     num_gpus: float | None = None,
 ) -> Iterator[Result | Failure]:
-    """`studies.sweeps.sweep` on a Ray cluster: the same points, stored the same way, in the order in which they come.
+    """Run `studies.sweeps.sweep` on a Ray cluster; yields results in the order in which they arrive.
 
-    memory: bytes of activations kept by each task. address: of the cluster ("auto", "host:6379"); None for $RAY_ADDRESS,
-    or else for one on this machine that lasts as long as the sweep; where Ray is initialised already, that one is used.
-    num_cpus, num_gpus: what a task asks for, with one torch thread for each CPU; num_gpus is None for one GPU when the
-    session is on one. What a lost worker had left goes out again, three times; then its points are Failures. Raises
-    IntrafusionError also when Ray is missing, when no cluster answers, and when the cluster has no place for such tasks.
+    Points and stored results are the same as in the local sweep. memory: bytes of activations kept by each task. address: of
+    the cluster ("auto", "host:6379"); None for $RAY_ADDRESS, or else for a cluster on this machine that lasts as long as the
+    sweep. If Ray is initialised already, that cluster is used. num_cpus, num_gpus: the resources that a task requests, with
+    one torch thread for each CPU; num_gpus None means one GPU if the session is on one. The remaining points of a lost worker
+    are sent again up to three times, and then become Failures. Raises IntrafusionError also if Ray is missing, if no cluster
+    answers, or if the cluster has no room for such tasks.
     """
     share = _Share(num_cpus, float(session.device.type == "cuda") if num_gpus is None else num_gpus)
     specs = checked_specs(specs, session)
@@ -69,7 +71,7 @@ def sweep_on_cluster(
 
 @dataclass(frozen=True)
 class _Share:
-    """What a task asks for. Raises IntrafusionError for what Ray does not grant."""
+    """The resources that a task requests. Raises IntrafusionError for amounts that Ray does not support."""
 
     cpus: float
     gpus: float
@@ -85,19 +87,19 @@ class _Share:
         return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
     def origin(self, spec: PruneSpec, session: Session) -> Origin:
-        """What a spec is measured on by such a task: a GPU where it asks for one, wherever the session is."""
+        """Return the origin of a result of such a task: a GPU if it requests one, whatever the session's device."""
         here, gpu = origin(spec, session), bool(self.gpus)
         return here if gpu == (session.device.type == "cuda") else replace(here, device="cuda" if gpu else "cpu")
 
     def fits(self, resources: Mapping[str, float]) -> int:
-        """How many such tasks a machine with these resources runs at once."""
+        """Return how many such tasks a machine with these resources can run at once."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus}
         return min((int(resources.get(name, 0) / amount) for name, amount in wanted.items() if amount))
 
 
 @dataclass(eq=False)
 class _Chunk:
-    """The points of one task. lost: how many workers were lost over it. device: where it runs, once it does."""
+    """The points of one task. lost: number of workers lost while running it. device: where it runs, "" before it starts."""
 
     families: list[Family]
     lost: int = 0
@@ -109,7 +111,7 @@ class _Chunk:
 
 
 class _Driver:
-    """One sweep: which chunks wait, which are out, what has come back."""
+    """The state of one sweep: the waiting chunks, the running chunks and the results so far."""
 
     def __init__(
         self,
@@ -126,12 +128,12 @@ class _Driver:
         self.decide, self.memory, self.share = decide, memory, share
         self.failed: set[PruneSpec] = set()
         self.waiting: deque[_Chunk] = deque()
-        self.contested: list[_Chunk] = []  # other processes are at these
-        self.out: dict[Any, _Chunk] = {}  # by the stream of results
-        self.slots: int | None = None  # how many tasks the cluster runs at once
-        self.welcome = False  # whether any worker has begun
+        self.contested: list[_Chunk] = []  # claimed by other processes
+        self.out: dict[Any, _Chunk] = {}  # running chunks, by their stream of results
+        self.slots: int | None = None  # how many tasks the cluster can run at once
+        self.welcome = False  # whether any worker has started
         self.looked = self.beaten = -math.inf
-        self.served = time.monotonic()  # when there last was a slot
+        self.served = time.monotonic()  # when the cluster last had a slot
 
     def steps(self) -> Iterator[Result | Failure]:
         try:
@@ -146,11 +148,11 @@ class _Driver:
                     yield from self._receive(stream)
                 checkpoint()
         finally:
-            self._release(self.specs)  # ours alone: other studies may share the store
+            self._release(self.specs)  # only these: other studies may share the store object
             self._cancel()
 
     def _prepare(self) -> None:
-        """Put what all tasks need into the object store, once."""
+        """Put the data that all tasks need into the object store, once."""
         try:
             self.parts = self.ray.put(Parts.of(self.session, self.specs))
             options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_retries": 0}
@@ -159,7 +161,7 @@ class _Driver:
             raise IntrafusionError(f"this study cannot be sent to a cluster: {one_line(error)}") from error
 
     def _look(self) -> None:
-        """Now and then: what the cluster has, whether others are done with what they claimed, a sign of life."""
+        """Send a heartbeat, requeue contested chunks and count the cluster's slots, each at its interval."""
         now = time.monotonic()
         if now - self.beaten > _BEAT and self.store:
             self.beaten = now
@@ -181,7 +183,10 @@ class _Driver:
             _log.warning("%s: waiting for one", lack)
 
     def _send(self) -> Iterator[Result]:
-        """Send chunks out: a few more than run at once, so that no worker waits, and others find points left to claim."""
+        """Submit up to twice as many chunks as run at once, so that no worker waits.
+
+        The rest is not claimed yet, so that other processes find points to claim.
+        """
         while self.waiting and len(self.out) < 2 * (self.slots or 1):
             chunk = self.waiting.popleft()
             chunk.families = yield from self._claimed(chunk)
@@ -192,7 +197,10 @@ class _Driver:
                 self.out[stream] = chunk
 
     def _claimed(self, chunk: _Chunk) -> Generator[Result, None, list[Family]]:
-        """The families that are left to us; whole ones, as the comparison needs all of their points."""
+        """Claim a chunk's families and return those that we hold.
+
+        Families are claimed whole, because the comparison between merges needs all of their points.
+        """
         ours, theirs = [], []
         for family in chunk.families:
             refused = self._claim(family)
@@ -209,7 +217,7 @@ class _Driver:
         return ours
 
     def _claim(self, family: Family) -> Family:
-        """Ask for a family's points; those that we did not get."""
+        """Claim a family's unfinished points; return those that other processes hold."""
         if self.store is None:
             return []
         left = [spec for spec in family if not self._is_done(spec)]
@@ -221,7 +229,7 @@ class _Driver:
                 self.store.release(spec, self.share.origin(spec, self.session))
 
     def _news(self, family: Family) -> Iterator[Result]:
-        """What other processes have found of these points since we last looked."""
+        """Yield results of these points that other processes have stored since the last check."""
         if self.store:
             left = [(spec, self.share.origin(spec, self.session)) for spec in family if not self._is_done(spec)]
             for spec, stored in self.store.get(left).items():
@@ -230,7 +238,7 @@ class _Driver:
                     yield stored
 
     def _ready(self) -> list[Any]:
-        """A stream that has something, after a moment's wait."""
+        """Return a list of at most one stream that has an item, after waiting at most `_POLL` seconds."""
         if not self.out:
             time.sleep(_POLL)
             return []
@@ -246,7 +254,7 @@ class _Driver:
             self.out.pop(stream)
             yield from self._give_up(chunk, reason(error.cause or error))
         except errors.RayError as error:
-            self.ray.cancel(stream)  # where it is only the result that was lost
+            self.ray.cancel(stream)  # the task may still run if only its result was lost
             self.out.pop(stream)
             yield from self._lost(chunk, f"{type(error).__name__}: {one_line(error).split('. ')[0]}")
         else:
@@ -270,7 +278,10 @@ class _Driver:
         return item
 
     def _lost(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
-        """Send again what a lost worker had left; from the second time on point by point, in case one of them did it."""
+        """Requeue the remaining points of a lost worker.
+
+        From the second time on they are sent point by point, in case one of them causes the loss.
+        """
         chunk.lost += 1
         left = [spec for spec in chunk.specs if not self._is_done(spec)]
         if chunk.lost > RETRIES:
@@ -281,7 +292,7 @@ class _Driver:
         self.waiting.extendleft(_Chunk(piece, chunk.lost) for piece in reversed(pieces))
 
     def _give_up(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
-        if not self.welcome:  # no worker ever began: the others would not, either
+        if not self.welcome:  # no worker has ever started, so no other will
             raise IntrafusionError(
                 f"the workers cannot begin ({reason.split('. ')[0]}): is the same intrafusion installed on all of them?"
             )
@@ -294,12 +305,12 @@ class _Driver:
         return spec in self.failed or (spec in self.reached and self.reached[spec].complete)
 
     def _cancel(self) -> None:
-        """Leave no task behind."""
+        """Cancel all running tasks, and kill those that do not end within `_LEAVE` seconds."""
         if not self.out:
             return
         ends, deadline = {stream.completed(): stream for stream in self.out}, time.monotonic() + _LEAVE
         still = list(ends)
-        while still and time.monotonic() < deadline:  # a task that is about to begin may miss being asked once
+        while still and time.monotonic() < deadline:  # a task that is just starting may miss the first request
             for end in still:
                 self.ray.cancel(ends[end])
             _, still = self.ray.wait(still, num_returns=len(still), timeout=min(_AGAIN, _LEAVE))
@@ -316,7 +327,7 @@ def _families(specs: Sequence[PruneSpec]) -> list[Family]:
 
 
 def _split(families: list[Family], session: Session, slots: int) -> Iterator[_Chunk]:
-    """Points behind one cut stay together, unless that makes too few chunks to keep all workers busy."""
+    """Split families into chunks; points with the same cut stay together, unless that leaves too few chunks for all workers."""
     most = max(1, sum(map(len, families)) // (_SHARES * slots))
     for _, group in itertools.groupby(families, key=lambda family: cut_of(family[0], session)):
         behind = list(group)

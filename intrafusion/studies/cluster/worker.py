@@ -1,4 +1,4 @@
-"""What runs in the worker processes of a cluster: the local sweep, on a session that each process opens once."""
+"""The task that runs in worker processes of a cluster: the local sweep, on a session that each process opens once."""
 
 import copy
 import warnings
@@ -33,10 +33,10 @@ def measure_remotely(
     device: str,
     version: str,
 ) -> Iterator[str | Result | Failure]:
-    """The local sweep over some points, as a task: first the device in words, then results.
+    """Run the local sweep over some points as a task; yields the device's name first, then results.
 
-    parts: the reference of `Parts`, in a list so that Ray does not fetch them for each task. version: of the code that the
-    results are stored under.
+    parts: the reference to `Parts`, in a list so that Ray does not fetch them for each task. version: of the code, under
+    which the results are stored. Raises IntrafusionError if this machine has another version of the code.
     """
     if version != code_version():
         raise IntrafusionError("one has other code of intrafusion, or other releases of its libraries, than this machine")
@@ -47,13 +47,13 @@ def measure_remotely(
         yield from sweep(specs, session, decide=decide, memory=memory, known=known)
     except Exception:
         raise
-    except BaseException:  # cancelled at any point, perhaps half way through noting something down
+    except BaseException:  # cancelled at any point, so that cached state may be half written
         _sessions.clear()
         raise
 
 
 def _open(parts: Any, device: str) -> Session:
-    """The session of these parts; a process keeps the last one."""
+    """Return the session of these parts; a process keeps the last one."""
     import ray
 
     key = f"{parts.hex()} {device}"
@@ -65,7 +65,10 @@ def _open(parts: Any, device: str) -> Session:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a session is made of, on the CPU. Images are arrays, which the processes of a machine share in Ray's store."""
+    """The parts of a session, on the CPU.
+
+    Images are NumPy arrays, which the processes of a machine share in Ray's object store.
+    """
 
     model: nn.Module
     groups: list[Group]
@@ -75,7 +78,7 @@ class Parts:
 
     @classmethod
     def of(cls, session: Session, specs: Iterable[PruneSpec]) -> "Parts":
-        """The parts that these specs need."""
+        """Collect the parts that these specs need."""
         model = session.model if session.device.type == "cpu" else copy.deepcopy(session.model).cpu()
         seen = {sight(one): one for spec in specs for one in session.learned_from(spec)}
         calibrations = {key: _packed(session.calibration(one)) for key, one in seen.items()}
@@ -88,7 +91,7 @@ class Parts:
 
 
 class _WorkerBench(Session):
-    """A session in a worker. Its meters serve all tasks that come by; the one last used keeps activations."""
+    """A session in a worker. All tasks share its meters; only the last used meter keeps activations."""
 
     sent: Mapping[tuple, ImageData]
     last: Meter | None = None

@@ -1,3 +1,3 @@
-"""Studies and their points in one SQLite file."""
+"""The store of studies and their measured points, in one SQLite file."""
 
 __all__: list[str] = []

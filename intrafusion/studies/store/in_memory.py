@@ -1,4 +1,4 @@
-"""A store for a server: while its file cannot be used, results wait in memory, and the work goes on."""
+"""A store for a server: while its file is unusable, results are held in memory, so that work can continue."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,18 +15,19 @@ _AGAIN = 5.0  # seconds before a file that could not be used is tried again
 
 
 class StoreOrMemory(Store):
-    """A `Store` whose results, claims and failures never raise once it is open; those of studies do.
+    """A `Store` whose methods for results, claims and failures never raise once it is open; those for studies do.
 
-    A result that cannot be written (the disk is full, read-only or locked, the file was removed) waits in memory, and goes
-    to the file when that can be used again, with the next thing that is asked of this object. Until then it is known here
-    alone, and claims hold nobody off. problem: why the file could not be used last, in one line; None once nothing waits.
+    A result that cannot be written (the disk is full, read-only or locked, or the file was removed) is held in memory. It is
+    written by the next method call after the file has become usable again. Until then only this object knows the result, and
+    claims do not stop other processes. problem: the latest reason why the file was unusable, in one line; None once nothing
+    waits to be written.
     """
 
     def __init__(self, path: Path | str | None = None, wait: float = 2.0):
         self.problem: str | None = None
-        self._results: dict[str, tuple[Result, Origin]] = {}  # that wait, by key
-        self._given_up: set[str] = set()  # claims whose release waits
-        self._next = 0.0  # when the file is tried again, by time.monotonic()
+        self._results: dict[str, tuple[Result, Origin]] = {}  # results not yet written, by key
+        self._given_up: set[str] = set()  # keys of claims not yet released in the file
+        self._next = 0.0  # time.monotonic() at which to try the file again
         super().__init__(path, wait)
 
     def get(self, points: Iterable[tuple[PruneSpec, Origin]]) -> dict[PruneSpec, Result]:
@@ -69,7 +70,7 @@ class StoreOrMemory(Store):
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Bring to the file what waits, unless it could not be used a moment ago."""
+        """Write held results and releases to the file, unless it was found unusable within the last `_AGAIN` seconds."""
         with self._lock, self._or_later():
             if time.monotonic() < self._next:
                 return

@@ -1,4 +1,4 @@
-"""The file under a store: what is in it, how it is opened, and SQLite's problems in words."""
+"""The file of a store: its schema and migrations, opening it, and plain messages for SQLite's errors."""
 
 import shutil
 import sqlite3
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from intrafusion.errors import IntrafusionError, one_line
 
-STAMP = int.from_bytes(b"itfs")  # in PRAGMA application_id: tells a store from the databases of other programs
+STAMP = int.from_bytes(b"itfs")  # PRAGMA application_id, which distinguishes a store from databases of other programs
 
 _FIRST = (
     """CREATE TABLE points (
@@ -29,10 +29,10 @@ _FIRST = (
     "CREATE INDEX members_of_point ON members (key)",
     f"PRAGMA application_id = {STAMP}",
 )
-_STEADY_BEATS = (  # claims of the format before are judged by the wall clock, for as long as they last
+_STEADY_BEATS = (  # existing claims of the previous format are judged by the wall clock until they end
     "ALTER TABLE claims ADD COLUMN steady REAL NOT NULL DEFAULT 0",
 )
-_SHARED_ROWS = (  # points whose results cannot differ share a row, and are all listed
+_SHARED_ROWS = (  # points whose results cannot differ share one row, and a study lists all of them
     "ALTER TABLE members RENAME TO members_by_key",
     """CREATE TABLE members (
         study INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE, position INTEGER NOT NULL, key TEXT NOT NULL,
@@ -41,17 +41,20 @@ _SHARED_ROWS = (  # points whose results cannot differ share a row, and are all 
     "DROP TABLE members_by_key",
     "CREATE INDEX members_of_point ON members (key)",
 )
-BEHIND = 1 << 32  # from this position on, members are what other code has measured of the points before
+BEHIND = 1 << 32  # members from this position on are results of earlier members by other versions of the code
 
 
 def _add(select: str) -> str:
-    """Add what is selected to the tallies: study, version, device, points, done, partial, failed, seconds."""
+    """Return SQL that adds the selected rows to the tallies.
+
+    The columns are study, version, device, points, done, partial, failed and seconds.
+    """
     sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in ("points", "done", "partial", "failed", "seconds"))
     return f"INSERT INTO tallies {select} ON CONFLICT (study, version, device) DO UPDATE SET {sums};"
 
 
 def _of_point(row: str, sign: str) -> str:
-    """What a stored point adds to each study that holds it."""
+    """Return SQL that adds a stored point to the tallies of each study that holds it, or subtracts it (sign "-")."""
     kinds = ", ".join(f"{sign} count(*) * ({row}.count {kind} {row}.total)" for kind in "=<")
     return _add(
         f"SELECT study, {row}.version, {row}.device, 0, {kinds}, 0, {sign} {row}.seconds FROM members"
@@ -60,7 +63,7 @@ def _of_point(row: str, sign: str) -> str:
 
 
 def _of_failure(row: str, sign: str) -> str:
-    """What a failure adds to each study that holds its point."""
+    """Return SQL that adds a failure to the tallies of each study that holds its point, or subtracts it (sign "-")."""
     return _add(
         f"SELECT study, '', '', 0, 0, 0, {sign} count(*), 0 FROM members"
         f" WHERE key = {row}.key AND position < {BEHIND} GROUP BY study"
@@ -68,7 +71,10 @@ def _of_failure(row: str, sign: str) -> str:
 
 
 def _of_member(row: str, sign: str, others: int) -> str:
-    """What a member adds to its study; the seconds of its point if so many rows of the study have it now."""
+    """Return SQL that adds a member to the tallies of its study, or subtracts it (sign "-").
+
+    The seconds of its point count only if `others` member rows of the study now have that point.
+    """
     own = f"{sign} ({row}.position < {BEHIND})"
     alone = f"(SELECT count(*) FROM members WHERE key = {row}.key AND study = {row}.study) = {others}"
     failed = f"{own} * EXISTS (SELECT 1 FROM failures WHERE key = {row}.key)"
@@ -82,7 +88,7 @@ def _trigger(event: str, table: str, work: str) -> str:
     return f"CREATE TRIGGER {table}_{event.lower()} AFTER {event} ON {table} BEGIN {work} END"
 
 
-_TALLIES = (  # counts of each study, kept up by every change of a row: to list studies reads no points
+_TALLIES = (  # counts for each study, updated by triggers, so that listing studies reads no points
     """CREATE TABLE tallies (
         study INTEGER NOT NULL, version TEXT NOT NULL, device TEXT NOT NULL, points INTEGER NOT NULL,
         done INTEGER NOT NULL, partial INTEGER NOT NULL, failed INTEGER NOT NULL, seconds REAL NOT NULL,
@@ -111,14 +117,14 @@ STEPS = (
     _STEADY_BEATS,
     _SHARED_ROWS,
     _TALLIES,
-)  # from an empty file to each format in turn; one that was released never changes
-FORMAT = len(STEPS)  # of the file, in PRAGMA user_version
+)  # migrations from an empty file to each format in turn; a released step must never change
+FORMAT = len(STEPS)  # format of the file, in PRAGMA user_version
 
 
 def open_store(path: Path, wait: float) -> sqlite3.Connection:
-    """Open the file, or make it; one of an older format is brought up to date, all or nothing.
+    """Open or create the file; an older format is migrated in one transaction.
 
-    Raises IntrafusionError for a file that is no store of ours, or of a newer format, which stays as it is.
+    Raises IntrafusionError for a file that is not one of our stores or has a newer format; it is left unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +140,7 @@ def open_store(path: Path, wait: float) -> sqlite3.Connection:
         _use_wal(db, wait)
         if found < FORMAT:
             with transaction(db, "IMMEDIATE"):
-                for step in STEPS[_format(db, path) :]:  # asked again: another process may have come first
+                for step in STEPS[_format(db, path) :]:  # read the format again: another process may have migrated it
                     for statement in step:
                         db.execute(statement)
                 db.execute(f"PRAGMA user_version = {FORMAT}")
@@ -145,7 +151,10 @@ def open_store(path: Path, wait: float) -> sqlite3.Connection:
 
 
 def _format(db: sqlite3.Connection, path: Path) -> int:
-    """The file's format, 0 where it is empty. Raises IntrafusionError, before anything is written, for no store of ours."""
+    """Return the file's format, 0 for an empty file.
+
+    Raises IntrafusionError, before anything is written, for another program's database or a newer format.
+    """
     stamp, version, tables = (
         db.execute(query).fetchone()[0]
         for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
@@ -162,7 +171,10 @@ def _format(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _use_wal(db: sqlite3.Connection, wait: float) -> None:
-    """Switch a new file to WAL. SQLite does not wait for a lock here when two processes do so at once; we do."""
+    """Switch a new file to WAL.
+
+    When two processes do so at once, SQLite does not wait for the lock, so this function retries for `wait` seconds.
+    """
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -176,13 +188,13 @@ def _use_wal(db: sqlite3.Connection, wait: float) -> None:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
-    """All or nothing of what is written inside."""
+    """Commit the statements of the block as one transaction; roll back on any exception."""
     try:
         db.execute(f"BEGIN {kind}")
         yield
         db.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error):  # the first problem is the one to tell
+        with suppress(sqlite3.Error):  # report the original exception
             db.rollback()
         raise
 
@@ -204,7 +216,7 @@ _SENTENCES = {
 
 @contextmanager
 def plain_database_errors(path: Path, wait: float) -> Iterator[None]:
-    """SQLite's errors as one line that says what is wrong, with which file, and what to do."""
+    """Turn SQLite's errors into an IntrafusionError of one line: what is wrong, with which file, and what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -212,14 +224,14 @@ def plain_database_errors(path: Path, wait: float) -> Iterator[None]:
         if path.is_dir():
             sentence = "{path} is a folder: the store is a file, such as {path}/studies.sqlite"
         elif code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path):
-            sentence = _FULL  # where a side file cannot grow, SQLite does not say why
+            sentence = _FULL  # SQLite does not give the reason if a side file cannot grow
         else:
             sentence = _SENTENCES.get(code, f"{{path}} could not be used ({{error}}): {_ELSEWHERE}")
         raise IntrafusionError(sentence.format(path=path, wait=wait, error=one_line(error))) from error
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 where Python's module itself complains."""
+    """Return SQLite's primary result code, or 0 for an error of Python's module itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 

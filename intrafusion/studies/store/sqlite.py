@@ -1,9 +1,10 @@
-"""Where results of studies are kept: one SQLite file, shared by every process that opens it.
+"""The store of study results: one SQLite file, shared by every process that opens it.
 
-A result is stored once, under the key of what it depends on: its spec as far as it matters, its network, its images and the
-code, so that it is never computed again. What other code has stored stays listed, but answers nothing. WAL with
-synchronous=NORMAL: a killed process loses nothing that `put` returned from; after a power cut the last results may be
-missing, and the file is sound. The file belongs on a local disk: WAL does not work over a network.
+A result is stored once, under a key of everything it depends on: the relevant part of its spec, its network, its images and
+the code. It is therefore never computed again. Results of other versions of the code stay listed but are not reused. The
+file uses WAL with synchronous=NORMAL: a killed process loses nothing for which `put` has returned; after a power cut the
+last results may be missing, but the file is intact. The file must be on a local disk, because WAL does not work over a
+network.
 """
 
 import hashlib
@@ -30,16 +31,19 @@ from intrafusion.studies.measurement import Result
 from intrafusion.studies.relevant_fields import own_code, relevant, trains
 from intrafusion.studies.store.schema import BEHIND, FORMAT, open_store, plain_database_errors, transaction
 
-VOID_AFTER = 60.0  # seconds without a heartbeat that end a claim
-BEAT = 15.0  # seconds between two of them
-_MEASURED = tuple(f.name for f in fields(Result) if f.name not in ("spec", "interval", "older_code"))  # a column each
-_TOLD = ("weights", "data_path", "limit", "calibration", "training")  # fields that the fingerprints stand for
-_BATCH = 500  # keys of one query: SQLite takes no more than 999 in its older builds
+VOID_AFTER = 60.0  # seconds without a heartbeat after which a claim is void
+BEAT = 15.0  # seconds between two heartbeats
+_MEASURED = tuple(f.name for f in fields(Result) if f.name not in ("spec", "interval", "older_code"))  # one column each
+_TOLD = ("weights", "data_path", "limit", "calibration", "training")  # fields that the fingerprints cover
+_BATCH = 500  # keys in one query: older builds of SQLite allow at most 999
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a point was measured on. model, data: fingerprints (hex) of network and images; device: in words, as "cpu"."""
+    """What a point was measured on.
+
+    model, data: fingerprints (hex) of the network and the images. device: its name, for example "cpu".
+    """
 
     model: str
     data: str
@@ -47,17 +51,18 @@ class Origin:
 
     @property
     def kind(self) -> str:
-        """The kind of device: "cpu", "cuda" for all that have another name."""
+        """The kind of device: "cpu", "mps", or "cuda" for any other name."""
         return self.device if self.device in ("cpu", "mps") else "cuda"
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A stored study and how far it is. text: its TOML; created: ISO 8601, UTC; seconds: what its points took, summed.
+    """A stored study and its progress.
 
-    points: all of them, of which `done` are measured on all their images, `partial` on the first of them, and `failed`
-    have a failure recorded (a partial one may have failed, too). devices: where they were measured. older: results of its
-    points that other versions of the code have measured.
+    text: its TOML. created: ISO 8601, UTC. points: number of all points, of which `done` are measured on all their images,
+    `partial` on the first of their images, and `failed` have a recorded failure (a partial point may also have failed).
+    seconds: total measuring time of its points. devices: where they were measured. older: number of results of its points
+    that other versions of the code have measured.
     """
 
     name: str
@@ -73,11 +78,12 @@ class StudyRow:
 
 
 def point_key(spec: PruneSpec, origin: Origin) -> str:
-    """The name of a point in every store: SHA-256 (hex) of what its result depends on.
+    """Return the key of a point, the same in every store: SHA-256 (hex) of everything on which its result depends.
 
-    That is what is relevant of its spec, the fingerprints, the code's version, and the kind of device where its recovery
-    trains: elsewhere a device changes no answer. Paths and numbers of images are left out, as the fingerprints say what the
-    files hold and which images are looked at: a moved file is still known, and a limit above all images is none.
+    It covers the relevant part of its spec, the fingerprints, the version of the code, and, if its recovery trains, the kind
+    of device; without training the device does not affect the result. Paths and numbers of images are left out, because the
+    fingerprints identify the files' contents and the images that are used. A moved file therefore keeps its key, and a limit
+    above the number of images is the same as no limit.
     """
     spec = relevant(spec)
     known = {name: value for name, value in spec.to_dict().items() if name not in _TOLD}
@@ -87,10 +93,10 @@ def point_key(spec: PruneSpec, origin: Origin) -> str:
 
 
 class Store:
-    """Results, studies and claims in one file, created where there is none; for any number of threads and processes.
+    """Results, studies and claims in one file, which is created if missing; safe for many threads and processes.
 
-    path: None for `store_path`. wait: seconds of patience with another process's lock. Every problem with the file is
-    an IntrafusionError of one line; what was stored before stays, and the store can be used again once it is solved.
+    path: None for `store_path`. wait: seconds to wait for another process's lock. Every problem with the file raises an
+    IntrafusionError of one line. Stored data are kept, and the store can be used again once the problem is solved.
     """
 
     def __init__(self, path: Path | str | None = None, wait: float = 10.0):
@@ -101,7 +107,7 @@ class Store:
         self._held: set[str] = set()
         self._heart: threading.Thread | None = None
         self._closed = threading.Event()
-        self.measured: dict[str, int] = {}  # images of each point whose result was stored through this object, by key
+        self.measured: dict[str, int] = {}  # number of images of each result stored by this object, by point key
         self._open()
 
     def __enter__(self) -> Self:
@@ -117,24 +123,24 @@ class Store:
             self._file = os.stat(self.path)
 
     def is_there(self) -> bool:
-        """Whether the file is still the one that was opened: it may have been removed, or another put in its place."""
+        """Return whether the file is still the one that was opened; it may have been removed or replaced."""
         try:
             return os.path.samestat(os.stat(self.path), self._file)
         except OSError:
             return False
 
     def close(self) -> None:
-        """Release all claims and close the file; a second time does nothing."""
+        """Release all claims and close the file. A store may be closed twice."""
         self._closed.set()
         with self._lock:
-            with suppress(IntrafusionError):  # a claim that cannot be released ends with the process
+            with suppress(IntrafusionError):  # claims that cannot be released end with the process
                 self.release_all()
             self._db.close()
         with self._listing:
             self._lister.close()
 
     def get(self, points: Iterable[tuple[PruneSpec, Origin]]) -> dict[PruneSpec, Result]:
-        """The stored results among `points`, complete or not, under the specs as asked."""
+        """Return the stored results among `points`, complete or not, by the given specs."""
         asked = [(spec, point_key(spec, origin)) for spec, origin in points]
         keys = list({key for _, key in asked})
         found: dict[str, sqlite3.Row] = {}
@@ -146,7 +152,10 @@ class Store:
         return {spec: _result(spec, found[key]) for spec, key in asked if key in found}
 
     def put(self, result: Result, origin: Origin) -> None:
-        """Store a result; one that is there already gives way only to more images. Forgets that the point had failed."""
+        """Store a result and remove a recorded failure of its point.
+
+        A stored result is replaced only by one on more images.
+        """
         key, (low, high) = point_key(result.spec, origin), result.interval
         row = {"key": key, "spec": result.spec.key(), **vars(origin), "version": code_version(), "measured_at": _now()}
         row |= {"low": low, "high": high, **{name: getattr(result, name) for name in _MEASURED}}
@@ -160,7 +169,7 @@ class Store:
         self.measured[key] = result.count
 
     def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:
-        """Record that a point could not be measured; a later run tries it again. A complete point does not fail."""
+        """Record that a point could not be measured; a later run tries it again. Does nothing for a complete point."""
         key = point_key(spec, origin)
         with self._write() as db:
             if not _is_complete(db, key):
@@ -172,25 +181,25 @@ class Store:
                 )
 
     def forget(self, points: Iterable[tuple[PruneSpec, Origin]]) -> None:
-        """Remove what is known of these points, so that they are measured anew; studies still list them."""
+        """Delete the results and failures of these points, so that they are measured again; studies still list them."""
         keys = [(point_key(spec, origin),) for spec, origin in points]
         with self._write() as db:
             for table in ("points", "failures"):
                 db.executemany(f"DELETE FROM {table} WHERE key = ?", keys)
 
     def failures(self, name: str) -> dict[PruneSpec, str]:
-        """Why points of a study failed, in study order."""
+        """Return the reasons why points of a study failed, by spec, in study order."""
         query = "SELECT m.spec, reason FROM members m JOIN failures USING (key) WHERE study = ? ORDER BY position"
         with self._read() as db:
             rows = db.execute(query, (_find(db, self.path, name),)).fetchall()
         return {_spec(row["spec"]): row["reason"] for row in rows}
 
     def claim(self, spec: PruneSpec, origin: Origin, owner: str | None = None) -> bool:
-        """Ask to measure a point, so that no other process does: False where another is at it, or has completed it.
+        """Claim a point, so that no other process measures it. Returns False if another has claimed or completed it.
 
-        It lasts until it is released, or its process is dead or stands still: a thread of its own gives a sign of life every
-        15 s, and a claim without one for 60 s is void, by a clock that nobody sets. owner: tells apart several that share
-        this store object; what one holds already, it may claim again.
+        A claim lasts until it is released, or until its process dies or hangs: a thread sends a heartbeat every 15 s, and a
+        claim without a heartbeat for 60 s, by the monotonic clock on the same host, is void. owner: distinguishes several
+        users of this store object; an owner may claim again a point that it already holds.
         """
         key = point_key(spec, origin)
         with self._write() as db:
@@ -209,22 +218,22 @@ class Store:
 
     def _beat_on(self) -> None:
         while not self._closed.wait(BEAT):
-            with suppress(IntrafusionError):  # who writes results hears of it
+            with suppress(IntrafusionError):  # the thread that writes results reports the problem
                 self.beat()
 
     def beat(self) -> None:
-        """Renew all our claims."""
+        """Renew all claims of this object."""
         if self._held:
             with self._write() as db:
                 now = time.time(), time.monotonic()
                 db.execute("UPDATE claims SET beat = ?, steady = ? WHERE token = ?", (*now, self._token))
 
     def release(self, spec: PruneSpec, origin: Origin) -> None:
-        """Give up our claim of a point, if there is one."""
+        """Release the claim of a point, if this object holds it."""
         self._release({point_key(spec, origin)})
 
     def release_all(self) -> None:
-        """Give up all our claims."""
+        """Release all claims of this object."""
         self._release(set(self._held))
 
     def _release(self, keys: set[str]) -> None:
@@ -235,9 +244,9 @@ class Store:
                 self._held -= keys
 
     def save_study(self, name: str, text: str, points: Sequence[tuple[PruneSpec, Origin]]) -> None:
-        """Keep a study: its text and which points are its own, each once. A stored one of this name gives way to it.
+        """Store a study: its text and its points without duplicates. It replaces a stored study of this name.
 
-        What another version of the code has measured of these points stays in the study, behind them.
+        Results of these points by other versions of the code stay in the study, after the points.
         """
         members: dict[PruneSpec, tuple[str, str]] = {}
         for spec, origin in points:
@@ -256,7 +265,7 @@ class Store:
             db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", rows)
 
     def studies(self) -> list[StudyRow]:
-        """All stored studies, newest first. It waits for nothing that writes, in this process or another."""
+        """Return all stored studies, newest first. It does not wait for writers in this or another process."""
         with self._listing, plain_database_errors(self.path, self.wait):
             rows = self._lister.execute("SELECT * FROM studies ORDER BY id DESC").fetchall()
             tallies = self._lister.execute("SELECT * FROM tallies").fetchall()
@@ -266,16 +275,16 @@ class Store:
         return [_study(row, of_study[row["id"]]) for row in rows]
 
     def study(self, name: str) -> StudyRow:
-        """One stored study. Raises IntrafusionError with the names that exist."""
+        """Return one stored study. Raises IntrafusionError with the names that exist if there is none of this name."""
         with self._read() as db:
             study = (_find(db, self.path, name),)
             row = db.execute("SELECT * FROM studies WHERE id = ?", study).fetchone()
             return _study(row, db.execute("SELECT * FROM tallies WHERE study = ?", study).fetchall())
 
     def results(self, name: str) -> list[Result]:
-        """What is measured of a study, in study order, under the specs that the study was saved with.
+        """Return the results of a study, in study order, with the specs with which the study was saved.
 
-        What another version of the code has measured is among it, and says so.
+        Results of other versions of the code are included and have `older_code` set.
         """
         query = "SELECT p.*, m.spec AS asked FROM members m JOIN points p USING (key) WHERE study = ? ORDER BY position"
         with self._read() as db:
@@ -283,7 +292,7 @@ class Store:
         return [_result(_spec(row["asked"]), row) for row in rows]
 
     def delete(self, name: str) -> int:
-        """Remove a study and those of its points that no other study holds; how many results went."""
+        """Delete a study and those of its points that no other study holds. Returns the number of deleted results."""
         alone = "SELECT key FROM members WHERE study = :study EXCEPT SELECT key FROM members WHERE study != :study"
         with self._write() as db:
             chosen = {"study": _find(db, self.path, name)}
@@ -300,7 +309,7 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._read() as db, transaction(db, "IMMEDIATE"):
-            if not self.is_there():  # SQLite would go on writing into the removed file
+            if not self.is_there():  # SQLite would keep writing to the removed file
                 raise IntrafusionError(f"{self.path} was removed while it was open: start again")
             if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
                 raise IntrafusionError(
@@ -319,7 +328,7 @@ def _spec(text: str) -> PruneSpec:
 
 
 def _older(db: sqlite3.Connection, study: int) -> Iterator[tuple[str, PruneSpec]]:
-    """Keys and pathless specs of a study's points that other code has measured, as far as this code can read them."""
+    """Yield keys and pathless specs of a study's results by other versions of the code, skipping unreadable specs."""
     query = "SELECT key, m.spec FROM members m JOIN points p USING (key) WHERE study = ? AND version != ? ORDER BY position"
     for row in db.execute(query, (study, code_version())).fetchall():
         with suppress(IntrafusionError):
@@ -327,12 +336,12 @@ def _older(db: sqlite3.Connection, study: int) -> Iterator[tuple[str, PruneSpec]
 
 
 def _pathless(spec: PruneSpec) -> PruneSpec:
-    """What is the same spec wherever the files lie."""
+    """Return the spec without its paths, so that it does not depend on where the files are."""
     return spec.but(weights=None, data_path=None)
 
 
 def _study(row: sqlite3.Row, tallies: Sequence[sqlite3.Row]) -> StudyRow:
-    """A study from its own row and those of its tallies: counts, by the version of the code and the device."""
+    """Build a study from its row and its tallies, which are counts by version of the code and device."""
 
     def total(name: str, rows: Iterable[sqlite3.Row] = tallies) -> int:
         return sum(tally[name] for tally in rows)
@@ -354,7 +363,7 @@ def _study(row: sqlite3.Row, tallies: Sequence[sqlite3.Row]) -> StudyRow:
 
 
 def _find(db: sqlite3.Connection, path: Path, name: str) -> int:
-    """A study's id. Raises IntrafusionError with the names that exist."""
+    """Return a study's id. Raises IntrafusionError with the names that exist if there is none of this name."""
     ids = dict(db.execute("SELECT name, id FROM studies ORDER BY id DESC").fetchall())
     if name not in ids:
         raise IntrafusionError(f"no study {name!r} in {path}: it holds {', '.join(ids) or 'none yet'}")
@@ -366,8 +375,8 @@ def _is_complete(db: sqlite3.Connection, key: str) -> bool:
 
 
 def _is_held(claim: sqlite3.Row) -> bool:
-    """Whether the process of a claim may still be at it."""
-    if claim["host"] != host():  # whose steady clock began at another moment; the wall clock may be set, either way
+    """Return whether the process that holds a claim may still be working on the point."""
+    if claim["host"] != host():  # its monotonic clock is not comparable; abs(): the wall clock may be set either way
         return abs(time.time() - claim["beat"]) <= VOID_AFTER
     return abs(time.monotonic() - claim["steady"]) <= VOID_AFTER and is_running(claim["pid"], claim["born"])
 

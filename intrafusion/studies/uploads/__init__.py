@@ -1,4 +1,4 @@
-"""What a person brings: weights, a program, images. Checked before anything is kept; nothing in a file is ever run."""
+"""Uploads: weights, programs and images. Files are checked before anything is kept; code in a file is never run."""
 
 from intrafusion.data.upload import take_data as take_data
 from intrafusion.runtime.staging import remove as remove

@@ -1,6 +1,7 @@
-"""What a child process does with a person's file (see `sandbox`): read it, try it, and leave in `made` what is to be kept.
+"""Tasks of the child process that checks an uploaded file (see `sandbox`): read it, try it, write the results to `made`.
 
-Each is called as task(folder, tell, ...) in the folder of the given files, which it names as the person does, and gives JSON.
+Each is called as task(folder, tell, ...) in the folder of the given files, names files as the user does, and returns
+JSON-serialisable values.
 """
 
 import json
@@ -30,7 +31,7 @@ Tell = Callable[[int, int], None]
 
 
 def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
-    """Read a program, and try it; leave its description as program.json, and its tensors as program.safetensors."""
+    """Read and try a program; write its description to program.json and its tensors to program.safetensors."""
     model, size, _ = read_program(Path(files[0]))
     _check_groups(model, size)
     made = folder / "made"
@@ -40,17 +41,17 @@ def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
 
 
 def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
-    """Refuse a network whose channels nothing here can follow."""
+    """Raise IntrafusionError for a network whose channel groups cannot be traced."""
     try:
         find_groups(model, torch.zeros(1, *size))
     except IntrafusionError:
         raise
-    except Exception as error:  # a graph of any kind
+    except Exception as error:  # an arbitrary graph may raise anything
         raise IntrafusionError(f"its channel groups cannot be traced: {one_line(error)}") from error
 
 
 def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, key: str | None) -> None:
-    """Read weights into their architecture; leave them as weights.safetensors, float32, with their card."""
+    """Read weights into their architecture; write them to weights.safetensors, in float32, with their card."""
     file = Path(files[0])
     if file.suffix.lower() not in SUFFIXES:
         raise IntrafusionError(f"{file} is no weights file: it must end in {', '.join(SUFFIXES)}")
@@ -65,7 +66,7 @@ def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, k
 
 
 def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors none of which shares its memory with another."""
+    """Return the tensors with those cloned that share memory with an earlier one."""
     state, seen = {}, set()
     for name, value in tensors.items():
         place = value.untyped_storage().data_ptr()
@@ -75,6 +76,9 @@ def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def images(folder: Path, tell: Tell, files: Sequence[str], layout: str | None, span: Sequence[float] | None) -> list[str]:
-    """Read arrays, or each picture of an archive; leave them in `made` as they are kept. What was passed over or converted."""
+    """Read arrays, or each picture of an archive, and write them to `made` in the format in which they are kept.
+
+    Returns notes on what was skipped or converted.
+    """
     reading = Reading(layout, None if span is None else (span[0], span[1]))
     return of_images.read(folder / "made", [Path(file) for file in files], tell, reading)

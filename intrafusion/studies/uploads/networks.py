@@ -1,4 +1,4 @@
-"""A person's networks: weights for an architecture that is known here, and programs of torch.export."""
+"""Uploads of networks: weights for a known architecture, and programs of torch.export."""
 
 import json
 import logging
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 def take_weights(file: Path, architecture: str, name: str, key: str | None = None) -> str:
-    """Keep a weights file of a known architecture; the name that opens it, as "kept/NAME". key: `weights_key` of `load_model`.
+    """Keep a weights file of a known architecture, and return the name "kept/NAME" for `load_model`.
 
-    A child process reads it (see `sandbox`). Raises IntrafusionError, and keeps nothing, for a file that is damaged, too
-    large, could run code, holds NaN, or does not fit the architecture.
+    key: `weights_key` of `load_model`. A child process reads the file (see `sandbox`). Raises IntrafusionError, and keeps
+    nothing, for a file that is damaged or too large, could run code, holds NaN, or does not fit the architecture.
     """
     free_path(NETWORKS, name)
     with given(file) as workshop:
@@ -41,7 +41,7 @@ def take_weights(file: Path, architecture: str, name: str, key: str | None = Non
 def weights_steps(
     workshop: Workshop, architecture: str, name: str, key: str | None = None, tell: Callable[[str], None] = _log.warning
 ) -> Generator[Step, None, str]:
-    """`take_weights` in steps, of the first file that was given."""
+    """Do the work of `take_weights` on the first given file, and yield each step."""
     if not is_safe(architecture):
         raise IntrafusionError(f"{architecture!r} is no architecture that files may ask for: choose one of `models`")
     free_path(NETWORKS, name)
@@ -56,12 +56,12 @@ def weights_steps(
 def take_program(
     file: Path, name: str, dataset: str = OWN, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> str:
-    """Keep a program (.pt2); the name that opens it, as "kept/NAME".
+    """Keep a program (.pt2), and return the name "kept/NAME" for `load_model`.
 
-    dataset: what it was trained on, of `DATASETS` or `kept_data()`. mean, std: of its normalisation, one number a channel, on
-    pixels from 0 to 1; None for what is usual with that data, and for own data none (0 and 1). A child process reads and tries
-    the file (see `sandbox`). Raises IntrafusionError, and keeps nothing, for one that `read_program` refuses, or for a card
-    that makes no sense.
+    dataset: the training data, one of `DATASETS` or `kept_data()`. mean, std: of its normalisation, one number for each
+    channel, on pixels from 0 to 1; None for the usual ones of that dataset, or 0 and 1 (no normalisation) for own data. A
+    child process reads and tries the file (see `sandbox`). Raises IntrafusionError, and keeps nothing, for an unknown
+    dataset, a file that `read_program` refuses, or an invalid card.
     """
     free_path(NETWORKS, name)
     with given(file) as workshop:
@@ -76,7 +76,7 @@ def program_steps(
     std: Sequence[float] | None = None,
     tell: Callable[[str], None] = _log.warning,
 ) -> Generator[Step, None, str]:
-    """`take_program` in steps, of the file that was given."""
+    """Do the work of `take_program` on the given file, and yield each step."""
     (file,) = workshop.given
     free_path(NETWORKS, name)
     if dataset not in DATASETS and dataset not in kept_data():
@@ -99,7 +99,7 @@ def program_steps(
 
 
 def _made(workshop: Workshop, name: str) -> Path:
-    """A file that the child has left. Raises IntrafusionError where it has not, or left too large a one."""
+    """Return the path of a file made by the child process. Raises IntrafusionError if it is missing or too large."""
     path = workshop.made / name
     if not path.is_file() or path.stat().st_size > 2 * FILE:
         raise IntrafusionError(f"checking {workshop.given[0].name} left no {name} that can be kept: it is refused")
@@ -107,7 +107,7 @@ def _made(workshop: Workshop, name: str) -> Path:
 
 
 def _usual(dataset: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that networks of this data are usually trained with."""
+    """Return the mean and standard deviation with which networks for this dataset are usually trained."""
     known = next((entry.card for entry in ARCHITECTURES.values() if entry.card.dataset == dataset), None)
     if known is not None and len(known.mean) == channels:
         return known.mean, known.std
