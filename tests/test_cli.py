@@ -336,7 +336,7 @@ def test_program_exits_with_two_and_one_line():
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.splitlines() == ["error: sparsity must be at least 0 and less than 1, not 1.3"]
+    assert done.stderr.splitlines() == ["error: sparsity must be a number of at least 0 and less than 1, not 1.3"]
 
 
 def test_cancelling_is_130_and_keeps_the_lines_so_far(capsys, monkeypatch):

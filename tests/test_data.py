@@ -181,7 +181,7 @@ class TestNpz:
         "two channels": ({"images": IMAGES[..., :2], "labels": LABELS}, "images must be uint8"),
         "four channels": ({"images": np.zeros((6, 8, 8, 4), np.uint8), "labels": LABELS}, "images must be uint8"),
         "label too large": ({"images": IMAGES, "labels": LABELS + 1}, "10 classes"),
-        "label negative": ({"images": IMAGES, "labels": LABELS - 1}, "10 classes"),
+        "label negative": ({"images": IMAGES, "labels": LABELS - 1}, "from -1 to 8: number the classes from 0"),
         "float labels": ({"images": IMAGES, "labels": LABELS / 2}, "labels must be integers"),
         "text labels": ({"images": IMAGES, "labels": LABELS.astype(str)}, "labels must be integers"),
         "truth labels": ({"images": IMAGES, "labels": LABELS > 2}, "labels must be integers"),

@@ -80,7 +80,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patched.setattr(embedded_models, "make", nothing)
         patched.setattr(runs, "run_training", nothing)
         patched.setattr(reporting, "export", nothing)
-        for work in ("slices", "between", "sharpness"):
+        for work in ("slices", "networks_between", "sharpness"):
             patched.setattr(weight_space, work, nothing)
         yield
 

@@ -242,13 +242,13 @@ class TestTraining:
 
 
 BAD = {
-    "epochs": ({"epochs": 0}, "epochs must be a number above 0, not 0"),
-    "rate": ({"rate": -1}, "rate must be a number above 0, not -1"),
-    "ratio": ({"ratio": 0.5}, "ratio must be a number of at least 1, not 0.5"),
-    "rank": ({"rank": 1.5}, "rank must be a whole number of at least 1, not 1.5"),
-    "patience": ({"patience": -1}, "patience must be a whole number of at least 0, not -1"),
+    "epochs": ({"epochs": 0}, "epochs must be a number above 0 and less than 1,000,000, not 0"),
+    "rate": ({"rate": -1}, "rate must be a number above 0 and less than 1,000,000, not -1"),
+    "ratio": ({"ratio": 0.5}, "ratio must be a number of at least 1 and less than 1,000,000, not 0.5"),
+    "rank": ({"rank": 1.5}, "rank must be a whole number of at least 1 and less than 1,000,000, not 1.5"),
+    "patience": ({"patience": -1}, "patience must be a whole number of at least 0 and less than 1,000,000, not -1"),
     "budget": ({"budget": "money"}, "budget"),
-    "gamma": ({"gamma": float("nan")}, "gamma must be a number of at least 0, not nan"),
+    "gamma": ({"gamma": float("nan")}, "gamma must be a number of at least 0 and less than 1,000,000, not nan"),
 }
 
 
