@@ -61,7 +61,7 @@ package.__path__ = [{str(ROOT / "intrafusion")!r}]
 sys.modules["intrafusion"] = package
 import hashlib, threading, time
 from contextlib import nullcontext
-from intrafusion import ending, pace
+from intrafusion.runtime import cancellation, shutdown
 
 def begin():
     print('"begun"', flush=True)
@@ -87,19 +87,19 @@ def stubborn():
             pass
 
 def state():
-    with ending.finishing():
+    with shutdown.finishing():
         begin()
         for _ in range(150):
             time.sleep(0.01)
         print('"kept"', flush=True)
-        pace.checkpoint()
+        cancellation.checkpoint()
 
 def unhurried():
-    with ending.finishing():
+    with shutdown.finishing():
         stubborn()
 
 WORK = {{
-    "checkpoints": lambda: begin() or [(time.sleep(0.01), pace.checkpoint()) for _ in range(10**9)],
+    "checkpoints": lambda: begin() or [(time.sleep(0.01), cancellation.checkpoint()) for _ in range(10**9)],
     "python": python, "tidy": tidy, "stubborn": stubborn, "state": state, "unhurried": unhurried,
     "sleep": lambda: begin() or time.sleep(1000),
     "lock": lambda: begin() or threading.Event().wait(),
@@ -107,13 +107,13 @@ WORK = {{
     "c with the lock": lambda: begin() or sum(range(10**12)),
     "before": python,
 }}
-ending.watch()
+shutdown.watch()
 name = sys.argv[1]
 try:
-    with nullcontext() if name == "before" else pace.interruptible():
+    with nullcontext() if name == "before" else cancellation.interruptible():
         WORK[name]()
-except (KeyboardInterrupt, pace.Cancelled):
-    sys.exit(ending.cancelled())
+except (KeyboardInterrupt, cancellation.Cancelled):
+    sys.exit(shutdown.cancelled())
 """
 
 
