@@ -223,12 +223,12 @@ OWN = """
 import hashlib, sys, time
 words = sys.argv[1:]
 sys.argv = ["intrafusion"]  # as the script of that name, which has the process to itself
-from intrafusion import sweep
+from intrafusion.studies import sweeps
 from intrafusion.cli.main import main
 from intrafusion.training import loop
 """
 HELD_UP = f"""{OWN}
-measure, calls = sweep.measure, []
+measure, calls = sweeps.measure, []
 
 def held_up(*given):
     calls.append(given)
@@ -237,7 +237,7 @@ def held_up(*given):
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     return measure(*given)
 
-sweep.measure = held_up
+sweeps.measure = held_up
 raise SystemExit(main(words))
 """
 SLOW = f"""{OWN}
