@@ -60,7 +60,7 @@ class TestKnown:
     @pytest.fixture
     def counted(self, monkeypatch):
         session, calls = open_session(BASE), []
-        for name in ("score", "measure", "load_calibration"):
+        for name in ("score", "compare_channels", "load_calibration"):
             function = getattr(bench_module, name)
             monkeypatch.setattr(bench_module, name, lambda *a, _f=function, _n=name, **o: calls.append(_n) or _f(*a, **o))
         return session, session.groups[1], calls
@@ -70,10 +70,10 @@ class TestKnown:
         for change in ({}, {"sparsity": 0.5}, {"criterion": "l2"}, {"solver": "sinkhorn"}, {"source": "softmax"},
                        {"anchors": "kmeans"}, {"normalise": "none"}, {"merge": "drop"}, {"limit": 7}):  # fmt: skip
             session.plan(BASE.but(**change), group)
-        assert calls.count("measure") == 1
+        assert calls.count("compare_channels") == 1
         session.plan(BASE.but(p=2), group)
         session.plan(BASE.but(bias=True), group)
-        assert calls.count("measure") == 3
+        assert calls.count("compare_channels") == 3
 
     def test_scores_are_computed_once_for_every_sparsity_and_knob(self, counted):
         session, group, calls = counted
@@ -88,13 +88,13 @@ class TestKnown:
         session, group, calls = counted
         for count in (20, 20, 30):
             session.geometry(BASE.but(cost="activations", calibration=count), group)
-        assert calls == ["load_calibration", "measure"] * 2
+        assert calls == ["load_calibration", "compare_channels"] * 2
 
     def test_a_curve_of_one_group_measures_distances_once(self, counted):
         session, group, calls = counted
         for spec in grid(BASE.but(groups=(group.name,), limit=50), sparsity=[0.2, 0.4, 0.6], merge=["drop", "fusion"]):
             run_spec(spec, session)
-        assert calls.count("measure") == 1
+        assert calls.count("compare_channels") == 1
         assert calls.count("score") == 1
 
     def test_plans_are_the_librarys(self, session):
