@@ -16,7 +16,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # time-out in seconds, only reached if something is wrong
+PATIENCE = 240  # time-out in seconds, only reached if something is wrong
 PROGRESS = re.compile(
     r'(\d+) of (\d+) points on [\d,]+ images: ([^"\x00-\x1f]*)'
 )  # the progress text of pages that run studies

@@ -18,7 +18,7 @@ from intrafusion.runtime._shutdown_watcher import STAGES, Course
 from intrafusion.training.checkpoint import load
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds that nobody waits for, unless something is wrong
+PATIENCE = 240  # seconds that nobody waits for, unless something is wrong
 SOON = 6.0  # a second, on a machine that others keep busy: what hangs here would take minutes
 SAID = "cancelled; the results printed so far are complete"
 INT, TERM = bytes([signal.SIGINT]), bytes([signal.SIGTERM])

@@ -16,7 +16,7 @@ from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import beside, checkpoint
 from intrafusion.runtime.jobs import Job, Jobs, Line
 
-PATIENCE = 60  # seconds that no test waits for, unless it fails
+PATIENCE = 240  # seconds that no test waits for, unless it fails
 
 
 class Tap:

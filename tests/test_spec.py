@@ -18,7 +18,11 @@ NAMES = (
 )  # fmt: skip
 specs = st.builds(
     PruneSpec,
-    **{name: st.text(min_size=1, max_size=8) for name in NAMES},
+    **{
+        name: st.sampled_from(one.choices) if one.choices else st.text(min_size=1, max_size=8)
+        for name, one in options_of(PruneSpec).items()
+        if name in NAMES
+    },
     weights=st.none() | st.text(max_size=8),
     data_path=st.none() | st.text(max_size=8),
     groups=st.just("all") | st.lists(st.text(max_size=6), min_size=1, max_size=3) | st.tuples(st.text(max_size=6)),

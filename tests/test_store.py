@@ -27,7 +27,7 @@ from intrafusion.studies.store.schema import FORMAT
 from intrafusion.studies.store.sqlite import Origin, Store, point_key
 
 CPU = Origin("ab12", "cd34", "cpu")
-PATIENCE = 60  # seconds that no test waits for, unless it fails
+PATIENCE = 240  # seconds that no test waits for, unless it fails
 
 SERVER = multiprocessing.get_context("forkserver")  # imports torch once, for all the processes that are started here
 SERVER.set_forkserver_preload(["intrafusion.studies.store.sqlite"])

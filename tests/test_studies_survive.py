@@ -23,7 +23,7 @@ from intrafusion.cli.main import main
 from intrafusion.studies.store.sqlite import Store
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds that no test waits for, unless it fails
+PATIENCE = 240  # seconds that no test waits for, unless it fails
 STUDY = ["sweep", "--model", "digits-mlp", "--limit", "all", "--sparsity", "0.1:0.7:0.04", "--name", "s", "--json"]
 POINTS = 16 * 2 * 2
 SUMMARY = re.compile(r"(\d+) points: (\d+) were in the store, (\d+) measured now(?:, (\d+) by other processes)?")

@@ -21,7 +21,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # time-out in seconds, for a busy machine
+PATIENCE = 240  # time-out in seconds, for a busy machine
 
 
 @dataclass

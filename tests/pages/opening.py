@@ -13,7 +13,7 @@ APP = str(Path(__file__).parents[2] / "app.py")
 
 
 def open_page(page: str, **query: str) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=240)
     for key, value in query.items():
         app.query_params[key] = value
     app.run()

@@ -62,7 +62,7 @@ def test_a_section_alone():
 
 
 def test_a_link_to_a_section_of_another_document_is_left_aside():
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=240)
     app.query_params.update({"document": "limits", "section": "Speed of studies"})
     app.switch_page("pages/docs.py").run()
     assert shown(app).startswith("# Limits")

@@ -187,7 +187,7 @@ def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
     assert button.label == "Compute the other 2 criteria"
     assert "Still to score: hrank, relative" in text(app)
     button.click().run()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(app.dataframe[0].value) < 4 and time.monotonic() < deadline:
         time.sleep(0.3)
         app.run()
@@ -202,7 +202,7 @@ def test_showing_many_images_to_a_large_network_waits_to_be_asked(monkeypatch):
     labels = [button.label for button in app.button]
     assert labels == ["Show 512 images to the network"]
     app.button[0].click().run()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while "Compute integrated-gradients" not in [b.label for b in app.button] and time.monotonic() < deadline:
         time.sleep(0.3)
         app.run()

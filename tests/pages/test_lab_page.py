@@ -19,7 +19,7 @@ from pages.panels import training_lab
 pytestmark = pytest.mark.usefixtures("jobs")
 
 QUICK = {"model": "digits-mlp", "method": "sgd", "lab_training": "1000", "lab_epochs": "2"}
-PATIENCE = 90
+PATIENCE = 240
 
 
 def open_lab(**query) -> AppTest:

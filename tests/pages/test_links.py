@@ -60,7 +60,7 @@ def idle() -> Iterator[None]:
 
 def follow(page: str, query: dict[str, str | list[str]]) -> AppTest:
     """A session that a link opens, on its page."""
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=240)
     app.query_params.update(query)
     app.switch_page(f"pages/{page}.py").run()
     assert not app.exception, [one.value for one in app.exception]

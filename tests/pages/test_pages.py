@@ -55,7 +55,7 @@ def test_moving_the_sparsity_changes_what_goes():
 
 def test_curves_draw_themselves_for_the_embedded_default_and_finish():
     app = open_page("curves", sparsities="30")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (app.dataframe and list(app.dataframe[0].value["count"]) == [597, 597]) and time.monotonic() < deadline:
         time.sleep(0.3)
         app.run()
@@ -167,7 +167,7 @@ def test_curves_of_criteria_that_look_at_images_wait_to_be_asked():
     assert "not computed yet" in app.get("progress")[0].proto.text
     assert "Nothing is computed before you ask" in text(app)
     app.button[0].click().run()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (app.dataframe and len(app.dataframe[0].value) == 2) and time.monotonic() < deadline:
         time.sleep(0.3)
         app.run()

@@ -16,7 +16,7 @@ from pages.panels import recovery
 pytestmark = pytest.mark.usefixtures("jobs")
 
 QUICK = {"training": "1000", "epochs": "1", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
-PATIENCE = 90
+PATIENCE = 240
 
 
 def open_recovery(**query) -> AppTest:

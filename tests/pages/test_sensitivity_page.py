@@ -35,7 +35,7 @@ from pages.shared import studying
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
-PATIENCE = 60
+PATIENCE = 240
 SMALL = {"model": "digits-mlp", "study_sparsities": ["30", "70"]}
 LOOKS = {**SMALL, "criterion": "taylor"}  # looks at images, and so waits to be asked
 POINTS = 8  # two groups, two sparsities, two merges
