@@ -98,7 +98,7 @@ def test_floats_are_kept_to_14_digits_and_below_one(value):
 
 
 CHANGES = {
-    **dict.fromkeys(NAMES, "other"),
+    **{name: (options_of(PruneSpec)[name].choices or ("other",))[-1] for name in NAMES},
     "weights": "w.pt",
     "data_path": "d.npz",
     "groups": ("conv1",),
