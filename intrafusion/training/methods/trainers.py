@@ -21,14 +21,12 @@ from intrafusion.training.methods.smooth import penalty, truncate
 from intrafusion.training.methods.task import MEASURED, Look, Step, Task, histogram, layer_weights, zeros
 
 Telling = Generator[Step, None, nn.Module]
-_LI, _RUNKEL, _THEUS = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469", "Theus et al., ICLR 2024"
-_PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
+_LI, _RUNKEL = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469"
 _FROZEN = (
     "the rate makes one cycle and the last masks count (authors: a constant rate, the masks best on held-out images); biases "
     "are zero (authors: drawn); `signed` is for all layers (authors: convolutions); BatchNorm, which their networks lack, stays"
 )
 _RELATIVE = "penalties are relative to the size of the weights, and averaged over layers"
-_MEASURED = 512  # images on which norms are put back into a pruned network
 _DRAWS = 3  # draws of the masks for the accuracy of a sampled subnetwork
 
 
