@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT, TESTS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,13 +24,16 @@ import intrafusion as itf  # before torchvision, which it makes importable
 from intrafusion.models.architectures import ResNet, Vgg, mlp
 from intrafusion.runtime import sandbox
 
+# processes that tests start find the modules of tests/support, too
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS / "support"), os.environ.get("PYTHONPATH")]))
+
 # tests never write to the user's own store; the dashboards of the browser tests share this one
 os.environ["INTRAFUSION_HOME"] = tempfile.mkdtemp(prefix="intrafusion-tests-")
 os.environ["INTRAFUSION_STORE"] = str(Path(os.environ["INTRAFUSION_HOME"]) / "studies.sqlite")
 
 torch.set_num_threads(1)  # the networks are tiny: on a shared machine, waiting for a second thread would take ten times longer
 
-SHARED = Path(os.environ.get("INTRAFUSION_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("INTRAFUSION_SHARED", ROOT.parent / "shared"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -46,17 +50,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-_PROCESSES = """clocks cluster data_removed ending memory newcomers servers serving store_memory studies_survive writers cli
-cli_studies cli_landscape hostile_flags confined tutorial documents"""  # files that start servers and commands, or kill them
+_PROCESSES = """shutdown sandbox cluster in_memory main landscape_command studies_commands hostile_flags tutorial documents"""
 _LARGE = re.compile(r"cifar100?-|imagenet|timm|mobilenet|densenet|resnet18|resnet-projection|squeezenet|vgg1")  # networks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what drives browsers, starts processes, reads real data, or runs a large network."""
-    files = {f"test_{name}.py" for name in _PROCESSES.split()}
+    files = {f"test_{name}.py" for name in _PROCESSES.split()}  # besides those in system/, all of which do
     for item in items:
         uses = {"reference", "child"} & {*getattr(item, "fixturenames", ())}
-        if uses or "browser" in item.path.parts or item.path.name in files or _LARGE.search(item.name):
+        if uses or {"browser", "system"} & {*item.path.parts} or item.path.name in files or _LARGE.search(item.name):
             item.add_marker(pytest.mark.slow)
 
 

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from dashboard import CHROMIUM, FLAGS, serving
 
 from intrafusion import registry

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pages"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from opening import open_page
 
 LAYERS = {

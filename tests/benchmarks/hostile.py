@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from visiting import PATIENCE, Server, Visitor, dashboard, visitor
 
 _EVERY = 0.2  # seconds between two health requests

@@ -20,14 +20,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from places import ROOT, TESTS
 from servers import GONE, PATIENCE, Tab, served
-from test_studies_survive import STUDY, read
+from study_processes import STUDY, read
 
 from intrafusion import PruneSpec
 
-ROOT = Path(__file__).parents[2]
 PAGE = "curves?model=digits-mlp&limit=all&" + "&".join(f"sparsities={percent}" for percent in range(5, 100, 5))
 _TIMES = ("seconds", "measured_at")  # columns that differ between runs
 Rows = dict[str, dict]  # complete points by spec, without times
@@ -205,7 +205,7 @@ def main(kills: int = 50, seed: int = 0) -> list[Tally]:
 def writers(kills: int = 50, seed: int = 0) -> int:
     """Run tests/writers.py with this many kills per writer. Return its exit status: 0 if no partial file was ever visible."""
     print("writers", flush=True)
-    return subprocess.run([sys.executable, "writers.py", str(kills), str(seed)], cwd=ROOT / "tests").returncode
+    return subprocess.run([sys.executable, str(TESTS / "support" / "writers.py"), str(kills), str(seed)], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 python tests/benchmarks/programs.py [NAME ...]: the embedded networks and those of assets/architectures.csv, or the named
 ones, with random weights. Prints one line each: the number of steps and layers, the seconds that reading took, and whether
 the logits equal the network's, or why the program is refused.
-python tests/benchmarks/programs.py --fuzz [COUNT] [SEED]: see tests/program_fuzz.py; by default 2,000 programs and 1,000
-changed files.
+python tests/benchmarks/programs.py --fuzz [COUNT] [SEED]: see tests/support/program_fuzz.py; by default 2,000 programs and
+1,000 changed files.
 """
 
 import csv
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-TESTS = Path(__file__).parents[1]
-_TABLE = TESTS.parent / "assets" / "architectures.csv"
+SUPPORT = Path(__file__).parents[1] / "support"
+_TABLE = SUPPORT.parents[1] / "assets" / "architectures.csv"
 _OURS = ("digits-mlp", "digits-vgg", "digits-resnet", "cifar10-resnet20")
 _PATIENCE = 1800  # most seconds per network
 _ADDRESSES, _SECONDS = 6 << 30, 1800  # limits of address space in bytes and of CPU seconds for the fuzz process
@@ -28,7 +28,7 @@ _ADDRESSES, _SECONDS = 6 << 30, 1800  # limits of address space in bytes and of 
 
 def opened(name: str) -> dict[str, object]:
     """Export and open a network. Return its line of the table. Raise IntrafusionError if the program is refused."""
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(SUPPORT))
     import own_files as files
 
     import intrafusion as itf
@@ -74,7 +74,7 @@ def fuzz(count: str = "2000", seed: str = "0") -> int:
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
 
-    return subprocess.run([sys.executable, str(TESTS / "program_fuzz.py"), count, seed], preexec_fn=limit).returncode
+    return subprocess.run([sys.executable, str(SUPPORT / "program_fuzz.py"), count, seed], preexec_fn=limit).returncode
 
 
 def main(names: list[str]) -> None:

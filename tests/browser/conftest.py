@@ -1,11 +1,8 @@
 """Fixtures for the browser tests: one dashboard and one Chromium for all. Without a Chromium the tests are skipped."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from dashboard import CHROMIUM, chromium, new_page, serving
 
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from dashboard import ROOT
+from places import ROOT
 
 
 def test_sessions_that_move_controls_at_once_see_their_own_values_and_no_error():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import own_files as files
 import pytest
+from gates import Gate
 from opening import APP, finished, open_page, press, text
-from test_queue import Gate
 
 import intrafusion as itf
 from intrafusion.models import hub

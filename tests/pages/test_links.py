@@ -5,7 +5,6 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from opening import APP, text
+from places import ROOT
 from streamlit.testing.v1 import AppTest
 
 from intrafusion.runtime.escaping import code
@@ -21,7 +21,6 @@ from pages.shared import app_state
 from pages.shared.links import SIDEBAR
 from pages.shared.navigation import _PAGES
 
-ROOT = Path(__file__).parents[2]
 PAGES = [name for name, _, _ in _PAGES]
 SAID = "Not understood in this link"
 FREE = {

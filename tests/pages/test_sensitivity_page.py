@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from made_results import made_result
 from opening import open_page, text
+from store_processes import heard, lock_and_wait, process
 from streamlit.testing.v1 import AppTest
-from test_store import heard, lock_and_wait, process
 
 import intrafusion as itf
 from intrafusion._registry import MERGES
