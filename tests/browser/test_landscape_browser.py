@@ -11,7 +11,7 @@ def compute(page) -> None:
 
 def test_all_four_parts_come_and_a_reload_loses_nothing(page, address):
     page.goto(f"{address}/landscape?{QUICK}")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     compute(page)
     page.wait_for_function(CONTOUR)
     page.get_by_role("button", name="All computed").wait_for()
@@ -31,20 +31,20 @@ def test_all_four_parts_come_and_a_reload_loses_nothing(page, address):
 
 def test_a_long_plane_grows_and_can_be_cancelled(page, address):
     page.goto(f"{address}/landscape?landscape_size=33&landscape_limit=all&criterion=l2")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     page.wait_for_timeout(1000)
-    page.get_by_role("button", name="Draw the plane").click()
+    page.get_by_role("button", name="Compute plane").click()
     page.wait_for_function(CONTOUR)
     page.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
     wait_for(page, '[data-testid="stMain"] p', r"^plane\s*cancelled")
-    page.get_by_role("button", name="Draw the plane again").wait_for()
+    page.get_by_role("button", name="Compute plane again").wait_for()
     assert page.evaluate(CONTOUR.removeprefix("() => "))
     no_exception(page)
 
 
 def test_dark_and_narrow_nothing_is_wider_than_the_page(dark, address):
     dark.goto(f"{address}/landscape?model=digits-mlp&{QUICK}")
-    shows(dark, "Take it with you")
+    shows(dark, "Share and reproduce")
     compute(dark)
     dark.get_by_role("button", name="All computed").wait_for()
     dark.wait_for_timeout(1500)

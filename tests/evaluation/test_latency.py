@@ -197,4 +197,4 @@ def test_widths_show_what_stays_and_what_went():
 
     fig = widths([Width("a", 8, 5), Width("b", 4, 4)], "fusion")
     assert [list(trace.y) for trace in fig.data] == [[5, 4], [3, 0]]
-    assert fig.layout.title.text == "9 of 12 channels stay"
+    assert fig.layout.title.text == "9 of 12 channels are kept"

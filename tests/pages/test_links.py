@@ -22,7 +22,7 @@ from pages.shared.links import SIDEBAR
 from pages.shared.navigation import _PAGES
 
 PAGES = [name for name, _, _ in _PAGES]
-SAID = "Not understood in this link"
+SAID = "Invalid settings in this link"
 FREE = {
     "weights",
     "data_path",

@@ -60,12 +60,12 @@ def test_everybody_sees_what_is_computed_and_who_waits(page, query, two, monkeyp
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
     app = open_page(page, **query)
     assert not app.exception
-    assert headings(app) == ["**Computing now**"]
+    assert headings(app) == ["**Running jobs**"]
     assert rows(app) == [
         "curve of digits-resnet  \n:gray[0 of 18 done]",
         "scores of digits-vgg  \n:gray[waiting, next in line]",
     ]
-    assert "They take turns." in text(app)
+    assert "in turns." in text(app)
     assert cancels(app) == []  # they are others'
 
 
@@ -152,7 +152,7 @@ def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
     app.main.button[0].click().run()
     assert not app.exception
     assert job.state == "cancelled"
-    assert "Cancelled; what is done stays" in text(app)
+    assert "Cancelled; finished results are kept" in text(app)
     assert rows(app) == []
 
 
