@@ -108,7 +108,7 @@ def show_plane(found: Slice | None, what: str) -> None:
                     "network": mark.name,
                     "accuracy": f"{mark.accuracy:.1%} ± {50 * (mark.interval[1] - mark.interval[0]):.1f}",
                     "loss, nats": f"{mark.loss:.3g}",
-                    "distance to dense": f"{mark.distance:.3g}",
+                    "distance": f"{mark.distance:.3g}",
                 }
                 for mark in found.marks
             ]

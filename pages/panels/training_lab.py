@@ -104,7 +104,7 @@ _DRAWN = {
         "need a lower value.",
     ),
     "c": lambda g: g.number_input(
-        "Strength c", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="from the threshold",
+        "Strength c", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="automatic",
         help="The paper's parameter. If set, it replaces the final threshold.",
     ),
     "mu": lambda g: _number(

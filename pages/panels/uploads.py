@@ -54,7 +54,7 @@ def _most() -> int | None:
 
 def program() -> None:
     """Draw the uploader for a torch.export program."""
-    st.subheader("Exported program (torch.export)")
+    st.subheader("Exported program")
     st.caption(f"A `.pt2` file from `torch.export.save`: an image classifier, exported in eval mode. {_bound()}")
     with st.expander("How to export one", icon=":material/code:"):
         st.code(_EXPORT, language="python")
@@ -92,7 +92,7 @@ def program() -> None:
 
 def weights(here: Here) -> None:
     """Draw the uploader for weights of a known architecture."""
-    st.subheader("Weights of a known architecture")
+    st.subheader("Weights file")
     st.caption(f"A state dict, possibly nested, in {', '.join(f'`{end}`' for end in SUFFIXES)}. {_bound()}")
     file = st.file_uploader(
         "Weights",
@@ -101,7 +101,7 @@ def weights(here: Here) -> None:
         label_visibility="collapsed",
         max_upload_size=_most(),
     )
-    row = st.columns(3)
+    row = st.columns([3, 4, 3])
     name = row[0].text_input("Name", _proposed(file), key=f"own_weights_name {_proposed(file)}", placeholder="my-weights")
     known = [one for one in model_names() if not one.startswith(("kept/", "timm/"))]
     model = row[1].selectbox(

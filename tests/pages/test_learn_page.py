@@ -107,7 +107,7 @@ def test_a_right_answer_is_accepted_and_a_wrong_one_refused(question):
     app = check(learn(), question)
     assert "Enter an answer" in app.info[0].value
     answer(app, question, wrong)
-    assert app.error[0].value.startswith(f"Not {wrong}.")
+    assert app.error[0].value.startswith(f"{wrong} is not correct.")
     assert not app.success
     answer(app, question, right)
     assert app.success[0].value.startswith("Correct.")

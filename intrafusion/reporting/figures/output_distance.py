@@ -52,7 +52,7 @@ def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
             yanchor="top",
             bgcolor=rgba(colours.paper, 0.8),
         )
-    fig.update_xaxes(title="L2 distance of an image's logits from the dense network's")
+    fig.update_xaxes(title="L2 distance of the logits from dense")
     fig.update_yaxes(title="images", range=[0, 1.15 * highest])
     return fig.update_layout(barmode="overlay", bargap=0)
 
