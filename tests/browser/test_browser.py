@@ -57,7 +57,7 @@ def test_moving_the_slider_moves_the_cut(page, address):
     title = page.locator(".js-plotly-plot .gtitle").first
     title.wait_for()
     before = title.text_content()
-    assert re.match(r"\d+ of \d+ channels stay", before)
+    assert re.match(r"\d+ of \d+ channels are kept", before)
     slider = page.get_by_role("slider").first
     slider.focus()
     for _ in range(20):

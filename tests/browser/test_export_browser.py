@@ -11,7 +11,7 @@ def test_a_network_is_made_timed_written_and_downloaded(page, address):
     shows(page, "Share and reproduce")
     page.wait_for_timeout(1000)
     page.get_by_test_id("stMain").get_by_role("button", name="Prune network").click()
-    wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels stay")
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels are kept")
     page.get_by_role("button", name="Compute remaining").click()
     page.get_by_role("button", name="All computed").wait_for()
     wait_for(page, '[data-testid="stPlotlyChart"]', r"one forward pass, (ms|µs|s)")
@@ -25,7 +25,7 @@ def test_a_network_is_made_timed_written_and_downloaded(page, address):
     page.get_by_role("button", name="All computed").wait_for()
     page.set_content(packed.read("report.html").decode())
     page.locator(".js-plotly-plot .gtitle").first.wait_for()
-    assert re.search(r"of \d+ channels stay", page.locator(".js-plotly-plot").first.text_content())
+    assert re.search(r"of \d+ channels are kept", page.locator(".js-plotly-plot").first.text_content())
 
 
 def test_dark_and_narrow_nothing_is_wider_than_the_page(dark, address):
@@ -33,7 +33,7 @@ def test_dark_and_narrow_nothing_is_wider_than_the_page(dark, address):
     shows(dark, "Share and reproduce")
     dark.wait_for_timeout(1000)
     dark.get_by_test_id("stMain").get_by_role("button", name="Prune network").click()
-    wait_for(dark, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels stay")
+    wait_for(dark, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ channels are kept")
     dark.wait_for_timeout(1500)
     no_exception(dark)
     fits(dark)

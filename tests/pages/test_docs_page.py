@@ -96,7 +96,7 @@ class TestSearch:
     def test_none_is_said_as_text(self):
         app = open_docs()
         app.text_input(key="docs_search").set_value("<b>*x*").run()
-        assert "No heading has ` <b>*x* `." in text(app)
+        assert "No heading contains ` <b>*x* `." in text(app)
 
 
 def test_pictures_are_files_of_the_project():

@@ -166,7 +166,7 @@ def test_a_criterion_that_needs_missing_images_waits_for_them_and_the_others_sta
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
     app = open_importance(model="cifar10-resnet20", criterion="taylor", compare=["l1", "fpgm"])
     assert "not on this machine yet" in app.info[0].value
-    assert "no taylor scores: needs images. The pictures follow **l1**" in app.info[1].value
+    assert "no taylor scores: needs images. The figures show **l1**" in app.info[1].value
     assert [button.label for button in app.button] == ["Download CIFAR-10 (170 MB)"]
     assert matrix(app)
     assert "needs images" in json.dumps(picture(app, "criteria keep")["layout"])

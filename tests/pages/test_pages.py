@@ -137,7 +137,7 @@ def test_missing_weights_offer_a_download(monkeypatch, tmp_path):
     app = open_page("overview", model="cifar10-resnet56")
     assert not app.exception
     assert "published weights" in text(app)
-    assert [b.label for b in app.button] == ["Download the weights of cifar10-resnet56"]
+    assert [b.label for b in app.button] == ["Download weights of cifar10-resnet56"]
 
 
 def test_curves_take_the_transport_knobs():

@@ -133,7 +133,7 @@ def asked_page() -> None:
     from pages.shared import job_panel, job_queue
 
     job_queue.show()
-    job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
+    job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Not computed yet: chip")
 
 
 def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
@@ -147,7 +147,7 @@ def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
         app.session_state.work.results.release()
         until(lambda count=count: len(job.results) == count)
     app.run()
-    assert app.main.get("progress")[0].proto.text == "Still to score: chip; 3 of 4 done, about 1 s left"
+    assert app.main.get("progress")[0].proto.text == "Not computed yet: chip; 3 of 4 done, about 1 s left"
     assert rows(app) == ["Compute chip, digits-vgg  \n:gray[3 of 4 done, about 1 s left]"]
     app.main.button[0].click().run()
     assert not app.exception

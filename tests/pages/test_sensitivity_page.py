@@ -367,8 +367,8 @@ class TestSmallerNetwork:
     @pytest.mark.parametrize(
         ("query", "says"),
         [
-            ({"budget": "parameters", "share": "5"}, "of the parameters stay even at the largest measured sparsities"),
-            ({"budget": "MACs", "share": "5"}, "of the MACs stay even at the largest measured sparsities"),
+            ({"budget": "parameters", "share": "5"}, "of the parameters remain even at the largest measured sparsities"),
+            ({"budget": "MACs", "share": "5"}, "of the MACs remain even at the largest measured sparsities"),
             ({"budget": "accuracy", "least": "100"}, "100.0% is above the"),
         ],
     )
@@ -389,9 +389,9 @@ class TestSmallerNetwork:
         [
             (0.97, None, "Expected 97.0%, measured **95.0% ± 1.5**: pruned together, the groups lose more than the sum"),
             (0.94, None, "measured **95.0% ± 1.5**: the losses add up within the interval on 400 images."),
-            (0.92, None, "the groups lose less than the sum of what each loses alone."),
-            (0.95, 0.9, "images tell. The 90.0% asked for is reached."),
-            (0.95, 0.96, "images tell. The 96.0% asked for is not reached."),
+            (0.92, None, "the groups lose less than the sum of their separate losses."),
+            (0.95, 0.9, "images. The target of 90.0% is met."),
+            (0.95, 0.96, "images. The target of 96.0% is not met."),
         ],
     )
     def test_whether_the_losses_add_up_is_said_in_words(self, expected, least, words):
@@ -406,7 +406,7 @@ class TestOtherStudies:
         assert app.selectbox(key="other_study").options == ["digits-mlp l1"]
         app.selectbox(key="other_study").set_value("digits-mlp l1").run()
         assert not app.warning
-        assert any(title.startswith("digits-mlp l2 is ahead of digits-mlp l1 in") for title in figures(app))
+        assert any(title.startswith("digits-mlp l2 is better than digits-mlp l1 in") for title in figures(app))
 
     def test_results_of_other_code_are_said_to_be_and_measured_again(self, jobs, monkeypatch):
         settled(open_sensitivity(**SMALL))
