@@ -185,7 +185,7 @@ def _progress(found: Found, specs: Sequence[PruneSpec], job: Job | None, images:
     early = sum(not result.complete for result in found.values())
     said = [
         _state(job, found, len(specs)),
-        *([f"{early} stopped early" if finished else f"{early} on a sample so far"] if early else []),
+        *([f"{early} decided early" if finished else f"{early} on a sample so far"] if early else []),
         *([f"{failed} failed"] if failed else []),
     ]
     behind = sum(1.0 if finished else share(result) for result in found.values()) / len(specs)

@@ -17,7 +17,7 @@ def test_all_four_parts_come_and_a_reload_loses_nothing(page, address):
     page.get_by_role("button", name="All computed").wait_for()
     wait_for(page, '[data-testid="stPlotlyChart"]', r"Fused keeps [\d.]+% where dropped keeps [\d.]+%")
     wait_for(page, '[data-testid="stPlotlyChart"]', "on average along a trained path")
-    wait_for(page, '[data-testid="stPlotlyChart"]', "In the 10 sharpest directions: dropping")
+    wait_for(page, '[data-testid="stPlotlyChart"]', "Share in the 10 sharpest directions: dropping")
     page.reload()
     page.wait_for_function(CONTOUR)
     wait_for(page, '[data-testid="stPlotlyChart"]', r"\d+ of \d+ changed: dense and fused correct, dropped wrong")

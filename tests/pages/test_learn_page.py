@@ -158,7 +158,7 @@ def test_every_size_is_drawn(hidden, stay):
         app.button_group(key="lesson_neuron").set_value(neuron).run()
         assert not app.exception
         assert not app.error
-    assert re.search(rf"Each of the {hidden} neurons .* each of the {stay} that stay", text(app))
+    assert re.search(rf"Each of the {hidden} neurons .* each of the {stay} kept neurons", text(app))
     assert ("nothing is pruned" in text(app)) == (hidden == stay)
 
 
