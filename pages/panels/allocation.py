@@ -72,7 +72,8 @@ def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str,
 def _value(target: str, made: Mapping[str, Matrix]) -> float:
     """Draw the slider of the target and return its value as a fraction."""
     if target != "accuracy":
-        return st.slider(f"Maximum share of {target}, %", 5, 100, 70, key="share", bind=BIND) / 100
+        about = f"Share of the {target} of the dense network."
+        return st.slider(f"Maximum {target}, %", 5, 100, 70, key="share", bind=BIND, help=about) / 100
     dense = 100 * max(matrix.dense for matrix in made.values())
     words = f"Minimum accuracy, % (dense: {dense:.1f})"
     return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, "%.1f", key="least", bind=BIND) / 100
