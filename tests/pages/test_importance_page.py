@@ -166,7 +166,7 @@ def test_a_criterion_that_needs_missing_images_waits_for_them_and_the_others_sta
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
     app = open_importance(model="cifar10-resnet20", criterion="taylor", compare=["l1", "fpgm"])
     assert "not on this machine yet" in app.info[0].value
-    assert "no taylor scores: needs images. The figures show **l1**" in app.info[1].value
+    assert "no taylor scores: needs images, which are not available. The figures show **l1**" in app.info[1].value
     assert [button.label for button in app.button] == ["Download CIFAR-10 (170 MB)"]
     assert matrix(app)
     assert "needs images" in json.dumps(picture(app, "criteria keep")["layout"])
@@ -183,7 +183,7 @@ def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
     monkeypatch.setattr("pages.shared.job_panel.CHEAP", 1e9)
     app = open_importance(model="digits-vgg", group="features.14", compare=["l2", "hrank", "relative"])
     assert list(app.dataframe[0].value["criterion"]) == ["l1", "l2"]
-    (button,) = [button for button in app.button if button.label.startswith("Compute")]
+    (button,) = [button for button in app.button if button.label.endswith("more criteria")]
     assert button.label == "Compute 2 more criteria"
     assert "Not computed yet: hrank, relative" in text(app)
     button.click().run()
@@ -193,7 +193,7 @@ def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
         app.run()
     assert not app.exception
     assert list(app.dataframe[0].value["criterion"]) == ["l1", "l2", "hrank", "relative"]
-    assert not [button for button in app.button if button.label.startswith("Compute")]
+    assert not [button for button in app.button if button.label.endswith("more criteria")]
 
 
 def test_showing_many_images_to_a_large_network_waits_to_be_asked(monkeypatch):
