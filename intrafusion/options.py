@@ -85,20 +85,24 @@ class TransportOptions(Options):
 
     cost: str = option(
         "weights",
-        "what the cost compares: weights, or activations on calibration images",
+        "quantity that the cost compares: weights, or activations on calibration images",
         choices=("weights", "activations"),
     )
-    distance: str = option("lp", "lp (with --p) or cosine", choices=("lp", "cosine"))
-    p: float = option(1.0, "p-norm of the cost", least=1)
+    distance: str = option("lp", "distance between channels: lp (with --p) or cosine", choices=("lp", "cosine"))
+    p: float = option(1.0, "p of the lp distance", least=1)
     source: str = option("uniform", "source marginal", choices=("uniform", "importance", "softmax"))
     target: str = option("uniform", "target marginal", choices=("uniform", "importance", "softmax"))
-    anchors: str = option("important", "target kind", choices=("important", "kmeans", "gmm"))
-    solver: str = option("exact", "how the plan is solved for")
-    reg: float = option(0.02, "entropy of sinkhorn, in units of the mean cost", above=0)
-    reg_m: float = option(5.0, "how strictly unbalanced keeps the marginals, in units of the mean cost", above=0)
+    anchors: str = option("important", "targets: important channels, or centroids", choices=("important", "kmeans", "gmm"))
+    solver: str = option("exact", "solver of the transport plan")
+    reg: float = option(0.02, "entropy regularisation of sinkhorn, in units of the mean cost", above=0)
+    reg_m: float = option(5.0, "penalty of unbalanced on violated marginals, in units of the mean cost", above=0)
     mass: float = option(0.9, "share of the mass that partial moves", above=0, most=1)
-    normalise: str = option("source", "what sums to one in the applied matrix", choices=("source", "target", "none"))
-    bias: bool = option(False, "biases are part of the channel vectors")
+    normalise: str = option(
+        "source",
+        "normalise the applied matrix by source or by target",
+        choices=("source", "target", "none"),
+    )
+    bias: bool = option(False, "include biases in the channel vectors")
 
     def check_together(self) -> None:
         """Raise IntrafusionError for combinations of options that make no sense."""
@@ -129,26 +133,26 @@ class TransportKeywords(TypedDict, total=False):
 class RecoveryOptions(Options):
     """Options of recoveries that train."""
 
-    epochs: float = option(5.0, "passes of a recovery over its training images", above=0, below=1e6)
+    epochs: float = option(5.0, "recovery epochs", above=0, below=1e6)
     budget: str = option(
         "epochs",
-        "epochs, or compute: as many multiply-accumulates as plain fine-tuning takes for these epochs",
+        "training budget: epochs, or compute (the multiply-accumulates of plain fine-tuning for these epochs)",
         choices=("epochs", "compute"),
     )
     rate: float | None = option(
-        None, "peak learning rate of a recovery; found by a short test when left out", float, above=0, below=1e6, optional=True
+        None, "peak learning rate of a recovery; found by a short test if not given", float, above=0, below=1e6, optional=True
     )
     patience: int | None = option(
         None,
-        "evaluations on held-out images (25 a run) without a smaller loss after which a recovery ends early",
+        "early-stopping patience: evaluations on held-out images (25 per run) without a lower loss",
         int,
         least=0,
         below=1e6,
         optional=True,
     )
-    ratio: float = option(2.0, "of over-parameterization", least=1, below=1e6)
+    ratio: float = option(2.0, "over-parameterization ratio", least=1, below=1e6)
     gamma: float = option(100.0, "weight of the similarity loss", least=0, below=1e6)
-    rank: int = option(8, "of low-rank changes", least=1, below=1e6)
+    rank: int = option(8, "rank of low-rank updates", least=1, below=1e6)
     seed: int = option(0, "seed of the evaluation subset and of random choices", least=0, below=2**63)
 
 

@@ -16,7 +16,8 @@ _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: c
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "How much accuracy is left when channels go, without any fine-tuning? Fused and dropped networks keep the same channels and see the same images."
+    "Accuracy after channels are removed, without fine-tuning. The fused and the dropped network keep the same channels and are "
+    "measured on the same images."
 )
 
 columns = st.columns([2.6, 2, 1.6, 2.8])
@@ -26,12 +27,12 @@ with columns[0]:
         or "all groups"
     )
     limit_name = st.selectbox(
-        "Images",
+        "Test images",
         ["500", "2000", "10000", "all"],
         index=1,
         key="limit",
         bind=app_state.BIND,
-        help="More images, narrower bands.",
+        help="More images give narrower 95 % bands.",
     )
 merges = columns[1].multiselect(
     "Merges", list(registry("merge")), default=["drop", "fusion"], key="merges", bind=app_state.BIND
@@ -44,7 +45,7 @@ if not (merges and criteria and percents):
     st.info("Choose at least one merge, one criterion and one sparsity.")
     raise Enough
 
-with st.expander("Transport knobs", icon=":material/tune:"):
+with st.expander("Transport options", icon=":material/tune:"):
     chosen = transport_controls.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
@@ -61,7 +62,7 @@ state = studying.state(("curve", here.key(), base, tuple(specs)), specs, session
 
 count = len(session.images()) if limit is None else min(limit, len(session.images()))
 cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # the cost of criteria that use images varies widely
-asked = studying.run_row(state.label or "Draw the curves", None, state.settled, state, count)
+asked = studying.run_row(state.label or "Compute curves", None, state.settled, state, count)
 if asked or (state.job is None and cheap and not state.settled):
     studying.start(state.key, specs, session, store, f"curve of {base.model}")
     st.rerun()
@@ -71,10 +72,10 @@ widest = max(results, key=lambda result: result.count, default=None)
 dense = widest and (widest.dense_accuracy, widest.dense_interval)
 parts.chart(curves(results, sparsities, dense, app_state.is_dark()), "curves")
 if not results and state.job is None:
-    st.caption("Nothing is computed before you ask. Press *Draw the curves*.")
+    st.caption("Press *Compute curves* to start.")
 table = pd.DataFrame([result.to_row() for result in results])
 if len(table):
-    with st.expander("The numbers", icon=":material/table:"):
+    with st.expander("Results table", icon=":material/table:"):
         st.dataframe(
             table[
                 [

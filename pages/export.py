@@ -13,8 +13,8 @@ from pages.shared.navigation import Enough, enter_app
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "The smaller network itself: **made** as you say, **timed** against the one it came from on this machine, and "
-    "**written** in formats that others read. Every file is opened again and must answer as the network does."
+    "Prune a network, **time** it against the dense network on this machine, and **export** it in standard formats. Every file "
+    "is read back, and its logits are compared with the network's."
 )
 try:
     spec: PruneSpec = export.controls(here)
@@ -24,25 +24,25 @@ except IntrafusionError as error:
 if recovery.trains(spec):
     with st.expander("Training", icon=":material/tune:"):
         spec = spec.but(**recovery.training_controls())
-with st.expander("Transport knobs", icon=":material/tune:"):
+with st.expander("Transport options", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs(merges=[spec.merge]))
 measuring = app_state.measuring(here, spec.limit)
 session = here.session if measuring is None else measuring
 if not app_state.can_see(here, spec):
     raise Enough
 if measuring is None:
-    st.caption("Without images the network can be made, timed and written; its accuracy is not measured.")
+    st.caption("Without images, the network can be pruned, timed and exported, but its accuracy is not measured.")
 key = ("export", here.key(), spec, measuring is None)
 top = st.container()
 
 st.subheader("Before and after")
-network = job_panel.Work("network", "Make the network", key, lambda: making(spec, session))
+network = job_panel.Work("network", "Prune network", key, lambda: making(spec, session))
 found = network.section(st.container(horizontal=True, vertical_alignment="center"))
 made = found and found.result
 export.show_network(made, spec.merge)
 
-st.subheader("Is it faster?")
-speed = job_panel.Work("speed", "Measure the speed", key, lambda: comparing(made, session))
+st.subheader("Speed")
+speed = job_panel.Work("speed", "Measure speed", key, lambda: comparing(made, session))
 row = st.container(horizontal=True, vertical_alignment="center")
 compared = speed.section(row) if made else export.later(row, speed.label)
 export.show_speed(compared)

@@ -19,10 +19,10 @@ _MOST = 8  # most images shown
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "Which channels matter? A criterion scores each one; the least important go. Criteria rarely agree, and what they look at "
-    "is what they keep."
+    "A criterion scores the importance of every channel, and the channels with the lowest scores are removed. Criteria measure "
+    "different things and rarely keep the same channels."
 )
-st.page_link("pages/learn.py", label="New to this? See it on six neurons first", icon=":material/school:")
+st.page_link("pages/learn.py", label="New to this? See the method on six neurons first", icon=":material/school:")
 
 columns = st.columns([2, 3, 2])
 with columns[0]:
@@ -37,7 +37,7 @@ with columns[1]:
         key="compare",
         bind=app_state.BIND,
         wrap=True,
-        help="Any number of criteria, side by side on this group.",
+        help="Any number of criteria, compared on this group.",
     )
 with columns[2]:
     order = st.segmented_control(
@@ -53,7 +53,7 @@ scores, failed, waiting = importance.scored(here, spec, criteria, bool(sees))
 if criterion not in scores:
     scores = scores or importance.scored(here, spec, ["l1"], False)[0]
     main, why = next(iter(scores)), (failed | waiting)[criterion]
-    said = f"There are no {criterion} scores: {public(why)}. The pictures follow **{main}** instead."
+    said = f"There are no {criterion} scores: {public(why)}. The figures show **{main}** instead."
     st.info(said, icon=":material/info:")
     spec = spec.but(criterion=main)
 comparison = compare_criteria({name: found.values for name, found in scores.items()}, here.group, sparsity)
@@ -66,7 +66,7 @@ parts.chart(bars, "importance", on_channel=True)
 if len(here.group.block.unique()) > 1:
     st.caption(
         f"This group joins stages through zero-padded shortcuts, so its channels form {len(here.group.block.unique())} blocks; "
-        "each block loses its own share."
+        "the sparsity applies to each block separately."
     )
 
 st.subheader("Criteria side by side")
@@ -76,7 +76,7 @@ cells = st.segmented_control(
     default="ranks",
     key="cells",
     bind=app_state.BIND,
-    help="ranks: one step a channel. scores: as a share of the criterion's largest, so that you see how far apart they lie.",
+    help="ranks: the position of each channel in the order of the scores. scores: relative to the criterion's largest score.",
 )
 parts.chart(
     criteria_side_by_side(
@@ -91,13 +91,13 @@ parts.chart(
     on_channel=True,
 )
 st.caption(
-    "A row is a criterion, a column a channel, right below its bar. The stronger the colour, the more important; hollow grey "
-    "channels go. Click one for its story."
+    "Each row is a criterion and each column a channel, aligned with the bars above. A stronger colour means more important; "
+    "hollow grey channels are removed. Click a channel for its details."
 )
 for name in [name for name in failed if name != criterion]:
     st.caption(f"**{name}** cannot score this group: {text.sentence(failed[name])}.")
 
-st.subheader("How far they agree")
+st.subheader("Agreement between criteria")
 if len(comparison.names) > 1:
     few = len(criteria) <= 8
     with st.container(horizontal=True, gap="medium"):
@@ -106,21 +106,21 @@ if len(comparison.names) > 1:
         with st.container(width=300 if few else "stretch"):
             importance.how_to_read(comparison)
     st.dataframe(importance.agreement_table(comparison, scores), hide_index=True)
-    with st.expander("The formulas", icon=":material/function:"):
+    with st.expander("Formulas", icon=":material/function:"):
         importance.formulas(comparison.names)
 else:
-    st.caption("Two criteria with scores make a matrix here: choose more under *Compare with*.")
+    st.caption("Agreement needs two criteria with scores: choose more under *Compare with*.")
 
 st.subheader(f"Channel {channel}")
 importance.rank_row(comparison, channel)
 values, plan = parts.scored_plan(here, spec)
 parts.channel_story(here, plan, values, channel)
 
-st.subheader("What it responds to")
+st.subheader("Images that activate it")
 if sees is None:
     sees = app_state.can_see(here, looking)
 elif not sees:
-    st.caption("This needs the calibration images that are missing: see above.")
+    st.caption("The calibration images are missing; see the note above.")
 data = here.session.calibration(looking) if sees else None
 activations = response.channel_activations(here, data) if data is not None else None
 if data is not None and activations is not None:

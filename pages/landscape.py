@@ -13,11 +13,11 @@ from pages.shared.navigation import Enough, enter_app
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "Every network is a point: all its weights. Here the **dropped** and the **fused** network, with zeros where channels went, "
-    "stand beside the **dense** one, and what lies around and between them is measured on real images."
+    "A network is a point in weight space. This page compares the **dropped** and the **fused** network, whose removed channels "
+    "are zero, with the **dense** one, and measures the loss landscape around and between them on real images."
 )
 spec: PruneSpec = landscape.controls(here)
-with st.expander("Transport knobs", icon=":material/tune:"):
+with st.expander("Transport options", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs())
 session = app_state.measuring(here, spec.limit)
 if session is None or not app_state.can_see(here, spec):
@@ -29,20 +29,20 @@ top = st.container()
 st.subheader("The plane through three networks")
 row = st.container(horizontal=True, vertical_alignment="bottom")
 what, size = landscape.plane_controls(row)
-plane = job_panel.Work("plane", "Draw the plane", (*key, size), lambda: slices(made, size))
+plane = job_panel.Work("plane", "Compute plane", (*key, size), lambda: slices(made, size))
 found_plane = plane.section(row)
 landscape.show_plane(found_plane, what)
 
-st.subheader("What becomes of the answers")
-answers = job_panel.Work("answers", "Compare the answers", key, lambda: outputs(made))
-found_outputs = answers.section(st.container(horizontal=True, vertical_alignment="center"))
+st.subheader("Change of the outputs")
+changes = job_panel.Work("outputs", "Compare outputs", key, lambda: outputs(made))
+found_outputs = changes.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape.show_outputs(found_outputs, made)
 
 st.subheader("A path between two networks")
 ends, how, kept = landscape.path_controls(here)
 path = job_panel.Work(
     "path",
-    "Train a path",
+    "Train path",
     (*key, ends, how, tuple(kept.items())),
     lambda: networks_between(made, ends, how.epochs, how.rate, how.training),
 )
@@ -50,13 +50,13 @@ found_path = path.section(st.container(horizontal=True, vertical_alignment="cent
 landscape.show_path(found_path, ends)
 
 st.subheader("Sharp directions")
-sharp = job_panel.Work("directions", "Find the directions", key, lambda: sharpness(made))
+sharp = job_panel.Work("directions", "Find directions", key, lambda: sharpness(made))
 found_sharp = sharp.section(st.container(horizontal=True, vertical_alignment="center"))
 landscape.show_sharp(found_sharp)
 
 with top:
-    job_panel.board((plane, answers, path, sharp))
-tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
+    job_panel.board((plane, changes, path, sharp))
+tables = {"path": found_path, "directions": found_sharp, "outputs": found_outputs}
 parts.take_away(
     "landscape",
     landscape.table(found_plane),

@@ -20,9 +20,9 @@ enter_app()
 here: app_state.Here = st.session_state.here
 dark = app_state.is_dark()
 st.markdown(
-    "What the other pages do to networks with thousands of channels, on one small enough to see whole. Pick a neuron or drag a "
-    "weight in the bar at the bottom, and every step follows. Nothing is staged: the functions are the ones that prune the real "
-    "networks, where a neuron is called a *channel*."
+    "This page applies the method to a network that is small enough to show completely. Choose a neuron or drag a weight in the "
+    "bar at the bottom, and every step is computed again. The functions are the same as for real networks with thousands of "
+    "neurons, which are called *channels* there."
 )
 seed, hidden, changes, stay, criterion, p = parts.setting()
 neuron = parts.neuron_bar(seed, hidden, changes)
@@ -35,9 +35,9 @@ w1, w2, b, v1, v2 = rows[neuron].tolist()
 
 step(
     "1 · The neurons",
-    "A neuron weighs the two inputs and is silent below zero: $h = \\max(0,\\ w_1 x_1 + w_2 x_2 + b)$. Each class, *outer* and "
-    "*inner*, reads it with a weight of its own, $v_1$ and $v_2$. In the plane a neuron is a line: silent on one side, active "
-    "on the other, where its disc stands. **Neurons whose discs stand close do nearly the same work.**",
+    "The output of a neuron is $h = \\max(0,\\ w_1 x_1 + w_2 x_2 + b)$. It contributes to the classes *outer* and *inner* with "
+    "the outgoing weights $v_1$ and $v_2$. In the plane of the inputs, a neuron is a line: inactive on one side and active on "
+    "the other, where its disc is drawn. **Neurons whose discs are close together compute nearly the same function.**",
 )
 cloud = tuple(part.numpy() for part in toy_network.toy_points())
 left, right = two()
@@ -58,37 +58,39 @@ with left:
     table(["neuron", *parts.SIGNS], lines)
     own = toy_network.output_bias(made.dense).tolist()
     st.caption(
-        f"Trained on 200 points, then rounded to two decimals so that you can check by hand. The classes add {own[0]:.2f} (outer) "
-        f"and {own[1]:.2f} (inner) of their own." + (" Bold weights are your changes." if changes else "")
+        f"Trained on 200 points, then rounded to two decimals so that you can check by hand. The class biases are {own[0]:.2f} "
+        f"(outer) and {own[1]:.2f} (inner)." + (" Bold weights are your changes." if changes else "")
     )
 with right:
     gives, summed = float(toy_network.toy_activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
     ask(
         "neuron",
-        f"What does neuron {neuron} give at the star, where $x_1 = {_PLACE[0]:g}$ and $x_2 = {_PLACE[1]:g}$?",
+        f"What is the output of neuron {neuron} at the star, where $x_1 = {_PLACE[0]:g}$ and $x_2 = {_PLACE[1]:g}$?",
         lambda given: abs(given - gives) < 0.0101,
         f"{w1:.2f} × {_PLACE[0]:g} + ({w2:.2f}) × {_PLACE[1]:g} + ({b:.2f}) = {summed:.3f}, "
-        + ("and what is above zero passes." if summed > 0 else "and below zero a neuron is silent."),
-        "Multiply each input by its weight, add the bias, and put zero for what is below zero.",
+        + ("and a positive sum is the output." if summed > 0 else "and the output for a negative sum is zero."),
+        "Multiply each input by its weight and add the bias. If the sum is negative, the output is zero.",
     )
-    onwards("overview", "its layers")
+    onwards("overview", "layers")
 
 step(
-    "2 · Their importance",
-    f"A criterion gives every neuron a score. The {stay} with the highest scores stay"
-    + (f" and the other {hidden - stay} go." if made.gone else ", which are all: nothing is pruned."),
+    "2 · Importance",
+    f"A criterion gives every neuron a score. The {stay} neurons with the highest scores are kept"
+    + (f", and the other {hidden - stay} are removed." if made.gone else ". These are all neurons, so nothing is pruned."),
 )
 left, right = two()
 with left:
     picture = importance_bars(made.scores.tolist(), kept, criterion, False, neuron, dark)
-    picture.update_layout(title_text=f"{stay} of {hidden} neurons stay, {hidden - stay} go").update_xaxes(title="neuron")
+    picture.update_layout(title_text=f"{stay} of {hidden} neurons are kept, {hidden - stay} removed").update_xaxes(
+        title="neuron"
+    )
     chart(picture.update_traces(hovertemplate="neuron %{x}<br>score %{y:.3f}<extra></extra>"), "scores", "lesson_neuron")
 with right:
     if criterion in ("l1", "l2"):
         terms, power = toy_network.score_terms(made.dense, neuron, int(criterion[1])), "^2" * (criterion == "l2")
         st.markdown(
-            f"For neuron {neuron}: add up the weights that write it, {'squared' if power else 'without their signs'}, and those that "
-            "read it; take the mean of the two sums; divide by the average neuron's."
+            f"For neuron {neuron}: sum the {'squared' if power else 'absolute'} incoming weights and the {'squared' if power else 'absolute'} "
+            "outgoing weights, take the mean of the two sums, and divide it by the average over all neurons."
         )
         written, read = (plus(values, f"|{{:.2f}}|{power}") for values in ((w1, w2), (v1, v2)))
         st.latex(rf"\tfrac12\big[\,({written}) + ({read})\,\big] = {terms.own:.3f}")
@@ -96,23 +98,23 @@ with right:
     else:
         st.markdown(
             f"**{criterion}**: {registry('criterion')[criterion].summary}. Neuron {neuron} scores {made.scores[neuron]:.3f}. Choose *l1* "
-            "or *l2* to see a score added up."
+            "or *l2* to see how a score is computed."
         )
     least = float(made.scores[kept].min())
     ask(
         "importance",
-        "Which of the neurons that stay would be the next to go?",
+        "Which of the kept neurons would be removed next?",
         lambda given: int(given) in kept and float(made.scores[int(given)]) == least,
-        f"Of those that stay it has the lowest score, {least:.3f}.",
+        f"It has the lowest score of the kept neurons, {least:.3f}.",
         "Look for the lowest of the solid bars.",
         [str(i) for i in everyone],
     )
-    onwards("importance", "its scores")
+    onwards("importance", "scores")
 
 step(
-    "3 · The distance between them",
-    "Two neurons are alike when their weights point the same way. Take $(w_1, w_2, v_1, v_2)$ as a vector, divide it by its length, "
-    "and compare. Zero means the same direction; the bias is left out.",
+    "3 · Distance",
+    "Two neurons are similar if their weight vectors have the same direction. Divide each vector $(w_1, w_2, v_1, v_2)$ by its "
+    "length and compare. A distance of zero means the same direction; the bias is not used.",
 )
 left, right = two()
 with right:
@@ -125,12 +127,12 @@ with right:
             [str(i), *numbered([length, *unit])]
             for i, length, unit in zip((neuron, other), terms.lengths, terms.units, strict=True)
         ]
-        + [["**apart by**", "", *numbered(terms.gaps, True)]],
+        + [["**difference**", "", *numbered(terms.gaps, True)]],
     )
     total = plus(terms.gaps) if p == 1 else rf"\sqrt{{{plus(terms.gaps, '{:.2f}^2')}}}"
     st.latex(rf"\text{{distance}} = {total} = {terms.distance:.2f}")
 with left:
-    title = f"Neuron {neuron} is {terms.distance:.2f} away from neuron {other}"
+    title = f"The distance of neuron {neuron} from neuron {other} is {terms.distance:.2f}"
     words = [numbered(line) for line in plan.cost.T.tolist()]
     picture = pictures.number_matrix(plan.cost.T.numpy(), words, kept, (neuron, other), title, None, dark)
     chart(picture, "cost", "lesson_neuron", "lesson_other")
@@ -140,22 +142,22 @@ ask(
     "distance",
     f"Double every weight of neuron {neuron}. What happens to its distance from neuron {other}?",
     lambda given: abs(outcomes[given] - then) < 1e-9,
-    f"It is {now:.2f} before and {then:.2f} after: both vectors are divided by their lengths, so only directions count.",
+    f"It is {now:.2f} before and {then:.2f} after: both vectors are divided by their lengths, so only their directions matter.",
     "Both vectors are divided by their lengths before they are compared. Try it with the bar at the bottom.",
     list(outcomes),
 )
-onwards("transport", "its distances")
+onwards("transport", "distances")
 
 share, T = fraction(1 / hidden), plan.matrix
 step(
-    "4 · The plan",
-    f"Each of the {hidden} neurons starts with a mass of {share}, and each of the {stay} that stay has room for "
-    f"{fraction(1 / stay)}. The plan moves the mass there over the least total distance: those that stay keep their own, and those "
-    "that go share the room that is left.",
+    "4 · Transport plan",
+    f"Each of the {hidden} neurons starts with a mass of {share}, and each of the {stay} kept neurons has a capacity of "
+    f"{fraction(1 / stay)}. The plan moves all mass to the kept neurons at the least total cost. Kept neurons keep their own mass, "
+    "and removed neurons share the capacity that is left.",
 )
 left, right = two()
 for cell, name, cells, sums, title in (
-    (left, "plan", plan.coupling.T, (plan.source, plan.target), "The plan G: how much mass goes where"),
+    (left, "plan", plan.coupling.T, (plan.source, plan.target), "The plan G: mass moved to each kept neuron"),
     (right, "matrix", T, (T.sum(0), T.sum(1)), f"The matrix T: G divided by {share}"),
 ):
     words = [[fraction(value) if value else "" for value in line] for line in cells.tolist()]
@@ -164,48 +166,49 @@ for cell, name, cells, sums, title in (
         chart(pictures.number_matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron")
 with left:
     priced = " + ".join(f"{fraction(move['mass'])} × {move['cost']:.2f}" for move in made.moves()) or "0"
-    st.markdown(f"Mass times distance of all that moves: {priced} = **{plan.total_cost:.3f}**. No other plan needs less.")
+    st.markdown(f"Total cost, mass times distance: {priced} = **{plan.total_cost:.3f}**. No other plan has a lower cost.")
 with right:
     mass, weight = float(plan.coupling[neuron, column]), float(T[column, neuron])
     st.markdown(
-        f"{parts.fate(story(plan, made.scores, neuron))} Its weight in neuron {home} is the mass that goes there, divided by the mass "
-        f"that it starts with: {fraction(mass)} ÷ {share} = **{fraction(weight)}**."
+        f"{parts.fate(story(plan, made.scores, neuron))} Its weight in neuron {home} is the mass moved there divided by its "
+        f"initial mass: {fraction(mass)} ÷ {share} = **{fraction(weight)}**."
     )
 crowded = made.crowded_out()
 ask(
     "plan",
-    "Which neuron goes, with all or part of its mass, to one that is not its nearest?",
+    "Which neuron sends all or part of its mass to a kept neuron that is not its nearest?",
     lambda given: int(given) in crowded if given != "None" else not crowded,
-    f"The nearest has no room for {'neurons' if len(crowded) > 1 else 'neuron'} {' and '.join(map(str, crowded))}."
+    f"The nearest kept neuron has no capacity left for {'neurons' if len(crowded) > 1 else 'neuron'} "
+    f"{' and '.join(map(str, crowded))}."
     if crowded
-    else "Each finds room at its nearest.",
-    "In its column of step 3 the smallest number is its nearest. Compare with its column in the plan.",
+    else "The nearest kept neuron has enough capacity for each.",
+    "The smallest number in a neuron's column of step 3 marks its nearest neuron. Compare it with the neuron's column in the plan.",
     [*(str(i) for i in made.gone), "None"],
 )
-onwards("transport", "its plan")
+onwards("transport", "the plan")
 
 step(
-    "5 · Fusing",
-    "A neuron that stays takes the others up: it adds their weights to its own, each times its weight in $T$. This goes for "
-    "the weights that write it, for its bias, and for the weights that read it.",
+    "5 · Fusion",
+    "A kept neuron absorbs the neurons that are merged into it: its new weights are the sum of theirs and its own, each multiplied "
+    "by its weight in $T$. This applies to the incoming weights, the bias and the outgoing weights.",
 )
 pieces = toy_network.fused_terms(made, home)
 left, right = two()
 with left:
-    title = f"{stay} neurons are left" + (", and speak louder" if made.gone else "")
+    title = f"{stay} fused neurons replace {hidden}" if made.gone else f"All {stay} neurons are kept"
     chart(pictures.network(fused.numpy(), kept, "fusion", home, title, dark), "fused-network", "lesson_neuron")
 with right:
     taken = np.stack([row.numpy() for _, _, row in pieces])
-    title = f"Fused neuron {home} looks between those it is made of"
+    title = f"Fused neuron {home} lies between the neurons that it combines"
     if len(pieces) == 1:
-        title = f"Neuron {home} takes up no other"
+        title = f"Neuron {home} absorbs no other neuron"
     names, merges = kept + [i for i, _, _ in pieces], ["fusion"] * stay + ["drop"] * len(pieces)
     picture = pictures.neuron_plane(cloud, np.concatenate([fused.numpy(), taken]), names, merges, home, title, None, dark)
     chart(picture, "fused-plane", "lesson_neuron")
 left, right = two()
 with left:
     table(
-        ["neuron", "times", *parts.SIGNS],
+        ["neuron", "weight in T", *parts.SIGNS],
         [[str(i), fraction(times), *numbered(row.tolist())] for i, times, row in pieces]
         + [[f"**fused {home}**", "", *numbered(fused[column].tolist(), True)]],
     )
@@ -218,20 +221,20 @@ with right:
     listed = " and ".join(f"neuron {i} with weight {fraction(times)}" for i, times, _ in its_pieces[1:])
     ask(
         "fusing",
-        f"Neuron {following} takes up {listed or 'nothing'}. What is its bias $b$ after fusion?",
+        f"Neuron {following} absorbs {listed or 'no other neuron'}. What is its bias $b$ after fusion?",
         lambda given: abs(given - bias) < 0.0101,
         " + ".join(f"{fraction(times)} × ({row[2]:.2f})" for _, times, row in its_pieces) + f" = {bias:.3f}.",
-        "Take the biases from the table in step 1 and add them up, each times its weight in T.",
+        "Take the biases from the table in step 1, multiply each by its weight in T, and add them up.",
     )
-    onwards("transport", "what is fused into a channel")
+    onwards("transport", "fused channels")
 
 networks = (made.dense, made.dropped, made.fused)
 measured, star = [toy_network.measure_toy(network) for network in networks], toy_network.telling_point(made)
 step(
-    "6 · What it computes",
-    f"All three networks see the same {measured[0].count} points, and none was trained on them. In the shaded region a network says "
-    "*inner*; a cross is a point that it gets wrong. Where neurons were dropped nobody speaks for their side any more. Fused neurons "
-    "speak for the sides of all that they took up.",
+    "6 · Accuracy",
+    f"All three networks are measured on the same {measured[0].count} points, which were not used for training. A network predicts "
+    "*inner* in the shaded region; crosses are misclassified points. After dropping, no neuron is active for the removed neurons. "
+    "Fused neurons replace all neurons that they absorbed.",
 )
 fresh = tuple(part.numpy() for part in toy_network.toy_points(400, 1))
 words = (("Dense", "dense"), ("Dropped", "drop"), ("Fused", "fusion"))
@@ -246,24 +249,26 @@ with left:
         ["fused", *parts.SIGNS, "h at ★"],
         [[str(j), *numbered([*row.tolist(), h])] for j, row, h in zip(kept, fused, activity, strict=True)],
     )
-    st.caption(f"The classes add {own[0]:.2f} (outer) and {own[1]:.2f} (inner), as before: pruning leaves them alone.")
+    st.caption(f"The class biases are still {own[0]:.2f} (outer) and {own[1]:.2f} (inner): pruning does not change them.")
 with right:
     ask(
         "computes",
-        f"Which class does the fused network see at the star, where $x_1 = {star[0]:g}$ and $x_2 = {star[1]:g}$?",
+        f"Which class does the fused network predict at the star, where $x_1 = {star[0]:g}$ and $x_2 = {star[1]:g}$?",
         lambda given: given == toy_network.CLASSES[int(votes[1] > votes[0])],
-        f"Outer gets {votes[0]:.2f} and inner {votes[1]:.2f}; the larger wins.",
-        "Outer gets each h times its v₁, plus what the class adds; inner the same with v₂. The larger wins.",
+        f"The logits are {votes[0]:.2f} for outer and {votes[1]:.2f} for inner. The larger logit is the prediction.",
+        "The logit of outer is the sum of each h times its v₁, plus the class bias; for inner, use v₂. The larger logit is the "
+        "prediction.",
         list(toy_network.CLASSES),
     )
-    onwards("curves", "its accuracy")
+    onwards("curves", "accuracy")
 
-st.subheader("Is this luck?")
+st.subheader("Does the result depend on the seed?")
 st.markdown(
-    "In part. Another seed is another network, and on some of them fusion does harm. It depends on the sizes, too: try 5 neurons of "
-    "which 3 stay, or let a single one stay."
+    "Yes, in part. Each seed gives another network, and for some of them fusion lowers the accuracy. The result also depends on "
+    "the sizes: try 5 neurons with 3 kept, or keep a single neuron."
 )
-if st.toggle("Train 24 networks with these settings, without your changes", key="lesson_many", bind=app_state.BIND):
+about = "Trains 24 networks with these settings, without your changes."
+if st.toggle("Compare 24 seeds", key="lesson_many", bind=app_state.BIND, help=about):
     chart(pictures.fortunes(parts.fortunes(hidden, stay, criterion, p), seed, dark), "fortunes", "lesson_seed")
 
 take_away(

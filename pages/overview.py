@@ -38,15 +38,15 @@ def group_table(session: Session) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-left_out = "".join(f", without {operator}" for operator in session.size.left_out)
+left_out = "".join(f", not counting {operator}" for operator in session.size.left_out)
 st.page_link("pages/learn.py", label="New to this? Learn the method on six neurons", icon=":material/school:")
 st.subheader("Channel groups, from input to output")
 st.markdown(
-    f"**{escaping.markdown(card.name)}** has {session.size.params:,} parameters and takes {session.size.macs / 1e6:,.1f} million multiply-accumulates "
-    f"an image{left_out}. {len(prunable)} of its {len(session.groups)} groups can be pruned."
+    f"**{escaping.markdown(card.name)}** has {session.size.params:,} parameters and needs {session.size.macs / 1e6:,.1f} million multiply-accumulates "
+    f"(MACs) per image{left_out}. {len(prunable)} of its {len(session.groups)} groups can be pruned."
 )
 st.caption(
-    "Layers in one row share their channels: one cannot lose a channel without the others. Sizes are of the layers that write them."
+    "The layers in a row share their channels, so they are pruned together. Sizes count the layers that produce the channels."
 )
 table = group_table(session)
 st.dataframe(
@@ -71,7 +71,7 @@ with left:
         "Normalisation": f"mean {', '.join(f'{m:g}' for m in card.mean)}; std {', '.join(f'{s:g}' for s in card.std)}",
         "Weights": public(card.source),
         "Licence": card.licence or "unknown",
-        "Made by": f"`{card.details['command']}`" if "command" in card.details else "not trained by this project",
+        "Trained with": f"`{card.details['command']}`" if "command" in card.details else "not trained by this project",
     }
     st.markdown("\n".join(f"- **{name}**: {escaping.sentence(value)}" for name, value in facts.items()))
 with right:
@@ -80,7 +80,7 @@ with right:
         interval = card.details.get("interval")
         span = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
         images = f" of {card.details['test_images']:,} test images" if "test_images" in card.details else ""
-        st.markdown(f"The card says **{card.accuracy:.1%}**{images}{span}.")
+        st.markdown(f"The model card states **{card.accuracy:.1%}**{images}{span}.")
     key = ("dense", here.key(), here.spec.data_path)
     job = app_state.jobs().get(key)
     if job is not None and job.state == "done":
@@ -88,14 +88,14 @@ with right:
         half = 100 * (dense.interval[1] - dense.interval[0]) / 2
         st.metric("Top-1 accuracy", f"{dense.accuracy:.1%} ± {half:.1f}", border=True)
         st.caption(
-            f"{dense.count:,} images of {escaping.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
+            f"Measured on {dense.count:,} images of {escaping.markdown(card.dataset)}, 95 % interval {dense.interval[0]:.1%} to {dense.interval[1]:.1%}"
         )
     elif job is not None and job.active:
         job_panel.watch_job(job, lambda: job_panel.progress_row(job, f"Measuring: {job_panel.words(job)}", "cancel_dense"))
     else:
         if job is not None and job.state == "failed":
             messages.error(messages.reason(job))
-        pressed = st.button("Measure it here, on at most 2,000 images", icon=":material/speed:")
+        pressed = st.button("Measure accuracy", icon=":material/speed:", help="Uses at most 2,000 test images.")
         measured_on = app_state.measuring(here, 2000) if pressed else None
         if measured_on is not None:
             app_state.start(key, 1, lambda: iter([measured_on.dense(2000)]), f"dense accuracy of {card.name}")

@@ -15,16 +15,16 @@ from pages.shared.navigation import Enough, enter_app
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "Pruning costs accuracy; how much of it comes back, and at what price? Every method starts from **the same pruned network**, "
-    "sees the same training images, and has its learning rate found by the same short test."
+    "How much of the accuracy lost by pruning does each method recover, and at what cost? All methods start from **the same "
+    "pruned network**, use the same training images, and find their learning rate by the same short test."
 )
 base, seeds, methods, equal = recovery.controls(here)
 with st.expander("Training", icon=":material/tune:"):
     base = base.but(**recovery.training_controls())
-with st.expander("Transport knobs", icon=":material/conversion_path:"):
+with st.expander("Transport options", icon=":material/conversion_path:"):
     base = base.but(**transport_controls.transport_knobs(merges=[base.merge]))
 if not methods:
-    st.info("Choose at least one recovery.")
+    st.info("Choose at least one recovery method.")
     raise Enough
 
 specs = recovery.specs(base, methods, seeds, equal)
@@ -42,19 +42,19 @@ if studying.run_row(label, recovery.forecast(specs), settled, state, count):
     st.rerun()
 
 answer = rows(list(known.values()), runs)
-by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
+by = st.segmented_control("Horizontal axis", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
 by = by or "steps"  # an empty parameter in a link clears even a required control
 parts.chart(training_curves(runs, answer, by, app_state.is_dark()), "recovery")
 if not known and state.job is None:
-    st.caption("Nothing is computed before you ask. Press *Recover*.")
+    st.caption("Press *Recover* to start.")
 elif not runs:
-    st.caption("Methods that solve instead of training have no curve: the table has them.")
+    st.caption("Methods that do not train have no curve; see the table.")
 
-st.subheader("The answer")
+st.subheader("Results")
 recovery.answer(answer, methods, here.session, known)
-st.subheader("Which images look alike")
+st.subheader("Similarity of images")
 if state.running or not known:
-    st.caption("The similarity matrices of teacher and student follow when the methods are done.")
+    st.caption("The similarity matrices of teacher and student appear after all methods are done.")
 else:
     try:
         recovery.similarities(session, base, [spec for spec in specs if spec in known])

@@ -19,8 +19,8 @@ _CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: cheap
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "Each group of channels is pruned **alone**, at several sparsities, and the whole network is measured: fragile groups "
-    "show at once. From the same numbers come sparsities for all groups together."
+    "Each channel group is pruned **alone** at several sparsities, and the accuracy of the whole network is measured. The results "
+    "show which groups are fragile and suggest a sparsity for each group."
 )
 row = st.container(horizontal=True)
 merges = row.multiselect(
@@ -33,7 +33,7 @@ criterion = row.selectbox(
     key="criterion",
     bind=app_state.BIND,
     width=200,
-    help="Which channels go. The Importance page shows what each criterion says.",
+    help="Determines which channels are removed. The Importance page compares the criteria.",
 )
 percents = row.multiselect(
     "Sparsities, %",
@@ -44,19 +44,19 @@ percents = row.multiselect(
     width=320,
 )
 limit_name = row.selectbox(
-    "Images",
+    "Test images",
     ["500", "2000", "10000", "all"],
     index=1,
     key="study_limit",
     bind=app_state.BIND,
     width=110,
-    help="Every point is first looked at on about 100 of them, then on all.",
+    help="Every point is measured first on about 100 of them, then on all.",
 )
 if not (merges and percents):
     st.info("Choose at least one merge and one sparsity.")
     raise Enough
-how = st.expander("How it runs", icon=":material/speed:")
-with st.expander("Transport knobs", icon=":material/tune:"):
+how = st.expander("Run options", icon=":material/speed:")
+with st.expander("Transport options", icon=":material/tune:"):
     chosen = transport_controls.transport_knobs(merges=merges)
 
 limit = None if limit_name == "all" else int(limit_name)
@@ -80,9 +80,9 @@ count = len(session.images()) if limit is None else min(limit, len(session.image
 cheap = session.size.macs * count * len(specs) < _CHEAP and not needs_images(base) and not way.flags
 same = study.name in rows and rows[study.name].text == study.to_toml()
 replaces = way.named and study.name in rows and not same
-label = "Replace and run" if replaces else state.label or "Run the study"
+label = "Replace and run" if replaces else state.label or "Run study"
 about = (
-    f"The store has a study “{escaping.markdown(study.name)}” with other settings: this one takes its place."
+    f"The store has a study “{escaping.markdown(study.name)}” with other settings. This study replaces it."
     if replaces
     else None
 )
@@ -105,28 +105,28 @@ with detail.container():
     dense = widest and (widest.dense_accuracy, widest.dense_interval)
     parts.chart(curves(own, sparsities, dense, app_state.is_dark()).update_layout(height=380), "group-curve")
 with detail.container():
-    st.caption("Click a cell above, or choose it here and the group in the sidebar.")
+    st.caption("Click a cell above, or choose the sparsity here and the group in the sidebar.")
     place = here.group.name, sensitivity.cell_control(percents)
     sensitivity.cell_in_words(made, both, place)
 with pictures:
     sensitivity.heatmaps(made, both, place)
 
 if state.running:
-    st.caption("Fragile groups, a smaller network and other studies follow when this study is done or cancelled.")
+    st.caption("Fragile groups, suggested sparsities and other studies appear when this study is done or cancelled.")
 elif not results:
-    st.caption("Nothing is computed before you ask. Press *Run the study*.")
+    st.caption("Press *Run study* to start.")
 else:
     st.subheader("Fragile groups")
     ranked = {merge: fragility(matrix) for merge, matrix in made.items() if matrix.cells}
     sensitivity.clickable(fragility_bars(ranked, app_state.is_dark()), "fragility")
-    st.subheader("A smaller network")
+    st.subheader("Suggested sparsities")
     try:
         allocation.suggestion(here, session, base, {merge: made[merge] for merge in ranked}, store)
     except IntrafusionError as error:
         messages.warning(error)
-    st.subheader("Against another study")
+    st.subheader("Comparison with another study")
     sensitivity.comparison(study, made, place, store, rows)
-    with st.expander("The numbers", icon=":material/table:"):
+    with st.expander("Results table", icon=":material/table:"):
         st.dataframe(numbers, hide_index=True)
 keys = ("study_merges", "criterion", "study_sparsities", "study_limit", *sensitivity.KEYS, *allocation.KEYS)
 parts.take_away(

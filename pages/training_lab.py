@@ -15,8 +15,8 @@ from pages.shared.navigation import Enough, enter_app
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "One-shot pruning takes a trained network apart. These methods prune **while a network learns**, or find a good network "
-    "inside one that never does. Training starts from weights drawn anew, in the architecture of the sidebar's model."
+    "One-shot pruning removes channels from a trained network. These methods prune **during training**, or find a good "
+    "subnetwork of an untrained network. Training starts from new random weights in the architecture of the sidebar's model."
 )
 try:
     check_architecture(here.spec.model)
@@ -27,7 +27,7 @@ spec = training_lab.controls(here)
 entry = TRAINERS[spec.method]
 st.caption(f"**{spec.method}**: {entry.told}. {entry.paper}")
 if entry.differs:
-    st.caption(f"Not as in its source: {entry.differs}.")
+    st.caption(f"Differences from the source: {entry.differs}.")
 key = ("lab", spec, here.device)
 job = app_state.jobs().get(key)
 running = job is not None and job.active
@@ -48,22 +48,22 @@ with left:
 with right:
     parts.chart(norms_over_time(steps, app_state.is_dark()), "spread")
 if not steps:
-    st.caption("Nothing is trained before you ask. Press *Train*.")
+    st.caption("Press *Train* to start.")
 
-st.subheader("What came of it")
+st.subheader("Results")
 if run is None:
-    st.caption("Accuracy on the test images, what is left of the network, and how to keep it, come here when it is trained.")
+    st.caption("Test accuracy, the size of the network and a form to save it appear here after training.")
 else:
     training_lab.outcome(run)
     training_lab.keeping(run)
 
-st.subheader("Runs side by side")
+st.subheader("Comparison of runs")
 runs, names = training_lab.chosen(spec.model)
 if runs:
     parts.chart(runs_side_by_side(runs, names, app_state.is_dark()), "side_by_side")
     st.dataframe(training_lab.table(runs, names), hide_index=True)
 else:
-    st.caption("Every run of this architecture on this machine can be compared here.")
+    st.caption("All runs of this architecture on this machine can be compared here.")
 
 rows = [{"phase": s.phase, **vars(s.moment), "sampled": s.look.sampled, **s.look.zero} for s in steps]
 parts.take_away("training_lab", pd.DataFrame(rows), lab_line(spec), lab_snippet(spec), training_lab.KEYS)

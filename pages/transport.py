@@ -16,17 +16,17 @@ from pages.shared.navigation import Enough, enter_app
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "Every channel is a point: its weights. The plan moves the mass of all channels onto the ones that stay, over the least "
-    "total distance, and the same matrix then multiplies every layer of the group."
+    "The weights of a channel are a point in a vector space. The transport plan moves the mass of all channels to the kept "
+    "channels at the least total cost, and the resulting matrix multiplies every layer of the group."
 )
-st.page_link("pages/learn.py", label="New to this? See it on six neurons first", icon=":material/school:")
+st.page_link("pages/learn.py", label="New to this? See the method on six neurons first", icon=":material/school:")
 
 columns = st.columns([2, 3, 2])
 with columns[0]:
     criterion = parts.criterion_control()
 with columns[1]:
     sparsity = parts.sparsity_control()
-with st.expander("Transport knobs", icon=":material/tune:"):
+with st.expander("Transport options", icon=":material/tune:"):
     chosen = transport_controls.transport_knobs()
     st.latex(transport_controls.FORMULAS)
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity, **chosen)
@@ -45,19 +45,20 @@ parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, app_state.
 numbers = st.container()
 
 told = story(plan, scores, channel)
-with st.popover("Coupling or matrix: what is the difference?", icon=":material/help:"):
+with st.popover("Coupling or applied matrix?", icon=":material/help:"):
     st.latex(r"T = G^\top \mathrm{diag}(1/a)")
     st.markdown(
-        "The **coupling** $G$ says how much *mass* goes where: its rows sum to what each channel has, its columns to what each "
-        "target takes. The **applied matrix** $T$ says what *share* of each channel goes where, and multiplies the weights: "
-        "normalised by source, each of its columns sums to one, so every channel is handed over whole."
+        "The **coupling** $G$ contains the *mass* moved from each channel to each target: its rows sum to the mass of each "
+        "channel, its columns to the mass of each target. The **applied matrix** $T$ contains the *share* of each channel moved to "
+        "each target and multiplies the weights. Normalised by source, each of its columns sums to one: all of a channel is moved."
     )
     if told.goes_to:
         goes, weight = told.goes_to[0]
         mass = float(plan.coupling[channel, (plan.kept == goes).nonzero()[0, 0]])
         st.markdown(
-            f"Channel {channel} has mass {float(plan.source[channel]):.5f}. It puts {mass:.5f} on channel {goes}, which takes "
-            f"{float(plan.target[(plan.kept == goes).nonzero()[0, 0]]):.5f} in all. Normalised by {spec.normalise}, that is a weight of {weight:.3f}."
+            f"Channel {channel} has mass {float(plan.source[channel]):.5f}. The plan moves {mass:.5f} of it to channel {goes}, which "
+            f"receives {float(plan.target[(plan.kept == goes).nonzero()[0, 0]]):.5f} in total. Normalised by {spec.normalise}, this "
+            f"gives a weight of {weight:.3f}."
         )
 
 st.subheader(f"Channel {channel}")
@@ -65,9 +66,9 @@ parts.channel_story(here, plan, scores, channel)
 if told.weights:
     parts.chart(weight_bars(told.weights, channel, told.kept, app_state.is_dark()), "provenance")
 
-st.subheader("Another look")
+st.subheader("More views")
 looks = ["map", "sparsity player", "two settings", "learned map"]
-look = st.segmented_control("Another look", looks, default="map", key="look", bind=app_state.BIND, label_visibility="collapsed")
+look = st.segmented_control("More views", looks, default="map", key="look", bind=app_state.BIND, label_visibility="collapsed")
 look = look or "map"
 others = (
     "plane",
@@ -84,25 +85,29 @@ if look == "map":
             default="pca",
             key="plane",
             bind=app_state.BIND,
-            help="pca: the plane on which the channels differ most. tsne: near channels stay near, far ones may lie anywhere.",
+            help="pca: the plane of largest variance. tsne: preserves small distances, but not large ones.",
         )
         or "pca"
     )
     places, words = transport.places(here, spec, method)
     parts.chart(channel_map(plan, places.numpy(), words, channel, app_state.is_dark()), "map", on_channel=True)
     st.caption(
-        "Solid channels stay, hollow ones go; an arrow points where weight moves, dark where it is more than half. Click a channel."
+        "Solid channels are kept, hollow ones removed. Arrows show where weight moves; dark arrows move more than half. Click a "
+        "channel to select it."
     )
 elif look == "sparsity player":
     step = 5 if here.group.size <= 128 else 10
-    with st.spinner("Solving the plan at every sparsity"):
+    with st.spinner("Solving the plan for every sparsity"):
         plans = [
             (percent / 100, here.session.plan(spec.but(sparsity=percent / 100), here.group)) for percent in range(0, 91, step)
         ]
     parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, app_state.is_dark()), "player")
-    st.caption("Press ▶. The diagonal is what stays itself; what leaves it is fused. The chosen channel is amber.")
+    st.caption(
+        "Press ▶ to play. Weight on the diagonal stays in its channel; other weight is fused into another one. The selected channel is "
+        "amber."
+    )
 elif look == "two settings":
-    st.markdown("**A** is the setting above. **B** differs in what you change here; sparsity and criterion stay.")
+    st.markdown("**A** uses the settings above. **B** uses the settings below, with the same sparsity and criterion.")
     other: PruneSpec = spec.but(**transport_controls.transport_knobs("b_", cost="activations"))
     if app_state.can_see(here, other):
         try:
@@ -114,8 +119,8 @@ elif look == "two settings":
             messages.warning(error)
 elif look == "learned map":
     st.markdown(
-        "$T$ comes from the weights alone. The **calibrated** merge learns its own map $M$ on unlabelled images instead: which "
-        "mixture of the kept channels comes closest to what each channel carried. What reads them is multiplied by it."
+        "$T$ comes from the weights alone. The **calibrated** merge instead learns a map $M$ on unlabelled images: the combination "
+        "of kept channels that best predicts each channel. The weights of the next layers are multiplied by it."
     )
     transport.learned_map(here, spec, plan, scores, channel, order)
 
@@ -125,11 +130,11 @@ with numbers:
             st.metric(name, value, help=about, border=True, width=150)
         transport.output_distance(here, spec)
     st.caption(
-        "On the margins, solid is mass that stays in its own place, tinted is mass that moves. "
+        "On the margins, solid bars are mass that stays in its channel; tinted bars are mass that moves. "
         + (
-            "Solved on the dropped channels alone, which is exact: kept channels stay where they are."
+            "The plan was solved for the removed channels only, which is exact because kept channels do not move."
             if plan.reduced
-            else "The full problem was solved."
+            else "The plan was solved for all channels."
         )
     )
 

@@ -9,8 +9,8 @@ from pages.shared.navigation import enter_app
 enter_app()
 here: app_state.Here = st.session_state.here
 st.markdown(
-    "Bring a network and images of your own. A file is checked from end to end before it is kept, nothing in it is run, and of "
-    "one that is refused nothing stays. Kept things lie on the machine that runs this page, and every page opens them."
+    "Upload your own network and images. Every file is checked completely before it is saved, no code in it is run, and rejected "
+    "files are deleted. Saved networks and images stay on the machine that runs this page, and every page can open them."
 )
 left, right = st.columns(2, gap="large")
 with left:

@@ -40,7 +40,7 @@ class AttributionMethod:
 METHODS = {
     "integrated-gradients": AttributionMethod(
         "NeuronIntegratedGradients",
-        "how much each pixel adds to the activation on the way from the mean pixel to this image",
+        "how much each pixel contributes to the activation along the path from the mean pixel to this image",
         "Sundararajan et al., ICML 2017",
     ),
     "gradient": AttributionMethod(
@@ -50,14 +50,14 @@ METHODS = {
     ),
     "guided-backprop": AttributionMethod(
         "NeuronGuidedBackprop",
-        "the gradient along paths that only ever raise the activation: crisp, but it also draws edges that the channel "
-        "hardly looks at",
+        "the gradient along paths that only raise the activation: sharp, but it also shows edges with little effect on the "
+        "channel",
         "Springenberg et al., 2015",
         relus=True,
     ),
     "deconvolution": AttributionMethod(
         "NeuronDeconvolution",
-        "the activation run backwards into the image, keeping what is positive: a sketch of the pattern, not of the evidence",
+        "the activation propagated back to the image with only positive signals kept: it shows the pattern, not the evidence",
         "Zeiler & Fergus, ECCV 2014",
         relus=True,
     ),

@@ -92,7 +92,7 @@ def write(made: Made, folder: Path, name: str) -> Written:
                 raise
             return Written(name, (), 0, None, False, f"{type(error).__name__}: {one_line(error)}")
         if not difference <= TOLERANCE:
-            reason = f"its logits are off by {difference:.1e} of the largest, more than {TOLERANCE:.0e}"
+            reason = f"its logits differ by {difference:.1e} of the largest logit, more than {TOLERANCE:.0e}"
             return Written(name, (), 0, difference, any_batch, reason)
         size = sum((Path(part) / file).stat().st_size for file in kind.files)
         for file in kind.files[1:]:
@@ -205,7 +205,7 @@ def _read_onnx(made: Made, folder: Path) -> Answers:
 
 FORMATS = {
     "safetensors": Format(
-        ("model.safetensors", "model.json"), "weights, and a card of the layers, that `load_model` opens",
+        ("model.safetensors", "model.json"), "weights, with a card of the layers, for `load_model`",
         _write_safetensors, _read_safetensors,
     ),
     "torch.export": Format(

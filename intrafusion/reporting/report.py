@@ -52,8 +52,8 @@ class Report:
     @property
     def title(self) -> str:
         spec = self.made.spec
-        how = "sparsities of its own for each group" if spec.sparsities else f"{spec.sparsity:.0%} of the channels gone"
-        return f"{spec.model}, {how}, by {spec.criterion} and {spec.merge}"
+        how = "a sparsity per group" if spec.sparsities else f"{spec.sparsity:.0%} sparsity"
+        return f"{spec.model} pruned by {spec.criterion} and {spec.merge} with {how}"
 
     def markdown(self) -> str:
         """Return the report as Markdown: text, tables and code."""
@@ -92,22 +92,22 @@ class Report:
         if self.files:
             yield _Section("Files", self._verified(), file_rows(self.files))
         speed = self.speed is not None
-        yield _Section("Make it again", "From a terminal", code=prune_line(made.spec, "FOLDER", self.formats, speed))
-        yield _Section("From Python", code=prune_snippet(made.spec, "FOLDER", self.formats, speed))
-        yield _Section("Open it", code=self._opening())
-        yield _Section("Versions", f"Made on {self.when:%Y-%m-%d}, UTC.", [("package", "version"), *_versions()])
+        yield _Section("Reproduce from the command line", code=prune_line(made.spec, "FOLDER", self.formats, speed))
+        yield _Section("Reproduce in Python", code=prune_snippet(made.spec, "FOLDER", self.formats, speed))
+        yield _Section("Load the files", code=self._opening())
+        yield _Section("Versions", f"Created on {self.when:%Y-%m-%d} (UTC).", [("package", "version"), *_versions()])
 
     def _about(self) -> str:
         spec, result = self.made.spec, self.made.result
         parts = [f"BatchNorm is folded into the weights of both networks. Recovery: {spec.recovery}."]
         if spec.weights == "random":
-            parts.append("Its weights were drawn at random, anew each time.")
+            parts.append("Its weights are random and differ each time.")
         if spec.round_to > 1:
-            parts.append(f"Kept channels are multiples of {spec.round_to}.")
+            parts.append(f"The number of kept channels of each group is a multiple of {spec.round_to}.")
         if spec.fold_norms != "none" and "fold_norms" in MERGES[spec.merge].knobs:
-            parts.append(f"Folding saw BatchNorm as {spec.fold_norms}.")
+            parts.append(f"Folding used BatchNorm as {spec.fold_norms}.")
         if result is None:
-            parts.append("Accuracy was not measured, as no images were loaded.")
+            parts.append("Accuracy was not measured, because no images were loaded.")
         else:
             parts.append(f"Accuracy is top-1 on {result.count:,} {spec.dataset} test images, with 95 % intervals.")
             parts += [f"{self.made.note}."] if self.made.note else []
@@ -116,8 +116,8 @@ class Report:
     def _verified(self) -> str:
         real = "" if self.made.real is None else f" and {len(self.made.real)} real"
         return (
-            f"Every file was opened again and its logits compared with the network's on 16 random{real} images: at most "
-            f"{TOLERANCE:g} of the largest logit apart, or it is not here."
+            f"Every file was read back, and its logits were compared with the network's on 16 random{real} images. Only files "
+            f"whose logits differ by at most {TOLERANCE:g} of the largest logit are included."
         )
 
     def _opening(self) -> str:
@@ -126,7 +126,7 @@ class Report:
             [
                 "import intrafusion as itf",
                 "",
-                f'model = itf.load_model({card.name!r}, weights="model.safetensors")  # model.json beside it says its layers',
+                f'model = itf.load_model({card.name!r}, weights="model.safetensors")  # with model.json beside it',
                 "",
                 "import torch",
                 "",
@@ -143,7 +143,7 @@ class Report:
 
 def before_and_after(made: Made) -> list[tuple[str, ...]]:
     """Return accuracy, parameters, MACs and channels of the dense and the pruned network, as text with a header row."""
-    rows: list[tuple[str, ...]] = [("", "dense", "pruned", "left")]
+    rows: list[tuple[str, ...]] = [("", "dense", "pruned", "remaining")]
     if (result := made.result) is not None:
         dense, pruned = (
             f"{accuracy:.1%} ± {50 * (high - low):.1f}"
@@ -154,7 +154,7 @@ def before_and_after(made: Made) -> list[tuple[str, ...]]:
         )
         rows.append(("accuracy", dense, pruned, ""))
     channels = sum(w.before for w in made.widths), sum(w.after for w in made.widths)
-    left_out = "".join(f", without {operator}" for operator in made.before.left_out)
+    left_out = "".join(f", not counting {operator}" for operator in made.before.left_out)
     numbers = {
         "parameters": (made.before.params, made.after.params),
         f"MACs{left_out}": (made.before.macs, made.after.macs),
@@ -167,19 +167,19 @@ def speed_words(found: LatencyComparison) -> str:
     """Return the result of a latency comparison and how it was measured, as text."""
     turns = min((one.turns for one in found.ratios), default=0)
     return (
-        f"{found.sentence()}. Both networks in {found.kind} on {found.device}, timed in turns, at least {turns} of them; "
-        "the ratio is the median within the turns, with its 95 % interval."
+        f"{found.sentence()}. Both networks ran in {found.kind} on {found.device} and were timed in at least {turns} turns; "
+        "the ratio is the median of the turns' ratios, with its 95 % interval."
     )
 
 
 def speed_rows(found: LatencyComparison) -> list[tuple[str, ...]]:
     """Return latency, file size and memory of both networks, as text with a header row."""
-    rows: list[tuple[str, ...]] = [("", "dense", "pruned", "times as fast")]
+    rows: list[tuple[str, ...]] = [("", "dense", "pruned", "speed-up")]
     for one, first, second in zip(found.ratios, found.before.latencies, found.after.latencies, strict=True):
         low, high = one.interval
         rows.append(
             (
-                f"one pass at batch {one.batch:,}, median (quartiles)",
+                f"forward pass at batch {one.batch:,}, median (quartiles)",
                 _time(first.median, first.quartiles),
                 _time(second.median, second.quartiles),
                 f"{one.times:.2f} ({low:.2f} to {high:.2f})",
@@ -190,8 +190,8 @@ def speed_rows(found: LatencyComparison) -> list[tuple[str, ...]]:
         before, after = (getattr(speed, value) for speed in (found.before, found.after))
         rows.append((name, _bytes(before), _bytes(after), ""))
 
-    pair("file, as safetensors", "bytes")
-    pair(f"memory of a pass at batch {_large(found.before):,}, beyond weights and images", "memory")
+    pair("file size as safetensors", "bytes")
+    pair(f"memory of a pass at batch {_large(found.before):,}, without weights and images", "memory")
     return rows
 
 

@@ -209,12 +209,12 @@ def _verdict(target: str, value: float, unit: str, expected: float, after: Size,
     """Return whether the target is met, and a line that says why not, or ""."""
     if target == "accuracy":
         met = expected >= value - 1e-9
-        return met, "" if met else f"{value:.1%} is above the {expected:.1%} of the network as it is: ask for less"
+        return met, "" if met else f"{value:.1%} is above the {expected:.1%} of the unpruned network; choose a lower target"
     stays, whole = getattr(after, unit), getattr(dense, unit)
     if stays <= value * whole:
         return True, ""
     word = {"params": "parameters", "macs": "MACs"}[unit]
-    return False, f"{stays / whole:.1%} of the {word} stay even at the largest measured sparsities: measure larger ones"
+    return False, f"{stays / whole:.1%} of the {word} remain even at the largest measured sparsities; measure larger ones"
 
 
 class _Search:

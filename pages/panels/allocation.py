@@ -36,8 +36,8 @@ def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str,
     made: the sensitivity matrix of each merge, from which the sparsities are found.
     """
     st.markdown(
-        "The sparsity of each group that together cost the least accuracy by the heatmap above, **if the losses add up**. "
-        "They rarely do exactly: the network itself tells."
+        "These sparsities lose the least accuracy according to the heatmap above, **if the losses of the groups add up**. They "
+        "rarely add up exactly, so measure the pruned network to confirm."
     )
     left, middle, right = st.columns([1.4, 3, 1.4])
     target = left.selectbox("Target", list(_TARGETS), index=1, key="budget", bind=BIND)
@@ -51,19 +51,19 @@ def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str,
     if found.dense.note:
         st.caption(f"{found.dense.note}.")
     if not all(cell.complete for cell in made[merge].cells.values()):
-        st.caption("The study is not complete: some losses are those on a sample of the images.")
+        st.caption("The study is not complete: some losses are measured on a sample of the images.")
     losing = {group: share for group, share in found.sparsities.items() if share > 0}
     if not losing:
-        st.info("Nothing is to be pruned for this target.")
+        st.info("This target needs no pruning.")
         return
     spec = base.but(groups=tuple(losing), sparsities=tuple(losing.values()), merge=found.merge)
     _verified(here, session, spec, found, value if target == "accuracy" else None, kept)
-    st.caption("The same network, measured from the command line:")
+    st.caption("Command line that measures the same network:")
     line = curve_line(spec, criterion=[spec.criterion], merge=[spec.merge], sparsity=[0.0])
     st.code(line, language="bash", wrap_lines=True)
     st.page_link(
         "pages/export.py",
-        label="Take this network away, on the Export page",
+        label="Export this network",
         icon=":material/archive:",
         query_params=export.query(spec),
     )
@@ -72,9 +72,10 @@ def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str,
 def _value(target: str, made: Mapping[str, Matrix]) -> float:
     """Draw the slider of the target and return its value as a fraction."""
     if target != "accuracy":
-        return st.slider(f"At most this share of the {target}, %", 5, 100, 70, key="share", bind=BIND) / 100
+        about = f"Share of the {target} of the dense network."
+        return st.slider(f"Maximum {target}, %", 5, 100, 70, key="share", bind=BIND, help=about) / 100
     dense = 100 * max(matrix.dense for matrix in made.values())
-    words = f"At least this accuracy, % (dense: {dense:.1f})"
+    words = f"Minimum accuracy, % (dense: {dense:.1f})"
     return st.slider(words, 1.0, 100.0, max(1.0, float(int(dense) - 2)), 0.5, "%.1f", key="least", bind=BIND) / 100
 
 
@@ -97,7 +98,7 @@ def _verified(
     _numbers(found, measured)
     if job is not None and job.active:
         _wait(job)
-    elif not complete and st.button("Prune the whole network like this, and measure", icon=":material/content_cut:"):
+    elif not complete and st.button("Prune and measure", icon=":material/content_cut:"):
         studying.start(key, [spec], session, kept, f"pruned {spec.model}")
         st.rerun()
     if job is not None:
@@ -107,14 +108,14 @@ def _verified(
 def in_words(found: Suggestion, measured: Result, least: float | None = None) -> str:
     """Say as text whether the measured accuracy meets the expected one. least: the target accuracy, None if not given."""
     low, high = measured.interval
-    said = f"Expected {found.accuracy:.1%}, really **{with_interval(measured.accuracy, measured.interval)}**"
+    said = f"Expected {found.accuracy:.1%}, measured **{with_interval(measured.accuracy, measured.interval)}**"
     if low <= found.accuracy <= high:
-        said += f": the losses add up, as far as {measured.count:,} images tell"
+        said += f": the losses add up within the interval on {measured.count:,} images"
     else:
         compared = "more" if found.accuracy > high else "less"
-        said += f": together, the groups lose {compared} than the sum of what each loses alone"
+        said += f": pruned together, the groups lose {compared} than the sum of their separate losses"
     if least is not None:
-        said += f". The {least:.1%} asked for is {'reached' if measured.accuracy >= least else 'not reached'}"
+        said += f". The target of {least:.1%} is {'met' if measured.accuracy >= least else 'not met'}"
     return said + "."
 
 
@@ -125,7 +126,7 @@ def _numbers(found: Suggestion, measured: Result | None) -> None:
         "Parameters": (f"{size.params / dense.params:.0%}", f"{size.params:,} of {dense.params:,}"),
         "MACs": (f"{size.macs / dense.macs:.0%}", f"{_millions(size.macs)} of {_millions(dense.macs)} million"),
         "Expected accuracy": (f"{found.accuracy:.1%}", "if the losses add up"),
-        "Measured accuracy": ("not yet", "make the network to know"),
+        "Measured accuracy": ("not yet", "prune and measure"),
     }
     if measured:
         so_far = "" if measured.complete else f" of {measured.total:,}"

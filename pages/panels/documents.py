@@ -30,12 +30,12 @@ def section_control(name: str) -> str | None:
     titles = [one.title for one in docs.headings(name)[1:]]
     if st.session_state.get("section") not in titles:
         st.session_state.pop("section", None)
-    return st.selectbox("Section", titles, None, key="section", bind=BIND, placeholder="The whole document")
+    return st.selectbox("Section", titles, None, key="section", bind=BIND, placeholder="Whole document")
 
 
 def search_control() -> str:
     """Draw the search field and return the words that a heading must contain."""
-    return st.text_input("Search the headings of all documents", key="docs_search", placeholder="recovery").strip()
+    return st.text_input("Search headings", key="docs_search", placeholder="recovery").strip()
 
 
 def found(words: str) -> None:
@@ -43,13 +43,13 @@ def found(words: str) -> None:
     wanted = words.lower().split()
     known = [one for name in docs.NAMES for one in docs.headings(name) if all(word in one.title.lower() for word in wanted)]
     if not known:
-        st.caption(f"No heading has {escaping.code(words)}.")
+        st.caption(f"No heading contains {escaping.code(words)}.")
     with st.container(horizontal=True):
         for one in known[:_FOUND]:
             label = f"{docs.headings(one.document)[0].title}: {one.title}" if one.level > 1 else one.title
             st.button(label, key=f"{one.document}#{one.anchor}", on_click=_open, args=(one,), type="tertiary")
     if len(known) > _FOUND:
-        st.caption(f"{len(known) - _FOUND} more headings: search for more words.")
+        st.caption(f"{len(known) - _FOUND} more headings match. Add a word to narrow the search.")
 
 
 def _whole() -> None:

@@ -48,17 +48,17 @@ def controls(here: Here) -> PruneSpec:
         [1, 4, 8, 16, 32],
         key="round_to",
         bind=BIND,
-        help="Widths that are no multiple of what a processor works on at once can be slower than wider ones.",
+        help="A width that is not a multiple of the processor's vector size can be slower than a larger one.",
     )
     limit = grid.selectbox("Test images", ["500", "2000", "10000", "all"], index=1, key="export_limit", bind=BIND)
     own = grid.text_input(
-        "Sparsities of single groups",
+        "Sparsity per group",
         key="export_sparsities",
         bind=BIND,
-        placeholder="one for all",
+        placeholder="same for all",
         max_chars=20_000,
-        help="As conv1=0.1 layer2.0.conv1=0.5: these groups alone are pruned, in place of the sparsity above. The Sensitivity "
-        "page suggests some under a budget.",
+        help="For example conv1=0.1 layer2.0.conv1=0.5: only these groups are pruned, instead of the sparsity above. The "
+        "Sensitivity page suggests values for a budget.",
     )
     spec = here.spec.but(
         criterion=criterion,
@@ -72,7 +72,7 @@ def controls(here: Here) -> PruneSpec:
     shares = shares_of(own)
     unknown = set(shares) - {group.name for group in here.session.groups if group.reason is None}
     if unknown:
-        raise IntrafusionError(f"no group {min(unknown)!r} can be pruned here: see the groups in the sidebar")
+        raise IntrafusionError(f"{min(unknown)!r} is not a prunable group of this network; see the groups in the sidebar")
     return spec.but(groups=tuple(shares), sparsities=tuple(shares.values())) if shares else spec
 
 
@@ -84,9 +84,9 @@ def shares_of(text: str) -> dict[str, float]:
         try:
             shares[name] = float(share)
         except ValueError as error:
-            raise IntrafusionError(f"{word!r} is no group with its sparsity: write conv1=0.1") from error
+            raise IntrafusionError(f"{word!r} is not a group with a sparsity; write conv1=0.1") from error
         if not name or not 0 <= shares[name] < 1:
-            raise IntrafusionError(f"{word!r} is no group with a sparsity from 0 and below 1: write conv1=0.1")
+            raise IntrafusionError(f"{word!r} is not a group with a sparsity of at least 0 and less than 1; write conv1=0.1")
     return shares
 
 
@@ -105,7 +105,7 @@ def query(spec: PruneSpec) -> dict[str, Any]:
 def later(row: DeltaGenerator, label: str) -> None:
     """Draw a disabled button in place of one that has nothing to work on yet."""
     row.button(label, disabled=True, icon=":material/play_arrow:", width=210, key=f"later {label}")
-    row.caption("When the network is made.")
+    row.caption("Available when the network is pruned.")
 
 
 def _frame(rows: Sequence[Sequence[str]]) -> None:
@@ -121,7 +121,7 @@ def show_network(made: Made | None, merge: str) -> None:
         parts.chart(figure, "widths")
     with left:
         if made is None:
-            st.caption("Accuracy, parameters, multiply-accumulates and channels come here.")
+            st.caption("Accuracy, parameters, multiply-accumulates and channels appear here.")
             return
         _frame(before_and_after(made))
         words = "BatchNorm is folded into the weights of both networks."
@@ -134,15 +134,15 @@ def show_speed(found: LatencyComparison | None) -> None:
     """Draw the timing runs, the verdict, and the table of numbers."""
     dark = app_state.is_dark()
     if found is None:
-        parts.chart(figures.empty("How long one forward pass takes", dark), "speed")
+        parts.chart(figures.empty("Latency of one forward pass", dark), "speed")
         st.caption(
-            "Both networks take turns, some 30 times at batch 1 and at a large batch, so that whatever else this machine does "
-            "hits both. Faster or slower is said when the 95 % interval of the ratio says so."
+            "The networks are timed in turns, about 30 times each at batch 1 and at a large batch, so that other load on this "
+            "machine affects both. One is called faster only if the 95 % interval of the ratio excludes 1."
         )
         return
     parts.chart(figures.latencies(found, dark), "speed")
     if found.share < 1:
-        st.caption("Measuring. The verdict comes with the last turn.")
+        st.caption("Measuring. The conclusion appears after the last run.")
         return
     if found.sentence().startswith("Smaller but not faster"):
         st.warning(f"{found.sentence()}.", icon=":material/speed:")
@@ -188,8 +188,8 @@ def show_files(report: Report | None, found: Progress[Shelved] | None) -> None:
     """Draw how far each file's outputs differ from the network's, and the download buttons."""
     if report is None or found is None:
         st.caption(
-            f"A file is offered when its logits are at most {TOLERANCE:g} of the largest apart from the network's, on random "
-            "and on real images. onnxruntime reads the ONNX."
+            f"A file can be downloaded if its logits differ from the network's by at most {TOLERANCE:g} of the largest logit, on "
+            "random and on real images. The ONNX file is read with onnxruntime."
         )
         return
     files, folder = found.result.files, found.result.shelf.path
@@ -203,7 +203,7 @@ def show_files(report: Report | None, found: Progress[Shelved] | None) -> None:
     base = name_of(report.made.spec)
     with st.container(horizontal=True):
         st.download_button(
-            "All in one archive",
+            "Download all (ZIP)",
             lambda: archive(report, folder),
             f"{base}.zip",
             "application/zip",
@@ -232,7 +232,7 @@ def show_files(report: Report | None, found: Progress[Shelved] | None) -> None:
             on_click="ignore",
             key="download report",
         )
-    with st.expander("The report", icon=":material/description:"):
+    with st.expander("Report", icon=":material/description:"):
         st.markdown(report.markdown())
 
 
@@ -247,12 +247,12 @@ def keeping(made: Made | None) -> None:
     if made is None:
         return
     with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.text_input("Keep it on this machine as", name_of(made.spec), width=320)
-        asked = st.form_submit_button("Keep", icon=":material/save:")
+        name = st.text_input("Save network as", name_of(made.spec), width=320)
+        asked = st.form_submit_button("Save", icon=":material/save:")
     if asked:
         try:
             kept = app_state.keep(made.network, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:
-            st.success(f"Kept. Choose **{kept}** as the sidebar's model, on any page.", icon=":material/check:")
+            st.success(f"Saved. Choose **{kept}** as the model in the sidebar of any page.", icon=":material/check:")

@@ -14,7 +14,7 @@ from intrafusion.studies.session import Scores, Session
 from pages.shared import job_panel
 from pages.shared.app_state import Here
 
-NEEDS = {"nothing": "weights alone", "images": "images", "labels": "labelled images"}
+NEEDS = {"nothing": "weights only", "images": "images", "labels": "labelled images"}
 FORMULAS = {
     "random": r"s_j \sim U(0, 1)",
     "l1": r"s_j \propto \frac{1}{|\Lambda|} \sum_{\ell \in \Lambda} \sum_{w \in W_{\ell j}} |w|",
@@ -35,11 +35,11 @@ FORMULAS = {
     "greedy": r"j^\ast = \arg\max_j \frac{\lVert E_j W^\top \rVert^2}{E_{jj}}, \quad E \leftarrow E - \frac{E_{j^\ast} E_{j^\ast}^\top}{E_{j^\ast j^\ast}}, \quad E_0 = \operatorname{Cov}(A)",
 }  # fmt: skip
 _SYMBOLS = (
-    r"$\Lambda$: the group's layers, $\Lambda_\mathrm{w}$: those that write it; $W_{\ell j}$: the weights of layer $\ell$ that write or read channel $j$, BatchNorm folded; "
-    r"$\gamma_j$: BatchNorm's scale; $L$: the loss; $y$: the true class's logit; $A_j$: channel $j$'s map where the next layers "
-    r"read it, $p$ a place in it; $w_{oi}$: the weight of their output $o$ on their input $x_i$; $m$: DeepLIFT's multiplier; "
-    r"$E_j$: row $j$ of what the channels chosen so far leave unexplained, $W$: the weights of what reads them; "
-    r"$\mathbb E$: the mean over calibration images $x$, among which $0$ is the mean pixel."
+    r"$\Lambda$: the layers of the group; $\Lambda_\mathrm{w}$: its producers; $W_{\ell j}$: the incoming or outgoing weights of channel $j$ in layer $\ell$, with BatchNorm folded; "
+    r"$\gamma_j$: BatchNorm's scale; $L$: the loss; $y$: the logit of the true class; $A_j$: the feature map of channel $j$ at "
+    r"the input of the next layers; $p$: a position in it; $w_{oi}$: the weight from their input $x_i$ to their output $o$; "
+    r"$m$: DeepLIFT's multiplier; $E_j$: row $j$ of the covariance that the channels chosen so far do not explain; $W$: the "
+    r"weights of the consumers; $\mathbb E$: the mean over calibration images $x$; $0$: an image of mean pixels."
 )
 PASSES = {  # cost of a criterion in forward passes: once per group, and per layer that reads the group
     "taylor": (3, 0), "taylor_sum": (3, 0), "obd": (8, 4), "chip": (0, 20), "hrank": (1, 3), "relative": (2, 1),
@@ -113,14 +113,14 @@ def scored(
             list(score_each(session, [spec.but(criterion=name) for name in now], group, known))
     if later:
         names = ", ".join(late.criterion for late in later)
-        label = f"Compute the other {len(later)} criteria" if len(later) > 1 else f"Compute {names}"
+        label = f"Compute {len(later)} more criteria" if len(later) > 1 else f"Compute {names}"
         work = partial(score_each, session, later, group, known)
-        job_panel.ask(key, label, len(later), work, f"Still to score: {names}", redraw=True)
+        job_panel.ask(key, label, len(later), work, f"Not computed yet: {names}", redraw=True)
     elif looked := [name for name in possible if registry("criterion")[name].needs != "nothing"]:
         st.caption(f"{', '.join(looked)}: scored on {image_count(session.calibration(spec))}.")
     else:
-        st.caption("Scored by weights alone.")
-    waiting = {name: "needs images, which are not here" for name in criteria if name not in possible}
+        st.caption("Scored on weights only.")
+    waiting = {name: "needs images, which are not available" for name in criteria if name not in possible}
     waiting |= {late.criterion: "not computed yet" for late in later}
     failed = {name: why for name in possible if isinstance(why := known.get(name), str)}
     return {name: found for name in possible if isinstance(found := known.get(name), Scores)}, failed, waiting
@@ -151,28 +151,31 @@ def rank_row(comparison: CriteriaComparison, channel: int) -> None:
     ]
     count = int(comparison.kept[:, channel].sum())
     st.markdown(
-        f"Its rank among {comparison.ranks.shape[1]:,}: {' '.join(badges)} "
-        f":small[{count} of {len(badges)} would keep it, those in colour]"
+        f"Rank among {comparison.ranks.shape[1]:,} channels: {' '.join(badges)} "
+        f":small[{count} of {len(badges)} criteria keep it (coloured)]"
     )
 
 
 def how_to_read(comparison: CriteriaComparison) -> None:
     """Explain the agreement matrix as text, with the agreement expected by chance."""
     chance, k, n = comparison.chance, comparison.k, comparison.scores.shape[1]
-    bound = "" if np.isnan(chance.correlation) else f" With {n:,} channels, chance stays within ±{chance.correlation:.2f}."
-    st.markdown(
-        f"**Above the diagonal**, Spearman's rank correlation: 1 for the same order, 0 for none, −1 for the reverse.{bound}"
+    bound = (
+        ""
+        if np.isnan(chance.correlation)
+        else f" With {n:,} channels, unrelated rankings stay within ±{chance.correlation:.2f}."
     )
+    st.markdown(f"**Above the diagonal**: Spearman's rank correlation (1: same order, 0: unrelated, −1: reverse order).{bound}")
     if comparison.pruned:
         st.markdown(
-            f"**Below it**, the share of the {k:,} kept channels that two criteria have in common. Blind choice shares "
-            f"{chance.overlap:.0%}, within {chance.low:.0%} to {chance.high:.0%}."
+            f"**Below the diagonal**: the share of the {k:,} kept channels that two criteria have in common. Random choices share "
+            f"{chance.overlap:.0%} on average, between {chance.low:.0%} and {chance.high:.0%}."
         )
     st.markdown(
-        "No colour is chance, :primary[teal] more agreement, :orange[amber] less. Chance ranges hold in 19 of 20 cases."
+        "No colour: as expected by chance; :primary[teal]: more agreement; :orange[amber]: less. Ranges by chance hold in 95 % of "
+        "cases."
     )
     if np.isnan(comparison.spearman).any():
-        st.markdown("A dash: a criterion gives every channel the same score, and so no ranking.")
+        st.markdown("A dash means that a criterion gives every channel the same score, so there is no ranking.")
 
 
 def agreement_table(comparison: CriteriaComparison, scores: dict[str, Scores]) -> pd.DataFrame:

@@ -28,13 +28,13 @@ KEYS = (
 )  # fmt: skip
 _SHOWN = 8  # most images in the gallery
 _KINDS = {
-    "fusion keeps": "dense right, dropped wrong, fused right",
-    "both lose": "dense right, both pruned networks wrong",
-    "only fusion loses": "dense and dropped right, fused wrong",
-    "only fusion gains": "dense and dropped wrong, fused right",
-    "only dropping gains": "dense and fused wrong, dropped right",
-    "both gain": "dense wrong, both pruned networks right",
-    "wrong otherwise": "all three wrong, and not all alike",
+    "fusion keeps": "dense and fused correct, dropped wrong",
+    "both lose": "dense correct, dropped and fused wrong",
+    "only fusion loses": "dense and dropped correct, fused wrong",
+    "only fusion gains": "only fused correct",
+    "only dropping gains": "only dropped correct",
+    "both gain": "dense wrong, dropped and fused correct",
+    "wrong otherwise": "all wrong, with different predictions",
 }
 
 
@@ -53,7 +53,7 @@ def controls(here: Here) -> PruneSpec:
         index=1,
         key="landscape_limit",
         bind=BIND,
-        help="Every point of the plane and of the path is measured on all of them.",
+        help="Every point of the plane and of the path is measured on all these images.",
     )
     groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
     return here.spec.but(
@@ -73,7 +73,7 @@ def plane_controls(row: DeltaGenerator) -> tuple[str, int]:
         label_visibility="collapsed",
     )
     size = row.selectbox(
-        "Points on a side",
+        "Points per side",
         [9, 17, 33],
         index=1,
         key="landscape_size",
@@ -99,8 +99,8 @@ def show_plane(found: Slice | None, what: str) -> None:
         parts.chart(figure, "plane")
     with right:
         st.markdown(
-            "Three points always lie in one plane. Its axes show true distances between networks, so what looks near is "
-            "near. Where the ground shows through, networks are good; the more ink, the worse."
+            "Three points always lie in one plane. Its axes show the true distances between networks. The closer a colour is to "
+            "the background, the better the network."
         )
         if found is not None:
             rows = [
@@ -108,22 +108,21 @@ def show_plane(found: Slice | None, what: str) -> None:
                     "network": mark.name,
                     "accuracy": f"{mark.accuracy:.1%} ± {50 * (mark.interval[1] - mark.interval[0]):.1f}",
                     "loss, nats": f"{mark.loss:.3g}",
-                    "from dense": f"{mark.distance:.3g}",
+                    "distance": f"{mark.distance:.3g}",
                 }
                 for mark in found.marks
             ]
             st.dataframe(pd.DataFrame(rows), hide_index=True)
             st.caption(
-                f"The three marks are measured by themselves, on {found.marks[0].count:,} test images with 95 % intervals; "
-                f"{found.share:.0%} of the grid is measured. BatchNorm is folded into the weights; a pruned network has zeros "
-                "where channels went."
+                f"The three networks are measured separately on {found.marks[0].count:,} test images, with 95 % intervals; "
+                f"{found.share:.0%} of the grid is measured. BatchNorm is folded into the weights, and removed channels are zero."
             )
-        with st.popover("How is the plane made?", icon=":material/help:"):
+        with st.popover("How it is computed", icon=":material/help:"):
             st.latex(
                 r"u = \frac{w_{drop} - w}{\lVert w_{drop} - w \rVert}, \quad v \propto (w_{fuse} - w) - \langle w_{fuse} - w, u\rangle u"
             )
             st.latex(r"(x, y) \mapsto \mathrm{accuracy}(w + x\,u + y\,v)")
-            st.markdown("$w$ holds all weights and biases of the dense network, BatchNorm folded.")
+            st.markdown("$w$ contains all weights and biases of the dense network, with BatchNorm folded.")
 
 
 def show_outputs(found: Outputs | None, made: Solutions) -> None:
@@ -131,17 +130,17 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
     complete = found is not None and found.share == 1
     dark = app_state.is_dark()
     with left:
-        title = "How far the logits move"
+        title = "Distance of the logits"
         figure = (
             output_figures.distance_histograms(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
         )
         parts.chart(figure, "distances")
     with right:
-        title = "How far they move, class by class"
+        title = "Distance of the logits by class"
         figure = output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
         parts.chart(figure, "classes")
     if not complete:
-        st.caption("The images whose prediction changes come here.")
+        st.caption("Images whose prediction changes appear here.")
         return
     changed = {kind: rows for kind, rows in found.changed().items() if len(rows)}
     if not changed:
@@ -167,7 +166,7 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
     pictures = [data.images[i].permute(1, 2, 0).cpu().numpy() for i in rows]
     parts.chart(gallery(pictures, [_caption(found, i) for i in rows], title, -1, dark), "changed-images")
     if len(changed[kind]) > _SHOWN:
-        st.caption(f"The {_SHOWN} that the dense network was surest of. The CSV below has every image.")
+        st.caption(f"The {_SHOWN} images with the highest confidence of the dense network. The CSV below lists all images.")
 
 
 def _caption(found: Outputs, image: int) -> str:
@@ -214,8 +213,8 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
         format="%g",
         key="path_rate",
         bind=BIND,
-        placeholder="found by a test",
-        help="Left empty, it is the one after which a short run is best.",
+        placeholder="automatic",
+        help="If empty, short training runs find the best rate.",
     )
     training = grid.selectbox("Training images", ["1000", "2000", "5000", "all"], index=1, key="path_training", bind=BIND)
     kept = {name: others[name] for name in (first, last) if name in others}
@@ -229,22 +228,22 @@ def show_path(found: Path | None, ends: tuple[str, str]) -> None:
     else:
         parts.chart(figures.path_panels(found, ends, dark), "path")
     words = (
-        f"{POINTS} networks on the straight line and {POINTS} on a Bezier curve with three bends, which alone were trained; the "
-        "ends stay. Two networks lie in one valley when some path between them never climbs above its worse end."
+        f"{POINTS} networks on the straight line and {POINTS} on a Bezier curve with three bends; only the bends are trained, and "
+        "the ends are fixed. Two networks lie in one valley if the loss on some path never exceeds that of its worse end."
     )
     for name, walked in (("straight line", found.line), ("trained path", found.curve)) if found else ():
         if walked.share == 1:
-            climbs = f"climbs {walked.barrier:.2g} nats" if walked.barrier > 0 else "never climbs"
-            words += f" Here the {name} {climbs} above it."
+            rises = f"rises {walked.barrier:.2g} nats" if walked.barrier > 0 else "never rises"
+            words += f" On the {name}, the loss {rises} above it."
     if found is not None and found.norms:
-        words += f" At every place the statistics of the {found.norms} BatchNorms are measured again on {found.seen:,} training images."
+        words += f" At every point, the statistics of the {found.norms} BatchNorm layers are recomputed on {found.seen:,} training images."
     elif found is not None:
-        words += " BatchNorm is folded into these networks, or they have none: there are no statistics to measure again."
+        words += " BatchNorm is folded or absent in these networks, so there are no statistics to recompute."
     st.caption(words)
     if found is not None and found.moments:
-        st.caption(f"Training, at a peak learning rate of {found.rate:.2g}: {found.moments[-1]}.")
+        st.caption(f"Training at a peak learning rate of {found.rate:.2g}: {found.moments[-1]}.")
     elif found is not None and found.line.share == 1:
-        st.caption("Training begins when short runs have found a learning rate.")
+        st.caption("Training starts after short runs have found a learning rate.")
 
 
 def show_sharp(found: Sharpness | None) -> None:
@@ -255,19 +254,21 @@ def show_sharp(found: Sharpness | None) -> None:
         figure = figures.sharp_bars(found, dark)
     parts.chart(figure, "sharp")
     words = (
-        "Along a few directions the training loss climbs steeply, along most it hardly changes: a displacement that keeps out "
-        "of the steep ones stays in the valley."
+        "The training loss rises steeply along a few directions and hardly changes along most. A displacement outside the steep "
+        "directions stays in the valley."
     )
     if found is not None:
         words += (
-            f" Found by Lanczos, {found.step} products with the Hessian of the loss on {found.images:,} training images, among "
-            f"{found.dimensions:,} dimensions. By chance, any direction has some share there: of all weights together, or of those alone "
-            f"that pruning changes; means of {CONTROLS} draws."
+            f" The directions were computed by the Lanczos method: {found.step} products with the Hessian of the loss on "
+            f"{found.images:,} training images, in {found.dimensions:,} dimensions. Random directions, in all weights or only in "
+            f"those that pruning changes, also have a share there (means of {CONTROLS} draws)."
         )
     st.caption(words)
-    with st.popover("The formula", icon=":material/help:"):
+    with st.popover("Formula", icon=":material/help:"):
         st.latex(r"\mathrm{share}(d) = \sum_{i=1}^{10} \langle v_i, d \rangle^2 / \lVert d \rVert^2")
-        st.markdown("$v_i$: eigenvectors of the Hessian at the dense weights; $d$: from there to the pruned network.")
+        st.markdown(
+            "$v_i$: eigenvectors of the Hessian at the dense weights; $d$: the displacement from there to the pruned network."
+        )
 
 
 def table(found: Slice | None) -> pd.DataFrame:

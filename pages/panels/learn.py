@@ -85,9 +85,9 @@ def setting() -> tuple[int, int, str, int, str, int]:
     with st.grid(5, min_column_width=150, gap=("xsmall", "medium")):
         hidden = st.slider("Neurons", 4, 8, _HIDDEN, key="lesson_hidden", bind=BIND)
         _keep_within("lesson_stay", range(1, hidden + 1), _STAY)
-        stay = st.slider("Neurons that stay", 1, hidden, _STAY, key="lesson_stay", bind=BIND)
+        stay = st.slider("Kept neurons", 1, hidden, _STAY, key="lesson_stay", bind=BIND)
         seed = st.number_input(
-            "Seed", 0, 9999, toy_network.SEED, key="lesson_seed", bind=BIND, help="Another start of the training."
+            "Seed", 0, 9999, toy_network.SEED, key="lesson_seed", bind=BIND, help="Seed of the initial weights."
         )
         entries = registry("criterion")
         criterion = st.selectbox(
@@ -96,16 +96,16 @@ def setting() -> tuple[int, int, str, int, str, int]:
             index=_criteria().index("l1"),
             key="lesson_criterion",
             bind=BIND,
-            help="What makes a neuron important. " + "; ".join(f"**{n}**: {entries[n].summary}" for n in _criteria()),
+            help="Scores the importance of a neuron. " + "; ".join(f"**{n}**: {entries[n].summary}" for n in _criteria()),
         )
         p = st.segmented_control(
-            "Cost: p-norm",
+            "Cost p-norm",
             [1, 2],
             default=1,
             required=True,
             key="lesson_p",
             bind=BIND,
-            help="How the differences between two neurons add up, in step 3.",
+            help="Norm of the difference between two neurons, in step 3.",
         )
     return int(seed), hidden, _changes(hidden), stay, criterion, p or 1
 
@@ -126,7 +126,7 @@ def _changes(hidden: int) -> str:
         st.text_input(
             "Your changes",
             key="lesson_text",
-            placeholder="none yet: drag a weight at the bottom, or write 3.w1=0.5 3.b=-1",
+            placeholder="none: drag a weight at the bottom, or enter 3.w1=0.5 3.b=-1",
         )
         st.form_submit_button("Apply", on_click=lambda: _change(st.session_state.lesson_text))
     try:
@@ -156,7 +156,7 @@ def neuron_bar(seed: int, hidden: int, changes: str) -> int:
             required=True,
             key="lesson_neuron",
             bind=BIND,
-            help="Or click one in a picture.",
+            help="You can also click a neuron in a figure.",
         )
     neuron = default if neuron is None else neuron
     with grid.cell(column_span=3):
@@ -196,7 +196,7 @@ def other_control(neuron: int, kept: Sequence[int], default: int) -> int:
         st.session_state.lesson_other = default
     st.session_state.lesson_followed = neuron
     _keep_within("lesson_other", kept, default)
-    return st.selectbox("Compared with neuron", kept, index=kept.index(default), key="lesson_other", bind=BIND, width=200)
+    return st.selectbox("Compare with neuron", kept, index=kept.index(default), key="lesson_other", bind=BIND, width=200)
 
 
 def ask(
@@ -216,17 +216,17 @@ def ask(
         key = f"lesson_answer_{name}: {question}"  # a new question has a new key, so it starts unanswered
         answer: float | str | None
         if options is None:
-            answer = st.number_input("Your answer, to two decimals", value=None, step=0.01, format="%.2f", key=key)
+            answer = st.number_input("Answer, two decimals", value=None, step=0.01, format="%.2f", key=key)
         else:
-            answer = st.radio("Your answer", options, index=None, horizontal=True, key=key)
+            answer = st.radio("Answer", options, index=None, horizontal=True, key=key)
         if not st.form_submit_button("Check", icon=":material/check:"):
             return
         if answer is None:
-            st.info("Give an answer first.")
+            st.info("Enter an answer first.")
         elif is_right(answer):
-            st.success(f"Right. {why}", icon=":material/check_circle:")
+            st.success(f"Correct. {why}", icon=":material/check_circle:")
         else:
-            st.error(f"Not {answer}. {hint}", icon=":material/error:")
+            st.error(f"{answer} is not correct. {hint}", icon=":material/error:")
 
 
 def step(title: str, sentence: str) -> None:
@@ -237,7 +237,7 @@ def step(title: str, sentence: str) -> None:
 
 def onwards(page: str, about: str) -> None:
     """Draw a link from a step to the page that does the same with a real network."""
-    st.page_link(f"pages/{page}.py", label=f"See this on a real layer: {about}", icon=":material/arrow_forward:")
+    st.page_link(f"pages/{page}.py", label=f"See this on a real network: {about}", icon=":material/arrow_forward:")
 
 
 def two() -> tuple[DeltaGenerator, DeltaGenerator]:
@@ -273,8 +273,8 @@ def fate(told: Story) -> str:
     pairs = told.absorbs if told.kept else told.goes_to
     listed = " and ".join(f"neuron {other} (weight {fraction(weight)})" for other, weight in pairs)
     if told.kept:
-        return f"Neuron {told.channel} stays" + (f" and takes up {listed}." if listed else ".")
-    return f"Neuron {told.channel} goes to {listed}."
+        return f"Neuron {told.channel} is kept" + (f" and absorbs {listed}." if listed else ".")
+    return f"Neuron {told.channel} is merged into {listed}."
 
 
 def neuron_table(made: toy_network.Lesson) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
     row = st.container(horizontal=True)
     norms = any(layer.norm for group in here.session.groups for layer in group.layers)
     methods = row.multiselect(
-        "Recoveries",
+        "Recovery methods",
         list(registry("recovery")),
         default=_DEFAULT if norms else _DEFAULT_PLAIN,
         key="methods",
@@ -74,24 +74,24 @@ def controls(here: Here) -> tuple[PruneSpec, int, list[str], bool]:
         required=True,
         key="seeds",
         bind=BIND,
-        help="Each is another run of every method.",
+        help="Every method runs once per seed.",
     )
     limit = row.selectbox(
-        "Images",
+        "Test images",
         ["500", "2000", "10000", "all"],
         index=1,
         key="recovery_limit",
         bind=BIND,
         width=110,
-        help="Test images that the answer is measured on. Nothing is chosen by them.",
+        help="The results are measured on these images. They are not used for model selection.",
     )
     equal = st.toggle(
-        "At equal compute, too",
+        "Also at equal compute",
         value=True,
         key="equal",
         bind=BIND,
-        help="Over-parameterized networks and teachers cost more a step. This runs them again with as many "
-        "multiply-accumulates as plain fine-tuning takes.",
+        help="Over-parameterization and distillation cost more per step. This also runs them with only as many "
+        "multiply-accumulates as plain fine-tuning needs.",
     )
     groups: Any = "all" if (scope or "all groups") == "all groups" else here.spec.groups
     spec = here.spec.but(
@@ -116,7 +116,7 @@ def training_controls() -> dict[str, Any]:
         index=1,
         key="training",
         bind=BIND,
-        help="A tenth of them, at most 1,000, is held out: the learning rate and the best moment are chosen by these.",
+        help="A tenth of them, at most 1,000, is held out to choose the learning rate and the best checkpoint.",
     )
     rate = grid.number_input(
         "Peak learning rate",
@@ -127,8 +127,8 @@ def training_controls() -> dict[str, Any]:
         format="%g",
         key="rate",
         bind=BIND,
-        placeholder="found by a test",
-        help="Left empty, each method gets the one after which a short run is best.",
+        placeholder="automatic",
+        help="If empty, short training runs find the best rate for each method.",
     )
     patience = grid.number_input(
         "Patience",
@@ -138,8 +138,8 @@ def training_controls() -> dict[str, Any]:
         1,
         key="patience",
         bind=BIND,
-        placeholder="no early end",
-        help="Looks at the held-out images, 25 a run, without a smaller loss after which training ends.",
+        placeholder="no early stopping",
+        help="Early stopping: evaluations on held-out images, 25 per run, without a lower loss.",
     )
     ratio = grid.number_input(
         "Over-parameterization",
@@ -150,10 +150,10 @@ def training_controls() -> dict[str, Any]:
         format="%g",
         key="ratio",
         bind=BIND,
-        help="How many times wider the inner factors are. Reconstructed: the paper's own ratio and schedule are unknown.",
+        help="How many times wider the inner factors are. Reconstructed, because the paper's ratio and schedule are unknown.",
     )
     gamma = grid.number_input(
-        "Weight of similarity",
+        "Similarity weight",
         0.0,
         1000.0,
         100.0,
@@ -161,9 +161,9 @@ def training_controls() -> dict[str, Any]:
         format="%g",
         key="gamma",
         bind=BIND,
-        help="Of the loss that compares which images look alike.",
+        help="Weight of the loss that compares the similarities between images.",
     )
-    rank = grid.number_input("Rank of low-rank changes", 1, 64, 8, 1, key="rank", bind=BIND)
+    rank = grid.number_input("Low-rank update rank", 1, 64, 8, 1, key="rank", bind=BIND)
     return {
         "epochs": float(epochs),
         "training": None if training == "all" else int(training),
@@ -198,7 +198,7 @@ def lookers(specs: Sequence[PruneSpec]) -> list[PruneSpec]:
 
 def forecast(specs: Sequence[PruneSpec]) -> str:
     count = sum(map(trains, specs))
-    return f"Trains {count} networks in the background." if count else "Solves for a few numbers; nothing is trained."
+    return f"Trains {count} networks in the background." if count else "Computes a few statistics; nothing is trained."
 
 
 def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
@@ -224,7 +224,7 @@ def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store 
 def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:
     """Draw the table of results: accuracy without recovery and with each method, and the cost of each."""
     if not rows:
-        st.caption("Accuracy without and with each recovery, and the cost of each, come here.")
+        st.caption("Accuracy without recovery and with each method, and the costs, appear here.")
         return
     dense = next(iter(known.values())).dense_accuracy
     equal = {row.recovery: row for row in rows if row.budget == "compute"}
@@ -236,7 +236,7 @@ def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known:
     st.caption(f"Top-1 accuracy on {images:,} test images, {spread}. Dense: {dense:.1%}.")
     st.dataframe(columns.astype(str), hide_index=True, column_config={"recovery": st.column_config.TextColumn(width=120)})
     if any(registry("recovery")[row.recovery].reconstructed for row in rows):
-        st.caption("Over-parameterization is :orange-badge[reconstructed]: the paper's own ratio and schedule are unknown.")
+        st.caption("Over-parameterization is :orange-badge[reconstructed], because the paper's ratio and schedule are unknown.")
 
 
 def _line(row: Row, equal: Row | None) -> dict[str, Any]:
@@ -245,13 +245,13 @@ def _line(row: Row, equal: Row | None) -> dict[str, Any]:
         "recovery": row.recovery,
         "accuracy": _accuracy(row),
         "at equal compute": _accuracy(equal) if equal else None,
-        "trainable": f"{facts.trainable:,}" if facts else None,
-        "memory in training": f"{facts.memory / 1e6:,.1f} MB" if facts else None,
+        "trainable parameters": f"{facts.trainable:,}" if facts else None,
+        "training memory": f"{facts.memory / 1e6:,.1f} MB" if facts else None,
         "learning rate": f"{facts.rate:.2g}" if facts else None,
         "steps": f"{moments[-1].step:,}" if moments else None,
         "seconds": f"{moments[-1].seconds:.1f}" if moments else None,
-        "finding the rate, s": f"{facts.tuning:.1f}" if facts else None,
-        "MACs a step and image": f"{facts.macs:,}" if facts else None,
+        "rate search, s": f"{facts.tuning:.1f}" if facts else None,
+        "MACs per step and image": f"{facts.macs:,}" if facts else None,
     }
 
 
@@ -262,15 +262,15 @@ def _accuracy(row: Row) -> str:
 def similarities(session: Session, base: PruneSpec, done: Sequence[PruneSpec]) -> None:
     """Draw the similarity matrices of a layer: of the dense network, of the pruned one, and after a recovery."""
     st.markdown(
-        "Some training images against each other, sorted by class: the stronger the colour, the more alike a layer finds "
-        "the two (amber: the more unlike). Similarity-preserving distillation asks the student for the teacher's square."
+        "Similarity of each pair of some training images in the features of one layer, sorted by class. Stronger teal means more "
+        "similar, stronger amber less. Similarity-preserving distillation fits the student's matrix to the teacher's."
     )
     row = st.container(horizontal=True)
     names = list(dict.fromkeys(spec.recovery for spec in done if spec.recovery != "none" and spec.budget == "epochs"))
     if not names:
-        st.caption("Choose a recovery other than none.")
+        st.caption("Choose a recovery method other than none.")
         return
-    name = row.selectbox("After", names, index=len(names) - 1, key="looked_at", bind=BIND, width=220)
+    name = row.selectbox("Recovery", names, index=len(names) - 1, key="looked_at", bind=BIND, width=220)
     layers = layers_to_compare(session)
     layer = row.selectbox("Layer", layers, index=len(layers) - 1, key="alike_layer", bind=BIND, width=260)
     found = _alike(session, base.but(recovery=name, seed=0), layer)

@@ -26,10 +26,10 @@ def channel_activations(here: Here, data: ImageData) -> Tensor | None:
     batches = job_panel.results(
         ("activations", here.key(), here.spec.data_path, here.group.name),
         here.session.size.macs * len(data),
-        f"Show {len(data):,} images to the network",
+        "Compute activations",
         sum(1 for _ in batches_for(here.session.model, data)),
         lambda: activations_of_channels(here.session.model, here.group, data),
-        "Finds the images that drive a channel most",
+        f"Activations of the group's channels on {len(data):,} images",
     )
     return batches and torch.cat(batches)
 
@@ -46,7 +46,7 @@ def attribution(here: Here, data: ImageData, channel: int, image: int, method: s
         f"Compute {method}",
         1,
         lambda: iter([channel_attribution(here.session.model, here.group, channel, data.images[image], method)]),
-        f"Takes about {passes} passes through the network",
+        f"About {passes} passes through the network",
     )
     return found and found[0]
 
@@ -56,15 +56,18 @@ def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> s
     values, dead = activation[:, channel], int((~activation.any(0)).sum())
     images = image_count(data)
     if not values.any():
-        return f"As {escaping.code(layer)} reads it, this channel is zero on all {images}: it is dead, and nothing is lost when it goes."
+        return f"At the input of {escaping.code(layer)}, this channel is zero on all {images}. It is dead, so removing it loses nothing."
     active = float((values != 0).float().mean())
-    words = f"As {escaping.code(layer)} reads it, the channel is active on {active:.0%} of {images}, mean activation {values.mean():.3g}."
+    words = (
+        f"At the input of {escaping.code(layer)}, the channel is active on {active:.0%} of {images}; its mean activation is "
+        f"{values.mean():.3g}."
+    )
     labels = data.labels.cpu()
     means = {label: float(values[labels == label].mean()) for label in labels.unique().tolist() if label >= 0}
     if 1 < len(means) <= len(values) / 5:  # at least five images per class on average, so that a mean is meaningful
         most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         words += (
-            f" Strongest on **{escaping.markdown(data.classes[most])}** ({means[most]:.3g} on average), weakest on "
+            f" The class mean is highest for **{escaping.markdown(data.classes[most])}** ({means[most]:.3g}) and lowest for "
             f"**{escaping.markdown(data.classes[least])}** ({means[least]:.3g})."
         )
     if dead:
@@ -83,13 +86,13 @@ def image_control(count: int) -> tuple[int, str]:
             required=True,
             key="image",
             bind=app_state.BIND,
-            help="1 drives the channel most. Or click one.",
+            help="Image 1 has the highest activation. You can also click an image.",
         )
         or 1
     )
     method = (
         row.segmented_control(
-            "Captum's method",
+            "Attribution method",
             list(METHODS),
             default="integrated-gradients",
             required=True,
@@ -106,7 +109,7 @@ def image_control(count: int) -> tuple[int, str]:
 def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int) -> None:
     """Draw the images that activate a channel most. A click chooses one. values: the channel's activation (N,) on `data`."""
     captions = [f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top]
-    title = f"The {len(top)} of {len(data):,} images that activate it most"
+    title = f"The {len(top)} of {len(data):,} images with the highest activation"
     figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, app_state.is_dark())
 
     def pick() -> None:
@@ -130,13 +133,11 @@ def show_attribution(here: Here, data: ImageData, channel: int, image: int, meth
     parts.chart(
         attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, app_state.is_dark()), "pixels"
     )
-    words = (
-        f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal raises the activation, amber lowers it."
-    )
+    words = f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal pixels raise the activation; amber pixels lower it."
     if method == "integrated-gradients":
         words += (
-            f" All pixels together: {found.pixels.sum():.3g}. Exact would be the activation, {found.activation:.3g}, less the "
-            f"{found.baseline:.3g} of an image of mean pixels."
+            f" The pixels sum to {found.pixels.sum():.3g}. The exact sum is the activation, {found.activation:.3g}, minus that of an "
+            f"image of mean pixels, {found.baseline:.3g}."
         )
     st.caption(words)
 

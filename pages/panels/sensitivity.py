@@ -61,47 +61,46 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
         key="precision",
         bind=BIND,
         disabled=not fast,
-        help="exact: the predictions of fp32. fast: bf16, refused where it moves the dense accuracy by more than 0.2 points.",
+        help="exact: the predictions of fp32. fast: bf16, rejected if it changes the dense accuracy by more than 0.2 points.",
     )
     precision = precision if fast and precision else "exact"
     if not fast:
         middle.caption("Fast needs a device with bfloat16.")
     decide = middle.toggle(
-        "Stop at what is decided",
+        "Stop when decided",
         key="decide",
         bind=BIND,
         disabled=not several,
-        help="Looks no further at a cell once the merges differ for sure on the same images (the 95 % interval of paired proportions by Agresti and Min, corrected for the number of looks).",
+        help="Stops measuring a cell when the merges differ significantly on the same images (95 % interval of paired proportions "
+        "by Agresti and Min, corrected for the number of looks).",
     )
     if not several:
-        middle.caption("One merge alone leaves nothing to decide.")
+        middle.caption("This option needs at least two merges.")
     automatic = automatic_name(base.but(precision=precision))
     name = left.text_input(
-        "Name of the study",
+        "Study name",
         key="study_name",
         bind=BIND,
         placeholder=automatic,
-        help="The store and the command line know it by this name. Without one it is named after its settings.",
+        help="The name in the store and on the command line. If empty, the study is named after its settings.",
     ).strip()
     executor = right.segmented_control(
-        "Where",
+        "Run on",
         ["here", "Ray cluster"],
         default="here",
         required=True,
         key="executor",
         bind=BIND,
         disabled=not ray,
-        help="A Ray cluster takes the study past one machine.",
+        help="A Ray cluster runs the study on several machines.",
     )
     run, flags = sweep, {}
     if not ray:
-        right.caption("No cluster on a public server." if is_public() else "A cluster needs the package ray.")
+        right.caption("A public server has no cluster." if is_public() else "A Ray cluster needs the package ray.")
     elif executor == "Ray cluster":
         from intrafusion.studies.cluster import driver
 
-        address = right.text_input(
-            "Address of the cluster", key="address", bind=BIND, placeholder="one on this machine"
-        ).strip()
+        address = right.text_input("Cluster address", key="address", bind=BIND, placeholder="a cluster on this machine").strip()
         run, flags = partial(driver.sweep_on_cluster, address=address or None), {"executor": "ray"}
         flags |= {"address": address} if address else {}
     return Way(name or automatic, bool(name), precision, decide and several, run, flags)
@@ -123,12 +122,12 @@ def pair(merges: Sequence[str]) -> tuple[str, str] | None:
     if len(merges) == 2:
         return first, second
     left, right, _ = st.columns([1, 1, 2])
-    first = left.selectbox("Difference of", merges, merges.index(first), key="first_merge", bind=BIND)
+    first = left.selectbox("First merge", merges, merges.index(first), key="first_merge", bind=BIND)
     others = [merge for merge in merges if merge != first]
     if st.session_state.get("second_merge") not in others:
         st.session_state.pop("second_merge", None)
     default = others.index(second) if second in others else 0
-    return first, right.selectbox("to", others, default, key="second_merge", bind=BIND)
+    return first, right.selectbox("Second merge", others, default, key="second_merge", bind=BIND)
 
 
 def matrices(
@@ -170,9 +169,7 @@ def cell_control(percents: Sequence[int]) -> float:
     """Return the chosen cell's sparsity, by default the largest. Clicks also set it, so it is part of the permalink."""
     if st.session_state.get("cell") not in percents:
         st.session_state.pop("cell", None)
-    percent = st.segmented_control(
-        "Channels removed, %", sorted(percents), default=max(percents), required=True, key="cell", bind=BIND
-    )
+    percent = st.segmented_control("Sparsity, %", sorted(percents), default=max(percents), required=True, key="cell", bind=BIND)
     return (percent or max(percents)) / 100
 
 
@@ -184,15 +181,17 @@ def cell_in_words(made: Mapping[str, Matrix], both: tuple[str, str] | None, plac
         return
     least = next(iter(cells.values())).least
     if not least.prunes:
-        st.markdown(f"**Nothing was pruned**: all {least.channels:,} channels stay, so this says nothing.")
+        st.markdown(
+            f"**Nothing was pruned**: all {least.channels:,} channels are kept, so this cell says nothing about the group."
+        )
         return
     st.markdown(
-        f"{least.channels:,} of {least.channels_before:,} channels stay: {least.params / least.params_before:.1%} of the "
-        f"network's parameters, {least.macs / least.macs_before:.1%} of its MACs."
+        f"{least.channels:,} of {least.channels_before:,} channels are kept, with {least.params / least.params_before:.1%} of the "
+        f"network's parameters and {least.macs / least.macs_before:.1%} of its MACs."
     )
     lines = [f"- **{merge}**: {with_interval(cell.accuracy, cell.interval)}" for merge, cell in cells.items()]
     count = min(cell.least.count for cell in cells.values())
-    so_far = "" if all(cell.complete for cell in cells.values()) else f" of {least.total:,}, so far"
+    so_far = "" if all(cell.complete for cell in cells.values()) else f" of {least.total:,} so far"
     st.markdown("\n".join([*lines, f"- dense: {least.dense_accuracy:.1%}, all on {count:,} images{so_far}"]))
     if both and all(merge in cells for merge in both):
         first, second = (cells[merge].results[0] for merge in both)
@@ -209,10 +208,10 @@ def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
     low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found.interval)
     said = f"{100 * found.difference:+.1f}".replace("-", "−")
     words = (
-        f"**{names[0]} − {names[1]}: {said} points** (95 %: {low} to {high}). {names[0].capitalize()} alone is right on "
-        f"{found.only_first:,} images, {names[1]} alone on {found.only_second:,}"
+        f"**{names[0]} − {names[1]}: {said} points** (95 %: {low} to {high}). Only {names[0]} is correct on "
+        f"{found.only_first:,} images, only {names[1]} on {found.only_second:,}"
     )
-    return words + (": more than chance." if found.decided else ", which may be chance.")
+    return words + (": a significant difference." if found.decided else ", which may be chance.")
 
 
 def comparison(
@@ -221,14 +220,12 @@ def comparison(
     """Draw this study beside a stored one of the same network, on the same images."""
     others = [name for name, row in rows.items() if name != study.name and _model(row) == study.base.model]
     if not others or kept is None:
-        st.caption("Change a setting, say the criterion, and run again: the two studies can then be compared here.")
+        st.caption("Change a setting, such as the criterion, and run the study again to compare the two here.")
         return
     left, right = st.columns(2)
     if st.session_state.get("other_study") not in others:
         st.session_state.pop("other_study", None)
-    other = left.selectbox(
-        "Stored study", others, key="other_study", bind=BIND, index=None, placeholder="choose one of this network"
-    )
+    other = left.selectbox("Stored study", others, key="other_study", bind=BIND, index=None, placeholder="choose a study")
     if other is None:
         return
     merge = right.selectbox("Merge", list(made), key="compared_merge", bind=BIND, index=len(made) - 1)
@@ -238,7 +235,7 @@ def comparison(
         both = difference(ours, sensitivity_matrix(theirs, merge, None, ours.groups, ours.sparsities))
         if any(result.older_code for result in theirs):
             st.caption(
-                f"Results of “{escaping.markdown(other)}” are of another version of the code: run it again to compare alike."
+                f"Some results of “{escaping.markdown(other)}” come from another code version. Run it again to compare like with like."
             )
         clickable(compare_studies(both, (study.name, other), place, app_state.is_dark()), "compare")
     except IntrafusionError as error:

@@ -60,7 +60,7 @@ def controls(here: Here) -> TrainSpec:
             index=3,
             key="lab_training",
             bind=BIND,
-            help="A tenth of them, at most 1,000, is held out: nothing is learned from these.",
+            help="A tenth of them, at most 1,000, is held out and not used for training.",
         )
         given["training"] = None if images == "all" else int(images)
         given["lr"] = grid.number_input(
@@ -72,10 +72,10 @@ def controls(here: Here) -> TrainSpec:
             format="%g",
             key="lab_lr",
             bind=BIND,
-            placeholder="the method's own",
+            placeholder="method default",
         )
         given["batch"] = grid.number_input(
-            "Images a step", 1, 4096, None, 32, key="lab_batch", bind=BIND, placeholder="the method's own"
+            "Batch size", 1, 4096, None, 32, key="lab_batch", bind=BIND, placeholder="method default"
         )
     return TrainSpec(
         model=architecture_of(here.spec.model),
@@ -93,46 +93,47 @@ def _number(place: Any, name: str, label: str, value: Any, least: Any, most: Any
 def _choice(place: Any, name: str, label: str, choices: Sequence[str], default: str | None, help: str) -> Any:
     index = list(choices).index(default) if default else None
     return place.selectbox(
-        label, list(choices), index=index, key=f"lab_{name}", bind=BIND, help=help, placeholder="the method's own"
+        label, list(choices), index=index, key=f"lab_{name}", bind=BIND, help=help, placeholder="method default"
     )
 
 
 _DRAWN = {
     "reach": lambda g: _number(
-        g, "reach", "Threshold at the end", 1.4, 0.0, 100.0, 0.1,
-        help="In units of the median norm of what is shrunk, at the start. Above 1 only what grows stays: few epochs want less.",
+        g, "reach", "Final threshold", 1.4, 0.0, 100.0, 0.1,
+        help="In units of the initial median norm of the shrunk weights. Above 1 only weights that grow remain, so short runs "
+        "need a lower value.",
     ),
     "c": lambda g: g.number_input(
-        "Strength c instead", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="from the threshold",
-        help="The paper's own setting: the threshold then ends wherever it takes it.",
+        "Strength c", 0.0, 1000.0, None, 0.0005, format="%g", key="lab_c", bind=BIND, placeholder="automatic",
+        help="The paper's parameter. If set, it replaces the final threshold.",
     ),
     "mu": lambda g: _number(
-        g, "mu", "Growth µ", 0.51, 0.01, 0.99, 0.05, help="The threshold grows as the number of steps to this power."
+        g, "mu", "Growth µ", 0.51, 0.01, 0.99, 0.05, help="The threshold grows with this power of the number of steps."
     ),
     "drawn": lambda g: _choice(
-        g, "drawn", "Frozen weights", WEIGHTS, "kaiming", "kaiming: normal, fan-in. signed: their signs times one constant. "
-        "keep: the weights that the model has.",
+        g, "drawn", "Frozen weights", WEIGHTS, "kaiming", "kaiming: normal, fan-in; signed: their signs times one constant; "
+        "keep: the weights of the model.",
     ),
     "penalty": lambda g: _choice(
-        g, "penalty", "Penalty", PENALTIES, None, "The nuclear norm makes weights low in rank; first and second differences "
-        "make them smooth along channels.",
+        g, "penalty", "Penalty", PENALTIES, None, "The nuclear norm favours low-rank weights; first and second differences "
+        "favour weights that are smooth along channels.",
     ),
     "strength": lambda g: g.number_input(
-        "Weight of the penalty", 0.0, 1000.0, None, 0.1, format="%g", key="lab_strength", bind=BIND,
-        placeholder="the method's own",
+        "Penalty weight", 0.0, 1000.0, None, 0.1, format="%g", key="lab_strength", bind=BIND,
+        placeholder="method default",
     ),
     "energy": lambda g: _number(
-        g, "energy", "Energy kept", 0.98, 0.5, 1.0, 0.01, help="Share of each layer's squared singular values."
+        g, "energy", "Energy kept", 0.98, 0.5, 1.0, 0.01, help="Share of each layer's squared singular values that is kept."
     ),
-    "sparsity": lambda g: _number(g, "sparsity", "Channels that go", 0.5, 0.05, 0.95, 0.05),
-    "criterion": lambda g: _choice(g, "criterion", "Criterion", list(registry("criterion")), "l1", "Which channels stay."),
-    "merge": lambda g: _choice(g, "merge", "Merge", list(registry("merge")), "fusion", "What becomes of those that go."),
-    "rounds": lambda g: _number(g, "rounds", "Rounds of pruning", 2, 1, 20, 1),
-    "tune": lambda g: _number(g, "tune", "Epochs after each round", 5.0, 0.0, 200.0, 1.0),
+    "sparsity": lambda g: _number(g, "sparsity", "Sparsity", 0.5, 0.05, 0.95, 0.05),
+    "criterion": lambda g: _choice(g, "criterion", "Criterion", list(registry("criterion")), "l1", "Determines which channels are kept."),
+    "merge": lambda g: _choice(g, "merge", "Merge", list(registry("merge")), "fusion", "How removed channels are merged."),
+    "rounds": lambda g: _number(g, "rounds", "Pruning rounds", 2, 1, 20, 1),
+    "tune": lambda g: _number(g, "tune", "Epochs per round", 5.0, 0.0, 200.0, 1.0),
     "folds": lambda g: _number(
-        g, "folds", "Folds", 2, 2, 6, 2, help="2: a network on each half of the images. k: one on each choice of k/2 folds."
+        g, "folds", "Folds", 2, 2, 6, 2, help="2: one network per half of the images. k: one network per choice of k/2 folds."
     ),
-    "by": lambda g: _choice(g, "by", "Aligned by", ALIGNED, "activations", "What says which channels belong together."),
+    "by": lambda g: _choice(g, "by", "Align by", ALIGNED, "activations", "What the matching of channels compares."),
 }  # fmt: skip
 
 
@@ -176,12 +177,12 @@ def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -
             disabled=found is not None,
             key="train",
             width=_WIDTH,
-            help="Trains in the background; the page may be left and opened again.",
+            help="Trains in the background. You can leave the page and come back.",
         )
         if found is not None:
             st.progress(1.0, f"trained in {in_words(sum(found.outcome.seconds.values()))}", width="stretch")
         elif job is not None and job.state == "cancelled":
-            st.progress(job.share or 0.0, "stopped; what it learned so far stays", width="stretch")
+            st.progress(job.share or 0.0, "stopped; the progress so far is saved", width="stretch")
         else:
             st.progress(0.0, "not trained yet", width="stretch")
     if job is not None and job.state == "failed":
@@ -204,29 +205,29 @@ def outcome(found: LabRun) -> None:
     o = found.outcome
     with st.container(horizontal=True):
         st.metric("Top-1 accuracy", f"{o.accuracy:.1%} ± {50 * (o.interval[1] - o.interval[0]):.1f}", border=True)
-        st.metric("Weights that are zero", f"{o.zero:.1%}", border=True)
-        st.metric("Parameters left", f"{o.params:,}", f"{o.params / o.dense_params - 1:.0%}", "off", border=True)
+        st.metric("Zero weights", f"{o.zero:.1%}", border=True)
+        st.metric("Remaining parameters", f"{o.params:,}", f"{o.params / o.dense_params - 1:.0%}", "off", border=True)
         st.metric("Multiply-accumulates", f"{o.macs:,}", f"{o.macs / o.dense_macs - 1:.0%}", "off", border=True)
     spent = ", ".join(f"{phase} {in_words(seconds)}" for phase, seconds in o.seconds.items())
     removed = (
-        f"Channels that nothing writes are taken out; that moved no logit by more than {o.difference:.0e} of the largest. "
+        f"Removing channels without incoming weights changed no logit by more than {o.difference:.0e} of the largest. "
         if o.zero and o.params < 0.99 * o.dense_params
         else ""
     )
-    st.caption(f"On all {o.count:,} test images, which chose nothing. {removed}Training: {spent}.")
+    st.caption(f"Measured on all {o.count:,} test images, which were not used for model selection. {removed}Training: {spent}.")
 
 
 def keeping(found: LabRun) -> None:
     """Draw a form that keeps the network under a name, so that every page can open it."""
     with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.text_input("Keep the network as", f"{found.spec.method}-{found.spec.model}", width=320)
+        name = st.text_input("Save network as", f"{found.spec.method}-{found.spec.model}", width=320)
         small = st.checkbox(
-            "without channels that nothing writes",
+            "Remove channels without input",
             value=False,
             width=320,
-            help="A smaller network that computes the same, BatchNorm folded.",
+            help="Removes channels without incoming weights and folds BatchNorm. The outputs stay the same.",
         )
-        asked = st.form_submit_button("Keep", icon=":material/save:")
+        asked = st.form_submit_button("Save", icon=":material/save:")
     if asked:
         model = found.model
         if small:
@@ -238,7 +239,7 @@ def keeping(found: LabRun) -> None:
         except IntrafusionError as error:
             messages.error(error)
         else:
-            st.success(f"Kept. Choose **{kept}** as the sidebar's model, on any page.", icon=":material/check:")
+            st.success(f"Saved. Choose **{kept}** as the model in the sidebar of any page.", icon=":material/check:")
 
 
 def chosen(model: str) -> tuple[list[LabRun], list[str]]:
@@ -249,7 +250,7 @@ def chosen(model: str) -> tuple[list[LabRun], list[str]]:
             newest.setdefault((one.spec, one.older), one)
     found = list(newest.values())
     names = [
-        f"{name}, by another version of the code" if one.older else name
+        f"{name}, other code version" if one.older else name
         for name, one in zip(names_of([one.spec for one in found]), found, strict=True)
     ]
     by_name = dict(zip(names, found, strict=True))
@@ -281,7 +282,7 @@ def table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
                 "run": name,
                 "accuracy": f"{one.outcome.accuracy:.1%} ± {50 * (one.outcome.interval[1] - one.outcome.interval[0]):.1f}",
                 "epochs": f"{one.spec.epochs:g}",
-                "weights zero": f"{one.outcome.zero:.1%}",
+                "zero weights": f"{one.outcome.zero:.1%}",
                 "parameters": f"{one.outcome.params:,}",
                 "MACs": f"{one.outcome.macs:,}",
                 "seconds": f"{sum(one.outcome.seconds.values()):.1f}",

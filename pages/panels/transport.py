@@ -36,12 +36,12 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
     entries = int((plan.coupling > 0).sum())
     n, k = plan.coupling.shape
     return [
-        ("Transport cost", f"{plan.total_cost:.4g}", "Sum of distance times mass: what the plan minimises."),
-        ("Share moved", f"{plan.share_moved:.1%}", "Mass that leaves its own channel, of all mass that arrives."),
+        ("Transport cost", f"{plan.total_cost:.4g}", "Sum of distance times mass, which the plan minimises."),
+        ("Mass moved", f"{plan.share_moved:.1%}", "Share of the transported mass that moves to another channel."),
         (
             "Entropy, nats",
             f"{plan.entropy:.2f}",
-            f"0 if one entry held all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} were equal.",
+            f"0 if one entry holds all mass, {Tensor([n * k]).log().item():.2f} if all {n * k:,} are equal.",
         ),
         ("Non-zeros", f"{entries:,}", f"Of {n * k:,} entries. An optimal plan needs at most n + k − 1 = {n + k - 1:,}."),
     ]
@@ -49,16 +49,24 @@ def plan_facts(plan: TransportPlan) -> list[Fact]:
 
 def output_distance(here: Here, spec: PruneSpec) -> None:
     """Draw how far fusing this group moves the logits, compared with dropping. If expensive, measure only on request."""
-    session, group, name = here.session, here.group, "Outputs move by"
-    about = f"Mean L2 distance of the logits to the dense network's on {spec.calibration} calibration images, with this group pruned alone."
+    session, group, name = here.session, here.group, "Output distance"
+    about = (
+        f"Mean L2 distance of the logits from those of the dense network on {spec.calibration} calibration images, with only this "
+        "group pruned."
+    )
     work = (float(session.output_distance(spec.but(merge=merge), group).mean()) for merge in ("fusion", "drop"))
     macs = session.size.macs * (spec.calibration or 50_000) * 3
     try:
         found = job_panel.results(
-            ("distance", here.key(), group.name, spec), macs, "Measure", 2, lambda: work, "How far do the outputs move?"
+            ("distance", here.key(), group.name, spec),
+            macs,
+            "Measure",
+            2,
+            lambda: work,
+            "Distance of the logits from those of the dense network",
         )
     except IntrafusionError:
-        st.metric(name, "no images", help=about + " The Curves page says how to get them.", border=True, width=172)
+        st.metric(name, "no images", help=about + " The Curves page shows how to get them.", border=True, width=172)
         return
     if found:
         fused, dropped = found
@@ -84,13 +92,13 @@ def learned_map(here: Here, spec: PruneSpec, plan: TransportPlan, scores: Tensor
         messages.warning(error)
         return
     if not found:
-        st.caption("Nothing is pruned, so there is nothing to learn.")
+        st.caption("Nothing is pruned, so there is no map to learn.")
         return
     name = next(iter(found))
     if len(found) > 1:
-        name = st.selectbox("Read by", list(found), key="reader", bind=BIND, help="Each layer has a map of its own.")
+        name = st.selectbox("Next layer", list(found), key="reader", bind=BIND, help="Each of the next layers has its own map.")
     chart(learned_beside(plan, found[name], scores.tolist(), channel, order, is_dark()), "learned")
-    st.caption("Both have the same rows and columns. $M$ may subtract: amber is a negative weight.")
+    st.caption("Both matrices have the same rows and columns. Negative weights of $M$ are amber.")
 
 
 @st.cache_data(max_entries=16, show_spinner="Learning the map")

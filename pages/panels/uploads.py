@@ -29,7 +29,7 @@ from intrafusion.training.methods.runs import damaged
 from pages.shared import app_state, job_panel, messages, parts
 from pages.shared.app_state import Here, reader
 
-_KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
+_KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "training lab run: "}
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # starts a check of files
 
 
@@ -43,7 +43,7 @@ class Kept:
 
 def _bound() -> str:
     if is_public():
-        return f"At most {upload_mib()} MiB, and {UPLOADS} files a minute."
+        return f"At most {upload_mib()} MiB, and {UPLOADS} files per minute."
     return f"At most {FILE // MIB} MiB."
 
 
@@ -54,12 +54,12 @@ def _most() -> int | None:
 
 def program() -> None:
     """Draw the uploader for a torch.export program."""
-    st.subheader("A program of torch.export")
-    st.caption(f"A `.pt2` file of `torch.export.save`, of a classifier of images, exported in eval mode. {_bound()}")
-    with st.expander("How to make one", icon=":material/code:"):
+    st.subheader("Exported program")
+    st.caption(f"A `.pt2` file from `torch.export.save`: an image classifier, exported in eval mode. {_bound()}")
+    with st.expander("How to export one", icon=":material/code:"):
         st.code(_EXPORT, language="python")
     if not takes_programs():
-        st.caption("This server takes no programs. Whoever runs it can turn them on, with `INTRAFUSION_PROGRAMS=1`.")
+        st.caption("This server does not accept programs. Its operator can enable them with `INTRAFUSION_PROGRAMS=1`.")
         return
     file = st.file_uploader(
         "Program", type="pt2", key=_uploader("program"), label_visibility="collapsed", max_upload_size=_most()
@@ -70,14 +70,14 @@ def program() -> None:
         "Trained on",
         [*dict.fromkeys([OWN, *kept_data(), *DATASETS])],
         key="own_program_data",
-        help="Decides the normalisation, unless you give one, and the images that the pages measure it on.",
+        help="Sets the images on which the pages measure it, and the normalisation unless you enter one.",
     )
     mean, std = (
         place.text_input(
             label,
             key=f"own_program_{label}",
-            placeholder="usual for the data",
-            help="One number a channel, as 0.485, 0.456, 0.406, on pixels from 0 to 1.",
+            placeholder="default for the data",
+            help="One number per channel, for example 0.485, 0.456, 0.406, for pixels from 0 to 1.",
         )
         for place, label in zip(st.columns(2), ("Mean", "Standard deviation"), strict=True)
     )
@@ -92,8 +92,8 @@ def program() -> None:
 
 def weights(here: Here) -> None:
     """Draw the uploader for weights of a known architecture."""
-    st.subheader("Weights of a known architecture")
-    st.caption(f"A state dict, perhaps wrapped, in {', '.join(f'`{end}`' for end in SUFFIXES)}. {_bound()}")
+    st.subheader("Weights file")
+    st.caption(f"A state dict, possibly nested, in {', '.join(f'`{end}`' for end in SUFFIXES)}. {_bound()}")
     file = st.file_uploader(
         "Weights",
         type=[end[1:] for end in SUFFIXES],
@@ -101,7 +101,7 @@ def weights(here: Here) -> None:
         label_visibility="collapsed",
         max_upload_size=_most(),
     )
-    row = st.columns(3)
+    row = st.columns([3, 4, 3])
     name = row[0].text_input("Name", _proposed(file), key=f"own_weights_name {_proposed(file)}", placeholder="my-weights")
     known = [one for one in model_names() if not one.startswith(("kept/", "timm/"))]
     model = row[1].selectbox(
@@ -113,8 +113,8 @@ def weights(here: Here) -> None:
     which = row[2].text_input(
         "Weights key",
         key="own_weights_key",
-        placeholder="the plain ones",
-        help="Which weights of the file, where it has several, as `model_ema` or `model.state_dict`.",
+        placeholder="default",
+        help="Selects one of several sets of weights in the file, for example `model_ema` or `model.state_dict`.",
     )
 
     def ask() -> Begin:
@@ -128,9 +128,9 @@ def images() -> None:
     """Draw the uploader for labelled images."""
     st.subheader("Labelled images")
     st.caption(
-        f"An `.npz` with `images` (N × H × W × channels, at most {SIDE} pixels a side), `labels` and perhaps `classes`; "
-        "two of them, `x_train.npz` and `x_test.npz`; or a `.zip` with a folder of pictures a class, perhaps below `train` and "
-        f"`test` (at most {PICTURES:,} pictures). {_bound()} Unpacked, at most {UNPACKED // MIB:,} MiB."
+        f"An `.npz` with `images` (N × H × W × channels, at most {SIDE} pixels per side), `labels` and optionally `classes`; two "
+        "such files, `x_train.npz` and `x_test.npz`; or a `.zip` with one folder of images per class, optionally below `train` and "
+        f"`test` (at most {PICTURES:,} images). {_bound()} At most {UNPACKED // MIB:,} MiB unpacked."
     )
     files = st.file_uploader(
         "Images",
@@ -143,21 +143,21 @@ def images() -> None:
     proposed = _proposed(files[0] if files else None)
     name = st.text_input("Name", proposed, key=f"own_images_name {proposed}", placeholder="my-images")
 
-    with st.expander("Arrays that may be read in several ways", icon=":material/tune:"):
+    with st.expander("Array layout and range", icon=":material/tune:"):
         row = st.columns(2)
         layout = row[0].selectbox(
             "Layout",
             LAYOUTS,
             index=None,
             key="own_images_layout",
-            placeholder="as the shape says",
-            help="Channels last (nhwc) or first (nchw), where the shape leaves it open.",
+            placeholder="from the shape",
+            help="Channels last (nhwc) or first (nchw), if the shape is ambiguous.",
         )
         span = row[1].text_input(
             "Range",
             key="own_images_range",
-            placeholder="as the numbers say",
-            help="The values of black and of white, as 0, 16, where the numbers leave it open.",
+            placeholder="from the values",
+            help="The values of black and of white, for example 0, 16, if the values are ambiguous.",
         )
 
     def ask() -> Begin:
@@ -171,7 +171,7 @@ def images() -> None:
 def _reading(layout: str | None, span: str) -> Reading:
     values = _numbers("range", span)
     if values is not None and len(values) != 2:
-        raise IntrafusionError(f"a range is two numbers, the values of black and of white, not {span[:60]!r}")
+        raise IntrafusionError(f"the range must be two numbers, the values of black and of white, not {span[:60]!r}")
     return Reading(layout, None if values is None else (values[0], values[1]))
 
 
@@ -179,8 +179,8 @@ def from_code() -> None:
     """Show how to use a network made by code, which no page runs. Draw nothing on a public server."""
     if is_public():
         return
-    st.subheader("A network made by code")
-    st.caption("Code runs from a terminal alone, never from this page.")
+    st.subheader("A network defined in code")
+    st.caption("Code runs only from the command line, never from this page.")
     st.code(
         "python -m intrafusion curve --model my_net:make --data own --data-path my.npz",
         language="bash",
@@ -198,7 +198,7 @@ def _numbers(what: str, text: str) -> list[float] | None:
     try:
         return [float(word) for word in text.replace(",", " ").split()]
     except ValueError as error:
-        raise IntrafusionError(f"{what} must be numbers, as 0.485, 0.456, 0.406, not {text[:60]!r}") from error
+        raise IntrafusionError(f"the {what} must be numbers, such as 0.485, 0.456, 0.406, not {text[:60]!r}") from error
 
 
 def _uploader(what: str) -> str:
@@ -213,7 +213,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     """
     job = _job(what)
     if st.button(
-        "Check and keep",
+        "Check and save",
         key=f"own_{what}_take",
         type="primary",
         icon=":material/verified_user:",
@@ -232,7 +232,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     elif job is not None and job.state == "failed":
         messages.error(messages.reason(job))
     elif job is not None and job.state == "cancelled":
-        st.caption("Cancelled: nothing of it is kept.")
+        st.caption("Cancelled. Nothing was saved.")
     elif job is not None:
         _done(what, job.results[-1], opens)
 
@@ -304,15 +304,15 @@ def _done(what: str, kept: Kept, opens: str) -> None:
     name = kept.name
     if name not in (kept_names() if opens == "model" else kept_data()):
         return
-    st.success(f"Kept as **{name}**.", icon=":material/check:")
+    st.success(f"Saved as **{name}**.", icon=":material/check:")
     for line in kept_told(name) if opens == "model" else kept.notes:
         messages.info(line)
     if st.session_state.get(opens) != name:
-        label = "Open it" if opens == "model" else "Use these images"
+        label = "Open this network" if opens == "model" else "Use these images"
         st.button(label, key=f"own_{what}_open", icon=":material/arrow_back:", on_click=_choose, args=(opens, name))
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown("It is chosen in the sidebar.", width="content")
+        st.markdown("It is selected in the sidebar.", width="content")
         for page, label in (("overview", "Overview"), ("transport", "Transport"), ("curves", "Curves")):
             st.page_link(f"pages/{page}.py", label=label, width="content")
 
@@ -326,12 +326,12 @@ def _choose(key: str, name: str) -> None:
 
 def kept() -> None:
     """List what is kept, with buttons to remove it."""
-    st.subheader("Kept on this machine")
+    st.subheader("Saved on this machine")
     found = [(NETWORKS, name, public(describe(name)["summary"])) for name in kept_names()]
     found += [(IMAGES, name, public(about(name))) for name in kept_data()]
     found += [(RUNS, name, public(why)) for name, why in damaged().items()]
     if not found:
-        st.caption("Nothing yet. Networks that the Training lab keeps come here, too.")
+        st.caption("Nothing is saved yet. Networks saved on other pages appear here, too.")
         return
     for kind, name, words in found:
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -339,8 +339,8 @@ def kept() -> None:
             if is_public():
                 continue  # it may belong to others
             with st.popover("Remove", icon=":material/delete:"):
-                st.write(f"Remove {name} for good?")
-                if st.button("Remove it", key=f"own_remove {kind} {name}", type="primary"):
+                st.write(f"Remove {name} permanently?")
+                if st.button("Remove permanently", key=f"own_remove {kind} {name}", type="primary"):
                     _remove(kind, name)
                     st.rerun()
 

@@ -67,12 +67,12 @@ class Here:
         return self.spec.model, self.spec.weights, self.device, self.spec.dataset
 
 
-@st.cache_resource(max_entries=6, show_spinner="Opening the model")
+@st.cache_resource(max_entries=6, show_spinner="Loading the model")
 def session(model: str, weights: str | None, device: str) -> Session:
     """Open a model with its groups, without images. Raise IntrafusionError for a model whose name would run code."""
     if runs_code(model):
         raise IntrafusionError(
-            f"{model} is code of your own: open it from Python or the command line, or upload it as a program"
+            f"{model} would run your own code; open it from Python or the command line, or upload it as a program"
         )
     return open_session(model, device, weights)
 
@@ -161,7 +161,7 @@ def keep(model: nn.Module, name: str) -> str:
     check_room()
     check_share(reader(), sum(value.nbytes for value in model.state_dict().values()))
     if is_public() and f"{KEPT}{name}" in kept_names():
-        raise IntrafusionError(f"something is kept as kept/{name} already: choose another name")
+        raise IntrafusionError(f"kept/{name} already exists; choose another name")
     return hub.keep(model, name)
 
 
@@ -204,7 +204,7 @@ def choose(controls: DeltaGenerator) -> Here:
         is_here = is_local(name, weights)
     except IntrafusionError:  # no weights of this model are published
         is_here, weights = True, "random"
-        controls.caption("No weights of it are published: these are drawn at random. Train it in the Training lab.")
+        controls.caption("This model has no published weights, so they are random. Train it on the Training lab page.")
     if not is_here:
         _offer_download(name)
         raise Enough
@@ -227,7 +227,8 @@ def _files(model: str) -> tuple[str | None, str | None]:
             key="weights",
             bind=BIND,
             placeholder="resnet20.th" if has_files else "random",
-            help="Leave empty for the model's own. `FILE#KEY` names one of several in a file, as `last.ckpt#model_ema`.",
+            help="Leave empty for the model's own weights. `FILE#KEY` selects one of several in a file, such as "
+            "`last.ckpt#model_ema`.",
         )
         data_path = st.query_params.get("data_path", "")  # from a link, on a server that opens no files
         if has_files:
@@ -254,7 +255,7 @@ def _model_name() -> str:
         key="model",
         bind=BIND,
         index=names.index("digits-resnet"),
-        help="Embedded models need no download; the data set follows the model.",
+        help="Embedded models need no download. The model determines the data set.",
     )
     if chosen != _TORCHVISION:
         about = describe(chosen)
@@ -276,7 +277,7 @@ def _dataset(name: str) -> str:
         index=1 if own == OWN else 0,
         key="data",
         bind=BIND,
-        help="The model's own, or some that were uploaded on the page *Your own*.",
+        help="The model's own images, or images uploaded on the *Your own* page.",
     )
     return chosen if chosen in places else own
 
@@ -284,7 +285,7 @@ def _dataset(name: str) -> str:
 def _choose_group(opened: Session, controls: DeltaGenerator) -> Group:
     usable = [group for group in opened.groups if group.reason is None]
     if not usable:
-        raise IntrafusionError("no group of this network can be pruned: `python -m intrafusion groups` lists the reasons")
+        raise IntrafusionError("no group of this network can be pruned; `python -m intrafusion groups` lists the reasons")
     names = [group.name for group in usable]
     if st.session_state.get("group") not in names:
         st.session_state.pop("group", None)
@@ -296,7 +297,7 @@ def _choose_group(opened: Session, controls: DeltaGenerator) -> Group:
             index=default,
             key="group",
             bind=BIND,
-            help="Layers whose channels must be pruned together, named after the first layer that writes them.",
+            help="Layers whose channels must be pruned together, named after the first layer that produces them.",
         )
         group = usable[names.index(name) if name in names else default]
         st.caption(f"{group.size} channels")
@@ -306,16 +307,16 @@ def _choose_group(opened: Session, controls: DeltaGenerator) -> Group:
 def _offer_download(name: str) -> None:
     st.title("These weights are not on this machine")
     st.write(
-        f"**{escaping.markdown(name)}** has published weights. Download them, give a weights file under *Local files* in the sidebar "
-        f"(or `random` for the architecture alone), or pick an embedded model."
+        f"**{escaping.markdown(name)}** has published weights. Download them, enter a weights file under *Local files* in the "
+        "sidebar (or `random` for random weights), or choose an embedded model."
     )
-    download(f"Download the weights of {escaping.markdown(name)}", ("weights", name), lambda: stream_weights(name))
+    download(f"Download weights of {escaping.markdown(name)}", ("weights", name), lambda: stream_weights(name))
 
 
 def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]]]) -> None:
     """Draw a button that downloads in the background, the progress, and any error. A public server offers no button."""
     if is_public():
-        st.caption("Whoever runs this server can fetch it, from the command line of this machine.")
+        st.caption("The operator of this server can download it from the command line.")
         return
     job = jobs().get(key)
     if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
@@ -331,7 +332,7 @@ def _watch_download(job: Job) -> None:
     def draw() -> None:
         done, total = job.results[-1] if job.results else (0, 0)
         st.progress(done / total if total else 0.0, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
-        if may_cancel(job) and st.button("Cancel the download"):
+        if may_cancel(job) and st.button("Cancel download"):
             job.cancel()
 
     if job.active:
@@ -367,7 +368,7 @@ def can_see(here: Here, spec: PruneSpec) -> bool:
         return False
     if seen.split != "train":
         st.caption(
-            f"Calibration images come from the {seen.split} split, as no training split is here: what they choose has seen test images."
+            f"There is no training split, so calibration images come from the {seen.split} split: measured accuracy is optimistic."
         )
     return True
 
@@ -377,7 +378,7 @@ def offer_images(here: Here, error: IntrafusionError) -> None:
     dataset = here.spec.dataset
     if dataset == OWN and here.spec.data_path is None:
         st.info(
-            "Nothing says which images this network is for. Upload some on *Your own*, and choose them in the sidebar.",
+            "The images of this network are unknown. Upload images on the *Your own* page and choose them in the sidebar.",
             icon=":material/image_search:",
         )
         st.page_link("pages/your_own.py", label="Upload images", icon=":material/upload_file:")
@@ -389,10 +390,10 @@ def offer_images(here: Here, error: IntrafusionError) -> None:
 
     title = dataset.upper().replace("CIFAR", "CIFAR-")
     st.info(
-        f"The images of {title} are not on this machine yet. Fetch them once, or give an .npz file or a folder under "
-        f"*Local files* in the sidebar. What looks at weights alone needs no images.",
+        f"The {title} images are not on this machine yet. Download them once, or enter an .npz file or a folder under "
+        "*Local files* in the sidebar. Methods that use only weights need no images.",
         icon=":material/image_search:",
     )
-    download(f"Fetch {title} (170 MB)", ("data", dataset), lambda: stream_cifar(dataset))
+    download(f"Download {title} (170 MB)", ("data", dataset), lambda: stream_cifar(dataset))
     if not is_public():
-        st.caption(f"Downloads lie in {home()}.")
+        st.caption(f"Downloads are stored in {home()}.")

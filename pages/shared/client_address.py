@@ -16,7 +16,7 @@ def proxies() -> int:
     """Return how many proxies are in front of this server. Raise ValueError if INTRAFUSION_PROXIES is not a number."""
     text = os.environ.get("INTRAFUSION_PROXIES", "") or "0"
     if not re.fullmatch(r"[0-9]{1,2}", text):
-        raise ValueError(f"INTRAFUSION_PROXIES must be how many proxies stand in front, not {text[:60]!r}")
+        raise ValueError(f"INTRAFUSION_PROXIES must be the number of proxies in front, not {text[:60]!r}")
     return int(text)
 
 

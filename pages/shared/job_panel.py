@@ -92,7 +92,7 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
     if job is not None and job.active:
         _watch_asked(key, job, about, redraw)
         return
-    outcome = job and {"failed": messages.reason(job), "cancelled": "Cancelled; what is done stays"}.get(job.state)
+    outcome = job and {"failed": messages.reason(job), "cancelled": "Cancelled; finished results are kept"}.get(job.state)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # a fixed key, because the label may change
             app_state.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
@@ -123,7 +123,7 @@ def results(key: tuple, macs: float, label: str, total: int, work: Callable[[], 
     return None
 
 
-@st.cache_resource(max_entries=128, show_spinner="Looking at the images")
+@st.cache_resource(max_entries=128, show_spinner="Computing")
 def _computed(key: tuple, _work: Callable[[], Iterator]) -> list:
     return list(_work())
 
@@ -168,7 +168,7 @@ class Work:
                 self.start()
                 st.rerun()
             if job is None:
-                st.caption("Nothing is computed before you ask.")
+                st.caption("Not computed yet.")
         if job is not None and job.state == "failed":
             messages.warning(messages.reason(job))
         return job.results[-1] if job is not None and job.results else None
@@ -182,7 +182,7 @@ def board(works: Sequence[Work]) -> None:
     todo = [work for work in works if work.is_open]
     computing = any(work.job is not None and work.job.active for work in works)
     with st.container(horizontal=True, vertical_alignment="center"):
-        label = "Compute all" if len(todo) == len(works) else "Compute the rest" if todo else "All computed"
+        label = "Compute all" if len(todo) == len(works) else "Compute remaining" if todo else "All computed"
         if st.button(
             label if todo or not computing else "Computing",
             type="primary",
@@ -194,7 +194,7 @@ def board(works: Sequence[Work]) -> None:
             for work in todo:
                 work.start()
             st.rerun()
-        st.caption("In the background, in turns; each can be cancelled, and a reload loses nothing.")
+        st.caption("Jobs run in the background, in turns. You can cancel each one; reloading the page loses nothing.")
     if computing:
         _watch_all(works)
     else:
@@ -226,7 +226,7 @@ def _states(works: Sequence[Work]) -> None:
     """Draw a row of constant height: the progress of each work, and a cancel button for each running one."""
     for column, work in zip(st.columns(len(works)), works, strict=True):
         job = work.job
-        said = "not asked for" if job is None else words(job) if job.active else job.state
+        said = "not started" if job is None else words(job) if job.active else job.state
         with column, st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.progress((job and job.share) or 0.0, f"{work.name}  \n:gray[{said}]", width="stretch")
             if job is not None and job.active:

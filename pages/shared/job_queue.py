@@ -15,12 +15,12 @@ def show() -> None:
 
 def _list() -> None:
     active = sorted(app_state.jobs().queue(), key=lambda job: job.asked)  # the queue rotates, but the rows keep their places
-    st.markdown("**Computing now**")
+    st.markdown("**Running jobs**")
     for job in active:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            title = job.title or "A computation"
+            title = job.title or "Untitled job"
             st.progress(job.share or 0.0, f"{escaping.markdown(title)}  \n:gray[{job_panel.words(job)}]", width="stretch")
             if app_state.is_mine(job):
                 job_panel.cancel_button(job, f"stop {id(job)}", type="tertiary")
     if len(active) > 1:
-        st.caption("They take turns.")
+        st.caption("Jobs share the processor in turns.")

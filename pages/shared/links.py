@@ -121,4 +121,4 @@ def _number(word: str) -> float:
 
 def _sentence(refused: Sequence[str]) -> str:
     named, more = ", ".join(map(escaping.code, refused[:_NAMED])), len(refused) - _NAMED
-    return f"Not understood in this link, and left aside: {named}" + (f" and {more:,} more." if more > 0 else ".")
+    return f"Invalid settings in this link were ignored: {named}" + (f" and {more:,} more." if more > 0 else ".")

@@ -7,57 +7,57 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 _PAGES = (
-    ("overview", ":material/home:", "The model: its card, its channel groups, which layers are coupled and why."),
+    ("overview", ":material/home:", "The model: its card, its channel groups, and which layers are coupled and why."),
     (
         "learn",
         ":material/school:",
-        "The method in six steps, on a network of a few neurons that you can change by hand.",
+        "The method in six steps, on a network of a few neurons that you can edit.",
     ),
     (
         "importance",
         ":material/bar_chart:",
-        "Scores of one group's channels by any criteria, how far they agree, and what one channel responds to.",
+        "Scores of one group's channels by several criteria, their agreement, and the images that activate a channel.",
     ),
     (
         "transport",
         ":material/conversion_path:",
-        "The transport plan of one group: cost, coupling, matrix, each channel's story.",
+        "The transport plan of one group: cost, coupling, applied matrix, and what happens to each channel.",
     ),
-    ("curves", ":material/show_chart:", "Accuracy against sparsity, fused against dropped, computed live."),
+    ("curves", ":material/show_chart:", "Accuracy against sparsity for fused and dropped networks, computed live."),
     (
         "sensitivity",
         ":material/grid_on:",
-        "Which groups bear pruning and which do not; sparsities for a smaller network, and whether they hold.",
+        "Which groups tolerate pruning, and a suggested sparsity for each group with its measured accuracy.",
     ),
     (
         "recovery",
         ":material/healing:",
-        "What brings the accuracy of a pruned network back: methods side by side, live, and what each costs.",
+        "Methods that recover the accuracy of a pruned network, compared live, with their costs.",
     ),
     (
         "training_lab",
         ":material/science:",
-        "Pruning while a network learns, and subnetworks of one that never does: trained live, compared, kept.",
+        "Pruning during training, and subnetworks of untrained networks: train live, compare and save.",
     ),
     (
         "landscape",
         ":material/landscape:",
-        "Where the pruned networks lie in weight space, whether a path leads there, and what becomes of the answers.",
+        "The pruned networks in weight space, paths between networks, and how the outputs change.",
     ),
     (
         "export",
         ":material/archive:",
-        "The smaller network to take away: measured before and after, in three formats, each verified, with a report.",
+        "Export of the smaller network: measured before and after, in three verified formats, with a report.",
     ),
     (
         "your_own",
         ":material/upload_file:",
-        "Your own network and images: upload weights, a program of torch.export, or a data set.",
+        "Your own network and images: upload weights, a torch.export program, or a data set.",
     ),
     (
         "docs",
         ":material/menu_book:",
-        "The documents: methods, results, how to bring a network of your own, limits; with search by heading.",
+        "The documentation: methods, results, how to use your own network, limits; headings can be searched.",
     ),
 )
 

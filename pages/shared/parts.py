@@ -54,7 +54,9 @@ def criterion_control() -> str:
 
 
 def sparsity_control() -> float:
-    percent = st.slider("Sparsity: share of the group's channels that go", 0, 95, 30, format="%d %%", key="sparsity", bind=BIND)
+    percent = st.slider(
+        "Sparsity", 0, 95, 30, format="%d %%", key="sparsity", bind=BIND, help="Share of the group's channels that is removed."
+    )
     return percent / 100
 
 
@@ -64,7 +66,13 @@ def channel_control(group_size: int, default: int) -> int:
         st.session_state.pop("channel", None)
     return int(
         st.number_input(
-            "Channel", 0, group_size - 1, value=default, key="channel", bind=BIND, help="Or click one in the picture."
+            "Channel",
+            0,
+            group_size - 1,
+            value=default,
+            key="channel",
+            bind=BIND,
+            help="You can also click a channel in a figure.",
         )
     )
 
@@ -91,7 +99,7 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
     layer, vectors = next(pair for pair in writers if pair[0].present()[channel])
     shape = _picture_shape(here, layer.name)
     if shape is None:
-        st.caption(f"{escaping.markdown(layer.name)} is a linear layer on features: its weights are no picture.")
+        st.caption(f"{escaping.markdown(layer.name)} is a linear layer on features: no kernel images to show.")
         return
     partners = [c for c, _ in (told.absorbs if told.kept else told.goes_to) if c != channel][:2]
     rows = {f"channel {c}": vectors[c] for c in (channel, *partners)}
@@ -99,7 +107,7 @@ def channel_story(here: Here, made: TransportPlan, scores: Tensor, channel: int)
         target = channel if told.kept else told.goes_to[0][0]
         rows[f"fused {target}"] = made.matrix[(made.kept == target).nonzero()[0, 0]] @ vectors.cpu()
     kernels = [vector.reshape(-1, *shape)[0].cpu().numpy() for vector in rows.values()]
-    title = f"Weights that write these channels in layer {escaping.hover(layer.name)}" + (
+    title = f"Incoming weights of these channels in layer {escaping.hover(layer.name)}" + (
         ", BatchNorm folded" if layer.norm else ""
     )
     chart(kernel_rows(kernels, list(rows), title, dark=is_dark()), "kernels")
@@ -126,11 +134,11 @@ def take_away(
 ) -> None:
     """Draw the permalink, the data as CSV, and the command line and Python code for the page. more: draws further files."""
     st.divider()
-    st.subheader("Take it with you")
-    st.caption("The camera in each picture's corner saves it as SVG.")
+    st.subheader("Share and reproduce")
+    st.caption("The camera icon of a figure saves it as SVG.")
     left, right = st.columns(2)
     with left:
-        st.markdown("**Permalink**: this page, with these settings")
+        st.markdown("**Permalink** to this page with its current settings")
         st.code(links.permalink(page, keys), language=None, wrap_lines=True)
         with st.container(horizontal=True):
             st.download_button(

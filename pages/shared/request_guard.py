@@ -76,11 +76,11 @@ def _refusal(scope: Scope, headers: Headers) -> PlainTextResponse | None:
         return PlainTextResponse("The Host of this request is malformed.", 400)
     is_private = os.environ.get("INTRAFUSION_PUBLIC", "0") in ("", "0")
     if is_private and name and not is_loopback(name):
-        return PlainTextResponse("This server is for its own machine. Set INTRAFUSION_PUBLIC=1 for others.", 403)
+        return PlainTextResponse("This server accepts only local requests. Set INTRAFUSION_PUBLIC=1 to accept others.", 403)
     acts = scope["type"] == "websocket" or scope["method"] not in _READS
     origins = headers.getlist("origin") if acts and st.get_option("server.enableCORS") else ()
     if not all(is_ours(origin, hosts[0] if hosts else "", _allowed()) for origin in origins):
-        return PlainTextResponse("This server takes requests of its own pages only.", 403)
+        return PlainTextResponse("This server accepts only requests from its own pages.", 403)
     return None
 
 

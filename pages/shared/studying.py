@@ -59,10 +59,12 @@ def store() -> StoreOrMemory | None:
     try:
         kept = _store(str(store_path().absolute()))
     except IntrafusionError as error:
-        messages.warning(f"Results last only until the server stops: {error}.", icon=":material/database_off:")
+        messages.warning(f"Results will be lost when the server stops: {error}.", icon=":material/database_off:")
         return None
     if kept.problem:
-        messages.warning(f"Results wait in memory, and the work goes on: {kept.problem}.", icon=":material/database_off:")
+        messages.warning(
+            f"Jobs continue, and their results are held in memory: {kept.problem}.", icon=":material/database_off:"
+        )
     return kept
 
 
@@ -198,7 +200,7 @@ def _state(job: Job | None, found: Found, total: int) -> str:
     if job is None:
         return "not complete yet" if found else "not computed yet"
     if not active:
-        return {"cancelled": "cancelled; the points so far stay"}.get(job.state, job.state)
+        return {"cancelled": "cancelled; finished points are kept"}.get(job.state, job.state)
     if job.started is None or job.state == "stopping":
         return job_panel.words(job)
     left = app_state.jobs().seconds_left(job)

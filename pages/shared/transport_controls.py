@@ -14,13 +14,13 @@ _DISTANCES = {"L1": ("lp", 1), "L2": ("lp", 2), "cosine": ("cosine", 1)}
 _STRENGTHS: dict[str, tuple[str, str, float, float, float]] = {  # solver -> field, help, smallest, largest, default
     "sinkhorn": (
         "reg",
-        "Entropy, in units of the mean cost: the larger, the more every channel is spread.",
+        "Entropy regularisation, in units of the mean cost. Larger values spread every channel more widely.",
         0.001,
         1.0,
         0.02,
     ),
-    "unbalanced": ("reg_m", "How strictly the marginals are kept, in units of the mean cost.", 0.05, 50.0, 5.0),
-    "partial": ("mass", "Share of the mass that moves: the cheapest; the rest is left behind.", 0.05, 1.0, 0.9),
+    "unbalanced": ("reg_m", "Penalty on violated marginals, in units of the mean cost. Larger is stricter.", 0.05, 50.0, 5.0),
+    "partial": ("mass", "Share of the mass that is moved, cheapest first. The rest is discarded.", 0.05, 1.0, 0.9),
 }
 FORMULAS = r"""M_{ij} = \lVert x_i / \lVert x_i \rVert_2 - x_{t_j} / \lVert x_{t_j} \rVert_2 \rVert_p \qquad
 G = \arg\min_{G \mathbf 1 = a,\ G^\top \mathbf 1 = b} \langle G, M \rangle \qquad T = G^\top \mathrm{diag}(1/a)"""
@@ -48,7 +48,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
                 CHOICES["cost"],
                 default=cost,
                 **key("cost"),
-                help="weights: all weights that write and read a channel. activations: what the next layers read, on calibration images.",
+                help="weights: all incoming and outgoing weights of a channel. activations: the inputs of the next layers on calibration images.",
             )
             or cost
         )
@@ -58,19 +58,19 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
                 list(_DISTANCES),
                 default="L1",
                 **key("distance"),
-                help="Between vectors of length one. The paper takes L1.",
+                help="Distance between vectors of length one. The paper uses L1.",
             )
             or "L1"
         )
         bias = st.toggle(
-            "Biases count", **key("bias"), disabled=chosen != "weights", help="Activations contain the biases already."
+            "Include biases", **key("bias"), disabled=chosen != "weights", help="Activations already include the biases."
         )
     with middle:
         st.markdown("**Mass**")
-        source = st.selectbox("Source mass", CHOICES["source"], **key("source"), help="How much mass each channel has.")
-        target = st.selectbox("Target mass", CHOICES["source"], **key("target"), help="How much mass each target takes.")
+        source = st.selectbox("Source mass", CHOICES["source"], **key("source"), help="Mass of each channel.")
+        target = st.selectbox("Target mass", CHOICES["source"], **key("target"), help="Mass that each target receives.")
         anchors = st.selectbox(
-            "Targets", CHOICES["anchors"], **key("anchors"), help="The most important channels, or centroids of clusters."
+            "Targets", CHOICES["anchors"], **key("anchors"), help="The most important channels, or the centroids of clusters."
         )
     with right:
         st.markdown("**Solution**")
@@ -86,7 +86,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
             "Normalise by",
             CHOICES["normalise"],
             **key("normalise"),
-            help="source: each channel is handed over whole, as in the paper. target: weights are averaged instead of summed. none: the bare coupling.",
+            help="source: all of each channel is moved, as in the paper; target: weights are averaged instead of summed; none: the coupling itself.",
         )
     own = {}
     if any("fold_norms" in registry("merge")[merge].knobs for merge in merges):
@@ -94,7 +94,7 @@ def transport_knobs(prefix: str = "", cost: str = "weights", merges: Sequence[st
             "BatchNorm in folding",
             FOLD_NORMS,
             **key("fold_norms"),
-            help="none: k-means sees weights alone. columns: BatchNorm's scale and inverse deviation, too.",
+            help="none: k-means uses weights only. columns: it also uses BatchNorm's scale and inverse standard deviation.",
         )
     distance, p = _DISTANCES[name]
     return {

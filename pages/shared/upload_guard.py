@@ -65,21 +65,21 @@ class Uploads:
         self._rate = self._rate or access.Rate(access.UPLOADS, 4 * most)
         text = request.headers.get("content-length", "")
         if not (text.isascii() and text.isdecimal()):
-            return _refused(411, "Say how large the file is.")
+            return _refused(411, "The request does not state the size of the file.")
         size = int(text[:20])
         if size > most + access.MIB:  # the size includes the multipart framing
-            return _refused(413, f"A file may have at most {access.upload_mib()} MiB.")
+            return _refused(413, f"A file must not exceed {access.upload_mib()} MiB.")
         wait = self._rate.wait(who, size)
         if wait:
             seconds = str(int(wait) + 1)
             return _refused(429, f"Too many uploads: try again in {seconds} seconds.", {"Retry-After": seconds})
         session, _, file = request.url.path.rpartition(_PATH)[2].partition("/")
         if (session, file) not in _expected:
-            return _refused(403, "No page of this server asked for this file.")
+            return _refused(403, "No page of this server requested this file.")
         mine, everybody = self._held(who)
         of_one, of_all = (times * most for times in access.HELD)
         if mine + size > of_one or everybody + size > of_all:
-            return _refused(429, "Too much was uploaded and not taken: close pages, or try again in a minute.")
+            return _refused(429, "Too many uploaded files are waiting: close other pages, or try again in a minute.")
         del _expected[session, file]
         _owners[session] = who
         return None

@@ -122,7 +122,7 @@ class Visitor:
         if await self._link_where(lambda link: urlsplit(link).path.strip("/") == name and self._is_mine(link), name):
             self.tally.switches.append(time.monotonic() - began)
         if self.studies and name == "sensitivity":
-            button = self.page.get_by_role("button", name="Run the study")
+            button = self.page.get_by_role("button", name="Run study")
             if await button.count() and await button.is_enabled():
                 await button.click()
 
@@ -161,7 +161,7 @@ class Visitor:
     async def _check_title(self, percent: int) -> None:
         """Check that the picture also shows this visitor's sparsity, and count it as mixed if not."""
         title = await self.page.locator(".js-plotly-plot .gtitle").first.text_content() or ""
-        found = re.match(r"(\d+) of (\d+) channels stay", title)
+        found = re.match(r"(\d+) of (\d+) channels are kept", title)
         if not found or abs(int(found[1]) - int(found[2]) * (100 - percent) / 100) > 1:
             self.tally.wrong[f"mixed picture: {title!r} at {percent} %"] += 1
 
@@ -217,14 +217,14 @@ async def visit_beside_study(browser: Any, address: str, numbers: range, seconds
     page = await browser.new_page()
     many = [("study_merges", merge) for merge in registry("merge")] + [("study_sparsities", n) for n in range(5, 100, 5)]
     await page.goto(f"{address}/sensitivity?{urlencode(many)}")
-    await page.get_by_role("button", name=re.compile("Run the study|Continue")).click()
+    await page.get_by_role("button", name=re.compile("Run study|Continue")).click()
     stop = page.get_by_role("button", name="Cancel").first
     await stop.wait_for()
     tally = await visit(browser, address, numbers, seconds, think)
     if not await stop.count():
         tally.wrong["the study ended before the visitors left"] += 1
     await stop.click()
-    await page.get_by_text("cancelled; the points so far stay").wait_for()
+    await page.get_by_text("cancelled;").wait_for()
     await page.close()
     return tally
 

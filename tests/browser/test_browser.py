@@ -7,7 +7,7 @@ from dashboard import is_dark, no_exception, serving, shows, wait_for
 def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(page):
     with serving() as address:
         page.goto(f"{address}/importance")
-        shows(page, "Take it with you")
+        shows(page, "Share and reproduce")
         page.wait_for_timeout(1000)
         links = page.locator('[data-testid="stSidebarNavLink"]').all_inner_texts()
         names = [
@@ -42,7 +42,7 @@ def test_a_page_opened_by_its_own_address_on_a_fresh_server_comes_with_the_app(p
 def test_each_page_opens(page, address, name, sees):
     page.goto(f"{address}/{name}")
     shows(page, sees)
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     no_exception(page)
 
 
@@ -57,7 +57,7 @@ def test_moving_the_slider_moves_the_cut(page, address):
     title = page.locator(".js-plotly-plot .gtitle").first
     title.wait_for()
     before = title.text_content()
-    assert re.match(r"\d+ of \d+ channels stay", before)
+    assert re.match(r"\d+ of \d+ channels are kept", before)
     slider = page.get_by_role("slider").first
     slider.focus()
     for _ in range(20):
@@ -96,19 +96,19 @@ def test_a_long_study_waits_to_be_asked_arrives_point_by_point_and_can_be_cancel
     many = "&".join(f"sparsities={percent}" for percent in range(5, 100, 5)) + "&criteria=l1&criteria=l2&criteria=random"
     page.goto(f"{address}/curves?model=digits-resnet&limit=500&{many}")
     shows(page, "0 of 114 points on 500 images: not computed yet")
-    page.get_by_role("button", name="Draw the curves").click()
+    page.get_by_role("button", name="Compute curves").click()
     page.wait_for_function("() => /of 114 points.*: computing.*[1-9]\\d* on a sample/.test(document.body.innerText)")
     page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Cancel").click()
-    shows(page, "cancelled; the points so far stay")
+    shows(page, "cancelled;")
     page.reload()
-    shows(page, "cancelled; the points so far stay")
+    shows(page, "cancelled;")
     page.locator(".js-plotly-plot .scatterlayer .point").first.wait_for()
     no_exception(page)
 
 
 def test_dark_mode_draws_on_dark_ground(dark, address):
     dark.goto(f"{address}/transport")
-    shows(dark, "Take it with you")
+    shows(dark, "Share and reproduce")
     dark.locator(".js-plotly-plot .gtitle").first.wait_for()
     dark.wait_for_timeout(2500)
     ground = dark.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")

@@ -13,7 +13,7 @@ def test_links_pictures_and_search(page, address):
     assert "document=results" in page.url
     assert "model=digits-mlp" in page.url
     assert len(page.context.pages) == 1
-    page.get_by_label("Search the headings of all documents").fill("resnet-56")
+    page.get_by_label("Search headings").fill("resnet-56")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Results: Sensitivity of ResNet-56").click()
     page.wait_for_function("() => [...document.querySelectorAll('[data-testid=stMain] img')].some(i => i.naturalWidth > 500)")

@@ -7,7 +7,7 @@ def plot(page, says: str):
     """The ground of the picture whose title says this, on the screen and at rest."""
     ground = page.locator(".js-plotly-plot", has=page.get_by_text(says)).locator(".nsewdrag").first
     ground.wait_for(state="attached")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     page.wait_for_timeout(1500)
     ground.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
@@ -36,7 +36,7 @@ def test_many_channels_are_clicked_by_column(page, address):
 
 def test_clicking_an_image_explains_that_image(page, address):
     page.goto(f"{address}/importance?channel=3")
-    box = plot(page, "images that activate it most").bounding_box()
+    box = plot(page, "with the highest activation").bounding_box()
     page.mouse.click(box["x"] + box["width"] * 2.5 / 8.9, box["y"] + 0.3 * box["height"])
     page.wait_for_function("() => location.search.includes('image=3')")
     no_exception(page)

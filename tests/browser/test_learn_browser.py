@@ -8,7 +8,7 @@ from dashboard import fits, is_dark, new_page, shows, wait_for
 def page(browser, address):
     opened = new_page(browser, viewport={"width": 1400, "height": 1600})
     opened.goto(f"{address}/learn")
-    shows(opened, "Take it with you")
+    shows(opened, "Share and reproduce")
     opened.locator(".js-plotly-plot .gtitle").nth(10).wait_for()
     opened.wait_for_timeout(1500)
     yield opened
@@ -30,8 +30,8 @@ def click(page, picture, mark):
     ("picture", "mark", "says"),
     [
         ("Two inputs, 6 neurons", 3, "Neuron 3 is active"),
-        ("neurons stay", 1, "Neuron 1 is active"),
-        ("away from neuron", 6 + 4, "Neuron 4 is 1.73 away from neuron 2"),
+        ("neurons are kept", 1, "Neuron 1 is active"),
+        ("The distance of neuron", 6 + 4, "The distance of neuron 4 from neuron 2 is 1.73"),
         ("The plan G", 6 + 2, "Neuron 2 is active"),
     ],
 )
@@ -70,19 +70,19 @@ def test_a_question_is_answered(page):
     form = page.get_by_test_id("stForm").filter(has_text="Double every weight")
     form.get_by_text("It stays the same").click()
     form.get_by_role("button", name="Check").click()
-    form.get_by_text("Right.").wait_for()
+    form.get_by_text("Correct.").wait_for()
 
 
 def test_a_step_leads_to_a_real_layer(page):
-    page.get_by_role("link", name="See this on a real layer: its scores").click()
-    shows(page, "channels stay")
+    page.get_by_role("link", name="See this on a real network: scores").click()
+    shows(page, "channels are kept")
     assert "/importance" in page.url
 
 
 @pytest.mark.parametrize("dark", [900, 1400], indirect=True)
 def test_nothing_is_wider_than_the_page(dark, address):
     dark.goto(f"{address}/learn")
-    dark.get_by_text("Take it with you").wait_for()
+    dark.get_by_text("Share and reproduce").wait_for()
     dark.locator(".js-plotly-plot .gtitle").nth(10).wait_for()
     fits(dark)
     is_dark(dark)

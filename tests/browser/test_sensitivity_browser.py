@@ -20,7 +20,7 @@ def cell(page, group: int, sparsity: int, groups: int = 9, sparsities: int = 4) 
 def test_a_cell_shows_its_group_and_the_sidebar_follows(page, address):
     page.goto(f"{address}/sensitivity")
     shows(page, "72 of 72 points on 597 images: done")
-    shows(page, "really")
+    shows(page, ", measured")
     page.wait_for_timeout(2000)
     for row, column, group, percent in ((4, 2, "layer2.0.conv2", 50), (7, 1, "layer3.0.conv2", 30)):
         cell(page, row, column)
@@ -35,7 +35,7 @@ def test_a_cell_shows_its_group_and_the_sidebar_follows(page, address):
 def test_a_bar_of_the_fragile_groups_chooses_its_group(page, address):
     page.goto(f"{address}/sensitivity")
     shows(page, "72 of 72 points on 597 images: done")
-    shows(page, "really")
+    shows(page, ", measured")
     bar = page.locator(".js-plotly-plot").nth(2).locator(".bars .point path").first
     bar.wait_for()
     bar.evaluate("e => e.scrollIntoView({block: 'center'})")
@@ -50,7 +50,7 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
     page.goto(f"{address}/sensitivity?{LONG}&criterion=l2")
     shows(page, "0 of 342 points on 500 images: not computed yet")
     page.wait_for_timeout(1000)
-    page.get_by_role("button", name="Run the study").click()
+    page.get_by_role("button", name="Run study").click()
     wait_for(page, '[data-testid="stMain"] p', r"computing.*; [1-9]\d* on a sample so far")
     for row, group in ((0, "conv1"), (8, "layer3.1.conv1")):
         page.wait_for_timeout(1500)
@@ -68,7 +68,7 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
 
     page.wait_for_timeout(1000)
     main(page).get_by_role("button", name="Cancel").click()
-    shows(page, "cancelled; the points so far stay")
+    shows(page, "cancelled;")
     main(page).get_by_role("button", name="Continue").wait_for()
     no_exception(page)
 
@@ -79,7 +79,7 @@ def test_two_readers_study_two_networks_at_once(browser, address):
         reader.goto(f"{address}/sensitivity?model={model}&study_sparsities=20&study_sparsities=60")
     for reader, points in zip(readers, (8, 24), strict=True):
         reader.get_by_text(f"{points} of {points} points on 597 images: done").wait_for()
-        reader.get_by_text("really").wait_for()
+        reader.get_by_text(", measured").wait_for()
         no_exception(reader)
         reader.close()
 
@@ -88,8 +88,8 @@ def test_two_readers_study_two_networks_at_once(browser, address):
 def test_nothing_is_wider_than_the_page(dark, address):
     dark.goto(f"{address}/sensitivity?model=digits-mlp")
     shows(dark, "16 of 16 points on 597 images: done")
-    shows(dark, "Take it with you")
-    for name in ("How it runs", "Transport knobs", "The numbers"):
+    shows(dark, "Share and reproduce")
+    for name in ("Run options", "Transport options", "Results table"):
         dark.get_by_text(name, exact=True).click()
     dark.wait_for_timeout(1000)
     fits(dark)

@@ -12,7 +12,7 @@ def channel_told(page):
 
 def test_clicking_a_square_of_the_plan_tells_that_channels_story(page, address):
     page.goto(f"{address}/transport?channel=5")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     last = page.locator(".js-plotly-plot").nth(PLAN).locator(".scatterlayer .point").count() - 1
     click_mark(page, PLAN, which=last)
     wait_for(page, "h3", "^Channel 31$")
@@ -23,19 +23,19 @@ def test_clicking_a_square_of_the_plan_tells_that_channels_story(page, address):
 
 def test_clicking_a_channel_on_the_map_tells_its_story(page, address):
     page.goto(f"{address}/transport?channel=5")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     traces = page.locator(".js-plotly-plot").nth(MAP).locator(".scatterlayer .trace")
     traces.first.wait_for()
     hollow = traces.count() - 3  # arrows first, then the dropped, the kept, and the ring around the chosen one
     click_mark(page, MAP, f".scatterlayer .trace:nth-child({hollow + 1}) .point")
     wait_for(page, "h3", "^Channel (?!5$)")
-    shows(page, "It does not stay: it is merged into")
+    shows(page, "It is merged into")
     no_exception(page)
 
 
 def test_the_player_plays_to_ninety_percent(page, address):
     page.goto(f"{address}/transport?look=sparsity+player&sparsity=0")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     player = page.locator(".js-plotly-plot").nth(MAP)
     title = player.locator(".gtitle")
     title.wait_for()
@@ -48,7 +48,7 @@ def test_the_player_plays_to_ninety_percent(page, address):
 @pytest.mark.parametrize("order", ["importance", "target"])
 def test_a_click_finds_the_same_channel_in_every_order(page, address, order):
     page.goto(f"{address}/transport?arrange={order}&sparsity=50&channel=0")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     click_mark(page, PLAN, which=9)
     wait_for(page, "h3", "^Channel [1-9]")
     channel = int(channel_told(page).split()[1])
@@ -60,7 +60,7 @@ def test_a_click_finds_the_same_channel_in_every_order(page, address, order):
 
 def test_two_settings_stand_side_by_side(page, address):
     page.goto(f"{address}/transport?look=two+settings")
-    shows(page, "Both plans put")
+    shows(page, "Both plans move")
     shows(page, "B: cost activations")
     shows(page, "Transport cost")
     no_exception(page)
@@ -68,7 +68,7 @@ def test_two_settings_stand_side_by_side(page, address):
 
 def test_a_wide_layer_is_a_picture_and_can_be_clicked(page, address):
     page.goto(f"{address}/transport?model=cifar10-vgg16_bn&weights=random&group=features.34&channel=1")
-    shows(page, "Take it with you")
+    shows(page, "Share and reproduce")
     page.locator(".js-plotly-plot").nth(PLAN).locator(".imagelayer image").first.wait_for(state="attached")
     click_mark(page, PLAN, which=400)  # its neighbours stand a pixel away: any of them will do
     wait_for(page, "h3", "^Channel (?!1$)")

@@ -95,7 +95,7 @@ def test_each_network_is_timed_in_its_own_numbers():
     found = list(compare_latency(net(4).double(), net(2).bfloat16(), EXAMPLE, batch=2, runs=6))[-1]
     assert found.kind == "float64 and bfloat16"
     assert found.before.bytes > 3 * found.after.bytes
-    assert "Both networks in float64 and bfloat16 on " in speed_words(found)
+    assert "Both networks ran in float64 and bfloat16 on " in speed_words(found)
 
 
 def test_long_measurements_end_after_the_fewest_turns(monkeypatch, steps):
@@ -197,4 +197,4 @@ def test_widths_show_what_stays_and_what_went():
 
     fig = widths([Width("a", 8, 5), Width("b", 4, 4)], "fusion")
     assert [list(trace.y) for trace in fig.data] == [[5, 4], [3, 0]]
-    assert fig.layout.title.text == "9 of 12 channels stay"
+    assert fig.layout.title.text == "9 of 12 channels are kept"

@@ -41,9 +41,9 @@ class TestOthers:
     def test_what_they_keep_is_seen_and_not_removed(self, monkeypatch):
         app = open_page("your_own")
         assert "**kept/theirs**" in text(app)
-        assert "Remove it" not in labels(app)
+        assert "Remove permanently" not in labels(app)
         monkeypatch.delenv("INTRAFUSION_PUBLIC")
-        assert "Remove it" in labels(app.run())
+        assert "Remove permanently" in labels(app.run())
 
     def test_what_they_keep_is_not_replaced(self, monkeypatch):
         model = itf.load_model("digits-mlp")
@@ -75,7 +75,7 @@ class TestOthers:
     def test_what_they_compute_is_not_cancelled(self, jobs, monkeypatch):
         jobs.start("theirs", 3, Gate(), "curve of digits-vgg", who="203.0.113.1")
         app = open_page("overview")
-        assert "**Computing now**" in [words.value for words in app.sidebar.markdown]
+        assert "**Running jobs**" in [words.value for words in app.sidebar.markdown]
         assert "Cancel" not in labels(app)
         assert not app_state.may_cancel(jobs.get("theirs"))
 
@@ -114,11 +114,11 @@ class TestOthers:
         app = open_page("overview", model="cifar10-resnet56")
         assert "These weights are not on this machine" in [title.value for title in app.title]
         assert not [label for label in labels(app) if "Download" in label]
-        assert "Whoever runs this server can fetch it" in text(app)
+        assert "operator of this server can download it" in text(app)
 
     def test_they_name_no_cluster(self):
         app = open_page("sensitivity", executor="Ray cluster")
-        assert "No cluster on a public server." in text(app)
+        assert "public server has no cluster" in text(app)
         assert not [box for box in app.text_input if box.key == "address"]
 
     def test_a_link_to_a_file_is_refused_in_one_line(self):

@@ -42,7 +42,7 @@ def test_no_proxy_is_believed_unless_it_is_said_and_a_bad_number_is_told(monkeyp
     monkeypatch.delenv("INTRAFUSION_PROXIES", raising=False)
     assert proxies() == 0
     monkeypatch.setenv("INTRAFUSION_PROXIES", "-1")
-    with pytest.raises(ValueError, match="INTRAFUSION_PROXIES must be how many proxies stand in front, not '-1'"):
+    with pytest.raises(ValueError, match="INTRAFUSION_PROXIES must be the number of proxies in front, not '-1'"):
         proxies()
 
 

@@ -28,7 +28,7 @@ def open_export(**query) -> AppTest:
 
 
 def made(app: AppTest, jobs: Jobs) -> AppTest:
-    return finished(press(app, "Make the network"), jobs)
+    return finished(press(app, "Prune network"), jobs)
 
 
 def rows(app: AppTest, which: int) -> dict[str, list[str]]:
@@ -38,9 +38,9 @@ def rows(app: AppTest, which: int) -> dict[str, list[str]]:
 def test_nothing_is_computed_before_it_is_asked(jobs):
     app = open_export()
     assert jobs.queue() == []
-    assert text(app).count("When the network is made") == 2
-    assert "Take it with you" in text(app)
-    assert {b.label for b in app.main.button if b.disabled} == {"Measure the speed", "Write and verify"}
+    assert text(app).count("Available when the network is pruned") == 2
+    assert "Share and reproduce" in text(app)
+    assert {b.label for b in app.main.button if b.disabled} == {"Measure speed", "Write and verify"}
 
 
 def test_the_network_is_that_of_the_controls(jobs):
@@ -55,13 +55,13 @@ def test_the_network_is_that_of_the_controls(jobs):
 
 
 def test_files_are_verified_and_offered_and_speed_is_told(jobs, capsys):
-    app = finished(press(made(open_export(), jobs), "Compute the rest"), jobs)
+    app = finished(press(made(open_export(), jobs), "Compute remaining"), jobs)
     shown = rows(app, 2)
     assert list(shown) == list(FORMATS)
     assert all(float(cells[2]) <= 1e-4 for cells in shown.values())
     labels = [button.label for button in app.main.get("download_button")]
     files = [file for kind in FORMATS.values() for file in kind.files]
-    assert labels == ["All in one archive", *files, "report.html", "Data as CSV"]
+    assert labels == ["Download all (ZIP)", *files, "report.html", "Data as CSV"]
     told = [one.value for one in (*app.warning, *app.success)]
     assert len(told) == 1
     assert re.search(r"at batch 1; .* at batch 64\.$", told[0])
@@ -97,8 +97,8 @@ def _making():
 
 def test_a_network_can_be_kept(jobs):
     app = made(open_export(), jobs)
-    next(field for field in app.text_input if field.label.startswith("Keep")).set_value("slim")
-    next(button for button in app.button if button.label == "Keep").click().run()
+    next(field for field in app.text_input if field.label.startswith("Save")).set_value("slim")
+    next(button for button in app.button if button.label == "Save").click().run()
     assert "kept/slim" in app.success[0].value
     assert itf.load_model("kept/slim").card.dataset == "digits"
 
@@ -127,8 +127,8 @@ def test_a_link_from_the_sensitivity_page_carries_sparsities():
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [("export_sparsities=1:0.5", "write conv1=0.1"), ("export_sparsities=1=2", "from 0 and below 1"),
-     ("export_sparsities=nowhere=0.5", "'nowhere'"), ("export_sparsities=1=nan", "from 0 and below 1")],
+    [("export_sparsities=1:0.5", "write conv1=0.1"), ("export_sparsities=1=2", "at least 0 and less than 1"),
+     ("export_sparsities=nowhere=0.5", "'nowhere'"), ("export_sparsities=1=nan", "at least 0 and less than 1")],
 )  # fmt: skip
 def test_sparsities_that_make_no_sense_are_one_line(query, words):
     name, _, value = query.partition("=")

@@ -54,9 +54,9 @@ def test_everything_is_there_on_every_embedded_digits_model(model):
     app = open_importance(model=model)
     assert not app.error
     assert not app.info
-    assert [element.value for element in app.subheader][:2] == ["Criteria side by side", "How far they agree"]
+    assert [element.value for element in app.subheader][:2] == ["Criteria side by side", "Agreement between criteria"]
     titles = " | ".join(figures(app))
-    for words in ("channels stay", "criteria keep", "agree least", "images that activate it most", "activation"):
+    for words in ("are kept", "criteria keep", "agree least", "with the highest activation", "activation"):
         assert words in titles
     assert app.dataframe[0].value["criterion"][0] == "l1"
     assert "taylor, relative: scored on 512 training images" in text(app)
@@ -91,7 +91,7 @@ def test_the_channel_box_changes_the_story_the_images_and_the_attribution(sessio
         app.number_input(key="channel").set_value(channel).run()
         assert f"Channel {channel} ranks" in text(app)
         top = top_images(torch.from_numpy(values[:, channel]), 8)
-        captions = [note["text"] for note in picture(app, "activate it most")["layout"]["annotations"]]
+        captions = [note["text"] for note in picture(app, "with the highest activation")["layout"]["annotations"]]
         assert captions == [f"{data.classes[data.labels[i]]}<br>{values[i, channel]:#.3g}" for i in top]
         assert picture(app, f"Channel {channel} on “{data.classes[data.labels[top[0]]]}”")
 
@@ -157,25 +157,25 @@ def test_without_its_images_cifar_shows_what_weights_say(monkeypatch, tmp_path):
     app = open_importance(model="cifar10-resnet20")
     assert not app.error
     assert matrix(app)
-    assert "Scored by weights alone" in text(app)
+    assert "Scored on weights only" in text(app)
     assert "not on this machine yet" in app.info[0].value  # only for the channel's images, below the criteria
-    assert [button.label for button in app.button] == ["Fetch CIFAR-10 (170 MB)"]
+    assert [button.label for button in app.button] == ["Download CIFAR-10 (170 MB)"]
 
 
 def test_a_criterion_that_needs_missing_images_waits_for_them_and_the_others_stay(monkeypatch, tmp_path):
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
     app = open_importance(model="cifar10-resnet20", criterion="taylor", compare=["l1", "fpgm"])
     assert "not on this machine yet" in app.info[0].value
-    assert "no taylor scores: needs images, which are not here. The pictures follow **l1**" in app.info[1].value
-    assert [button.label for button in app.button] == ["Fetch CIFAR-10 (170 MB)"]
+    assert "no taylor scores: needs images, which are not available. The figures show **l1**" in app.info[1].value
+    assert [button.label for button in app.button] == ["Download CIFAR-10 (170 MB)"]
     assert matrix(app)
-    assert "needs images, which are not here" in json.dumps(picture(app, "criteria keep")["layout"])
+    assert "needs images" in json.dumps(picture(app, "criteria keep")["layout"])
 
 
 def test_a_criterion_that_cannot_score_says_so_and_the_others_stay():
     app = open_importance(model="digits-mlp", criterion="bn_scale", compare="bn_scale")
     assert "needs a BatchNorm" in app.info[0].value
-    assert "The pictures follow **l1** instead" in app.info[0].value
+    assert "show **l1** instead" in app.info[0].value
     assert "l1 keeps" in " ".join(figures(app))
 
 
@@ -183,9 +183,9 @@ def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
     monkeypatch.setattr("pages.shared.job_panel.CHEAP", 1e9)
     app = open_importance(model="digits-vgg", group="features.14", compare=["l2", "hrank", "relative"])
     assert list(app.dataframe[0].value["criterion"]) == ["l1", "l2"]
-    (button,) = [button for button in app.button if button.label.startswith("Compute the")]
-    assert button.label == "Compute the other 2 criteria"
-    assert "Still to score: hrank, relative" in text(app)
+    (button,) = [button for button in app.button if button.label.endswith("more criteria")]
+    assert button.label == "Compute 2 more criteria"
+    assert "Not computed yet: hrank, relative" in text(app)
     button.click().run()
     deadline = time.monotonic() + 240
     while len(app.dataframe[0].value) < 4 and time.monotonic() < deadline:
@@ -193,20 +193,20 @@ def test_dear_criteria_wait_to_be_asked_and_arrive_by_a_job(monkeypatch):
         app.run()
     assert not app.exception
     assert list(app.dataframe[0].value["criterion"]) == ["l1", "l2", "hrank", "relative"]
-    assert not [button for button in app.button if button.label.startswith("Compute the")]
+    assert not [button for button in app.button if button.label.endswith("more criteria")]
 
 
 def test_showing_many_images_to_a_large_network_waits_to_be_asked(monkeypatch):
     monkeypatch.setattr("pages.shared.job_panel.CHEAP", 1e6)
     app = open_importance(model="digits-vgg", group="features.17", compare="l1")
     labels = [button.label for button in app.button]
-    assert labels == ["Show 512 images to the network"]
+    assert labels == ["Compute activations"]
     app.button[0].click().run()
     deadline = time.monotonic() + 240
     while "Compute integrated-gradients" not in [b.label for b in app.button] and time.monotonic() < deadline:
         time.sleep(0.3)
         app.run()
-    assert any("activate it most" in title for title in figures(app))
+    assert any("with the highest activation" in title for title in figures(app))
     next(button for button in app.button if button.label == "Compute integrated-gradients").click().run()
     while not any("on “" in title for title in figures(app)) and time.monotonic() < deadline:
         time.sleep(0.3)

@@ -47,7 +47,7 @@ def trained(app: AppTest) -> AppTest:
 def test_every_method_shows_its_knobs_and_trains_nothing_unasked(method, jobs):
     app = open_lab(method=method)
     assert jobs.queue() == []
-    assert "Nothing is trained before you ask" in text(app)
+    assert "Press *Train*" in text(app)
     keys = {element.key for kind in (app.main.number_input, app.main.selectbox) for element in kind}
     entry = TRAINERS[method]
     assert {f"lab_{knob}" for knob in entry.knobs} <= keys
@@ -58,7 +58,7 @@ def test_every_method_shows_its_knobs_and_trains_nothing_unasked(method, jobs):
 
 def test_missing_images_can_be_fetched():
     app = open_lab(model="cifar10-conv2")
-    assert [b.label for b in app.main.button] == ["Fetch CIFAR-10 (170 MB)"]
+    assert [b.label for b in app.main.button] == ["Download CIFAR-10 (170 MB)"]
     assert not app.error
 
 
@@ -70,10 +70,10 @@ def test_a_run_to_its_end_is_found_again_and_can_be_kept():
     again = open_lab()
     assert next(button for button in again.main.button if button.label == "Train").disabled
     again.main.text_input[-1].set_value("no name!")
-    press(again, "Keep")
+    press(again, "Save")
     assert "is no name" in text(again)
     again.main.text_input[-1].set_value("mine")
-    press(again, "Keep")
+    press(again, "Save")
     assert not again.error
     assert itf.load_model("kept/mine").card.dataset == "digits"
     overview = open_page("overview", model="kept/mine")

@@ -39,9 +39,9 @@ def titles(app: AppTest) -> list[str]:
 def test_nothing_is_computed_before_it_is_asked(jobs):
     app = open_landscape()
     assert jobs.queue() == []
-    assert text(app).count("Nothing is computed before you ask") == 4
+    assert text(app).count("Not computed yet.") == 4
     assert len(titles(app)) == 5  # the pictures' places are kept
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)
 
 
 def test_all_four_are_computed_and_a_second_reader_finds_them(jobs):
@@ -58,11 +58,11 @@ def test_all_four_are_computed_and_a_second_reader_finds_them(jobs):
     assert [cell.split()[0] for cell in table["accuracy"]] == [f"{measured[name]:.1%}" for name in table.index]
     assert "move" in found[1]
     assert "on average along a trained path" in found[-2]
-    assert found[-1].startswith("In the 10 sharpest directions: dropping")
-    assert "BatchNorm is folded into these networks, or they have none" in text(app)
+    assert found[-1].startswith("Share in the 10 sharpest directions: dropping")
+    assert "BatchNorm is folded or absent" in text(app)
     assert "100% of the grid" in text(app)
     labels = [button.label for button in app.main.get("download_button")]
-    assert labels == ["Data as CSV", "Path as CSV", "Directions as CSV", "Answers as CSV"]
+    assert labels == ["Data as CSV", "Path as CSV", "Directions as CSV", "Outputs as CSV"]
     assert next(b for b in app.main.button if b.label == "All computed").disabled
     again = open_landscape()
     assert titles(again) == found
@@ -71,7 +71,7 @@ def test_all_four_are_computed_and_a_second_reader_finds_them(jobs):
 
 def test_changed_images_are_counted_and_shown_by_kind(jobs):
     app = open_landscape(model="digits-resnet", landscape_limit="100")
-    finished(press(app, "Compare the answers"), jobs)
+    finished(press(app, "Compare outputs"), jobs)
     model, data = itf.load_model("digits-resnet"), itf.load_data("digits")
     right = [itf.evaluate(model, data, limit=100).correct] + [
         itf.evaluate(itf.prune(model, model.card.example(), 0.3, merge=merge), data, limit=100).correct
@@ -90,32 +90,32 @@ def test_changed_images_are_counted_and_shown_by_kind(jobs):
 def test_only_what_a_setting_touches_is_computed_again(jobs):
     app = finished(press(open_landscape(), "Compute all"), jobs)
     app.selectbox(key="path_to").set_value("refit").run()
-    labels = ("Draw the plane", "Compare the answers", "Train a path", "Find the directions")
-    assert [b.label for b in app.main.button if b.label in labels and not b.disabled] == ["Train a path"]
+    labels = ("Compute plane", "Compare outputs", "Train path", "Find directions")
+    assert [b.label for b in app.main.button if b.label in labels and not b.disabled] == ["Train path"]
     before = titles(app)[0]
-    app = finished(press(app, "Compute the rest"), jobs)
+    app = finished(press(app, "Compute remaining"), jobs)
     assert titles(app)[0] == before
     assert titles(app)[-2].startswith("From dense to refit: ")
 
 
 def test_a_cancelled_plane_keeps_its_marks_and_can_be_asked_again(jobs):
-    app = press(open_landscape(model="digits-resnet", landscape_limit="all", landscape_size="33"), "Draw the plane")
+    app = press(open_landscape(model="digits-resnet", landscape_limit="all", landscape_size="33"), "Compute plane")
     deadline = time.monotonic() + PATIENCE
     while not jobs.queue()[0].results and time.monotonic() < deadline:
         time.sleep(0.1)
     jobs.queue()[0].cancel()
     app = finished(app, jobs)
     assert titles(app)[0].startswith("Fused ")
-    assert [b.label for b in app.main.button if b.label.endswith("again")] == ["Draw the plane again"]
+    assert [b.label for b in app.main.button if b.label.endswith("again")] == ["Compute plane again"]
 
 
 def test_a_path_to_itself_is_one_line(jobs):
-    app = finished(press(open_landscape(path_to="dense"), "Train a path"), jobs)
+    app = finished(press(open_landscape(path_to="dense"), "Train path"), jobs)
     assert ["same network" in one.value for one in app.warning] == [True]
 
 
 def test_a_single_group_and_the_loss(jobs):
-    app = finished(press(open_landscape(landscape_scope="this group", group="1", shown="loss"), "Draw the plane"), jobs)
+    app = finished(press(open_landscape(landscape_scope="this group", group="1", shown="loss"), "Compute plane"), jobs)
     spec = json.loads(app.main.get("plotly_chart")[0].proto.spec)
     contour = next(trace for trace in spec["data"] if trace["type"] == "contour")
     assert contour["colorbar"]["title"]["text"] == "loss, nats"
@@ -123,7 +123,7 @@ def test_a_single_group_and_the_loss(jobs):
 
 
 def test_the_command_line_and_the_snippet_say_what_the_page_says(jobs, capsys):
-    app = finished(press(open_landscape(sparsity="50"), "Draw the plane"), jobs)
+    app = finished(press(open_landscape(sparsity="50"), "Compute plane"), jobs)
     shown = re.findall(r"[\d.]+%", titles(app)[0])
     line = next(code.value for code in app.code if code.value.startswith("python -m intrafusion landscape"))
     main.main([*shlex.split(line)[3:], "--json"])

@@ -39,9 +39,9 @@ def test_the_page_shows_six_steps_each_with_a_question_and_a_way_on():
     assert app.title[0].value == "Learn"
     assert [s.value[0] for s in app.subheader][:6] == list("123456")
     assert sum(m.value.startswith("**Question.**") for m in app.markdown) == 6
-    links = [link.value for link in app.page_link if link.value.startswith("See this on a real layer")]
+    links = [link.value for link in app.page_link if link.value.startswith("See this on a real network")]
     assert len(links) == 6
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)
 
 
 def test_the_sums_on_the_page_are_the_librarys():
@@ -92,12 +92,12 @@ def test_changes_can_be_written_and_move_the_sliders():
 RIGHT = toy_network.open_lesson(toy_network.train_toy(), 3)
 ROWS, FUSED = toy_network.numbers(RIGHT.dense), toy_network.numbers(RIGHT.fused)
 QUESTIONS = {
-    "neuron": (round(max(0.0, float(-ROWS[0, 0] + 0.5 * ROWS[0, 1] + ROWS[0, 2])), 2), 0.0, "above zero passes"),
+    "neuron": (round(max(0.0, float(-ROWS[0, 0] + 0.5 * ROWS[0, 1] + ROWS[0, 2])), 2), 0.0, "a positive sum"),
     "importance": (str(min(RIGHT.kept, key=lambda i: RIGHT.scores[i])), "0", "lowest score"),
-    "distance": ("It stays the same", "It doubles", "only directions count"),
-    "plan": (str(RIGHT.crowded_out()[0]), "None", "no room"),
+    "distance": ("It stays the same", "It doubles", "only their directions matter"),
+    "plan": (str(RIGHT.crowded_out()[0]), "None", "no capacity"),
     "fusing": (round(float(FUSED[0, 2]), 2), 0.0, "×"),
-    "computes": ("outer", "inner", "the larger wins"),
+    "computes": ("outer", "inner", "larger logit"),
 }
 
 
@@ -105,12 +105,12 @@ QUESTIONS = {
 def test_a_right_answer_is_accepted_and_a_wrong_one_refused(question):
     right, wrong, why = QUESTIONS[question]
     app = check(learn(), question)
-    assert "Give an answer first" in app.info[0].value
+    assert "Enter an answer" in app.info[0].value
     answer(app, question, wrong)
-    assert app.error[0].value.startswith(f"Not {wrong}.")
+    assert app.error[0].value.startswith(f"{wrong} is not correct.")
     assert not app.success
     answer(app, question, right)
-    assert app.success[0].value.startswith("Right.")
+    assert app.success[0].value.startswith("Correct.")
     assert why in app.success[0].value
     assert not app.error
 
@@ -158,7 +158,7 @@ def test_every_size_is_drawn(hidden, stay):
         app.button_group(key="lesson_neuron").set_value(neuron).run()
         assert not app.exception
         assert not app.error
-    assert re.search(rf"Each of the {hidden} neurons .* each of the {stay} that stay", text(app))
+    assert re.search(rf"Each of the {hidden} neurons .* each of the {stay} kept neurons", text(app))
     assert ("nothing is pruned" in text(app)) == (hidden == stay)
 
 
@@ -214,7 +214,7 @@ def test_a_bad_link_falls_back_to_defaults(query):
     app = learn(**query)
     assert not app.exception
     assert not app.error
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)
 
 
 @pytest.mark.parametrize(
@@ -241,4 +241,4 @@ def test_a_network_of_nothing_is_drawn():
     silent = " ".join(f"{i}.{name}=0" for i in range(4) for name in toy_network.WEIGHTS)
     app = learn(lesson_hidden="4", lesson_stay="2", lesson_changes=silent)
     assert not app.exception
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)

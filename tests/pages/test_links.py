@@ -22,7 +22,7 @@ from pages.shared.links import SIDEBAR
 from pages.shared.navigation import _PAGES
 
 PAGES = [name for name, _, _ in _PAGES]
-SAID = "Not understood in this link"
+SAID = "Invalid settings in this link"
 FREE = {
     "weights",
     "data_path",
@@ -155,7 +155,7 @@ def test_any_value_of_any_setting_opens(page, data):
 
 def test_a_notice_goes_when_the_reader_goes_on_and_does_not_come_back():
     app = follow("transport", {"sparsity": "900", "foo": "1"})
-    assert notices(app) == [f"{SAID}, and left aside: ` sparsity=900 `, ` foo=1 `."]
+    assert notices(app) == [f"{SAID} were ignored: ` sparsity=900 `, ` foo=1 `."]
     assert notices(app.run()) == notices(app)  # pages that draw themselves again keep it
     app.slider(key="sparsity").set_value(50).run()
     assert notices(app) == []
@@ -173,7 +173,7 @@ def test_settings_of_another_page_are_no_settings_here_but_stay_in_the_app_on_th
 def test_infinity_is_no_whole_number():
     """Streamlit's own widget ends in an OverflowError for it."""
     app = follow("transport", {"channel": "1e999", "sparsity": "40"})
-    assert notices(app) == [f"{SAID}, and left aside: ` channel=1e999 `."]
+    assert notices(app) == [f"{SAID} were ignored: ` channel=1e999 `."]
     assert app.slider(key="sparsity").value == 40
 
 

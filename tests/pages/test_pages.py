@@ -17,7 +17,7 @@ def test_every_page_opens_on_every_embedded_digits_model(page, model):
     assert not app.error
     assert app.title[0].value == page.capitalize()
     assert model in text(app)
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)
 
 
 @pytest.mark.parametrize("page", ["overview", "importance", "transport"])
@@ -26,7 +26,7 @@ def test_the_embedded_cifar_network_shows_without_any_download(page, monkeypatch
     app = open_page(page, model="cifar10-resnet20")
     assert not app.exception
     assert not app.error
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)
 
 
 def test_overview_says_what_is_coupled_and_what_cannot_be_pruned():
@@ -39,7 +39,7 @@ def test_overview_says_what_is_coupled_and_what_cannot_be_pruned():
 def test_overview_measures_the_dense_accuracy_that_the_card_claims():
     app = open_page("overview")
     claimed = app.metric[2].value
-    app = finished(press(app, "Measure it here, on at most 2,000 images"), app_state.jobs())
+    app = finished(press(app, "Measure accuracy"), app_state.jobs())
     assert app.metric[4].value.split("%")[0] == claimed.split("%")[0]
 
 
@@ -50,7 +50,7 @@ def test_moving_the_sparsity_changes_what_goes():
     assert "sparsity=0.6" in text(app)
     assert before != text(app)
     app.slider(key="sparsity").set_value(0).run()
-    assert "It is kept as it is" in text(app)
+    assert "It is kept unchanged" in text(app)
 
 
 def test_curves_draw_themselves_for_the_embedded_default_and_finish():
@@ -129,7 +129,7 @@ def test_missing_cifar_images_offer_a_download_and_a_path(monkeypatch, tmp_path)
     app = open_page("curves", model="cifar10-resnet20", weights="random")
     assert not app.exception
     assert "not on this machine yet" in app.info[0].value
-    assert [b.label for b in app.button] == ["Fetch CIFAR-10 (170 MB)"]
+    assert [b.label for b in app.button] == ["Download CIFAR-10 (170 MB)"]
 
 
 def test_missing_weights_offer_a_download(monkeypatch, tmp_path):
@@ -137,7 +137,7 @@ def test_missing_weights_offer_a_download(monkeypatch, tmp_path):
     app = open_page("overview", model="cifar10-resnet56")
     assert not app.exception
     assert "published weights" in text(app)
-    assert [b.label for b in app.button] == ["Download the weights of cifar10-resnet56"]
+    assert [b.label for b in app.button] == ["Download weights of cifar10-resnet56"]
 
 
 def test_curves_take_the_transport_knobs():
@@ -165,7 +165,7 @@ def test_curves_of_criteria_that_look_at_images_wait_to_be_asked():
     app = open_page("curves", criteria="taylor", sparsities="30")
     assert not app.exception
     assert "not computed yet" in app.get("progress")[0].proto.text
-    assert "Nothing is computed before you ask" in text(app)
+    assert "Press *Compute curves*" in text(app)
     app.button[0].click().run()
     deadline = time.monotonic() + 240
     while not (app.dataframe and len(app.dataframe[0].value) == 2) and time.monotonic() < deadline:

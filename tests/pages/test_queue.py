@@ -60,12 +60,12 @@ def test_everybody_sees_what_is_computed_and_who_waits(page, query, two, monkeyp
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
     app = open_page(page, **query)
     assert not app.exception
-    assert headings(app) == ["**Computing now**"]
+    assert headings(app) == ["**Running jobs**"]
     assert rows(app) == [
         "curve of digits-resnet  \n:gray[0 of 18 done]",
         "scores of digits-vgg  \n:gray[waiting, next in line]",
     ]
-    assert "They take turns." in text(app)
+    assert "in turns." in text(app)
     assert cancels(app) == []  # they are others'
 
 
@@ -133,7 +133,7 @@ def asked_page() -> None:
     from pages.shared import job_panel, job_queue
 
     job_queue.show()
-    job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
+    job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Not computed yet: chip")
 
 
 def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
@@ -147,12 +147,12 @@ def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
         app.session_state.work.results.release()
         until(lambda count=count: len(job.results) == count)
     app.run()
-    assert app.main.get("progress")[0].proto.text == "Still to score: chip; 3 of 4 done, about 1 s left"
+    assert app.main.get("progress")[0].proto.text == "Not computed yet: chip; 3 of 4 done, about 1 s left"
     assert rows(app) == ["Compute chip, digits-vgg  \n:gray[3 of 4 done, about 1 s left]"]
     app.main.button[0].click().run()
     assert not app.exception
     assert job.state == "cancelled"
-    assert "Cancelled; what is done stays" in text(app)
+    assert "Cancelled; finished results are kept" in text(app)
     assert rows(app) == []
 
 

@@ -44,7 +44,7 @@ def answer(app: AppTest) -> dict[str, dict[str, str]]:
 def test_nothing_is_trained_before_it_is_asked(jobs):
     app = open_recovery()
     assert jobs.queue() == []
-    assert "Nothing is computed before you ask" in text(app)
+    assert "Press *Recover*" in text(app)
     assert not app.dataframe
 
 
@@ -58,7 +58,7 @@ def test_methods_side_by_side_and_a_second_reader_finds_them(jobs):
     assert int(found["overparam-sp"]["trainable"].replace(",", "")) > 100 * int(found["perp"]["trainable"])
     assert "%" in found["overparam-sp"]["at equal compute"]
     assert found["perp"]["at equal compute"] == "–"
-    assert "Which images look alike" in text(app)
+    assert "Similarity of images" in text(app)
     assert "reconstructed" in text(app)
     jobs.stop(10)
     jobs._jobs.clear()

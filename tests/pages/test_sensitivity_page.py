@@ -109,7 +109,7 @@ class TestStudy:
         assert not app.error
         assert not app.warning
         assert headings(app) == [
-            "Group 1", "Fragile groups", "A smaller network", "Against another study", "Take it with you",
+            "Group 1", "Fragile groups", "Suggested sparsities", "Comparison with another study", "Share and reproduce",
         ]  # fmt: skip
         rows = app.dataframe[0].value
         assert len(rows) == POINTS
@@ -118,21 +118,21 @@ class TestStudy:
         measured = {result.spec: result for result in sweep(study.specs(session.groups), session)}
         said = {(row.group, row.sparsity, row.merge): row.accuracy for row in rows.itertuples()}
         assert said == {(s.groups[0], s.sparsity, s.merge): r.accuracy for s, r in measured.items()}
-        assert labels(app) == ["Run the study"]
+        assert labels(app) == ["Run study"]
         assert app.main.button[0].disabled
 
     def test_one_that_looks_at_images_waits_to_be_asked_and_can_be_taken_away_before(self):
         app = open_sensitivity(**LOOKS)
         assert progress(app) == f"0 of {POINTS} points on 597 images: not computed yet"
-        assert "Nothing is computed before you ask" in text(app)
+        assert "Press *Run study*" in text(app)
         assert "Nothing is measured yet" in figures(app)
         assert any(code.value.startswith("python -m intrafusion sweep") for code in app.code)
-        settled(press(app, "Run the study"))
+        settled(press(app, "Run study"))
         assert len(app.dataframe[0].value) == POINTS
 
     def test_it_is_stored_under_its_settings_and_the_next_server_knows_its_points(self, jobs):
         settled(open_sensitivity(**LOOKS), "not computed yet")
-        settled(press(open_sensitivity(**LOOKS), "Run the study"))
+        settled(press(open_sensitivity(**LOOKS), "Run study"))
         with Store() as store:
             (row,) = store.studies()
             assert (row.name, row.points, row.done) == ("digits-mlp taylor", POINTS, POINTS)
@@ -160,12 +160,12 @@ class TestStudy:
             yield from results
 
         monkeypatch.setattr(sensitivity, "sweep", stuck)
-        app = press(open_sensitivity(**LOOKS), "Run the study")
+        app = press(open_sensitivity(**LOOKS), "Run study")
         until(app, lambda app: "1 on a sample so far" in progress(app))
         assert labels(app) == ["Cancel"]
-        assert "follow when this study is done or cancelled" in text(app)
+        assert "appear when this study is done" in text(app)
         press(app, "Cancel")
-        assert "cancelled; the points so far stay; 1 on a sample so far" in progress(app)
+        assert "cancelled; finished points are kept; 1 on a sample so far" in progress(app)
         free.set()
         assert len(app.dataframe[0].value) == 1
         assert "on fewer images so far" in figures_text(app)
@@ -181,7 +181,7 @@ class TestStudy:
             yield from sweep(specs, session, store, **options)
 
         monkeypatch.setattr(sensitivity, "sweep", waiting)
-        press(open_sensitivity(**LOOKS), "Run the study")
+        press(open_sensitivity(**LOOKS), "Run study")
         other = open_sensitivity(**LOOKS)
         assert labels(other) == ["Cancel"]
         assert "computing" in progress(other)
@@ -202,7 +202,7 @@ class TestStudy:
         monkeypatch.setattr(sensitivity, "sweep", lingering)
         app = until(open_sensitivity(**SMALL), lambda app: f"{POINTS} of {POINTS} points" in progress(app))
         assert "computing" in progress(app)
-        assert "follow when this study is done or cancelled" in text(app)
+        assert "appear when this study is done" in text(app)
         free.set()
         assert "Fragile groups" in headings(settled(app))
 
@@ -237,7 +237,7 @@ class TestStudy:
         app = open_sensitivity(**SMALL, **query)
         assert "not computed yet" in progress(app)  # a cluster is never asked unasked
         assert "Fast needs a device with bfloat16" in text(app)
-        settled(press(app, "Run the study"))
+        settled(press(app, "Run study"))
         assert asked == {"decide": True, "address": "host:6379"}
         (line,) = [code.value for code in app.code if "intrafusion sweep" in code.value]
         assert line.endswith("--decide --executor ray --address host:6379")
@@ -246,7 +246,7 @@ class TestStudy:
     def test_without_ray_the_choice_explains_itself(self, monkeypatch):
         monkeypatch.setattr(sensitivity, "find_spec", lambda name: None)
         app = open_sensitivity(**LOOKS, executor="Ray cluster")
-        assert "A cluster needs the package ray" in text(app)
+        assert "needs the package ray" in text(app)
         assert "--executor" not in text(app)
 
     @pytest.mark.parametrize("broken", ["a folder", "another program's", "nonsense"])
@@ -259,7 +259,7 @@ class TestStudy:
         monkeypatch.setenv("INTRAFUSION_STORE", str(path))
         app = settled(open_sensitivity(**SMALL))
         (warning,) = app.warning
-        assert warning.value.startswith("Results last only until the server stops: ")
+        assert warning.value.startswith("Results will be lost when the server stops: ")
         assert "\n" not in warning.value
         assert len(app.dataframe[0].value) == POINTS
 
@@ -271,9 +271,9 @@ class TestStudy:
         open_sensitivity(**LOOKS)
         with process(lock_and_wait, path) as (_, pipe):
             assert heard(pipe) == "locked"
-            app = settled(press(open_sensitivity(**LOOKS), "Run the study"))
+            app = settled(press(open_sensitivity(**LOOKS), "Run study"))
             (warning,) = [warning.value for warning in app.warning]
-            assert warning.startswith("Results wait in memory, and the work goes on: ")
+            assert warning.startswith("Jobs continue, and their results are held in memory: ")
             assert "locked by another program" in warning
             assert len(app.dataframe[0].value) == POINTS
         until(app, lambda app: not app.warning)
@@ -304,7 +304,7 @@ class TestPicture:
     def test_one_merge_alone_has_a_heatmap_and_no_difference(self, merge):
         app = settled(open_sensitivity(**SMALL, study_merges=merge))
         assert next(iter(figures(app))).startswith(f"With {merge}, ")
-        assert "One merge alone leaves nothing to decide" in text(app)
+        assert "at least two merges" in text(app)
         assert " − " not in text(app)
 
     def test_of_three_merges_the_reader_chooses_the_pair(self, third):
@@ -336,7 +336,7 @@ class TestPicture:
 
         app = AppTest.from_function(page).run()
         assert not app.exception
-        assert text(app) == "**Nothing was pruned**: all 10 channels stay, so this says nothing."
+        assert text(app).startswith("**Nothing was pruned**: all 10 channels are kept")
 
     def test_chance_is_called_so(self):
         right = [[True] * 60 + [False] * 40, [True] * 20 + [False] * 80]
@@ -345,7 +345,7 @@ class TestPicture:
         same = difference(made[0], made[0]).cells["a", 0.5].pairs[0]
         names = ("fusion", "drop")
         assert sensitivity.pair_in_words(sure, names).endswith(
-            "Fusion alone is right on 40 images, drop alone on 0: more than chance."
+            "Only fusion is correct on 40 images, only drop on 0: a significant difference."
         )
         assert "**fusion − drop: +40.0 points**" in sensitivity.pair_in_words(sure, names)
         assert sensitivity.pair_in_words(same, names).endswith("which may be chance.")
@@ -362,13 +362,13 @@ class TestSmallerNetwork:
         assert values["Measured accuracy"].startswith(f"{result.accuracy:.1%} ± ")
         assert values["MACs"] == f"{result.macs / result.macs_before:.0%}"
         assert result.macs <= 0.4 * result.macs_before
-        assert f"Expected {values['Expected accuracy']}, really **{values['Measured accuracy']}**" in text(app)
+        assert f"Expected {values['Expected accuracy']}, measured **{values['Measured accuracy']}**" in text(app)
 
     @pytest.mark.parametrize(
         ("query", "says"),
         [
-            ({"budget": "parameters", "share": "5"}, "of the parameters stay even at the largest measured sparsities"),
-            ({"budget": "MACs", "share": "5"}, "of the MACs stay even at the largest measured sparsities"),
+            ({"budget": "parameters", "share": "5"}, "of the parameters remain even at the largest measured sparsities"),
+            ({"budget": "MACs", "share": "5"}, "of the MACs remain even at the largest measured sparsities"),
             ({"budget": "accuracy", "least": "100"}, "100.0% is above the"),
         ],
     )
@@ -378,20 +378,20 @@ class TestSmallerNetwork:
 
     def test_an_accuracy_that_is_asked_for_is_looked_for(self):
         app = settled(open_sensitivity(**SMALL, budget="accuracy", least="97"))
-        assert re.search(r"The 97\.0% asked for is (not )?reached\.", text(app))
+        assert re.search(r"The target of 97\.0% is (not )?met\.", text(app))
 
     def test_a_target_that_the_network_meets_as_it_is_prunes_nothing(self):
         app = settled(open_sensitivity(**SMALL, share="100"))
-        assert "Nothing is to be pruned for this target" in app.info[0].value
+        assert "needs no pruning" in app.info[0].value
 
     @pytest.mark.parametrize(
         ("expected", "least", "words"),
         [
-            (0.97, None, "Expected 97.0%, really **95.0% ± 1.5**: together, the groups lose more than the sum"),
-            (0.94, None, "really **95.0% ± 1.5**: the losses add up, as far as 400 images tell."),
-            (0.92, None, "the groups lose less than the sum of what each loses alone."),
-            (0.95, 0.9, "images tell. The 90.0% asked for is reached."),
-            (0.95, 0.96, "images tell. The 96.0% asked for is not reached."),
+            (0.97, None, "Expected 97.0%, measured **95.0% ± 1.5**: pruned together, the groups lose more than the sum"),
+            (0.94, None, "measured **95.0% ± 1.5**: the losses add up within the interval on 400 images."),
+            (0.92, None, "the groups lose less than the sum of their separate losses."),
+            (0.95, 0.9, "images. The target of 90.0% is met."),
+            (0.95, 0.96, "images. The target of 96.0% is not met."),
         ],
     )
     def test_whether_the_losses_add_up_is_said_in_words(self, expected, least, words):
@@ -406,7 +406,7 @@ class TestOtherStudies:
         assert app.selectbox(key="other_study").options == ["digits-mlp l1"]
         app.selectbox(key="other_study").set_value("digits-mlp l1").run()
         assert not app.warning
-        assert any(title.startswith("digits-mlp l2 is ahead of digits-mlp l1 in") for title in figures(app))
+        assert any(title.startswith("digits-mlp l2 is better than digits-mlp l1 in") for title in figures(app))
 
     def test_results_of_other_code_are_said_to_be_and_measured_again(self, jobs, monkeypatch):
         settled(open_sensitivity(**SMALL))
@@ -417,7 +417,7 @@ class TestOtherStudies:
         with Store() as store:
             done = {row.name: (row.points, row.done, row.older) for row in store.studies()}
         assert done == {"digits-mlp l2": (POINTS, POINTS, POINTS), "digits-mlp l1": (POINTS, 0, POINTS)}
-        assert "Results of “digits-mlp l1” are of another version of the code" in text(app)
+        assert "results of “digits-mlp l1” come from another code version" in text(app)
         settled(open_sensitivity(**SMALL))
         app = settled(open_sensitivity(**SMALL, criterion="l2", other_study="digits-mlp l1"))
         assert "another version of the code" not in text(app)
@@ -429,7 +429,7 @@ class TestOtherStudies:
             store.save_study("of another network", Study("x", itf.PruneSpec(), {"sparsity": (0.5,)}).to_toml(), [])
         app = settled(open_sensitivity(**SMALL))
         assert not app.error
-        assert "the two studies can then be compared here" in text(app)
+        assert "to compare the two here" in text(app)
 
     def test_other_images_are_refused_in_one_line(self):
         settled(open_sensitivity(**SMALL, study_name="few", study_limit="500"))
@@ -443,7 +443,7 @@ class TestOtherStudies:
             assert Study.from_toml(store.study("mine").text).base.criterion == "l1"
             settled(press(app, "Replace and run"))
             assert Study.from_toml(store.study("mine").text).base.criterion == "l2"
-        assert labels(app.run()) == ["Run the study"]
+        assert labels(app.run()) == ["Run study"]
 
     @pytest.mark.parametrize(
         ("changes", "name"),
@@ -489,7 +489,7 @@ class TestTakingAway:
     def test_a_bad_link_falls_back(self, query, jobs):
         app = open_sensitivity(**{**LOOKS, **query})
         assert not app.error
-        assert "Take it with you" in text(app)
+        assert "Share and reproduce" in text(app)
 
     def test_the_snippet_on_the_page_runs(self):
         app = settled(open_sensitivity(**SMALL))
@@ -513,4 +513,4 @@ class TestTakingAway:
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         app = open_sensitivity(model="cifar10-resnet20", weights="random")
         assert "not on this machine yet" in app.info[0].value
-        assert labels(app) == ["Fetch CIFAR-10 (170 MB)"]
+        assert labels(app) == ["Download CIFAR-10 (170 MB)"]

@@ -68,19 +68,19 @@ def stories(app):
 def test_a_dropped_channel_tells_where_it_goes():
     app = open_page("transport")
     assert "merged into" in stories(app)["fusion"]
-    assert "nothing of it remains" in stories(app)["drop"]
+    assert "It is removed" in stories(app)["drop"]
 
 
 def test_a_kept_channel_tells_what_it_absorbed():
     app = open_page("transport", channel="5")
     assert re.search(r"It is kept, and absorbs channels? 3 \(weight 0\.\d\d\)", stories(app)["fusion"])
-    assert "It is kept as it is" in stories(app)["drop"]
+    assert "It is kept unchanged" in stories(app)["drop"]
 
 
 def test_a_channel_whose_mass_is_left_behind_says_so():
     app = open_page("transport", solver="partial", mass="0.6")
     assert not app.exception
-    assert "leaves its mass behind" in stories(app)["fusion"]
+    assert "discards its mass" in stories(app)["fusion"]
 
 
 def test_coupling_and_matrix_are_told_apart_by_this_channels_numbers():
@@ -94,9 +94,9 @@ def test_coupling_and_matrix_are_told_apart_by_this_channels_numbers():
 def test_the_numbers_are_the_plans():
     app = open_page("transport")
     names = {m.label: m for m in app.metric}
-    assert list(names) == ["Transport cost", "Share moved", "Entropy, nats", "Non-zeros", "Outputs move by"]
-    assert names["Share moved"].value == "31.2%"  # 10 of 32 channels
-    assert float(names["Outputs move by"].value) < float(names["Outputs move by"].delta.split()[-1])
+    assert list(names) == ["Transport cost", "Mass moved", "Entropy, nats", "Non-zeros", "Output distance"]
+    assert names["Mass moved"].value == "31.2%"  # 10 of 32 channels
+    assert float(names["Output distance"].value) < float(names["Output distance"].delta.split()[-1])
 
 
 @pytest.mark.parametrize("look", ["map", "sparsity player", "two settings"])
@@ -106,7 +106,7 @@ def test_every_look_opens_on_every_kind_of_network(model, look, monkeypatch, tmp
     app = open_page("transport", model=model, look=look)
     assert not app.exception
     assert not app.error
-    assert "Take it with you" in text(app)
+    assert "Share and reproduce" in text(app)
     if model == "cifar10-resnet20" and look == "two settings":  # its default B compares activations
         assert "not on this machine yet" in app.info[0].value
 
@@ -166,13 +166,13 @@ def test_what_needs_images_says_how_to_get_them(monkeypatch, tmp_path):
     app = open_page("transport", model="cifar10-resnet20", cost="activations")
     assert not app.exception
     assert "not on this machine yet" in app.info[0].value
-    assert "Fetch CIFAR-10 (170 MB)" in [b.label for b in app.button]
+    assert "Download CIFAR-10 (170 MB)" in [b.label for b in app.button]
 
 
 def test_a_dear_output_distance_waits_to_be_asked_and_says_what_it_lacks(monkeypatch, tmp_path):
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))  # no CIFAR images
     app = open_page("transport", model="cifar10-vgg16_bn", weights="random")
-    assert "Outputs move by" not in [m.label for m in app.metric]
+    assert "Output distance" not in [m.label for m in app.metric]
     next(b for b in app.button if b.label == "Measure").click().run()
     deadline = time.monotonic() + 240
     while "no usable cifar10" not in text(app) and time.monotonic() < deadline:

@@ -46,7 +46,7 @@ def extended(text: str) -> list[str]:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_markdown_makes_nothing_of_it(text):
-    for shown in (markdown(text), f"Strongest on {markdown(text)} (0.5)"):
+    for shown in (markdown(text), f"Highest for {markdown(text)} (0.5)"):
         assert is_plain(shown), PARSER.render(shown)
         assert not extended(shown)
         assert "\u202e" not in shown

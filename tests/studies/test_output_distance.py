@@ -75,17 +75,17 @@ class TestFigures:
         fig = distance_histograms(found)
         assert [trace.name for trace in traces(fig, "bar")] == ["dropped", "fused"]
         assert [numbers(trace.y).sum() for trace in traces(fig, "bar")] == [8, 8]
-        assert "about as far" in title(fig)
+        assert "about equally far" in title(fig)
         twice = Outputs({**found.logits, "dropped": found.logits["dense"] + 10}, found.labels, found.classes)
         assert title(distance_histograms(twice)).startswith("Dropping moves the logits 4")
         check_both_themes(lambda dark: distance_histograms(found, dark))
 
     def test_nothing_moved_is_drawn_too(self, found):
         still = Outputs(dict.fromkeys(SAID, found.logits["dense"]), found.labels, found.classes)
-        assert "about as far" in title(distance_histograms(still))
+        assert "about equally far" in title(distance_histograms(still))
 
     def test_classes_side_by_side(self, found):
         fig = class_bars(found)
-        assert title(fig) == "Fused stays closer in 1 of 3 classes"
+        assert title(fig) == "Fused is closer to dense than dropped in 1 of 3 classes"
         assert list(traces(fig, "bar")[0].x) == ["ant", "bee", "cat"]
         check_both_themes(lambda dark: class_bars(found, dark))

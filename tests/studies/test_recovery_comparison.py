@@ -166,9 +166,9 @@ class TestPictures:
 
     def test_title_says_what_the_best_does(self):
         results = [measured(a, recovery=n) for n, a in (("none", 0.2), ("perp", 0.8), ("finetune", 0.9))]
-        assert recovery_headline(rows(results, [])) == "finetune brings 20.0 % to 90.0 %, the best of 2"
-        assert recovery_headline(rows(results[:2], [])) == "perp brings 20.0 % to 80.0 %"
-        assert recovery_headline([]) == "How the training of each method goes"
+        assert recovery_headline(rows(results, [])) == "finetune raises accuracy from 20.0 % to 90.0 %, the best of 2 methods"
+        assert recovery_headline(rows(results[:2], [])) == "perp raises accuracy from 20.0 % to 80.0 %"
+        assert recovery_headline([]) == "Training of each method"
 
     def test_similarity_panels(self, session):
         spec = SPEC.but(recovery="bn-reset")

@@ -134,11 +134,11 @@ def click_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which:
 
 _PICTURES = {  # file -> address, text that shows when the page is ready, height
     "curves": ("curves", "18 of 18 points on 597 images: done", 1080),
-    "learn": ("learn", "Take it with you", 1400),
-    "importance": ("importance", "Take it with you", 1400),
-    "transport": ("transport?arrange=target", "Take it with you", 1400),
+    "learn": ("learn", "Share and reproduce", 1400),
+    "importance": ("importance", "Share and reproduce", 1400),
+    "transport": ("transport?arrange=target", "Share and reproduce", 1400),
     "recovery": ("recovery?recovery_merge=drop", "points on 597 images: done", 1500),
-    "sensitivity": ("sensitivity?group=layer2.0.conv2&cell=50", "really", 1400),
+    "sensitivity": ("sensitivity?group=layer2.0.conv2&cell=50", ", measured", 1400),
     "training_lab": ("training_lab?model=digits-vgg&method=sdprun&lab_reach=1.7", "trained in", 1500),
     "landscape": ("landscape", "All computed", 1400),
     "export": ("export", "All computed", 1400),
@@ -146,11 +146,11 @@ _PICTURES = {  # file -> address, text that shows when the page is ready, height
 _ASKED = {
     "recovery": "Recover",
     "landscape": "Compute all",
-    "export": "Make the network",
+    "export": "Prune network",
     "training_lab": "Train",
 }  # button to press on pages that compute nothing by themselves
 
-_THEN = {"export": "Compute the rest"}  # button to press after the first result
+_THEN = {"export": "Compute remaining"}  # button to press after the first result
 
 
 def main(folder: str, *only: str) -> None:

@@ -97,12 +97,12 @@ def test_a_server_whose_disk_is_full_goes_on_and_stores_everything_later(tmp_pat
         tab = opened(port)
         until(tab, lambda done: done == POINTS)
         said = tab.look()
-        assert "Results wait in memory, and the work goes on" in said
+        assert "results are held in memory" in said
         assert "free some space" in said
         assert stored(process, path, tmp_path / "before.sqlite") < POINTS
         Path(f"/proc/{process.pid}/root{ballast}").unlink()
         patience = time.monotonic() + PATIENCE
-        while "Results wait in memory" in tab.look():
+        while "results are held in memory" in tab.look():
             assert time.monotonic() < patience
             time.sleep(0.5)
         assert stored(process, path, tmp_path / "after.sqlite") == POINTS

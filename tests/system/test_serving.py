@@ -111,7 +111,7 @@ def test_a_number_of_proxies_that_is_none_ends_the_start_in_one_line():
         command, cwd=ROOT, env=os.environ | {"INTRAFUSION_PROXIES": "two"}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["error: INTRAFUSION_PROXIES must be how many proxies stand in front, not 'two'"]
+    assert done.stderr.splitlines() == ["error: INTRAFUSION_PROXIES must be the number of proxies in front, not 'two'"]
 
 
 class TestErrors:

@@ -200,12 +200,12 @@ def describe(name: str) -> dict[str, Any]:
     if (why := _damage(name)) is not None:
         return {"dataset": "", "weights": "damaged", "accuracy": None, "summary": f"damaged: {why}"}
     card = _found(name)[1]
-    what = "a program of torch.export" if is_program(name) else architecture(name)
+    what = "a torch.export program" if is_program(name) else architecture(name)
     return {
         "dataset": card.dataset,
         "weights": "kept",
         "accuracy": card.accuracy,
-        "summary": f"{what}, kept on this machine",
+        "summary": f"{what}, saved on this machine",
     }
 
 

@@ -67,13 +67,13 @@ class Group:
 def coupling(group: Group) -> str:
     """Describe as text why these layers belong together."""
     writers, readers = group.role(PRODUCER), group.role(CONSUMER)
-    parts = [f"written by {_names(writers)}" + (", whose outputs are summed" if len(writers) > 1 else "")]
+    parts = [f"produced by {_names(writers)}" + (", whose outputs are summed" if len(writers) > 1 else "")]
     if through := [layer for layer in group.role(CHANNELWISE) if layer.positions.shape[1] > 1]:
-        parts.append(f"in whole convolution groups through {_names(through)}")
+        parts.append(f"whole convolution groups of {_names(through)}")
     if readers:
         parts.append(f"read by {_names(readers)}")
     if spread := [layer for layer in readers if layer.positions.shape[1] > 1]:
-        parts.append(f"each channel is {spread[0].positions.shape[1]} inputs of {spread[0].name} after the flatten")
+        parts.append(f"each channel gives {spread[0].positions.shape[1]} inputs of {spread[0].name} after flattening")
     if pads := group.role(PAD):
         parts.append(f"stages joined by zero-padded shortcuts {_names(pads)}")
     return "; ".join(parts)

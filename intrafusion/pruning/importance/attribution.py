@@ -23,7 +23,7 @@ _MOST = 64  # images in a batch: a method holds several copies of each
 
 @CRITERIA.register(
     "conductance",
-    "the logit's change that flows through the channel on the way from the mean pixel to the image",
+    "change of the logit through the channel along the path from the mean pixel to the image",
     "Dhamdhere et al., ICLR 2019; Captum",
     "labels",
 )
@@ -39,7 +39,7 @@ def conductance(model: nn.Module, group: Group, data: ImageData, generator: torc
     )
 
 
-@CRITERIA.register("activation-gradient", "activation times the logit's gradient there", "Captum", "labels")
+@CRITERIA.register("activation-gradient", "activation times the gradient of the logit", "Captum", "labels")
 def activation_gradient(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     from captum.attr import LayerGradientXActivation
 
@@ -48,7 +48,7 @@ def activation_gradient(model: nn.Module, group: Group, data: ImageData, generat
 
 @CRITERIA.register(
     "deep-lift",
-    "the logit's difference to the mean pixel's that the channel accounts for",
+    "contribution of the channel to the difference between the logits of the image and of the mean pixel",
     "Shrikumar et al., ICML 2017; Captum",
     "labels",
 )

@@ -27,7 +27,7 @@ _GRAMS = 1 << 24  # maximum number of Gram matrix values held at once
 
 @CRITERIA.register(
     "chip",
-    "nuclear norm that an image's feature maps lose when the channel's is zeroed",
+    "decrease of the nuclear norm of an image's feature maps when the channel is set to zero",
     "Sui et al., NeurIPS 2021",
     "images",
 )
@@ -43,12 +43,12 @@ def hrank(model: nn.Module, group: Group, data: ImageData, generator: torch.Gene
 
 @CRITERIA.register(
     "relative",
-    "share of the channel in what the next neurons add up",
+    "share of the channel in the sums of the next neurons",
     "Hussien et al., arXiv 2410.16151",
     "images",
     reconstructed="from the abstract",
-    differs="the share of a neuron's sum alone, over a channel's weights; the paper's blind range of activations and its "
-    "regulariser of training are left out",
+    differs="only the share in a neuron's sum, over a channel's weights; the paper's blind range of activations and its "
+    "training regulariser are omitted",
 )
 def relative(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     return mean_over_images(group, _contributions(model, group, data), lambda shares: shares.sum((2, 3)))
@@ -119,10 +119,10 @@ def _shares(magnitude: nn.Module, inputs: Tensor) -> Tensor:
 
 @CRITERIA.register(
     "greedy",
-    "chosen one at a time: the channel that explains most of what the next layers make of those not chosen yet",
+    "greedy selection: each step keeps the channel that explains most of the next layers' outputs not explained so far",
     "after Luo et al. (ThiNet), ICCV 2017; Chee et al., NeurIPS 2022",
     "images",
-    differs="forward column selection; ours: all layers that read a channel count, each in units of what it reads",
+    differs="forward column selection; ours: over all layers that read a channel, each normalised",
 )
 def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     sums: dict[Layer, Tensor] = {}

@@ -25,7 +25,7 @@ _PER_SAMPLE = 1 << 26  # maximum number of gradient values held at once
 
 @CRITERIA.register(
     "taylor",
-    "first-order change of the loss, each weight for itself: sum of |w dL/dw|",
+    "first-order change of the loss for each weight separately: sum of |w dL/dw|",
     "Molchanov et al., CVPR 2019",
     "labels",
     differs="gradients are summed over the calibration images (the code of Intra-Fusion: over five training batches)",
@@ -36,7 +36,7 @@ def taylor(model: nn.Module, group: Group, data: ImageData, generator: torch.Gen
 
 @CRITERIA.register(
     "taylor_sum",
-    "first-order change of the loss, all weights at once: |sum of w dL/dw|",
+    "first-order change of the loss for all weights together: |sum of w dL/dw|",
     "Molchanov et al., CVPR 2019",
     "labels",
 )
@@ -46,7 +46,7 @@ def taylor_sum(model: nn.Module, group: Group, data: ImageData, generator: torch
 
 @CRITERIA.register(
     "obd",
-    "second-order change of the loss, by the diagonal Fisher: sum of w^2 E[g^2]",
+    "second-order change of the loss, with the diagonal Fisher matrix: sum of w^2 E[g^2]",
     "LeCun et al., NeurIPS 1989",
     "labels",
 )

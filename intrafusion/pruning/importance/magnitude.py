@@ -15,22 +15,22 @@ from intrafusion.pruning.groups.norms import folded_tensors
 from intrafusion.pruning.importance.reduce import mean_over_layers, spread
 
 
-@CRITERIA.register("random", "a seeded lottery: the control that every criterion must beat")
+@CRITERIA.register("random", "random scores with a fixed seed, as a control for the other criteria")
 def random(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     return torch.rand(group.size, generator=generator, dtype=torch.float64)
 
 
-@CRITERIA.register("l1", "sum of absolute weights that write and read the channel", "Li et al., ICLR 2017")
+@CRITERIA.register("l1", "sum of the absolute incoming and outgoing weights of the channel", "Li et al., ICLR 2017")
 def l1(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     return _magnitude(model, group, 1)
 
 
-@CRITERIA.register("l2", "sum of squared weights that write and read the channel", "Li et al., ICLR 2017")
+@CRITERIA.register("l2", "sum of the squared incoming and outgoing weights of the channel", "Li et al., ICLR 2017")
 def l2(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     return _magnitude(model, group, 2)
 
 
-@CRITERIA.register("filter", "norm of the weights and biases that write the channel", "Li et al., ICLR 2017")
+@CRITERIA.register("filter", "norm of the incoming weights and biases of the channel", "Li et al., ICLR 2017")
 def filter_norm(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     rows = []
     for layer in group.role(PRODUCER):
@@ -43,15 +43,15 @@ def filter_norm(model: nn.Module, group: Group, data: ImageData | None, generato
 
 @CRITERIA.register(
     "lamp",
-    "share of squared weights among the channels at least as large",
+    "squared weights of the channel as a share of those of all channels at least as large",
     "Lee et al., ICLR 2021",
-    differs="of whole channels, their weights squared as in the paper (the code of Intra-Fusion: not squared, the same ranks)",
+    differs="for whole channels, with squared weights as in the paper (Intra-Fusion's code: not squared, with the same ranks)",
 )
 def lamp(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     return layer_adaptive(_magnitude(model, group, 2))
 
 
-@CRITERIA.register("fpgm", "sum of distances to the other channels' weights", "He et al., CVPR 2019")
+@CRITERIA.register("fpgm", "sum of the distances to the weights of the other channels", "He et al., CVPR 2019")
 def fpgm(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     rows = []
     for layer, vectors in channel_vectors(model, group):
@@ -61,7 +61,7 @@ def fpgm(model: nn.Module, group: Group, data: ImageData | None, generator: torc
     return mean_over_layers(rows)
 
 
-@CRITERIA.register("bn_scale", "absolute BatchNorm scale, before folding", "Liu et al., ICCV 2017")
+@CRITERIA.register("bn_scale", "absolute BatchNorm scale before folding", "Liu et al., ICCV 2017")
 def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     rows = []
     for layer in group.layers:

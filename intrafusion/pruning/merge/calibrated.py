@@ -12,8 +12,8 @@ from intrafusion.pruning.groups.group import CONSUMER
 from intrafusion.pruning.merge.drop_and_fusion import drop, fusion
 from intrafusion.pruning.merge.least_squares import Fit
 
-CALIBRATED = "each consumer reads the dense channels as the kept ones predict them: `W' = W M^T`, M by ridge regression"
-REFIT = "calibrated, then each layer is solved for whole, to give what the dense network gives there"
+CALIBRATED = "each consumer reads the dense channels as predicted from the kept ones: `W' = W M^T`, with M by ridge regression"
+REFIT = "calibrated, then the whole weight of each consumer is refitted to the outputs of the dense network"
 
 
 def calibrate(fit: Fit) -> None:
@@ -51,15 +51,15 @@ def _consumers(fit: Fit) -> list[str]:
 
 _GRAIL = "after Tang et al. (GRAIL), arXiv 2602.23795"
 _HE = "after He et al., ICCV 2017; Luo et al. (ThiNet), ICCV 2017"
-_CALIBRATED = "GRAIL's ridge regression; ours: the intercept, and inputs of the network as it is pruned so far"
+_CALIBRATED = "GRAIL's ridge regression; ours: with an intercept, and on the inputs of the network as pruned so far"
 _REFIT = (
-    "least-squares reconstruction; ours: the ridge towards the present weights, its choice on images held out, and the target "
-    "of a residual sum"
+    "least-squares reconstruction; ours: a ridge towards the present weights, chosen on held-out images, and the target of a "
+    "residual sum"
 )
 _WAYS = {
     "calibrated": (calibrate, CALIBRATED),
     "refit": (refit, REFIT),
-    "refit-all": (refit_all, "refit, and so are all layers from the first that lost channels to the last"),
+    "refit-all": (refit_all, "refit, as are all layers from the first one that lost channels to the last"),
 }
 for _name, (_fit, _summary) in _WAYS.items():
     _paper, _differs = (_GRAIL, _CALIBRATED) if _name == "calibrated" else (_HE, _REFIT)

@@ -17,7 +17,7 @@ from intrafusion.pruning.transport.planning import TransportPlan, selection
 
 @MERGES.register(
     "drop",
-    "delete the less important channels and keep the others as they are",
+    "remove the less important channels and keep the others unchanged",
     "Li et al., ICLR 2017",
     transports=False,
 )
@@ -29,7 +29,7 @@ def drop(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     "fusion",
     "fuse the less important channels into the kept ones by the transport plan",
     "Theus et al., ICLR 2024",
-    differs="BatchNorm's eps counts when it is folded (the authors' code leaves it out); their marginal `radical` is missing",
+    differs="BatchNorm is folded with its eps (the authors' code omits it); their marginal `radical` is missing",
 )
 def fusion(model: nn.Module, group: Group, plan: TransportPlan) -> Tensor:
     return apply(model, group, plan.matrix, plan.kept)

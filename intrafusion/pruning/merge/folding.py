@@ -26,18 +26,18 @@ from intrafusion.spec import PruneSpec
 FOLD_NORMS = options_of(PruneSpec)["fold_norms"].choices  # how k-means uses the norms
 _PAPER = "Wang et al., ICLR 2025"
 _CLUSTERS = (
-    "k-means is Lloyd's, of all weights, with BatchNorm or without (`fold_norms`); the authors' code has Hartigan's, after PCA "
-    "and with BatchNorm"
+    "Lloyd's k-means on all weights, with or without BatchNorm (`fold_norms`); the authors' code uses Hartigan's k-means after "
+    "PCA and with BatchNorm"
 )
 
 
 @MERGES.register(
     "fold",
-    "k-means clusters become one channel; scales make up, without data, for variance lost (fold-AR)",
+    "each k-means cluster becomes one channel; scales restore the lost variance without data (fold-AR)",
     _PAPER,
     transports=False,
     knobs=("fold_norms",),
-    differs=f"{_CLUSTERS}; cosines are of what producers write (authors: of what consumers read, too)",
+    differs=f"{_CLUSTERS}; cosines of the producers' weights only (authors: also of the consumers')",
 )
 def fold_ar(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str = "none") -> Tensor:
     return _fold(model, group, plan, fold_norms, repair=True)
@@ -45,7 +45,7 @@ def fold_ar(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: str
 
 @MERGES.register(
     "fold-naive",
-    "k-means clusters become one channel; scales and statistics are averaged",
+    "each k-means cluster becomes one channel; scales and statistics are averaged",
     _PAPER,
     transports=False,
     knobs=("fold_norms",),
@@ -57,13 +57,13 @@ def fold_naive(model: nn.Module, group: Group, plan: TransportPlan, fold_norms: 
 
 MERGES.register(
     "fold-r",
-    "folded naively; then every BatchNorm's statistics are measured again on images (fold-R)",
+    "as fold-naive, then the statistics of every BatchNorm are recomputed on images (fold-R)",
     _PAPER,
     "images",
     fit=reset_norms,
     transports=False,
     knobs=("fold_norms",),
-    differs=f"{_CLUSTERS}; statistics of the calibration images (authors: of all training images, augmented)",
+    differs=f"{_CLUSTERS}; statistics on the calibration images (authors: on all training images, augmented)",
 )(fold_naive)
 
 

@@ -14,7 +14,7 @@ from intrafusion.pruning.transport.planning import TransportPlan
 
 @MERGES.register(
     "interpolation",
-    "fewer channels, evenly spread, each interpolated between its neighbours; for weights trained to be smooth",
+    "fewer, evenly spaced channels, interpolated between neighbours; for weights trained to be smooth",
     "Runkel et al., arXiv 2505.24469",
     transports=False,
     reconstructed="from the abstract",

@@ -36,15 +36,15 @@ class Story:
         place = f"Channel {self.channel} ranks {self.rank} by importance (score {self.score:.3g})"
         own = dict(self.goes_to).get(self.channel, 0.0)
         if self.kept and (merge == "drop" or (not self.absorbs and abs(own - 1) < 0.005)):
-            return f"{place}. It is kept as it is."
+            return f"{place}. It is kept unchanged."
         if self.kept:
-            share = "" if abs(own - 1) < 0.005 else f" with weight {own:.2f} of itself"
+            share = "" if abs(own - 1) < 0.005 else f" with a weight of {own:.2f}"
             return f"{place}. It is kept{share}, and absorbs {_listed(self.absorbs)}."
         if merge == "drop":
-            return f"{place}. It is dropped: nothing of it remains."
+            return f"{place}. It is removed."
         if not self.goes_to:
-            return f"{place}. It does not stay, and this plan leaves its mass behind: nothing of it remains."
-        return f"{place}. It does not stay: it is merged into {_listed(self.goes_to)}."
+            return f"{place}. It is removed, and this plan discards its mass."
+        return f"{place}. It is merged into {_listed(self.goes_to)}."
 
 
 def story(plan: TransportPlan, scores: Tensor, channel: int) -> Story:

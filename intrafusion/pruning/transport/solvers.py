@@ -60,9 +60,7 @@ class Problem:
         return float(self.M.mean()) or 1.0
 
 
-@SOLVERS.register(
-    "exact", "the optimal plan (network simplex); solved on the dropped channels alone where that is exact", "POT"
-)
+@SOLVERS.register("exact", "optimal plan by network simplex, solved for the removed channels only where that is exact", "POT")
 def exact(problem: Problem) -> np.ndarray:
     """Compute the optimal coupling (n, k).
 
@@ -97,7 +95,7 @@ def _room(stays: np.ndarray, b: np.ndarray, goes: float) -> np.ndarray:
 
 @SOLVERS.register(
     "sinkhorn",
-    "entropy-smoothed plan: every channel is spread, the more so the larger reg",
+    "entropy-regularised plan: every channel is spread, more widely for a larger reg",
     "Cuturi, NeurIPS 2013",
     knobs=("reg",),
 )
@@ -121,7 +119,7 @@ def sinkhorn(problem: Problem) -> np.ndarray:
 
 @SOLVERS.register(
     "unbalanced",
-    "marginals are only wished for: far-off channels give up mass, the more so the smaller reg_m",
+    "soft marginals: distant channels may lose mass, more of it for a smaller reg_m",
     "Chapel et al., NeurIPS 2021",
     knobs=("reg_m",),
 )
@@ -146,7 +144,7 @@ def unbalanced(problem: Problem) -> np.ndarray:
 
 @SOLVERS.register(
     "partial",
-    "only the share `mass` that is cheapest to move is moved: the farthest channels are dropped",
+    "only the cheapest share `mass` of the mass is moved: the most distant channels are dropped",
     "Chapel et al., NeurIPS 2020",
     knobs=("mass",),
 )

@@ -30,7 +30,7 @@ def agreement_matrix(comparison: "CriteriaComparison", height: int = 540, dark: 
     if comparison.pruned:
         beyond = (comparison.overlap - chance) / (1 - chance)
         words = _written(comparison.overlap, "{:.0%}")
-        _half(fig, names, upper.T, beyond, words, f"same among the {comparison.k} that stay")
+        _half(fig, names, upper.T, beyond, words, f"in common among the {comparison.k} kept channels")
     fig.update_traces(
         zmin=-1,
         zmax=1,

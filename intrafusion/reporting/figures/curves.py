@@ -69,7 +69,7 @@ def curves(
         others = [result for line, line_points in lines.items() if line != (criterion, merge) for result in line_points]
         spot, above = _clearest(points, others)
         _label(fig, 100 * spot.spec.sparsity, 100 * spot.accuracy, name, colour, above)
-    fig.update_xaxes(title="channels removed from each group, %", range=[0, right * 1.14 + 2])
+    fig.update_xaxes(title="sparsity, %", range=[0, right * 1.14 + 2])
     fig.update_yaxes(title="top-1 accuracy, %", range=[0, 103])
     return fig.update_layout(margin={"r": 40})
 
@@ -111,7 +111,7 @@ def curves_headline(results: Sequence["Result"]) -> str:
     if not pruning:
         return "Accuracy against sparsity"
     fused, dropped = max(pruning, key=lambda pair: abs(pair[0].accuracy - pair[1].accuracy))
-    verb = "keeps" if fused.accuracy >= dropped.accuracy else "is left with"
+    verb = "keeps" if fused.accuracy >= dropped.accuracy else "keeps only"
     return (
         f"At {fused.spec.sparsity:.0%}, fusion {verb} {100 * fused.accuracy:.0f} % where dropping keeps "
         f"{100 * dropped.accuracy:.0f} %"

@@ -38,7 +38,7 @@ def fragility_bars(ranked: Mapping[str, Sequence["Fragility"]], dark: bool = Fal
                 font={"color": colours.drop, "size": 12},
             )
     subtitle(fig, " ".join(f'<span style="color:{colours.merge(m)}">■</span> {m}' for m in ranked), colours)
-    words = "accuracy lost, mean over the sparsities, points"
+    words = "mean accuracy loss over the sparsities, points"
     fig.update_xaxes(title=words, rangemode="tozero", gridcolor=colours.grid)
     name_rows(fig, groups)
     return fig.update_layout(barmode="group", bargap=0.25)
@@ -78,14 +78,14 @@ def suggestion_bars(suggestion: "Suggestion", dark: bool = False) -> go.Figure:
         textposition="outside",
         cliponaxis=False,
         text=[
-            f"{share:.0f} %: {stay:,} of {n:,} stay" if share else f"all {n:,} stay"
+            f"{share:.0f} %: {stay:,} of {n:,} kept" if share else f"all {n:,} kept"
             for share, (stay, n) in zip(shares, suggestion.channels.values(), strict=True)
         ],
         textfont={"color": [colours.dense if share else colours.drop for share in shares], "size": 12},
         **SOLID,
     )
-    subtitle(fig, suggestion.note or "expected if the losses of the groups add up: prune to see", colours)
-    fig.update_xaxes(title="channels removed from the group, %", range=[0, 100])
+    subtitle(fig, suggestion.note or "expected if the losses of the groups add up; measure to confirm", colours)
+    fig.update_xaxes(title="sparsity of the group, %", range=[0, 100])
     name_rows(fig, groups)
     return fig.update_layout(margin_r=110)
 
@@ -101,17 +101,21 @@ def _offer(suggestion: "Suggestion") -> str:
 def _most_fragile(ranked: Mapping[str, Sequence["Fragility"]]) -> str:
     (merge, first), *others = ranked.items()
     if not first or not first[0].over:
-        return "Nothing was pruned: no group can be called robust" if first else "Nothing is measured yet"
+        return "Nothing was pruned, so no group can be called robust" if first else "Nothing is measured yet"
     group, also = first[0].group, ""
     for other, own in others:
         also += "".join(f", {plain(found.loss)} with {other}" for found in own if found.group == group and found.over)
-    return f"{hover(group)} is the most fragile: {plain(first[0].loss)} points lost with {merge}{also}"
+    return f"{hover(group)} is the most fragile group: it loses {plain(first[0].loss)} points with {merge}{also}"
 
 
 def _fragility_words(merge: str, found: "Fragility") -> str:
-    (low, high), most = found.interval, f"{100 * found.tolerance:.3g}"
+    (low, high), most = found.interval, f"{100 * found.tolerance:.3g} point{'s' * (found.tolerance != 0.01)}"
     return (
         f"<b>{hover(found.group)}</b>, {merge}<br>{plain(found.loss)} points lost ({plain(low)} to {plain(high)}), mean from "
         f"{100 * found.over[0]:.3g} % to {100 * found.over[-1]:.3g} %<br>"
-        + (f"loses at most {most} up to {100 * found.safe:.3g} %" if found.safe else f"loses more than {most} at once")
+        + (
+            f"loses at most {most} up to {100 * found.safe:.3g} % sparsity"
+            if found.safe
+            else f"loses more than {most} at the smallest sparsity"
+        )
     )

@@ -58,12 +58,12 @@ def attribution_panels(
     """
     colours, pictured = palette(dark), min(seen.shape) > 1
     height, width = image.shape[:2]
-    panels = ["image", *(["channel's map"] if pictured else []), method]
+    panels = ["image", *(["feature map"] if pictured else []), method]
     fig = figure(title, 400, colours).set_subplots(1, len(panels), subplot_titles=panels, horizontal_spacing=0.06)
     if pictured:
         fig.add_trace(_map(seen, (width, height), colours.mass(), (0, float(seen.max()) or 1), "activation"), 1, 2)
     limit = float(np.quantile(np.abs(pixels), 0.995)) or 1.0
-    fig.add_trace(_map(pixels, (width, height), colours.difference(), (-limit, limit), "share"), 1, len(panels))
+    fig.add_trace(_map(pixels, (width, height), colours.difference(), (-limit, limit), "attribution"), 1, len(panels))
     axes = ["", *map(str, range(2, len(panels) + 1))]
     fig.update_layout(
         images=[_placed(image, 0, (width, height))],

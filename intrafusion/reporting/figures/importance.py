@@ -35,7 +35,9 @@ def importance_bars(
     n, stays = len(values), np.isin(np.arange(len(values)), kept)
     order = np.argsort(-values, kind="stable") if by_rank else np.arange(n)
     gone = n - int(stays.sum())
-    title = f"{n - gone:,} of {n:,} channels stay" + (f", {gone:,} go" if gone else ": nothing is pruned at this sparsity")
+    title = f"{n - gone:,} of {n:,} channels are kept" + (
+        f", {gone:,} removed" if gone else ": nothing is pruned at this sparsity"
+    )
     fig = figure(title, 360, colours)
     thin = int(n <= _THIN)
     solid = [colours.fusion if stays[c] else rgba(colours.drop, 0.12) for c in order]
@@ -79,7 +81,7 @@ def _cut_line(fig: go.Figure, values: np.ndarray, order: np.ndarray, stays: np.n
             x=count - 0.5,
             y=1,
             yref="paper",
-            text="stay | go",
+            text="kept | removed",
             showarrow=False,
             font={"color": colour},
             yanchor="bottom",
@@ -147,10 +149,10 @@ def _disputed(comparison: "CriteriaComparison") -> str:
     criteria, n = comparison.kept.shape
     by_all, disputed = comparison.kept.all(0), comparison.kept.any(0) & ~comparison.kept.all(0)
     if not comparison.pruned:
-        return f"Nothing is pruned at this sparsity: all {n:,} channels stay"
+        return f"Nothing is pruned at this sparsity: all {n:,} channels are kept"
     if criteria == 1:
         return f"{comparison.names[0]} keeps {comparison.k:,} of {n:,} channels"
-    return f"All {criteria} criteria keep {by_all.sum():,} of {n:,} channels; on {disputed.sum():,} they disagree"
+    return f"All {criteria} criteria keep {by_all.sum():,} of {n:,} channels; they disagree on {disputed.sum():,}"
 
 
 def _shares(comparison: "CriteriaComparison", show: str) -> np.ndarray:
@@ -186,7 +188,7 @@ def _marks(fig: go.Figure, comparison: "CriteriaComparison", order: np.ndarray, 
     if c * n <= _MARKS:
         rows, columns = np.indices((c, n)).reshape(2, -1)
         data = [
-            [int(channel), name, "stays" if kept else "goes", int(rank), float(score)]
+            [int(channel), name, "is kept" if kept else "is removed", int(rank), float(score)]
             for name, ranks, scores, keeps in zip(
                 comparison.names, comparison.ranks, comparison.scores, comparison.kept, strict=True
             )

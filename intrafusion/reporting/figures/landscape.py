@@ -51,8 +51,8 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
             mode="markers",
             name=mark.name,
             marker={"size": 15, "color": colour, "line": {"color": colours.paper, "width": 3}},
-            hovertemplate=f"{mark.name}: {mark.accuracy:.1%}, loss {mark.loss:.3g} nats<br>{mark.distance:.3g} from dense"
-            "<extra></extra>",
+            hovertemplate=f"{mark.name}: {mark.accuracy:.1%}, loss {mark.loss:.3g} nats<br>"
+            f"distance to dense {mark.distance:.3g}<extra></extra>",
         )
         fig.add_annotation(
             x=mark.x,
@@ -72,7 +72,7 @@ def slice_map(found: "Slice", what: str = "accuracy", dark: bool = False) -> go.
         constrain="domain",
     )
     fig.update_yaxes(
-        title="at right angles, towards fused",
+        title="perpendicular distance, towards fused",
         range=[ends.y[0], ends.y[-1]],
         scaleanchor="x",
         showgrid=False,
@@ -120,7 +120,7 @@ def landscape_headline(marks: Sequence["Mark"]) -> str:
     """Return the accuracies of the three networks on the same images as a title."""
     by_name = {mark.name: mark for mark in marks}
     fused, dropped, dense = (by_name[name].accuracy for name in ("fused", "dropped", "dense"))
-    verb = "keeps" if fused >= dropped else "is left with"
+    verb = "keeps" if fused >= dropped else "keeps only"
     return f"Fused {verb} {fused:.1%} where dropped keeps {dropped:.1%}; dense has {dense:.1%}"
 
 
@@ -157,7 +157,7 @@ def path_panels(found: "Path", names: tuple[str, str], dark: bool = False) -> go
                 font={"color": colour},
                 yshift=12 if walk is found.curve else -14,
             )
-    ticks = {"tickvals": [0, 0.5, 1], "ticktext": [names[0], "half way", names[1]], "range": [-0.04, 1.04]}
+    ticks = {"tickvals": [0, 0.5, 1], "ticktext": [names[0], "halfway", names[1]], "range": [-0.04, 1.04]}
     fig.update_xaxes(**ticks)
     fig.update_yaxes(range=[0, 104], row=1, col=1)
     fig.update_yaxes(rangemode="tozero", row=1, col=2)
@@ -179,9 +179,9 @@ def path_headline(found: "Path", names: tuple[str, str]) -> str:
         return f"From {names[0]} to {names[1]}"
     line = float(found.line.accuracy.mean())
     if found.curve.share < 1:
-        return f"Straight from {names[0]} to {names[1]}, networks average {line:.1%}"
+        return f"From {names[0]} to {names[1]}: {line:.1%} on average along the straight line"
     curve = float(found.curve.accuracy.mean())
-    return f"From {names[0]} to {names[1]}: {curve:.1%} on average along a trained path, {line:.1%} straight"
+    return f"From {names[0]} to {names[1]}: {curve:.1%} on average along a trained path, {line:.1%} along the line"
 
 
 def sharp_bars(found: "Sharpness", dark: bool = False) -> go.Figure:
@@ -238,7 +238,7 @@ def sharp_headline(found: "Sharpness") -> str:
     chance = max(found.shares["random, changed weights"], 1e-300)
     times = (found.shares[name] / chance for name in ("dropped", "fused"))
     dropped, fused = (f"{ratio:.2g}" if ratio < 100 else f"{ratio:,.0f}" for ratio in times)
-    return f"In the {count} sharpest directions: dropping {dropped} times what chance puts there, fusion {fused} times"
+    return f"Share in the {count} sharpest directions: dropping {dropped} times chance, fusion {fused} times"
 
 
 def percent(share: float) -> str:

@@ -81,27 +81,27 @@ def latency_headline(found: "LatencyComparison") -> str:
     verdicts = [one.verdict for one in found.ratios]
     size = "Smaller" if found.is_smaller else "Not smaller"
     if not verdicts:
-        return "How long one forward pass takes"
+        return "Latency of one forward pass"
     if set(verdicts) == {"faster"}:
         return f"{size} and faster" if found.is_smaller else "Faster"
     if "faster" in verdicts:
         where = " and ".join(f"batch {one.batch:,}" for one in found.ratios if one.verdict == "faster")
         return f"{size}, faster at {where} only"
-    return f"{size} but not faster" if found.is_smaller else "No faster"
+    return f"{size} but not faster" if found.is_smaller else "Not faster"
 
 
 def widths(groups: Sequence["Width"], merge: str, dark: bool = False) -> go.Figure:
     """Draw the channels of each group: kept ones solid, removed ones hollow."""
     colours = palette(dark)
     before, after = sum(one.before for one in groups), sum(one.after for one in groups)
-    fig = figure(f"{after:,} of {before:,} channels stay", HEIGHT, colours)
+    fig = figure(f"{after:,} of {before:,} channels are kept", HEIGHT, colours)
     names = [hover(one.group) for one in groups]
     fig.add_bar(
         x=names,
         y=[one.after for one in groups],
         marker={"color": colours.merge(merge), "line": {"width": 0}},
         customdata=[one.before for one in groups],
-        hovertemplate="%{x}<br>%{y} of %{customdata} channels stay<extra></extra>",
+        hovertemplate="%{x}<br>%{y} of %{customdata} channels kept<extra></extra>",
     )
     fig.add_bar(
         x=names,

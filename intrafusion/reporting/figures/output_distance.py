@@ -52,7 +52,7 @@ def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
             yanchor="top",
             bgcolor=rgba(colours.paper, 0.8),
         )
-    fig.update_xaxes(title="L2 distance of an image's logits to the dense network's")
+    fig.update_xaxes(title="L2 distance of the logits from dense")
     fig.update_yaxes(title="images", range=[0, 1.15 * highest])
     return fig.update_layout(barmode="overlay", bargap=0)
 
@@ -60,10 +60,10 @@ def distance_histograms(found: "Outputs", dark: bool = False) -> go.Figure:
 def _headline(medians: dict[str, float]) -> str:
     dropped, fused = medians["dropped"], medians["fused"]
     if max(dropped, fused) <= 1.05 * min(dropped, fused):
-        return "Fusion and dropping move the logits about as far"
+        return "Fusion and dropping move the logits about equally far"
     further, other = ("Dropping", "fusion") if dropped > fused else ("Fusion", "dropping")
     if not min(dropped, fused):
-        return f"{further} moves most images' logits, {other} does not"
+        return f"{further} changes the logits of most images, {other} does not"
     return f"{further} moves the logits {max(dropped, fused) / min(dropped, fused):.2g} times as far as {other}"
 
 
@@ -75,7 +75,7 @@ def class_bars(found: "Outputs", dark: bool = False) -> go.Figure:
     title = "Median distance of each class"
     if gap:
         closer = sum(value > 0 for value in gap.values())
-        title = f"Fused stays closer in {closer} of {len(gap)} classes"
+        title = f"Fused is closer to dense than dropped in {closer} of {len(gap)} classes"
     fig = figure(title, HEIGHT, colours)
     for name, values in medians.items():
         fig.add_bar(

@@ -26,7 +26,7 @@ def channel_map(
     colours = palette(dark)
     kept = np.isin(np.arange(len(places)), plan.kept.numpy())
     gone = int((~kept).sum())
-    title = f"{gone} channels move to the {len(plan.kept)} that stay" if gone else "Nothing is pruned: no channel moves"
+    title = f"{gone} channels move to the {len(plan.kept)} kept ones" if gone else "Nothing is pruned: no channel moves"
     fig = figure(title, 560, colours)
     arrows = _arrows(plan)
     ours = [pair for pair in arrows if selected in pair[:2]]
@@ -38,7 +38,7 @@ def channel_map(
         _add_arrows(fig, places, part, colour, width)
     size = float(np.clip(160 / np.sqrt(len(places)), 6, 15))
     for chosen, fill, edge, word in (
-        (~kept, colours.paper, colours.drop, "dropped"),
+        (~kept, colours.paper, colours.drop, "removed"),
         (kept, colours.fusion, colours.fusion, "kept"),
     ):
         _add_channels(fig, places, np.flatnonzero(chosen), size, fill, edge, word)
@@ -91,7 +91,7 @@ def _add_channels(
         y=places[channels, 1],
         mode="markers",
         customdata=channels.tolist(),
-        hovertemplate=f"channel %{{customdata}}: {word}<extra>click for its story</extra>",
+        hovertemplate=f"channel %{{customdata}}: {word}<extra>click for details</extra>",
         marker={"size": size, "color": fill, "line": {"color": edge, "width": 2}},
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
@@ -211,12 +211,12 @@ def learned_beside(
     fig = make_subplots(
         1,
         2,
-        subplot_titles=["T: transport, from weights", f"M: learned, as {learned.consumer} reads them"],
+        subplot_titles=["T: transport, from weights", f"M: learned at the input of {learned.consumer}"],
         horizontal_spacing=0.03,
         shared_yaxes=True,
     )
     share = float(learned.explained.numpy()[gone].mean()) if len(gone) else 1.0
-    styled(fig, f"M predicts {share:.0%} of what the {len(gone)} channels that go carried", 470, colours)
+    styled(fig, f"M explains {share:.0%} of the {len(gone)} removed channels", 470, colours)
     names = np.stack(np.broadcast_arrays(columns[None], kept[rows][:, None]), -1)
     for column, matrix in enumerate((plan.matrix.numpy(), learned.matrix.numpy().T), start=1):
         values = matrix[rows[:, None], columns]
@@ -271,7 +271,7 @@ def two_plans(
     fig = make_subplots(
         1, 3, subplot_titles=[f"A: {names[0]}", f"B: {names[1]}", "B − A"], horizontal_spacing=0.05, shared_yaxes=True
     )
-    styled(fig, f"Both plans put {shared:.0%} of the mass into the same places", 480, colours)
+    styled(fig, f"Both plans move {shared:.0%} of the mass to the same targets", 480, colours)
     top = max(float(part.max()) for part in maps) or 1.0
     names_of = np.stack(np.broadcast_arrays(np.arange(n)[None], np.arange(n)[:, None]), -1) if n * n <= 10_000 else None
     hover = "channel %{customdata[0]} → target %{customdata[1]}"

@@ -99,21 +99,21 @@ def recovery_headline(rows: Sequence["Row"]) -> str:
     plain = next((row for row in rows if row.recovery == "none"), None)
     others = [row for row in rows if row.recovery != "none" and row.budget == "epochs"]
     if plain is None or not others:
-        return "How the training of each method goes"
+        return "Training of each method"
     best = max(others, key=lambda row: row.accuracy)
-    verb = "brings" if best.accuracy > plain.accuracy else "takes"
-    told = f"{best.recovery} {verb} {100 * plain.accuracy:.1f} % to {100 * best.accuracy:.1f} %"
-    return told if len(others) == 1 else f"{told}, the best of {len(others)}"
+    verb = "raises" if best.accuracy > plain.accuracy else "takes"
+    told = f"{best.recovery} {verb} accuracy from {100 * plain.accuracy:.1f} % to {100 * best.accuracy:.1f} %"
+    return told if len(others) == 1 else f"{told}, the best of {len(others)} methods"
 
 
 def similarity_panels(alike: "Alike", name: str, dark: bool = False) -> go.Figure:
     """Draw the similarities G (images by images) of the dense, the pruned and the recovered network."""
     colours = palette(dark)
     before, after = (alike.loss(which) for which in (alike.before, alike.after))
-    verb = "closer to" if after < before else "no closer to"
-    titles = "dense", f"pruned: {before:.2g} away", f"after {name}: {after:.2g} away"
+    verb = "closer" if after < before else "no closer"
+    titles = "dense", f"pruned, distance {before:.2g}", f"after {name}, distance {after:.2g}"
     fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.03)
-    styled(fig, f"After {name} images look {verb} what they did in {alike.layer}", 420, colours)
+    styled(fig, f"{name} moves the similarities in {alike.layer} {verb} to those of the dense network", 420, colours)
     words = [f"an image {f'of class {label}' if label >= 0 else 'without a label'}" for label in alike.labels.tolist()]
     for column, values in enumerate((alike.dense, alike.before, alike.after), start=1):
         fig.add_heatmap(
@@ -129,5 +129,5 @@ def similarity_panels(alike: "Alike", name: str, dark: bool = False) -> go.Figur
     for column in (2, 3):
         fig.update_yaxes(scaleanchor=f"x{column}", row=1, col=column)
     fig.update_annotations(font={"size": 14, "color": colours.dense})
-    scale = {"colorscale": colours.difference(), "cmid": 0, "colorbar": {"title": "alike", "thickness": 12, "len": 0.8}}
+    scale = {"colorscale": colours.difference(), "cmid": 0, "colorbar": {"title": "similarity", "thickness": 12, "len": 0.8}}
     return fig.update_layout(coloraxis=scale, margin={"t": 84, "l": 10, "b": 10})

@@ -55,11 +55,11 @@ def compare_studies(
     names = hover(names[0]), hover(names[1])
     gaps = [gap for gap in difference.cells.values() if gap.prunes]
     ahead, behind = (sum(gap.decided and sign * gap.difference > 0 for gap in gaps) for sign in (1, -1))
-    title = f"{names[0]} and {names[1]} share no cell in which channels went"
+    title = f"{names[0]} and {names[1]} share no cell with removed channels"
     if gaps:
         title = (
-            f"{names[0]} is ahead of {names[1]} in {ahead} of {len(gaps)} cells, behind in {behind}; "
-            f"{len(gaps) - ahead - behind} are not decided"
+            f"{names[0]} is better than {names[1]} in {ahead} of {len(gaps)} cells, worse in {behind}; "
+            f"{len(gaps) - ahead - behind} are undecided"
         )
     return difference_heatmap(difference, names, selected, dark).update_layout(title_text=title)
 
@@ -87,11 +87,11 @@ def sensitivity_headline(matrix: "Matrix") -> str:
     """Return a title that says where pruning one group alone loses most accuracy."""
     pruning = {place: cell for place, cell in matrix.cells.items() if cell.prunes}
     if not pruning:
-        return "Nothing was pruned: every channel stays" if matrix.cells else "Nothing is measured yet"
+        return "Nothing was pruned: every channel is kept" if matrix.cells else "Nothing is measured yet"
     place = max(pruning, key=lambda place: pruning[place].loss)
     if pruning[place].loss <= 0:
         return f"With {matrix.merge}, no group alone loses any accuracy"
-    return f"With {matrix.merge}, {_where(place)} leaves least: {100 * pruning[place].accuracy:.0f} %"
+    return f"With {matrix.merge}, accuracy is lowest for {_where(place)}: {100 * pruning[place].accuracy:.0f} %"
 
 
 def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) -> str:
@@ -102,17 +102,18 @@ def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) 
     first, second = names[0][:1].upper() + names[0][1:], names[1]
     found = {place: gap for place, gap in difference.cells.items() if gap.prunes}
     if not found:
-        return "Nothing was pruned: every channel stays" if difference.cells else "Nothing is measured yet"
+        return "Nothing was pruned: every channel is kept" if difference.cells else "Nothing is measured yet"
     sure = {place: gap.difference for place, gap in found.items() if gap.p * len(found) < 0.05}
     if not sure:
-        return f"{first} and {second} cannot be told apart for sure on these images"
+        return f"No clear difference between {names[0]} and {second} on these images"
     best, worst = max(sure, key=sure.__getitem__), min(sure, key=sure.__getitem__)
     won = f"{first} gains most in {_where(best)}: {points(sure[best])} points"
-    won = won if sure[best] > 0 else f"{first} gains nowhere for sure"
+    won = won if sure[best] > 0 else f"{first} has no significant gain"
     if sure[worst] < 0:
         return f"{won}; it loses most in {_where(worst)}: {points(sure[worst])}"
     least = min(gap.difference for gap in found.values())
-    return f"{won}; it loses nowhere" + (f" by more than {math.ceil(-100 * least - 1e-9)}" if least < 0 else "")
+    most = math.ceil(-100 * least - 1e-9)
+    return f"{won}; it loses nowhere" + (f" by more than {most} point{'s' * (most > 1)}" if least < 0 else "")
 
 
 def _accuracies(fig: go.Figure, matrix: "Matrix", top: float, column: int, colours: Palette) -> None:
@@ -242,7 +243,7 @@ def _marks(fig: go.Figure, grid: "Grid", words: Callable[[Any], str], column: in
     )
     ticks = list(range(len(grid.sparsities)))
     fig.update_xaxes(
-        title="channels removed, %",
+        title="sparsity, %",
         tickvals=ticks,
         ticktext=[f"{100 * s:.3g}" for s in grid.sparsities],
         range=[-0.5, len(ticks) - 0.5],
@@ -292,12 +293,12 @@ def _top(matrix: "Matrix") -> float:
 def _cell_words(cell: "Cell") -> str:
     result, (low, high) = cell.least, cell.interval
     if not cell.prunes:
-        return f"nothing was pruned: all {result.channels:,} channels stay"
+        return f"nothing was pruned: all {result.channels:,} channels are kept"
     seeds = f", from the lowest to the highest end of {cell.seeds} seeds" if cell.seeds > 1 else ""
     so_far = "" if cell.complete else f" of {result.total:,} images so far"
     return (
         f"accuracy {cell.accuracy:.1%} (95 %: {low:.1%} to {high:.1%}{seeds})<br>on {result.count:,}{so_far or ' images'}"
-        f"<br>{result.channels:,} of {result.channels_before:,} channels stay"
+        f"<br>{result.channels:,} of {result.channels_before:,} channels kept"
         f"<br>params {result.params / result.params_before:.1%}, MACs {result.macs / result.macs_before:.1%}"
     )
 
@@ -310,8 +311,8 @@ def _gap_words(gap: "Gap", names: tuple[str, str]) -> str:
     seeds = f", from the lowest to the highest end of {len(gap.pairs)} seeds" if len(gap.pairs) > 1 else ", paired"
     return (
         f"{names[0]} − {names[1]}: {points(gap.difference, 1)} points<br>95 %: {points(low, 1)} to {points(high, 1)}{seeds}"
-        f"<br>{names[0]} alone right on {only[0]:,}, {names[1]} alone on {only[1]:,}, of {gap.count:,} images"
-        + ("" if gap.decided else "<br>not decided: the interval includes 0")
+        f"<br>only {names[0]} correct on {only[0]:,}, only {names[1]} on {only[1]:,} of {gap.count:,} images"
+        + ("" if gap.decided else "<br>undecided: the interval includes 0")
     )
 
 

@@ -97,7 +97,7 @@ def _discs(
                 "width": [4 if mark else 1.5 for mark in marked],
             },
         },
-        hovertemplate="neuron %{text}<extra>click to choose it</extra>",
+        hovertemplate="neuron %{text}<extra>click to select</extra>",
         cliponaxis=False,
         **_AS_IT_IS,
     )
@@ -236,7 +236,7 @@ def number_matrix(
         mode="markers",
         marker={"symbol": "square", "size": 36, "color": "rgba(0,0,0,0)"},
         customdata=np.stack([x, np.asarray(kept)[y]], 1).tolist(),
-        hovertemplate="neurons %{customdata[0]} and %{customdata[1]}<extra>click to choose them</extra>",
+        hovertemplate="neurons %{customdata[0]} and %{customdata[1]}<extra>click to select</extra>",
     )
     column, row, half = selected[0], list(kept).index(selected[1]), 0.48
     frame = {"x0": column - half, "x1": column + half, "y0": row - half, "y1": row + half}
@@ -252,7 +252,7 @@ def number_matrix(
             hoverinfo="skip",
         )
     fig.update_xaxes(title={"text": "neuron", "standoff": 4}, side="top", range=[-0.5, n + 0.5], tickvals=x[:n])
-    fig.update_yaxes(title="stays", range=[bottom, -0.5], tickvals=y[::n], ticktext=[str(j) for j in kept])
+    fig.update_yaxes(title="kept neuron", range=[bottom, -0.5], tickvals=y[::n], ticktext=[str(j) for j in kept])
     fig.update_xaxes(showline=False, ticks="")
     fig.update_yaxes(showgrid=False, ticks="")
     return fig.update_layout(margin={"t": 86, "b": 20, "r": 10}, title={"yref": "container", "y": 0.98, "yanchor": "top"})
@@ -274,7 +274,7 @@ def region(
     colours, (low, high) = palette(dark), result.interval
     ink = {"dense": colours.dense, "drop": colours.drop, "fusion": colours.fusion}[merge]
     interval = f"<br><span style='font-size:13px'>95 % interval {100 * low:.1f} to {100 * high:.1f}</span>"
-    fig = figure(f"<b>{name}</b>: {100 * result.accuracy:.1f} % right{interval}", 390, colours)
+    fig = figure(f"<b>{name}</b>: {100 * result.accuracy:.1f} % correct{interval}", 390, colours)
     axis, gap = grid
     fig.add_contour(
         x=axis,
@@ -313,7 +313,7 @@ def fortunes(pairs: Sequence[tuple[int, float, float]], selected: int, dark: boo
             "color": [colours.second if seed == selected else usual for seed, _, _ in pairs],
             "line": {"color": colours.paper, "width": 1},
         },
-        hovertemplate="seed %{customdata[0]}<br>dropped %{x:.1f} %, fused %{y:.1f} %<extra>click to open it</extra>",
+        hovertemplate="seed %{customdata[0]}<br>dropped %{x:.1f} %, fused %{y:.1f} %<extra>click to open</extra>",
         **_AS_IT_IS,
     )
     fig.update_xaxes(title="dropped, % correct", range=ends)

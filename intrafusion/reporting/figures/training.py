@@ -43,7 +43,7 @@ def learning(steps: Sequence["PhaseProgress"], method: str, dark: bool = False) 
     styled(fig, learned(steps, method), 400, colours)
     at, phases = timeline(steps), list(dict.fromkeys(step.phase for step in steps))
     parts = list(dict.fromkeys(phase.partition(":")[0] for phase in phases if phase.startswith("part ")))
-    held = "decided mask, held out" if method in _SUBNETWORKS else "held out"
+    held = "final mask, held-out" if method in _SUBNETWORKS else "held-out"
     ends: dict[str, tuple[float, float, str]] = {}
     for phase in phases:
         here = [(x, step) for x, step in zip(at, steps, strict=True) if step.phase == phase]
@@ -53,7 +53,7 @@ def learning(steps: Sequence["PhaseProgress"], method: str, dark: bool = False) 
         lines = (
             ("training", colours.drop, [s.moment.loss for _, s in here], [100 * s.moment.accuracy for _, s in here]),
             (held, colours.fusion, [s.moment.held_loss for _, s in here], [_percent(s.moment.held) for _, s in here]),
-            ("drawn masks, held out", colours.second, None, [_percent(s.look.sampled) for _, s in here]),
+            ("sampled masks, held-out", colours.second, None, [_percent(s.look.sampled) for _, s in here]),
         )
         for name, colour, losses, right in lines:
             for column, values, form in ((1, losses, "%{y:.3f}"), (2, right, "%{y:.1f} %")):
@@ -90,11 +90,11 @@ def _percent(share: float | None) -> float | None:
 def learned(steps: Sequence["PhaseProgress"], method: str) -> str:
     """Return the present accuracy and epoch as a title."""
     if not steps:
-        return "Loss and accuracy while it trains"
+        return "Loss and accuracy during training"
     last = steps[-1].moment
     right = last.accuracy if last.held is None else last.held
-    of = "" if last.held is None else " of the held-out images"
-    return f"{method}: {100 * right:.1f} %{of} right after {timeline(steps)[-1]:.3g} epochs"
+    of = "" if last.held is None else " on held-out images"
+    return f"{method}: {100 * right:.1f} % accuracy{of} after {timeline(steps)[-1]:.3g} epochs"
 
 
 def _label_ends(fig: go.Figure, ends: dict[str, tuple[float, float, str]]) -> None:
@@ -150,8 +150,8 @@ def zeros_over_time(steps: Sequence["PhaseProgress"], method: str, dark: bool = 
     layers = list(last)
     verb = "masked" if method in _SUBNETWORKS else "zero"
     most = max(last, key=last.__getitem__) if last else ""
-    title = f"Most weights are {verb} in {most}: {last[most]:.0%}" if last and last[most] > 0 else f"No weight is {verb} yet"
-    fig = figure(title if steps else f"Which weights are {verb}", 400, colours)
+    title = f"{most} has the most {verb} weights: {last[most]:.0%}" if last and last[most] > 0 else f"No weight is {verb} yet"
+    fig = figure(title if steps else f"Share of {verb} weights", 400, colours)
     if rows:
         at = timeline(rows)
         fig.add_heatmap(
@@ -213,12 +213,12 @@ def norms_over_time(steps: Sequence["PhaseProgress"], dark: bool = False) -> go.
 
 def _spread_title(last: "PhaseProgress | None") -> str:
     if last is None:
-        return "How norms, or masks, move"
+        return "Distribution of norms or masks"
     look = last.look
     if look.mark is None:
-        return f"How the {_plural(look.of)} move"
+        return f"Distribution of the {_plural(look.of)}"
     under = float(np.interp(look.mark, look.edges, np.concatenate([[0], np.cumsum(look.counts)])))
-    return f"{under / max(sum(look.counts), 1):.0%} of the channels are under the threshold, and zero"
+    return f"{under / max(sum(look.counts), 1):.0%} of the channels are below the threshold, so they are zero"
 
 
 def _plural(of: str) -> str:
@@ -254,7 +254,7 @@ def runs_side_by_side(runs: Sequence["LabRun"], names: Sequence[str], dark: bool
         hovertemplate="%{text}: %{y:.1f} %<br>%{x:.1f} % of the parameters<br>%{customdata[0]:.0%} of the weights zero"
         "<br>%{customdata[1]:.1f} s of training<extra></extra>",
     )
-    fig.update_xaxes(title="parameters that are left, %", range=[0, 108])
+    fig.update_xaxes(title="remaining parameters, %", range=[0, 108])
     return fig.update_yaxes(title="top-1 accuracy, test images, %")
 
 
@@ -267,11 +267,11 @@ def _colour(method: str, colours: Palette) -> str:
 def compared(runs: Sequence["LabRun"], names: Sequence[str]) -> str:
     """Return the result of the comparison as a title."""
     if not runs:
-        return "Runs side by side"
+        return "Comparison of runs"
     best = max(range(len(runs)), key=lambda i: runs[i].outcome.accuracy)
     least = min(range(len(runs)), key=lambda i: runs[i].outcome.params)
-    told = f"{names[best]} is best with {100 * runs[best].outcome.accuracy:.1f} %"
+    told = f"{names[best]} is the most accurate: {100 * runs[best].outcome.accuracy:.1f} %"
     share = runs[least].outcome.params / runs[least].outcome.dense_params
     if best == least:
-        return f"{told}, and smallest: {share:.0%} of the parameters"
-    return f"{told}; {names[least]} is smallest: {share:.0%} of the parameters, {100 * runs[least].outcome.accuracy:.1f} %"
+        return f"{told}, and the smallest: {share:.0%} of the parameters"
+    return f"{told}; {names[least]} is the smallest: {share:.0%} of the parameters, {100 * runs[least].outcome.accuracy:.1f} %"

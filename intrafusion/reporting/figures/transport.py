@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 VIEWS = {
     "coupling": "mass moved from each channel to each target",
-    "matrix": "weight of each channel in each target: what multiplies the layers",
-    "cost": "distance between channels: what moving a unit of mass costs",
+    "matrix": "weight of each channel in each target, by which the layers are multiplied",
+    "cost": "distance between channels: the cost of moving a unit of mass",
 }
 ORDERS = {
-    "index": "as in the layer",
+    "index": "in the order of the layer",
     "importance": "most important first",
-    "target": "grouped by the target that takes most of it",
+    "target": "grouped by the target with their largest weight",
 }
 _UNITS = {"coupling": "mass × n", "cost": "distance", "matrix": "weight"}
 
@@ -98,7 +98,7 @@ def plan_heatmap(
     across, down = _ticks(n, 24), _ticks(len(rows), 24)
     fig.update_xaxes(showgrid=False, zeroline=False)
     fig.update_yaxes(showgrid=False, zeroline=False)
-    words = {"index": "", "importance": ", most important first", "target": ", grouped by where they go"}[order]
+    words = {"index": "", "importance": ", most important first", "target": ", grouped by target"}[order]
     fig.update_xaxes(
         title=f"source channel{words}",
         tickvals=across,
@@ -121,13 +121,13 @@ def plan_heatmap(
 def _title(plan: "TransportPlan", view: str) -> str:
     k, n = plan.matrix.shape
     if view == "cost":
-        return f"How different {n} channels are from the {k} that stay"
+        return f"Distance of {n} channels from the {k} kept ones"
     if k == n:
-        return "Nothing is pruned: every channel stays where it is"
+        return "Nothing is pruned: every channel is kept"
     moved = f"{plan.share_moved:.0%} of the mass moves"
     if float(plan.coupling.sum()) < 0.999:
-        return f"{moved}, and {1 - float(plan.coupling.sum()):.0%} is left behind: {n} channels onto {k} targets"
-    return f"{moved}: {n - k} channels are fused into the {k} that stay"
+        return f"{moved}, and {1 - float(plan.coupling.sum()):.0%} is discarded: {n} channels onto {k} targets"
+    return f"{moved}: {n - k} channels are fused into the {k} kept ones"
 
 
 def _height(k: int) -> int:
@@ -170,7 +170,7 @@ def _markers(
             mode="markers",
             customdata=np.stack([sources, kept, weights], 1).tolist(),
             hovertemplate="channel %{customdata[0]} → target %{customdata[1]}<br>"
-            "weight %{customdata[2]:.3f}<extra>click for its story</extra>",
+            "weight %{customdata[2]:.3f}<extra>click for details</extra>",
             marker={
                 "symbol": "square",
                 "size": size,
@@ -200,7 +200,7 @@ def _margins(fig: go.Figure, plan: "TransportPlan", view: str, columns: np.ndarr
         above, beside, labels = plan.source.numpy() * n, plan.target.numpy() * n, ("source × n", "target × n")
     light = tint(colours.fusion, colours.paper, 0.35)
     stays, moves = own, np.maximum(above - own, 0)
-    for values, colour, word in ((stays, colours.fusion, "stays"), (moves, light, "moves or is left")):
+    for values, colour, word in ((stays, colours.fusion, "stays"), (moves, light, "moves or is discarded")):
         hover = f"channel %{{customdata}}<br>{labels[0]}: %{{y:.3f}} {word}<extra></extra>"
         fig.add_bar(
             x=np.arange(n),
@@ -239,9 +239,9 @@ def weight_bars(weights: Sequence[tuple[int, float]], channel: int, kept: bool, 
     colours = palette(dark)
     others = sum(other != channel for other, _ in weights)
     title = (
-        (f"Channel {channel} absorbs {others} other{'s' * (others != 1)}" if others else f"Channel {channel} stays itself")
+        (f"Channel {channel} absorbs {others} other{'s' * (others != 1)}" if others else f"Channel {channel} absorbs no others")
         if kept
-        else f"Channel {channel} goes to {others} target{'s' * (others != 1)}"
+        else f"Channel {channel} is merged into {others} target{'s' * (others != 1)}"
     )
     shown, more = list(weights[:20]), len(weights) - 20
     fig = figure(title + (f"; the heaviest 20 of {len(weights)}" if more > 0 else ""), 120 + 30 * max(1, len(shown)), colours)

@@ -20,15 +20,15 @@ from intrafusion.training.recovery.batchnorm import absorb_norms, balance, inser
 
 _PAPER = "Theus et al., ICLR 2024"
 _ROUNDS = (
-    "a round takes its share of what is left, from the output to the input, and REPAIR and a one-cycle rate follow (authors: "
-    "shares of the first width, from the input, BatchNorm kept in training, a constant rate without weight decay)"
+    "each round removes its share of the remaining channels, from output to input, followed by REPAIR and a one-cycle rate "
+    "(authors: shares of the initial width, from the input, BatchNorm in training mode, a constant rate without weight decay)"
 )
 _PRUNING = ("sparsity", "criterion", "merge", "rounds", "tune")
 
 
 @TRAINERS.register(
     "iterative",
-    "trained, then pruned and fused in rounds, each followed by fine-tuning",
+    "training, then rounds of pruning with fusion, each followed by fine-tuning",
     _PAPER,
     "labels",
     knobs=_PRUNING,
@@ -41,7 +41,7 @@ def iterative(task: Task) -> Telling:
 
 @TRAINERS.register(
     "fap",
-    "fuse and prune: networks trained on parts of the images are fused, fine-tuned, then pruned in rounds",
+    "fuse and prune: networks trained on parts of the images are fused, fine-tuned and then pruned in rounds",
     _PAPER,
     "labels",
     knobs=(*_PRUNING, "folds", "by"),
@@ -55,7 +55,7 @@ def fap(task: Task) -> Telling:
 
 @TRAINERS.register(
     "paf",
-    "prune and fuse: networks are trained on parts of the images and pruned in rounds, then fused and fine-tuned",
+    "prune and fuse: networks trained on parts of the images are pruned in rounds, then fused and fine-tuned",
     _PAPER,
     "labels",
     knobs=(*_PRUNING, "folds", "by"),

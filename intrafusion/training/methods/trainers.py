@@ -23,8 +23,8 @@ from intrafusion.training.methods.task import MEASURED, Look, PhaseProgress, Tas
 Telling = Generator[PhaseProgress, None, nn.Module]
 _LI, _RUNKEL = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469"
 _FROZEN = (
-    "the rate makes one cycle and the last masks count (authors: a constant rate, the masks best on held-out images); biases "
-    "are zero (authors: drawn); `signed` is for all layers (authors: convolutions); BatchNorm, which their networks lack, stays"
+    "one-cycle rate and the last masks (authors: a constant rate, the masks that are best on held-out images); biases are zero "
+    "(authors: random); `signed` for all layers (authors: convolutions); BatchNorm, which their networks lack, is kept"
 )
 _RELATIVE = "penalties are relative to the size of the weights, and averaged over layers"
 _DRAWS = 3  # draws of the masks for the accuracy of a sampled subnetwork
@@ -35,7 +35,7 @@ _DRAWS = 3  # draws of the masks for the accuracy of a sampled subnetwork
     "stochastic gradient descent with momentum and weight decay: the baseline",
     "",
     "labels",
-    differs="SDprun and gRDA have neither momentum nor weight decay, nor has the SGD that their papers compare with",
+    differs="SDprun and gRDA use neither momentum nor weight decay, nor does the SGD of their papers",
 )
 def sgd(task: Task) -> Telling:
     model = task.network()
@@ -45,12 +45,12 @@ def sgd(task: Task) -> Telling:
 
 @TRAINERS.register(
     "sdprun",
-    "whole channels move to zero, in directions in which the loss is flat; nothing is trained again",
+    "whole channels move to zero along flat directions of the loss, without retraining",
     _LI,
     "labels",
     knobs=("reach", "c", "mu"),
     reconstructed="for channels, from gRDA",
-    differs="a group is all that writes a channel, all over a residual stream; `reach` sets the strength unless `c` does",
+    differs="a group is a channel's incoming weights, across a residual stream; `reach` sets the strength unless `c` is set",
 )
 def sdprun(task: Task) -> Telling:
     model = task.network()
@@ -70,11 +70,11 @@ def sdprun(task: Task) -> Telling:
 
 @TRAINERS.register(
     "grda",
-    "single weights move to zero, in directions in which the loss is flat",
+    "single weights move to zero along flat directions of the loss",
     "Chao et al., NeurIPS 2020",
     "labels",
     knobs=("reach", "c", "mu"),
-    differs="biases and BatchNorm are not shrunk (authors: everything is); `reach` sets the strength unless `c` does",
+    differs="biases and BatchNorm are not shrunk (authors: everything is); `reach` sets the strength unless `c` is set",
 )
 def grda(task: Task) -> Telling:
     model = task.network()
@@ -89,7 +89,7 @@ def grda(task: Task) -> Telling:
 
 @TRAINERS.register(
     "group-lasso",
-    "SGD, each step followed by a proximal one that shrinks every channel's norm",
+    "SGD with a proximal step after each step, which shrinks the norm of every channel",
     "Yuan & Lin, 2006",
     "labels",
     knobs=("strength",),
@@ -111,11 +111,11 @@ def group_lasso(task: Task) -> Telling:
 
 @TRAINERS.register(
     "aslp",
-    "weights stay as drawn; a Gumbel-Softmax mask over them learns, with a scale a layer",
+    "frozen random weights; a Gumbel-Softmax mask over them is trained, with one scale per layer",
     "Dupont et al., ICIP 2022",
     "labels",
     knobs=("drawn",),
-    differs=f"{_FROZEN}; the scale always learns (authors: off by default)",
+    differs=f"{_FROZEN}; the scale is always trained (authors: off by default)",
 )
 def aslp(task: Task) -> Telling:
     return (yield from _subnetwork(task, "aslp", 50.0))
@@ -123,11 +123,11 @@ def aslp(task: Task) -> Telling:
 
 @TRAINERS.register(
     "supermask",
-    "weights stay as drawn; masks are Bernoulli draws whose probabilities learn",
+    "frozen random weights; masks are Bernoulli samples whose probabilities are trained",
     "Zhou et al., NeurIPS 2019",
     "labels",
     knobs=("drawn",),
-    differs=f"{_FROZEN}; judged by the likelier half of each mask, rescaled (authors: the mean accuracy of ten drawn ones)",
+    differs=f"{_FROZEN}; accuracy of the likelier half of each mask, rescaled (authors: mean accuracy of ten sampled masks)",
 )
 def supermask(task: Task) -> Telling:
     return (yield from _subnetwork(task, "supermask", 50.0))
@@ -135,11 +135,11 @@ def supermask(task: Task) -> Telling:
 
 @TRAINERS.register(
     "edge-popup",
-    "weights stay as drawn; half of them stays, those with the largest learned scores",
+    "frozen random weights; the half with the largest trained scores is kept",
     "Ramanujan et al., CVPR 2020",
     "labels",
     knobs=("drawn",),
-    differs=f"{_FROZEN}; weights that stay are scaled for those that go (the baseline of ASLP's authors: not)",
+    differs=f"{_FROZEN}; kept weights are scaled to make up for removed ones (the baseline of ASLP's authors: not)",
 )
 def edge_popup(task: Task) -> Telling:
     return (yield from _subnetwork(task, "edge-popup", 0.1))
@@ -147,12 +147,12 @@ def edge_popup(task: Task) -> Telling:
 
 @TRAINERS.register(
     "smooth-svd",
-    "a penalty makes weights low in rank, or smooth; then each layer is its truncated SVD",
+    "training with a penalty for low-rank or smooth weights, then a truncated SVD of each layer",
     _RUNKEL,
     "labels",
     knobs=("penalty", "strength", "energy"),
     reconstructed="from the abstract",
-    differs=f"{_RELATIVE}; the rank keeps a share of the squared singular values",
+    differs=f"{_RELATIVE}; each layer keeps a share of its squared singular values",
 )
 def smooth_svd(task: Task) -> Telling:
     model = yield from _smooth(task, "nuclear", 0.5)
@@ -164,7 +164,7 @@ def smooth_svd(task: Task) -> Telling:
 
 @TRAINERS.register(
     "smooth-interpolation",
-    "a penalty makes weights smooth, or low in rank; then fewer channels interpolate them",
+    "training with a penalty for smooth or low-rank weights, then interpolation to fewer channels",
     _RUNKEL,
     "labels",
     knobs=("penalty", "strength", "sparsity"),

@@ -23,20 +23,20 @@ _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"
 COSTLIER = ("distill", "similarity", "overparam", "overparam-sp")  # than plain fine-tuning, per step on one image
 _TRAINING = ("training", "epochs", "budget", "rate", "patience")  # knobs of all methods that train
-_SGD = "by SGD, at a rate that a test finds (authors' public code, which is for language models: by AdamW)"
-_RANKS = "of rank 8 and not scaled (authors' code: 16, scaled by 2)"
-_WIDE = "every layer is widened, the first and the last too, with weight decay on each factor and no norm between them"
+_SGD = "with SGD, at a rate found by a test (authors' public code, for language models: AdamW)"
+_RANKS = "with rank 8 and no scaling (authors' code: rank 16, scaled by 2)"
+_WIDE = "every layer is widened, including the first and the last, with weight decay on each factor and no norm between them"
 _DISTIL = 0.5  # weight of the teacher's outputs in the loss
 
 
-@RECOVERIES.register("none", "the merged network as it is")
+@RECOVERIES.register("none", "no recovery: the merged network unchanged")
 def none(case: Case) -> None:
     pass
 
 
 @RECOVERIES.register(
     "bn-reset",
-    "every BatchNorm's statistics are measured again on unlabelled images",
+    "recomputes the statistics of every BatchNorm on unlabelled images",
     "Jordan et al., ICLR 2023",
     "images",
 )
@@ -47,7 +47,7 @@ def bn_reset(case: Case) -> None:
 
 @RECOVERIES.register(
     "repair",
-    "every layer's outputs get the mean and deviation that they had before",
+    "restores the mean and deviation of every layer's outputs in the dense network",
     "Jordan et al., ICLR 2023",
     "images",
 )
@@ -58,7 +58,7 @@ def repaired(case: Case) -> None:
 
 @RECOVERIES.register(
     "perp-bias",
-    "biases alone are trained, BatchNorm's shifts among them",
+    "trains only the biases, including BatchNorm's shifts",
     _PERP,
     "labels",
     knobs=_TRAINING,
@@ -68,21 +68,19 @@ def perp_bias(case: Case) -> Telling:
     return retrain(case, TrainedRecovery(choose=_biases))
 
 
-@RECOVERIES.register(
-    "perp-norm", "BatchNorm's scales and shifts alone are trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD
-)
+@RECOVERIES.register("perp-norm", "trains only BatchNorm's scales and shifts", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
 def perp_norm(case: Case) -> Telling:
     return retrain(case, TrainedRecovery(choose=_norms))
 
 
-@RECOVERIES.register("perp-head", "the last layer alone is trained", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
+@RECOVERIES.register("perp-head", "trains only the last layer", _PERP, "labels", knobs=_TRAINING, differs=_SGD)
 def perp_head(case: Case) -> Telling:
     return retrain(case, TrainedRecovery(choose=_head(case)))
 
 
 @RECOVERIES.register(
     "perp",
-    "biases, BatchNorm and the last layer are trained; all other weights stay",
+    "trains biases, BatchNorm and the last layer; all other weights are frozen",
     _PERP,
     "labels",
     knobs=_TRAINING,
@@ -94,7 +92,7 @@ def perp(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "perp-lora",
-    "as perp, and all other weights learn low-rank changes, merged into them at the end",
+    "as perp, and trains low-rank updates of all other weights, merged into them at the end",
     _PERP,
     "labels",
     knobs=(*_TRAINING, "rank"),
@@ -106,24 +104,24 @@ def perp_lora(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "perp-masklora",
-    "as perp-lora, and weights that are zero stay zero",
+    "as perp-lora, but zero weights remain zero",
     _PERP,
     "labels",
     knobs=(*_TRAINING, "rank"),
-    differs=f"{_RANKS}, {_SGD}; a network that lost whole channels has no zeros, and so it is perp-lora there",
+    differs=f"{_RANKS}, {_SGD}; a network pruned by channels has no zero weights, so it equals perp-lora there",
 )
 def perp_masklora(case: Case) -> Telling:
     return retrain(case, _low_rank(case, masked=True))
 
 
-@RECOVERIES.register("finetune", "all weights are trained: the baseline of every method here", "", "labels", knobs=_TRAINING)
+@RECOVERIES.register("finetune", "trains all weights: the baseline of all methods here", "", "labels", knobs=_TRAINING)
 def finetune(case: Case) -> Telling:
     return retrain(case)
 
 
 @RECOVERIES.register(
     "distill",
-    "fine-tuned on the labels and on the dense network's answers in equal parts",
+    "fine-tuning on the labels and on the dense network's outputs in equal parts",
     "Hinton et al., 2015",
     "labels",
     knobs=_TRAINING,
@@ -134,7 +132,7 @@ def distill(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "similarity",
-    "fine-tuned, and images must look alike to it where they do to the dense network",
+    "fine-tuning with a loss that preserves the dense network's similarities between images",
     "Tung & Mori, ICCV 2019",
     "labels",
     knobs=(*_TRAINING, "gamma"),
@@ -145,7 +143,7 @@ def similarity(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "overparam",
-    "fine-tuned with each layer a product of three, then one again",
+    "fine-tuning with each layer as a product of three, contracted to one at the end",
     _OVER,
     "labels",
     reconstructed="in ratio, start and schedule",
@@ -158,12 +156,12 @@ def overparam(case: Case) -> Telling:
 
 @RECOVERIES.register(
     "overparam-sp",
-    "over-parameterized, and images must look alike to it where they do to the dense network",
+    "as overparam, with a loss that preserves the dense network's similarities between images",
     _OVER,
     "labels",
     reconstructed="in ratio, start and schedule",
     knobs=(*_TRAINING, "ratio", "gamma"),
-    differs=f"{_WIDE}; likeness is compared at the last layer of each size of image (paper: in every block)",
+    differs=f"{_WIDE}; similarities are compared at the last layer of each image size (paper: in every block)",
 )
 def overparam_sp(case: Case) -> Telling:
     return retrain(case, _wide(case, case.how.gamma))

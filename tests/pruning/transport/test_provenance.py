@@ -42,9 +42,9 @@ def test_the_sentence_tells_fusion_from_dropping(told):
     gone = next(s for s in stories if not s.kept)
     heir = next(s for s in stories if s.absorbs)
     assert f"merged into channel{'s' if len(gone.goes_to) > 1 else ''} {gone.goes_to[0][0]}" in gone.sentence()
-    assert "nothing of it remains" in gone.sentence("drop")
+    assert "It is removed." in gone.sentence("drop")
     assert "absorbs" in heir.sentence()
-    assert "kept as it is" in heir.sentence("drop")
+    assert "kept unchanged" in heir.sentence("drop")
 
 
 def test_weights_are_the_channels_row_or_column_of_the_matrix(told):
@@ -71,9 +71,9 @@ SMALL = TransportPlan(  # of channels 0, 1, 2 only channel 0 stays: with weight 
 
 
 @pytest.mark.parametrize(("channel", "says"), [
-    (0, "It is kept with weight 0.60 of itself, and absorbs channel 1 (weight 0.50)."),
-    (1, "It does not stay: it is merged into channel 0 (weight 0.50)."),
-    (2, "It does not stay, and this plan leaves its mass behind: nothing of it remains."),
+    (0, "It is kept with a weight of 0.60, and absorbs channel 1 (weight 0.50)."),
+    (1, "It is merged into channel 0 (weight 0.50)."),
+    (2, "It is removed, and this plan discards its mass."),
 ])  # fmt: skip
 def test_plans_that_split_or_leave_mass_are_told_as_they_are(channel, says):
     assert story(SMALL, torch.tensor([3.0, 2.0, 1.0]), channel).sentence().endswith(says)
@@ -92,9 +92,9 @@ def test_the_numbers_of_a_plan_by_hand():
     ("model", "group", "says"),
     [
         ("digits-resnet", "conv1", "outputs are summed"),
-        ("digits-vgg", "features.17", "4 inputs of classifier.0 after the flatten"),
+        ("digits-vgg", "features.17", "4 inputs of classifier.0 after flattening"),
         ("cifar10-resnet20", "conv1", "zero-padded shortcuts"),
-        ("digits-mlp", "1", "written by 1; read by 3"),
+        ("digits-mlp", "1", "produced by 1; read by 3"),
     ],
 )
 def test_the_coupling_is_told_in_words(model, group, says):

@@ -69,12 +69,12 @@ class TestImportance:
     def test_title_and_cut_say_what_the_data_say(self, planned):
         scores, plan = planned(0.3)
         fig = importance_bars(scores.tolist(), plan.kept.tolist(), "l1")
-        assert title(fig) == "22 of 32 channels stay, 10 go"
+        assert title(fig) == "22 of 32 channels are kept, 10 removed"
         (cut,) = fig.layout.shapes
         assert cut.x0 == cut.x1 == 21.5
         scores, plan = planned(0)
         whole = importance_bars(scores.tolist(), plan.kept.tolist(), "l1")
-        assert "32 of 32 channels stay" in title(whole)
+        assert "32 of 32 channels are kept" in title(whole)
         assert "nothing is pruned" in title(whole)
         assert not whole.layout.shapes
 
@@ -129,7 +129,7 @@ HEADLINES = {
     ),
     "dropping ahead": (
         [result(0.5, "drop", 0.8), result(0.5, "fusion", 0.25)],
-        "At 50%, fusion is left with 25 % where dropping keeps 80 %",
+        "At 50%, fusion keeps only 25 % where dropping keeps 80 %",
     ),
     "no pair at one sparsity": ([result(0.2, "drop", 0.3), result(0.3, "fusion", 0.9)], "Accuracy against sparsity"),
     "no pair of one criterion": (

@@ -48,7 +48,7 @@ class TestSideBySide:
             row = made.names.index(name)
             assert (row, x) == (y, (made.ranks[0] - 1)[channel])
             assert (rank, score) == (made.ranks[row, channel], made.scores[row, channel])
-            assert (word == "stays") == made.kept[row, channel]
+            assert (word == "is kept") == made.kept[row, channel]
 
     def test_many_channels_have_one_mark_a_column(self):
         made = compared(2048)
@@ -70,7 +70,7 @@ class TestSideBySide:
     @pytest.mark.parametrize(
         ("made", "says"),
         [
-            (compared(sparsity=0), "Nothing is pruned at this sparsity: all 12 channels stay"),
+            (compared(sparsity=0), "Nothing is pruned at this sparsity: all 12 channels are kept"),
             (compared(names=("l1",)), "l1 keeps 9 of 12 channels"),
         ],
     )
@@ -81,7 +81,7 @@ class TestSideBySide:
         made = compared()
         everyone, nobody = int(made.kept.all(0).sum()), int((~made.kept).all(0).sum())
         assert title(criteria_side_by_side(made)) == (
-            f"All 3 criteria keep {everyone} of 12 channels; on {12 - everyone - nobody} they disagree"
+            f"All 3 criteria keep {everyone} of 12 channels; they disagree on {12 - everyone - nobody}"
         )
 
     def test_scores_below_zero_and_flat_ones_are_drawn(self):

@@ -42,7 +42,7 @@ class TestSlice:
     def test_the_title_is_of_the_marks(self):
         assert title(slice_map(made_slice())) == "Fused keeps 87.2% where dropped keeps 10.0%; dense has 99.6%"
         worse = (MARKS[0], replace(MARKS[1], accuracy=0.9), MARKS[2])
-        assert title(slice_map(replace(made_slice(), marks=worse))).startswith("Fused is left with 87.2%")
+        assert title(slice_map(replace(made_slice(), marks=worse))).startswith("Fused keeps only 87.2%")
 
     def test_marks_lie_where_they_are_whatever_the_grid(self):
         for found in (made_slice(0), made_slice(4), made_slice(1)):
@@ -78,9 +78,11 @@ class TestPath:
     def test_the_title_averages_both_ways_once_they_are_known(self):
         ends = "dense", "fused"
         assert title(path_panels(Path(nothing(5), nothing(5), None, (), 0, 0, 100), ends)) == "From dense to fused"
-        assert "networks average 85.0%" in title(path_panels(Path(bowl(1), nothing(5), None, (), 0, 0, 100), ends))
+        assert "85.0% on average along the straight line" in title(
+            path_panels(Path(bowl(1), nothing(5), None, (), 0, 0, 100), ends)
+        )
         both = title(path_panels(Path(bowl(1), bowl(0), None, (), 0, 0, 100), ends))
-        assert both == "From dense to fused: 90.0% on average along a trained path, 85.0% straight"
+        assert both == "From dense to fused: 90.0% on average along a trained path, 85.0% along the line"
 
     def test_what_is_not_measured_is_not_drawn(self):
         line = bowl(1)
@@ -108,7 +110,7 @@ class TestSharp:
         values, shares = traces(fig, "bar")
         assert list(values.y) == [3, 2]
         assert dict(zip(shares.y, shares.x, strict=True)) == self.FOUND.shares
-        assert title(fig) == "In the 2 sharpest directions: dropping 10 times what chance puts there, fusion 2.5 times"
+        assert title(fig) == "Share in the 2 sharpest directions: dropping 10 times chance, fusion 2.5 times"
 
     def test_before_the_last_step_it_says_how_far_it_is(self):
         early = Sharpness(torch.tensor([3.0]), torch.tensor([1.0]), 1, 9, {}, 64, 1000)

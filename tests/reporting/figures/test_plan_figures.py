@@ -104,7 +104,7 @@ class TestHeatmap:
         ("coupling", {}, {"31", "10", "22"}),  # of 32 channels
         ("matrix", {}, {"10", "22"}),
         ("cost", {}, {"32", "22"}),
-        ("coupling", {"solver": "partial"}, {"10", "left", "behind"}),
+        ("coupling", {"solver": "partial"}, {"10", "discarded"}),
         ("coupling", {"sparsity": 0}, {"Nothing"}),
         ("matrix", {"sparsity": 0}, {"Nothing"}),
     ])  # fmt: skip
@@ -207,12 +207,12 @@ class TestWeightBars:
         assert list(bars.x) == [0.75, 0.25]
         assert list(bars.y) == ["channel 5", "channel 2"]
         assert fig.layout.yaxis.autorange == "reversed"
-        assert title(fig) == "Channel 9 goes to 2 targets"
+        assert title(fig) == "Channel 9 is merged into 2 targets"
 
     @pytest.mark.parametrize(("weights", "kept", "words"), [
-        ([(4, 1.0)], False, "Channel 9 goes to 1 target"),
-        ([], False, "Channel 9 goes to 0 targets"),
-        ([(9, 1.0)], True, "Channel 9 stays itself"),
+        ([(4, 1.0)], False, "Channel 9 is merged into 1 target"),
+        ([], False, "Channel 9 is merged into 0 targets"),
+        ([(9, 1.0)], True, "Channel 9 absorbs no others"),
         ([(9, 1.0), (4, 0.2)], True, "Channel 9 absorbs 1 other"),
         ([(9, 1.0), (4, 0.2), (5, 0.1)], True, "Channel 9 absorbs 2 others"),
     ])  # fmt: skip
@@ -381,5 +381,5 @@ class TestLearnedBeside:
         assert float(np.min(M.z)) < 0
         gone = [j for j in range(n) if j not in made.kept.tolist()]
         share = float(learned.explained[gone].mean())
-        assert title(fig) == f"M predicts {share:.0%} of what the {len(gone)} channels that go carried"
+        assert title(fig) == f"M explains {share:.0%} of the {len(gone)} removed channels"
         check_both_themes(lambda dark: learned_beside(made, learned, scores, 3, order, dark))

@@ -133,7 +133,7 @@ class TestHeatmap:
                       "5 of 10 channels", "params 95.0%", "MACs 90.0%"):  # fmt: skip
             assert words in found["conv1", 0.5]
         assert "100 of 400 images so far" in found["conv1", 0.8]
-        assert "all 4 channels stay" in found["layer1.0.conv1", 0.2]
+        assert "all 4 channels are kept" in found["layer1.0.conv1", 0.2]
         assert "90" not in found["layer1.0.conv1", 0.2]
         assert "not measured yet" in found["layer2.0.conv1", 0.8]
 
@@ -218,17 +218,17 @@ class TestDifference:
         gap = gaps.cells["conv1", 0.5]
         assert "new − old: +10.0 points" in words["conv1", 0.5]
         assert f"+{100 * gap.interval[0]:.1f} to +{100 * gap.interval[1]:.1f}, paired" in words["conv1", 0.5]
-        assert "new alone right on 40, old alone on 0, of 400 images" in words["conv1", 0.5]
-        assert "not decided" in words["layer1.0.conv1", 0.5]
+        assert "only new correct on 40, only old on 0 of 400 images" in words["conv1", 0.5]
+        assert "undecided" in words["layer1.0.conv1", 0.5]
         assert "nothing was pruned" in words["layer1.0.conv1", 0.2]
         assert "not measured yet" in words["layer2.0.conv1", 0.8]
 
     def test_two_studies_are_counted(self, gaps):
         fig = compare_studies(gaps, ("taylor", "l1"))
-        assert title(fig) == "taylor is ahead of l1 in 3 of 7 cells, behind in 0; 4 are not decided"
+        assert title(fig) == "taylor is better than l1 in 3 of 7 cells, worse in 0; 4 are undecided"
         np.testing.assert_allclose(drawn(fig), drawn(difference_heatmap(gaps)))
         apart = difference(grid(study("drop")[:1], "drop"), grid(study("drop")[1:], "drop"))
-        assert title(compare_studies(apart, ("a", "b"))) == "a and b share no cell in which channels went"
+        assert title(compare_studies(apart, ("a", "b"))) == "a and b share no cell with removed channels"
 
     def test_both_themes(self, gaps):
         check_both_themes(lambda dark: difference_heatmap(gaps, selected=("conv1", 0.2), dark=dark))
@@ -291,7 +291,7 @@ GAINS = {
     ),
     "loses a little somewhere": (
         gap_of(("a", 0.5, 0.8, 0.59), ("b", 0.2, 0.8, 0.805)),
-        "Fusion gains most in a at 50 %: +21 points; it loses nowhere by more than 1",
+        "Fusion gains most in a at 50 %: +21 points; it loses nowhere by more than 1 point",
     ),
     "gains and loses": (
         gap_of(("a", 0.5, 0.8, 0.59), ("b", 0.2, 0.5, 0.7), ("c", 0.2, 0.9, 0.2)),
@@ -299,11 +299,11 @@ GAINS = {
     ),
     "only loses": (
         gap_of(("a", 0.5, 0.5, 0.59), ("b", 0.2, 0.8, 0.8)),
-        "Fusion gains nowhere for sure; it loses most in a at 50 %: −9",
+        "Fusion has no significant gain; it loses most in a at 50 %: −9",
     ),
     "too little to tell": (
         gap_of(("a", 0.5, 0.7, 0.69)),
-        "Fusion and drop cannot be told apart for sure on these images",
+        "No clear difference between fusion and drop on these images",
     ),
     "nothing yet": (gap_of(), "Nothing is measured yet"),
 }
@@ -318,7 +318,7 @@ class TestTitles:
     def test_of_many_cells_one_is_ahead_by_chance(self):
         lucky = gap_of(*[(f"g{i}", 0.5, 0.5 + 0.015 * (i == 7), 0.5) for i in range(60)])
         assert lucky.cells["g7", 0.5].decided
-        assert "cannot be told apart" in gain(lucky)
+        assert "No clear difference" in gain(lucky)
 
     def test_nothing_pruned_is_said(self):
         whole = [grid([made_result("conv1", 0.2, m, DENSE, channels=(4, 4))], m) for m in ("fusion", "drop")]
@@ -326,7 +326,7 @@ class TestTitles:
         assert sensitivity_headline(whole[0]).startswith("Nothing was pruned")
 
     def test_tells_the_cell_that_loses_most(self, dropped):
-        assert sensitivity_headline(dropped) == "With drop, conv1 at 80 % leaves least: 20 %"
+        assert sensitivity_headline(dropped) == "With drop, accuracy is lowest for conv1 at 80 %: 20 %"
         assert sensitivity_headline(grid([made_result("conv1", 0.2, right=0.95)], "fusion")).endswith(
             "no group alone loses any accuracy"
         )
@@ -348,7 +348,9 @@ class TestFragility:
                 assert fig.layout.yaxis.ticktext[row] == group
                 assert (x, x - down, x + up) == pytest.approx((100 * found.loss, *(100 * end for end in found.interval)))
         first = ranked["drop"][0]
-        assert title(fig).startswith(f"{first.group} is the most fragile: {100 * first.loss:.1f} points lost with drop")
+        assert title(fig).startswith(
+            f"{first.group} is the most fragile group: it loses {100 * first.loss:.1f} points with drop"
+        )
         assert all(merge in fig.layout.title.subtitle.text for merge in ranked)
 
     def test_what_was_not_pruned_or_not_measured_is_said_and_has_no_bar(self):
@@ -363,15 +365,15 @@ class TestFragility:
         results = [made_result("conv1", s, right=right) for s, right in ((0.2, 0.9), (0.5, 0.89), (0.8, 0.3))]
         (bars,) = traces(fragility_bars({"fusion": fragility(grid(results, "fusion"))}), "bar")
         assert "from 20 % to 80 %" in bars.hovertext[0]
-        assert "loses at most 1 up to 50 %" in bars.hovertext[0]
+        assert "loses at most 1 point up to 50 %" in bars.hovertext[0]
         worse = fragility(grid([made_result("conv1", 0.2, right=0.1)], "fusion"))
-        assert "loses more than 1 at once" in traces(fragility_bars({"fusion": worse}), "bar")[0].hovertext[0]
+        assert "loses more than 1 point at the smallest" in traces(fragility_bars({"fusion": worse}), "bar")[0].hovertext[0]
 
     @pytest.mark.parametrize(
         ("results", "words"),
         [
             ([], "Nothing is measured yet"),
-            ([made_result("conv1", 0.2, channels=(4, 4))], "Nothing was pruned: no group can be called robust"),
+            ([made_result("conv1", 0.2, channels=(4, 4))], "Nothing was pruned, so no group can be called robust"),
         ],
     )
     def test_without_a_fragile_group_the_title_says_why(self, results, words):
@@ -394,7 +396,7 @@ class TestSuggestion:
         (bars,) = (fig := suggestion_bars(suggestion())).data
         assert list(bars.customdata) == list(fig.layout.yaxis.ticktext) == ["conv1", "layer1.0.conv1"]
         assert list(bars.x) == [0, 50]
-        assert list(bars.text) == ["all 16 stay", "50 %: 1,024 of 2,048 stay"]
+        assert list(bars.text) == ["all 16 kept", "50 %: 1,024 of 2,048 kept"]
         assert title(fig) == "82.3 % expected with 40 % of the parameters and 50 % of the MACs"
         assert "add up" in fig.layout.title.subtitle.text
 

@@ -45,15 +45,15 @@ def test_every_picture_in_both_themes(steps):
 
 def test_learning_says_how_far_it_is_and_draws_each_line():
     fig = learning(ALONE, "aslp")
-    assert title(fig) == "aslp: 72.0 % of the held-out images right after 2 epochs"
-    assert {trace.name for trace in fig.data} == {"training", "decided mask, held out", "drawn masks, held out"}
+    assert title(fig) == "aslp: 72.0 % accuracy on held-out images after 2 epochs"
+    assert {trace.name for trace in fig.data} == {"training", "final mask, held-out", "sampled masks, held-out"}
     assert {len(trace.x) for trace in fig.data} == {3}
     assert len(learning(PARTS, "fap").data) == 4 * len({one.phase for one in PARTS})
 
 
 def test_zeros_name_the_layer_with_most():
     fig = zeros_over_time(ALONE, "sdprun")
-    assert title(fig) == "Most weights are zero in a: 50%"
+    assert title(fig) == "a has the most zero weights: 50%"
     assert traces(fig, "heatmap")[0].z[0] == pytest.approx([12.5, 25.0, 50.0])
 
 
@@ -68,7 +68,7 @@ def test_spread_keeps_all_of_each_moment_and_draws_the_threshold():
 def test_runs_side_by_side():
     runs = [made("sgd", 0.98, 1000), made("sdprun", 0.97, 300)]
     fig = runs_side_by_side(runs, ["sgd", "sdprun"])
-    assert title(fig) == "sgd is best with 98.0 %; sdprun is smallest: 30% of the parameters, 97.0 %"
+    assert title(fig) == "sgd is the most accurate: 98.0 %; sdprun is the smallest: 30% of the parameters, 97.0 %"
     (points,) = fig.data
     assert list(points.x) == [100.0, 30.0]
     assert [high + y for high, y in zip(points.error_y.array, points.y, strict=True)] == pytest.approx([99.0, 98.0])
