@@ -24,7 +24,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program import built, described, read_program, tensors_of
 from intrafusion.models.exported_program.assemble import made_by
 from intrafusion.models.exported_program.aten import SAME
-from intrafusion.models.exported_program.importer import _CALLS
+from intrafusion.models.exported_program.importer.translation import _CALLS
 from intrafusion.models.exported_program.operators import OPERATORS, Operator
 from intrafusion.models.exported_program.program import Program, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
