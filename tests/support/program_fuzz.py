@@ -25,7 +25,8 @@ from intrafusion.models.exported_program import built, described, read_program, 
 from intrafusion.models.exported_program.assemble import made_by
 from intrafusion.models.exported_program.aten import SAME
 from intrafusion.models.exported_program.importer.translation import _CALLS
-from intrafusion.models.exported_program.operators import OPERATORS, Operator
+from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.program import Program, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.layers import layer_built, layer_described, layer_made, put
-from intrafusion.models.exported_program.operators import OPERATORS, Made, Operator
+from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.operators.table import Made, Operator
 from intrafusion.models.exported_program.program import Plan, Program, Step, Value, Weight
 from intrafusion.models.exported_program.shapes import DYNAMIC, Batch, Shape, at, whole
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.architectures import PadShortcut
-from intrafusion.models.exported_program.operators import OPERATORS, Made, normed
+from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.operators.normalization import normed
+from intrafusion.models.exported_program.operators.table import Made
 from intrafusion.models.exported_program.shapes import Shape, at, total
 
 _MOST = 1 << 24  # limit on any number of a layer

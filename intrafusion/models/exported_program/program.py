@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.operators import Operator
+from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.shapes import Batch
 
 

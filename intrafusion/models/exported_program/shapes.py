@@ -104,6 +104,13 @@ def total(first: Size, second: Size) -> Size:
     return whole(first + second)
 
 
+def total_of(first: Size, second: Size) -> Size:
+    """Return the sum of two counts. If only one grows with the batch, return an upper bound that counts the other per image."""
+    if isinstance(first, Batch) == isinstance(second, Batch):
+        return total(first, second)
+    return Batch(whole(at(first, 1) + at(second, 1)))
+
+
 def divided(size: Size, by: Size) -> Size:
     """Return the quotient of two sizes, rounded down. Raises IntrafusionError unless it holds for any number of images."""
     if isinstance(by, Batch):

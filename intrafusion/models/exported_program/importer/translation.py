@@ -28,7 +28,8 @@ from intrafusion.models.exported_program.aten import (
     check_idle,
 )
 from intrafusion.models.exported_program.layers import KINDS, layer_built, layer_described, layer_made
-from intrafusion.models.exported_program.operators import OPERATORS, axis
+from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.operators.checks import axis
 from intrafusion.models.exported_program.program import Value, Weight
 from intrafusion.models.exported_program.shapes import (
     DYNAMIC,

@@ -1,9 +1,17 @@
-"""The operators that a program may use."""
+"""The operators that a program may use: pure functions, each with a rule for the arguments it accepts and its output shapes.
 
-from intrafusion.models.exported_program.operators.views import OPERATORS as OPERATORS
-from intrafusion.models.exported_program.operators.views import Made as Made
-from intrafusion.models.exported_program.operators.views import Operator as Operator
-from intrafusion.models.exported_program.operators.views import axis as axis
-from intrafusion.models.exported_program.operators.views import normed as normed
+Each family has a file. An operator is one decorated rule in the file of its family (see `table`).
+"""
 
-__all__ = ["OPERATORS", "Made", "Operator", "axis", "normed"]
+# (imported to register the operators of each family)
+from intrafusion.models.exported_program.operators import convolution as _convolution  # noqa: F401
+from intrafusion.models.exported_program.operators import elementwise as _elementwise  # noqa: F401
+from intrafusion.models.exported_program.operators import indexing as _indexing  # noqa: F401
+from intrafusion.models.exported_program.operators import normalization as _normalization  # noqa: F401
+from intrafusion.models.exported_program.operators import products as _products  # noqa: F401
+from intrafusion.models.exported_program.operators import rearrangement as _rearrangement  # noqa: F401
+from intrafusion.models.exported_program.operators import reductions as _reductions  # noqa: F401
+from intrafusion.models.exported_program.operators import views as _views  # noqa: F401
+from intrafusion.models.exported_program.operators.table import OPERATORS
+
+__all__ = ["OPERATORS"]
