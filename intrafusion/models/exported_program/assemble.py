@@ -44,15 +44,28 @@ def described(program: Program) -> dict[str, Any]:
     `built` recreates the program from it and the program's tensors (see `tensors_of`).
     """
     plan = program.plan
-    layers = {step.run for step in plan.steps if isinstance(step.run, str)}
+    paths = {step.run for step in plan.steps if isinstance(step.run, str)}
+    layers = {path: program.get_submodule(path) for path in sorted(paths)}
+    return as_table(plan.image, plan.given, plan.answer, layers, plan.learned, plan.steps)
+
+
+def as_table(
+    image: Sequence[int],
+    given: str,
+    answer: str,
+    layers: Mapping[str, nn.Module],
+    learned: Mapping[str, bool],
+    steps: Sequence[Step],
+) -> dict[str, Any]:
+    """Return the description with these contents, of which `Plan` says the meaning."""
     return {
         "format": FORMAT,
-        "image": list(plan.image),
-        "given": plan.given,
-        "answer": plan.answer,
-        "layers": {path: layer_described(program.get_submodule(path)) for path in sorted(layers)},
-        "learned": dict(plan.learned),
-        "steps": [_written(step) for step in plan.steps],
+        "image": list(image),
+        "given": given,
+        "answer": answer,
+        "layers": {path: layer_described(layer) for path, layer in layers.items()},
+        "learned": dict(learned),
+        "steps": [_written(step) for step in steps],
     }
 
 

@@ -1,8 +1,8 @@
 """Mapping of calls written by `torch.export` to operators of the table.
 
 A call is looked up by its name and overload, such as "softmax.int". It becomes an operator with some of the call's arguments,
-or needs a translation by `importer`. PyTorch's schemas give the argument names, and the defaults for arguments that the file
-omits. No PyTorch operator is run by its name.
+or needs a translation by `layer_calls`, `shape_calls` or `operator_calls`. PyTorch's schemas give the argument names, and the
+defaults for arguments that the file omits. No PyTorch operator is run by its name.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from intrafusion.errors import IntrafusionError
+from intrafusion.models.exported_program.shapes import whole
 
 _SAME = """
 relu.default relu self | relu6.default relu6 self | sigmoid.default sigmoid self | tanh.default tanh self
@@ -62,6 +63,11 @@ NOTHING = ("alias", "detach", "contiguous", "to", "type_as", "_to_copy", "clone"
 COPIES = ("_to_copy", "clone", "lift_fresh_copy")
 SAME_TENSOR = ("alias", "detach", "lift_fresh")
 SIZES = ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
+EVAL = "call model.eval() before torch.export.export"
+INSTEAD = {  # advice for unsupported operators that networks often use
+    "_weight_norm": "remove the weight norm before torch.export.export, by remove_parametrizations or remove_weight_norm",
+    "conv_transpose2d": "write the transposed convolution as F.interpolate and a convolution",
+}
 _IDLE = (  # arguments that have no effect here
     "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking",
 )  # fmt: skip
@@ -94,3 +100,28 @@ def check_idle(name: str, overload: str, told: dict[str, Any], used: tuple[str, 
             continue
         if key != "dtype" or value != torch.float32:
             raise IntrafusionError(f"it calls aten.{name}.{overload} with a {key} of {str(value)[:40]}")
+
+
+def as_taken(given: Any, hint: Any) -> Any:
+    """Convert an argument to the table's form: repeat a single number for a pair, and wrap one dimension in a tuple."""
+    if hint == tuple[int, int]:
+        return as_pair(given)
+    if hint == tuple[int, ...] and type(given) is int:
+        return (given,)
+    return given
+
+
+def as_tuple(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
+
+
+def as_ints(given: Any) -> tuple[int, ...]:
+    return tuple(whole(one) for one in as_tuple(given))
+
+
+def as_pair(given: Any) -> tuple[int, int]:
+    numbers = as_ints(given)
+    numbers = numbers * 2 if len(numbers) == 1 else numbers
+    if len(numbers) != 2:
+        raise IntrafusionError(f"it has {str(given)[:40]} where one or two whole numbers are needed")
+    return numbers[0], numbers[1]
