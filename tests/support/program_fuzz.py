@@ -23,9 +23,8 @@ from torch import Tensor
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program import built, described, read_program, tensors_of
 from intrafusion.models.exported_program.assemble import made_by
-from intrafusion.models.exported_program.importer.aten import SAME
 from intrafusion.models.exported_program.importer.calls import CALLS
-from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.operators import DIRECT_CALLS, OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.program import Program, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
@@ -216,7 +215,7 @@ def check_run(program: Program) -> None:
 
 
 _TARGETS = (
-    *(f"torch.ops.aten.{name}" for name in (*SAME, *CALLS)), "_operator.mul", "_operator.floordiv", "_operator.mod",
+    *(f"torch.ops.aten.{name}" for name in (*DIRECT_CALLS, *CALLS)), "_operator.mul", "_operator.floordiv", "_operator.mod",
     "torch.ops.aten.native_batch_norm.default", "torch.ops.aten.div.Tensor_mode", "torch.ops.aten.add_.Tensor",
 )  # fmt: skip
 

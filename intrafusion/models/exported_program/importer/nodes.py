@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.importer.aten import CHECKS, DROPOUTS, INSTEAD, NOTHING, SAME, SIZES
+from intrafusion.models.exported_program.importer.aten import CHECKS, DROPOUTS, INSTEAD, NOTHING, SIZES
 from intrafusion.models.exported_program.importer.calls import CALLS
+from intrafusion.models.exported_program.operators import DIRECT_CALLS
 from intrafusion.models.exported_program.shapes import Batch, Size, divided, remainder, scaled, total, whole
 
 _PLAIN_KINDS = {"as_int": int, "as_bool": bool, "as_float": (int, float), "as_string": str, "as_none": bool}
@@ -33,7 +34,7 @@ def split_target(target: Any) -> tuple[str, str, bool]:
         name, overload = found.groups()
         in_place = name.endswith("_")
         name = name.removesuffix("_")
-        if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in SAME or f"{name}.{overload}" in CALLS:
+        if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in DIRECT_CALLS or f"{name}.{overload}" in CALLS:
             return name, overload, in_place
     instead = next((f": {advice}" for start, advice in INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
     raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here{instead}")

@@ -12,6 +12,6 @@ from intrafusion.models.exported_program.operators import products as _products 
 from intrafusion.models.exported_program.operators import rearrangement as _rearrangement  # noqa: F401
 from intrafusion.models.exported_program.operators import reductions as _reductions  # noqa: F401
 from intrafusion.models.exported_program.operators import views as _views  # noqa: F401
-from intrafusion.models.exported_program.operators.table import OPERATORS
+from intrafusion.models.exported_program.operators.table import DIRECT_CALLS, OPERATORS
 
-__all__ = ["OPERATORS"]
+__all__ = ["DIRECT_CALLS", "OPERATORS"]

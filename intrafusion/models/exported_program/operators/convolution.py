@@ -85,8 +85,13 @@ def avg_pool2d(x: Shape, kernel: Pair, stride: Pair, padding: Pair, ceil: bool, 
     return _in_windows(x, kernel, stride, padding, (1, 1), ceil)
 
 
-@rule_of(F.adaptive_avg_pool2d, name="adaptive_avg_pool2d")
-@rule_of(F.adaptive_max_pool2d, name="adaptive_max_pool2d")
+@rule_of(
+    F.adaptive_avg_pool2d,
+    "adaptive_avg_pool2d.default self output_size",
+    "_adaptive_avg_pool2d.default self output_size",
+    name="adaptive_avg_pool2d",
+)
+@rule_of(F.adaptive_max_pool2d, "adaptive_max_pool2d.default self output_size", name="adaptive_max_pool2d")
 def _adaptive(x: Shape, sides: Pair) -> Made:
     check_images(x)
     check_between("pool", 1, *sides)
@@ -94,14 +99,17 @@ def _adaptive(x: Shape, sides: Pair) -> Made:
     return _pooled(x, sides, window)
 
 
-@rule_of(lambda x, sides: F.interpolate(x, sides, mode="nearest"))
+@rule_of(lambda x, sides: F.interpolate(x, sides, mode="nearest"), "upsample_nearest2d.default self output_size")
 def upsample_nearest(x: Shape, sides: Pair) -> Made:
     check_images(x)
     check_between("side", 1, *sides)
     return _pooled(x, sides, 1)
 
 
-@rule_of(lambda x, sides, corners: F.interpolate(x, sides, mode="bilinear", align_corners=corners))
+@rule_of(
+    lambda x, sides, corners: F.interpolate(x, sides, mode="bilinear", align_corners=corners),
+    "upsample_bilinear2d.default self output_size align_corners",
+)
 def upsample_bilinear(x: Shape, sides: Pair, corners: bool) -> Made:
     check_images(x)
     check_between("side", 1, *sides)

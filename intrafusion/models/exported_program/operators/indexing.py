@@ -23,7 +23,7 @@ def index(x: Shape, index: Shape) -> Shape:
     return Shape((*index.sizes, *x.sizes[1:]), x.dtype)
 
 
-@rule_of(torch.index_select)
+@rule_of(torch.index_select, "index_select.default self dim index")
 def index_select(x: Shape, dim: int, index: Shape) -> Shape:
     place = axis(x, dim)
     _indices(index, x.sizes[place])

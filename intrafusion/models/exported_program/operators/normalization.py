@@ -16,7 +16,11 @@ def normed(x: Shape, channels: int, ranks: tuple[int, ...]) -> Shape:
     return x
 
 
-@rule_of(F.layer_norm)
+@rule_of(
+    F.layer_norm,
+    "layer_norm.default input normalized_shape weight bias eps",
+    "native_layer_norm.default input normalized_shape weight bias eps",
+)
 def layer_norm(x: Shape, sizes: Ints, weight: Shape | None, bias: Shape | None, eps: float) -> Shape:
     check_floats(x)
     if not sizes or len(sizes) > len(x.sizes) or x.sizes[len(x.sizes) - len(sizes) :] != sizes:
@@ -26,7 +30,7 @@ def layer_norm(x: Shape, sizes: Ints, weight: Shape | None, bias: Shape | None, 
     return x
 
 
-@rule_of(F.group_norm)
+@rule_of(F.group_norm, "group_norm.default input num_groups weight bias eps")
 def group_norm(x: Shape, groups: int, weight: Shape | None, bias: Shape | None, eps: float) -> Shape:
     check_floats(x)
     if len(x.sizes) < 2 or groups < 1 or not isinstance(x.sizes[1], int) or x.sizes[1] % groups:

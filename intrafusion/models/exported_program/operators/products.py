@@ -21,7 +21,7 @@ def linear(x: Shape, weight: Shape, bias: Shape | None) -> Made:
     return Made((shape,), scaled(product(shape.sizes), inputs))
 
 
-@rule_of(torch.matmul)
+@rule_of(torch.matmul, "bmm.default self mat2", "matmul.default self other")
 def matmul(first: Shape, second: Shape) -> Made:
     """Product with broadcast batch dimensions: (..., n, m) and (..., m, k) -> (..., n, k)."""
     check_floats(first, second)

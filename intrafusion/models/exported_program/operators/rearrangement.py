@@ -21,14 +21,14 @@ from intrafusion.models.exported_program.operators.table import Ints, Shapes, ru
 from intrafusion.models.exported_program.shapes import Batch, Shape, Size, Sizes, at, scaled, total
 
 
-@rule_of(lambda x, times: x.repeat(times))
+@rule_of(lambda x, times: x.repeat(times), "repeat.default self repeats")
 def repeat(x: Shape, times: Sizes) -> Shape:
     if len(times) < len(x.sizes):
         raise IntrafusionError(f"it repeats {x} ({', '.join(map(str, times))}) times")
     return Shape(tuple(map(scaled, (1,) * (len(times) - len(x.sizes)) + x.sizes, times)), x.dtype)
 
 
-@rule_of(torch.cat)
+@rule_of(torch.cat, "cat.default tensors dim", "concat.default tensors dim")
 def cat(tensors: Shapes, dim: int) -> Shape:
     if not tensors:
         raise IntrafusionError("it joins no tensors")
@@ -43,7 +43,7 @@ def cat(tensors: Shapes, dim: int) -> Shape:
     return with_sizes(first, place, length)
 
 
-@rule_of(torch.stack)
+@rule_of(torch.stack, "stack.default tensors dim")
 def stack(tensors: Shapes, dim: int) -> Shape:
     if not tensors or any((one.sizes, one.dtype) != (tensors[0].sizes, tensors[0].dtype) for one in tensors):
         raise IntrafusionError("it stacks tensors of several shapes")
@@ -52,14 +52,14 @@ def stack(tensors: Shapes, dim: int) -> Shape:
     return Shape((*sizes[:place], len(tensors), *sizes[place:]), tensors[0].dtype)
 
 
-@rule_of(torch.roll)
+@rule_of(torch.roll, "roll.default self shifts dims")
 def roll(x: Shape, shifts: Ints, dims: Ints) -> Shape:
     if len(shifts) != len(dims) or any(isinstance(x.sizes[place], Batch) for place in axes(x, dims)):
         raise IntrafusionError(f"it rolls {x} by {shifts} along {dims}")
     return Shape(x.sizes, x.dtype)
 
 
-@rule_of(torch.flip)
+@rule_of(torch.flip, "flip.default self dims")
 def flip(x: Shape, dims: Ints) -> Shape:
     if any(isinstance(x.sizes[place], Batch) for place in axes(x, dims)):
         raise IntrafusionError(f"it turns {x} around along the batch")
@@ -96,7 +96,7 @@ def _padded(x: Shape, around: Ints) -> Shape:
     return Shape(x.sizes, x.dtype)
 
 
-@rule_of(F.channel_shuffle)
+@rule_of(F.channel_shuffle, "channel_shuffle.default self groups")
 def channel_shuffle(x: Shape, groups: int) -> Shape:
     check_images(x)
     if groups < 1 or at(x.sizes[1], 1) % groups:
@@ -104,7 +104,7 @@ def channel_shuffle(x: Shape, groups: int) -> Shape:
     return x
 
 
-@rule_of(F.pixel_shuffle)
+@rule_of(F.pixel_shuffle, "pixel_shuffle.default self upscale_factor")
 def pixel_shuffle(x: Shape, factor: int) -> Shape:
     check_images(x)
     batch, channels, height, width = x.sizes
@@ -113,7 +113,7 @@ def pixel_shuffle(x: Shape, factor: int) -> Shape:
     return Shape((batch, at(channels, 1) // factor**2, scaled(height, factor), scaled(width, factor)))
 
 
-@rule_of(F.pixel_unshuffle)
+@rule_of(F.pixel_unshuffle, "pixel_unshuffle.default self downscale_factor")
 def pixel_unshuffle(x: Shape, factor: int) -> Shape:
     check_images(x)
     batch, channels, height, width = (x.sizes[0], *(at(size, 1) for size in x.sizes[1:]))

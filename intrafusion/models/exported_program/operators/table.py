@@ -1,4 +1,4 @@
-"""The table of operators: what an operator is, and the decorator that puts one into the table.
+"""The table of operators: what an operator is, and the decorator that puts one into the table, with the calls that it replaces.
 
 A rule has the name and arguments of its operator. It is given shapes in place of tensors, and returns the shape of the result
 or raises IntrafusionError. Its annotations are checked before it is called: an `int` is an integer within 2^40, a `float` is
@@ -60,6 +60,7 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
+DIRECT_CALLS: dict[str, tuple[str, tuple[str, ...]]] = {}  # call of PyTorch -> operator, and the arguments that it takes
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -86,10 +87,12 @@ def _told(value: Any) -> str:
     return f"a tensor {value}" if isinstance(value, Shape) else str(value)[:60]
 
 
-def rule_of(run: Callable[..., Any], views: bool = False, name: str = "") -> Callable[[_Rule], _Rule]:
+def rule_of(run: Callable[..., Any], *calls: str, views: bool = False, name: str = "") -> Callable[[_Rule], _Rule]:
     """Put an operator into the table, with the decorated function as its rule.
 
-    run: the function. views: whether its output may share memory with its input. name: that of the rule if empty.
+    run: the function. calls: PyTorch's calls that this operator can replace, each as the name and overload of the call and the
+    arguments of it that the operator takes, such as "softmax.int self dim". views: whether the operator's output may share
+    memory with its input. name: that of the rule if empty.
     """
 
     def register(rule: _Rule) -> _Rule:
@@ -97,6 +100,9 @@ def rule_of(run: Callable[..., Any], views: bool = False, name: str = "") -> Cal
         several = takes.pop("return") == Shapes
         assert own not in OPERATORS
         OPERATORS[own] = Operator(own, run, rule, takes, several, views)
+        for target, *used in map(str.split, calls):
+            assert target not in DIRECT_CALLS
+            DIRECT_CALLS[target] = own, tuple(used)
         return rule
 
     return register

@@ -29,7 +29,7 @@ def permute(x: Shape, dims: Ints) -> Shape:
     return x.of(*(x.sizes[dim] for dim in dims))
 
 
-@rule_of(torch.transpose, views=True)
+@rule_of(torch.transpose, "swapaxes.default self axis0 axis1", views=True)
 def transpose(x: Shape, first: int, second: int) -> Shape:
     order = list(range(len(x.sizes)))
     one, other = axis(x, first), axis(x, second)
@@ -37,13 +37,13 @@ def transpose(x: Shape, first: int, second: int) -> Shape:
     return x.of(*(x.sizes[place] for place in order))
 
 
-@rule_of(torch.unsqueeze, views=True)
+@rule_of(torch.unsqueeze, "unsqueeze.default self dim", views=True)
 def unsqueeze(x: Shape, dim: int) -> Shape:
     place = axis(x, dim, more=1)
     return x.of(*x.sizes[:place], 1, *x.sizes[place:])
 
 
-@rule_of(torch.squeeze, views=True)
+@rule_of(torch.squeeze, "squeeze.dim self dim", views=True)
 def squeeze(x: Shape, dim: int) -> Shape:
     place, size = fixed_size(x, dim)
     return with_sizes(x, place, *(() if size == 1 else (size,)))
@@ -58,7 +58,7 @@ def expand(x: Shape, sizes: Sizes) -> Shape:
     return x.of(*told)
 
 
-@rule_of(torch.split, views=True)
+@rule_of(torch.split, "split_with_sizes.default self split_sizes dim", views=True)
 def split(x: Shape, lengths: Ints, dim: int) -> Shapes:
     place, size = fixed_size(x, dim)
     if sum(lengths) != size or any(length < 1 for length in lengths):
@@ -66,7 +66,7 @@ def split(x: Shape, lengths: Ints, dim: int) -> Shapes:
     return tuple(with_sizes(x, place, length) for length in lengths)
 
 
-@rule_of(torch.chunk, views=True)
+@rule_of(torch.chunk, "chunk.default self chunks dim", views=True)
 def chunk(x: Shape, count: int, dim: int) -> Shapes:
     place, size = fixed_size(x, dim)
     if not 1 <= count <= size:
@@ -75,7 +75,7 @@ def chunk(x: Shape, count: int, dim: int) -> Shapes:
     return tuple(with_sizes(x, place, min(length, size - start)) for start in range(0, size, length))
 
 
-@rule_of(torch.unbind, views=True)
+@rule_of(torch.unbind, "unbind.int self dim", views=True)
 def unbind(x: Shape, dim: int) -> Shapes:
     place, size = fixed_size(x, dim)
     if size > SIDE:
@@ -83,7 +83,7 @@ def unbind(x: Shape, dim: int) -> Shapes:
     return (with_sizes(x, place),) * size
 
 
-@rule_of(torch.select, views=True)
+@rule_of(torch.select, "select.int self dim index", views=True)
 def select(x: Shape, dim: int, index: int) -> Shape:
     place, size = fixed_size(x, dim)
     if not -size <= index < size:
