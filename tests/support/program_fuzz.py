@@ -22,12 +22,12 @@ from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program import built, described, read_program, tensors_of
-from intrafusion.models.exported_program.assemble import made_by
 from intrafusion.models.exported_program.importer.calls import CALLS
 from intrafusion.models.exported_program.operators import DIRECT_CALLS, OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.program import Program, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
+from intrafusion.models.exported_program.verification import made_by
 
 HOSTILE = (0, -1, -2, 7, 2**16, 2**31 - 1, 2**31, 2**40, 2**40 + 1, 2**63 - 1, -(2**63), 10**30)
 WORDS = ("none", "tanh", "same", "valid", "reflect", "replicate", "trunc", "%2000000000d", "")

@@ -30,9 +30,9 @@ import torch
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.exported_program.archive import read_archive
 from intrafusion.models.exported_program.assemble import built as built
-from intrafusion.models.exported_program.assemble import check_described as check_described
-from intrafusion.models.exported_program.assemble import described as described
 from intrafusion.models.exported_program.assemble import tensors_of as tensors_of
+from intrafusion.models.exported_program.description import check_described as check_described
+from intrafusion.models.exported_program.description import described as described
 from intrafusion.models.exported_program.importer import lifted
 from intrafusion.models.exported_program.program import Program as Program
 from intrafusion.models.exported_program.shapes import DYNAMIC

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.assemble import is_path
+from intrafusion.models.exported_program.description import is_path
 from intrafusion.models.exported_program.shapes import RANK
 from intrafusion.runtime.safe_zip import MIB, check_size, opened
 

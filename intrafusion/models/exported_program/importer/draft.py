@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.architectures import PadShortcut
-from intrafusion.models.exported_program.assemble import STEPS, as_table, shape_of
+from intrafusion.models.exported_program.description import STEPS, as_table
 from intrafusion.models.exported_program.importer.aliases import Cell, current
 from intrafusion.models.exported_program.importer.signature import Signature
 from intrafusion.models.exported_program.layers import layer_built, layer_made
@@ -16,6 +16,7 @@ from intrafusion.models.exported_program.operators import OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.program import Step, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, whole
+from intrafusion.models.exported_program.verification import shape_of
 
 
 class Draft:

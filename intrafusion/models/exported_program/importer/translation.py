@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.archive import Written
-from intrafusion.models.exported_program.assemble import STEPS
+from intrafusion.models.exported_program.description import STEPS
 from intrafusion.models.exported_program.importer.aliases import Cell, Memory, cell_of, cells_in, current
 from intrafusion.models.exported_program.importer.aten import CHECKS, COPIES, DROPOUTS, EVAL, NOTHING, SAME_TENSOR, arguments
 from intrafusion.models.exported_program.importer.calls import translated
