@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.torch_file import AVERAGED, PREFIXES, check_count, check_dimensions, read, state_dicts
+from intrafusion.models.nested_state_dicts import AVERAGED, PREFIXES, state_dicts
+from intrafusion.models.weights_file import check_count, check_dimensions, read_weights_file
 
 Spelling = Callable[[str], str]  # normalises a key, to compare the keys of files with those of networks
 
@@ -58,7 +59,7 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Floats of 16 and 64 bits are converted to float32. Raises IntrafusionError if the file is missing, damaged, contains
     non-finite numbers or holds no state dict.
     """
-    table = next(iter(state_dicts(read(path), path, key).values()))
+    table = next(iter(state_dicts(read_weights_file(path), path, key).values()))
     return checked({name: value for name, value in table.items() if isinstance(value, Tensor)}, path)
 
 

@@ -15,7 +15,7 @@ from intrafusion.data.arrays import LAYOUTS, Reading
 from intrafusion.data.datasets import DATASETS, OWN, kept_data
 from intrafusion.data.upload import PICTURES, SIDE, about, data_steps
 from intrafusion.models.hub import describe, kept_names, kept_told, model_names
-from intrafusion.models.torch_file import SUFFIXES
+from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.runtime import escaping as text
 from intrafusion.runtime.access import UPLOADS, check_room, check_share, is_public, public, takes_programs, upload_mib
 from intrafusion.runtime.jobs import Job

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard, unnamed
+from intrafusion.models.nested_state_dicts import state_dicts
 from intrafusion.models.serialization import card_beside, set_layers
 from intrafusion.models.state_dict import Misfit, Spelling, StateFit, bare, fit, is_averaged, load_fitted, plain
-from intrafusion.models.torch_file import Beside, read, state_dicts
+from intrafusion.models.torch_file import Beside
+from intrafusion.models.weights_file import read_weights_file
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
 CardOf = Callable[[Path, ModelCard], ModelCard]  # reads a file's card and merges it over a default
@@ -41,7 +43,7 @@ def open_file(
     on the weights for the user are logged, and stored in the card's details as `told`. Raises IntrafusionError for a file that
     cannot be read safely, and Misfit for one that does not match the network.
     """
-    tables = state_dicts(read(path), path, key)
+    tables = state_dicts(read_weights_file(path), path, key)
     first: Misfit | None = None
     for place, table in tables.items():
         used = {name: value for name, value in table.items() if not (unused and spelling(name).startswith(unused))}

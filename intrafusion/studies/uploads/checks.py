@@ -23,7 +23,7 @@ from intrafusion.models.exported_program import described, read_program, tensors
 from intrafusion.models.hub import load_model
 from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
-from intrafusion.models.torch_file import SUFFIXES
+from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.runtime.safe_zip import opened
 

@@ -15,7 +15,7 @@ from intrafusion.models.hub import keep
 from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.models.sources.user import is_safe, keep_program, open_saved
 from intrafusion.models.state_dict import checked as checked_state
-from intrafusion.models.torch_file import read
+from intrafusion.models.weights_file import read_weights_file
 from intrafusion.runtime.safe_zip import FILE
 from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import NETWORKS, Workshop, checked, free_path, given
@@ -84,7 +84,7 @@ def program_steps(
     yield from checked("program", workshop, [file], {}, tell)
     description, tensors = _made(workshop, "program.json"), _made(workshop, "program.safetensors")
     try:
-        program = built(json.loads(description.read_text()), checked_state(read(tensors), tensors))
+        program = built(json.loads(description.read_text()), checked_state(read_weights_file(tensors), tensors))
     except (ValueError, RecursionError) as error:
         raise IntrafusionError(f"{file.name} is no program that can be used: {one_line(error)}") from error
     size, classes = program.plan.image, program.plan.classes
