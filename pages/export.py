@@ -7,11 +7,11 @@ from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.reporting import FORMATS, Report, comparing, making
 from intrafusion.reporting.snippets import prune_line, prune_snippet
 from pages.panels import export, recovery
-from pages.shared import app_state, job_panel, messages, parts, transport_controls
+from pages.shared import job_panel, messages, open_model, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "The smaller network itself: **made** as you say, **timed** against the one it came from on this machine, and "
     "**written** in formats that others read. Every file is opened again and must answer as the network does."
@@ -26,9 +26,9 @@ if recovery.trains(spec):
         spec = spec.but(**recovery.training_controls())
 with st.expander("Transport knobs", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs(merges=[spec.merge]))
-measuring = app_state.measuring(here, spec.limit)
+measuring = open_model.measuring(here, spec.limit)
 session = here.session if measuring is None else measuring
-if not app_state.can_see(here, spec):
+if not open_model.can_see(here, spec):
     raise Enough
 if measuring is None:
     st.caption("Without images the network can be made, timed and written; its accuracy is not measured.")

@@ -7,11 +7,11 @@ from intrafusion.reporting.snippets import landscape_line, landscape_snippet
 from intrafusion.studies.output_distance import outputs
 from intrafusion.studies.weight_space import networks_between, sharpness, slices
 from pages.panels import landscape
-from pages.shared import app_state, job_panel, parts, transport_controls
+from pages.shared import job_panel, open_model, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Every network is a point: all its weights. Here the **dropped** and the **fused** network, with zeros where channels went, "
     "stand beside the **dense** one, and what lies around and between them is measured on real images."
@@ -19,8 +19,8 @@ st.markdown(
 spec: PruneSpec = landscape.controls(here)
 with st.expander("Transport knobs", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs())
-session = app_state.measuring(here, spec.limit)
-if session is None or not app_state.can_see(here, spec):
+session = open_model.measuring(here, spec.limit)
+if session is None or not open_model.can_see(here, spec):
     raise Enough
 made = landscape.solutions(session, (*here.key(), spec))
 key = ("landscape", here.key(), spec)

@@ -10,15 +10,15 @@ from intrafusion.reporting.figures.importance import importance_bars
 from intrafusion.studies import toy_network
 from pages.panels import learn as parts
 from pages.panels.learn import ask, chart, fraction, numbered, onwards, plus, step, table, two
-from pages.shared import app_state
+from pages.shared import links, open_model
 from pages.shared.navigation import enter_app
-from pages.shared.parts import group_curve_line, take_away
+from pages.shared.parts import group_curve_line, is_dark, take_away
 
 _PLACE = (-1.0, 0.5)  # coordinates of the star in step 1
 
 enter_app()
-here: app_state.Here = st.session_state.here
-dark = app_state.is_dark()
+here: open_model.Here = st.session_state.here
+dark = is_dark()
 st.markdown(
     "What the other pages do to networks with thousands of channels, on one small enough to see whole. Pick a neuron or drag a "
     "weight in the bar at the bottom, and every step follows. Nothing is staged: the functions are the ones that prune the real "
@@ -263,7 +263,7 @@ st.markdown(
     "In part. Another seed is another network, and on some of them fusion does harm. It depends on the sizes, too: try 5 neurons of "
     "which 3 stay, or let a single one stay."
 )
-if st.toggle("Train 24 networks with these settings, without your changes", key="lesson_many", bind=app_state.BIND):
+if st.toggle("Train 24 networks with these settings, without your changes", key="lesson_many", bind=links.BIND):
     chart(pictures.fortunes(parts.fortunes(hidden, stay, criterion, p), seed, dark), "fortunes", "lesson_seed")
 
 take_away(

@@ -9,11 +9,11 @@ from intrafusion.reporting.snippets import recovery_snippet, sweep_line
 from intrafusion.studies.recovery_comparison import rows
 from intrafusion.studies.study_file import Study
 from pages.panels import recovery
-from pages.shared import app_state, messages, parts, studying, transport_controls
+from pages.shared import links, messages, open_model, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Pruning costs accuracy; how much of it comes back, and at what price? Every method starts from **the same pruned network**, "
     "sees the same training images, and has its learning rate found by the same short test."
@@ -28,8 +28,8 @@ if not methods:
     raise Enough
 
 specs = recovery.specs(base, methods, seeds, equal)
-session = app_state.measuring(here, base.limit)
-if session is None or not all(app_state.can_see(here, spec) for spec in recovery.lookers(specs)):
+session = open_model.measuring(here, base.limit)
+if session is None or not all(open_model.can_see(here, spec) for spec in recovery.lookers(specs)):
     raise Enough
 store = studying.store()
 state = studying.state(("recovery", here.key(), tuple(specs)), specs, session, store)
@@ -42,9 +42,9 @@ if studying.run_row(label, recovery.forecast(specs), settled, state, count):
     st.rerun()
 
 answer = rows(list(known.values()), runs)
-by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
+by = st.segmented_control("Against", list(AXES), default="steps", required=True, key="against", bind=links.BIND)
 by = by or "steps"  # an empty parameter in a link clears even a required control
-parts.chart(training_curves(runs, answer, by, app_state.is_dark()), "recovery")
+parts.chart(training_curves(runs, answer, by, parts.is_dark()), "recovery")
 if not known and state.job is None:
     st.caption("Nothing is computed before you ask. Press *Recover*.")
 elif not runs:

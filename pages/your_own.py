@@ -3,11 +3,11 @@
 import streamlit as st
 
 from pages.panels import uploads
-from pages.shared import app_state
+from pages.shared import open_model
 from pages.shared.navigation import enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Bring a network and images of your own. A file is checked from end to end before it is kept, nothing in it is run, and of "
     "one that is refused nothing stays. Kept things lie on the machine that runs this page, and every page opens them."

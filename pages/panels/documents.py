@@ -10,7 +10,7 @@ from intrafusion.cli import docs
 from intrafusion.runtime import escaping
 from intrafusion.runtime.paths import ASSETS
 from pages.shared import links
-from pages.shared.app_state import BIND
+from pages.shared.links import BIND
 
 KEYS = ("document", "section")
 _FOUND = 12  # most headings that a search lists

@@ -18,8 +18,9 @@ from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Writing, arc
 from intrafusion.reporting.figures import latency as figures
 from intrafusion.reporting.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.runtime import stale_files
-from pages.shared import app_state, links, messages, parts
-from pages.shared.app_state import BIND, Here
+from pages.shared import links, messages, open_model, parts
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = (
     "criterion", "sparsity", "export_merge", "export_recovery", "export_scope", "round_to", "export_limit",
@@ -116,7 +117,7 @@ def show_network(made: Made | None, merge: str) -> None:
     left, right = st.columns(2, gap="medium")
     with right:
         title = "Channels of each group before and after"
-        figure = figures.widths(made.widths, merge, app_state.is_dark()) if made else figures.empty(title, app_state.is_dark())
+        figure = figures.widths(made.widths, merge, parts.is_dark()) if made else figures.empty(title, parts.is_dark())
         parts.chart(figure, "widths")
     with left:
         if made is None:
@@ -131,7 +132,7 @@ def show_network(made: Made | None, merge: str) -> None:
 
 def show_speed(found: LatencyComparison | None) -> None:
     """Draw the timing runs, the verdict, and the table of numbers."""
-    dark = app_state.is_dark()
+    dark = parts.is_dark()
     if found is None:
         parts.chart(figures.empty("How long one forward pass takes", dark), "speed")
         st.caption(
@@ -248,7 +249,7 @@ def keeping(made: Made | None) -> None:
         asked = st.form_submit_button("Keep", icon=":material/save:")
     if asked:
         try:
-            kept = app_state.keep(made.network, name.strip())
+            kept = open_model.keep(made.network, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:

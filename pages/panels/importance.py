@@ -12,7 +12,7 @@ from intrafusion.pruning.agreement import CriteriaComparison
 from intrafusion.pruning.groups.feature_maps import consumers
 from intrafusion.studies.session import Scores, Session
 from pages.shared import job_panel
-from pages.shared.app_state import Here
+from pages.shared.open_model import Here
 
 NEEDS = {"nothing": "weights alone", "images": "images", "labels": "labelled images"}
 FORMULAS = {

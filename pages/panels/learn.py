@@ -13,7 +13,7 @@ from intrafusion import IntrafusionError, registry
 from intrafusion.pruning.transport.provenance import Story
 from intrafusion.studies import toy_network
 from pages.shared import messages
-from pages.shared.app_state import BIND
+from pages.shared.links import BIND
 
 KEYS = (
     "lesson_hidden", "lesson_stay", "lesson_seed", "lesson_criterion", "lesson_p", "lesson_changes", "lesson_neuron",

@@ -23,8 +23,9 @@ from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
 from intrafusion.training.recovery.methods import COSTLIER
-from pages.shared import app_state, parts, studying
-from pages.shared.app_state import BIND, Here
+from pages.shared import background_jobs, parts, studying
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = (
     "recovery_merge", "criterion", "sparsity", "recovery_scope", "methods", "seeds", "recovery_limit", "equal", "epochs",
@@ -218,7 +219,7 @@ def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store 
             return ("run", result.spec), _TRAINS * result.share
         return result.spec, studying.share(result) * (1 - _TRAINS if trains(result.spec) else 1.0)
 
-    return app_state.start(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
+    return background_jobs.start(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
 
 
 def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:
@@ -274,7 +275,7 @@ def similarities(session: Session, base: PruneSpec, done: Sequence[PruneSpec]) -
     layers = layers_to_compare(session)
     layer = row.selectbox("Layer", layers, index=len(layers) - 1, key="alike_layer", bind=BIND, width=260)
     found = _alike(session, base.but(recovery=name, seed=0), layer)
-    parts.chart(similarity_panels(found, name, app_state.is_dark()), "alike")
+    parts.chart(similarity_panels(found, name, parts.is_dark()), "alike")
 
 
 @st.cache_data(max_entries=32, show_spinner="Comparing the images")

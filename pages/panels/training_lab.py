@@ -20,8 +20,9 @@ from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import Step
 from intrafusion.training.model_fusion import ALIGNED
-from pages.shared import app_state, job_panel, messages, parts
-from pages.shared.app_state import BIND, Here
+from pages.shared import background_jobs, job_panel, messages, open_model, parts
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 _KNOBS = (
     "epochs", "seed", "training", "lr", "batch", "reach", "c", "mu", "drawn", "penalty", "strength", "energy", "sparsity", "criterion",
@@ -150,7 +151,7 @@ def start(key: tuple, spec: TrainSpec, device: str) -> Job:
         return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
 
     total = _LOOKS * len(phases(spec))
-    return app_state.start(key, total, lambda: run_training(spec, device), f"{spec.method} of {spec.model}", part=part)
+    return background_jobs.start(key, total, lambda: run_training(spec, device), f"{spec.method} of {spec.model}", part=part)
 
 
 def phases(spec: TrainSpec) -> list[str]:
@@ -234,7 +235,7 @@ def keeping(found: LabRun) -> None:
             model = without_zeroed(model, card.example())
             model.card = card
         try:
-            kept = app_state.keep(model, name.strip())
+            kept = open_model.keep(model, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:

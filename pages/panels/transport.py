@@ -11,8 +11,9 @@ from intrafusion.reporting.figures.plans import learned_beside
 from intrafusion.spec import PLAN_FIELDS
 from intrafusion.studies.session import Session, channel_maps
 from pages.shared import job_panel, messages
-from pages.shared.app_state import BIND, Here, can_see, is_dark
-from pages.shared.parts import chart
+from pages.shared.links import BIND
+from pages.shared.open_model import Here, can_see
+from pages.shared.parts import chart, is_dark
 
 Fact = tuple[str, str, str]  # name, value, explanation
 

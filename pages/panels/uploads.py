@@ -26,8 +26,9 @@ from intrafusion.runtime.staging import IMAGES, NETWORKS, RUNS, Workshop, free_p
 from intrafusion.studies.uploads import remove, safe_name
 from intrafusion.studies.uploads.networks import program_steps, weights_steps
 from intrafusion.training.methods.runs import damaged
-from pages.shared import app_state, job_panel, messages, parts
-from pages.shared.app_state import Here, reader
+from pages.shared import background_jobs, job_panel, messages, parts
+from pages.shared.background_jobs import reader
+from pages.shared.open_model import Here
 
 _KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # starts a check of files
@@ -246,7 +247,7 @@ def _job(what: str) -> Job | None:
     st.session_state[f"own_{name}"] = st.query_params[name] = mark
     if "link" in st.session_state:
         st.session_state.link.asked.pop(name, None)  # not a setting, so not a part of the link to report
-    return app_state.jobs().get(("own", what, mark))
+    return background_jobs.jobs().get(("own", what, mark))
 
 
 def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
@@ -256,7 +257,7 @@ def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
         for file in files:
             workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
         title = f"check of {', '.join(path.name for path in workshop.given)}"
-        app_state.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+        background_jobs.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
     except IntrafusionError:
         workshop.close()
         raise
