@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.nested_state_dicts import AVERAGED, PREFIXES, state_dicts
-from intrafusion.models.weights_file import check_count, check_dimensions, read_weights_file
+from intrafusion.models.weights_file import check_dimensions, check_tensor_count, read_weights_file
 
 Spelling = Callable[[str], str]  # normalises a key, to compare the keys of files with those of networks
 
@@ -74,7 +74,7 @@ def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     state = {name: Tensor.detach(value) for name, value in table.items() if isinstance(value, Tensor)}
     if odd := next((name for name, value in state.items() if not _is_plain(value)), None):
         raise IntrafusionError(f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict")
-    check_count(len(state), path)
+    check_tensor_count(len(state), path)
     for name, value in state.items():
         check_dimensions(value.ndim, name, path)
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}

@@ -53,7 +53,7 @@ def _check_header(path: Path) -> None:
             )
         about = dict(json.loads(file.read(size), object_pairs_hook=_once))
     about.pop("__metadata__", None)
-    check_count(len(about), path)
+    check_tensor_count(len(about), path)
     if odd := next((name for name, entry in about.items() if not _is_described(entry)), None):
         raise ValueError(f"its header does not say shape and place of {shown(odd)}: save it again with safetensors")
     end = 0
@@ -80,7 +80,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def check_count(count: int, path: Path) -> None:
+def check_tensor_count(count: int, path: Path) -> None:
     """Raise IntrafusionError if a file holds more tensors than the limit."""
     if count > _MOST_TENSORS:
         raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program import built, described, read_program, tensors_of
+from intrafusion.models.exported_program import built, describe_program, read_program, tensors_of
 from intrafusion.models.exported_program.importer.calls import CALLS
 from intrafusion.models.exported_program.operators import DIRECT_CALLS, OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
@@ -172,8 +172,8 @@ def check_description(rng: random.Random) -> str:
         program = built(json.loads(json.dumps(writer.described())), writer.tensors)
     except IntrafusionError as error:
         return one_line(error)
-    again = built(json.loads(json.dumps(described(program))), tensors_of(program))
-    assert described(again) == described(program)
+    again = built(json.loads(json.dumps(describe_program(program))), tensors_of(program))
+    assert describe_program(again) == describe_program(program)
     check_run(program)
     return "ran"
 

@@ -33,7 +33,7 @@ _SCHEMA = 8  # major version of the graph's format
 
 
 @dataclass(frozen=True)
-class Written:
+class ProgramFile:
     """Content of a program file. graph: its nodes, inputs and outputs as JSON. signature: the kind of each input.
 
     tensors: parameters, buffers and constants by their dotted names.
@@ -44,7 +44,7 @@ class Written:
     tensors: Mapping[str, Tensor]
 
 
-def read_archive(path: Path) -> Written:
+def read_archive(path: Path) -> ProgramFile:
     """Read the content of a .pt2 file. Nothing in it is run or unpickled.
 
     Raises IntrafusionError if the file breaks a rule or is invalid.
@@ -59,7 +59,7 @@ def read_archive(path: Path) -> Written:
                 raise IntrafusionError(
                     f"{path} has format {version!r}, and {_SCHEMA} is read: export it with torch 2.11 or 2.13"
                 )
-            return Written(module["graph"], module["signature"], _tensors(archive, files))
+            return ProgramFile(module["graph"], module["signature"], _tensors(archive, files))
         except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
             raise IntrafusionError(f"{path} is damaged (an error in its description): export the network again") from error
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.description import check_weight_name, in_one_message, read_description, weights_of
-from intrafusion.models.exported_program.layers import layer_built, put
+from intrafusion.models.exported_program.layers import layer_built, register_tensor
 from intrafusion.models.exported_program.program import Plan, Program
 from intrafusion.models.exported_program.shapes import DYNAMIC, Batch
 from intrafusion.models.exported_program.verification import proven, shape_of
@@ -78,7 +78,7 @@ def _put_tensor(program: nn.Module, path: str, tensor: Tensor, learns: bool) -> 
     if name in inside._parameters or name in inside._buffers:  # it belongs to a layer, and another call uses it differently
         return
     _check_free(inside, name, path)
-    put(inside, name, tensor, learns and tensor.is_floating_point())
+    register_tensor(inside, name, tensor, learns and tensor.is_floating_point())
 
 
 def _check_free(module: nn.Module, name: str, path: str) -> None:

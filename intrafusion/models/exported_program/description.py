@@ -15,8 +15,8 @@ from torch import nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.layers import layer_described
 from intrafusion.models.exported_program.operators import OPERATORS
-from intrafusion.models.exported_program.program import Program, Step, Value, Weight
-from intrafusion.models.exported_program.shapes import Batch, whole
+from intrafusion.models.exported_program.program import Program, ProgramStep, Value, Weight
+from intrafusion.models.exported_program.shapes import Batch, whole_number
 
 FORMAT = 1
 STEPS, ARGUMENTS = 8_000, 400_000
@@ -30,7 +30,7 @@ def is_path(name: object) -> bool:
     return isinstance(name, str) and len(name) <= 300 and _PATH.fullmatch(name) is not None
 
 
-def described(program: Program) -> dict[str, Any]:
+def describe_program(program: Program) -> dict[str, Any]:
     """Describe a program as a JSON-serialisable table.
 
     `built` recreates the program from it and the program's tensors (see `tensors_of`).
@@ -47,7 +47,7 @@ def as_table(
     answer: str,
     layers: Mapping[str, nn.Module],
     learned: Mapping[str, bool],
-    steps: Sequence[Step],
+    steps: Sequence[ProgramStep],
 ) -> dict[str, Any]:
     """Return the description with these contents, of which `Plan` says the meaning."""
     return {
@@ -61,7 +61,7 @@ def as_table(
     }
 
 
-def check_described(description: Any) -> None:
+def check_description(description: Any) -> None:
     """Raise IntrafusionError if this is not a valid table of steps and layers.
 
     Only `built` checks whether they fit their tensors.
@@ -81,11 +81,11 @@ def in_one_message() -> Iterator[None]:
         raise IntrafusionError(f"its description makes no sense ({type(error).__name__})") from error
 
 
-def read_description(description: Any) -> tuple[tuple[int, int, int], list[Step], str, str]:
+def read_description(description: Any) -> tuple[tuple[int, int, int], list[ProgramStep], str, str]:
     """Return the image size, the steps that the output needs, and the names of the input and the output."""
     if description["format"] != FORMAT:
         raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, and {FORMAT} is read")
-    image = tuple(map(whole, description["image"]))
+    image = tuple(map(whole_number, description["image"]))
     if len(image) != 3 or not all(1 <= side <= _SIDE for side in image):
         raise IntrafusionError(f"it takes images of {str(image)[:60]}, where (channels, height, width) are needed")
     if len(description["steps"]) > STEPS:
@@ -111,7 +111,7 @@ def _name(name: Any) -> str:
     return name
 
 
-def _written(step: Step) -> list[Any]:
+def _written(step: ProgramStep) -> list[Any]:
     run = {"layer": step.run} if isinstance(step.run, str) else step.run.name
     return [run, [_plain(one) for one in step.args], list(step.gives)]
 
@@ -126,7 +126,7 @@ def _plain(given: Any) -> Any:
     return {"batch": given.times} if isinstance(given, Batch) else given
 
 
-def _step(raw: Any) -> Step:
+def _step(raw: Any) -> ProgramStep:
     run, args, gives = raw
     if isinstance(run, dict):
         ((_, run),) = run.items()
@@ -134,7 +134,7 @@ def _step(raw: Any) -> Step:
         run = OPERATORS[run]
     else:
         raise IntrafusionError(f"it uses the operator {str(run)[:80]!r}, which programs may not use here")
-    return Step(run, tuple(_meant(one) for one in args), tuple(None if one is None else _name(one) for one in gives))
+    return ProgramStep(run, tuple(_meant(one) for one in args), tuple(None if one is None else _name(one) for one in gives))
 
 
 def _meant(raw: Any, depth: int = 0) -> Any:
@@ -143,7 +143,7 @@ def _meant(raw: Any, depth: int = 0) -> Any:
     if isinstance(raw, dict):
         ((kind, about),) = raw.items()
         if kind == "batch":
-            return Batch(whole(about))
+            return Batch(whole_number(about))
         return {"value": Value, "weight": Weight}[kind](about)
     if raw is None or type(raw) in (int, float, bool, str):
         return raw
@@ -165,11 +165,11 @@ def flat_args(given: Any) -> Iterator[Any]:
         yield given
 
 
-def weights_of(steps: Sequence[Step]) -> list[str]:
+def weights_of(steps: Sequence[ProgramStep]) -> list[str]:
     return sorted({one.path for step in steps for one in flat_args(step.args) if isinstance(one, Weight)})
 
 
-def _freed(steps: Sequence[Step], answer: str) -> list[Step]:
+def _freed(steps: Sequence[ProgramStep], answer: str) -> list[ProgramStep]:
     """Keep the steps that the answer needs, and let each free the values that it is the last to read."""
     needed, kept = Counter([answer]), []
     for step in reversed(steps):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.description import flat_args
 from intrafusion.models.exported_program.layers import layer_made
-from intrafusion.models.exported_program.operators.table import Made, Operator
-from intrafusion.models.exported_program.program import Step, Value, Weight
+from intrafusion.models.exported_program.operators.table import Operator, StepOutput
+from intrafusion.models.exported_program.program import ProgramStep, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
 
 DTYPES = (torch.float32, torch.int64, torch.bool)
@@ -35,7 +35,7 @@ def shape_of(path: str, tensors: Mapping[str, Tensor]) -> Shape:
 
 
 def proven(
-    steps: Sequence[Step],
+    steps: Sequence[ProgramStep],
     given: str,
     answer: str,
     image: tuple[int, ...],
@@ -77,7 +77,7 @@ def _shaped(given: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Shape
     return weights[given.path] if isinstance(given, Weight) else given
 
 
-def made_by(run: Operator | str, args: Sequence[Any], layers: Mapping[str, nn.Module]) -> Made:
+def made_by(run: Operator | str, args: Sequence[Any], layers: Mapping[str, nn.Module]) -> StepOutput:
     """Apply the rule of a step to arguments that have shapes in place of tensors."""
     if isinstance(run, Operator):
         return run.made(args)
@@ -86,7 +86,7 @@ def made_by(run: Operator | str, args: Sequence[Any], layers: Mapping[str, nn.Mo
     return layer_made(layers[run], args[0])
 
 
-def step_name(step: Step) -> str:
+def step_name(step: ProgramStep) -> str:
     return step.run if isinstance(step.run, str) else step.run.name
 
 
@@ -98,7 +98,7 @@ class _Cost:
         self.held: dict[str, _Block] = {}
         self._hold(given, shape, [])
 
-    def add(self, step: Step, made: Made, read: Sequence[Shape]) -> None:
+    def add(self, step: ProgramStep, made: StepOutput, read: Sequence[Shape]) -> None:
         sources = {one.name for one in flat_args(step.args) if isinstance(one, Value)}
         views = isinstance(step.run, Operator) and step.run.views
         kept = [self.held[name] for name in sources] if views else []

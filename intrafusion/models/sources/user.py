@@ -77,10 +77,10 @@ def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
 
     Raises IntrafusionError if the name is invalid or the file cannot be written.
     """
-    from intrafusion.models.exported_program import Program, described, tensors_of
+    from intrafusion.models.exported_program import Program, describe_program, tensors_of
 
     assert isinstance(program, Program)
-    details = {**card.details, _PROGRAM: described(program)}
+    details = {**card.details, _PROGRAM: describe_program(program)}
     save_state(tensors_of(program), replace(card, details=details), home() / "models" / check_name(name))
     return f"{PREFIX}{name}"
 
@@ -117,10 +117,10 @@ def _check_described(path: Path, when: int) -> None:
 
     when: the file's modification time, part of the cache key.
     """
-    from intrafusion.models.exported_program import check_described
+    from intrafusion.models.exported_program import check_description
 
     try:
-        check_described(saved_card(path, _NOTHING).details[_PROGRAM])
+        check_description(saved_card(path, _NOTHING).details[_PROGRAM])
     except IntrafusionError as error:
         raise IntrafusionError(f"{path} is damaged: {error}; remove it") from error
 

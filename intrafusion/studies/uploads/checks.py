@@ -19,7 +19,7 @@ from intrafusion.data import upload as of_images
 from intrafusion.data.arrays import Reading
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import card_of
-from intrafusion.models.exported_program import described, read_program, tensors_of
+from intrafusion.models.exported_program import describe_program, read_program, tensors_of
 from intrafusion.models.hub import load_model
 from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
@@ -36,7 +36,7 @@ def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
     _check_groups(model, size)
     made = folder / "made"
     made.mkdir()
-    (made / "program.json").write_text(json.dumps(described(model)))
+    (made / "program.json").write_text(json.dumps(describe_program(model)))
     save_file(_alone(tensors_of(model)), made / "program.safetensors")
 
 

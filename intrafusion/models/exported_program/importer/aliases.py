@@ -1,6 +1,6 @@
 """What the names of a graph mean after changes in place, and which names may share memory.
 
-A name means a cell. An in-place change becomes a new value for the cells that certainly mean the changed numbers. Other cells
+A name means a binding. An in-place change becomes a new value for the bindings that certainly mean the changed numbers. Other bindings
 that may share them must not be read again.
 """
 
@@ -12,7 +12,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.importer.aten import EVAL
 from intrafusion.models.exported_program.operators import OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
-from intrafusion.models.exported_program.program import Step, Value, Weight
+from intrafusion.models.exported_program.program import ProgramStep, Value, Weight
 
 _IN_PLACE = "write it without, or save program.run_decompositions(), which works on copies"
 
@@ -28,7 +28,7 @@ class Memory:
     changes: int = 0
 
 
-class Cell:
+class Binding:
     """Current meaning of a name in the file. An in-place change gives the name another value.
 
     memory: shared with the tensor's views, and with what may be a view or a copy depending on strides. of: the tensor that this
@@ -39,7 +39,7 @@ class Cell:
         self,
         value: Value | Weight,
         memory: Memory | None = None,
-        of: "Cell | None" = None,
+        of: "Binding | None" = None,
         place: tuple[int, int, int] | None = None,
         repeats: bool = False,
     ):
@@ -62,7 +62,7 @@ class Cell:
         """Return the value when it was last known. Its shape and dtype stay the same."""
         return self._value
 
-    def check_in_place(self, name: str, others: Iterable["Cell"]) -> None:
+    def check_in_place(self, name: str, others: Iterable["Binding"]) -> None:
         """Refuse an in-place change, with `others` as arguments, that may change or read other numbers than its own."""
         _ = self.value
         if self.memory.of_weights:
@@ -73,52 +73,52 @@ class Cell:
             if one.memory is self.memory and one is not self and not self._is_apart(one):
                 raise IntrafusionError(f"it changes a tensor in place ({name}_) by a view of the same: {_IN_PLACE}")
 
-    def _is_apart(self, other: "Cell") -> bool:
+    def _is_apart(self, other: "Binding") -> bool:
         """Return whether both are slices of one tensor that do not overlap."""
         if self.of is None or self.of is not other.of or self.place is None or other.place is None:
             return False
         (dim, start, stop), (same, begin, end) = self.place, other.place
         return dim == same and (stop <= begin or end <= start)
 
-    def change(self, value: Value | Weight, written: Callable[["Cell", Value | Weight], Value]) -> None:
+    def change(self, value: Value | Weight, written: Callable[["Binding", Value | Weight], Value]) -> None:
         """Set another value, and update the tensors that this is a slice of. Other names of this memory must not be read again.
 
         written: returns the tensor that a slice belongs to, with another value in place of the slice.
         """
         changed = [(self, value)]
-        while (cell := changed[-1][0]).of is not None:
-            changed.append((cell.of, written(*changed[-1])))
+        while (binding := changed[-1][0]).of is not None:
+            changed.append((binding.of, written(*changed[-1])))
         self.memory.changes += 1
-        for cell, value in changed:
-            cell._value, cell._seen = value, self.memory.changes
+        for binding, value in changed:
+            binding._value, binding._seen = value, self.memory.changes
 
 
 def current(given: Any) -> Any:
-    """Replace cells in an argument with their current values, and lists with tuples."""
-    if isinstance(given, Cell):
+    """Replace bindings in an argument with their current values, and lists with tuples."""
+    if isinstance(given, Binding):
         return given.value
     return tuple(current(one) for one in given) if isinstance(given, list | tuple) else given
 
 
-def cells_in(given: Any) -> Iterator[Cell]:
-    if isinstance(given, Cell):
+def bindings_in(given: Any) -> Iterator[Binding]:
+    if isinstance(given, Binding):
         yield given
     elif isinstance(given, list | tuple):
         for one in given:
-            yield from cells_in(one)
+            yield from bindings_in(one)
 
 
-def cell_of(made: Any, first: Any, steps: Sequence[Step]) -> Any:
-    """Wrap the result of these steps in a cell if it is a tensor.
+def binding_of(made: Any, first: Any, steps: Sequence[ProgramStep]) -> Any:
+    """Wrap the result of these steps in a binding if it is a tensor.
 
     first: the call's first argument, whose memory the result shares if it is a view.
     """
     if not isinstance(made, Value | Weight):
         return made
     run = steps[-1].run if steps else None
-    if not isinstance(first, Cell) or not isinstance(run, Operator) or not run.views:
-        return Cell(made)
+    if not isinstance(first, Binding) or not isinstance(run, Operator) or not run.views:
+        return Binding(made)
     repeats = first.repeats or any(step.run is OPERATORS["expand"] for step in steps)
     if len(steps) == 1 and run is OPERATORS["slice"] and steps[0].args[4] == 1:
-        return Cell(made, first.memory, first, steps[0].args[1:4], repeats)
-    return Cell(made, first.memory, repeats=repeats)
+        return Binding(made, first.memory, first, steps[0].args[1:4], repeats)
+    return Binding(made, first.memory, repeats=repeats)

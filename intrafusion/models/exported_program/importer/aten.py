@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.shapes import whole
+from intrafusion.models.exported_program.shapes import whole_number
 
 CHECKS = (
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range",
@@ -72,7 +72,7 @@ def as_tuple(given: Any) -> tuple[Any, ...]:
 
 
 def as_ints(given: Any) -> tuple[int, ...]:
-    return tuple(whole(one) for one in as_tuple(given))
+    return tuple(whole_number(one) for one in as_tuple(given))
 
 
 def as_pair(given: Any) -> tuple[int, int]:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.architectures import PadShortcut
 from intrafusion.models.exported_program.description import STEPS, as_table
-from intrafusion.models.exported_program.importer.aliases import Cell, current
+from intrafusion.models.exported_program.importer.aliases import Binding, current
 from intrafusion.models.exported_program.importer.signature import Signature
 from intrafusion.models.exported_program.layers import layer_built, layer_made
 from intrafusion.models.exported_program.operators import OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
-from intrafusion.models.exported_program.program import Step, Value, Weight
-from intrafusion.models.exported_program.shapes import Batch, Shape, whole
+from intrafusion.models.exported_program.program import ProgramStep, Value, Weight
+from intrafusion.models.exported_program.shapes import Batch, Shape, whole_number
 from intrafusion.models.exported_program.verification import shape_of
 
 
@@ -30,7 +30,7 @@ class Draft:
         self.tensors, self.learned, self.static, self._image = tensors, signature.learned, signature.batch, signature.image
         self.images = Value("images")
         self.turned: dict[Value, Weight] = {}
-        self.steps: list[Step] = []
+        self.steps: list[ProgramStep] = []
         self._shapes: dict[Value, Shape] = {self.images: Shape((Batch(1), *signature.image))}
         self._weights: dict[str, Shape] = {}
         self._layers: dict[str, nn.Module] = {}
@@ -84,7 +84,7 @@ class Draft:
     def zeros(self, x: Any, channels: int, before: int, after: int) -> Any:
         """Add zero channels around those of an image, as a layer, because pruning must count them."""
         path = f"zeros_{len(self._layers)}"
-        self._layers[path] = PadShortcut(channels, whole(before), whole(after), stride=1)
+        self._layers[path] = PadShortcut(channels, whole_number(before), whole_number(after), stride=1)
         return self._add(path, (current(x),), layer_made(self._layers[path], self.shape(x)).shapes)
 
     def _add(self, run: Operator | str, args: tuple[Any, ...], shapes: Sequence[Shape]) -> Any:
@@ -92,7 +92,7 @@ class Draft:
             raise IntrafusionError(f"it comes to more than {STEPS:,} steps")
         made = [Value(f"v{len(self._shapes) + place}") for place in range(len(shapes))]
         self._shapes |= dict(zip(made, shapes, strict=True))
-        self.steps.append(Step(run, args, tuple(one.name for one in made)))
+        self.steps.append(ProgramStep(run, args, tuple(one.name for one in made)))
         return made if isinstance(run, Operator) and run.several else made[0]
 
     def _shaped(self, given: Any) -> Any:
@@ -101,7 +101,7 @@ class Draft:
         return self.shape(given) if isinstance(given, Value | Weight) else given
 
     def shape(self, given: Any) -> Shape:
-        value = given.last if isinstance(given, Cell) else given
+        value = given.last if isinstance(given, Binding) else given
         if isinstance(value, Value):
             return self._shapes[value]
         if isinstance(value, Weight):

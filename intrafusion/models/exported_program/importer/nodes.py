@@ -10,7 +10,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.importer.aten import CHECKS, DROPOUTS, INSTEAD, NOTHING, SIZES
 from intrafusion.models.exported_program.importer.calls import CALLS
 from intrafusion.models.exported_program.operators import DIRECT_CALLS
-from intrafusion.models.exported_program.shapes import Batch, Size, divided, remainder, scaled, total, whole
+from intrafusion.models.exported_program.shapes import Batch, Size, divided, remainder, scaled, total, whole_number
 
 _PLAIN_KINDS = {"as_int": int, "as_bool": bool, "as_float": (int, float), "as_string": str, "as_none": bool}
 _LISTS = {"as_ints": int, "as_bools": bool, "as_floats": (int, float)}
@@ -43,7 +43,7 @@ def split_target(target: Any) -> tuple[str, str, bool]:
 def size_arithmetic(name: str, args: list[Any]) -> Size | None:
     """Evaluate the file's arithmetic on sizes. Return None for a comparison, whose result must not be read."""
     for one in args:
-        whole(one.times if isinstance(one, Batch) else one)
+        whole_number(one.times if isinstance(one, Batch) else one)
     if name == "neg":
         return scaled(args[0], -1)
     first, second = args
@@ -54,7 +54,7 @@ def size_arithmetic(name: str, args: list[Any]) -> Size | None:
 
 
 def argument(written: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
-    """Translate an argument of the file: a number, a cell, or a list of them. names: what each name of the file means."""
+    """Translate an argument of the file: a number, a binding, or a list of them. names: what each name of the file means."""
     ((kind, raw),) = written.items()
     if kind == "as_none":
         return None

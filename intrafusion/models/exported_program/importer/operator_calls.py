@@ -8,7 +8,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.importer.aten import as_ints, as_pair
 from intrafusion.models.exported_program.importer.draft import Call, Draft
 from intrafusion.models.exported_program.operators.checks import axis
-from intrafusion.models.exported_program.shapes import at, whole
+from intrafusion.models.exported_program.shapes import at, whole_number
 
 
 def _sum(draft: Draft, name: str, told: dict[str, Any]) -> Any:
@@ -94,7 +94,7 @@ def _enlarged(side: int, factor: float) -> int:
     scales = torch.tensor([1 / factor if factor else 0.0, side / made if made else 1.0], dtype=torch.float32)
     if not made.is_integer() or scales[0] != scales[1]:
         raise IntrafusionError(f"it scales a side of {side} by {factor:g}: give F.interpolate a size in place of scale_factor")
-    return whole(int(made))
+    return whole_number(int(made))
 
 
 def _instance_norm(draft: Draft, told: dict[str, Any]) -> Any:

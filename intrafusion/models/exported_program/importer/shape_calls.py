@@ -11,7 +11,7 @@ from intrafusion.models.exported_program.importer.aten import as_ints, as_tuple
 from intrafusion.models.exported_program.importer.draft import Call, Draft
 from intrafusion.models.exported_program.operators.checks import axis
 from intrafusion.models.exported_program.program import Weight
-from intrafusion.models.exported_program.shapes import Batch, fitted, product, total, whole
+from intrafusion.models.exported_program.shapes import Batch, fitted, numel, total, whole_number
 
 _LAST = (1 << 63) - 1  # marks an open end of a slice
 
@@ -21,7 +21,7 @@ def _reshaped(draft: Draft, x: Any, sizes: Any) -> Any:
     if draft.static is not None and shape.sizes[:1] == (Batch(1),) and told[:1] == (draft.static,):
         told = (Batch(1), *told[1:])  # the file is only valid for this batch size
     after = fitted(shape, told)
-    if len(shape.sizes) > 2 and after == (shape.sizes[0], product(shape.sizes[1:])):  # works for any number of channels
+    if len(shape.sizes) > 2 and after == (shape.sizes[0], numel(shape.sizes[1:])):  # works for any number of channels
         return draft.step("flatten", x, 1)
     return draft.step("reshape", x, told)
 
@@ -31,7 +31,7 @@ def _flattened(draft: Draft, x: Any, start: int, end: int) -> Any:
     first, last = axis(shape, start), axis(shape, end)
     if first == 1 and last == len(shape.sizes) - 1:
         return draft.step("flatten", x, 1)
-    joined = product(shape.sizes[first : last + 1])
+    joined = numel(shape.sizes[first : last + 1])
     return draft.step("reshape", x, (*shape.sizes[:first], joined, *shape.sizes[last + 1 :]))
 
 
@@ -50,8 +50,8 @@ def _sliced(draft: Draft, x: Any, dim: int, start: Any, end: Any, step: int) -> 
         return x
     if isinstance(size, Batch) or not all(type(one) is int for one in (begin, step)) or step < 1:
         raise IntrafusionError(f"it takes {shape} apart along the batch")
-    stop = size if end in (None, _LAST) else whole(end)
-    begin, stop = (max(0, one + size) if one < 0 else min(one, size) for one in (whole(begin), stop))
+    stop = size if end in (None, _LAST) else whole_number(end)
+    begin, stop = (max(0, one + size) if one < 0 else min(one, size) for one in (whole_number(begin), stop))
     return draft.step("slice", x, place, begin, stop, step)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.archive import Written
+from intrafusion.models.exported_program.archive import ProgramFile
 from intrafusion.models.exported_program.importer.aten import EVAL
 
 _FLOAT32 = 7
@@ -27,7 +27,7 @@ class Signature:
     answer: str
 
 
-def read_signature(written: Written) -> Signature:
+def read_signature(written: ProgramFile) -> Signature:
     """Read what a graph takes and gives.
 
     Raises IntrafusionError unless that is one batch of images, and one tensor of logits.

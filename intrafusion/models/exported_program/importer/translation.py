@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.archive import Written
+from intrafusion.models.exported_program.archive import ProgramFile
 from intrafusion.models.exported_program.description import STEPS
-from intrafusion.models.exported_program.importer.aliases import Cell, Memory, cell_of, cells_in, current
+from intrafusion.models.exported_program.importer.aliases import Binding, Memory, binding_of, bindings_in, current
 from intrafusion.models.exported_program.importer.aten import CHECKS, COPIES, DROPOUTS, EVAL, NOTHING, SAME_TENSOR, arguments
 from intrafusion.models.exported_program.importer.calls import translated
 from intrafusion.models.exported_program.importer.draft import Draft
@@ -23,7 +23,7 @@ from intrafusion.models.exported_program.program import Value, Weight
 from intrafusion.models.exported_program.shapes import DYNAMIC, at
 
 
-def lifted(written: Written) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def lifted(written: ProgramFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Translate a program into a description and its tensors, for `built`.
 
     Raises IntrafusionError, with a message that follows "the program", if this is impossible.
@@ -34,13 +34,13 @@ def lifted(written: Written) -> tuple[dict[str, Any], dict[str, Tensor]]:
 class _Translation:
     """Translation of one program. names: what each name in the program means; None if it must not be read."""
 
-    def __init__(self, written: Written):
+    def __init__(self, written: ProgramFile):
         self.graph, self.signature = written.graph, read_signature(written)
         self.draft = Draft(written.tensors, self.signature)
         self.names: dict[str, Any] = {
-            name: Cell(Weight(path), Memory(of_weights=True)) for name, path in self.signature.weights.items()
+            name: Binding(Weight(path), Memory(of_weights=True)) for name, path in self.signature.weights.items()
         }
-        self.names[self.signature.images] = Cell(self.draft.images)
+        self.names[self.signature.images] = Binding(self.draft.images)
 
     def done(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         nodes = self.graph["nodes"]
@@ -54,7 +54,7 @@ class _Translation:
                     raise
                 raise IntrafusionError(f"{error}: {DYNAMIC}") from error
         answer = self.names.get(self.signature.answer)
-        if not isinstance(answer, Cell) or not isinstance(answer.value, Value):
+        if not isinstance(answer, Binding) or not isinstance(answer.value, Value):
             raise IntrafusionError("it gives back something that none of its steps makes")
         return self.draft.finished(answer.value)
 
@@ -86,19 +86,19 @@ class _Translation:
             return
         self.names |= dict.fromkeys(gives)
         for place, one in zip(gives, made if several else [made], strict=False):
-            self.names[place] = cell_of(one, first, self.draft.steps[steps:])
+            self.names[place] = binding_of(one, first, self.draft.steps[steps:])
 
     def _check_in_place(self, name: str, overload: str, told: Mapping[str, Any]) -> None:
         """Refuse an in-place call unless it only changes the values of a tensor, in a way that can be followed."""
         first, *others = told.values()
-        if not isinstance(first, Cell):
+        if not isinstance(first, Binding):
             raise IntrafusionError("it works in place on something that is no tensor")
         found = getattr(getattr(torch.ops.aten, f"{name}_", None), overload, None)
         if found is None or torch.Tag.inplace_view in found.tags:
             raise IntrafusionError(f"it uses the operator aten.{name}_.{overload}, which programs may not use here")
-        first.check_in_place(name, cells_in(others))
+        first.check_in_place(name, bindings_in(others))
 
-    def _with_slice(self, part: Cell, value: Value | Weight) -> Value:
+    def _with_slice(self, part: Binding, value: Value | Weight) -> Value:
         """Return the tensor that a slice belongs to, with new numbers in that slice."""
         assert part.of is not None
         assert part.place is not None
@@ -109,20 +109,22 @@ class _Translation:
         made: Value = self.draft.step("cat", (*before, value, *after), dim)
         return made
 
-    def _nothing(self, name: str, told: Mapping[str, Any]) -> Cell:
+    def _nothing(self, name: str, told: Mapping[str, Any]) -> Binding:
         """Translate a call that leaves the numbers unchanged."""
-        cell = next(iter(told.values()))
-        if not isinstance(cell, Cell):
+        binding = next(iter(told.values()))
+        if not isinstance(binding, Binding):
             raise IntrafusionError(f"it calls aten.{name} of something that is no tensor")
         if name in DROPOUTS:
             if told["train"]:
                 raise IntrafusionError(f"it draws at random ({name}): {EVAL}")
-            return cell
+            return binding
         wanted = told.get("dtype") or (self.draft.shape(told["other"]).dtype if "other" in told else None)
-        if wanted not in (None, self.draft.shape(cell).dtype):
-            raise IntrafusionError(f"it makes {wanted} of {self.draft.shape(cell).dtype}: export the network in float32")
+        if wanted not in (None, self.draft.shape(binding).dtype):
+            raise IntrafusionError(f"it makes {wanted} of {self.draft.shape(binding).dtype}: export the network in float32")
         if name in COPIES or told.get("copy"):
-            return Cell(cell.value)
+            return Binding(binding.value)
         if name in SAME_TENSOR or (name == "to" and not any(told.get(one) for one in ("device", "memory_format", "other"))):
-            return cell
-        return Cell(cell.value, cell.memory, repeats=cell.repeats)  # a copy or the same tensor, depending on its strides
+            return binding
+        return Binding(
+            binding.value, binding.memory, repeats=binding.repeats
+        )  # a copy or the same tensor, depending on its strides

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.operators.checks import check_between, check_floats, check_images, check_shape
-from intrafusion.models.exported_program.operators.table import Made, Pair, rule_of
-from intrafusion.models.exported_program.shapes import Shape, Size, at, product, scaled, total_of
+from intrafusion.models.exported_program.operators.table import Pair, StepOutput, rule_of
+from intrafusion.models.exported_program.shapes import Shape, Size, at, numel, scaled, total_of
 
 
 @rule_of(F.conv2d)
@@ -21,7 +21,7 @@ def conv2d(
     padding: Pair | Literal["same", "valid"],
     dilation: Pair,
     groups: int,
-) -> Made:
+) -> StepOutput:
     """(B, C, H, W) and weight (C', C / groups, h, w) -> (B, C', H', W')."""
     check_images(x)
     check_floats(weight)
@@ -41,8 +41,10 @@ def conv2d(
     check_between("padding", 0, *numbers)
     made = sides if padding == "same" else map(_window_of_kernel, sides, kernel, stride, numbers, dilation)
     shape = Shape((batch, outputs, *made))
-    columns = scaled(product((batch, *shape.sizes[2:])), inputs * math.prod(kernel))
-    return Made((shape,), scaled(product(shape.sizes), inputs * math.prod(kernel)), beside=total_of(columns, product(x.sizes)))
+    columns = scaled(numel((batch, *shape.sizes[2:])), inputs * math.prod(kernel))
+    return StepOutput(
+        (shape,), scaled(numel(shape.sizes), inputs * math.prod(kernel)), beside=total_of(columns, numel(x.sizes))
+    )
 
 
 def _window(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
@@ -58,16 +60,16 @@ def _window_of_kernel(size: Size, kernel: int, stride: int, padding: int, dilati
     return _window("convolution", at(size, 1), kernel, stride, padding, dilation)
 
 
-def _pooled(x: Shape, sides: Sequence[int], window: int) -> Made:
+def _pooled(x: Shape, sides: Sequence[int], window: int) -> StepOutput:
     shape = Shape((*x.sizes[:2], *sides))
-    return Made((shape,), work=scaled(product(shape.sizes), window), beside=scaled(product(shape.sizes), 2))
+    return StepOutput((shape,), work=scaled(numel(shape.sizes), window), beside=scaled(numel(shape.sizes), 2))
 
 
 @rule_of(
     lambda x, kernel, stride, padding, dilation, ceil: F.max_pool2d(x, kernel, stride, padding, dilation, ceil),
     name="max_pool2d",
 )
-def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool) -> Made:
+def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool) -> StepOutput:
     check_images(x)
     check_between("kernel", 1, *kernel)
     check_between("stride", 1, *stride)
@@ -81,7 +83,7 @@ def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: P
 
 
 @rule_of(F.avg_pool2d)
-def avg_pool2d(x: Shape, kernel: Pair, stride: Pair, padding: Pair, ceil: bool, count_padding: bool) -> Made:
+def avg_pool2d(x: Shape, kernel: Pair, stride: Pair, padding: Pair, ceil: bool, count_padding: bool) -> StepOutput:
     return _in_windows(x, kernel, stride, padding, (1, 1), ceil)
 
 
@@ -92,7 +94,7 @@ def avg_pool2d(x: Shape, kernel: Pair, stride: Pair, padding: Pair, ceil: bool, 
     name="adaptive_avg_pool2d",
 )
 @rule_of(F.adaptive_max_pool2d, "adaptive_max_pool2d.default self output_size", name="adaptive_max_pool2d")
-def _adaptive(x: Shape, sides: Pair) -> Made:
+def _adaptive(x: Shape, sides: Pair) -> StepOutput:
     check_images(x)
     check_between("pool", 1, *sides)
     window = math.prod(-(-at(size, 1) // side) + 1 for size, side in zip(x.sizes[2:], sides, strict=True))
@@ -100,7 +102,7 @@ def _adaptive(x: Shape, sides: Pair) -> Made:
 
 
 @rule_of(lambda x, sides: F.interpolate(x, sides, mode="nearest"), "upsample_nearest2d.default self output_size")
-def upsample_nearest(x: Shape, sides: Pair) -> Made:
+def upsample_nearest(x: Shape, sides: Pair) -> StepOutput:
     check_images(x)
     check_between("side", 1, *sides)
     return _pooled(x, sides, 1)
@@ -110,7 +112,7 @@ def upsample_nearest(x: Shape, sides: Pair) -> Made:
     lambda x, sides, corners: F.interpolate(x, sides, mode="bilinear", align_corners=corners),
     "upsample_bilinear2d.default self output_size align_corners",
 )
-def upsample_bilinear(x: Shape, sides: Pair, corners: bool) -> Made:
+def upsample_bilinear(x: Shape, sides: Pair, corners: bool) -> StepOutput:
     check_images(x)
     check_between("side", 1, *sides)
     return _pooled(x, sides, 4)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.shapes import Batch, Shape, Size, whole
+from intrafusion.models.exported_program.shapes import Batch, Shape, Size, whole_number
 
 Ints = tuple[int, ...]
 Pair = tuple[int, int]
@@ -21,7 +21,7 @@ _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Made:
+class StepOutput:
     """Output shapes and cost of a step. All of the costs may grow with the batch.
 
     work: numbers that it reads one by one, besides its arguments. macs: multiply-accumulates. beside: numbers that it keeps in
@@ -48,7 +48,7 @@ class Operator:
     several: bool
     views: bool
 
-    def made(self, args: Sequence[Any]) -> Made:
+    def made(self, args: Sequence[Any]) -> StepOutput:
         """Apply the rule to these arguments. Raises IntrafusionError if the operator does not accept them."""
         if len(args) != len(self.takes):
             raise IntrafusionError(f"{self.name} takes {len(self.takes)} arguments, not {len(args)}")
@@ -56,7 +56,7 @@ class Operator:
             if not _fits(value, hint):
                 raise IntrafusionError(f"{self.name} does not take {_told(value)} as its {name}")
         made = self.rule(*args)
-        return made if isinstance(made, Made) else Made((made,) if isinstance(made, Shape) else tuple(made))
+        return made if isinstance(made, StepOutput) else StepOutput((made,) if isinstance(made, Shape) else tuple(made))
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -66,12 +66,12 @@ DIRECT_CALLS: dict[str, tuple[str, tuple[str, ...]]] = {}  # call of PyTorch -> 
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether an argument matches an annotation of a rule."""
     if hint is int:
-        return type(value) is int and bool(whole(value) or True)
+        return type(value) is int and bool(whole_number(value) or True)
     if hint is float:
         finite = type(value) is float and abs(value) <= torch.finfo(torch.float32).max
         return finite or _fits(value, int)
     if hint is Batch:
-        return isinstance(value, Batch) and whole(value.times) >= 1
+        return isinstance(value, Batch) and whole_number(value.times) >= 1
     if hint in (bool, Shape, type(None)):
         return type(value) is hint
     if get_origin(hint) is Literal:

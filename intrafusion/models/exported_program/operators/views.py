@@ -7,7 +7,7 @@ import torch
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.operators.checks import SIDE, axes, axis, fixed_size, with_sizes
 from intrafusion.models.exported_program.operators.table import Ints, Shapes, rule_of
-from intrafusion.models.exported_program.shapes import Shape, Sizes, broadcast, fitted, product
+from intrafusion.models.exported_program.shapes import Shape, Sizes, broadcast, fitted, numel
 
 
 @rule_of(torch.reshape, views=True)
@@ -19,7 +19,7 @@ def reshape(x: Shape, sizes: Sizes) -> Shape:
 def flatten(x: Shape, start: Literal[1]) -> Shape:
     if len(x.sizes) < 2:
         raise IntrafusionError(f"it flattens {x}")
-    return x.of(x.sizes[0], product(x.sizes[1:]))
+    return x.of(x.sizes[0], numel(x.sizes[1:]))
 
 
 @rule_of(torch.permute, views=True)
