@@ -3,7 +3,7 @@
 import streamlit as st
 
 from intrafusion import PruneSpec, registry
-from intrafusion.evaluation.attribution import reader, top_images
+from intrafusion.evaluation.attribution import first_reader, top_images
 from intrafusion.pruning.agreement import compare_criteria
 from intrafusion.reporting.figures.agreement import agreement_matrix
 from intrafusion.reporting.figures.importance import criteria_side_by_side, importance_bars, label_width
@@ -123,7 +123,7 @@ data = here.session.calibration(looking) if sees else None
 activations = response.channel_activations(here, data) if data is not None else None
 if data is not None and activations is not None:
     active = activations[:, channel]
-    st.markdown(response.in_words(activations, channel, data, reader(here.group, channel).name))
+    st.markdown(response.in_words(activations, channel, data, first_reader(here.group, channel).name))
     if active.any():
         number, method = response.image_control(min(_MOST, len(data)))
         top = top_images(active, _MOST)

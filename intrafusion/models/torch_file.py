@@ -166,7 +166,7 @@ def _look(path: Path, seen: _Seen) -> None:
             _follow(file, seen)
     if not is_zip:
         return
-    with safe_zip.opened(path) as (archive, infos):
+    with safe_zip.open_zip(path) as (archive, infos):
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
                 packed = "it is packed, which torch.save does not do: give it as that wrote it"
@@ -260,7 +260,7 @@ def advice_on(path: Path) -> str:
     if start[257:262] == b"ustar":
         return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
     if zipfile.is_zipfile(path):
-        with safe_zip.opened(path) as (_, infos):
+        with safe_zip.open_zip(path) as (_, infos):
             names = [info.filename for info in infos]
             if not any(name.endswith("/data.pkl") for name in names):
                 return "it is a zip archive that torch.save did not write: unpack it first"

@@ -17,7 +17,7 @@ from intrafusion.models.hub import (
 )
 from intrafusion.models.state_dict import located
 from intrafusion.runtime import escaping
-from intrafusion.runtime.access import check_path, check_size, is_public, public, roots
+from intrafusion.runtime.access import check_path, check_weights_size, is_public, public, roots
 from intrafusion.studies.session import Session
 from pages.shared import messages
 from pages.shared.downloads import download
@@ -44,7 +44,7 @@ def choose(controls: DeltaGenerator) -> Here:
     if not is_here:
         _offer_download(name)
         raise Enough
-    check_size(name, weight_bytes(name))
+    check_weights_size(name, weight_bytes(name))
     opened = session(name, weights, device)
     with controls:
         for line in opened.card.details.get("told", ()) if weights else ():

@@ -19,7 +19,7 @@ from torch import Tensor
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.exported_program.description import is_path
 from intrafusion.models.exported_program.shapes import RANK
-from intrafusion.runtime.safe_zip import MIB, check_size, opened
+from intrafusion.runtime.safe_zip import MIB, check_size, open_zip
 
 _JSON, _TENSORS = 16 * MIB, 512 * MIB  # limits in bytes: one JSON file; all tensors together
 _FILES = re.compile(
@@ -50,7 +50,7 @@ def read_archive(path: Path) -> ProgramFile:
     Raises IntrafusionError if the file breaks a rule or is invalid.
     """
     check_size(path)
-    with opened(path) as (archive, infos):
+    with open_zip(path) as (archive, infos):
         files = _files(path, infos)
         about = _json(archive, files, "models/model.json")
         try:

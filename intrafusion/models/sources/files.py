@@ -16,7 +16,16 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard, unnamed
 from intrafusion.models.nested_state_dicts import state_dicts
 from intrafusion.models.serialization import card_beside, set_layers
-from intrafusion.models.state_dict import Misfit, Spelling, StateFit, bare, fit, is_averaged, load_fitted, plain
+from intrafusion.models.state_dict import (
+    Misfit,
+    Spelling,
+    StateFit,
+    fit,
+    is_averaged,
+    load_fitted,
+    stored_tensors,
+    unwrapped_key,
+)
 from intrafusion.models.torch_file import Beside
 from intrafusion.models.weights_file import read_weights_file
 
@@ -30,7 +39,7 @@ def open_file(
     path: Path,
     make: Make,
     key: str | None = None,
-    spelling: Spelling = plain,
+    spelling: Spelling = unwrapped_key,
     unused: tuple[str, ...] = (),
     heads: bool = False,
     card_of: CardOf = card_beside,
@@ -64,7 +73,7 @@ def _filled(
     table: Mapping[str, Any], path: Path, make: Make, spelling: Spelling, heads: bool, card_of: CardOf
 ) -> tuple[nn.Module, ModelCard, list[str]]:
     """Return the network with the weights of one state dict, its card, and notes for the user."""
-    state, told = bare(table, path), []
+    state, told = stored_tensors(table, path), []
     model, default = make({spelling(name): value for name, value in state.items()})
     card = card_of(path, default)
     set_layers(model, card.details.get("layers", {}), fit(model, state, spelling).state)

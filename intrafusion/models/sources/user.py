@@ -16,7 +16,7 @@ from intrafusion.models.card import ModelCard, card_of
 from intrafusion.models.serialization import card_beside, save_network, save_state, saved_card
 from intrafusion.models.sources import builtin, lookup
 from intrafusion.models.sources.files import open_file
-from intrafusion.models.state_dict import cifar, located, plain
+from intrafusion.models.state_dict import cifar, located, unwrapped_key
 from intrafusion.runtime.download import Progress
 from intrafusion.runtime.paths import check_name, home, is_name
 
@@ -183,7 +183,7 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
         model, card = open_saved(_found(name)[0], made_from)
         return model, replace(card, name=name)
     path, key = located(weights)
-    return open_file(path, make, key, cifar if source_of(made_from) is builtin else plain, heads=True)
+    return open_file(path, make, key, cifar if source_of(made_from) is builtin else unwrapped_key, heads=True)
 
 
 def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:

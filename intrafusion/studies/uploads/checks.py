@@ -25,7 +25,7 @@ from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
 from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.pruning.groups.find import find_groups
-from intrafusion.runtime.safe_zip import opened
+from intrafusion.runtime.safe_zip import open_zip
 
 Tell = Callable[[int, int], None]
 
@@ -56,7 +56,7 @@ def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, k
     if file.suffix.lower() not in SUFFIXES:
         raise IntrafusionError(f"{file} is no weights file: it must end in {', '.join(SUFFIXES)}")
     if zipfile.is_zipfile(file):
-        with opened(file):
+        with open_zip(file):
             pass
     model = load_model(architecture, file, weights_key=key)
     base, _ = source_of(architecture).blank(architecture, model.state_dict())

@@ -1,7 +1,7 @@
 """What the names of a graph mean after changes in place, and which names may share memory.
 
-A name means a binding. An in-place change becomes a new value for the bindings that certainly mean the changed numbers. Other bindings
-that may share them must not be read again.
+Each name has a binding. An in-place change becomes a new value for the bindings that certainly mean the changed numbers. Other
+bindings that may share them must not be read again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
