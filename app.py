@@ -28,7 +28,7 @@ def look() -> None:
 
     controls = st.sidebar.container()
     background_jobs.arrive()
-    job_queue.show()  # below the controls, but before the page runs, since the page may stop early
+    job_queue.show_queue()  # below the controls, but before the page runs, since the page may stop early
     try:
         with links.noticed(page.title, notice):
             st.session_state.here = sidebar.choose(controls)

@@ -61,7 +61,7 @@ count = len(session.images()) if limit is None else min(limit, len(session.image
 cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # the cost of criteria that use images varies widely
 asked = studying.run_row(state.label or "Draw the curves", None, state.settled, state, count)
 if asked or (state.job is None and cheap and not state.settled):
-    studying.start(state.key, specs, session, store, f"curve of {base.model}")
+    studying.start_study(state.key, specs, session, store, f"curve of {base.model}")
     st.rerun()
 
 results = list(state.known.values())

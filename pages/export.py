@@ -6,6 +6,7 @@ import streamlit as st
 from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.reporting import FORMATS, Report, comparing, making
 from intrafusion.reporting.snippets import prune_line, prune_snippet
+from intrafusion.studies.relevant_fields import trains
 from pages.panels import export, recovery
 from pages.shared import job_panel, messages, open_model, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
@@ -21,7 +22,7 @@ try:
 except IntrafusionError as error:
     messages.warning(error)
     raise Enough from error
-if recovery.trains(spec):
+if trains(spec):
     with st.expander("Training", icon=":material/tune:"):
         spec = spec.but(**recovery.training_controls())
 with st.expander("Transport knobs", icon=":material/tune:"):
@@ -60,7 +61,7 @@ export.show_files(report, written)
 if made and formats:
     with top:
         job_panel.board((network, speed, files))
-export.keeping(made)
+export.keep_network_form(made)
 timed = complete is not None
 parts.take_away(
     "export",

@@ -27,7 +27,7 @@ st.page_link("pages/learn.py", label="New to this? See it on six neurons first",
 columns = st.columns([2, 3, 2])
 with columns[0]:
     criterion = parts.criterion_control()
-    importance.about(criterion)
+    importance.criterion_about(criterion)
 with columns[1]:
     sparsity = parts.sparsity_control()
     compared = st.multiselect(
@@ -123,7 +123,7 @@ data = here.session.calibration(looking) if sees else None
 activations = response.channel_activations(here, data) if data is not None else None
 if data is not None and activations is not None:
     active = activations[:, channel]
-    st.markdown(response.in_words(activations, channel, data, first_reader(here.group, channel).name))
+    st.markdown(response.describe_activation(activations, channel, data, first_reader(here.group, channel).name))
     if active.any():
         number, method = response.image_control(min(_MOST, len(data)))
         top = top_images(active, _MOST)

@@ -59,9 +59,9 @@ with top:
 tables = {"path": found_path, "directions": found_sharp, "answers": found_outputs}
 parts.take_away(
     "landscape",
-    landscape.table(found_plane),
+    landscape.slice_table(found_plane),
     landscape_line(spec, size),
     landscape_snippet(spec, size),
     (*landscape.KEYS, *transport_controls.KEYS),
-    lambda: landscape.files(tables),
+    lambda: landscape.part_files(tables),
 )

@@ -94,11 +94,11 @@ with right:
         job_panel.watch_job(job, lambda: job_panel.progress_row(job, f"Measuring: {job_panel.words(job)}", "cancel_dense"))
     else:
         if job is not None and job.state == "failed":
-            messages.error(messages.reason(job))
+            messages.error(messages.failure_reason(job))
         pressed = st.button("Measure it here, on at most 2,000 images", icon=":material/speed:")
         measured_on = open_model.measuring(here, 2000) if pressed else None
         if measured_on is not None:
-            background_jobs.start(key, 1, lambda: iter([measured_on.dense(2000)]), f"dense accuracy of {card.name}")
+            background_jobs.start_job(key, 1, lambda: iter([measured_on.dense(2000)]), f"dense accuracy of {card.name}")
             st.rerun()
 
 given = ["--weights", here.spec.weights] if here.spec.weights else []

@@ -33,12 +33,12 @@ if session is None or not all(open_model.can_see(here, spec) for spec in recover
     raise Enough
 store = studying.store()
 state = studying.state(("recovery", here.key(), tuple(specs)), specs, session, store)
-known, runs = state.known, recovery.runs(specs, session, state.job)
+known, runs = state.known, recovery.known_runs(specs, session, state.job)
 settled = state.settled and len(runs) == len([s for s in specs if recovery.trains(s)])
 count = len(session.images()) if base.limit is None else min(base.limit, len(session.images()))
 label = "Continue" if known and not settled else "Recover"
 if studying.run_row(label, recovery.forecast(specs), settled, state, count):
-    recovery.start(state.key, specs, session, store, f"recovery of {base.model}")
+    recovery.start_recovery(state.key, specs, session, store, f"recovery of {base.model}")
     st.rerun()
 
 answer = rows(list(known.values()), runs)

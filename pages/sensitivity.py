@@ -89,9 +89,9 @@ about = (
 asked = studying.run_row(label, about, state.settled and not replaces, state, count)
 unasked = state.job is None and cheap and not state.settled
 if asked or (not replaces and (unasked or (state.settled and not same))):
-    studying.keep(store, study, specs, session)
+    studying.save_study(store, study, specs, session)
 if asked or unasked:
-    studying.start(state.key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
+    studying.start_study(state.key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
     st.rerun()
 results = list(state.known.values())
 made, numbers = sensitivity.matrices(results, merges, names, sparsities), table(alone(results))
@@ -135,5 +135,5 @@ parts.take_away(
     sweep_line(study, **way.flags),
     study_snippet(study),
     (*keys, *transport_controls.KEYS),
-    lambda: sensitivity.files(study, numbers),
+    lambda: sensitivity.study_files(study, numbers),
 )

@@ -36,9 +36,9 @@ try:
 except IntrafusionError as error:
     open_model.offer_images(here, error)
     raise Enough from error
-steps = training_lab.steps(run, job)
-if training_lab.run_row(run, job, running, bool(steps)):
-    training_lab.start(key, spec, here.device)
+steps = training_lab.steps_so_far(run, job)
+if training_lab.training_row(run, job, running, bool(steps)):
+    training_lab.start_training(key, spec, here.device)
     st.rerun()
 
 parts.chart(learning(steps, spec.method, parts.is_dark()), "learning")
@@ -55,13 +55,13 @@ if run is None:
     st.caption("Accuracy on the test images, what is left of the network, and how to keep it, come here when it is trained.")
 else:
     training_lab.outcome(run)
-    training_lab.keeping(run)
+    training_lab.keep_run_form(run)
 
 st.subheader("Runs side by side")
 runs, names = training_lab.chosen(spec.model)
 if runs:
     parts.chart(runs_side_by_side(runs, names, parts.is_dark()), "side_by_side")
-    st.dataframe(training_lab.table(runs, names), hide_index=True)
+    st.dataframe(training_lab.run_table(runs, names), hide_index=True)
 else:
     st.caption("Every run of this architecture on this machine can be compared here.")
 

@@ -107,7 +107,7 @@ elif look == "two settings":
     if open_model.can_see(here, other):
         try:
             _, second = parts.scored_plan(here, other)
-            names = transport.difference(spec, other)
+            names = transport.differing_settings(spec, other)
             parts.chart(two_plans(plan, second, names, shared_mass(plan, second), parts.is_dark()), "two")
             st.dataframe(transport.numbers_table({"A": plan, "B": second}), hide_index=True)
         except IntrafusionError as error:

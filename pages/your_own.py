@@ -20,4 +20,4 @@ with right:
     uploads.images()
     uploads.from_code()
 uploads.kept()
-uploads.take_away()
+uploads.same_steps()

@@ -89,7 +89,7 @@ def _verified(
     complete = measured is not None and measured.complete
     count = min(spec.limit or len(session.images()), len(session.images()))
     if not complete and job is None and session.size.macs * count < _CHEAP and not needs_images(spec):
-        job = studying.start(key, [spec], session, kept, f"pruned {spec.model}")
+        job = studying.start_study(key, [spec], session, kept, f"pruned {spec.model}")
         job.wait(_PATIENCE)
         measured = studying.points(known, [spec], job).get(spec)
         complete = measured is not None and measured.complete
@@ -99,7 +99,7 @@ def _verified(
     if job is not None and job.active:
         _wait(job)
     elif not complete and st.button("Prune the whole network like this, and measure", icon=":material/content_cut:"):
-        studying.start(key, [spec], session, kept, f"pruned {spec.model}")
+        studying.start_study(key, [spec], session, kept, f"pruned {spec.model}")
         st.rerun()
     if job is not None:
         studying.problems(job)

@@ -240,7 +240,7 @@ def name_of(spec: PruneSpec) -> str:
     return f"{spec.model.replace('/', '-')}-{spec.merge}-{share}"
 
 
-def keeping(made: Made | None) -> None:
+def keep_network_form(made: Made | None) -> None:
     """Draw a form that keeps the network under a name, so that every page can open it."""
     if made is None:
         return
@@ -249,7 +249,7 @@ def keeping(made: Made | None) -> None:
         asked = st.form_submit_button("Keep", icon=":material/save:")
     if asked:
         try:
-            kept = open_model.keep(made.network, name.strip())
+            kept = open_model.keep_network(made.network, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:

@@ -94,7 +94,7 @@ def show_plane(found: Slice | None, what: str) -> None:
     left, right = st.columns([5, 3], gap="medium")
     with left:
         if found is None:
-            figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, parts.is_dark())
+            figure = figures.empty_plane("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, parts.is_dark())
         else:
             figure = figures.slice_map(found, what, parts.is_dark())
         parts.chart(figure, "plane")
@@ -134,12 +134,14 @@ def show_outputs(found: Outputs | None, made: Solutions) -> None:
     with left:
         title = "How far the logits move"
         figure = (
-            output_figures.distance_histograms(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
+            output_figures.distance_histograms(found, dark)
+            if complete
+            else figures.empty_plane(title, output_figures.HEIGHT, dark)
         )
         parts.chart(figure, "distances")
     with right:
         title = "How far they move, class by class"
-        figure = output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
+        figure = output_figures.class_bars(found, dark) if complete else figures.empty_plane(title, output_figures.HEIGHT, dark)
         parts.chart(figure, "classes")
     if not complete:
         st.caption("The images whose prediction changes come here.")
@@ -226,7 +228,7 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
 def show_path(found: Path | None, ends: tuple[str, str]) -> None:
     dark = parts.is_dark()
     if found is None:
-        parts.chart(figures.empty(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
+        parts.chart(figures.empty_plane(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
     else:
         parts.chart(figures.path_panels(found, ends, dark), "path")
     words = (
@@ -251,7 +253,7 @@ def show_path(found: Path | None, ends: tuple[str, str]) -> None:
 def show_sharp(found: Sharpness | None) -> None:
     dark = parts.is_dark()
     if found is None:
-        figure = figures.empty("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
+        figure = figures.empty_plane("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
     else:
         figure = figures.sharp_bars(found, dark)
     parts.chart(figure, "sharp")
@@ -271,11 +273,11 @@ def show_sharp(found: Sharpness | None) -> None:
         st.markdown("$v_i$: eigenvectors of the Hessian at the dense weights; $d$: from there to the pruned network.")
 
 
-def table(found: Slice | None) -> pd.DataFrame:
+def slice_table(found: Slice | None) -> pd.DataFrame:
     return pd.DataFrame(found.rows() if found else [])
 
 
-def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
+def part_files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
     """Draw a download button for the numbers of each complete part."""
     for name, part in found.items():
         if part is not None and part.share == 1:

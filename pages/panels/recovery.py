@@ -19,6 +19,7 @@ from intrafusion.studies.recovery_comparison import (
     known_run,
     layers_to_compare,
 )
+from intrafusion.studies.relevant_fields import trains
 from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
@@ -188,10 +189,6 @@ def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> l
     return found
 
 
-def trains(spec: PruneSpec) -> bool:
-    return registry("recovery")[spec.recovery].needs == "labels"
-
-
 def lookers(specs: Sequence[PruneSpec]) -> list[PruneSpec]:
     """Return the first spec whose recovery needs images, or the first spec if none does, as a list of at most one."""
     return [spec for spec in specs if registry("recovery")[spec.recovery].needs != "nothing"][:1] or list(specs[:1])
@@ -202,7 +199,7 @@ def forecast(specs: Sequence[PruneSpec]) -> str:
     return f"Trains {count} networks in the background." if count else "Solves for a few numbers; nothing is trained."
 
 
-def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
+def known_runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
     """Return the known training runs of the specs, running or finished, in the order of the specs."""
     found = {run.spec: run for run in (job.results if job else ()) if isinstance(run, Run)}
     for spec in specs:
@@ -211,7 +208,7 @@ def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[
     return [found[spec] for spec in specs if spec in found]
 
 
-def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store | None, title: str) -> Job:
+def start_recovery(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store | None, title: str) -> Job:
     """Recover and measure in the background. Rerun the page afterwards."""
 
     def part(result: Run | Result | Failure) -> tuple[Any, float]:
@@ -219,7 +216,7 @@ def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store 
             return ("run", result.spec), _TRAINS * result.share
         return result.spec, studying.share(result) * (1 - _TRAINS if trains(result.spec) else 1.0)
 
-    return background_jobs.start(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
+    return background_jobs.start_job(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
 
 
 def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:

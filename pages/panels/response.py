@@ -51,7 +51,7 @@ def attribution(here: Here, data: ImageData, channel: int, image: int, method: s
     return found and found[0]
 
 
-def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> str:
+def describe_activation(activation: Tensor, channel: int, data: ImageData, layer: str) -> str:
     """Describe a channel's activation as text. activation: (N, n), per image of `data` and channel, as `layer` reads it."""
     values, dead = activation[:, channel], int((~activation.any(0)).sum())
     images = image_count(data)

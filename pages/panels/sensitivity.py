@@ -263,7 +263,7 @@ def _model(row: StudyRow) -> str | None:
         return None
 
 
-def files(study: Study, rows: pd.DataFrame) -> None:
+def study_files(study: Study, rows: pd.DataFrame) -> None:
     """Draw downloads of the study as a file, which the command line can run again, and of its results as Parquet."""
     st.download_button(
         "Study file (TOML)",

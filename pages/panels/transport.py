@@ -105,7 +105,7 @@ def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
     return pd.DataFrame(rows).rename_axis("").reset_index()
 
 
-def difference(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
+def differing_settings(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
     """Return a text for each of two settings that shows the fields in which they differ."""
     names = [name for name in PLAN_FIELDS if getattr(first, name) != getattr(second, name)]
     if not names:

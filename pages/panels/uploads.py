@@ -27,7 +27,7 @@ from intrafusion.studies.uploads import remove, safe_name
 from intrafusion.studies.uploads.networks import program_steps, weights_steps
 from intrafusion.training.methods.runs import damaged
 from pages.shared import background_jobs, job_panel, messages, parts
-from pages.shared.background_jobs import reader
+from pages.shared.background_jobs import reader_address
 from pages.shared.open_model import Here
 
 _KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "run of the lab: "}
@@ -222,7 +222,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     ):
         try:
             check_room()
-            check_share(reader(), sum(file.size for file in files))
+            check_share(reader_address(), sum(file.size for file in files))
             _start(what, files, ask())
             st.rerun()
         except IntrafusionError as error:
@@ -231,7 +231,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     elif job is not None and job.active:
         _watch(what, job)
     elif job is not None and job.state == "failed":
-        messages.error(messages.reason(job))
+        messages.error(messages.failure_reason(job))
     elif job is not None and job.state == "cancelled":
         st.caption("Cancelled: nothing of it is kept.")
     elif job is not None:
@@ -257,7 +257,9 @@ def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
         for file in files:
             workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
         title = f"check of {', '.join(path.name for path in workshop.given)}"
-        background_jobs.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+        background_jobs.start_job(
+            ("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False
+        )
     except IntrafusionError:
         workshop.close()
         raise
@@ -353,7 +355,7 @@ def _remove(kind: str, name: str) -> None:
         st.toast(text.sentence(public(str(error))))
 
 
-def take_away() -> None:
+def same_steps() -> None:
     """Draw the same steps as a command line and as Python code."""
     table = pd.DataFrame([{"kept": name} for name in (*kept_names(), *kept_data())], columns=["kept"])
     line = "python -m intrafusion own program my_net.pt2 --name mine --data own"

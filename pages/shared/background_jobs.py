@@ -20,13 +20,13 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any) -> Job:
+def start_job(key: Hashable, total: int, work: Callable[[], Iterator], title: str, lasts: bool = False, **options: Any) -> Job:
     """Call `Jobs.start` and record which reader started the job, who may then cancel it anywhere. Rerun the page afterwards.
 
     lasts: whether the job keeps running after this session has left a public server, as a named study does. Raises
     IntrafusionError if a public server already has enough jobs, of this reader or of all readers.
     """
-    who = reader()
+    who = reader_address()
     with _admission:
         active = [job for job in jobs().queue() if job.key != key and job.state != "stopping"]
         check_computations(sum(job.who == who for job in active), len(active))
@@ -39,7 +39,7 @@ def start(key: Hashable, total: int, work: Callable[[], Iterator], title: str, l
     return job
 
 
-def reader() -> str:
+def reader_address() -> str:
     """Return the reader's address, as `pages.shared.client_address` determines it."""
     found = st.context.ip_address
     return found if isinstance(found, str) else ""  # no address for this machine, or without a browser
@@ -47,7 +47,7 @@ def reader() -> str:
 
 def is_mine(job: Job) -> bool:
     """Return whether this reader started the job, even before a reload."""
-    return job.who == reader()
+    return job.who == reader_address()
 
 
 def may_cancel(job: Job) -> bool:

@@ -16,7 +16,7 @@ def download(label: str, key: tuple, work: Callable[[], Iterator[tuple[int, int]
         return
     job = background_jobs.jobs().get(key)
     if st.button(label, icon=":material/download:", disabled=bool(job and job.active)):
-        background_jobs.start(
+        background_jobs.start_job(
             key, 1, work, label, part=lambda bytes: ("file", bytes[0] / bytes[1] if bytes[1] else 0.0), computes=False
         )
         st.rerun()
@@ -34,6 +34,6 @@ def _watch_download(job: Job) -> None:
     if job.active:
         job_panel.watch_job(job, draw, every=0.5)
     elif job.error:
-        messages.error(messages.reason(job))
+        messages.error(messages.failure_reason(job))
     elif job.state == "done":
         st.rerun()

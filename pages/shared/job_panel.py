@@ -92,10 +92,10 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
     if job is not None and job.active:
         _watch_asked(key, job, about, redraw)
         return
-    outcome = job and {"failed": messages.reason(job), "cancelled": "Cancelled; what is done stays"}.get(job.state)
+    outcome = job and {"failed": messages.failure_reason(job), "cancelled": "Cancelled; what is done stays"}.get(job.state)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # a fixed key, because the label may change
-            background_jobs.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
+            background_jobs.start_job(key, total, work, f"{label}, {st.session_state.here.spec.model}")
             st.rerun()
         st.caption(outcome or about)
 
@@ -151,7 +151,7 @@ class Work:
 
     def start(self) -> None:
         title = f"{self.name} of {st.session_state.here.spec.model}"
-        background_jobs.start((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
+        background_jobs.start_job((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
 
     def section(self, row: DeltaGenerator) -> Any:
         """Draw the button into a row, and any error. Return the latest result, or None before the first."""
@@ -170,7 +170,7 @@ class Work:
             if job is None:
                 st.caption("Nothing is computed before you ask.")
         if job is not None and job.state == "failed":
-            messages.warning(messages.reason(job))
+            messages.warning(messages.failure_reason(job))
         return job.results[-1] if job is not None and job.results else None
 
 

@@ -6,7 +6,7 @@ from intrafusion.runtime import escaping
 from pages.shared import background_jobs, job_panel
 
 
-def show() -> None:
+def show_queue() -> None:
     """List the active jobs and watch them until none is left. Draw nothing if no job is active."""
     if background_jobs.jobs().queue():
         with st.sidebar:

@@ -32,7 +32,7 @@ class Here:
 
 
 @st.cache_resource(max_entries=6, show_spinner="Opening the model")
-def session(model: str, weights: str | None, device: str) -> Session:
+def cached_session(model: str, weights: str | None, device: str) -> Session:
     """Open a model with its groups, without images. Raise IntrafusionError for a model whose name would run code."""
     if runs_code(model):
         raise IntrafusionError(
@@ -42,7 +42,9 @@ def session(model: str, weights: str | None, device: str) -> Session:
 
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the images")
-def images(dataset: str, path: str | None, device: str, input_size: tuple[int, int, int], limit: int | None) -> ImageData:
+def cached_images(
+    dataset: str, path: str | None, device: str, input_size: tuple[int, int, int], limit: int | None
+) -> ImageData:
     return load_data(dataset, path=path, device=device, input_size=input_size, limit=limit)
 
 
@@ -51,7 +53,7 @@ def measuring_session(_here: Here, key: tuple, path: str | None, limit: int | No
     """Return the open model with its images; the dense accuracy is shared. `key` is `_here.key()` and the data set."""
     size = _here.session.card.input_size
     folder_limit = limit if _here.spec.dataset.startswith(("imagenet", OWN, KEPT)) else None
-    return _here.session.on(images(_here.spec.dataset, path, _here.device, size, folder_limit))
+    return _here.session.on(cached_images(_here.spec.dataset, path, _here.device, size, folder_limit))
 
 
 def measuring(here: Here, limit: int | None) -> Session | None:
@@ -108,10 +110,10 @@ def offer_images(here: Here, error: IntrafusionError) -> None:
         st.caption(f"Downloads lie in {home()}.")
 
 
-def keep(model: nn.Module, name: str) -> str:
+def keep_network(model: nn.Module, name: str) -> str:
     """Call `hub.keep` within the limits of a public server: do not overwrite a kept network and do not fill the disk."""
     check_room()
-    check_share(background_jobs.reader(), sum(value.nbytes for value in model.state_dict().values()))
+    check_share(background_jobs.reader_address(), sum(value.nbytes for value in model.state_dict().values()))
     if is_public() and f"{KEPT}{name}" in kept_names():
         raise IntrafusionError(f"something is kept as kept/{name} already: choose another name")
     return hub.keep(model, name)

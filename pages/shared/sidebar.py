@@ -23,7 +23,7 @@ from pages.shared import messages
 from pages.shared.downloads import download
 from pages.shared.links import BIND
 from pages.shared.navigation import Enough
-from pages.shared.open_model import Here, session
+from pages.shared.open_model import Here, cached_session
 
 _TORCHVISION = "ImageNet (torchvision)"
 
@@ -45,7 +45,7 @@ def choose(controls: DeltaGenerator) -> Here:
         _offer_download(name)
         raise Enough
     check_weights_size(name, weight_bytes(name))
-    opened = session(name, weights, device)
+    opened = cached_session(name, weights, device)
     with controls:
         for line in opened.card.details.get("told", ()) if weights else ():
             messages.info(line)

@@ -98,7 +98,7 @@ def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
         return {}
 
 
-def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], session: Session) -> None:
+def save_study(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], session: Session) -> None:
     """Save a study under its name, replacing any other. Do nothing while results are held in memory."""
     try:
         if kept and not kept.problem:
@@ -107,7 +107,7 @@ def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], s
         messages.warning(error, icon=":material/database_off:")
 
 
-def start(
+def start_study(
     key: tuple,
     specs: Sequence[PruneSpec],
     session: Session,
@@ -118,7 +118,7 @@ def start(
     lasts: bool = False,
 ) -> Job:
     """Measure the specs in the background. Rerun the page afterwards. lasts: see `background_jobs.start`."""
-    return background_jobs.start(
+    return background_jobs.start_job(
         key,
         len(specs),
         lambda: run(specs, session, kept, decide=decide),
@@ -208,13 +208,13 @@ def _state(job: Job | None, found: Found, total: int) -> str:
 def problems(job: Job) -> None:
     """Show why the study or some of its points failed, one line per reason."""
     if job.state == "failed":
-        messages.error(messages.reason(job))
+        messages.error(messages.failure_reason(job))
     by_reason: dict[str, list[Failure]] = {}
     for failure in _failed(job).values():
         by_reason.setdefault(failure.reason, []).append(failure)
     for alike in by_reason.values():
         points = _points([failure.spec for failure in alike])
-        messages.warning(f"{points} could not be measured: {messages.reason(alike[0])}")
+        messages.warning(f"{points} could not be measured: {messages.failure_reason(alike[0])}")
 
 
 def _failed(job: Job) -> dict[PruneSpec, Failure]:

@@ -48,13 +48,13 @@ class TestOthers:
     def test_what_they_keep_is_not_replaced(self, monkeypatch):
         model = itf.load_model("digits-mlp")
         with pytest.raises(itf.IntrafusionError, match="something is kept as kept/theirs already"):
-            open_model.keep(model, "theirs")
-        assert open_model.keep(model, "mine") == "kept/mine"
+            open_model.keep_network(model, "theirs")
+        assert open_model.keep_network(model, "mine") == "kept/mine"
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "0")
         with pytest.raises(itf.IntrafusionError, match="keeps at most 0 MiB"):
-            open_model.keep(model, "more")
+            open_model.keep_network(model, "more")
         monkeypatch.delenv("INTRAFUSION_PUBLIC")
-        assert open_model.keep(model, "theirs") == "kept/theirs"
+        assert open_model.keep_network(model, "theirs") == "kept/theirs"
 
     def test_where_their_files_came_from_is_not_told(self, tmp_path):
         app = open_page("overview", model="kept/theirs")
@@ -80,7 +80,7 @@ class TestOthers:
         assert not background_jobs.may_cancel(jobs.get("theirs"))
 
     def test_what_this_address_asked_for_is_cancelled_after_a_reload(self, jobs):
-        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=background_jobs.reader())
+        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=background_jobs.reader_address())
         (cancel,) = [button for button in open_page("overview").sidebar.button if button.label == "Cancel"]
         cancel.click().run()
         job.wait(60)
@@ -97,7 +97,7 @@ class TestOthers:
 
     def test_so_many_of_one_address_whatever_the_session(self, jobs):
         for number in range(access.EACH):
-            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=background_jobs.reader())
+            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=background_jobs.reader_address())
         (error,) = press(open_page("recovery"), "Recover").error
         assert error.value == "4 computations that you asked for are not done yet: cancel one, or wait for it"
 
@@ -179,12 +179,14 @@ class TestErrors:
 
         job = jobs.start("key", 1, work)
         job.wait(30)
-        assert messages.reason(job) == (f"RuntimeError (id {job.error_id}). The details are in the server's log under this id.")
+        assert messages.failure_reason(job) == (
+            f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
+        )
 
     @pytest.mark.parametrize(
         ("page", "place"),
         [
-            ("importance", "intrafusion.studies.session.Session.scores"), ("overview", "pages.shared.job_queue.show"),
+            ("importance", "intrafusion.studies.session.Session.scores"), ("overview", "pages.shared.job_queue.show_queue"),
             ("transport", "pages.shared.sidebar.choose"), ("curves", "pages.shared.studying.points"),
         ],
     )  # fmt: skip

@@ -175,7 +175,7 @@ def test_a_check_can_be_cancelled_by_who_asked_for_it_alone(tmp_path, jobs, monk
     app = given(open_own(), "weights", files.save_state(tmp_path / "w.pt", files.mlp_state()))
     app.button(key="own_weights_take").click().run()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(background_jobs, "reader", lambda: "203.0.113.1")
+        elsewhere.setattr(background_jobs, "reader_address", lambda: "203.0.113.1")
         assert "Cancel" not in [button.label for button in open_own().button]
     app.button(key="own_weights_cancel").click().run()
     assert "nothing of it is kept" in text(finished(app, jobs))
@@ -245,7 +245,7 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
     app.run()
     assert not app.exception
     with pytest.raises(itf.IntrafusionError, match="code of your own"):
-        open_model.session.__wrapped__("own_trap:make", None, "cpu")
+        open_model.cached_session.__wrapped__("own_trap:make", None, "cpu")
     path = files.save_state(tmp_path / "w.safetensors", files.mlp_state())
     (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
     upload(open_own(), "weights", path)

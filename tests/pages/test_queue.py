@@ -84,9 +84,9 @@ def asking_page() -> None:
 
     from pages.shared import background_jobs, job_queue
 
-    job_queue.show()
+    job_queue.show_queue()
     if st.button("Start"):
-        background_jobs.start("mine", 4, st.session_state.work, "my study")
+        background_jobs.start_job("mine", 4, st.session_state.work, "my study")
         st.rerun()
 
 
@@ -132,7 +132,7 @@ def asked_page() -> None:
 
     from pages.shared import job_panel, job_queue
 
-    job_queue.show()
+    job_queue.show_queue()
     job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Still to score: chip")
 
 
