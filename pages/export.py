@@ -39,7 +39,7 @@ top = st.container()
 st.subheader("Before and after")
 network = job_panel.Work("network", "Make the network", key, lambda: making(spec, session))
 found = network.section(st.container(horizontal=True, vertical_alignment="center"))
-made = found and found.made
+made = found and found.result
 export.show_network(made, spec.merge)
 
 st.subheader("Is it faster?")
@@ -55,7 +55,7 @@ row = st.container(horizontal=True, vertical_alignment="center")
 written = files.section(row) if made and formats else export.later(row, files.label)
 complete = compared if compared is not None and compared.share == 1 else None
 chosen = () if len(formats) == len(FORMATS) else formats
-report = Report(made, written.files, complete, chosen) if made and written else None
+report = Report(made, written.result.files, complete, chosen) if made and written else None
 export.show_files(report, written)
 
 if made and formats:

@@ -44,7 +44,7 @@ def _prune(args: argparse.Namespace) -> None:
         task = bar.add_task("prune", total=1.0)
         for told in export(spec, session, args.out, args.formats, args.speed, args.batch):
             bar.update(task, completed=told.share, description=told.doing)
-            exported = told.exported
+            exported = told.result
     assert exported is not None
     if args.json:
         print(json.dumps(exported.to_row()))

@@ -1,8 +1,10 @@
 """Pruning of whole groups: score, plan and merge each group from output to input, then shrink the network."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from itertools import chain, repeat
 from typing import Unpack
 
 import torch
@@ -199,47 +201,59 @@ def cut(
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
         raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
-    own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
-    chosen = [] if sparsity == 0 and groups == "all" else choose_groups(found, groups)
-    if isinstance(sparsity, Mapping):
-        _check_mapping(sparsity, found, chosen)
-    shares = {group: sparsity_of(group, sparsity) for group in chosen}
-    losing = [group for group, share in shares.items() if sum(group_counts(group, share, round_to)) < group.size]
-    share = share and merging.fit is None  # a fit may change any layer
-    touched = {layer.name for group in losing for layer in group.layers} if share else None
-    small = twin(model, {} if touched is None else {n: m for n, m in leaves(model).items() if n not in touched})
-    fold_groups(small, found)
-    merged: list[Merged] = []
+    shares = _losing(found, sparsity, groups, round_to)
     moves = merging.transports or TransportOptions(**options).anchors != "important"
+
+    solving = partial(plan, round_to=round_to, data=data, seed=seed, calibration=calibration, **options)
+
+    def planned(network: nn.Module, group: Group) -> TransportPlan:
+        scores = score(network, group, criterion, data, seed, calibration)
+        if not moves:
+            return stay(group, scores, shares[group], round_to)
+        return solving(network, group, scores, shares[group])
+
+    own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
+    planner = _first_known(first, planned) if moves and first else planned
+    small = _copy(model, shares if share and not merging.fit else None)  # a fit may change any layer
     with torch.no_grad():
-        for group in reversed(losing):
+        fold_groups(small, found)
+        merged: list[Merged] = []
+        for group in reversed(shares):
             checkpoint()
-            if moves and first is not None and not merged:
-                group_plan = first(group)
-            else:
-                scores = score(small, group, criterion, data, seed, calibration)
-                group_plan = (
-                    stay(group, scores, shares[group], round_to)
-                    if not moves
-                    else plan(
-                        small,
-                        group,
-                        scores,
-                        shares[group],
-                        round_to=round_to,
-                        data=data,
-                        seed=seed,
-                        calibration=calibration,
-                        **options,
-                    )
-                )
-            matrix = merging(small, group, group_plan, **own)
-            merged.append(Merged(group, matrix, group_plan.kept))
+            group_plan = planner(small, group)
+            merged.append(Merged(group, merging(small, group, group_plan, **own), group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})
         pruned = Pruned(small, tuple(merged), model, found)
         if merging.fit and merged and data is not None:
             merging.fit(pruned.fit(data.subset(calibration, seed)))
     return pruned
+
+
+def _losing(
+    found: Sequence[Group], sparsity: float | Mapping[str, float], groups: str | Sequence[str], round_to: int
+) -> dict[Group, float]:
+    """Return the chosen groups that lose channels, in network order, with the share that each loses."""
+    chosen = [] if sparsity == 0 and groups == "all" else choose_groups(found, groups)
+    if isinstance(sparsity, Mapping):
+        _check_mapping(sparsity, found, chosen)
+    shares = {group: sparsity_of(group, sparsity) for group in chosen}
+    return {group: share for group, share in shares.items() if sum(group_counts(group, share, round_to)) < group.size}
+
+
+def _copy(model: nn.Module, losing: Collection[Group] | None) -> nn.Module:
+    """Return a copy of the model that shares its layers outside these groups; None to share none."""
+    if losing is None:
+        return twin(model)
+    touched = {layer.name for group in losing for layer in group.layers}
+    return twin(model, {name: layer for name, layer in leaves(model).items() if name not in touched})
+
+
+def _first_known(
+    first: Callable[[Group], TransportPlan], planned: Callable[[nn.Module, Group], TransportPlan]
+) -> Callable[[nn.Module, Group], TransportPlan]:
+    """Return a planner that takes the plan of the first group from `first`, and plans the others."""
+    planners = chain([lambda network, group: first(group)], repeat(planned))
+    return lambda network, group: next(planners)(network, group)
 
 
 def sparsity_of(group: Group, sparsity: float | Mapping[str, float]) -> float:

@@ -17,10 +17,11 @@ from intrafusion.pruning.pruner import choose_groups
 from intrafusion.pruning.transport.planning import group_counts
 from intrafusion.runtime.code_digest import code_version
 from intrafusion.runtime.log import say
+from intrafusion.runtime.progress import Progress
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, Width, check_spec, measure
 from intrafusion.studies.session import Session, merged, recovery
-from intrafusion.training.recovery import Facts
+from intrafusion.training.recovery import TrainingCost
 
 _REAL = 16  # test images on which exported networks are verified
 
@@ -55,30 +56,21 @@ class Made:
         return self.card.example()
 
 
-@dataclass(frozen=True)
-class Making:
-    """The progress of `making`. doing: the present step as text. share: in [0, 1]. made: None until the end."""
-
-    doing: str
-    share: float
-    made: Made | None = None
-
-
-def making(spec: PruneSpec, session: Session) -> Iterator[Making]:
+def making(spec: PruneSpec, session: Session) -> Iterator[Progress[Made]]:
     """Prune, merge, recover and measure the network of `spec`; yields progress, and at last the network.
 
     Raises IntrafusionError if the spec cannot run on this session.
     """
     check_spec(spec, session)
-    yield Making("pruning", 0.0)
+    yield Progress("pruning", 0.0)
     pruned = merged(spec, session)
     for told in recovery(spec, session, pruned):
-        if not isinstance(told, Facts):
-            yield Making(f"recovering: {told}", 0.1 + 0.7 * told.step / told.steps)
+        if not isinstance(told, TrainingCost):
+            yield Progress(f"recovering: {told}", 0.1 + 0.7 * told.step / told.steps)
     small = pruned.small
     result = None
     if session.data is not None:
-        yield Making("measuring", 0.8)
+        yield Progress("measuring", 0.8)
         meter = session.meter(spec)
         result = measure(spec, session, meter, small, len(meter))
     if (kind := kind_of(small)) != torch.float32:
@@ -88,7 +80,7 @@ def making(spec: PruneSpec, session: Session) -> Iterator[Making]:
     folded = replace(session.size, params=sum(p.numel() for p in session.folded.parameters()))
     note = session.data.note if session.data is not None else ""
     after, widths, real = size(network, network.card.example()), _widths(spec, session), _real(session)  # type: ignore[union-attr,operator]
-    yield Making("done", 1.0, Made(spec, network, dense, folded, after, widths, result, real, note))
+    yield Progress("done", 1.0, Made(spec, network, dense, folded, after, widths, result, real, note))
 
 
 def _alone(small: nn.Module, card: ModelCard) -> nn.Module:

@@ -19,6 +19,7 @@ from intrafusion.reporting.artifact import Made, making
 from intrafusion.reporting.formats import FORMATS, Written, write
 from intrafusion.reporting.report import Report
 from intrafusion.runtime.atomic_write import move_into_place, part_of, plain_errors
+from intrafusion.runtime.progress import Progress
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.session import Session
 
@@ -50,25 +51,6 @@ class Exported:
         }
 
 
-@dataclass(frozen=True)
-class Exporting:
-    """The progress of an export. doing: the present step as text. share: in [0, 1]. exported: None until the end."""
-
-    doing: str
-    share: float
-    exported: Exported | None = None
-
-
-@dataclass(frozen=True)
-class Writing:
-    """The progress of writing formats. doing: the step as text. share: in [0, 1]. files: those so far, in `folder`."""
-
-    doing: str
-    share: float
-    folder: Path
-    files: tuple[Written, ...]
-
-
 def export(
     spec: PruneSpec,
     session: Session,
@@ -76,7 +58,7 @@ def export(
     formats: Sequence[str] = (),
     speed: bool = False,
     batch: int | None = None,
-) -> Iterator[Exporting]:
+) -> Iterator[Progress[Exported]]:
     """Prune, measure, write and verify a network; yields progress, and at last what is in the folder.
 
     formats: of FORMATS, empty for all. speed: whether to time the two networks, at batch 1 and `batch`. The folder must be new
@@ -92,34 +74,34 @@ def export(
     try:
         made = None
         for told in making(spec, session):
-            yield Exporting(told.doing, 0.5 * told.share)
-            made = told.made
+            yield Progress(told.doing, 0.5 * told.share)
+            made = told.result
         assert made is not None
         compared = None
         if speed:
             for compared in comparing(made, session, batch):
-                yield Exporting("timing both networks", 0.5 + 0.25 * compared.share)
+                yield Progress("timing both networks", 0.5 + 0.25 * compared.share)
         files: tuple[Written, ...] = ()
         for wrote in writing(made, part, names):
-            files = wrote.files
-            yield Exporting(wrote.doing, 0.75 + 0.25 * wrote.share)
+            files = wrote.result or ()
+            yield Progress(wrote.doing, 0.75 + 0.25 * wrote.share)
         if all(one.reason for one in files):
             raise IntrafusionError(f"nothing was written: {files[0].format} failed, {files[0].reason}")
         accompany(Report(made, files, compared, formats), part)
         with plain_errors(folder.parent):
             move_into_place(part, folder)
-        yield Exporting("done", 1.0, Exported(folder, made, files, compared))
+        yield Progress("done", 1.0, Exported(folder, made, files, compared))
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Writing]:
-    """Write formats into an existing folder, one after the other, and yield progress; see `write`."""
+def writing(made: Made, folder: Path, names: Sequence[str]) -> Iterator[Progress[tuple[Written, ...]]]:
+    """Write formats into an existing folder, one after the other, and yield the files so far; see `write`."""
     files: tuple[Written, ...] = ()
     for place, name in enumerate(names):
-        yield Writing(f"writing {name}", place / len(names), folder, files)
+        yield Progress(f"writing {name}", place / len(names), files)
         files = (*files, write(made, folder, name))
-    yield Writing("done", 1.0, folder, files)
+    yield Progress("done", 1.0, files)
 
 
 def _begin(folder: Path) -> Path:

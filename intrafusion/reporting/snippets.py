@@ -256,7 +256,7 @@ def prune_snippet(base: PruneSpec, out: str, formats: Sequence[str] = (), speed:
             f"spec = itf.PruneSpec({given.removeprefix(', ')})",
             f"for told in itf.export(spec, itf.open_session(spec), {out!r}{options}):",
             "    print(told.doing)",
-            "for file in told.exported.files:",
+            "for file in told.result.files:",
             "    print(file.format, file.difference, file.reason)",
         ]
     )

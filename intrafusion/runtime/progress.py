@@ -1,11 +1,24 @@
-"""Estimates of the time that work still takes, from when its results arrived, and their formatting as text."""
+"""Progress of work in steps, estimates of the time that it still takes, and their formatting as text."""
 
 import math
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 _FAR, _SLACK = 3.0, 2.0  # a result is far too late after this many times the longest so far, plus seconds
 _FREE = 0.001  # seconds: a result that took less was cached, and says nothing about the others
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Progress(Generic[T]):
+    """Progress of work in steps. doing: the present step as text. share: in [0, 1]. result: None before there is any."""
+
+    doing: str
+    share: float
+    result: T | None = None
 
 
 class Arrivals:

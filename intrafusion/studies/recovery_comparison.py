@@ -20,8 +20,8 @@ from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session, merged, pruned, recovery
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure, checked_specs, digest, sweep
-from intrafusion.training.loop import Moment
-from intrafusion.training.recovery import Facts, image_similarity
+from intrafusion.training.loop import TrainingProgress
+from intrafusion.training.recovery import TrainingCost, image_similarity
 from intrafusion.training.recovery.cache import read_recovery
 from intrafusion.training.recovery.distillation import stages, watching
 
@@ -31,8 +31,8 @@ class Run:
     """The training of one spec's recovery: what it costs, and its moments so far."""
 
     spec: PruneSpec
-    facts: Facts
-    moments: tuple[Moment, ...] = ()
+    facts: TrainingCost
+    moments: tuple[TrainingProgress, ...] = ()
 
     @property
     def share(self) -> float:
@@ -63,9 +63,9 @@ def _watched(spec: PruneSpec, session: Session) -> Iterator[Run]:
     if (known := known_run(spec, session)) is not None:
         yield known
         return
-    facts, moments = None, ()  # type: Facts | None, tuple[Moment, ...]
+    facts, moments = None, ()  # type: TrainingCost | None, tuple[TrainingProgress, ...]
     for told in recovery(spec, session, merged(spec, session)):
-        if isinstance(told, Facts):
+        if isinstance(told, TrainingCost):
             facts, moments = told, ()
         else:
             moments = *moments, told

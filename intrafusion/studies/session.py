@@ -33,8 +33,8 @@ from intrafusion.runtime.code_digest import code_version, recovery_version
 from intrafusion.runtime.paths import home
 from intrafusion.spec import CUT_FIELDS, MERGE_FIELDS, NETWORK_FIELDS, PLAN_FIELDS, TRANSPORT_FIELDS, PruneSpec
 from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
-from intrafusion.training.loop import Moment
-from intrafusion.training.recovery import Facts, recovering
+from intrafusion.training.loop import TrainingProgress
+from intrafusion.training.recovery import TrainingCost, recovering
 
 _MEMORY = 1 << 28  # bytes that a session caches of each kind of result
 
@@ -306,7 +306,7 @@ def channel_maps(spec: PruneSpec, session: Session) -> list[ChannelMap]:
     return fit.maps
 
 
-def recovery(spec: PruneSpec, session: Session, made: Pruned) -> Iterator[Facts | Moment]:
+def recovery(spec: PruneSpec, session: Session, made: Pruned) -> Iterator[TrainingCost | TrainingProgress]:
     """Recover a merged network in place with the spec's method; yields the cost of training and its progress.
 
     The trained network is saved to a file and is not trained again.

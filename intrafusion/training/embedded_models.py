@@ -18,7 +18,7 @@ from intrafusion.models.precision import check_bf16
 from intrafusion.runtime.atomic_write import atomic_path
 from intrafusion.runtime.paths import ASSETS
 from intrafusion.training.augment import shift_and_flip, wobble
-from intrafusion.training.loop import Moment, Recipe, train
+from intrafusion.training.loop import Recipe, TrainingProgress, train
 
 RECIPES = {
     "digits-mlp": Recipe(epochs=120, augment=wobble, lr=0.1, batch=64),
@@ -35,7 +35,7 @@ def make(
     test_data: ImageData,
     command: str,
     out: Path = ASSETS,
-    report: Callable[[Moment], None] = lambda moment: None,
+    report: Callable[[TrainingProgress], None] = lambda moment: None,
     **changes: float | str,
 ) -> ModelCard:
     """Train `name` by its recipe, with `changes` to it, and write NAME.safetensors and NAME.json into `out`; return the card.

@@ -87,7 +87,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingProgress:
     """Progress of training since the previous moment.
 
     step: steps so far, of `steps`. epoch: passes over the images so far. seconds: training time so far. loss: mean loss, in
@@ -124,7 +124,7 @@ def train(
     settle: Callable[[nn.Module], object] | None = None,
     looks: int | None = None,
     keep: Path | None = None,
-) -> Generator[Moment, None, None]:
+) -> Generator[TrainingProgress, None, None]:
     """Train `model` in place on `data`, and yield progress after each stretch of steps; close the generator to stop.
 
     parameters: the parameters to train; None: all. optimiser: takes the steps instead of SGD on the parameters; the learning
@@ -182,13 +182,13 @@ class _Run:
         self.drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
         self.sums = torch.zeros(3, device=data.labels.device)  # loss, correct answers and images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None
-        self.past: list[Moment] = []
+        self.past: list[TrainingProgress] = []
         self.is_complete = self.has_diverged = False
         self.is_whole = True  # False in the middle of a step, from which a run cannot resume
         if keep is not None and keep.exists():
             self._resume(keep)
 
-    def moments(self) -> Iterator[Moment]:
+    def moments(self) -> Iterator[TrainingProgress]:
         yield from list(self.past)
         device = self.data.labels.device
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -240,7 +240,7 @@ class _Run:
         self.sums += torch.stack([loss.detach().float() * len(rows), right.float(), right.new_tensor(len(rows)).float()])
         self.step += 1
 
-    def _moment(self) -> Moment:
+    def _moment(self) -> TrainingProgress:
         loss, right, count = self.sums.tolist()
         self.sums.zero_()
         if not math.isfinite(loss):
@@ -256,7 +256,7 @@ class _Run:
             if self.best is None or held_loss < self.best[0]:
                 self.waited, self.best = 0, (held_loss, _state(self.model) if self.choose else {})
         epoch = self.step / self.batches
-        return Moment(self.step, self.steps, epoch, self.seconds, loss / count, right / count, held_loss, held)
+        return TrainingProgress(self.step, self.steps, epoch, self.seconds, loss / count, right / count, held_loss, held)
 
     def end(self) -> None:
         """Leave the model ready for use; save the state of a stopped run, so that it can resume."""
@@ -300,7 +300,7 @@ class _Run:
         self.generator.set_state(state["generator"].cpu())
         self.order, self.step, self.seconds = state["order"].cpu(), state["step"], state["seconds"]
         self.sums, self.waited, self.best = state["sums"].to(self.sums.device), state["waited"], state["best"]
-        self.past = [Moment(**moment) for moment in state["past"]]
+        self.past = [TrainingProgress(**moment) for moment in state["past"]]
 
     def _about(self) -> str:
         shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}

@@ -20,7 +20,7 @@ from intrafusion.models.card import card_of
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.training.augment import augment_for
 from intrafusion.training.batchnorm import measure_norms, norms_of
-from intrafusion.training.loop import Diverged, Moment, Recipe, train
+from intrafusion.training.loop import Diverged, Recipe, TrainingProgress, train
 from intrafusion.training.lr_search import RATES, best_rate
 
 POINTS = 61
@@ -137,7 +137,7 @@ class Path:
     line: Walk
     curve: Walk
     rate: float | None
-    moments: tuple[Moment, ...]
+    moments: tuple[TrainingProgress, ...]
     norms: int
     seen: int
     count: int
@@ -213,7 +213,7 @@ class _Lesson:
         """The images on which norms are measured; None for a network without norms."""
         return self.data.subset(_MEASURED, self.recipe.seed) if norms_of(self.first) else None
 
-    def teach(self, curve: Curve, rate: float, epochs: float, looks: int) -> Iterator[Moment]:
+    def teach(self, curve: Curve, rate: float, epochs: float, looks: int) -> Iterator[TrainingProgress]:
         card, recipe = card_of(self.first), replace(self.recipe, lr=rate, epochs=epochs)
         steps = recipe.steps(len(self.data))
         return train(curve, self.data, recipe, card.mean, card.std, parameters=[curve.bends], looks=min(looks, steps))

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion import IntrafusionError, PruneSpec, registry
 from intrafusion.evaluation.latency import LatencyComparison
-from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Writing, archive, writing
+from intrafusion.reporting import FORMATS, TOLERANCE, Made, Report, Written, archive, writing
 from intrafusion.reporting.figures import latency as figures
 from intrafusion.reporting.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.runtime import stale_files
+from intrafusion.runtime.progress import Progress
 from pages.shared import links, messages, open_model, parts
 from pages.shared.links import BIND
 from pages.shared.open_model import Here
@@ -170,20 +171,21 @@ class _Shelf:
 
 
 @dataclass(frozen=True, eq=False)
-class Shelved(Writing):
+class Shelved:
     """The files written so far, in a folder that is removed when no reference to it is left."""
 
+    files: tuple[Written, ...]
     shelf: _Shelf
 
 
-def shelved(made: Made, names: Sequence[str]) -> Iterator[Shelved]:
+def shelved(made: Made, names: Sequence[str]) -> Iterator[Progress[Shelved]]:
     """Write the formats into a new temporary folder, yielding progress after each step."""
     shelf = _Shelf()
     for told in writing(made, shelf.path, names):
-        yield Shelved(**vars(told), shelf=shelf)
+        yield replace(told, result=Shelved(told.result, shelf))
 
 
-def show_files(report: Report | None, found: Shelved | None) -> None:
+def show_files(report: Report | None, found: Progress[Shelved] | None) -> None:
     """Draw how far each file's outputs differ from the network's, and the download buttons."""
     if report is None or found is None:
         st.caption(
@@ -191,18 +193,19 @@ def show_files(report: Report | None, found: Shelved | None) -> None:
             "and on real images. onnxruntime reads the ONNX."
         )
         return
-    if not found.files:
+    files, folder = found.result.files, found.result.shelf.path
+    if not files:
         st.caption(f"{found.doing.capitalize()}.")
         return
-    _frame(file_rows(found.files))
-    good = [one for one in found.files if one.reason is None]
+    _frame(file_rows(files))
+    good = [one for one in files if one.reason is None]
     if found.share < 1 or not good:
         return
     base = name_of(report.made.spec)
     with st.container(horizontal=True):
         st.download_button(
             "All in one archive",
-            lambda: archive(report, found.folder),
+            lambda: archive(report, folder),
             f"{base}.zip",
             "application/zip",
             type="primary",
@@ -211,7 +214,7 @@ def show_files(report: Report | None, found: Shelved | None) -> None:
             key="archive",
         )
         for file in (file for one in good for file in one.files):
-            path = found.folder / file
+            path = folder / file
             st.download_button(
                 file,
                 path.read_bytes,

@@ -18,7 +18,7 @@ from intrafusion.training.methods.runs import LabRun, run_training, runs
 from intrafusion.training.methods.sdprun import without_zeroed
 from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import Step
+from intrafusion.training.methods.task import PhaseProgress
 from intrafusion.training.model_fusion import ALIGNED
 from pages.shared import background_jobs, job_panel, messages, open_model, parts
 from pages.shared.links import BIND
@@ -137,17 +137,17 @@ _DRAWN = {
 }  # fmt: skip
 
 
-def steps_so_far(found: LabRun | None, job: Job | None) -> list[Step]:
+def steps_so_far(found: LabRun | None, job: Job | None) -> list[PhaseProgress]:
     """Return the steps of a run so far."""
     if found is not None:
         return list(found.steps)
-    return [told for told in (job.results if job else ()) if isinstance(told, Step)]
+    return [told for told in (job.results if job else ()) if isinstance(told, PhaseProgress)]
 
 
 def start_training(key: tuple, spec: TrainSpec, device: str) -> Job:
     """Train in the background. Rerun the page afterwards."""
 
-    def part(told: Step | LabRun) -> tuple[Any, float]:
+    def part(told: PhaseProgress | LabRun) -> tuple[Any, float]:
         return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
 
     total = _LOOKS * len(phases(spec))
@@ -194,7 +194,7 @@ def training_row(found: LabRun | None, job: Job | None, running: bool, begun: bo
 
 def _watch(job: Job) -> None:
     def draw() -> None:
-        last = next((told for told in reversed(job.results) if isinstance(told, Step)), None)
+        last = next((told for told in reversed(job.results) if isinstance(told, PhaseProgress)), None)
         told = f"{last.phase}, epoch {last.moment.epoch:.3g}; " if last else ""
         said = told + job_panel.words(job).partition("done, ")[2] or "computing"
         job_panel.progress_row(job, said, "cancel_training", _WIDTH)

@@ -1,16 +1,21 @@
 """Time a sensitivity study against a plain notebook-style loop, in one run.
 
-python tests/benchmarks/bench_sweep.py WEIGHTS DATA [MODEL] [--every 5]
+python tests/benchmarks/bench_sweep.py WEIGHTS DATA [MODEL] [--every 5] [--ablation ROUNDS]
 
 For each point, the loop makes a deep copy and a dependency graph, prunes, and evaluates with a DataLoader of 4 workers. It
 runs every 5th point of the study, half of them before and half after our sweeps, which run all points.
+
+--ablation: instead, run every 5th point with each of the parts that make a sweep fast switched off in turn, in ROUNDS rounds,
+and print how much processor time a study takes without the part, relative to the whole: the median of the rounds.
 """
 
 import argparse
+import contextlib
 import copy
 import statistics
 import time
 import warnings
+from unittest import mock
 
 import intrafusion as itf  # before torchvision, which it makes importable
 
@@ -22,12 +27,20 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from intrafusion.evaluation import incremental
+from intrafusion.models.fx import partition
 from intrafusion.pruning.pruner import prune_groups
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import sweep
+
+PARTS = {  # parts that make a sweep fast: where each is looked up, and what does the same without it
+    "screening": (incremental.Meter, "_screening_twin", lambda meter: None),
+    "output mixing": (incremental, "remixed", lambda dense, network, names: (network, frozenset())),
+    "fused ReLU": (partition, "join_relus", lambda graph, model: None),
+}
 
 
 class Images(Dataset):
@@ -67,6 +80,26 @@ def ours(specs: list[PruneSpec], arguments: argparse.Namespace, **options: objec
     return found, time.perf_counter() - start
 
 
+def ablation(specs: list[PruneSpec], arguments: argparse.Namespace) -> None:
+    """Print the processor time of a study without each of `PARTS`, relative to the time with all of them."""
+    times: dict[str, list[float]] = {name: [] for name in ("nothing", *PARTS)}
+    for _ in range(arguments.ablation):
+        for name, seconds in times.items():
+            session = opened(arguments)
+            with contextlib.ExitStack() as stack:
+                if name in PARTS:
+                    owner, attribute, replacement = PARTS[name]
+                    stack.enter_context(mock.patch.object(owner, attribute, replacement))
+                start = time.process_time()
+                for _ in sweep(specs, session):
+                    pass
+                seconds.append(time.process_time() - start)
+                print(f"without {name}: {seconds[-1]:.1f} s of processor time", flush=True)
+    for name in PARTS:
+        ratios = [without / whole for without, whole in zip(times[name], times["nothing"], strict=True)]
+        print(f"without {name}: {statistics.median(ratios):.3f} times the time ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
 def opened(arguments: argparse.Namespace) -> Session:
     model = arguments.model
     return open_session(PruneSpec(model=model, dataset="cifar10", weights=arguments.weights, data_path=arguments.data))
@@ -90,6 +123,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("model", nargs="?", default="cifar10-resnet20")
     parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--ablation", type=int, default=0, metavar="ROUNDS")
     arguments = parser.parse_args()
     session = opened(arguments)
     names = tuple(group.name for group in session.groups if group.reason is None)
@@ -98,6 +132,9 @@ def main() -> None:
     )
     axes = {"groups": names, "sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "merge": ("drop", "fusion")}
     specs = Study("session", base, axes).specs(session.groups)
+    if arguments.ablation:
+        ablation(specs[:: arguments.every], arguments)
+        return
     images = Images(session.images().subset(bench_spec.limit, 0), session.card)
     sample = specs[:: arguments.every]
     print(f"{len(specs)} points, {len(images):,} images, {torch.get_num_threads()} threads")

@@ -64,8 +64,8 @@ def test_so_are_points_and_sweeps(some):
 def test_so_are_exports_and_the_answers_that_pruning_changes(some):
     network, data, _ = some
     *_, last = making(SPEC, session_of(network, data))
-    assert last.made.result.count == 60
-    assert last.made.note == "60 of 90 images have labels; accuracies are of these"
+    assert last.result.result.count == 60
+    assert last.result.note == "60 of 90 images have labels; accuracies are of these"
     assert int(Solutions(SPEC, session_of(network, data)).images.labels.min()) >= 0
 
 

@@ -99,8 +99,8 @@ def test_exports_are_in_float32_and_say_so(other, tmp_path, capsys):
     *_, last = export(SPEC, session, tmp_path / "out", speed=False)
     kind = str(kind_of(model)).removeprefix("torch.")
     assert f"written in float32; its accuracy was measured in its own {kind}" in capsys.readouterr().err
-    assert [one.reason for one in last.exported.files if one.format == "torch.export"] == [None]
-    assert kind_of(last.exported.made.network) == torch.float32
+    assert [one.reason for one in last.result.files if one.format == "torch.export"] == [None]
+    assert kind_of(last.result.made.network) == torch.float32
 
 
 def test_speed_and_size(other):

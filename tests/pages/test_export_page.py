@@ -76,8 +76,8 @@ def test_files_are_verified_and_offered_and_speed_is_told(jobs, capsys):
 def test_the_shelf_goes_with_what_holds_it(jobs, tmp_path):
     (made,) = _making()
     *_, found = export.shelved(made, ["safetensors"])
-    folder = found.folder
-    report = export.Report(made, found.files)
+    folder = found.result.shelf.path
+    report = export.Report(made, found.result.files)
     packed = zipfile.ZipFile(io.BytesIO(archive(report, folder)))
     (tmp_path / "model.safetensors").write_bytes(packed.read("model.safetensors"))
     (tmp_path / "model.json").write_bytes(packed.read("model.json"))
@@ -92,7 +92,7 @@ def _making():
     from intrafusion.studies.session import open_session
 
     spec = itf.PruneSpec(model="digits-mlp", limit=50)
-    return (told.made for told in making(spec, open_session(spec)) if told.made)
+    return (told.result for told in making(spec, open_session(spec)) if told.result)
 
 
 def test_a_network_can_be_kept(jobs):

@@ -29,8 +29,8 @@ def make(name: str) -> Made:
     if name not in _made:
         spec = SPEC.but(model=name)
         *_, last = making(spec, open_session(spec))
-        assert last.made is not None
-        _made[name] = last.made
+        assert last.result is not None
+        _made[name] = last.result
     return _made[name]
 
 
@@ -132,7 +132,7 @@ def test_an_exporter_that_fails_is_one_line_and_the_others_go_on(monkeypatch, tm
 
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=fail))
     *_, last = export(SPEC, open_session(SPEC), tmp_path / "out", ["onnx", "safetensors"])
-    assert [one.reason for one in last.exported.files] == ["TypeError: no such operator", None]
+    assert [one.reason for one in last.result.files] == ["TypeError: no such operator", None]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "model.json", "model.safetensors", "report.html", "report.md", "spec.json",
     ]  # fmt: skip
@@ -181,16 +181,16 @@ def test_the_spec_and_the_card_say_how_to_make_it_again(tmp_path):
     again = itf.load_model("digits-mlp", weights=folder / "model.safetensors")
     *_, made = making(itf.PruneSpec.from_dict(raw), open_session(spec))
     assert all(
-        torch.equal(a, b) for a, b in zip(again.state_dict().values(), made.made.network.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), made.result.network.state_dict().values(), strict=True)
     )
-    assert all(w.after % 8 == 0 for w in last.exported.made.widths)
+    assert all(w.after % 8 == 0 for w in last.result.made.widths)
 
 
 def test_without_images_nothing_is_said_of_accuracy(tmp_path):
     spec = itf.PruneSpec(model="cifar10-resnet20", dataset="cifar10", merge="drop")
     *_, last = export(spec, open_session("cifar10-resnet20", weights="random"), tmp_path / "out", ["safetensors"])
-    assert last.exported.to_row()["accuracy"] is None
-    assert last.exported.made.card.accuracy is None
+    assert last.result.to_row()["accuracy"] is None
+    assert last.result.made.card.accuracy is None
     assert "Accuracy was not measured" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -200,7 +200,7 @@ class TestReport:
         made = make("digits-mlp")
         *_, wrote = writing(made, tmp_path, ["safetensors"])
         *_, compared = package.comparing(made, open_session("digits-mlp"), batch=2)
-        return Report(made, wrote.files, compared)
+        return Report(made, wrote.result, compared)
 
     def test_numbers_and_commands_are_in_both(self, report):
         accuracy = f"{report.made.result.accuracy:.1%}"

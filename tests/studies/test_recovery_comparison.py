@@ -24,20 +24,20 @@ from intrafusion.studies.recovery_comparison import (
 from intrafusion.studies.session import Session, open_session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
-from intrafusion.training.loop import Moment
-from intrafusion.training.recovery import Facts, image_similarity, similarity_loss
+from intrafusion.training.loop import TrainingProgress
+from intrafusion.training.recovery import TrainingCost, image_similarity, similarity_loss
 from intrafusion.training.recovery.methods import COSTLIER
 
 SPEC = itf.PruneSpec(sparsity=0.6, merge="drop", limit=200, training=300, epochs=2, rate=0.03)
-FACTS = Facts(10, 2000, 300, 0.1, 0.5)
+FACTS = TrainingCost(10, 2000, 300, 0.1, 0.5)
 
 
 def measured(right: float, **spec) -> Result:
     return made_result("conv1", 0.6, "drop", right, **spec)
 
 
-def moments(*held: float) -> tuple[Moment, ...]:
-    return tuple(Moment(n, len(held), n / 2, n * 0.5, 2.0 / n, 0.3, 1.0, h) for n, h in enumerate(held, start=1))
+def moments(*held: float) -> tuple[TrainingProgress, ...]:
+    return tuple(TrainingProgress(n, len(held), n / 2, n * 0.5, 2.0 / n, 0.3, 1.0, h) for n, h in enumerate(held, start=1))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from intrafusion.runtime.cancellation import Cancelled, stoppable
 from intrafusion.training import loop
 from intrafusion.training.augment import shift_and_flip, wobble
 from intrafusion.training.embedded_models import RECIPES, make
-from intrafusion.training.loop import Moment, Recipe, train
+from intrafusion.training.loop import Recipe, TrainingProgress, train
 
 CARD = ARCHITECTURES["digits-mlp"].card
 PICTURES = torch.randint(0, 256, (40, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -31,7 +31,7 @@ def untouched(images: Tensor, generator: torch.Generator) -> Tensor:
     return images
 
 
-def trained(data: ImageData, recipe: Recipe) -> tuple[nn.Module, list[Moment]]:
+def trained(data: ImageData, recipe: Recipe) -> tuple[nn.Module, list[TrainingProgress]]:
     torch.manual_seed(1)
     model = mlp((64, 16, 10))
     return model, list(train(model, data, recipe, CARD.mean, CARD.std))
@@ -186,7 +186,7 @@ class TestTrain:
         recipe = Recipe(epochs=3, augment=untouched, batch=16)
         options = {"held": few, "keep": tmp_path / "held.run"}
 
-        def start(**more) -> Generator[Moment, None, None]:
+        def start(**more) -> Generator[TrainingProgress, None, None]:
             torch.manual_seed(1)
             return train(mlp((64, 16, 10)), few, recipe, CARD.mean, CARD.std, **(options | more))
 
@@ -340,7 +340,7 @@ class TestMake:
         assert "\n" not in str(caught.value)
 
     def test_out_that_is_a_file_is_refused_before_the_training(self, few, tmp_path):
-        seen: list[Moment] = []
+        seen: list[TrainingProgress] = []
         (tmp_path / "file").touch()
         with pytest.raises(itf.IntrafusionError):
             make("digits-mlp", few, few, "", tmp_path / "file", seen.append, epochs=1)

@@ -67,19 +67,18 @@ class Regression:
         (self.held if self.batches % _EVERY == _EVERY - 1 else self.fit).add(x, y)
         self.batches += 1
 
-    def solve(self, start: Tensor | None = None, ridges: tuple[float, ...] = RIDGES) -> tuple[Tensor, Tensor]:
+    def solve(self, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weights (p, q) and intercept (q,), float64, regularised towards `start` (p + 1, q; zero if None).
 
-        The intercept is practically not regularised. The ridge is the one that predicts the held-out batches best;
-        with a single ridge to choose from, or no held-out batches, it is `best`.
+        The intercept is practically not regularised. The ridge is the one of RIDGES that predicts the held-out batches best;
+        without held-out batches it is `best`.
         """
         xx, xy = self.fit.xx, self.fit.xy
         assert xx is not None
         assert xy is not None
         if self.held.xx is not None and self.held.xy is not None:
-            if len(ridges) > 1:
-                errors = [self._error(_ridge(xx, xy, start, ridge)) for ridge in ridges]
-                self.best = ridges[min(range(len(errors)), key=errors.__getitem__)]
+            errors = {ridge: self._error(_ridge(xx, xy, start, ridge)) for ridge in RIDGES}
+            self.best = min(errors, key=errors.__getitem__)
             xx, xy = xx + self.held.xx, xy + self.held.xy
         found = _ridge(xx, xy, start, self.best)
         return found[:-1], found[-1]

@@ -12,13 +12,13 @@ from intrafusion.runtime.escaping import hover
 
 if TYPE_CHECKING:
     from intrafusion.training.methods.runs import LabRun
-    from intrafusion.training.methods.task import Step
+    from intrafusion.training.methods.task import PhaseProgress
 
 _SUBNETWORKS = ("aslp", "supermask", "edge-popup")
 _PARTS = ("solid", "dot", "dash", "dashdot")
 
 
-def timeline(steps: Sequence["Step"]) -> list[float]:
+def timeline(steps: Sequence["PhaseProgress"]) -> list[float]:
     """Return the position of each step on an axis of epochs, where phases follow each other and parts run in parallel.
 
     The phases of one part also follow each other. A phase outside of all parts begins where the last part ends.
@@ -36,7 +36,7 @@ def timeline(steps: Sequence["Step"]) -> list[float]:
     return found
 
 
-def learning(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
+def learning(steps: Sequence["PhaseProgress"], method: str, dark: bool = False) -> go.Figure:
     """Draw loss and accuracy against epochs for training images, held-out images and, if there are any, drawn masks."""
     colours = palette(dark)
     fig = make_subplots(1, 2, subplot_titles=("loss, nats", "accuracy, %"), horizontal_spacing=0.09)
@@ -87,7 +87,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def learned(steps: Sequence["Step"], method: str) -> str:
+def learned(steps: Sequence["PhaseProgress"], method: str) -> str:
     """Return the present accuracy and epoch as a title."""
     if not steps:
         return "Loss and accuracy while it trains"
@@ -115,7 +115,7 @@ def _label_ends(fig: go.Figure, ends: dict[str, tuple[float, float, str]]) -> No
         )
 
 
-def _divide(fig: go.Figure, steps: Sequence["Step"], at: Sequence[float], colours: Palette) -> None:
+def _divide(fig: go.Figure, steps: Sequence["PhaseProgress"], at: Sequence[float], colours: Palette) -> None:
     """Draw a line where each phase outside of parts begins, and name the phases that have no training steps."""
     seen: set[str] = set()
     for x, step in zip(at, steps, strict=True):
@@ -141,7 +141,7 @@ def _divide(fig: go.Figure, steps: Sequence["Step"], at: Sequence[float], colour
             )
 
 
-def zeros_over_time(steps: Sequence["Step"], method: str, dark: bool = False) -> go.Figure:
+def zeros_over_time(steps: Sequence["PhaseProgress"], method: str, dark: bool = False) -> go.Figure:
     """Draw the share of each layer that is zero or masked, from the first step to the last."""
     colours = palette(dark)
     rows = [step for step in steps if not step.phase.startswith("part ")] or list(steps)
@@ -169,7 +169,7 @@ def zeros_over_time(steps: Sequence["Step"], method: str, dark: bool = False) ->
     return fig
 
 
-def norms_over_time(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
+def norms_over_time(steps: Sequence["PhaseProgress"], dark: bool = False) -> go.Figure:
     """Draw the distribution of norms or masks from the first step to the last, and the threshold if there is one."""
     colours = palette(dark)
     of = steps[-1].look.of if steps else ""
@@ -211,7 +211,7 @@ def norms_over_time(steps: Sequence["Step"], dark: bool = False) -> go.Figure:
     return fig
 
 
-def _spread_title(last: "Step | None") -> str:
+def _spread_title(last: "PhaseProgress | None") -> str:
     if last is None:
         return "How norms, or masks, move"
     look = last.look

@@ -19,7 +19,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.cancellation import checkpoint, clock
 from intrafusion.runtime.shutdown import finishing
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import Step, Task
+from intrafusion.training.methods.task import PhaseProgress, Task
 
 _PACKAGE = Path(__file__).parents[3]
 
@@ -41,14 +41,14 @@ def rows_of_part(count: int, spec: TrainSpec) -> torch.Tensor:
     return torch.cat([order[fold :: spec.folds] for fold in spec.part]).sort().values if spec.part else torch.arange(count)
 
 
-def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, list[nn.Module]]:
+def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[PhaseProgress, None, list[nn.Module]]:
     """Train each spec in its own process, as many at a time as there are cores; return their networks, in order.
 
     The phases are yielded with names such as "part 1: training". Stopping stops all processes, and each saves its state. The
     time of the phase "parts" lasts until the last process is done, but at least as long as the training of the slowest part,
     which may have run earlier. Raises IntrafusionError if a process fails.
     """
-    told: queue.Queue[tuple[int, Step | str]] = queue.Queue()
+    told: queue.Queue[tuple[int, PhaseProgress | str]] = queue.Queue()
     cores = max(1, (os.cpu_count() or 1) if task.device.type == "cpu" else 1)
     threads = max(1, cores // len(specs))
     began, waiting = clock(), list(enumerate(specs))
@@ -61,8 +61,8 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
             checkpoint(idle=True)  # the other processes compute, this one waits
             with suppress(queue.Empty):
                 number, what = told.get(timeout=0.2)
-                if isinstance(what, Step):
-                    yield Step(f"part {number + 1}: {what.phase}", what.moment, what.look)
+                if isinstance(what, PhaseProgress):
+                    yield PhaseProgress(f"part {number + 1}: {what.phase}", what.moment, what.look)
                 else:
                     running.pop(number)[1].join()
                     if what:
@@ -83,7 +83,7 @@ def together(task: Task, specs: Sequence[TrainSpec]) -> Generator[Step, None, li
 
 
 def _started(
-    number: int, spec: TrainSpec, device: torch.device, threads: int, told: "queue.Queue[tuple[int, Step | str]]"
+    number: int, spec: TrainSpec, device: torch.device, threads: int, told: "queue.Queue[tuple[int, PhaseProgress | str]]"
 ) -> tuple[subprocess.Popen, threading.Thread]:
     """Start the process of one member and a thread that reads its output; return both.
 
@@ -108,7 +108,7 @@ def _started(
             for line in process.stdout:  # type: ignore[union-attr]
                 raw = json.loads(line)
                 if "moment" in raw:
-                    told.put((number, Step.from_dict(raw)))
+                    told.put((number, PhaseProgress.from_dict(raw)))
             heard.join()
         reason = last[0].strip() if last else "it ended early"
         told.put((number, reason.removeprefix("error: ") if process.returncode else ""))

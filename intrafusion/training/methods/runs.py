@@ -27,7 +27,7 @@ from intrafusion.training.methods import split_data as _trainers  # noqa: F401  
 from intrafusion.training.methods.parallel import rows_of_part
 from intrafusion.training.methods.sdprun import without_zeroed
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import Step, Task, layer_weights
+from intrafusion.training.methods.task import PhaseProgress, Task, layer_weights
 from intrafusion.training.recovery.finetune import hold_out
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class LabRun:
     """
 
     spec: TrainSpec
-    steps: tuple[Step, ...]
+    steps: tuple[PhaseProgress, ...]
     outcome: Outcome
     path: Path
     older: bool = False
@@ -76,7 +76,7 @@ class LabRun:
         return model
 
 
-def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[Step | LabRun]:
+def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[PhaseProgress | LabRun]:
     """Train as `spec` says; yield each step, and at the end the run. The steps of an earlier run are yielded at once.
 
     A stopped run resumes at the next call. Raises IntrafusionError if images are missing, the disk is full, or the training
@@ -98,8 +98,8 @@ def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterato
     except OSError as error:
         raise IntrafusionError(f"could not write {folder}: {one_line(error)}") from error
     task = Task(spec, card, learned, held, folder, {}, run_training)
-    steps: list[Step] = []
-    training: Generator[Step, None, nn.Module] = TRAINERS[spec.method](task)
+    steps: list[PhaseProgress] = []
+    training: Generator[PhaseProgress, None, nn.Module] = TRAINERS[spec.method](task)
     try:
         while True:
             try:
@@ -151,7 +151,7 @@ def _fingerprint(spec: TrainSpec, changed: int) -> str:
     return of_images(_images(spec, "cpu"))
 
 
-def _finish(task: Task, model: nn.Module, steps: list[Step], path: Path) -> LabRun:
+def _finish(task: Task, model: nn.Module, steps: list[PhaseProgress], path: Path) -> LabRun:
     """Evaluate the network on the test images, and save the run."""
     spec, device = task.spec, task.device
     model = model.eval().requires_grad_(False)
@@ -207,7 +207,7 @@ def _read(path: Path) -> LabRun:
     try:
         details = saved_card(path, ModelCard("", (0.0,), (1.0,), (1, 1, 1), 1, "own")).details
         outcome = Outcome(**details["outcome"] | {"interval": tuple(details["outcome"]["interval"])})
-        steps, older = tuple(Step.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
+        steps, older = tuple(PhaseProgress.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
         return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntrafusionError(f"{path} is no run of the lab: {one_line(error)}") from error

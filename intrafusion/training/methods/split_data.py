@@ -13,7 +13,7 @@ from intrafusion.pruning.pruner import cut
 from intrafusion.training.batchnorm import norms_of
 from intrafusion.training.methods.parallel import parts_of, together
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import MEASURED, Step, Task, filters, layer_weights
+from intrafusion.training.methods.task import MEASURED, PhaseProgress, Task, filters, layer_weights
 from intrafusion.training.methods.trainers import Telling
 from intrafusion.training.model_fusion import fuse_models
 from intrafusion.training.recovery.batchnorm import absorb_norms, balance, insert_norms
@@ -69,7 +69,7 @@ def paf(task: Task) -> Telling:
 def _trained(task: Task, spec: TrainSpec) -> Telling:
     """Return the network of another run of the lab, which is trained only if it does not exist yet; yield its steps."""
     for told in task.run(spec, task.device):
-        if not isinstance(told, Step):
+        if not isinstance(told, PhaseProgress):
             task.seconds.update(told.outcome.seconds)
             return told.model.to(task.device)
         yield told
@@ -105,7 +105,7 @@ def _prune_in_rounds(task: Task, model: nn.Module) -> Telling:
     return model
 
 
-def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[Step, None, None]:
+def _tuned(task: Task, phase: str, model: nn.Module) -> Generator[PhaseProgress, None, None]:
     """Fine-tune a network in place; if the architecture has BatchNorm, put one behind every layer but the last meanwhile."""
     if task.spec.tune == 0:
         return

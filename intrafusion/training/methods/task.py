@@ -21,7 +21,7 @@ from intrafusion.runtime.shutdown import finishing
 from intrafusion.training.augment import augment_for
 from intrafusion.training.batchnorm import measure_norms
 from intrafusion.training.checkpoint import load, save
-from intrafusion.training.loop import Loss, Moment, Recipe, judged, train
+from intrafusion.training.loop import Loss, Recipe, TrainingProgress, judged, train
 from intrafusion.training.methods.spec import TrainSpec
 
 _log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Step:
+class PhaseProgress:
     """A moment of one phase of a run."""
 
     phase: str
-    moment: Moment
+    moment: TrainingProgress
     look: Look
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Step:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "Step":
+    def from_dict(cls, raw: dict[str, Any]) -> "PhaseProgress":
         look: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in raw["look"].items()}
-        return cls(raw["phase"], Moment(**raw["moment"]), Look(**look))
+        return cls(raw["phase"], TrainingProgress(**raw["moment"]), Look(**look))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +117,17 @@ class Task:
         loss: Loss | None = None,
         look: Callable[[nn.Module], Look] | None = None,
         settle: Callable[[nn.Module], object] | None = None,
-    ) -> Iterator[Step]:
+    ) -> Iterator[PhaseProgress]:
         """Train a network in place and yield its steps. A finished phase is not trained again, and a stopped one resumes."""
         name = phase.replace(" ", "-")
         done, run, looks = (self.folder / f"{name}.{kind}" for kind in ("done", "run", "looks"))
-        steps: list[Step] = []
+        steps: list[PhaseProgress] = []
         for kept in (done, run):
             _drop_damaged(kept)
         if done.exists():
             state = load(done)
             model.load_state_dict(state["model"])
-            steps = [Step.from_dict(raw) for raw in json.loads(state["steps"])]
+            steps = [PhaseProgress.from_dict(raw) for raw in json.loads(state["steps"])]
             yield from steps
             self.seconds[phase] = steps[-1].moment.seconds
             return
@@ -150,7 +150,7 @@ class Task:
             for moment in moments:
                 past = next((step.look for step in seen if step.moment.step == moment.step), None)
                 found = past or (look or filters)(model)
-                steps.append(Step(phase, moment, found))
+                steps.append(PhaseProgress(phase, moment, found))
                 self.seconds[phase] = moment.seconds
                 yield steps[-1]
         finally:
@@ -166,10 +166,10 @@ class Task:
         """Measure the statistics of every BatchNorm again, in place, on training images."""
         measure_norms(model, (images for images, _ in normalised(model, self.learned.subset(MEASURED, self.spec.seed))))
 
-    def untaught(self, phase: str, model: nn.Module) -> Step:
+    def untaught(self, phase: str, model: nn.Module) -> PhaseProgress:
         """Return a step for a network before more training; its held-out loss and accuracy also stand for the training ones."""
         loss, right = judged(model, self.held, self.card.mean, self.card.std)
-        return Step(phase, Moment(0, 0, 0.0, 0.0, loss, right, loss, right), filters(model))
+        return PhaseProgress(phase, TrainingProgress(0, 0, 0.0, 0.0, loss, right, loss, right), filters(model))
 
 
 def _drop_damaged(path: Path) -> None:
@@ -182,10 +182,10 @@ def _drop_damaged(path: Path) -> None:
         remove_path(path)
 
 
-def _steps_in(path: Path) -> list[Step]:
+def _steps_in(path: Path) -> list[PhaseProgress]:
     """Return the steps in a file; an empty list if it is missing or damaged."""
     try:
-        return [Step.from_dict(raw) for raw in json.loads(path.read_text())]
+        return [PhaseProgress.from_dict(raw) for raw in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 

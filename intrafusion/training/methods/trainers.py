@@ -18,9 +18,9 @@ from intrafusion.training.loop import SCHEDULES, Recipe
 from intrafusion.training.methods.masks import Mask, finalise, mask, masks, what_learns
 from intrafusion.training.methods.sdprun import Channels, GroupLasso, SDprun, channels_of
 from intrafusion.training.methods.smooth import penalty, truncate
-from intrafusion.training.methods.task import MEASURED, Look, Step, Task, histogram, layer_weights, zeros
+from intrafusion.training.methods.task import MEASURED, Look, PhaseProgress, Task, histogram, layer_weights, zeros
 
-Telling = Generator[Step, None, nn.Module]
+Telling = Generator[PhaseProgress, None, nn.Module]
 _LI, _RUNKEL = "Li et al., arXiv 2107.05328", "Runkel et al., arXiv 2505.24469"
 _FROZEN = (
     "the rate makes one cycle and the last masks count (authors: a constant rate, the masks best on held-out images); biases "

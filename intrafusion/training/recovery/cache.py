@@ -13,9 +13,9 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import in_eval
 from intrafusion.pruning.pruner import Pruned
 from intrafusion.training.checkpoint import load, save
-from intrafusion.training.loop import Moment
+from intrafusion.training.loop import TrainingProgress
 from intrafusion.training.recovery.methods import RECOVERIES
-from intrafusion.training.recovery.settings import Case, Facts, RecoveryOptions
+from intrafusion.training.recovery.settings import Case, RecoveryOptions, TrainingCost
 
 _DEFAULT = RecoveryOptions()
 _log = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class Kept(NamedTuple):
     """A cached recovery: its cost, its training progress, and `state`, the recovered network's tensors by name."""
 
-    facts: Facts
-    moments: tuple[Moment, ...]
+    facts: TrainingCost
+    moments: tuple[TrainingProgress, ...]
     state: dict[str, torch.Tensor]
 
 
@@ -35,7 +35,7 @@ def recover(
     data: ImageData | None,
     how: RecoveryOptions = _DEFAULT,
     keep: Path | None = None,
-    report: Callable[[Facts | Moment], object] = lambda told: None,
+    report: Callable[[TrainingCost | TrainingProgress], object] = lambda told: None,
 ) -> None:
     """Recover a pruned network in place.
 
@@ -52,7 +52,7 @@ def recover(
     keep : Path, optional
         File that caches the result of training, see `recovering`.
     report : callable
-        Called with the cost (`Facts`) and with each `Moment` of training.
+        Called with the cost (`TrainingCost`) and with each `TrainingProgress` of training.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def recovering(
     how: RecoveryOptions = _DEFAULT,
     keep: Path | None = None,
     stopped: Path | None = None,
-) -> Iterator[Facts | Moment]:
+) -> Iterator[TrainingCost | TrainingProgress]:
     """Recover a pruned network in place, and yield the cost and progress of training.
 
     Methods that do not train yield nothing. The network is in eval mode in the meantime, and gets its own mode back afterwards.
@@ -96,8 +96,8 @@ def recovering(
 
     Returns
     -------
-    iterator of Facts or Moment
-        The cost (`Facts`), then each `Moment` of training. A run that diverges starts again, with a new cost.
+    iterator of TrainingCost or TrainingProgress
+        The cost (`TrainingCost`), then each `TrainingProgress` of training. A run that diverges starts again, with a new cost.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def recovering(
 
 def _recovering(
     pruned: Pruned, name: str, data: ImageData | None, how: RecoveryOptions, keep: Path | None, stopped: Path | None
-) -> Iterator[Facts | Moment]:
+) -> Iterator[TrainingCost | TrainingProgress]:
     found = None if keep is None else read_recovery(keep)
     if found is not None:
         yield found.facts
@@ -118,9 +118,9 @@ def _recovering(
         pruned.small.load_state_dict(found.state)
         return
     stopped = stopped or (None if keep is None else keep.with_suffix(".run"))
-    facts, moments = None, []  # type: Facts | None, list[Moment]
+    facts, moments = None, []  # type: TrainingCost | None, list[TrainingProgress]
     for told in RECOVERIES[name](Case(pruned, data, how, stopped)) or ():
-        if isinstance(told, Facts):
+        if isinstance(told, TrainingCost):
             facts, moments = told, []
         else:
             moments.append(told)
@@ -138,4 +138,4 @@ def read_recovery(path: Path) -> Kept | None:
     if not path.exists():
         return None
     state = load(path)
-    return Kept(Facts(**state["facts"]), tuple(Moment(**m) for m in state["moments"]), state["state"])
+    return Kept(TrainingCost(**state["facts"]), tuple(TrainingProgress(**m) for m in state["moments"]), state["state"])

@@ -25,11 +25,11 @@ from intrafusion.pruning.merge import reset_norms
 from intrafusion.runtime.cancellation import clock
 from intrafusion.training.augment import augment_for
 from intrafusion.training.checkpoint import stopped_rate
-from intrafusion.training.loop import Diverged, Loss, Moment, Recipe, judged, train
+from intrafusion.training.loop import Diverged, Loss, Recipe, TrainingProgress, judged, train
 from intrafusion.training.lr_search import RATES, best_rate
 from intrafusion.training.recovery.batchnorm import absorb_norms, insert_norms
 from intrafusion.training.recovery.distillation import distillation_loss, similarity_loss, stages, watching
-from intrafusion.training.recovery.settings import Case, Facts
+from intrafusion.training.recovery.settings import Case, TrainingCost
 
 _HELD_SHARE, _HELD_MOST = 0.1, 1000  # of the training images: share and maximum number held out
 _PROBE = 8, 30  # bounds on the steps of a learning rate test, an eighth of the run's
@@ -61,7 +61,7 @@ class TrainedRecovery:
 _PLAIN = TrainedRecovery()
 
 
-def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[Facts | Moment]:
+def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[TrainingCost | TrainingProgress]:
     """Train the case's small network in place, and yield its cost, then its progress.
 
     Training is in float32; the values of a network in another precision are rounded to it afterwards.
@@ -77,7 +77,7 @@ def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[Facts | Mo
     tuning = clock() - began
     while True:
         network, learning = lesson.pupil()
-        yield Facts(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)
+        yield TrainingCost(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)
         try:
             yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
             break
@@ -122,7 +122,7 @@ class _Lesson:
 
     def teach(
         self, network: nn.Module, learning: list[nn.Parameter], recipe: Recipe, looks: int, case: Case | None = None
-    ) -> Iterator[Moment]:
+    ) -> Iterator[TrainingProgress]:
         """Train a pupil; with a case, training evaluates held-out images and can be stopped and resumed."""
         with self._loss(network) as loss:
             yield from train(

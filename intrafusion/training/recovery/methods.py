@@ -11,13 +11,13 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import card_of
 from intrafusion.pruning.merge import repair, reset_norms
 from intrafusion.pruning.merge.matrix_product import inputs_of
-from intrafusion.training.loop import Moment
+from intrafusion.training.loop import TrainingProgress
 from intrafusion.training.recovery.finetune import TrainedRecovery, retrain
 from intrafusion.training.recovery.lora import add_low_rank, merge_low_rank
 from intrafusion.training.recovery.overparam import contract, expand
-from intrafusion.training.recovery.settings import Case, Facts
+from intrafusion.training.recovery.settings import Case, TrainingCost
 
-Telling = Iterator[Facts | Moment]
+Telling = Iterator[TrainingCost | TrainingProgress]
 Choose = Callable[[nn.Module], list[nn.Parameter]]  # returns the parameters to train
 _PERP = "Zimmer et al., arXiv 2312.15230"
 _OVER = "Qian et al., arXiv 2204.11444"

@@ -31,7 +31,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Facts:
+class TrainingCost:
     """Cost of a recovery that trains.
 
     trainable: number of trained parameters. memory: bytes that training holds: weights, gradients, momentum, values of one

@@ -160,7 +160,7 @@ class TestRegression:
         ours = Regression()
         for part in range(4):
             ours.add(x[part * 50 : part * 50 + 50], y[part * 50 : part * 50 + 50])
-        weights, intercept = ours.solve(ridges=(ours.best,))
+        weights, intercept = ours.solve()
         strength = ours.best * float(x.square().sum(0).mean())
         theirs = Ridge(strength).fit(x.numpy(), y.numpy())
         torch.testing.assert_close(weights.T, torch.from_numpy(theirs.coef_).double(), rtol=1e-3, atol=1e-4)

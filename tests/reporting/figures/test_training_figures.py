@@ -6,15 +6,17 @@ import pytest
 from figure_reading import check_both_themes, title, traces
 
 from intrafusion.reporting.figures.training import learning, norms_over_time, runs_side_by_side, timeline, zeros_over_time
-from intrafusion.training.loop import Moment
+from intrafusion.training.loop import TrainingProgress
 from intrafusion.training.methods.runs import LabRun, Outcome
 from intrafusion.training.methods.spec import TrainSpec
-from intrafusion.training.methods.task import Look, Step
+from intrafusion.training.methods.task import Look, PhaseProgress
 
 
-def step(phase: str, epoch: float, zero: float = 0.0, sampled: float | None = None, steps: int = 10) -> Step:
+def step(phase: str, epoch: float, zero: float = 0.0, sampled: float | None = None, steps: int = 10) -> PhaseProgress:
     look = Look({"a": zero, "b": 0.0}, "norm of a channel", (0.0, 1.0, 2.0), (3, 1), 0.5 + epoch / 10, sampled)
-    return Step(phase, Moment(int(epoch * 5), steps, epoch, epoch, 1.0 / (1 + epoch), 0.6, 0.5, 0.7 + epoch / 100), look)
+    return PhaseProgress(
+        phase, TrainingProgress(int(epoch * 5), steps, epoch, epoch, 1.0 / (1 + epoch), 0.6, 0.5, 0.7 + epoch / 100), look
+    )
 
 
 ALONE = [step("training", epoch, epoch / 4, 0.5) for epoch in (0.5, 1.0, 2.0)]

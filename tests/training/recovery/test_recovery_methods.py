@@ -13,8 +13,8 @@ from intrafusion._registry import RECOVERIES
 from intrafusion.pruning.merge import Fit, repair
 from intrafusion.pruning.pruner import cut
 from intrafusion.studies.session import Session, merged, open_session, recovery
-from intrafusion.training.loop import Moment, _Run
-from intrafusion.training.recovery import Facts, RecoveryOptions, recover, recovering
+from intrafusion.training.loop import TrainingProgress, _Run
+from intrafusion.training.recovery import RecoveryOptions, TrainingCost, recover, recovering
 from intrafusion.training.recovery.cache import read_recovery
 from intrafusion.training.recovery.finetune import hold_out
 
@@ -47,12 +47,12 @@ def test_recovers_a_network_with_norms(name, session):
     assert not made.small.training
     if name in TRAINS:
         facts, *moments = told
-        assert isinstance(facts, Facts)
+        assert isinstance(facts, TrainingCost)
         assert facts.trainable > 0
         assert facts.macs > 3 * 1e5
         assert facts.memory > 4 * facts.trainable
         assert moments[-1].step == moments[-1].steps == 9
-        assert all(isinstance(moment, Moment) for moment in moments)
+        assert all(isinstance(moment, TrainingProgress) for moment in moments)
         assert moments[-1].held > 0.3
     else:
         assert told == []
@@ -198,7 +198,7 @@ class TestTraining:
         file = tmp_path / "kept.pt"
         made = merged(SPEC, session)
         told = list(recovering(made, "finetune", session.training(SPEC), RecoveryOptions(epochs=3), file))
-        rates = [one.rate for one in told if isinstance(one, Facts)]
+        rates = [one.rate for one in told if isinstance(one, TrainingCost)]
         assert rates == pytest.approx([1e6 / 10 ** (n / 2) for n in range(len(rates))])
         assert len(rates) > 1
         kept = read_recovery(file)
@@ -223,7 +223,7 @@ class TestTraining:
     def test_report_hears_everything(self, session):
         heard: list = []
         recover(merged(SPEC, session), "perp", session.training(SPEC), RecoveryOptions(epochs=1, rate=0.1), report=heard.append)
-        assert [type(one) for one in heard] == [Facts] + [Moment] * (len(heard) - 1)
+        assert [type(one) for one in heard] == [TrainingCost] + [TrainingProgress] * (len(heard) - 1)
 
     def test_nothing_of_a_run_stays_in_memory(self, session):
         def tensors() -> int:
