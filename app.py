@@ -24,16 +24,16 @@ def look() -> None:
 
     # importing torch takes seconds, once per server: draw the navigation and the greeting before it
     from intrafusion import IntrafusionError
-    from pages.shared import app_state, job_queue, messages
+    from pages.shared import background_jobs, job_queue, messages, sidebar
 
     controls = st.sidebar.container()
-    app_state.arrive()
-    job_queue.show()  # below the controls, but before the page runs, since the page may stop early
+    background_jobs.arrive()
+    job_queue.show_queue()  # below the controls, but before the page runs, since the page may stop early
     try:
         with links.noticed(page.title, notice):
-            st.session_state.here = app_state.choose(controls)
+            st.session_state.here = sidebar.choose(controls)
             run(page)
-        app_state.warm()
+        server.import_slow_libraries()
     except IntrafusionError as error:
         messages.error(error)
 

@@ -8,13 +8,13 @@ from intrafusion.pruning.importance import needs_images
 from intrafusion.reporting.figures.curves import curves
 from intrafusion.reporting.snippets import curve_line, curve_snippet
 from intrafusion.studies.sweeps import grid
-from pages.shared import app_state, parts, studying, transport_controls
+from pages.shared import links, open_model, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 _CHEAP = 5e10  # multiply-accumulates that a laptop does in about two seconds: cheaper curves are drawn automatically
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Accuracy after channels are removed, without fine-tuning. The fused and the dropped network keep the same channels and are "
     "measured on the same images."
@@ -23,7 +23,7 @@ st.markdown(
 columns = st.columns([2.6, 2, 1.6, 2.8])
 with columns[0]:
     scope = (
-        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=app_state.BIND)
+        st.segmented_control("Prune", ["all groups", "this group"], default="all groups", key="scope", bind=links.BIND)
         or "all groups"
     )
     limit_name = st.selectbox(
@@ -31,15 +31,13 @@ with columns[0]:
         ["500", "2000", "10000", "all"],
         index=1,
         key="limit",
-        bind=app_state.BIND,
+        bind=links.BIND,
         help="More images give narrower 95 % bands.",
     )
-merges = columns[1].multiselect(
-    "Merges", list(registry("merge")), default=["drop", "fusion"], key="merges", bind=app_state.BIND
-)
-criteria = columns[2].multiselect("Criteria", list(registry("criterion")), default=["l1"], key="criteria", bind=app_state.BIND)
+merges = columns[1].multiselect("Merges", list(registry("merge")), default=["drop", "fusion"], key="merges", bind=links.BIND)
+criteria = columns[2].multiselect("Criteria", list(registry("criterion")), default=["l1"], key="criteria", bind=links.BIND)
 percents = columns[3].multiselect(
-    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=app_state.BIND
+    "Sparsities, %", list(range(0, 100, 5)), default=list(range(10, 100, 10)), key="sparsities", bind=links.BIND
 )
 if not (merges and criteria and percents):
     st.info("Choose at least one merge, one criterion and one sparsity.")
@@ -53,9 +51,9 @@ sparsities = [percent / 100 for percent in sorted(percents)]
 base: PruneSpec = here.spec.but(limit=limit, groups="all" if scope == "all groups" else here.spec.groups, **chosen)
 specs = grid(base, sparsity=sparsities, criterion=criteria, merge=merges)
 
-session = app_state.measuring(here, limit)
+session = open_model.measuring(here, limit)
 looking = [spec for spec in specs if needs_images(spec)]
-if session is None or (looking and not app_state.can_see(here, looking[0])):
+if session is None or (looking and not open_model.can_see(here, looking[0])):
     raise Enough
 store = studying.store()
 state = studying.state(("curve", here.key(), base, tuple(specs)), specs, session, store)
@@ -64,13 +62,13 @@ count = len(session.images()) if limit is None else min(limit, len(session.image
 cheap = session.size.macs * count * len(specs) < _CHEAP and not looking  # the cost of criteria that use images varies widely
 asked = studying.run_row(state.label or "Compute curves", None, state.settled, state, count)
 if asked or (state.job is None and cheap and not state.settled):
-    studying.start(state.key, specs, session, store, f"curve of {base.model}")
+    studying.start_study(state.key, specs, session, store, f"curve of {base.model}")
     st.rerun()
 
 results = list(state.known.values())
 widest = max(results, key=lambda result: result.count, default=None)
 dense = widest and (widest.dense_accuracy, widest.dense_interval)
-parts.chart(curves(results, sparsities, dense, app_state.is_dark()), "curves")
+parts.chart(curves(results, sparsities, dense, parts.is_dark()), "curves")
 if not results and state.job is None:
     st.caption("Press *Compute curves* to start.")
 table = pd.DataFrame([result.to_row() for result in results])

@@ -19,7 +19,7 @@ with right:
 if words:
     documents.found(words)
 
-documents.show(name, docs.section(name, title) if title else docs.document(name))
+documents.show_document(name, docs.section(name, title) if title else docs.document(name))
 known = docs.headings(name)
 parts.take_away(
     "docs",

@@ -6,12 +6,13 @@ import streamlit as st
 from intrafusion import IntrafusionError, PruneSpec
 from intrafusion.reporting import FORMATS, Report, comparing, making
 from intrafusion.reporting.snippets import prune_line, prune_snippet
+from intrafusion.studies.relevant_fields import trains
 from pages.panels import export, recovery
-from pages.shared import app_state, job_panel, messages, parts, transport_controls
+from pages.shared import job_panel, messages, open_model, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Prune a network, **time** it against the dense network on this machine, and **export** it in standard formats. Every file "
     "is read back, and its logits are compared with the network's."
@@ -21,14 +22,14 @@ try:
 except IntrafusionError as error:
     messages.warning(error)
     raise Enough from error
-if recovery.trains(spec):
+if trains(spec):
     with st.expander("Training", icon=":material/tune:"):
         spec = spec.but(**recovery.training_controls())
 with st.expander("Transport options", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs(merges=[spec.merge]))
-measuring = app_state.measuring(here, spec.limit)
+measuring = open_model.measuring(here, spec.limit)
 session = here.session if measuring is None else measuring
-if not app_state.can_see(here, spec):
+if not open_model.can_see(here, spec):
     raise Enough
 if measuring is None:
     st.caption("Without images, the network can be pruned, timed and exported, but its accuracy is not measured.")
@@ -60,7 +61,7 @@ export.show_files(report, written)
 if made and formats:
     with top:
         job_panel.board((network, speed, files))
-export.keeping(made)
+export.keep_network_form(made)
 timed = complete is not None
 parts.take_away(
     "export",

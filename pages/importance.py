@@ -3,7 +3,7 @@
 import streamlit as st
 
 from intrafusion import PruneSpec, registry
-from intrafusion.evaluation.attribution import reader, top_images
+from intrafusion.evaluation.attribution import first_reader, top_images
 from intrafusion.pruning.agreement import compare_criteria
 from intrafusion.reporting.figures.agreement import agreement_matrix
 from intrafusion.reporting.figures.importance import criteria_side_by_side, importance_bars, label_width
@@ -11,13 +11,13 @@ from intrafusion.reporting.snippets import scores_line, scores_snippet
 from intrafusion.runtime import escaping as text
 from intrafusion.runtime.access import public
 from pages.panels import importance, response
-from pages.shared import app_state, parts
+from pages.shared import links, open_model, parts
 from pages.shared.navigation import enter_app
 
 _MOST = 8  # most images shown
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "A criterion scores the importance of every channel, and the channels with the lowest scores are removed. Criteria measure "
     "different things and rarely keep the same channels."
@@ -27,7 +27,7 @@ st.page_link("pages/learn.py", label="New to this? See the method on six neurons
 columns = st.columns([2, 3, 2])
 with columns[0]:
     criterion = parts.criterion_control()
-    importance.about(criterion)
+    importance.criterion_about(criterion)
 with columns[1]:
     sparsity = parts.sparsity_control()
     compared = st.multiselect(
@@ -35,20 +35,18 @@ with columns[1]:
         list(registry("criterion")),
         default=importance.default_criteria(here.spec.dataset),
         key="compare",
-        bind=app_state.BIND,
+        bind=links.BIND,
         wrap=True,
         help="Any number of criteria, compared on this group.",
     )
 with columns[2]:
-    order = st.segmented_control(
-        "Order", ["by rank", "by channel"], default="by rank", key="order", bind=app_state.BIND, wrap=True
-    )
+    order = st.segmented_control("Order", ["by rank", "by channel"], default="by rank", key="order", bind=links.BIND, wrap=True)
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity)
 criteria = list(dict.fromkeys([criterion, *compared]))
 looking = spec.but(cost="activations")  # a spec that needs the calibration images, whatever the criterion
 sees = None
 if any(registry("criterion")[name].needs != "nothing" for name in criteria):
-    sees = app_state.can_see(here, looking)
+    sees = open_model.can_see(here, looking)
 scores, failed, waiting = importance.scored(here, spec, criteria, bool(sees))
 if criterion not in scores:
     scores = scores or importance.scored(here, spec, ["l1"], False)[0]
@@ -61,7 +59,7 @@ with columns[2]:
     channel = parts.channel_control(here.group.size, int(comparison.scores[0].argmin()))
 
 by_rank, left, stays = order != "by channel", label_width(criteria), comparison.kept[0].nonzero()[0]
-bars = importance_bars(comparison.scores[0], stays, spec.criterion, by_rank, channel, app_state.is_dark(), left)
+bars = importance_bars(comparison.scores[0], stays, spec.criterion, by_rank, channel, parts.is_dark(), left)
 parts.chart(bars, "importance", on_channel=True)
 if len(here.group.block.unique()) > 1:
     st.caption(
@@ -75,7 +73,7 @@ cells = st.segmented_control(
     ["ranks", "scores"],
     default="ranks",
     key="cells",
-    bind=app_state.BIND,
+    bind=links.BIND,
     help="ranks: the position of each channel in the order of the scores. scores: relative to the criterion's largest score.",
 )
 parts.chart(
@@ -85,7 +83,7 @@ parts.chart(
         cells or "ranks",
         by_rank,
         channel,
-        app_state.is_dark(),
+        parts.is_dark(),
     ),
     "criteria",
     on_channel=True,
@@ -102,7 +100,7 @@ if len(comparison.names) > 1:
     few = len(criteria) <= 8
     with st.container(horizontal=True, gap="medium"):
         with st.container(width=580 if few else 900):
-            parts.chart(agreement_matrix(comparison, 540 if few else 780, app_state.is_dark()), "agreement")
+            parts.chart(agreement_matrix(comparison, 540 if few else 780, parts.is_dark()), "agreement")
         with st.container(width=300 if few else "stretch"):
             importance.how_to_read(comparison)
     st.dataframe(importance.agreement_table(comparison, scores), hide_index=True)
@@ -118,14 +116,14 @@ parts.channel_story(here, plan, values, channel)
 
 st.subheader("Images that activate it")
 if sees is None:
-    sees = app_state.can_see(here, looking)
+    sees = open_model.can_see(here, looking)
 elif not sees:
     st.caption("The calibration images are missing; see the note above.")
 data = here.session.calibration(looking) if sees else None
 activations = response.channel_activations(here, data) if data is not None else None
 if data is not None and activations is not None:
     active = activations[:, channel]
-    st.markdown(response.in_words(activations, channel, data, reader(here.group, channel).name))
+    st.markdown(response.describe_activation(activations, channel, data, first_reader(here.group, channel).name))
     if active.any():
         number, method = response.image_control(min(_MOST, len(data)))
         top = top_images(active, _MOST)

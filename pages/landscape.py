@@ -7,11 +7,11 @@ from intrafusion.reporting.snippets import landscape_line, landscape_snippet
 from intrafusion.studies.output_distance import outputs
 from intrafusion.studies.weight_space import networks_between, sharpness, slices
 from pages.panels import landscape
-from pages.shared import app_state, job_panel, parts, transport_controls
+from pages.shared import job_panel, open_model, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "A network is a point in weight space. This page compares the **dropped** and the **fused** network, whose removed channels "
     "are zero, with the **dense** one, and measures the loss landscape around and between them on real images."
@@ -19,8 +19,8 @@ st.markdown(
 spec: PruneSpec = landscape.controls(here)
 with st.expander("Transport options", icon=":material/tune:"):
     spec = spec.but(**transport_controls.transport_knobs())
-session = app_state.measuring(here, spec.limit)
-if session is None or not app_state.can_see(here, spec):
+session = open_model.measuring(here, spec.limit)
+if session is None or not open_model.can_see(here, spec):
     raise Enough
 made = landscape.solutions(session, (*here.key(), spec))
 key = ("landscape", here.key(), spec)
@@ -59,9 +59,9 @@ with top:
 tables = {"path": found_path, "directions": found_sharp, "outputs": found_outputs}
 parts.take_away(
     "landscape",
-    landscape.table(found_plane),
+    landscape.slice_table(found_plane),
     landscape_line(spec, size),
     landscape_snippet(spec, size),
     (*landscape.KEYS, *transport_controls.KEYS),
-    lambda: landscape.files(tables),
+    lambda: landscape.part_files(tables),
 )

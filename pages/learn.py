@@ -9,16 +9,16 @@ from intrafusion.reporting.figures import toy_network as pictures
 from intrafusion.reporting.figures.importance import importance_bars
 from intrafusion.studies import toy_network
 from pages.panels import learn as parts
-from pages.panels.learn import ask, chart, fraction, numbered, onwards, plus, step, table, two
-from pages.shared import app_state
+from pages.panels.learn import fraction, lesson_chart, number_table, numbered, onwards, plus, quiz, step, two
+from pages.shared import links, open_model
 from pages.shared.navigation import enter_app
-from pages.shared.parts import group_curve_line, take_away
+from pages.shared.parts import group_curve_line, is_dark, take_away
 
 _PLACE = (-1.0, 0.5)  # coordinates of the star in step 1
 
 enter_app()
-here: app_state.Here = st.session_state.here
-dark = app_state.is_dark()
+here: open_model.Here = st.session_state.here
+dark = is_dark()
 st.markdown(
     "This page applies the method to a network that is small enough to show completely. Choose a neuron or drag a weight in the "
     "bar at the bottom, and every step is computed again. The functions are the same as for real networks with thousands of "
@@ -26,7 +26,7 @@ st.markdown(
 )
 seed, hidden, changes, stay, criterion, p = parts.setting()
 neuron = parts.neuron_bar(seed, hidden, changes)
-made = parts.opened(seed, hidden, changes, stay, criterion, p)
+made = parts.opened_lesson(seed, hidden, changes, stay, criterion, p)
 plan, kept, home = made.plan, made.kept, made.home(neuron)
 column = kept.index(home)
 rows, fused = toy_network.numbers(made.dense), toy_network.numbers(made.fused)
@@ -43,11 +43,11 @@ cloud = tuple(part.numpy() for part in toy_network.toy_points())
 left, right = two()
 with left:
     title = f"Two inputs, {hidden} neurons, two classes"
-    chart(pictures.network(rows.numpy(), everyone, "dense", neuron, title, dark), "network", "lesson_neuron")
+    lesson_chart(pictures.network(rows.numpy(), everyone, "dense", neuron, title, dark), "network", "lesson_neuron")
 with right:
     title = f"Neuron {neuron} is active on the shaded side"
     picture = pictures.neuron_plane(cloud, rows.numpy(), everyone, ["dense"] * hidden, neuron, title, _PLACE, dark)
-    chart(picture, "plane", "lesson_neuron")
+    lesson_chart(picture, "plane", "lesson_neuron")
 left, right = two()
 with left:
     start = toy_network.numbers(parts.trained(seed, hidden))
@@ -55,7 +55,7 @@ with left:
     for i, (row, was) in enumerate(zip(rows.tolist(), start.tolist(), strict=True)):
         cells = [f"**{value:.2f}**" if value != old else f"{value:.2f}" for value, old in zip(row, was, strict=True)]
         lines.append([f"**{i}**" if i == neuron else f"{i}", *cells])
-    table(["neuron", *parts.SIGNS], lines)
+    number_table(["neuron", *parts.SIGNS], lines)
     own = toy_network.output_bias(made.dense).tolist()
     st.caption(
         f"Trained on 200 points, then rounded to two decimals so that you can check by hand. The class biases are {own[0]:.2f} "
@@ -63,7 +63,7 @@ with left:
     )
 with right:
     gives, summed = float(toy_network.toy_activations(made.dense, _PLACE)[neuron]), w1 * _PLACE[0] + w2 * _PLACE[1] + b
-    ask(
+    quiz(
         "neuron",
         f"What is the output of neuron {neuron} at the star, where $x_1 = {_PLACE[0]:g}$ and $x_2 = {_PLACE[1]:g}$?",
         lambda given: abs(given - gives) < 0.0101,
@@ -84,7 +84,7 @@ with left:
     picture.update_layout(title_text=f"{stay} of {hidden} neurons are kept, {hidden - stay} removed").update_xaxes(
         title="neuron"
     )
-    chart(picture.update_traces(hovertemplate="neuron %{x}<br>score %{y:.3f}<extra></extra>"), "scores", "lesson_neuron")
+    lesson_chart(picture.update_traces(hovertemplate="neuron %{x}<br>score %{y:.3f}<extra></extra>"), "scores", "lesson_neuron")
 with right:
     if criterion in ("l1", "l2"):
         terms, power = toy_network.score_terms(made.dense, neuron, int(criterion[1])), "^2" * (criterion == "l2")
@@ -101,7 +101,7 @@ with right:
             "or *l2* to see how a score is computed."
         )
     least = float(made.scores[kept].min())
-    ask(
+    quiz(
         "importance",
         "Which of the kept neurons would be removed next?",
         lambda given: int(given) in kept and float(made.scores[int(given)]) == least,
@@ -121,7 +121,7 @@ with right:
     others = [j for j in kept if j != neuron] or kept
     other = parts.other_control(neuron, kept, home if home in others else others[0])
     terms = toy_network.distance_terms(made.dense, neuron, other, p)
-    table(
+    number_table(
         ["neuron", "÷ length", *parts.SIGNS[:2], *parts.SIGNS[3:]],
         [
             [str(i), *numbered([length, *unit])]
@@ -135,10 +135,10 @@ with left:
     title = f"The distance of neuron {neuron} from neuron {other} is {terms.distance:.2f}"
     words = [numbered(line) for line in plan.cost.T.tolist()]
     picture = pictures.number_matrix(plan.cost.T.numpy(), words, kept, (neuron, other), title, None, dark)
-    chart(picture, "cost", "lesson_neuron", "lesson_other")
+    lesson_chart(picture, "cost", "lesson_neuron", "lesson_other")
 now, then = (float(cost[neuron, kept.index(other)]) for cost in (plan.cost, toy_network.doubled_costs(made, neuron)))
 outcomes = {"It halves": now / 2, "It stays the same": now, "It doubles": 2 * now}
-ask(
+quiz(
     "distance",
     f"Double every weight of neuron {neuron}. What happens to its distance from neuron {other}?",
     lambda given: abs(outcomes[given] - then) < 1e-9,
@@ -163,7 +163,9 @@ for cell, name, cells, sums, title in (
     words = [[fraction(value) if value else "" for value in line] for line in cells.tolist()]
     written = tuple([fraction(value) for value in part.tolist()] for part in sums)
     with cell:
-        chart(pictures.number_matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron")
+        lesson_chart(
+            pictures.number_matrix(cells.numpy(), words, kept, (neuron, home), title, written, dark), name, "lesson_neuron"
+        )
 with left:
     priced = " + ".join(f"{fraction(move['mass'])} × {move['cost']:.2f}" for move in made.moves()) or "0"
     st.markdown(f"Total cost, mass times distance: {priced} = **{plan.total_cost:.3f}**. No other plan has a lower cost.")
@@ -174,7 +176,7 @@ with right:
         f"initial mass: {fraction(mass)} ÷ {share} = **{fraction(weight)}**."
     )
 crowded = made.crowded_out()
-ask(
+quiz(
     "plan",
     "Which neuron sends all or part of its mass to a kept neuron that is not its nearest?",
     lambda given: int(given) in crowded if given != "None" else not crowded,
@@ -196,7 +198,7 @@ pieces = toy_network.fused_terms(made, home)
 left, right = two()
 with left:
     title = f"{stay} fused neurons replace {hidden}" if made.gone else f"All {stay} neurons are kept"
-    chart(pictures.network(fused.numpy(), kept, "fusion", home, title, dark), "fused-network", "lesson_neuron")
+    lesson_chart(pictures.network(fused.numpy(), kept, "fusion", home, title, dark), "fused-network", "lesson_neuron")
 with right:
     taken = np.stack([row.numpy() for _, _, row in pieces])
     title = f"Fused neuron {home} lies between the neurons that it combines"
@@ -204,10 +206,10 @@ with right:
         title = f"Neuron {home} absorbs no other neuron"
     names, merges = kept + [i for i, _, _ in pieces], ["fusion"] * stay + ["drop"] * len(pieces)
     picture = pictures.neuron_plane(cloud, np.concatenate([fused.numpy(), taken]), names, merges, home, title, None, dark)
-    chart(picture, "fused-plane", "lesson_neuron")
+    lesson_chart(picture, "fused-plane", "lesson_neuron")
 left, right = two()
 with left:
-    table(
+    number_table(
         ["neuron", "weight in T", *parts.SIGNS],
         [[str(i), fraction(times), *numbered(row.tolist())] for i, times, row in pieces]
         + [[f"**fused {home}**", "", *numbered(fused[column].tolist(), True)]],
@@ -219,7 +221,7 @@ with right:
     following = kept[(column + 1) % stay]
     bias, its_pieces = float(fused[kept.index(following), 2]), toy_network.fused_terms(made, following)
     listed = " and ".join(f"neuron {i} with weight {fraction(times)}" for i, times, _ in its_pieces[1:])
-    ask(
+    quiz(
         "fusing",
         f"Neuron {following} absorbs {listed or 'no other neuron'}. What is its bias $b$ after fusion?",
         lambda given: abs(given - bias) < 0.0101,
@@ -241,17 +243,17 @@ words = (("Dense", "dense"), ("Dropped", "drop"), ("Fused", "fusion"))
 with st.grid(3, min_column_width=260):
     for network, result, (name, merge) in zip(networks, measured, words, strict=True):
         grid = tuple(part.numpy() for part in toy_network.decision(network))
-        chart(pictures.region(grid, result, name, merge, fresh, star, dark), merge)
+        lesson_chart(pictures.region(grid, result, name, merge, fresh, star, dark), merge)
 left, right = two()
 with left:
     activity, votes = toy_network.toy_activations(made.fused, star).tolist(), toy_network.toy_outputs(made.fused, star).tolist()
-    table(
+    number_table(
         ["fused", *parts.SIGNS, "h at ★"],
         [[str(j), *numbered([*row.tolist(), h])] for j, row, h in zip(kept, fused, activity, strict=True)],
     )
     st.caption(f"The class biases are still {own[0]:.2f} (outer) and {own[1]:.2f} (inner): pruning does not change them.")
 with right:
-    ask(
+    quiz(
         "computes",
         f"Which class does the fused network predict at the star, where $x_1 = {star[0]:g}$ and $x_2 = {star[1]:g}$?",
         lambda given: given == toy_network.CLASSES[int(votes[1] > votes[0])],
@@ -268,8 +270,8 @@ st.markdown(
     "the sizes: try 5 neurons with 3 kept, or keep a single neuron."
 )
 about = "Trains 24 networks with these settings, without your changes."
-if st.toggle("Compare 24 seeds", key="lesson_many", bind=app_state.BIND, help=about):
-    chart(pictures.fortunes(parts.fortunes(hidden, stay, criterion, p), seed, dark), "fortunes", "lesson_seed")
+if st.toggle("Compare 24 seeds", key="lesson_many", bind=links.BIND, help=about):
+    lesson_chart(pictures.fortunes(parts.seed_accuracies(hidden, stay, criterion, p), seed, dark), "fortunes", "lesson_seed")
 
 take_away(
     "learn",

@@ -9,11 +9,11 @@ from intrafusion.pruning.groups.group import CONSUMER, PAD, coupling
 from intrafusion.runtime import escaping
 from intrafusion.runtime.access import public
 from intrafusion.studies.session import Session
-from pages.shared import app_state, job_panel, messages, parts
+from pages.shared import background_jobs, job_panel, messages, open_model, parts
 from pages.shared.navigation import enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 card, session = here.session.card, here.session
 
 prunable = [group for group in session.groups if group.reason is None]
@@ -82,7 +82,7 @@ with right:
         images = f" of {card.details['test_images']:,} test images" if "test_images" in card.details else ""
         st.markdown(f"The model card states **{card.accuracy:.1%}**{images}{span}.")
     key = ("dense", here.key(), here.spec.data_path)
-    job = app_state.jobs().get(key)
+    job = background_jobs.jobs().get(key)
     if job is not None and job.state == "done":
         (dense,) = job.results
         half = 100 * (dense.interval[1] - dense.interval[0]) / 2
@@ -94,11 +94,11 @@ with right:
         job_panel.watch_job(job, lambda: job_panel.progress_row(job, f"Measuring: {job_panel.words(job)}", "cancel_dense"))
     else:
         if job is not None and job.state == "failed":
-            messages.error(messages.reason(job))
+            messages.error(messages.failure_reason(job))
         pressed = st.button("Measure accuracy", icon=":material/speed:", help="Uses at most 2,000 test images.")
-        measured_on = app_state.measuring(here, 2000) if pressed else None
+        measured_on = open_model.measuring(here, 2000) if pressed else None
         if measured_on is not None:
-            app_state.start(key, 1, lambda: iter([measured_on.dense(2000)]), f"dense accuracy of {card.name}")
+            background_jobs.start_job(key, 1, lambda: iter([measured_on.dense(2000)]), f"dense accuracy of {card.name}")
             st.rerun()
 
 given = ["--weights", here.spec.weights] if here.spec.weights else []

@@ -9,11 +9,11 @@ from intrafusion.reporting.snippets import recovery_snippet, sweep_line
 from intrafusion.studies.recovery_comparison import rows
 from intrafusion.studies.study_file import Study
 from pages.panels import recovery
-from pages.shared import app_state, messages, parts, studying, transport_controls
+from pages.shared import links, messages, open_model, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "How much of the accuracy lost by pruning does each method recover, and at what cost? All methods start from **the same "
     "pruned network**, use the same training images, and find their learning rate by the same short test."
@@ -28,23 +28,23 @@ if not methods:
     raise Enough
 
 specs = recovery.specs(base, methods, seeds, equal)
-session = app_state.measuring(here, base.limit)
-if session is None or not all(app_state.can_see(here, spec) for spec in recovery.lookers(specs)):
+session = open_model.measuring(here, base.limit)
+if session is None or not all(open_model.can_see(here, spec) for spec in recovery.lookers(specs)):
     raise Enough
 store = studying.store()
 state = studying.state(("recovery", here.key(), tuple(specs)), specs, session, store)
-known, runs = state.known, recovery.runs(specs, session, state.job)
+known, runs = state.known, recovery.known_runs(specs, session, state.job)
 settled = state.settled and len(runs) == len([s for s in specs if recovery.trains(s)])
 count = len(session.images()) if base.limit is None else min(base.limit, len(session.images()))
 label = "Continue" if known and not settled else "Recover"
 if studying.run_row(label, recovery.forecast(specs), settled, state, count):
-    recovery.start(state.key, specs, session, store, f"recovery of {base.model}")
+    recovery.start_recovery(state.key, specs, session, store, f"recovery of {base.model}")
     st.rerun()
 
 answer = rows(list(known.values()), runs)
-by = st.segmented_control("Horizontal axis", list(AXES), default="steps", required=True, key="against", bind=app_state.BIND)
+by = st.segmented_control("Horizontal axis", list(AXES), default="steps", required=True, key="against", bind=links.BIND)
 by = by or "steps"  # an empty parameter in a link clears even a required control
-parts.chart(training_curves(runs, answer, by, app_state.is_dark()), "recovery")
+parts.chart(training_curves(runs, answer, by, parts.is_dark()), "recovery")
 if not known and state.job is None:
     st.caption("Press *Recover* to start.")
 elif not runs:

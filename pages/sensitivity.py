@@ -11,27 +11,27 @@ from intrafusion.runtime import escaping
 from intrafusion.studies.sensitivity import alone, fragility, table
 from intrafusion.studies.study_file import Study
 from pages.panels import allocation, sensitivity
-from pages.shared import app_state, messages, parts, studying, transport_controls
+from pages.shared import links, messages, open_model, parts, studying, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 _CHEAP = 1e11  # multiply-accumulates that a laptop does in a few seconds: cheaper studies run automatically
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Each channel group is pruned **alone** at several sparsities, and the accuracy of the whole network is measured. The results "
     "show which groups are fragile and suggest a sparsity for each group."
 )
 row = st.container(horizontal=True)
 merges = row.multiselect(
-    "Merges", list(registry("merge")), default=["drop", "fusion"], key="study_merges", bind=app_state.BIND, width=250
+    "Merges", list(registry("merge")), default=["drop", "fusion"], key="study_merges", bind=links.BIND, width=250
 )
 criterion = row.selectbox(
     "Importance criterion",
     list(registry("criterion")),
     index=list(registry("criterion")).index("l1"),
     key="criterion",
-    bind=app_state.BIND,
+    bind=links.BIND,
     width=200,
     help="Determines which channels are removed. The Importance page compares the criteria.",
 )
@@ -40,7 +40,7 @@ percents = row.multiselect(
     list(range(5, 100, 5)),
     default=[10, 30, 50, 70],
     key="study_sparsities",
-    bind=app_state.BIND,
+    bind=links.BIND,
     width=320,
 )
 limit_name = row.selectbox(
@@ -48,7 +48,7 @@ limit_name = row.selectbox(
     ["500", "2000", "10000", "all"],
     index=1,
     key="study_limit",
-    bind=app_state.BIND,
+    bind=links.BIND,
     width=110,
     help="Every point is measured first on about 100 of them, then on all.",
 )
@@ -68,8 +68,8 @@ base = base.but(precision=way.precision)
 names = tuple(group.name for group in here.session.groups if group.reason is None)
 study = Study(way.name, base, {"groups": ("each",), "sparsity": sparsities, "merge": tuple(merges)}, way.decide)
 specs = study.specs(here.session.groups)
-session = app_state.measuring(here, limit)
-if session is None or not app_state.can_see(here, base):
+session = open_model.measuring(here, limit)
+if session is None or not open_model.can_see(here, base):
     raise Enough
 both = sensitivity.pair(merges)
 
@@ -89,9 +89,9 @@ about = (
 asked = studying.run_row(label, about, state.settled and not replaces, state, count)
 unasked = state.job is None and cheap and not state.settled
 if asked or (not replaces and (unasked or (state.settled and not same))):
-    studying.keep(store, study, specs, session)
+    studying.save_study(store, study, specs, session)
 if asked or unasked:
-    studying.start(state.key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
+    studying.start_study(state.key, specs, session, store, f"sensitivity of {base.model}", way.run, way.decide, way.named)
     st.rerun()
 results = list(state.known.values())
 made, numbers = sensitivity.matrices(results, merges, names, sparsities), table(alone(results))
@@ -103,7 +103,7 @@ with detail.container():
     own = [result for result in results if result.spec.groups == (here.group.name,)]
     widest = max(own, key=lambda result: result.count, default=None)
     dense = widest and (widest.dense_accuracy, widest.dense_interval)
-    parts.chart(curves(own, sparsities, dense, app_state.is_dark()).update_layout(height=380), "group-curve")
+    parts.chart(curves(own, sparsities, dense, parts.is_dark()).update_layout(height=380), "group-curve")
 with detail.container():
     st.caption("Click a cell above, or choose the sparsity here and the group in the sidebar.")
     place = here.group.name, sensitivity.cell_control(percents)
@@ -118,7 +118,7 @@ elif not results:
 else:
     st.subheader("Fragile groups")
     ranked = {merge: fragility(matrix) for merge, matrix in made.items() if matrix.cells}
-    sensitivity.clickable(fragility_bars(ranked, app_state.is_dark()), "fragility")
+    sensitivity.clickable(fragility_bars(ranked, parts.is_dark()), "fragility")
     st.subheader("Suggested sparsities")
     try:
         allocation.suggestion(here, session, base, {merge: made[merge] for merge in ranked}, store)
@@ -135,5 +135,5 @@ parts.take_away(
     sweep_line(study, **way.flags),
     study_snippet(study),
     (*keys, *transport_controls.KEYS),
-    lambda: sensitivity.files(study, numbers),
+    lambda: sensitivity.study_files(study, numbers),
 )

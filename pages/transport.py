@@ -10,11 +10,11 @@ from intrafusion.reporting.figures.plans import channel_map, sparsity_player, tw
 from intrafusion.reporting.figures.transport import ORDERS, VIEWS, plan_heatmap, weight_bars
 from intrafusion.reporting.snippets import plan_line, plan_snippet
 from pages.panels import transport
-from pages.shared import app_state, messages, parts, transport_controls
+from pages.shared import links, messages, open_model, parts, transport_controls
 from pages.shared.navigation import Enough, enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "The weights of a channel are a point in a vector space. The transport plan moves the mass of all channels to the kept "
     "channels at the least total cost, and the resulting matrix multiplies every layer of the group."
@@ -30,18 +30,18 @@ with st.expander("Transport options", icon=":material/tune:"):
     chosen = transport_controls.transport_knobs()
     st.latex(transport_controls.FORMULAS)
 spec: PruneSpec = here.spec.but(criterion=criterion, sparsity=sparsity, **chosen)
-if not app_state.can_see(here, spec):
+if not open_model.can_see(here, spec):
     raise Enough
 scores, plan = parts.scored_plan(here, spec)
 with columns[2]:
     channel = parts.channel_control(here.group.size, int(scores.argmin()))
 
 left, right = st.columns(2)
-view = left.segmented_control("Show", list(VIEWS), default="coupling", key="view", bind=app_state.BIND) or "coupling"
-order = right.segmented_control("Order", list(ORDERS), default="index", key="arrange", bind=app_state.BIND) or "index"
+view = left.segmented_control("Show", list(VIEWS), default="coupling", key="view", bind=links.BIND) or "coupling"
+order = right.segmented_control("Order", list(ORDERS), default="index", key="arrange", bind=links.BIND) or "index"
 left.caption(f"{VIEWS[view].capitalize()}.")
 right.caption(f"Channels {ORDERS[order]}.")
-parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, app_state.is_dark()), "plan", on_channel=True)
+parts.chart(plan_heatmap(plan, scores.tolist(), view, channel, order, parts.is_dark()), "plan", on_channel=True)
 numbers = st.container()
 
 told = story(plan, scores, channel)
@@ -64,11 +64,11 @@ with st.popover("Coupling or applied matrix?", icon=":material/help:"):
 st.subheader(f"Channel {channel}")
 parts.channel_story(here, plan, scores, channel)
 if told.weights:
-    parts.chart(weight_bars(told.weights, channel, told.kept, app_state.is_dark()), "provenance")
+    parts.chart(weight_bars(told.weights, channel, told.kept, parts.is_dark()), "provenance")
 
 st.subheader("More views")
 looks = ["map", "sparsity player", "two settings", "learned map"]
-look = st.segmented_control("More views", looks, default="map", key="look", bind=app_state.BIND, label_visibility="collapsed")
+look = st.segmented_control("More views", looks, default="map", key="look", bind=links.BIND, label_visibility="collapsed")
 look = look or "map"
 others = (
     "plane",
@@ -84,13 +84,13 @@ if look == "map":
             ["pca", "tsne"],
             default="pca",
             key="plane",
-            bind=app_state.BIND,
+            bind=links.BIND,
             help="pca: the plane of largest variance. tsne: preserves small distances, but not large ones.",
         )
         or "pca"
     )
     places, words = transport.places(here, spec, method)
-    parts.chart(channel_map(plan, places.numpy(), words, channel, app_state.is_dark()), "map", on_channel=True)
+    parts.chart(channel_map(plan, places.numpy(), words, channel, parts.is_dark()), "map", on_channel=True)
     st.caption(
         "Solid channels are kept, hollow ones removed. Arrows show where weight moves; dark arrows move more than half. Click a "
         "channel to select it."
@@ -101,7 +101,7 @@ elif look == "sparsity player":
         plans = [
             (percent / 100, here.session.plan(spec.but(sparsity=percent / 100), here.group)) for percent in range(0, 91, step)
         ]
-    parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, app_state.is_dark()), "player")
+    parts.chart(sparsity_player(plans, scores.tolist(), sparsity, channel, parts.is_dark()), "player")
     st.caption(
         "Press ▶ to play. Weight on the diagonal stays in its channel; other weight is fused into another one. The selected channel is "
         "amber."
@@ -109,11 +109,11 @@ elif look == "sparsity player":
 elif look == "two settings":
     st.markdown("**A** uses the settings above. **B** uses the settings below, with the same sparsity and criterion.")
     other: PruneSpec = spec.but(**transport_controls.transport_knobs("b_", cost="activations"))
-    if app_state.can_see(here, other):
+    if open_model.can_see(here, other):
         try:
             _, second = parts.scored_plan(here, other)
-            names = transport.difference(spec, other)
-            parts.chart(two_plans(plan, second, names, shared_mass(plan, second), app_state.is_dark()), "two")
+            names = transport.differing_settings(spec, other)
+            parts.chart(two_plans(plan, second, names, shared_mass(plan, second), parts.is_dark()), "two")
             st.dataframe(transport.numbers_table({"A": plan, "B": second}), hide_index=True)
         except IntrafusionError as error:
             messages.warning(error)

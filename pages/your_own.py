@@ -3,11 +3,11 @@
 import streamlit as st
 
 from pages.panels import uploads
-from pages.shared import app_state
+from pages.shared import open_model
 from pages.shared.navigation import enter_app
 
 enter_app()
-here: app_state.Here = st.session_state.here
+here: open_model.Here = st.session_state.here
 st.markdown(
     "Upload your own network and images. Every file is checked completely before it is saved, no code in it is run, and rejected "
     "files are deleted. Saved networks and images stay on the machine that runs this page, and every page can open them."
@@ -20,4 +20,4 @@ with right:
     uploads.images()
     uploads.from_code()
 uploads.kept()
-uploads.take_away()
+uploads.same_steps()

@@ -15,7 +15,7 @@ from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, decod
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.hub import dataset_of
 from intrafusion.reporting.snippets import flag
-from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.atomic_write import atomic_path
 from intrafusion.runtime.escaping import csv
 from intrafusion.runtime.log import say, where
 from intrafusion.spec import PruneSpec
@@ -297,7 +297,7 @@ def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> 
     if not args.out.parent.is_dir():
         raise IntrafusionError(f"{args.out} cannot be written: {args.out.parent} is no folder")
     try:
-        with whole(args.out) as part:
+        with atomic_path(args.out) as part:
             write[args.out.suffix](part)
     except ValueError as error:
         raise IntrafusionError(f"{args.out} cannot be written: {one_line(error)}") from error

@@ -7,7 +7,7 @@ from typing import Any
 from intrafusion.cli.options import add_weights_key, progress, show
 from intrafusion.data.arrays import LAYOUTS, Reading
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.torch_file import SUFFIXES
+from intrafusion.models.weights_file import SUFFIXES
 
 
 def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:

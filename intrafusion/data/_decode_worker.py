@@ -52,7 +52,7 @@ def pixels_of(content: bytes, shape: tuple[int, int], mode: str, crop: str) -> n
     return pixels.reshape(*shape, -1)
 
 
-def count(content: bytes) -> int:
+def count_pixels(content: bytes) -> int:
     """Return how many pixels a picture has, according to its header. Raises ValueError as `pixels_of` does."""
     with _opened(content) as picture:
         return picture.size[0] * picture.size[1]

@@ -21,7 +21,7 @@ import numpy as np
 from intrafusion.data import _decode_worker
 from intrafusion.data._decode_worker import Rows, decode
 from intrafusion.errors import IntrafusionError
-from intrafusion.runtime.atomic_write import drop, whole
+from intrafusion.runtime.atomic_write import atomic_path, remove_path
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import home
 
@@ -89,9 +89,9 @@ def _make(folder: Path, count: int, wanted: Wanted) -> None:
     """Create the two files together, empty, unless they already exist in full length."""
     if _is_whole(folder, count, wanted):
         return
-    drop(folder)
+    remove_path(folder)
     try:
-        with whole(folder) as part:
+        with atomic_path(folder) as part:
             part.mkdir()
             np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *wanted.pixels))
             np.save(part / "done.npy", np.zeros(count, np.bool_))  # not sparse: on a full disk, mapping that kills the process

@@ -177,7 +177,7 @@ class Layout(Generic[Entry]):
 
     def labels_of(self, tree: Tree[Entry]) -> tuple[str, Entry] | None:
         """Return name and file of the label list for pictures outside class folders: next to them, or at the top."""
-        near = ((name, at.files[name]) for at in (bare(tree) or tree, tree) for name in LISTS if name in at.files)
+        near = ((name, at.files[name]) for at in (unlabelled_folder(tree) or tree, tree) for name in LISTS if name in at.files)
         top = ((name, file) for name, file in self.top.files.items() if name in LISTS and _is_for(name, tree.name))
         return next(near, None) or next(top, None)
 
@@ -217,7 +217,7 @@ def _is_wrapper(top: Tree[Entry]) -> bool:
     return not only.pictures and bool(only.holding) and not _is_exact(only)
 
 
-def bare(tree: Tree[Entry]) -> Tree[Entry] | None:
+def unlabelled_folder(tree: Tree[Entry]) -> Tree[Entry] | None:
     """Return the folder whose pictures are in no class folder, or None.
 
     It is this folder, or its only subfolder if that has a name such as images.
@@ -246,7 +246,7 @@ def _split_folders(top: Tree[Entry]) -> list[Tree[Entry]]:
     if not exact and (len(named) < len(top.holding) or not _are_both(named)):
         named = [folder for folder in named if not folder.pictures]
     if not _are_both(named):  # a lone split must be unambiguous
-        named = [folder for folder in named if _is_exact(folder) and (exact or bare(folder) is None)]
+        named = [folder for folder in named if _is_exact(folder) and (exact or unlabelled_folder(folder) is None)]
     return named
 
 
@@ -262,7 +262,7 @@ def _claim(folder: Tree[Entry]) -> tuple[str, int, bool]:
 
 
 def _has_labels(layout: Layout[Entry], folder: Tree[Entry]) -> bool:
-    return bare(folder) is None or layout.labels_of(folder) is not None
+    return unlabelled_folder(folder) is None or layout.labels_of(folder) is not None
 
 
 def _is_for(file: str, split: str) -> bool:
@@ -287,12 +287,12 @@ def passed_over(layout: Layout[Entry], tree: Tree[Entry], lists: Iterable[Entry]
 
     lists: label files that are used.
     """
-    classes = [] if bare(tree) is not None else tree.holding
+    classes = [] if unlabelled_folder(tree) is not None else tree.holding
     deeper = [place for of_class in classes for place in of_class.below()]
     outer = {id(place): place for place in (*layout.around, layout.top, tree)}  # `tree` may be the top
     inner = [*classes, *deeper]
     if not classes:
-        inner = [bare(tree) or tree]
+        inner = [unlabelled_folder(tree) or tree]
         outer.pop(id(inner[0]), None)
     places, known = [*outer.values(), *inner], {*lists}
     files = [name for at in places for name, file in at.files.items() if not is_picture(name) and file not in known]

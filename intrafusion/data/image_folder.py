@@ -17,12 +17,12 @@ from intrafusion.data.folder_layout import (
     Entry,
     Layout,
     Tree,
-    bare,
     is_junk,
     is_picture,
     layout_of,
     on_disk,
     passed_over,
+    unlabelled_folder,
 )
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.runtime.file_text import check_classes
@@ -83,7 +83,7 @@ def listed(
     if not layout.top.holds:
         raise IntrafusionError(f"{where} {_without_pictures(layout.top)}: it needs one folder of images a class")
     tree = layout.at(split, where)
-    if bare(tree) is None:
+    if unlabelled_folder(tree) is None:
         listing, lists = _of_folders(name, where, layout, tree, read)
     else:
         listing, lists = _of_list(name, where, layout, tree, read, above)
@@ -113,7 +113,7 @@ def _of_folders(
 def _splits(layout: Layout[Entry], tree: Tree[Entry]) -> list[Tree[Entry]]:
     """Return the splits that have class folders."""
     trees = [layout.at(split, "") for split in layout.splits] or [tree]
-    return [one for one in trees if bare(one) is None]
+    return [one for one in trees if unlabelled_folder(one) is None]
 
 
 def _listing(files: Sequence[tuple[Entry, int]], classes: tuple[str, ...], notes: Sequence[str] = ()) -> Listing[Entry]:
@@ -233,7 +233,7 @@ def _of_list(
 
     Labels are numbers and WordNet ids, or class names for own images.
     """
-    files = {file: entry for file, entry in (bare(tree) or tree).files.items() if is_picture(file)}
+    files = {file: entry for file, entry in (unlabelled_folder(tree) or tree).files.items() if is_picture(file)}
     found = layout.labels_of(tree)
     if found is None and above is not None and tree is layout.top:
         found = next(((file, above.files[file]) for file in LISTS if file in above.files), None)

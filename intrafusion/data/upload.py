@@ -9,18 +9,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from intrafusion.data._decode_worker import count, pixels_of
+from intrafusion.data._decode_worker import count_pixels, pixels_of
 from intrafusion.data.arrays import MEMBERS, Arrays, Reading, header, read_arrays, role_of, splits_of
 from intrafusion.data.datasets import KEPT, OWN, read_kept
 from intrafusion.data.folder_layout import DEPTH, SUFFIXES, in_archive, is_junk, is_picture, layout_of
 from intrafusion.data.image_folder import Listing, list_images, listed
 from intrafusion.errors import IntrafusionError
-from intrafusion.runtime.atomic_write import plain_errors, put
+from intrafusion.runtime.atomic_write import move_into_place, plain_errors
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import check_name, home, inside, is_part
-from intrafusion.runtime.safe_zip import MIB, UNPACKED, opened
+from intrafusion.runtime.safe_zip import MIB, UNPACKED, open_zip
 from intrafusion.runtime.sandbox import Step, drained
-from intrafusion.runtime.staging import IMAGES, Workshop, checked, free_path, given
+from intrafusion.runtime.staging import IMAGES, Workshop, free_path, given, run_check
 
 PICTURES, CLASSES = 100_000, 10_000
 PIXELS = 8_000_000_000  # most pixels of all pictures of an archive
@@ -64,13 +64,13 @@ def data_steps(
     if not workshop.given:
         raise IntrafusionError("no file was given: an .npz, two of them, or a .zip of class folders")
     asked = {"layout": reading.layout, "span": reading.span}
-    notes = yield from checked("images", workshop, workshop.given, asked, tell)
+    notes = yield from run_check("images", workshop, workshop.given, asked, tell)
     _check_made(workshop.made)
     if not any((workshop.made / test).exists() for test in ("test", f"{OWN}_test.npz")):
         raise IntrafusionError("there are training images and no test images: add a test split")
     target.parent.mkdir(parents=True, exist_ok=True)
     with plain_errors(target):
-        put(workshop.made, target)
+        move_into_place(workshop.made, target)
     for note in dict.fromkeys(map(str, notes if isinstance(notes, list) else [])):
         tell(note)
     return f"{KEPT}{name}"
@@ -152,7 +152,7 @@ def _save(path: Path, found: Arrays) -> None:
 def _check_arrays(file: Path) -> list[str]:
     """Check the headers of all arrays before any of them is read; return their names."""
     keys = []
-    with opened(file, MEMBERS) as (archive, infos):
+    with open_zip(file, MEMBERS) as (archive, infos):
         for info in infos:
             key = info.filename.removesuffix(".npy")
             role = role_of(key) if key != info.filename else None
@@ -178,7 +178,7 @@ def _check_arrays(file: Path) -> list[str]:
 def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
     """Read each picture once, and write it under a name of our own; return what was skipped."""
     classes = dict[str, str]()  # class of each picture, by our name for it
-    with opened(file) as (archive, infos):
+    with open_zip(file) as (archive, infos):
         found = _listed(file, archive, infos)
         total, pixels = sum(len(listing.files) for listing in found.values()), 0
         for split, listing in found.items():
@@ -199,7 +199,7 @@ def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
 def _check_picture(file: Path, info: zipfile.ZipInfo, content: bytes, before: int) -> int:
     """Decode a picture once; return the pixels of all so far. before: the pixels of all previous pictures."""
     try:
-        if (pixels := before + count(content)) <= PIXELS:
+        if (pixels := before + count_pixels(content)) <= PIXELS:
             pixels_of(content, (8, 8), "L", "always")
             return pixels
     except ValueError as error:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from intrafusion.data.datasets import ImageData, normalise
 from intrafusion.errors import IntrafusionError
-from intrafusion.evaluation.macs import count
+from intrafusion.evaluation.macs import count_macs
 from intrafusion.models.batching import batches_for
 from intrafusion.models.card import card_for
-from intrafusion.models.fx.sharing import plain
+from intrafusion.models.fx.sharing import with_plain_weights
 from intrafusion.models.precision import inputs_for
 
 
@@ -66,7 +66,7 @@ def size(model: nn.Module, example: Tensor) -> Size:
     example: inputs, float (B, C, H, W). The first one is run on a copy, in eval mode and in the network's dtype. Convolutions
     and matrix products count wherever they occur: in layers, attention or functions.
     """
-    counted = count(model, example)
+    counted = count_macs(model, example)
     return Size(sum(p.numel() for p in model.parameters()), sum(counted.layers.values()), tuple(counted.left_out))
 
 
@@ -76,7 +76,7 @@ def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
     Multiplications in a module's own forward, outside its child layers, count for that module, as in attention. Weights that
     are computed on each pass are materialised first.
     """
-    counted = count(plain(model), example)
+    counted = count_macs(with_plain_weights(model), example)
     return {
         name: Size(sum(p.numel() for p in counted.network.get_submodule(name).parameters(recurse=False)), macs)
         for name, macs in counted.layers.items()

@@ -78,7 +78,7 @@ class Attribution:
     baseline: float
 
 
-def reader(group: Group, channel: int) -> Layer:
+def first_reader(group: Group, channel: int) -> Layer:
     """Return the first layer that reads `channel`."""
     return next(layer for layer in consumers(group) if layer.present()[channel])
 
@@ -108,7 +108,7 @@ def channel_attribution(
     import captum.attr
 
     check_choice("attribution method", method, tuple(METHODS))
-    chosen, layer, card = METHODS[method], reader(group, channel), card_of(model)
+    chosen, layer, card = METHODS[method], first_reader(group, channel), card_of(model)
     twin = _with_relus(model, method) if chosen.relus else examined(model)
     pixels = inputs_for(twin, normalise(image[None].to(next(model.parameters()).device), card.mean, card.std))
 

@@ -92,7 +92,7 @@ class _Running:
         pass
 
 
-def count(model: nn.Module, example: Tensor) -> Macs:
+def count_macs(model: nn.Module, example: Tensor) -> Macs:
     """Count one pass of the first image of `example`, in eval mode, on a copy that shares the parameters."""
     counter = Macs(_copy(model))
     with torch.no_grad(), _whole_attention(), counter:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.architectures import PadShortcut
 from intrafusion.models.card import ModelCard, card_from, read_card
-from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.atomic_write import atomic_path
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # class and constructor arguments of each kind of layer
@@ -207,7 +207,7 @@ def save_state(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> None
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    with whole(path.with_name(f"{path.name}.safetensors")) as part:
+    with atomic_path(path.with_name(f"{path.name}.safetensors")) as part:
         try:
             save_file(tensors, part, {_CARD: json.dumps(card.to_dict())})
         except SafetensorError as error:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.torch_file import AVERAGED, PREFIXES, check_count, check_dimensions, read, state_dicts
+from intrafusion.models.nested_state_dicts import AVERAGED, PREFIXES, state_dicts
+from intrafusion.models.weights_file import check_dimensions, check_tensor_count, read_weights_file
 
 Spelling = Callable[[str], str]  # normalises a key, to compare the keys of files with those of networks
 
@@ -58,11 +59,11 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Floats of 16 and 64 bits are converted to float32. Raises IntrafusionError if the file is missing, damaged, contains
     non-finite numbers or holds no state dict.
     """
-    table = next(iter(state_dicts(read(path), path, key).values()))
-    return checked({name: value for name, value in table.items() if isinstance(value, Tensor)}, path)
+    table = next(iter(state_dicts(read_weights_file(path), path, key).values()))
+    return checked_state({name: value for name, value in table.items() if isinstance(value, Tensor)}, path)
 
 
-def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def stored_tensors(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict without any attributes that the file attached to them.
 
     Raises IntrafusionError if a tensor is not fully stored in the file: a file of a few bytes can claim any shape.
@@ -73,7 +74,7 @@ def bare(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     state = {name: Tensor.detach(value) for name, value in table.items() if isinstance(value, Tensor)}
     if odd := next((name for name, value in state.items() if not _is_plain(value)), None):
         raise IntrafusionError(f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict")
-    check_count(len(state), path)
+    check_tensor_count(len(state), path)
     for name, value in state.items():
         check_dimensions(value.ndim, name, path)
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
@@ -100,12 +101,12 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def checked(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def checked_state(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Convert the tensors of a state dict for computation: floats become float32 and must be finite.
 
     Raises IntrafusionError for complex numbers, floats of another size, NaN and infinity.
     """
-    state = bare(state, path)
+    state = stored_tensors(state, path)
     odd = [k for k, v in state.items() if v.is_complex() or (v.is_floating_point() and v.dtype not in _FLOATS)]
     if odd:
         raise IntrafusionError(
@@ -129,14 +130,14 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def plain(key: str) -> str:
+def unwrapped_key(key: str) -> str:
     """Remove the parts of a key that wrappers add, as in "module.features.0.weight" or "features._orig_mod.0.weight"."""
     return ".".join(part for part in key.split(".") if part not in PREFIXES)
 
 
 def cifar(key: str) -> str:
     """Convert a key from the head and shortcut names of public CIFAR ResNets to ours."""
-    key = plain(key).replace(".downsample.", ".shortcut.")
+    key = unwrapped_key(key).replace(".downsample.", ".shortcut.")
     return "linear." + key[3:] if key.startswith("fc.") else key
 
 
@@ -158,7 +159,7 @@ class StateFit:
         return not (self.missing or self.extra or self.misshapen)
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = plain) -> StateFit:
+def fit(model: nn.Module, state: Mapping[str, Tensor], spelling: Spelling = unwrapped_key) -> StateFit:
     """Match a state dict with a network by identical names, or else by names that differ only in what wrappers add."""
     own = model.state_dict()
     state, computed = _computed(own, state, spelling)
@@ -263,4 +264,4 @@ def load_fitted(model: nn.Module, found: StateFit, path: Path, name: str) -> Non
         raise IntrafusionError(
             f"{path} holds {whole} as {_kind(state[whole])}, whole numbers that no scale belongs to: save floats"
         )
-    model.load_state_dict(checked(state, path), strict=False)
+    model.load_state_dict(checked_state(state, path), strict=False)

@@ -1,12 +1,10 @@
-"""Reading of weights files as written by training scripts, without running their code, and the state dicts in them.
+"""Reading of the files that torch.save writes in training scripts, without running their code.
 
 Such files also hold settings, counters and paths. Objects of types known to be such data are skipped: a `Beside` replaces each
 of them, and the modules that define them are not imported. Any other type is refused by name.
 """
 
 import io
-import json
-import os
 import pickle
 import pickletools
 import re
@@ -15,31 +13,16 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from intrafusion.errors import IntrafusionError, one_line, shown
+from intrafusion.errors import IntrafusionError
 from intrafusion.runtime import safe_zip
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
-PREFIXES = ("module", "model", "net", "network", "_orig_mod", "backbone")  # wrappers add these before keys or inside them
-_PLAIN = (
-    "state_dict", "model_state_dict", "model_state", "net_state_dict", "model", "net", "network", "module", "weights",
-    "params", "student",
-)  # fmt: skip
-AVERAGED = (
-    "model_ema", "ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "model_state_dict_ema",
-    "ema_state", "params_ema", "averaged_model", "teacher",
-)  # fmt: skip
-WRAPPERS = (*_PLAIN, *AVERAGED)  # keys under which files store a state dict, in order of preference
-_DEEP = 4  # maximum nesting of wrappers
-_MOST_DIMENSIONS, _MOST_TENSORS, _MOST_TABLES = 8, 20_000, 100
-_HEADER = 8 << 20  # maximum bytes of a file besides its tensors
+HEADER = 8 << 20  # maximum bytes of a file besides its tensors
 _LONGEST = 100_000  # maximum values of a tuple, including its nested tuples
 _MOST_STEPS = 1_000_000  # maximum operations in a file's pickles; a tensor takes some tens
 _MOST_KEYS, _WIDE = 10_000, 53  # limit on non-string keys, whose hashes a file can choose; integers of more bits count too
@@ -126,85 +109,11 @@ class _Seen:
             )
 
 
-def read(path: Path) -> Any:
-    """Read the content of a weights file, with tensors as they were saved. Nothing in the file is executed.
+def unpickled(path: Path) -> Any:
+    """Read the content of a file of torch.save, with tensors as they were saved. Nothing in the file is executed.
 
-    Raises IntrafusionError if the file is missing, damaged, of another type, or would run code.
+    Raises IntrafusionError if the file is too large besides its tensors or would run code, and others if it is damaged.
     """
-    if not os.path.isfile(path):
-        raise IntrafusionError(f"no weights file at {path}: check the path, or leave weights out for the embedded model")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(SUFFIXES)}")
-    try:
-        return _safetensors(path) if suffix == ".safetensors" else _unpickled(path)
-    except IntrafusionError:
-        raise
-    except Exception as error:  # damaged files fail in many ways, in three libraries
-        if isinstance(error, MemoryError):
-            raise
-        raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or one_line(error)}") from error
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
-    _check_header(path)
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-
-
-def _check_header(path: Path) -> None:
-    """Raise if the header is too long, or if the tensors are too many, have too many dimensions or overlap."""
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > min(_HEADER, path.stat().st_size - 8):
-            raise IntrafusionError(
-                f"{path} cannot be read as weights: its header has {size:,} bytes, and at most {_HEADER:,} are taken, all "
-                "of them in the file"
-            )
-        about = dict(json.loads(file.read(size), object_pairs_hook=_once))
-    about.pop("__metadata__", None)
-    check_count(len(about), path)
-    if odd := next((name for name, entry in about.items() if not _is_described(entry)), None):
-        raise ValueError(f"its header does not say shape and place of {shown(odd)}: save it again with safetensors")
-    end = 0
-    for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
-        check_dimensions(len(about[name]["shape"]), name, path)
-        if begin != end or after < begin:
-            raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
-        end = after
-
-
-def _is_described(entry: Any) -> bool:
-    """Return whether a header entry has a dtype, an integer shape and two integer offsets."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        return False
-    shape, place = entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
-        return False
-    return all(type(number) is int for number in (*shape, *place))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(made := dict(pairs)) < len(pairs):
-        raise ValueError("its header has a name twice")
-    return made
-
-
-def check_count(count: int, path: Path) -> None:
-    """Raise IntrafusionError if a file holds more tensors than the limit."""
-    if count > _MOST_TENSORS:
-        raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")
-
-
-def check_dimensions(count: int, name: str, path: Path) -> None:
-    """Raise IntrafusionError if a tensor has more dimensions than the limit."""
-    if count > _MOST_DIMENSIONS:
-        raise IntrafusionError(f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken")
-
-
-def _unpickled(path: Path) -> Any:
     seen = _Seen(path)
     names = seen.names
     try:
@@ -257,14 +166,14 @@ def _look(path: Path, seen: _Seen) -> None:
             _follow(file, seen)
     if not is_zip:
         return
-    with safe_zip.opened(path) as (archive, infos):
+    with safe_zip.open_zip(path) as (archive, infos):
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
                 packed = "it is packed, which torch.save does not do: give it as that wrote it"
-                raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
+                raise IntrafusionError(f"{path} cannot be read as weights: {advice_on(path) or packed}")
             if info.filename.endswith("/data.pkl"):
-                if info.file_size > _HEADER:
-                    raise _crowded(path, f"{_HEADER:,} bytes")
+                if info.file_size > HEADER:
+                    raise _crowded(path, f"{HEADER:,} bytes")
                 _follow(io.BytesIO(archive.read(info)), seen)
 
 
@@ -284,8 +193,8 @@ def _follow(stream: Any, seen: _Seen) -> None:
         for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             kind = operation.name
             seen.step(argument)
-            if not count % 1000 and stream.tell() - begin > _HEADER:
-                raise _crowded(path, f"{_HEADER:,} bytes")
+            if not count % 1000 and stream.tell() - begin > HEADER:
+                raise _crowded(path, f"{HEADER:,} bytes")
             if kind == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -316,7 +225,7 @@ def _follow(stream: Any, seen: _Seen) -> None:
     except (ValueError, IndexError, KeyError, UnicodeError, EOFError) as error:
         if isinstance(error, IntrafusionError):
             raise
-        if told := _advice(path):
+        if told := advice_on(path):
             raise ValueError(told) from error
         raise pickle.UnpicklingError("Unsupported operand") from error
 
@@ -344,103 +253,17 @@ def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
     )
 
 
-def _advice(path: Path) -> str:
+def advice_on(path: Path) -> str:
     """Return advice for a file that PyTorch may read but not safely, or "" for any other."""
     with open(path, "rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":
         return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
     if zipfile.is_zipfile(path):
-        with safe_zip.opened(path) as (_, infos):
+        with safe_zip.open_zip(path) as (_, infos):
             names = [info.filename for info in infos]
             if not any(name.endswith("/data.pkl") for name in names):
                 return "it is a zip archive that torch.save did not write: unpack it first"
             if any(name.endswith("/constants.pkl") for name in names):
                 return "it is a scripted network; torch.save(torch.jit.load(FILE).state_dict(), ...) writes its weights alone"
     return ""
-
-
-def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, dict[str, Any]]:
-    """Find the state dicts in a file's content, most likely first.
-
-    The keys of the result are locations in the file ("" for the whole content). Values that are not tensors are included.
-    key: search only here, such as "model_ema" or "model.state_dict"; it may also be a key prefix.
-    Raises IntrafusionError if nothing is found.
-    """
-    if isinstance(content, Beside):
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors) but a {content.of}")
-    found = dict(_found(content))
-    if key is not None:
-        chosen = _at(content, key)
-        known = [name for name in found if name]
-        if chosen is None:
-            raise IntrafusionError(
-                f"{path} holds no weights under {shown(key)}: "
-                + (f"choose one of {', '.join(known)}" if known else "it holds one state dict, which needs no key")
-            )
-        found = dict(_found(chosen, key))
-    if len(found) > _MOST_TABLES:
-        raise IntrafusionError(
-            f"{path} holds {len(found):,} state dicts, and at most {_MOST_TABLES} are looked at: save the one that is meant"
-        )
-    if not found:
-        holds = ", ".join(map(_text, list(content)[:6])) if isinstance(content, dict) else ""
-        if _has_arrays(content):
-            holds += "; its NumPy arrays are not read, so save them as tensors"
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors)" + (f": it holds {holds}" if holds else ""))
-    return found
-
-
-def _has_arrays(content: Any, depth: int = 0, seen: set[int] | None = None) -> bool:
-    seen = set() if seen is None else seen
-    if isinstance(content, dict) and depth <= _DEEP and id(content) not in seen:
-        seen.add(id(content))
-        return any(_has_arrays(value, depth + 1, seen) for value in dict.values(content))
-    return isinstance(content, Beside) and content.of.endswith("._reconstruct")
-
-
-def _found(
-    content: Any, place: str = "", depth: int = 0, seen: list[int] | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (location, state dict) pairs: wrapped tables, or else the whole table and then its parts by key prefix.
-
-    The depth of nesting and the number of tables are limited.
-    """
-    seen = [] if seen is None else seen
-    if not isinstance(content, dict) or depth > _DEEP or len(seen) > 10 * _MOST_TABLES:
-        return
-    seen.append(depth)
-    table = {_text(key): value for key, value in dict.items(content)}  # dict.items, because a file may override .items
-    within = [one for name in WRAPPERS for one in _found(table.get(name), _joined(place, name), depth + 1, seen)]
-    if within:
-        yield from within
-    elif any(isinstance(value, Tensor) for value in table.values()):
-        yield place, table
-        for name in dict.fromkeys((*WRAPPERS, *PREFIXES)):
-            if part := _below(table, name):
-                yield _joined(place, name), part
-
-
-def _at(content: Any, key: str) -> Any:
-    """Return the content under a key: a nested table, or the part of a table with that key prefix. None if there is none."""
-    if not isinstance(content, dict):
-        return None
-    table = {_text(name): value for name, value in dict.items(content)}
-    if isinstance(table.get(key), dict):
-        return table[key]
-    for name, value in table.items():
-        if key.startswith(f"{name}.") and (found := _at(value, key[len(name) + 1 :])) is not None:
-            return found
-    return _below(table, key) or None
-
-
-def _below(table: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key[len(name) + 1 :]: value for key, value in table.items() if key.startswith(f"{name}.")}
-
-
-def _text(key: Any) -> str:
-    return key.decode("utf-8", "replace") if isinstance(key, bytes) else shown(key) if not isinstance(key, str) else key
-
-
-def _joined(place: str, name: str) -> str:
-    return f"{place}.{name}" if place else name

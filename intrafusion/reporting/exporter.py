@@ -18,7 +18,7 @@ from intrafusion.evaluation.latency import LatencyComparison, compare_latency
 from intrafusion.reporting.artifact import Made, making
 from intrafusion.reporting.formats import FORMATS, Written, write
 from intrafusion.reporting.report import Report
-from intrafusion.runtime.atomic_write import part_of, plain_errors, put
+from intrafusion.runtime.atomic_write import move_into_place, part_of, plain_errors
 from intrafusion.runtime.progress import Progress
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.session import Session
@@ -89,7 +89,7 @@ def export(
             raise IntrafusionError(f"nothing was written: {files[0].format} failed, {files[0].reason}")
         accompany(Report(made, files, compared, formats), part)
         with plain_errors(folder.parent):
-            put(part, folder)
+            move_into_place(part, folder)
         yield Progress("done", 1.0, Exported(folder, made, files, compared))
     finally:
         shutil.rmtree(part, ignore_errors=True)

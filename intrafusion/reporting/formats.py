@@ -19,7 +19,7 @@ from intrafusion.models.hub import load_model
 from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
 from intrafusion.reporting.artifact import Made
-from intrafusion.runtime.atomic_write import is_full, plain_errors, put
+from intrafusion.runtime.atomic_write import is_full, move_into_place, plain_errors
 from intrafusion.runtime.cancellation import beside, checkpoint
 
 TOLERANCE = 1e-4  # largest allowed difference of a logit, as a share of the largest logit
@@ -99,7 +99,7 @@ def write(made: Made, folder: Path, name: str) -> Written:
             (folder / file).unlink(missing_ok=True)  # an old description may be of another network
         for file in kind.files:
             (Path(part) / file).chmod(0o644)
-            put(Path(part) / file, folder / file)
+            move_into_place(Path(part) / file, folder / file)
     return Written(name, kind.files, size, difference, any_batch)
 
 

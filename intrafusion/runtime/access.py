@@ -101,7 +101,7 @@ def check_path(what: str, text: str | None) -> None:
         raise IntrafusionError(f"{what} {text[:200]!r} cannot be opened: of the files of this server a reader may name {where}")
 
 
-def check_size(model: str, weights: int) -> None:
+def check_weights_size(model: str, weights: int) -> None:
     """Raise IntrafusionError if a page of this server may not open a model with this many bytes of weights."""
     most = _number("INTRAFUSION_MODEL_MB", 512)
     if is_public() and weights > most * MIB:

@@ -28,12 +28,12 @@ def part_of(path: Path) -> Path:
     start = f".{path.name[:40]}."
     for other in path.parent.glob(f"{escape(start)}*{PART}"):
         if is_left(other):
-            drop(other)
+            remove_path(other)
     return path.with_name(f"{start}{mark()}{PART}")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield the path at which to write a file or folder that replaces `path` if the block ends without an error.
 
     The parent folder is created. A folder can only replace an empty folder, or none. Raises IntrafusionError if it cannot be
@@ -44,19 +44,19 @@ def whole(path: Path) -> Iterator[Path]:
         with plain_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
-            put(part, path)
+            move_into_place(part, path)
     finally:
-        drop(part)
+        remove_path(part)
 
 
-def put(part: Path, path: Path) -> None:
+def move_into_place(part: Path, path: Path) -> None:
     """Flush a completely written file or folder to disk, then move it to its final path."""
     _bring_to_disk(part)
     os.replace(part, path)
     _sync(path.parent)
 
 
-def drop(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.runtime.atomic_write import part_of, put
+from intrafusion.runtime.atomic_write import move_into_place, part_of
 
 Progress = Callable[[int, int], None]  # bytes done, total bytes (0 if the server does not report it)
 _CHUNK = 1 << 18
@@ -40,7 +40,7 @@ def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Itera
                 f"{url} arrived with checksum {digest[:16]}... where {sha256}... was expected: nothing was kept; "
                 f"try again, or put the right file at {path}"
             )
-        put(partial, path)
+        move_into_place(partial, path)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk alike
         if isinstance(error, urllib.error.HTTPError):
             error.close()

@@ -58,7 +58,7 @@ def check_count(path: Path, most: int | None = None) -> None:
 
 
 @contextmanager
-def opened(path: Path, most: int | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+def open_zip(path: Path, most: int | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
     """Yield a zip archive and its files, after checking names, links, count, sizes and compression ratios.
 
     most: number of members allowed; None for MEMBERS. Raises IntrafusionError for an archive that breaks a rule or is damaged,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime import sandbox, stale_files
-from intrafusion.runtime.atomic_write import drop, part_of
+from intrafusion.runtime.atomic_write import part_of, remove_path
 from intrafusion.runtime.paths import check_name, home, inside
 from intrafusion.runtime.safe_zip import MIB, check_size
 
@@ -51,7 +51,7 @@ def free_path(kind: str, name: str) -> Path:
     return path
 
 
-def checked(
+def run_check(
     task: str, workshop: "Workshop", files: Sequence[Path], arguments: dict[str, Any], tell: Callable[[str], None]
 ) -> Generator[sandbox.Step, None, Any]:
     """Run a task of `uploads.checks` on these given files in a child process; yield its steps, and return its answer.
@@ -88,7 +88,7 @@ class Workshop:
             self.folder.mkdir(0o700, parents=True)
         self.given: list[Path] = []
         self.made = self.folder / "made"
-        self.close = weakref.finalize(self, drop, self.folder)
+        self.close = weakref.finalize(self, remove_path, self.folder)
 
     def give(self, name: str, content: Path | memoryview) -> None:
         """Put a file into `given`, under its own name.
@@ -164,7 +164,7 @@ def remove(kind: str, name: str) -> None:
         for path in found:
             part = part_of(path)  # renamed first, so that a half-removed one is never listed
             path.rename(part)
-            drop(part)
+            remove_path(part)
         if kind != IMAGES:
             (home() / kind / f"{name}.json").unlink(missing_ok=True)  # card file written by an older version
     except OSError as error:

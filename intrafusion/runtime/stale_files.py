@@ -63,7 +63,7 @@ def is_left(path: Path) -> bool:
     return False  # it has disappeared meanwhile
 
 
-def remove() -> None:
+def remove_stale() -> None:
     """Remove stale files and folders, as far as permissions allow."""
     for path in temporary():
         if is_left(path):
@@ -76,7 +76,7 @@ def remove() -> None:
 
 @cache
 def _removed_once(folder: Path) -> None:
-    remove()
+    remove_stale()
 
 
 def remove_once() -> None:

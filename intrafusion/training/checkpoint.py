@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.atomic_write import atomic_path
 
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values to a file, completely or not at all. Raises IntrafusionError if that fails."""
-    with whole(path) as part:
+    with atomic_path(path) as part:
         torch.save(state, part)
 
 

@@ -15,7 +15,7 @@ from intrafusion.evaluation.accuracy import evaluate
 from intrafusion.models.card import ModelCard
 from intrafusion.models.hub import load_model
 from intrafusion.models.precision import check_bf16
-from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.atomic_write import atomic_path
 from intrafusion.runtime.paths import ASSETS
 from intrafusion.training.augment import shift_and_flip, wobble
 from intrafusion.training.loop import Recipe, TrainingProgress, train
@@ -80,7 +80,7 @@ def make(
         },
     )
     try:
-        with whole(out / f"{name}.safetensors") as weights, whole(out / f"{name}.json") as told:
+        with atomic_path(out / f"{name}.safetensors") as weights, atomic_path(out / f"{name}.json") as told:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
             told.write_text(json.dumps(card.to_dict(), indent=2) + "\n")
     except (IntrafusionError, SafetensorError) as error:

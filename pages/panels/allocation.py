@@ -16,8 +16,9 @@ from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from pages.panels import export
 from pages.panels.sensitivity import clickable, with_interval
-from pages.shared import app_state, job_panel, messages, studying
-from pages.shared.app_state import BIND, Here
+from pages.shared import background_jobs, job_panel, messages, parts, studying
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = ("budget", "share", "least", "suggest_merge")
 _TARGETS = {"parameters": "params", "MACs": "macs", "accuracy": "accuracy"}
@@ -47,7 +48,7 @@ def suggestion(here: Here, session: Session, base: PruneSpec, made: Mapping[str,
     found = suggest(made[merge], _shapes(here, here.key()), _TARGETS[target], value)
     if not found.met:
         messages.warning(found.note)
-    clickable(suggestion_bars(found, app_state.is_dark()), "suggestion")
+    clickable(suggestion_bars(found, parts.is_dark()), "suggestion")
     if found.dense.note:
         st.caption(f"{found.dense.note}.")
     if not all(cell.complete for cell in made[merge].cells.values()):
@@ -84,12 +85,12 @@ def _verified(
 ) -> None:
     """Draw the expected accuracy beside the measured one. If measuring takes long, draw a button for it."""
     key = ("verify", here.key(), spec)
-    known, job = studying.stored(kept, [spec], session), app_state.jobs().get(key)
+    known, job = studying.stored(kept, [spec], session), background_jobs.jobs().get(key)
     measured = studying.points(known, [spec], job).get(spec)
     complete = measured is not None and measured.complete
     count = min(spec.limit or len(session.images()), len(session.images()))
     if not complete and job is None and session.size.macs * count < _CHEAP and not needs_images(spec):
-        job = studying.start(key, [spec], session, kept, f"pruned {spec.model}")
+        job = studying.start_study(key, [spec], session, kept, f"pruned {spec.model}")
         job.wait(_PATIENCE)
         measured = studying.points(known, [spec], job).get(spec)
         complete = measured is not None and measured.complete
@@ -99,7 +100,7 @@ def _verified(
     if job is not None and job.active:
         _wait(job)
     elif not complete and st.button("Prune and measure", icon=":material/content_cut:"):
-        studying.start(key, [spec], session, kept, f"pruned {spec.model}")
+        studying.start_study(key, [spec], session, kept, f"pruned {spec.model}")
         st.rerun()
     if job is not None:
         studying.problems(job)

@@ -10,7 +10,7 @@ from intrafusion.cli import docs
 from intrafusion.runtime import escaping
 from intrafusion.runtime.paths import ASSETS
 from pages.shared import links
-from pages.shared.app_state import BIND
+from pages.shared.links import BIND
 
 KEYS = ("document", "section")
 _FOUND = 12  # most headings that a search lists
@@ -61,7 +61,7 @@ def _open(heading: docs.Heading) -> None:
     st.session_state.section = heading.title if heading.level > 1 else None
 
 
-def show(name: str, text: str) -> None:
+def show_document(name: str, text: str) -> None:
     """Draw the Markdown of a document or a section, with its pictures. Links to documents open on this page."""
     rest = text
     while match := _PICTURE.search(rest):

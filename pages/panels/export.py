@@ -19,8 +19,9 @@ from intrafusion.reporting.figures import latency as figures
 from intrafusion.reporting.report import before_and_after, file_rows, speed_rows, speed_words
 from intrafusion.runtime import stale_files
 from intrafusion.runtime.progress import Progress
-from pages.shared import app_state, links, messages, parts
-from pages.shared.app_state import BIND, Here
+from pages.shared import links, messages, open_model, parts
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = (
     "criterion", "sparsity", "export_merge", "export_recovery", "export_scope", "round_to", "export_limit",
@@ -117,7 +118,7 @@ def show_network(made: Made | None, merge: str) -> None:
     left, right = st.columns(2, gap="medium")
     with right:
         title = "Channels of each group before and after"
-        figure = figures.widths(made.widths, merge, app_state.is_dark()) if made else figures.empty(title, app_state.is_dark())
+        figure = figures.widths(made.widths, merge, parts.is_dark()) if made else figures.empty(title, parts.is_dark())
         parts.chart(figure, "widths")
     with left:
         if made is None:
@@ -132,7 +133,7 @@ def show_network(made: Made | None, merge: str) -> None:
 
 def show_speed(found: LatencyComparison | None) -> None:
     """Draw the timing runs, the verdict, and the table of numbers."""
-    dark = app_state.is_dark()
+    dark = parts.is_dark()
     if found is None:
         parts.chart(figures.empty("Latency of one forward pass", dark), "speed")
         st.caption(
@@ -242,7 +243,7 @@ def name_of(spec: PruneSpec) -> str:
     return f"{spec.model.replace('/', '-')}-{spec.merge}-{share}"
 
 
-def keeping(made: Made | None) -> None:
+def keep_network_form(made: Made | None) -> None:
     """Draw a form that keeps the network under a name, so that every page can open it."""
     if made is None:
         return
@@ -251,7 +252,7 @@ def keeping(made: Made | None) -> None:
         asked = st.form_submit_button("Save", icon=":material/save:")
     if asked:
         try:
-            kept = app_state.keep(made.network, name.strip())
+            kept = open_model.keep_network(made.network, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:

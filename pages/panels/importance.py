@@ -12,7 +12,7 @@ from intrafusion.pruning.agreement import CriteriaComparison
 from intrafusion.pruning.groups.feature_maps import consumers
 from intrafusion.studies.session import Scores, Session
 from pages.shared import job_panel
-from pages.shared.app_state import Here
+from pages.shared.open_model import Here
 
 NEEDS = {"nothing": "weights only", "images": "images", "labels": "labelled images"}
 FORMULAS = {
@@ -52,7 +52,7 @@ def default_criteria(dataset: str) -> list[str]:
     return ["l1", "l2", "fpgm", "bn_scale", *(["taylor", "relative"] if dataset == "digits" else []), "random"]
 
 
-def about(criterion: str) -> None:
+def criterion_about(criterion: str) -> None:
     """Draw what a criterion needs and its source, with its formula in a popover."""
     entry = registry("criterion")[criterion]
     rebuilt = " :orange-badge[reconstructed]" if entry.reconstructed else ""

@@ -19,8 +19,9 @@ from intrafusion.studies.output_distance import Outputs
 from intrafusion.studies.session import Session
 from intrafusion.studies.weight_space import CONTROLS, MERGED, Sharpness, Slice, Solutions
 from intrafusion.training.mode_connectivity import POINTS, Path
-from pages.shared import app_state, parts
-from pages.shared.app_state import BIND, Here
+from pages.shared import parts
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = (
     "criterion", "sparsity", "landscape_scope", "landscape_limit", "landscape_size", "shown", "changed", "path_from",
@@ -93,9 +94,9 @@ def show_plane(found: Slice | None, what: str) -> None:
     left, right = st.columns([5, 3], gap="medium")
     with left:
         if found is None:
-            figure = figures.empty("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, app_state.is_dark())
+            figure = figures.empty_plane("The plane through dense, dropped and fused", figures.SLICE_HEIGHT, parts.is_dark())
         else:
-            figure = figures.slice_map(found, what, app_state.is_dark())
+            figure = figures.slice_map(found, what, parts.is_dark())
         parts.chart(figure, "plane")
     with right:
         st.markdown(
@@ -128,16 +129,18 @@ def show_plane(found: Slice | None, what: str) -> None:
 def show_outputs(found: Outputs | None, made: Solutions) -> None:
     left, right = st.columns(2, gap="medium")
     complete = found is not None and found.share == 1
-    dark = app_state.is_dark()
+    dark = parts.is_dark()
     with left:
         title = "Distance of the logits"
         figure = (
-            output_figures.distance_histograms(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
+            output_figures.distance_histograms(found, dark)
+            if complete
+            else figures.empty_plane(title, output_figures.HEIGHT, dark)
         )
         parts.chart(figure, "distances")
     with right:
         title = "Distance of the logits by class"
-        figure = output_figures.class_bars(found, dark) if complete else figures.empty(title, output_figures.HEIGHT, dark)
+        figure = output_figures.class_bars(found, dark) if complete else figures.empty_plane(title, output_figures.HEIGHT, dark)
         parts.chart(figure, "classes")
     if not complete:
         st.caption("Images whose prediction changes appear here.")
@@ -222,9 +225,9 @@ def path_controls(here: Here) -> tuple[tuple[str, str], PathHow, Mapping[str, in
 
 
 def show_path(found: Path | None, ends: tuple[str, str]) -> None:
-    dark = app_state.is_dark()
+    dark = parts.is_dark()
     if found is None:
-        parts.chart(figures.empty(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
+        parts.chart(figures.empty_plane(f"From {ends[0]} to {ends[1]}", figures.PATH_HEIGHT, dark), "path")
     else:
         parts.chart(figures.path_panels(found, ends, dark), "path")
     words = (
@@ -247,9 +250,9 @@ def show_path(found: Path | None, ends: tuple[str, str]) -> None:
 
 
 def show_sharp(found: Sharpness | None) -> None:
-    dark = app_state.is_dark()
+    dark = parts.is_dark()
     if found is None:
-        figure = figures.empty("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
+        figure = figures.empty_plane("The sharpest directions around the dense network", figures.SHARP_HEIGHT, dark)
     else:
         figure = figures.sharp_bars(found, dark)
     parts.chart(figure, "sharp")
@@ -271,11 +274,11 @@ def show_sharp(found: Sharpness | None) -> None:
         )
 
 
-def table(found: Slice | None) -> pd.DataFrame:
+def slice_table(found: Slice | None) -> pd.DataFrame:
     return pd.DataFrame(found.rows() if found else [])
 
 
-def files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
+def part_files(found: Mapping[str, Path | Sharpness | Outputs | None]) -> None:
     """Draw a download button for the numbers of each complete part."""
     for name, part in found.items():
         if part is not None and part.share == 1:

@@ -13,7 +13,7 @@ from intrafusion import IntrafusionError, registry
 from intrafusion.pruning.transport.provenance import Story
 from intrafusion.studies import toy_network
 from pages.shared import messages
-from pages.shared.app_state import BIND
+from pages.shared.links import BIND
 
 KEYS = (
     "lesson_hidden", "lesson_stay", "lesson_seed", "lesson_criterion", "lesson_p", "lesson_changes", "lesson_neuron",
@@ -30,15 +30,15 @@ def trained(seed: int, hidden: int) -> nn.Sequential:
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
-def opened(seed: int, hidden: int, changes: str, stay: int, criterion: str, p: int) -> toy_network.Lesson:
+def opened_lesson(seed: int, hidden: int, changes: str, stay: int, criterion: str, p: int) -> toy_network.Lesson:
     dense = toy_network.changed(trained(seed, hidden), toy_network.parse_changes(changes, hidden))
     return toy_network.open_lesson(dense, stay, criterion, p)
 
 
 @st.cache_data(max_entries=64, show_spinner="Training 24 networks")
-def fortunes(hidden: int, stay: int, criterion: str, p: int) -> list[tuple[int, float, float]]:
+def seed_accuracies(hidden: int, stay: int, criterion: str, p: int) -> list[tuple[int, float, float]]:
     """Return (seed, dropped accuracy, fused accuracy) of 24 networks."""
-    lessons = [opened(seed, hidden, "", stay, criterion, p) for seed in _SEEDS]
+    lessons = [opened_lesson(seed, hidden, "", stay, criterion, p) for seed in _SEEDS]
     return [
         (seed, toy_network.measure_toy(made.dropped).accuracy, toy_network.measure_toy(made.fused).accuracy)
         for seed, made in zip(_SEEDS, lessons, strict=True)
@@ -50,7 +50,7 @@ def _criteria() -> list[str]:
     return toy_network.criteria(trained(toy_network.SEED, _HIDDEN))
 
 
-def chart(figure: go.Figure, key: str, *picks: str) -> None:
+def lesson_chart(figure: go.Figure, key: str, *picks: str) -> None:
     """Draw a figure. A click on a mark writes its customdata into the widgets with the keys `picks`."""
     st.plotly_chart(
         figure,
@@ -199,7 +199,7 @@ def other_control(neuron: int, kept: Sequence[int], default: int) -> int:
     return st.selectbox("Compare with neuron", kept, index=kept.index(default), key="lesson_other", bind=BIND, width=200)
 
 
-def ask(
+def quiz(
     name: str,
     question: str,
     is_right: Callable[..., bool],
@@ -246,7 +246,7 @@ def two() -> tuple[DeltaGenerator, DeltaGenerator]:
     return grid.container(), grid.container()
 
 
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+def number_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     """Draw a small table of numbers as Markdown text, which does not wrap and follows the theme."""
     rows = [head, ["---:"] * len(head), *lines]
     st.markdown("\n".join("| " + " | ".join(row) + " |" for row in rows))

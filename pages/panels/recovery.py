@@ -19,12 +19,14 @@ from intrafusion.studies.recovery_comparison import (
     known_run,
     layers_to_compare,
 )
+from intrafusion.studies.relevant_fields import trains
 from intrafusion.studies.session import Session
 from intrafusion.studies.store.sqlite import Store
 from intrafusion.studies.sweeps import Failure
 from intrafusion.training.recovery.methods import COSTLIER
-from pages.shared import app_state, parts, studying
-from pages.shared.app_state import BIND, Here
+from pages.shared import background_jobs, parts, studying
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = (
     "recovery_merge", "criterion", "sparsity", "recovery_scope", "methods", "seeds", "recovery_limit", "equal", "epochs",
@@ -187,10 +189,6 @@ def specs(base: PruneSpec, methods: Sequence[str], seeds: int, equal: bool) -> l
     return found
 
 
-def trains(spec: PruneSpec) -> bool:
-    return registry("recovery")[spec.recovery].needs == "labels"
-
-
 def lookers(specs: Sequence[PruneSpec]) -> list[PruneSpec]:
     """Return the first spec whose recovery needs images, or the first spec if none does, as a list of at most one."""
     return [spec for spec in specs if registry("recovery")[spec.recovery].needs != "nothing"][:1] or list(specs[:1])
@@ -201,7 +199,7 @@ def forecast(specs: Sequence[PruneSpec]) -> str:
     return f"Trains {count} networks in the background." if count else "Computes a few statistics; nothing is trained."
 
 
-def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
+def known_runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[Run]:
     """Return the known training runs of the specs, running or finished, in the order of the specs."""
     found = {run.spec: run for run in (job.results if job else ()) if isinstance(run, Run)}
     for spec in specs:
@@ -210,7 +208,7 @@ def runs(specs: Sequence[PruneSpec], session: Session, job: Job | None) -> list[
     return [found[spec] for spec in specs if spec in found]
 
 
-def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store | None, title: str) -> Job:
+def start_recovery(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store | None, title: str) -> Job:
     """Recover and measure in the background. Rerun the page afterwards."""
 
     def part(result: Run | Result | Failure) -> tuple[Any, float]:
@@ -218,7 +216,7 @@ def start(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: Store 
             return ("run", result.spec), _TRAINS * result.share
         return result.spec, studying.share(result) * (1 - _TRAINS if trains(result.spec) else 1.0)
 
-    return app_state.start(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
+    return background_jobs.start_job(key, len(specs), lambda: compare_recoveries(specs, session, kept), title, part=part)
 
 
 def answer(rows: Sequence[Row], methods: Sequence[str], session: Session, known: dict[PruneSpec, Result]) -> None:
@@ -274,7 +272,7 @@ def similarities(session: Session, base: PruneSpec, done: Sequence[PruneSpec]) -
     layers = layers_to_compare(session)
     layer = row.selectbox("Layer", layers, index=len(layers) - 1, key="alike_layer", bind=BIND, width=260)
     found = _alike(session, base.but(recovery=name, seed=0), layer)
-    parts.chart(similarity_panels(found, name, app_state.is_dark()), "alike")
+    parts.chart(similarity_panels(found, name, parts.is_dark()), "alike")
 
 
 @st.cache_data(max_entries=32, show_spinner="Comparing the images")

@@ -14,8 +14,8 @@ from intrafusion.models.batching import batches_for
 from intrafusion.reporting.figures.images import attribution_panels, gallery
 from intrafusion.runtime import escaping
 from pages.panels.importance import image_count
-from pages.shared import app_state, job_panel, messages, parts
-from pages.shared.app_state import Here
+from pages.shared import job_panel, links, messages, parts
+from pages.shared.open_model import Here
 
 
 def channel_activations(here: Here, data: ImageData) -> Tensor | None:
@@ -51,7 +51,7 @@ def attribution(here: Here, data: ImageData, channel: int, image: int, method: s
     return found and found[0]
 
 
-def in_words(activation: Tensor, channel: int, data: ImageData, layer: str) -> str:
+def describe_activation(activation: Tensor, channel: int, data: ImageData, layer: str) -> str:
     """Describe a channel's activation as text. activation: (N, n), per image of `data` and channel, as `layer` reads it."""
     values, dead = activation[:, channel], int((~activation.any(0)).sum())
     images = image_count(data)
@@ -85,7 +85,7 @@ def image_control(count: int) -> tuple[int, str]:
             default=1,
             required=True,
             key="image",
-            bind=app_state.BIND,
+            bind=links.BIND,
             help="Image 1 has the highest activation. You can also click an image.",
         )
         or 1
@@ -97,7 +97,7 @@ def image_control(count: int) -> tuple[int, str]:
             default="integrated-gradients",
             required=True,
             key="attribution",
-            bind=app_state.BIND,
+            bind=links.BIND,
             wrap=True,
             help="  \n".join(f"**{name}**: {method.summary} ({method.paper})." for name, method in METHODS.items()),
         )
@@ -110,7 +110,7 @@ def show_images(data: ImageData, top: Sequence[int], values: Tensor, number: int
     """Draw the images that activate a channel most. A click chooses one. values: the channel's activation (N,) on `data`."""
     captions = [f"{escaping.hover(shorten(_class_name(data, i), 16, placeholder='…'))}<br>{values[i]:#.3g}" for i in top]
     title = f"The {len(top)} of {len(data):,} images with the highest activation"
-    figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, app_state.is_dark())
+    figure = gallery([_picture(data, i) for i in top], captions, title, number - 1, parts.is_dark())
 
     def pick() -> None:
         if points := st.session_state.images.selection.points:
@@ -130,9 +130,7 @@ def show_attribution(here: Here, data: ImageData, channel: int, image: int, meth
         return
     title = f"Channel {channel} on “{escaping.hover(_class_name(data, image))}”: activation {found.activation:.3g}"
     pixels = found.pixels.sum(0).numpy()
-    parts.chart(
-        attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, app_state.is_dark()), "pixels"
-    )
+    parts.chart(attribution_panels(_picture(data, image), found.map.numpy(), pixels, title, method, parts.is_dark()), "pixels")
     words = f"**{method}** shows {METHODS[method].summary} ({METHODS[method].paper}). Teal pixels raise the activation; amber pixels lower it."
     if method == "integrated-gradients":
         words += (

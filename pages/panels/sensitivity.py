@@ -22,8 +22,9 @@ from intrafusion.studies.sensitivity import Matrix, difference, sensitivity_matr
 from intrafusion.studies.store.sqlite import Store, StudyRow
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import sweep
-from pages.shared import app_state, messages, parts
-from pages.shared.app_state import BIND, Here
+from pages.shared import messages, parts
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 KEYS = (
     "study_name", "precision", "decide", "executor", "address", "first_merge", "second_merge", "cell", "other_study",
@@ -140,10 +141,10 @@ def heatmaps(made: Mapping[str, Matrix], both: tuple[str, str] | None, place: Pl
     """Draw one heatmap per merge and the difference of two. A click on a cell chooses it."""
     if both:
         first, second = (made[merge] for merge in both)
-        clickable(sensitivity_panels(first, second, difference(first, second), place, app_state.is_dark()), "panels")
+        clickable(sensitivity_panels(first, second, difference(first, second), place, parts.is_dark()), "panels")
     for merge, single in made.items():
         if not both or merge not in both:
-            clickable(sensitivity_heatmap(single, place, app_state.is_dark()), f"heatmap-{merge}")
+            clickable(sensitivity_heatmap(single, place, parts.is_dark()), f"heatmap-{merge}")
 
 
 def clickable(figure: Any, key: str) -> None:
@@ -237,7 +238,7 @@ def comparison(
             st.caption(
                 f"Some results of “{escaping.markdown(other)}” come from another code version. Run it again to compare like with like."
             )
-        clickable(compare_studies(both, (study.name, other), place, app_state.is_dark()), "compare")
+        clickable(compare_studies(both, (study.name, other), place, parts.is_dark()), "compare")
     except IntrafusionError as error:
         messages.warning(error)
 
@@ -259,7 +260,7 @@ def _model(row: StudyRow) -> str | None:
         return None
 
 
-def files(study: Study, rows: pd.DataFrame) -> None:
+def study_files(study: Study, rows: pd.DataFrame) -> None:
     """Draw downloads of the study as a file, which the command line can run again, and of its results as Parquet."""
     st.download_button(
         "Study file (TOML)",

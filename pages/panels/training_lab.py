@@ -20,8 +20,9 @@ from intrafusion.training.methods.smooth import PENALTIES
 from intrafusion.training.methods.spec import TrainSpec
 from intrafusion.training.methods.task import PhaseProgress
 from intrafusion.training.model_fusion import ALIGNED
-from pages.shared import app_state, job_panel, messages, parts
-from pages.shared.app_state import BIND, Here
+from pages.shared import background_jobs, job_panel, messages, open_model, parts
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
 
 _KNOBS = (
     "epochs", "seed", "training", "lr", "batch", "reach", "c", "mu", "drawn", "penalty", "strength", "energy", "sparsity", "criterion",
@@ -137,21 +138,23 @@ _DRAWN = {
 }  # fmt: skip
 
 
-def steps(found: LabRun | None, job: Job | None) -> list[PhaseProgress]:
+def steps_so_far(found: LabRun | None, job: Job | None) -> list[PhaseProgress]:
     """Return the steps of a run so far."""
     if found is not None:
         return list(found.steps)
     return [told for told in (job.results if job else ()) if isinstance(told, PhaseProgress)]
 
 
-def start(key: tuple, spec: TrainSpec, device: str) -> Job:
+def start_training(key: tuple, spec: TrainSpec, device: str) -> Job:
     """Train in the background. Rerun the page afterwards."""
 
     def part(told: PhaseProgress | LabRun) -> tuple[Any, float]:
         return ("run", 0.0) if isinstance(told, LabRun) else ((told.phase, told.moment.step), 1.0 if told.moment.steps else 0.0)
 
     total = _LOOKS * len(phases(spec))
-    return app_state.start(key, total, lambda: run_training(spec, device), f"{spec.method} of {spec.model}", part=part)
+    return background_jobs.start_job(
+        key, total, lambda: run_training(spec, device), f"{spec.method} of {spec.model}", part=part
+    )
 
 
 def phases(spec: TrainSpec) -> list[str]:
@@ -163,7 +166,7 @@ def phases(spec: TrainSpec) -> list[str]:
     return ["training"] * members + rounds * (members if spec.method == "paf" else 1) + ["fused"]
 
 
-def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -> bool:
+def training_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -> bool:
     """Draw the button that starts training, its progress, and any error. Return whether the button was pressed."""
     if job is not None and running:
         _watch(job)
@@ -186,7 +189,7 @@ def run_row(found: LabRun | None, job: Job | None, running: bool, begun: bool) -
         else:
             st.progress(0.0, "not trained yet", width="stretch")
     if job is not None and job.state == "failed":
-        messages.error(messages.reason(job))
+        messages.error(messages.failure_reason(job))
     return asked
 
 
@@ -217,7 +220,7 @@ def outcome(found: LabRun) -> None:
     st.caption(f"Measured on all {o.count:,} test images, which were not used for model selection. {removed}Training: {spent}.")
 
 
-def keeping(found: LabRun) -> None:
+def keep_run_form(found: LabRun) -> None:
     """Draw a form that keeps the network under a name, so that every page can open it."""
     with st.form("keep", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.text_input("Save network as", f"{found.spec.method}-{found.spec.model}", width=320)
@@ -235,7 +238,7 @@ def keeping(found: LabRun) -> None:
             model = without_zeroed(model, card.example())
             model.card = card
         try:
-            kept = app_state.keep(model, name.strip())
+            kept = open_model.keep_network(model, name.strip())
         except IntrafusionError as error:
             messages.error(error)
         else:
@@ -274,7 +277,7 @@ def names_of(specs: Sequence[TrainSpec]) -> list[str]:
     return named
 
 
-def table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
+def run_table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
     """Return a table of runs, one row per run."""
     return pd.DataFrame(
         [

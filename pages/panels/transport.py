@@ -11,8 +11,9 @@ from intrafusion.reporting.figures.plans import learned_beside
 from intrafusion.spec import PLAN_FIELDS
 from intrafusion.studies.session import Session, channel_maps
 from pages.shared import job_panel, messages
-from pages.shared.app_state import BIND, Here, can_see, is_dark
-from pages.shared.parts import chart
+from pages.shared.links import BIND
+from pages.shared.open_model import Here, can_see
+from pages.shared.parts import chart, is_dark
 
 Fact = tuple[str, str, str]  # name, value, explanation
 
@@ -112,7 +113,7 @@ def numbers_table(plans: dict[str, TransportPlan]) -> pd.DataFrame:
     return pd.DataFrame(rows).rename_axis("").reset_index()
 
 
-def difference(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
+def differing_settings(first: PruneSpec, second: PruneSpec) -> tuple[str, str]:
     """Return a text for each of two settings that shows the fields in which they differ."""
     names = [name for name in PLAN_FIELDS if getattr(first, name) != getattr(second, name)]
     if not names:

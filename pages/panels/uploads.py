@@ -15,7 +15,7 @@ from intrafusion.data.arrays import LAYOUTS, Reading
 from intrafusion.data.datasets import DATASETS, OWN, kept_data
 from intrafusion.data.upload import PICTURES, SIDE, about, data_steps
 from intrafusion.models.hub import describe, kept_names, kept_told, model_names
-from intrafusion.models.torch_file import SUFFIXES
+from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.runtime import escaping as text
 from intrafusion.runtime.access import UPLOADS, check_room, check_share, is_public, public, takes_programs, upload_mib
 from intrafusion.runtime.jobs import Job
@@ -26,8 +26,9 @@ from intrafusion.runtime.staging import IMAGES, NETWORKS, RUNS, Workshop, free_p
 from intrafusion.studies.uploads import remove, safe_name
 from intrafusion.studies.uploads.networks import program_steps, weights_steps
 from intrafusion.training.methods.runs import damaged
-from pages.shared import app_state, job_panel, messages, parts
-from pages.shared.app_state import Here, reader
+from pages.shared import background_jobs, job_panel, messages, parts
+from pages.shared.background_jobs import reader_address
+from pages.shared.open_model import Here
 
 _KINDS = {NETWORKS: "", IMAGES: "images: ", RUNS: "training lab run: "}
 Begin = Callable[[Workshop, Callable[[str], None]], Generator[Step, None, str]]  # starts a check of files
@@ -221,7 +222,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     ):
         try:
             check_room()
-            check_share(reader(), sum(file.size for file in files))
+            check_share(reader_address(), sum(file.size for file in files))
             _start(what, files, ask())
             st.rerun()
         except IntrafusionError as error:
@@ -230,7 +231,7 @@ def _button(what: str, files: Sequence[Any], ask: Callable[[], Begin], opens: st
     elif job is not None and job.active:
         _watch(what, job)
     elif job is not None and job.state == "failed":
-        messages.error(messages.reason(job))
+        messages.error(messages.failure_reason(job))
     elif job is not None and job.state == "cancelled":
         st.caption("Cancelled. Nothing was saved.")
     elif job is not None:
@@ -246,7 +247,7 @@ def _job(what: str) -> Job | None:
     st.session_state[f"own_{name}"] = st.query_params[name] = mark
     if "link" in st.session_state:
         st.session_state.link.asked.pop(name, None)  # not a setting, so not a part of the link to report
-    return app_state.jobs().get(("own", what, mark))
+    return background_jobs.jobs().get(("own", what, mark))
 
 
 def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
@@ -256,7 +257,9 @@ def _start(what: str, files: Sequence[Any], begin: Begin) -> None:
         for file in files:
             workshop.give(f"{safe_name(file.name)}{Path(file.name).suffix.lower()[:16]}", file.getbuffer())
         title = f"check of {', '.join(path.name for path in workshop.given)}"
-        app_state.start(("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False)
+        background_jobs.start_job(
+            ("own", what, mark), 1, lambda: _check(what, workshop, begin), title, part=_share, computes=False
+        )
     except IntrafusionError:
         workshop.close()
         raise
@@ -352,7 +355,7 @@ def _remove(kind: str, name: str) -> None:
         st.toast(text.sentence(public(str(error))))
 
 
-def take_away() -> None:
+def same_steps() -> None:
     """Draw the same steps as a command line and as Python code."""
     table = pd.DataFrame([{"kept": name} for name in (*kept_names(), *kept_data())], columns=["kept"])
     line = "python -m intrafusion own program my_net.pt2 --name mine --data own"

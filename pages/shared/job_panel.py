@@ -14,7 +14,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from intrafusion.runtime.jobs import Job
 from intrafusion.runtime.progress import in_words
-from pages.shared import app_state, messages
+from pages.shared import background_jobs, messages
 
 CHEAP = 1e11  # multiply-accumulates that a laptop does in about three seconds: work below this starts automatically
 _LOOK = 1.5  # seconds between two polls of the running jobs
@@ -61,7 +61,7 @@ def cancel_button(job: Job, key: str, **look: Any) -> None:
 
     Draw nothing for a reader who may not cancel the job.
     """
-    if app_state.may_cancel(job):
+    if background_jobs.may_cancel(job):
         st.button("Cancel", key=key, on_click=_cancel, args=(job,), disabled=job.state == "stopping", **look)
 
 
@@ -75,10 +75,10 @@ def words(job: Job) -> str:
     if job.state == "stopping":
         return "stopping"
     if job.started is None:
-        ahead = app_state.jobs().ahead(job)
+        ahead = background_jobs.jobs().ahead(job)
         return f"waiting, {ahead} ahead" if ahead > 1 else "waiting, next in line"
     said = f"{int(job.done)} of {job.total} done" if job.total > 1 else f"{job.share:.0%} done" if job.share else ""
-    left = app_state.jobs().seconds_left(job)
+    left = background_jobs.jobs().seconds_left(job)
     return ", ".join(filter(None, (said, left is not None and f"about {in_words(left)} left"))) or "computing"
 
 
@@ -88,14 +88,16 @@ def ask(key: tuple, label: str, total: int, work: Callable[[], Iterator], about:
     total: how many results `work` yields. about: what the work is for, as text. redraw: whether to redraw the page after
     each result.
     """
-    job = app_state.jobs().get(key)
+    job = background_jobs.jobs().get(key)
     if job is not None and job.active:
         _watch_asked(key, job, about, redraw)
         return
-    outcome = job and {"failed": messages.reason(job), "cancelled": "Cancelled; finished results are kept"}.get(job.state)
+    outcome = job and {"failed": messages.failure_reason(job), "cancelled": "Cancelled; finished results are kept"}.get(
+        job.state
+    )
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(label, icon=":material/play_arrow:", key=f"ask {key}"):  # a fixed key, because the label may change
-            app_state.start(key, total, work, f"{label}, {st.session_state.here.spec.model}")
+            background_jobs.start_job(key, total, work, f"{label}, {st.session_state.here.spec.model}")
             st.rerun()
         st.caption(outcome or about)
 
@@ -116,7 +118,7 @@ def results(key: tuple, macs: float, label: str, total: int, work: Callable[[], 
     """Return what `work` yields. Compute it at once if `macs` is below CHEAP; else draw `ask` and return None until done."""
     if macs < CHEAP:
         return _computed(key, work)
-    job = app_state.jobs().get(key)
+    job = background_jobs.jobs().get(key)
     if job is not None and job.state == "done":
         return job.results
     ask(key, label, total, work, about)
@@ -142,7 +144,7 @@ class Work:
 
     @property
     def job(self) -> Job | None:
-        return app_state.jobs().get((self.name, *self.key))
+        return background_jobs.jobs().get((self.name, *self.key))
 
     @property
     def is_open(self) -> bool:
@@ -151,7 +153,7 @@ class Work:
 
     def start(self) -> None:
         title = f"{self.name} of {st.session_state.here.spec.model}"
-        app_state.start((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
+        background_jobs.start_job((self.name, *self.key), 1, self.run, title, part=lambda found: (0, found.share))
 
     def section(self, row: DeltaGenerator) -> Any:
         """Draw the button into a row, and any error. Return the latest result, or None before the first."""
@@ -170,7 +172,7 @@ class Work:
             if job is None:
                 st.caption("Not computed yet.")
         if job is not None and job.state == "failed":
-            messages.warning(messages.reason(job))
+            messages.warning(messages.failure_reason(job))
         return job.results[-1] if job is not None and job.results else None
 
 

@@ -17,6 +17,7 @@ from streamlit.delta_generator import DeltaGenerator
 from intrafusion.runtime import escaping
 from pages.shared.navigation import Enough
 
+BIND = "query-params"  # for widgets whose value is part of the link
 SIDEBAR = ("model", "imagenet", "data", "weights", "data_path", "device", "group")
 _NAMED = 3  # most parameters that a notice names
 

@@ -20,7 +20,7 @@ def info(said: object, icon: str = ":material/info:") -> None:
     st.info(escaping.sentence(public(str(said))), icon=icon)
 
 
-def reason(failed: Job | Failure) -> str:
+def failure_reason(failed: Job | Failure) -> str:
     """Return why a job or a point failed. For an unexpected error, return only its kind and the id of its log entry."""
     said, number = (failed.error, failed.error_id) if isinstance(failed, Job) else (failed.reason, failed.id)
     if number is None:

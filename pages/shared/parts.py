@@ -18,7 +18,13 @@ from intrafusion.reporting.figures.kernels import kernel_rows
 from intrafusion.reporting.snippets import curve_line
 from intrafusion.runtime import escaping
 from pages.shared import links
-from pages.shared.app_state import BIND, Here, is_dark
+from pages.shared.links import BIND
+from pages.shared.open_model import Here
+
+
+def is_dark() -> bool:
+    """Return whether the reader's theme is dark."""
+    return st.context.theme.type == "dark"
 
 
 def chart(figure: go.Figure, key: str, on_channel: bool = False) -> None:

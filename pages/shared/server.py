@@ -5,6 +5,8 @@ and loads the default model.
 """
 
 import asyncio
+import gc
+import importlib
 import logging
 import os
 import sys
@@ -71,11 +73,11 @@ async def _tend() -> None:
     """Regularly release what belongs to ended sessions: their uploads and their jobs."""
     while True:
         await asyncio.sleep(_TEND)
-        shell = sys.modules.get("pages.shared.app_state")  # starts the jobs; not imported here, as it imports torch
+        background = sys.modules.get("pages.shared.background_jobs")  # starts the jobs; not imported here, as it imports torch
         try:
             drop_left()
-            if shell is not None and hasattr(shell, "tend"):
-                shell.tend()
+            if background is not None and hasattr(background, "tend"):
+                background.tend()
         except Exception as error:  # the next round may succeed
             logging.getLogger("intrafusion").error("could not tend: %s", error)
 
@@ -92,6 +94,29 @@ def _say_where(address: str) -> None:
     print(f"\n  The dashboard is at\n\n  URL: {url}\n", flush=True)
     if not st.get_option("server.headless"):
         cli_util.open_browser(url)
+
+
+@st.cache_resource
+def import_slow_libraries() -> threading.Thread:
+    """Import the slow libraries of the other pages in the background, once per server."""
+    slow = (
+        "ot",
+        "sklearn.cluster",
+        "scipy.stats",
+        "intrafusion.reporting.figures.transport",
+        "torch_pruning",
+        "captum.attr",
+    )
+
+    def load() -> None:
+        for name in slow:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # Streamlit collects garbage after every script run: scanning all these objects would cost 0.2 s of CPU
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    return thread
 
 
 def _warm_up() -> None:

@@ -15,7 +15,7 @@ from intrafusion.studies.store.in_memory import StoreOrMemory
 from intrafusion.studies.store.sqlite import StudyRow
 from intrafusion.studies.study_file import Study
 from intrafusion.studies.sweeps import Failure, origin, sweep
-from pages.shared import app_state, job_panel, messages
+from pages.shared import background_jobs, job_panel, messages
 
 _REDRAW = 4.0  # least seconds between two redraws of a running study
 _WIDTH = 160  # width of the button in pixels, whatever its label
@@ -47,7 +47,7 @@ class State:
 
 def state(key: tuple, specs: Sequence[PruneSpec], session: Session, kept: StoreOrMemory | None) -> State:
     """Return the state of one study of a page. key: the key of the study's job."""
-    job = app_state.jobs().get(key)
+    job = background_jobs.jobs().get(key)
     running = job is not None and job.active
     found = stored(kept, specs, session)
     known = points(found, specs, job)
@@ -100,7 +100,7 @@ def studies(kept: StoreOrMemory | None) -> dict[str, StudyRow]:
         return {}
 
 
-def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], session: Session) -> None:
+def save_study(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], session: Session) -> None:
     """Save a study under its name, replacing any other. Do nothing while results are held in memory."""
     try:
         if kept and not kept.problem:
@@ -109,7 +109,7 @@ def keep(kept: StoreOrMemory | None, study: Study, specs: Sequence[PruneSpec], s
         messages.warning(error, icon=":material/database_off:")
 
 
-def start(
+def start_study(
     key: tuple,
     specs: Sequence[PruneSpec],
     session: Session,
@@ -119,8 +119,8 @@ def start(
     decide: bool = False,
     lasts: bool = False,
 ) -> Job:
-    """Measure the specs in the background. Rerun the page afterwards. lasts: see `app_state.start`."""
-    return app_state.start(
+    """Measure the specs in the background. Rerun the page afterwards. lasts: see `background_jobs.start`."""
+    return background_jobs.start_job(
         key,
         len(specs),
         lambda: run(specs, session, kept, decide=decide),
@@ -203,20 +203,20 @@ def _state(job: Job | None, found: Found, total: int) -> str:
         return {"cancelled": "cancelled; finished points are kept"}.get(job.state, job.state)
     if job.started is None or job.state == "stopping":
         return job_panel.words(job)
-    left = app_state.jobs().seconds_left(job)
+    left = background_jobs.jobs().seconds_left(job)
     return "computing" if left is None else f"computing, about {in_words(left)} left"
 
 
 def problems(job: Job) -> None:
     """Show why the study or some of its points failed, one line per reason."""
     if job.state == "failed":
-        messages.error(messages.reason(job))
+        messages.error(messages.failure_reason(job))
     by_reason: dict[str, list[Failure]] = {}
     for failure in _failed(job).values():
         by_reason.setdefault(failure.reason, []).append(failure)
     for alike in by_reason.values():
         points = _points([failure.spec for failure in alike])
-        messages.warning(f"{points} could not be measured: {messages.reason(alike[0])}")
+        messages.warning(f"{points} could not be measured: {messages.failure_reason(alike[0])}")
 
 
 def _failed(job: Job) -> dict[PruneSpec, Failure]:

@@ -8,7 +8,7 @@ import streamlit as st
 from intrafusion import registry
 from intrafusion.options import CHOICES
 from intrafusion.pruning.merge.folding import FOLD_NORMS
-from pages.shared.app_state import BIND
+from pages.shared.links import BIND
 
 _DISTANCES = {"L1": ("lp", 1), "L2": ("lp", 2), "cosine": ("cosine", 1)}
 _STRENGTHS: dict[str, tuple[str, str, float, float, float]] = {  # solver -> field, help, smallest, largest, default

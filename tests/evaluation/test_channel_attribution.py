@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import intrafusion as itf
-from intrafusion.evaluation.attribution import METHODS, activations_of_channels, channel_attribution, reader, top_images
+from intrafusion.evaluation.attribution import METHODS, activations_of_channels, channel_attribution, first_reader, top_images
 from intrafusion.pruning.groups.feature_maps import feature_maps
 
 MEAN, STD = 0.5, 0.25
@@ -121,7 +121,7 @@ class TestEveryNetwork:
             assert found.shape == (len(network.data), group.size)
             maps = [dict(batch) for batch in feature_maps(network.model, group, network.data)]
             for channel in range(group.size):
-                layer = reader(group, channel)
+                layer = first_reader(group, channel)
                 seen = torch.cat([batch[layer][:, channel].mean((1, 2)) for batch in maps])
                 assert torch.allclose(found[:, channel], seen, atol=1e-5)
 

@@ -418,7 +418,7 @@ class Meter:
 
 
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
-    "an own class beside them": (lambda w: {"model": w, "meter": Meter()}, "wants to run test_checkpoints.Meter.*state_dict"),
+    "an own class beside them": (lambda w: {"model": w, "meter": Meter()}, "wants to run test_state_dict.Meter.*state_dict"),
     "a function beside them": (lambda w: {"model": w, "f": print}, "wants to run print"),
     "a whole network": (lambda w: nn.Sequential(nn.Linear(3, 2)), "whole pickled network.*torch.nn.modules"),
     "a whole network in a wrapper": (lambda w: {"model": nn.Linear(3, 2), "epoch": 3}, "whole pickled network"),

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from intrafusion.runtime.jobs import Jobs
-from pages.shared import app_state
+from pages.shared import background_jobs
 
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     """The server's jobs, none at first."""
     made = Jobs()
-    monkeypatch.setattr(app_state, "jobs", lambda: made)
+    monkeypatch.setattr(background_jobs, "jobs", lambda: made)
     yield made
     made.stop(10)
 

@@ -15,7 +15,7 @@ from intrafusion.runtime import access
 from intrafusion.runtime.paths import store_path
 from intrafusion.studies import sweeps as module
 from intrafusion.studies.uploads import take_weights
-from pages.shared import app_state, messages
+from pages.shared import background_jobs, messages, open_model
 
 SECRET = "/srv/secret/of/the/server"
 
@@ -48,13 +48,13 @@ class TestOthers:
     def test_what_they_keep_is_not_replaced(self, monkeypatch):
         model = itf.load_model("digits-mlp")
         with pytest.raises(itf.IntrafusionError, match="something is kept as kept/theirs already"):
-            app_state.keep(model, "theirs")
-        assert app_state.keep(model, "mine") == "kept/mine"
+            open_model.keep_network(model, "theirs")
+        assert open_model.keep_network(model, "mine") == "kept/mine"
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "0")
         with pytest.raises(itf.IntrafusionError, match="keeps at most 0 MiB"):
-            app_state.keep(model, "more")
+            open_model.keep_network(model, "more")
         monkeypatch.delenv("INTRAFUSION_PUBLIC")
-        assert app_state.keep(model, "theirs") == "kept/theirs"
+        assert open_model.keep_network(model, "theirs") == "kept/theirs"
 
     def test_where_their_files_came_from_is_not_told(self, tmp_path):
         app = open_page("overview", model="kept/theirs")
@@ -77,10 +77,10 @@ class TestOthers:
         app = open_page("overview")
         assert "**Running jobs**" in [words.value for words in app.sidebar.markdown]
         assert "Cancel" not in labels(app)
-        assert not app_state.may_cancel(jobs.get("theirs"))
+        assert not background_jobs.may_cancel(jobs.get("theirs"))
 
     def test_what_this_address_asked_for_is_cancelled_after_a_reload(self, jobs):
-        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=app_state.reader())
+        job = jobs.start("mine", 3, Gate(), "curve of digits-vgg", who=background_jobs.reader_address())
         (cancel,) = [button for button in open_page("overview").sidebar.button if button.label == "Cancel"]
         cancel.click().run()
         job.wait(60)
@@ -97,7 +97,7 @@ class TestOthers:
 
     def test_so_many_of_one_address_whatever_the_session(self, jobs):
         for number in range(access.EACH):
-            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=app_state.reader())
+            jobs.start(number, 3, Gate(), "curve of digits-vgg", who=background_jobs.reader_address())
         (error,) = press(open_page("recovery"), "Recover").error
         assert error.value == "4 computations that you asked for are not done yet: cancel one, or wait for it"
 
@@ -179,13 +179,15 @@ class TestErrors:
 
         job = jobs.start("key", 1, work)
         job.wait(30)
-        assert messages.reason(job) == (f"RuntimeError (id {job.error_id}). The details are in the server's log under this id.")
+        assert messages.failure_reason(job) == (
+            f"RuntimeError (id {job.error_id}). The details are in the server's log under this id."
+        )
 
     @pytest.mark.parametrize(
         ("page", "place"),
         [
-            ("importance", "intrafusion.studies.session.Session.scores"), ("overview", "pages.shared.job_queue.show"),
-            ("transport", "pages.shared.app_state.choose"), ("curves", "pages.shared.studying.points"),
+            ("importance", "intrafusion.studies.session.Session.scores"), ("overview", "pages.shared.job_queue.show_queue"),
+            ("transport", "pages.shared.sidebar.choose"), ("curves", "pages.shared.studying.points"),
         ],
     )  # fmt: skip
     def test_wherever_on_a_page_it_is_one_line_with_the_id(self, jobs, monkeypatch, unexpected, page, place):
@@ -208,7 +210,7 @@ class TestErrors:
             uploader = next(one for one in app.file_uploader if one.key.startswith("own_weights"))
             uploader.set_value((path.name, path.read_bytes(), "")).run()
             app.button(key="own_weights_take").click().run()
-            finished(app, app_state.jobs())
+            finished(app, background_jobs.jobs())
         told = [(r.message, r.fields) for r in caplog.records if r.message.startswith("upload")]
         (kept, about), (refused, why) = told
         assert (kept, about) == ("upload kept", {"what": "weights", "name": "kept/good"})

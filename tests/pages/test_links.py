@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from intrafusion.runtime.escaping import code
 from intrafusion.runtime.jobs import Job, Jobs
-from pages.shared import app_state
+from pages.shared import background_jobs
 from pages.shared.links import SIDEBAR
 from pages.shared.navigation import _PAGES
 
@@ -52,7 +52,7 @@ class Idle(Jobs):
 def idle() -> Iterator[None]:
     made = Idle()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(app_state, "jobs", lambda: made)
+        patched.setattr(background_jobs, "jobs", lambda: made)
         yield
     made.stop(10)
 

@@ -15,7 +15,7 @@ from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import home
 from intrafusion.studies.uploads import take_data, take_program
 from pages.panels import uploads
-from pages.shared import app_state
+from pages.shared import background_jobs, open_model
 
 pytestmark = pytest.mark.usefixtures("jobs")
 
@@ -100,7 +100,7 @@ def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
     assert "must be numbers" in app.error[0].value
     app.text_input(key="own_program_Standard deviation").set_value("0.5").run()
     app.button(key="own_program_take").click().run()  # what was refused before its check is still there
-    finished(app, app_state.jobs())
+    finished(app, background_jobs.jobs())
     card = itf.load_model("kept/net").card
     assert (card.mean, card.std) == ((0.25,), (0.5,))
 
@@ -175,7 +175,7 @@ def test_a_check_can_be_cancelled_by_who_asked_for_it_alone(tmp_path, jobs, monk
     app = given(open_own(), "weights", files.save_state(tmp_path / "w.pt", files.mlp_state()))
     app.button(key="own_weights_take").click().run()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(app_state, "reader", lambda: "203.0.113.1")
+        elsewhere.setattr(background_jobs, "reader_address", lambda: "203.0.113.1")
         assert "Cancel" not in [button.label for button in open_own().button]
     app.button(key="own_weights_cancel").click().run()
     assert "Nothing was saved" in text(finished(app, jobs))
@@ -236,7 +236,6 @@ def test_no_parameter_of_a_link_runs_code(tmp_path, monkeypatch, page, key):
 
 
 def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
-    from pages.shared import app_state
 
     (tmp_path / "own_trap.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -246,7 +245,7 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
     app.run()
     assert not app.exception
     with pytest.raises(itf.IntrafusionError, match="code of your own"):
-        app_state.session.__wrapped__("own_trap:make", None, "cpu")
+        open_model.cached_session.__wrapped__("own_trap:make", None, "cpu")
     path = files.save_state(tmp_path / "w.safetensors", files.mlp_state())
     (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
     upload(open_own(), "weights", path)
@@ -264,7 +263,7 @@ def test_what_is_converted_is_told_and_what_is_ambiguous_is_settled_by_the_field
     assert "two numbers" in app.error[0].value
     app.text_input(key="own_images_range").set_value("0, 255").run()
     app.button(key="own_images_take").click().run()
-    finished(app, app_state.jobs())
+    finished(app, background_jobs.jobs())
     assert next(note.value for note in app.info if "d.npz" in note.value).endswith("labels (6, 1) are read as (6,)")
     data = itf.load_data("kept/d")
     assert np.array_equal(data.images.numpy(), files.PIXELS[:, :3, :3].repeat(3, 3))

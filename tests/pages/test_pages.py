@@ -4,7 +4,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from opening import finished, open_page, press, text
 
-from pages.shared import app_state
+from pages.shared import background_jobs
 
 PAGES = ["overview", "importance", "transport", "curves"]
 
@@ -39,7 +39,7 @@ def test_overview_says_what_is_coupled_and_what_cannot_be_pruned():
 def test_overview_measures_the_dense_accuracy_that_the_card_claims():
     app = open_page("overview")
     claimed = app.metric[2].value
-    app = finished(press(app, "Measure accuracy"), app_state.jobs())
+    app = finished(press(app, "Measure accuracy"), background_jobs.jobs())
     assert app.metric[4].value.split("%")[0] == claimed.split("%")[0]
 
 

@@ -8,14 +8,14 @@ from opening import open_page, text
 from streamlit.testing.v1 import AppTest
 
 from intrafusion.runtime.jobs import Job, Jobs
-from pages.shared import app_state, job_panel
+from pages.shared import background_jobs, job_panel
 
 
 @pytest.fixture
 def jobs(monkeypatch) -> Iterator[Jobs]:
     """The server's jobs, none at first."""
     made = Jobs(turn=60)
-    monkeypatch.setattr(app_state, "jobs", lambda: made)
+    monkeypatch.setattr(background_jobs, "jobs", lambda: made)
     yield made
     made.stop(PATIENCE)
 
@@ -82,11 +82,11 @@ def asking_page() -> None:
     """The queue, and then a page whose button starts a job, as in app.py."""
     import streamlit as st
 
-    from pages.shared import app_state, job_queue
+    from pages.shared import background_jobs, job_queue
 
-    job_queue.show()
+    job_queue.show_queue()
     if st.button("Start"):
-        app_state.start("mine", 4, st.session_state.work, "my study")
+        background_jobs.start_job("mine", 4, st.session_state.work, "my study")
         st.rerun()
 
 
@@ -132,7 +132,7 @@ def asked_page() -> None:
 
     from pages.shared import job_panel, job_queue
 
-    job_queue.show()
+    job_queue.show_queue()
     job_panel.ask(("scores",), "Compute chip", 4, st.session_state.work, "Not computed yet: chip")
 
 
@@ -158,7 +158,7 @@ def test_asked_work_says_how_far_it_is_on_its_page_and_in_the_sidebar(jobs):
 
 def test_rows_stay_where_they_are_while_turns_go_round(monkeypatch):
     made, works = Jobs(turn=0), [Gate(), Gate()]
-    monkeypatch.setattr(app_state, "jobs", lambda: made)
+    monkeypatch.setattr(background_jobs, "jobs", lambda: made)
     try:
         first, second = (made.start(number, 4, work, f"study {number}") for number, work in enumerate(works))
         app = AppTest.from_function(asking_page).run()

@@ -13,7 +13,7 @@ import pytest
 import intrafusion as itf
 from intrafusion.runtime import stale_files
 from intrafusion.runtime.access import check_room
-from intrafusion.runtime.atomic_write import whole
+from intrafusion.runtime.atomic_write import atomic_path
 from intrafusion.runtime.paths import home
 from intrafusion.runtime.processes import birth
 
@@ -26,14 +26,14 @@ class TestWhole:
     @pytest.mark.parametrize("name", ["a", "a.b.safetensors", "ü" * 100, "x" * 250, "[*]?"])
     def test_it_is_there_once_the_block_has_ended(self, tmp_path, name):
         path = tmp_path / "new" / name
-        with whole(path) as part:
+        with atomic_path(path) as part:
             part.write_text("new")
             assert not path.exists()
             assert part.parent == path.parent
         assert (path.read_text(), names(path.parent)) == ("new", [name])
 
     def test_a_folder_is_there_with_all_that_is_in_it(self, tmp_path):
-        with whole(tmp_path / "a") as part:
+        with atomic_path(tmp_path / "a") as part:
             (part / "deep").mkdir(parents=True)
             (part / "deep" / "file").write_text("x")
             assert not (tmp_path / "a").exists()
@@ -46,7 +46,7 @@ class TestWhole:
         path.write_text("old")
 
         def write() -> None:
-            with whole(path) as part:
+            with atomic_path(path) as part:
                 part.write_text("half")
                 raise error
 
@@ -59,7 +59,7 @@ class TestWhole:
         (tmp_path / "a" / "inside").mkdir(parents=True)
         with (
             pytest.raises(itf.IntrafusionError, match=r"could not write .*/a: ") as caught,
-            whole(tmp_path / "a") as part,
+            atomic_path(tmp_path / "a") as part,
         ):
             part.write_text("x")
         assert "\n" not in str(caught.value)
@@ -71,7 +71,7 @@ class TestWhole:
 
         (tmp_path / "a").write_text("old")
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(itf.IntrafusionError, match="is full: free some space"), whole(tmp_path / "a") as part:
+        with pytest.raises(itf.IntrafusionError, match="is full: free some space"), atomic_path(tmp_path / "a") as part:
             part.write_text("new")
         assert (tmp_path / "a").read_text() == "old"
 
@@ -114,7 +114,7 @@ class TestLeftovers:
     def test_those_of_a_process_that_has_ended_go(self, gone, temporaries):
         left = lay(gone, temporaries)
         assert {*stale_files.temporary()} == {*left}
-        stale_files.remove()
+        stale_files.remove_stale()
         assert not any(path.exists() for path in left)
 
     def test_those_of_a_process_that_runs_stay(self, temporaries):
@@ -122,13 +122,13 @@ class TestLeftovers:
         for path in ours:
             os.utime(path / "copy", (0, 0))
             os.utime(path, (0, 0))
-        stale_files.remove()
+        stale_files.remove_stale()
         assert all(path.exists() for path in ours)
 
     def test_a_number_that_is_used_again_is_another_process(self, temporaries):
         pid, born, rest = stale_files.mark().split("-", 2)
         (left,) = lay([f".taking-{pid}-{int(born or 0) - 1}-{rest}"], temporaries)
-        stale_files.remove()
+        stale_files.remove_stale()
         assert not left.exists() or not born  # where the system does not say when a process began
 
     @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ class TestLeftovers:
         (path,) = lay([name], temporaries)
         for one in (path / "copy", path):
             os.utime(one, (time.time() - age,) * 2)
-        stale_files.remove()
+        stale_files.remove_stale()
         assert path.exists() is stays
 
     def test_nothing_else_goes(self, temporaries):
@@ -154,7 +154,7 @@ class TestLeftovers:
         for path in kept:
             os.utime(path, (0, 0))
         assert not [*stale_files.temporary()]
-        stale_files.remove()
+        stale_files.remove_stale()
         assert all(path.exists() for path in kept)
 
     def test_a_link_is_not_followed(self, gone, temporaries, tmp_path):
@@ -162,14 +162,14 @@ class TestLeftovers:
         (tmp_path / "theirs" / "file").write_text("x")
         home().mkdir(parents=True, exist_ok=True)
         (home() / gone[0]).symlink_to(tmp_path / "theirs")
-        stale_files.remove()
+        stale_files.remove_stale()
         assert (tmp_path / "theirs" / "file").exists()
         assert not (home() / gone[0]).is_symlink()
 
     def test_writing_the_same_again_removes_them(self, gone, tmp_path):
         left = tmp_path / gone[1].replace("mine.safetensors", "out")
         left.mkdir()
-        with whole(tmp_path / "out") as part:
+        with atomic_path(tmp_path / "out") as part:
             part.mkdir()
         assert names(tmp_path) == ["out"]
 

@@ -71,7 +71,7 @@ def test_small_members_have_a_ratio_too(tmp_path, monkeypatch, count, size, take
     path = packed(tmp_path / "d.zip", count, size)
     monkeypatch.setattr(safe_zip, "_EXCESS", 1 << 19)
     expected = nullcontext() if taken else pytest.raises(itf.IntrafusionError, match="at most 200 times is taken")
-    with expected, safe_zip.opened(path) as (_, infos):
+    with expected, safe_zip.open_zip(path) as (_, infos):
         assert len(infos) == count
 
 

@@ -44,9 +44,9 @@ def upload(app: AppTest, what: str, *paths: Path) -> AppTest:
     """Give files to an uploader, press its button, and wait for the check."""
     app = given(app, what, *paths).button(key=f"own_{what}_take").click().run(timeout=120)
     assert not app.exception
-    from pages.shared import app_state
+    from pages.shared import background_jobs
 
-    return finished(app, app_state.jobs())
+    return finished(app, background_jobs.jobs())
 
 
 def given(app: AppTest, what: str, *paths: Path) -> AppTest:

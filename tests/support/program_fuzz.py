@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program import built, described, read_program, tensors_of
-from intrafusion.models.exported_program.assemble import made_by
-from intrafusion.models.exported_program.aten import SAME
-from intrafusion.models.exported_program.importer import _CALLS
-from intrafusion.models.exported_program.operators import OPERATORS, Operator
+from intrafusion.models.exported_program import built, describe_program, read_program, tensors_of
+from intrafusion.models.exported_program.importer.calls import CALLS
+from intrafusion.models.exported_program.operators import DIRECT_CALLS, OPERATORS
+from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.program import Program, Value, Weight
 from intrafusion.models.exported_program.shapes import Batch, Shape, at
+from intrafusion.models.exported_program.verification import made_by
 
 HOSTILE = (0, -1, -2, 7, 2**16, 2**31 - 1, 2**31, 2**40, 2**40 + 1, 2**63 - 1, -(2**63), 10**30)
 WORDS = ("none", "tanh", "same", "valid", "reflect", "replicate", "trunc", "%2000000000d", "")
@@ -172,8 +172,8 @@ def check_description(rng: random.Random) -> str:
         program = built(json.loads(json.dumps(writer.described())), writer.tensors)
     except IntrafusionError as error:
         return one_line(error)
-    again = built(json.loads(json.dumps(described(program))), tensors_of(program))
-    assert described(again) == described(program)
+    again = built(json.loads(json.dumps(describe_program(program))), tensors_of(program))
+    assert describe_program(again) == describe_program(program)
     check_run(program)
     return "ran"
 
@@ -215,7 +215,7 @@ def check_run(program: Program) -> None:
 
 
 _TARGETS = (
-    *(f"torch.ops.aten.{name}" for name in (*SAME, *_CALLS)), "_operator.mul", "_operator.floordiv", "_operator.mod",
+    *(f"torch.ops.aten.{name}" for name in (*DIRECT_CALLS, *CALLS)), "_operator.mul", "_operator.floordiv", "_operator.mod",
     "torch.ops.aten.native_batch_norm.default", "torch.ops.aten.div.Tensor_mode", "torch.ops.aten.add_.Tensor",
 )  # fmt: skip
 

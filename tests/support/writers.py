@@ -32,7 +32,7 @@ from intrafusion.data.decode_cache import Wanted, decoded
 from intrafusion.models.hub import describe, keep, kept_names
 from intrafusion.reporting import export
 from intrafusion.runtime import stale_files
-from intrafusion.runtime.atomic_write import drop
+from intrafusion.runtime.atomic_write import remove_path
 from intrafusion.runtime.cancellation import Cancelled
 from intrafusion.runtime.paths import home
 from intrafusion.studies.session import Session, open_session
@@ -71,7 +71,7 @@ class Training:
     def __init__(self, folder: Path):
         *self.steps, self.whole = run_training(QUICK)
         self.path = self.whole.path
-        drop(self.path)
+        remove_path(self.path)
 
     def work(self) -> None:
         for stop in (2, 5, 10_000):
@@ -80,7 +80,7 @@ class Training:
                 for number, _ in enumerate(told):
                     if number == stop:
                         told.throw(Cancelled())
-        drop(self.path)
+        remove_path(self.path)
 
     def check(self) -> None:
         for found in runs():
@@ -112,7 +112,7 @@ class Exporting:
         for made in self.out.parent.glob("[!.]*"):
             assert tuple(sorted(file.name for file in made.iterdir())) == self.FILES
             itf.load_model("digits-mlp", made / "model.safetensors")
-            drop(made)
+            remove_path(made)
 
     def finish(self) -> None:
         self.work()
@@ -129,7 +129,7 @@ class Decoding:
         self.expected = one_by_one(self.files)
 
     def work(self) -> None:
-        drop(home() / "decoded")
+        remove_path(home() / "decoded")
         decoded(self.pictures, self.files, range(300), Wanted(SHAPE))
 
     def check(self) -> None:
@@ -209,7 +209,7 @@ def killed(number: int, seed: int, folder: Path) -> Iterator[Kills]:
             assert os.WIFSIGNALED(status), f"{name} failed by itself"
             tally.kills += 1
             tally.midway += any(True for _ in stale_files.temporary()) or any((folder / name).rglob(".*.part"))
-            stale_files.remove()
+            stale_files.remove_stale()
             assert not [*stale_files.temporary()]
             writer.check()
         if hasattr(writer, "finish"):
@@ -243,7 +243,7 @@ def full(folder: Path) -> None:
             ballast.unlink()
             writer.work()
             writer.check()
-        drop(folder / name)
+        remove_path(folder / name)
 
 
 if __name__ == "__main__":

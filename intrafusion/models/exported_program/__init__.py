@@ -30,14 +30,14 @@ import torch
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.exported_program.archive import read_archive
 from intrafusion.models.exported_program.assemble import built as built
-from intrafusion.models.exported_program.assemble import check_described as check_described
-from intrafusion.models.exported_program.assemble import described as described
 from intrafusion.models.exported_program.assemble import tensors_of as tensors_of
+from intrafusion.models.exported_program.description import check_description as check_description
+from intrafusion.models.exported_program.description import describe_program as describe_program
 from intrafusion.models.exported_program.importer import lifted
 from intrafusion.models.exported_program.program import Program as Program
 from intrafusion.models.exported_program.shapes import DYNAMIC
 
-__all__ = ["Program", "built", "check_described", "described", "read_program", "tensors_of"]
+__all__ = ["Program", "built", "check_description", "describe_program", "read_program", "tensors_of"]
 
 
 def read_program(path: Path) -> tuple[Program, tuple[int, int, int], int]:

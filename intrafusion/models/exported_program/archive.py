@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.assemble import is_path
+from intrafusion.models.exported_program.description import is_path
 from intrafusion.models.exported_program.shapes import RANK
-from intrafusion.runtime.safe_zip import MIB, check_size, opened
+from intrafusion.runtime.safe_zip import MIB, check_size, open_zip
 
 _JSON, _TENSORS = 16 * MIB, 512 * MIB  # limits in bytes: one JSON file; all tensors together
 _FILES = re.compile(
@@ -33,7 +33,7 @@ _SCHEMA = 8  # major version of the graph's format
 
 
 @dataclass(frozen=True)
-class Written:
+class ProgramFile:
     """Content of a program file. graph: its nodes, inputs and outputs as JSON. signature: the kind of each input.
 
     tensors: parameters, buffers and constants by their dotted names.
@@ -44,13 +44,13 @@ class Written:
     tensors: Mapping[str, Tensor]
 
 
-def read_archive(path: Path) -> Written:
+def read_archive(path: Path) -> ProgramFile:
     """Read the content of a .pt2 file. Nothing in it is run or unpickled.
 
     Raises IntrafusionError if the file breaks a rule or is invalid.
     """
     check_size(path)
-    with opened(path) as (archive, infos):
+    with open_zip(path) as (archive, infos):
         files = _files(path, infos)
         about = _json(archive, files, "models/model.json")
         try:
@@ -59,7 +59,7 @@ def read_archive(path: Path) -> Written:
                 raise IntrafusionError(
                     f"{path} has format {version!r}, and {_SCHEMA} is read: export it with torch 2.11 or 2.13"
                 )
-            return Written(module["graph"], module["signature"], _tensors(archive, files))
+            return ProgramFile(module["graph"], module["signature"], _tensors(archive, files))
         except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
             raise IntrafusionError(f"{path} is damaged (an error in its description): export the network again") from error
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.architectures import PadShortcut
-from intrafusion.models.exported_program.operators import OPERATORS, Made, normed
+from intrafusion.models.exported_program.operators import OPERATORS
+from intrafusion.models.exported_program.operators.normalization import normed
+from intrafusion.models.exported_program.operators.table import StepOutput
 from intrafusion.models.exported_program.shapes import Shape, at, total
 
 _MOST = 1 << 24  # limit on any number of a layer
@@ -24,16 +26,16 @@ class Kind:
     make: type[nn.Module]
     numbers: tuple[str, ...]
     optional: tuple[str, ...]
-    rule: Callable[[Any, Shape], Made]
+    rule: Callable[[Any, Shape], StepOutput]
     tensors: tuple[str, ...] = ()
 
 
-def _conv(layer: nn.Conv2d, x: Shape) -> Made:
+def _conv(layer: nn.Conv2d, x: Shape) -> StepOutput:
     numbers = (layer.stride, layer.padding, layer.dilation, layer.groups)
     return OPERATORS["conv2d"].made((x, _shape(layer.weight), _shape(layer.bias), *numbers))
 
 
-def _linear(layer: nn.Linear, x: Shape) -> Made:
+def _linear(layer: nn.Linear, x: Shape) -> StepOutput:
     return OPERATORS["linear"].made((x, _shape(layer.weight), _shape(layer.bias)))
 
 
@@ -41,16 +43,16 @@ def _shape(tensor: Tensor | None) -> Shape | None:
     return None if tensor is None else Shape(tuple(tensor.shape))
 
 
-def _norm(ranks: tuple[int, ...]) -> Callable[[Any, Shape], Made]:
-    return lambda layer, x: Made((normed(x, layer.num_features, ranks),))
+def _norm(ranks: tuple[int, ...]) -> Callable[[Any, Shape], StepOutput]:
+    return lambda layer, x: StepOutput((normed(x, layer.num_features, ranks),))
 
 
-def _pad(layer: PadShortcut, x: Shape) -> Made:
+def _pad(layer: PadShortcut, x: Shape) -> StepOutput:
     if len(x.sizes) != 4 or x.sizes[1] != layer.channels:
         raise IntrafusionError(f"it puts zeros around {layer.channels} channels of {x}")
     batch, channels, *sides = x.sizes
     thin = [-(-at(side, 1) // layer.stride) for side in sides]
-    return Made((Shape((batch, total(channels, layer.before + layer.after), *thin)),))
+    return StepOutput((Shape((batch, total(channels, layer.before + layer.after), *thin)),))
 
 
 _STATISTICS = ("running_mean", "running_var")
@@ -99,7 +101,7 @@ def layer_built(path: str, described: Any, tensors: Mapping[str, Tensor]) -> tup
         if tensor is None or tensor.shape != place.shape or tensor.dtype != torch.float32:
             has = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise IntrafusionError(f"its layer {path} has for a {name} {has}, where {tuple(place.shape)} is needed")
-        put(layer, name, tensor, isinstance(place, nn.Parameter))
+        register_tensor(layer, name, tensor, isinstance(place, nn.Parameter))
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         layer.num_batches_tracked = torch.tensor(0)
     return layer, names
@@ -113,12 +115,12 @@ def _makes_sense(name: str, value: Any) -> bool:
     return type(value) in ((int, float) if name in _FRACTIONS else (int, bool)) and 0 <= value <= _MOST
 
 
-def layer_made(layer: nn.Module, x: Shape) -> Made:
+def layer_made(layer: nn.Module, x: Shape) -> StepOutput:
     """Apply a layer's rule to an input shape. Raises IntrafusionError if the layer does not accept it."""
     return KINDS[type(layer).__name__].rule(layer, x)
 
 
-def put(module: nn.Module, name: str, tensor: Tensor, learns: bool) -> None:
+def register_tensor(module: nn.Module, name: str, tensor: Tensor, learns: bool) -> None:
     if learns:
         module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     else:

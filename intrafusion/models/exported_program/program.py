@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.exported_program.operators import Operator
+from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.shapes import Batch
 
 
@@ -28,7 +28,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Step:
+class ProgramStep:
     """One call. run: an operator of the table, or the dotted name of a layer.
 
     args: numbers, strings, Values, Weights and multiples of the batch, possibly in tuples. gives: a name for each output
@@ -40,7 +40,7 @@ class Step:
     gives: tuple[str | None, ...]
     last: tuple[str, ...] = field(default=())
 
-    def __deepcopy__(self, memo: dict) -> "Step":
+    def __deepcopy__(self, memo: dict) -> "ProgramStep":
         return self
 
 
@@ -52,7 +52,7 @@ class Plan:
     batch, besides the weights.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[ProgramStep, ...]
     given: str
     answer: str
     image: tuple[int, int, int]
@@ -116,7 +116,7 @@ class Program(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _told(step: Step) -> str:
+def _told(step: ProgramStep) -> str:
     """Format a step as text that is the same in every process."""
     run = step.run if isinstance(step.run, str) else f"{step.run.name}()"
     return f"{run} {step.args} {step.gives}"

@@ -44,7 +44,7 @@ class Shape:
             raise IntrafusionError(f"it has {len(self.sizes)} dimensions, and at most {RANK} are taken")
         if any(size < 1 for size in self.sizes if isinstance(size, int)):
             raise IntrafusionError(f"it has the shape {self}, which holds no numbers")
-        product(self.sizes)
+        numel(self.sizes)
 
     def __str__(self) -> str:
         return f"({', '.join(map(str, self.sizes))})"
@@ -55,7 +55,7 @@ class Shape:
 
     def numbers(self, images: int) -> int:
         """Return how many numbers the tensor holds for this number of images."""
-        return at(product(self.sizes), images)
+        return at(numel(self.sizes), images)
 
     def bytes(self, images: int) -> int:
         return self.numbers(images) * self.dtype.itemsize
@@ -65,7 +65,7 @@ def at(size: Size, images: int) -> int:
     return size.times * images if isinstance(size, Batch) else size
 
 
-def whole(number: object) -> int:
+def whole_number(number: object) -> int:
     """Return an integer of a program unchanged. Raises IntrafusionError for any other type and for one out of bounds."""
     if type(number) is not int:
         raise IntrafusionError(f"it has {str(number)[:40]!r} where a whole number is needed")
@@ -79,13 +79,13 @@ def scaled(size: Size, by: Size) -> Size:
     if isinstance(size, Batch) and isinstance(by, Batch):
         raise IntrafusionError(f"it multiplies the number of images by itself: {DYNAMIC}")
     if isinstance(size, Batch):
-        return Batch(whole(size.times * whole(by)))
+        return Batch(whole_number(size.times * whole_number(by)))
     if isinstance(by, Batch):
-        return Batch(whole(whole(size) * by.times))
-    return whole(whole(size) * whole(by))
+        return Batch(whole_number(whole_number(size) * by.times))
+    return whole_number(whole_number(size) * whole_number(by))
 
 
-def product(sizes: Iterable[Size]) -> Size:
+def numel(sizes: Iterable[Size]) -> Size:
     one: Size = 1
     return reduce(scaled, sizes, one)
 
@@ -96,12 +96,19 @@ def total(first: Size, second: Size) -> Size:
     Raises IntrafusionError if only one of them grows with the batch, unless one is 0, or if the sum is out of bounds.
     """
     if isinstance(first, Batch) and isinstance(second, Batch):
-        return Batch(whole(first.times + second.times))
+        return Batch(whole_number(first.times + second.times))
     if isinstance(first, Batch) or isinstance(second, Batch):
         if 0 in (first, second):
             return second if first == 0 else first
         raise IntrafusionError(f"it adds {first} and {second}, which is no multiple of the batch")
-    return whole(first + second)
+    return whole_number(first + second)
+
+
+def total_of(first: Size, second: Size) -> Size:
+    """Return the sum of two counts. If only one grows with the batch, return an upper bound that counts the other per image."""
+    if isinstance(first, Batch) == isinstance(second, Batch):
+        return total(first, second)
+    return Batch(whole_number(at(first, 1) + at(second, 1)))
 
 
 def divided(size: Size, by: Size) -> Size:
@@ -109,7 +116,7 @@ def divided(size: Size, by: Size) -> Size:
     if isinstance(by, Batch):
         if isinstance(size, Batch) and by.times and not size.times % by.times:
             return size.times // by.times
-    elif whole(by):
+    elif whole_number(by):
         if isinstance(size, int):
             return size // by
         if not size.times % by:
@@ -140,7 +147,7 @@ def fitted(shape: Shape, sizes: Sizes) -> Sizes:
 
     Raises IntrafusionError unless they hold the same count of numbers for any number of images.
     """
-    everything, known = product(shape.sizes), product(size for size in sizes if size != -1)
+    everything, known = numel(shape.sizes), numel(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known:
         rest = divided(everything, known)
         if scaled(rest, known) == everything:

@@ -51,7 +51,7 @@ def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.
     return made
 
 
-def plain(model: nn.Module) -> nn.Module:
+def with_plain_weights(model: nn.Module) -> nn.Module:
     """Return the model itself if its weights are already parameters, as in a result of `twin`.
 
     Otherwise return a copy made by `twin`.
@@ -66,7 +66,7 @@ def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Replace layers of a network in place, under all the names that the old layers have."""
     others = {id(model.get_submodule(name)): layer for name, layer in layers.items()}
     for holder in list(model.modules()):

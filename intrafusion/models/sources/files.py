@@ -14,9 +14,20 @@ from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard, unnamed
+from intrafusion.models.nested_state_dicts import state_dicts
 from intrafusion.models.serialization import card_beside, set_layers
-from intrafusion.models.state_dict import Misfit, Spelling, StateFit, bare, fit, is_averaged, load_fitted, plain
-from intrafusion.models.torch_file import Beside, read, state_dicts
+from intrafusion.models.state_dict import (
+    Misfit,
+    Spelling,
+    StateFit,
+    fit,
+    is_averaged,
+    load_fitted,
+    stored_tensors,
+    unwrapped_key,
+)
+from intrafusion.models.torch_file import Beside
+from intrafusion.models.weights_file import read_weights_file
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]
 CardOf = Callable[[Path, ModelCard], ModelCard]  # reads a file's card and merges it over a default
@@ -28,7 +39,7 @@ def open_file(
     path: Path,
     make: Make,
     key: str | None = None,
-    spelling: Spelling = plain,
+    spelling: Spelling = unwrapped_key,
     unused: tuple[str, ...] = (),
     heads: bool = False,
     card_of: CardOf = card_beside,
@@ -41,7 +52,7 @@ def open_file(
     on the weights for the user are logged, and stored in the card's details as `told`. Raises IntrafusionError for a file that
     cannot be read safely, and Misfit for one that does not match the network.
     """
-    tables = state_dicts(read(path), path, key)
+    tables = state_dicts(read_weights_file(path), path, key)
     first: Misfit | None = None
     for place, table in tables.items():
         used = {name: value for name, value in table.items() if not (unused and spelling(name).startswith(unused))}
@@ -62,7 +73,7 @@ def _filled(
     table: Mapping[str, Any], path: Path, make: Make, spelling: Spelling, heads: bool, card_of: CardOf
 ) -> tuple[nn.Module, ModelCard, list[str]]:
     """Return the network with the weights of one state dict, its card, and notes for the user."""
-    state, told = bare(table, path), []
+    state, told = stored_tensors(table, path), []
     model, default = make({spelling(name): value for name, value in state.items()})
     card = card_of(path, default)
     set_layers(model, card.details.get("layers", {}), fit(model, state, spelling).state)

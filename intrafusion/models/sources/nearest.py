@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intrafusion.models.sources import builtin, torchvision
-from intrafusion.models.state_dict import Spelling, cifar, is_counter, plain
+from intrafusion.models.state_dict import Spelling, cifar, is_counter, unwrapped_key
 
 _NEAR, _ALL = 0.5, 1 - 1e-5  # minimum similarity to name an architecture, or to call it the same
 _HEAD = 1 - 1e-6  # similarity of head weights with another number of classes
@@ -41,7 +41,7 @@ def _likenesses(table: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
     projects = any(".shortcut." in name for name in shapes)
     for name in builtin.names():
         yield _likeness(shapes, *_of_ours(name, projects)), name
-    shapes = _shapes(state, plain)
+    shapes = _shapes(state, unwrapped_key)
     for name in _of_size(sum(map(math.prod, shapes.values()))):
         yield _likeness(shapes, _of_torchvision(name), torchvision.CLASSES), name
 
@@ -82,7 +82,7 @@ def _of_ours(name: str, projects: bool) -> tuple[Shapes, int]:
 def _of_torchvision(name: str) -> Shapes:
     with torch.device("cpu" if _needs_memory(name) else "meta"):
         model, _ = torchvision.blank(name, {})
-    return _shapes(model.state_dict(), plain)
+    return _shapes(model.state_dict(), unwrapped_key)
 
 
 def _shapes(state: Mapping[str, Tensor], spelling: Spelling) -> Shapes:

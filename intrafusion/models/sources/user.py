@@ -16,7 +16,7 @@ from intrafusion.models.card import ModelCard, card_of
 from intrafusion.models.serialization import card_beside, save_network, save_state, saved_card
 from intrafusion.models.sources import builtin, lookup
 from intrafusion.models.sources.files import open_file
-from intrafusion.models.state_dict import cifar, located, plain
+from intrafusion.models.state_dict import cifar, located, unwrapped_key
 from intrafusion.runtime.download import Progress
 from intrafusion.runtime.paths import check_name, home, is_name
 
@@ -77,10 +77,10 @@ def keep_program(program: nn.Module, card: ModelCard, name: str) -> str:
 
     Raises IntrafusionError if the name is invalid or the file cannot be written.
     """
-    from intrafusion.models.exported_program import Program, described, tensors_of
+    from intrafusion.models.exported_program import Program, describe_program, tensors_of
 
     assert isinstance(program, Program)
-    details = {**card.details, _PROGRAM: described(program)}
+    details = {**card.details, _PROGRAM: describe_program(program)}
     save_state(tensors_of(program), replace(card, details=details), home() / "models" / check_name(name))
     return f"{PREFIX}{name}"
 
@@ -117,10 +117,10 @@ def _check_described(path: Path, when: int) -> None:
 
     when: the file's modification time, part of the cache key.
     """
-    from intrafusion.models.exported_program import check_described
+    from intrafusion.models.exported_program import check_description
 
     try:
-        check_described(saved_card(path, _NOTHING).details[_PROGRAM])
+        check_description(saved_card(path, _NOTHING).details[_PROGRAM])
     except IntrafusionError as error:
         raise IntrafusionError(f"{path} is damaged: {error}; remove it") from error
 
@@ -183,7 +183,7 @@ def open_model(name: str, weights: str | Path | None, progress: Progress | None)
         model, card = open_saved(_found(name)[0], made_from)
         return model, replace(card, name=name)
     path, key = located(weights)
-    return open_file(path, make, key, cifar if source_of(made_from) is builtin else plain, heads=True)
+    return open_file(path, make, key, cifar if source_of(made_from) is builtin else unwrapped_key, heads=True)
 
 
 def open_saved(path: Path, architecture: str) -> tuple[nn.Module, ModelCard]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intrafusion.models.fx.sharing import put
+from intrafusion.models.fx.sharing import replace_layers
 from intrafusion.pruning.groups.group import Group
 
 
@@ -95,4 +95,4 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
         if bn.affine:  # the bn_scale criterion still reads it
             module.register_buffer("folded_gamma", bn.weight.data.clone(), persistent=False)
         module.register_buffer("folded_norm", _numbers(bn), persistent=False)
-        put(model, {norm: nn.Identity()})
+        replace_layers(model, {norm: nn.Identity()})

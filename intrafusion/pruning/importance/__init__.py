@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from intrafusion._registry import CRITERIA, MERGES, RECOVERIES
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.fx.sharing import check_finite, plain
+from intrafusion.models.fx.sharing import check_finite, with_plain_weights
 from intrafusion.pruning.groups.group import Group
 from intrafusion.spec import PruneSpec
 
@@ -69,7 +69,7 @@ def score(
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
     if entry.needs != "nothing" and data is None:
         raise IntrafusionError(f"criterion {criterion} needs {entry.needs}: pass data=")
-    model = plain(model)
+    model = with_plain_weights(model)
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     seen = None if data is None else data.subset(calibration, seed)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from intrafusion._registry import SOLVERS
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError, shown
-from intrafusion.models.fx.sharing import check_finite, plain
+from intrafusion.models.fx.sharing import check_finite, with_plain_weights
 from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.transport.cost import Geometry, choose_anchors, compare_channels, distances_between, most_important
@@ -143,7 +143,7 @@ def plan(
     """
     if group.reason:
         raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
-    model = plain(model)
+    model = with_plain_weights(model)
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     geometry = compare_channels(model, group, data=data, calibration=calibration, seed=seed, **options)
     return solve(geometry, scores, sparsity, round_to=round_to, seed=seed, **options)

@@ -42,10 +42,10 @@ def height(rows: int) -> int:
     return HEAD + 72 + rows * (28 if rows <= 12 else 22 if rows <= 32 else 16)
 
 
-def points(share: float, digits: int = 0) -> str:
+def signed(share: float, digits: int = 0) -> str:
     """Format a share as signed percentage points: +21, −3."""
-    return plain(share, digits) if round(100 * share, digits) <= 0 else "+" + plain(share, digits)
+    return as_percent(share, digits) if round(100 * share, digits) <= 0 else "+" + as_percent(share, digits)
 
 
-def plain(share: float, digits: int = 1) -> str:
+def as_percent(share: float, digits: int = 1) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from intrafusion.reporting.figures._rows import SOLID, height, name_rows, plain, subtitle
+from intrafusion.reporting.figures._rows import SOLID, as_percent, height, name_rows, subtitle
 from intrafusion.reporting.figures.theme import Palette, figure, palette
 from intrafusion.runtime.escaping import hover
 
@@ -104,15 +104,15 @@ def _most_fragile(ranked: Mapping[str, Sequence["Fragility"]]) -> str:
         return "Nothing was pruned, so no group can be called robust" if first else "Nothing is measured yet"
     group, also = first[0].group, ""
     for other, own in others:
-        also += "".join(f", {plain(found.loss)} with {other}" for found in own if found.group == group and found.over)
-    return f"{hover(group)} is the most fragile group: it loses {plain(first[0].loss)} points with {merge}{also}"
+        also += "".join(f", {as_percent(found.loss)} with {other}" for found in own if found.group == group and found.over)
+    return f"{hover(group)} is the most fragile group: it loses {as_percent(first[0].loss)} points with {merge}{also}"
 
 
 def _fragility_words(merge: str, found: "Fragility") -> str:
     (low, high), most = found.interval, f"{100 * found.tolerance:.3g} point{'s' * (found.tolerance != 0.01)}"
     return (
-        f"<b>{hover(found.group)}</b>, {merge}<br>{plain(found.loss)} points lost ({plain(low)} to {plain(high)}), mean from "
-        f"{100 * found.over[0]:.3g} % to {100 * found.over[-1]:.3g} %<br>"
+        f"<b>{hover(found.group)}</b>, {merge}<br>{as_percent(found.loss)} points lost "
+        f"({as_percent(low)} to {as_percent(high)}), mean from {100 * found.over[0]:.3g} % to {100 * found.over[-1]:.3g} %<br>"
         + (
             f"loses at most {most} up to {100 * found.safe:.3g} % sparsity"
             if found.safe

@@ -24,7 +24,7 @@ def network_colour(name: str, colours: Palette) -> str:
     return colours.dense if name == "dense" else colours.merge(merges.get(name, name))
 
 
-def empty(title: str, height: int, dark: bool = False) -> go.Figure:
+def empty_plane(title: str, height: int, dark: bool = False) -> go.Figure:
     """Return an empty figure as a placeholder."""
     colours = palette(dark)
     fig = figure(title, height, colours)

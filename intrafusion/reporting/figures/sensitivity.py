@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from intrafusion.reporting.figures._rows import HEAD, SOLID, height, name_rows, points, subtitle
+from intrafusion.reporting.figures._rows import HEAD, SOLID, height, name_rows, signed, subtitle
 from intrafusion.reporting.figures.theme import Palette, palette, styled, tint
 from intrafusion.runtime.escaping import hover
 
@@ -107,10 +107,10 @@ def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) 
     if not sure:
         return f"No clear difference between {names[0]} and {second} on these images"
     best, worst = max(sure, key=sure.__getitem__), min(sure, key=sure.__getitem__)
-    won = f"{first} gains most in {_where(best)}: {points(sure[best])} points"
+    won = f"{first} gains most in {_where(best)}: {signed(sure[best])} points"
     won = won if sure[best] > 0 else f"{first} has no significant gain"
     if sure[worst] < 0:
-        return f"{won}; it loses most in {_where(worst)}: {points(sure[worst])}"
+        return f"{won}; it loses most in {_where(worst)}: {signed(sure[worst])}"
     least = min(gap.difference for gap in found.values())
     most = math.ceil(-100 * least - 1e-9)
     return f"{won}; it loses nowhere" + (f" by more than {most} point{'s' * (most > 1)}" if least < 0 else "")
@@ -130,7 +130,7 @@ def _differences(fig: go.Figure, difference: "Difference", names: tuple[str, str
     """Draw differences in a subplot: decided cells in full colour and bold, undecided cells faint."""
     shown = np.where(difference.prunes, 100 * difference.values("difference"), np.nan)
     decided, limit = difference.values("decided") == 1, max(5.0, float(np.nanmax(np.abs(shown), initial=0)))
-    words = _few(difference, [[points(value / 100) for value in row] for row in shown])
+    words = _few(difference, [[signed(value / 100) for value in row] for row in shown])
     faint = [[at, tint(str(colour), colours.paper, 0.3)] for at, colour in colours.difference()]
     bar = {"title": "points", "y": 0.25, **_BAR}
     for chosen, scale, own_bar, weight in (
@@ -310,7 +310,7 @@ def _gap_words(gap: "Gap", names: tuple[str, str]) -> str:
     only = [sum(getattr(pair, side) for pair in gap.pairs) for side in ("only_first", "only_second")]
     seeds = f", from the lowest to the highest end of {len(gap.pairs)} seeds" if len(gap.pairs) > 1 else ", paired"
     return (
-        f"{names[0]} − {names[1]}: {points(gap.difference, 1)} points<br>95 %: {points(low, 1)} to {points(high, 1)}{seeds}"
+        f"{names[0]} − {names[1]}: {signed(gap.difference, 1)} points<br>95 %: {signed(low, 1)} to {signed(high, 1)}{seeds}"
         f"<br>only {names[0]} correct on {only[0]:,}, only {names[1]} on {only[1]:,} of {gap.count:,} images"
         + ("" if gap.decided else "<br>undecided: the interval includes 0")
     )

@@ -19,13 +19,13 @@ from intrafusion.data import upload as of_images
 from intrafusion.data.arrays import Reading
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import card_of
-from intrafusion.models.exported_program import described, read_program, tensors_of
+from intrafusion.models.exported_program import describe_program, read_program, tensors_of
 from intrafusion.models.hub import load_model
 from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
-from intrafusion.models.torch_file import SUFFIXES
+from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.pruning.groups.find import find_groups
-from intrafusion.runtime.safe_zip import opened
+from intrafusion.runtime.safe_zip import open_zip
 
 Tell = Callable[[int, int], None]
 
@@ -36,7 +36,7 @@ def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
     _check_groups(model, size)
     made = folder / "made"
     made.mkdir()
-    (made / "program.json").write_text(json.dumps(described(model)))
+    (made / "program.json").write_text(json.dumps(describe_program(model)))
     save_file(_alone(tensors_of(model)), made / "program.safetensors")
 
 
@@ -56,7 +56,7 @@ def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, k
     if file.suffix.lower() not in SUFFIXES:
         raise IntrafusionError(f"{file} is no weights file: it must end in {', '.join(SUFFIXES)}")
     if zipfile.is_zipfile(file):
-        with opened(file):
+        with open_zip(file):
             pass
     model = load_model(architecture, file, weights_key=key)
     base, _ = source_of(architecture).blank(architecture, model.state_dict())

@@ -14,11 +14,11 @@ from intrafusion.models.exported_program import built
 from intrafusion.models.hub import keep
 from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.models.sources.user import is_safe, keep_program, open_saved
-from intrafusion.models.state_dict import checked as checked_state
-from intrafusion.models.torch_file import read
+from intrafusion.models.state_dict import checked_state
+from intrafusion.models.weights_file import read_weights_file
 from intrafusion.runtime.safe_zip import FILE
 from intrafusion.runtime.sandbox import Step, drained
-from intrafusion.runtime.staging import NETWORKS, Workshop, checked, free_path, given
+from intrafusion.runtime.staging import NETWORKS, Workshop, free_path, given, run_check
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def weights_steps(
         raise IntrafusionError(f"{architecture!r} is no architecture that files may ask for: choose one of `models`")
     free_path(NETWORKS, name)
     asked = {"architecture": architecture, "key": key}
-    yield from checked("weights", workshop, workshop.given[:1], asked, tell)
+    yield from run_check("weights", workshop, workshop.given[:1], asked, tell)
     model: Any
     model, card = open_saved(_made(workshop, "weights.safetensors"), architecture)
     model.card = replace(card, name=architecture, details={**card.details, "architecture": architecture})
@@ -81,10 +81,10 @@ def program_steps(
     free_path(NETWORKS, name)
     if dataset not in DATASETS and dataset not in kept_data():
         raise IntrafusionError(f"unknown dataset {dataset!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
-    yield from checked("program", workshop, [file], {}, tell)
+    yield from run_check("program", workshop, [file], {}, tell)
     description, tensors = _made(workshop, "program.json"), _made(workshop, "program.safetensors")
     try:
-        program = built(json.loads(description.read_text()), checked_state(read(tensors), tensors))
+        program = built(json.loads(description.read_text()), checked_state(read_weights_file(tensors), tensors))
     except (ValueError, RecursionError) as error:
         raise IntrafusionError(f"{file.name} is no program that can be used: {one_line(error)}") from error
     size, classes = program.plan.image, program.plan.classes

@@ -20,7 +20,7 @@ from intrafusion.models.fingerprint import of_images, of_text
 from intrafusion.models.hub import architecture_of, dataset_of, load_saved
 from intrafusion.models.serialization import save_network, saved_card
 from intrafusion.models.sources.builtin import ARCHITECTURES
-from intrafusion.runtime.atomic_write import drop
+from intrafusion.runtime.atomic_write import remove_path
 from intrafusion.runtime.code_digest import lab_version
 from intrafusion.runtime.paths import home, is_name
 from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
@@ -87,7 +87,7 @@ def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterato
         yield from found.steps
         yield found
         return
-    drop(path)  # a file that cannot be read
+    remove_path(path)  # a file that cannot be read
     learned, held = hold_out(_images(spec, device))
     rows = rows_of_part(len(learned), spec).to(learned.labels.device)
     learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])

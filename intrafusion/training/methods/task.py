@@ -16,7 +16,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard
 from intrafusion.models.hub import architecture_of, load_model
 from intrafusion.pruning.groups.feature_maps import normalised
-from intrafusion.runtime.atomic_write import drop, whole
+from intrafusion.runtime.atomic_write import atomic_path, remove_path
 from intrafusion.runtime.shutdown import finishing
 from intrafusion.training.augment import augment_for
 from intrafusion.training.batchnorm import measure_norms
@@ -156,7 +156,7 @@ class Task:
         finally:
             with finishing():
                 known = {step.moment.step: step.to_dict() for step in (*seen, *steps)}
-                with suppress(IntrafusionError), whole(looks) as part:  # write these before the state that they belong to
+                with suppress(IntrafusionError), atomic_path(looks) as part:  # write these before the state that they belong to
                     part.write_text(json.dumps([*known.values()]))
                 moments.close()  # saves the state of a stopped run
         with suppress(IntrafusionError):  # otherwise the phase would just be trained again
@@ -179,7 +179,7 @@ def _drop_damaged(path: Path) -> None:
             load(path)
     except IntrafusionError as error:
         _log.warning("%s", error)
-        drop(path)
+        remove_path(path)
 
 
 def _steps_in(path: Path) -> list[PhaseProgress]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from intrafusion.models.fx.sharing import put
+from intrafusion.models.fx.sharing import replace_layers
 from intrafusion.pruning.groups.norms import affine
 from intrafusion.pruning.merge.matrix_product import no_products, rows_of, scale_outputs, set_weight, weight_of
 from intrafusion.pruning.merge.ridge import Moments
@@ -45,7 +45,7 @@ def insert_norms(model: nn.Module, layers: Iterable[str], batches: Sequence[Tens
                 seen[name].add(rows_of(model.get_submodule(name), output))
     for name, moments in seen.items():
         if moments.count:
-            put(model, {name: _normed(model.get_submodule(name), moments)})
+            replace_layers(model, {name: _normed(model.get_submodule(name), moments)})
 
 
 def balance(model: nn.Module, size: float = 2**0.5) -> None:
@@ -69,7 +69,7 @@ def absorb_norms(model: nn.Module) -> None:
     for name, both in list(model.named_modules()):
         if isinstance(both, Normed):
             scale_outputs(both[0], *affine(both[1]))  # type: ignore[arg-type]
-            put(model, {name: both[0]})
+            replace_layers(model, {name: both[0]})
 
 
 def _normed(layer: Any, moments: Moments) -> Normed:

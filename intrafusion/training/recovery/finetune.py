@@ -18,7 +18,7 @@ from intrafusion.data.datasets import ImageData, normalise
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import size
 from intrafusion.models.card import ModelCard, card_of
-from intrafusion.models.fx.sharing import plain
+from intrafusion.models.fx.sharing import with_plain_weights
 from intrafusion.pruning.groups.feature_maps import normalised, private
 from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge import reset_norms
@@ -182,7 +182,7 @@ class _Lesson:
         Computing weights from other parameters, as for low-rank changes, is not counted: it happens once a step, not per image.
         """
         teacher = size(self.teacher, self.example).macs if compares and self.method.compares else 0
-        return 3 * size(plain(network), self.example).macs + teacher
+        return 3 * size(with_plain_weights(network), self.example).macs + teacher
 
     def memory(self) -> int:
         """Return the bytes that training holds while it processes one batch."""

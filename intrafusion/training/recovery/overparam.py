@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.fx.sharing import put
+from intrafusion.models.fx.sharing import replace_layers
 from intrafusion.training.recovery.layers import lone_layers
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # subclasses may use their weights in other ways
@@ -72,7 +72,7 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """Put a layer at this place, which may be the model itself; return the model."""
     if not name:
         return layer
-    put(model, {name: layer})
+    replace_layers(model, {name: layer})
     return model
 
 

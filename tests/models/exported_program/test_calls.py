@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models import hub
 from intrafusion.models.card import ModelCard
-from intrafusion.models.exported_program import described, read_program, tensors_of
+from intrafusion.models.exported_program import describe_program, read_program, tensors_of
 from intrafusion.models.serialization import save_state
 from intrafusion.models.sources import user
 from intrafusion.runtime.paths import home
@@ -152,7 +152,7 @@ def test_a_damaged_archive_is_called_so(tmp_path, whole, change):
 )
 def test_a_kept_program_whose_description_makes_no_sense_is_listed_as_damaged(whole, change):
     program, _, _ = read_program(whole)
-    about = json.loads(json.dumps(described(program)))
+    about = json.loads(json.dumps(describe_program(program)))
     details = {"program": about if change is None else change(about)}
     card = ModelCard("x", (0.0,), (1.0,), (1, 8, 8), 3, "own", details=details)
     save_state(tensors_of(program), card, home() / "models" / "x")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import intrafusion as itf
 from intrafusion.models import exported_program as programs
-from intrafusion.models.exported_program import built, described, read_program, tensors_of
+from intrafusion.models.exported_program import built, describe_program, read_program, tensors_of
 from intrafusion.runtime.paths import home
 from intrafusion.studies.uploads import take_program
 
@@ -242,7 +242,7 @@ def program(whole):
 
 
 def test_a_program_is_what_its_description_says(program):
-    again = built(json.loads(json.dumps(described(program))), tensors_of(program))
+    again = built(json.loads(json.dumps(describe_program(program))), tensors_of(program))
     images = torch.randn(5, 1, 8, 8)
     assert torch.equal(again(images), program(images))
     assert again.extra_repr() == program.extra_repr()
@@ -276,7 +276,7 @@ def _at(about: dict[str, Any], name: str) -> list[Any]:
     lambda about: _at(about, "relu").__setitem__(0, {"layer": "steps"}), lambda about: _at(about, "relu")[2].append("y"),
 ])  # fmt: skip
 def test_a_description_that_makes_no_sense_is_one_line(program, change):
-    about = json.loads(json.dumps(described(program)))
+    about = json.loads(json.dumps(describe_program(program)))
     change(about)
     with pytest.raises(itf.IntrafusionError) as caught:
         built(about, tensors_of(program))
@@ -293,7 +293,7 @@ def test_tensors_of_another_program_are_one_line(program, change):
     tensors = tensors_of(program)
     change(tensors)
     with pytest.raises(itf.IntrafusionError, match="is needed"):
-        built(described(program), tensors)
+        built(describe_program(program), tensors)
 
 
 def test_what_is_kept_is_data(whole):

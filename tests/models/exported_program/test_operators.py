@@ -23,7 +23,7 @@ from intrafusion.models.exported_program.shapes import (
     broadcast,
     divided,
     fitted,
-    product,
+    numel,
     remainder,
     total,
 )
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused(name, args):
 
 
 def test_sizes_hold_for_any_number_of_images():
-    assert product((3, Batch(2), 4)) == Batch(24)
+    assert numel((3, Batch(2), 4)) == Batch(24)
     assert (total(Batch(2), Batch(3)), total(Batch(1), 0), total(2, -3)) == (Batch(5), Batch(1), -1)
     assert (divided(Batch(6), 3), divided(Batch(6), Batch(2)), divided(7, 2)) == (Batch(2), 3, 3)
     assert (remainder(Batch(6), 3), remainder(7, 4)) == (0, 3)
@@ -260,7 +260,7 @@ def test_sizes_hold_for_any_number_of_images():
 
 
 @pytest.mark.parametrize("call", [
-    lambda: product((B, B)), lambda: product((2**20, 2**20, 2)), lambda: total(B, 1), lambda: divided(Batch(5), 2),
+    lambda: numel((B, B)), lambda: numel((2**20, 2**20, 2)), lambda: total(B, 1), lambda: divided(Batch(5), 2),
     lambda: divided(5, 0), lambda: divided(5, B), lambda: remainder(5, 0), lambda: remainder(B, 2),
     lambda: broadcast((B,), (2,)),
     lambda: Shape((1,) * 9), lambda: Shape((B, 0)), lambda: Shape((-1,)), lambda: Shape((True, 2**41)),

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as masks
 
 import intrafusion as itf
-from intrafusion.models.fx.sharing import plain, put, replaced, twin
+from intrafusion.models.fx.sharing import replace_layers, replaced, twin, with_plain_weights
 
 
 def masked(layer):
@@ -136,7 +136,7 @@ class TestNames:
         assert changed[1] is changed.stem[1] is other
         assert changed[0] is model[0]
         assert model[1] is model.stem[1] is not other
-        put(model, {"stem.1": other})
+        replace_layers(model, {"stem.1": other})
         assert model[1] is model.stem[1] is other
 
     def test_copies_share_what_they_are_given(self):
@@ -148,5 +148,5 @@ class TestNames:
 
 def test_a_plain_network_is_not_copied():
     model = net()
-    assert plain(model) is model
-    assert plain(net(masked)) is not model
+    assert with_plain_weights(model) is model
+    assert with_plain_weights(net(masked)) is not model

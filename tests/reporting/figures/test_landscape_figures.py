@@ -8,7 +8,7 @@ import torch
 from figure_reading import check_both_themes, numbers, serialised, title, traces
 
 from intrafusion.evaluation.loss_landscape import Surface
-from intrafusion.reporting.figures.landscape import MEASURES, empty, path_panels, percent, sharp_bars, slice_map
+from intrafusion.reporting.figures.landscape import MEASURES, empty_plane, path_panels, percent, sharp_bars, slice_map
 from intrafusion.reporting.figures.theme import LIGHT
 from intrafusion.studies.weight_space import Mark, Sharpness, Slice
 from intrafusion.training.mode_connectivity import Path, Walk, nothing
@@ -123,5 +123,5 @@ class TestSharp:
 
 
 def test_an_empty_picture_has_the_height_of_the_full_one():
-    assert empty("Soon", 123).layout.height == 123
-    check_both_themes(lambda dark: empty("Soon", 123, dark))
+    assert empty_plane("Soon", 123).layout.height == 123
+    check_both_themes(lambda dark: empty_plane("Soon", 123, dark))

@@ -14,7 +14,7 @@ import intrafusion as itf
 from intrafusion.cli.main import main
 from intrafusion.data.datasets import kept_data
 from intrafusion.models import hub
-from intrafusion.models.exported_program import described, read_program, tensors_of
+from intrafusion.models.exported_program import describe_program, read_program, tensors_of
 from intrafusion.models.fingerprint import of_model
 from intrafusion.models.serialization import save_state
 from intrafusion.models.sources.user import is_safe
@@ -387,7 +387,7 @@ def _program(text=None, scale=1, **changes):
     def make(made):
         program, _, _ = read_program(files.export(files.network(), made.with_name("p.pt2")))
         made.mkdir()
-        (made / "program.json").write_text(text or json.dumps(described(program) | changes))
+        (made / "program.json").write_text(text or json.dumps(describe_program(program) | changes))
         tensors = {name: value * scale for name, value in tensors_of(program).items()}
         files.save_state(made / "program.safetensors", tensors)
 
