@@ -47,7 +47,7 @@ class TestOthers:
 
     def test_what_they_keep_is_not_replaced(self, monkeypatch):
         model = itf.load_model("digits-mlp")
-        with pytest.raises(itf.IntrafusionError, match="something is kept as kept/theirs already"):
+        with pytest.raises(itf.IntrafusionError, match="kept/theirs already exists"):
             open_model.keep_network(model, "theirs")
         assert open_model.keep_network(model, "mine") == "kept/mine"
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "0")

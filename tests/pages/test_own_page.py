@@ -219,7 +219,7 @@ def test_a_damaged_run_of_the_lab_is_listed_and_can_be_removed():
     path.parent.mkdir()
     path.write_bytes(b"no run")
     app = open_own()
-    assert "run of the lab: damaged" in text(app)
+    assert "training lab run: damaged" in text(app)
     app.button(key="own_remove lab lab/abc").click().run()
     assert not app.exception
     assert not path.exists()

@@ -54,8 +54,10 @@ def test_methods_side_by_side_and_a_second_reader_finds_them(jobs):
     assert list(found) == ["none", "bn-reset", "perp", "overparam-sp"]
     share = {name: float(row["accuracy"].split("%")[0]) for name, row in found.items()}
     assert share["none"] < share["bn-reset"] < max(share["perp"], share["overparam-sp"])
-    assert found["none"]["trainable"] == found["bn-reset"]["trainable"] == "–"
-    assert int(found["overparam-sp"]["trainable"].replace(",", "")) > 100 * int(found["perp"]["trainable"])
+    assert found["none"]["trainable parameters"] == found["bn-reset"]["trainable parameters"] == "–"
+    assert int(found["overparam-sp"]["trainable parameters"].replace(",", "")) > 100 * int(
+        found["perp"]["trainable parameters"]
+    )
     assert "%" in found["overparam-sp"]["at equal compute"]
     assert found["perp"]["at equal compute"] == "–"
     assert "Similarity of images" in text(app)
