@@ -122,7 +122,7 @@ class _Seen:
         self.keys += count
         if self.keys > _MOST_KEYS:
             raise IntrafusionError(
-                f"{self.path} holds tables with more than {_MOST_KEYS:,} keys that are no names: save model.state_dict() alone"
+                f"{self.path} has dicts with more than {_MOST_KEYS:,} keys that are not strings; save only model.state_dict()"
             )
 
 
@@ -132,10 +132,10 @@ def read(path: Path) -> Any:
     Raises IntrafusionError if the file is missing, damaged, of another type, or would run code.
     """
     if not os.path.isfile(path):
-        raise IntrafusionError(f"no weights file at {path}: check the path, or leave weights out for the embedded model")
+        raise IntrafusionError(f"no file at {path}; check the path, or leave weights out for the embedded model")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(SUFFIXES)}")
+        raise IntrafusionError(f"{path} is not a weights file: it must end in {', '.join(SUFFIXES)}")
     try:
         return _safetensors(path) if suffix == ".safetensors" else _unpickled(path)
     except IntrafusionError:
@@ -143,7 +143,7 @@ def read(path: Path) -> Any:
     except Exception as error:  # damaged files fail in many ways, in three libraries
         if isinstance(error, MemoryError):
             raise
-        raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or one_line(error)}") from error
+        raise IntrafusionError(f"cannot read weights from {path}: {_advice(path) or one_line(error)}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -160,19 +160,19 @@ def _check_header(path: Path) -> None:
         size = int.from_bytes(file.read(8), "little")
         if size > min(_HEADER, path.stat().st_size - 8):
             raise IntrafusionError(
-                f"{path} cannot be read as weights: its header has {size:,} bytes, and at most {_HEADER:,} are taken, all "
-                "of them in the file"
+                f"cannot read weights from {path}: its header of {size:,} bytes is larger than the file or the limit of "
+                f"{_HEADER:,} bytes"
             )
         about = dict(json.loads(file.read(size), object_pairs_hook=_once))
     about.pop("__metadata__", None)
     check_count(len(about), path)
     if odd := next((name for name, entry in about.items() if not _is_described(entry)), None):
-        raise ValueError(f"its header does not say shape and place of {shown(odd)}: save it again with safetensors")
+        raise ValueError(f"its header has no valid shape and offsets for {shown(odd)}; save it again with safetensors")
     end = 0
     for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
         check_dimensions(len(about[name]["shape"]), name, path)
         if begin != end or after < begin:
-            raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
+            raise ValueError(f"{shown(name)} begins at byte {begin:,}, but the tensor before it ends at {end:,}")
         end = after
 
 
@@ -188,20 +188,20 @@ def _is_described(entry: Any) -> bool:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made := dict(pairs)) < len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("its header has a duplicate name")
     return made
 
 
 def check_count(count: int, path: Path) -> None:
     """Raise IntrafusionError if a file holds more tensors than the limit."""
     if count > _MOST_TENSORS:
-        raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")
+        raise IntrafusionError(f"{path} has {count:,} tensors; the limit is {_MOST_TENSORS:,}")
 
 
 def check_dimensions(count: int, name: str, path: Path) -> None:
     """Raise IntrafusionError if a tensor has more dimensions than the limit."""
     if count > _MOST_DIMENSIONS:
-        raise IntrafusionError(f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken")
+        raise IntrafusionError(f"{name} in {path} has {count:,} dimensions; the limit is {_MOST_DIMENSIONS}")
 
 
 def _unpickled(path: Path) -> Any:
@@ -260,8 +260,8 @@ def _look(path: Path, seen: _Seen) -> None:
     with safe_zip.opened(path) as (archive, infos):
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
-                packed = "it is packed, which torch.save does not do: give it as that wrote it"
-                raise IntrafusionError(f"{path} cannot be read as weights: {_advice(path) or packed}")
+                packed = "it is compressed, unlike files of torch.save; save it again with torch.save"
+                raise IntrafusionError(f"cannot read weights from {path}: {_advice(path) or packed}")
             if info.filename.endswith("/data.pkl"):
                 if info.file_size > _HEADER:
                     raise _crowded(path, f"{_HEADER:,} bytes")
@@ -269,7 +269,7 @@ def _look(path: Path, seen: _Seen) -> None:
 
 
 def _crowded(path: Path, what: str) -> IntrafusionError:
-    return IntrafusionError(f"{path} holds more than {what} beside its tensors: save its state dict alone")
+    return IntrafusionError(f"{path} has more than {what} besides its tensors; save only its state dict")
 
 
 def _follow(stream: Any, seen: _Seen) -> None:
@@ -296,7 +296,7 @@ def _follow(stream: Any, seen: _Seen) -> None:
                 first = marks.pop() if kind == "TUPLE" else len(stack) - int(kind[-1])
                 stack[first:] = [1 + sum(map(abs, stack[first:]))]
                 if stack[-1] > _LONGEST:
-                    raise IntrafusionError(f"{path} holds tuples in tuples without end: save model.state_dict() alone")
+                    raise IntrafusionError(f"{path} has tuples nested too deeply; save only model.state_dict()")
             elif kind.endswith("PUT"):
                 memo[argument] = stack[-1]
             elif kind.endswith("GET"):
@@ -326,22 +326,17 @@ def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
     layers = [name for name in names if re.match(r"torch\.nn\.(modules\.(?!loss)|parallel\.)", name)]
     if layers:
         return IntrafusionError(
-            f"{path} cannot be loaded safely: it is a whole pickled network (it names {min(layers)}), which would run code; "
-            "where its code is, torch.save(model.state_dict(), ...) writes its weights alone"
+            f"cannot load {path} safely: it is a whole pickled network (it names {min(layers)}), which would run code; "
+            "load it where its code is, and save only its weights: torch.save(model.state_dict(), ...)"
         )
     if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return IntrafusionError(
-            f"{path} cannot be loaded safely: it wants to run {found[1]}, and nothing in a file is run; "
-            "save model.state_dict() alone"
-        )
+        return IntrafusionError(f"cannot load {path} safely: it would run {found[1]}; save only model.state_dict()")
     if "Unsupported operand" in str(error):
         return IntrafusionError(
-            f"{path} cannot be loaded safely: it is damaged, of another program, or written with a pickle_protocol that is not "
-            "torch.save's own; save it as a plain state dict"
+            f"cannot load {path} safely: it is damaged, from another program, or written with a pickle_protocol other than "
+            "torch.save's default; save a plain state dict"
         )
-    return IntrafusionError(
-        f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
-    )
+    return IntrafusionError(f"cannot load {path} safely: it is damaged, or would run code; save a plain state dict")
 
 
 def _advice(path: Path) -> str:
@@ -349,14 +344,14 @@ def _advice(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":
-        return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
+        return "it is a tar archive; if an old PyTorch can load it, save its state dict with a new one"
     if zipfile.is_zipfile(path):
         with safe_zip.opened(path) as (_, infos):
             names = [info.filename for info in infos]
             if not any(name.endswith("/data.pkl") for name in names):
-                return "it is a zip archive that torch.save did not write: unpack it first"
+                return "it is a zip archive that torch.save did not write; unpack it first"
             if any(name.endswith("/constants.pkl") for name in names):
-                return "it is a scripted network; torch.save(torch.jit.load(FILE).state_dict(), ...) writes its weights alone"
+                return "it is a scripted network; save only its weights: torch.save(torch.jit.load(FILE).state_dict(), ...)"
     return ""
 
 
@@ -368,26 +363,24 @@ def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, d
     Raises IntrafusionError if nothing is found.
     """
     if isinstance(content, Beside):
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors) but a {content.of}")
+        raise IntrafusionError(f"{path} contains a {content.of}, not a state dict (names to tensors)")
     found = dict(_found(content))
     if key is not None:
         chosen = _at(content, key)
         known = [name for name in found if name]
         if chosen is None:
             raise IntrafusionError(
-                f"{path} holds no weights under {shown(key)}: "
-                + (f"choose one of {', '.join(known)}" if known else "it holds one state dict, which needs no key")
+                f"{path} has no weights under {shown(key)}; "
+                + (f"choose one of {', '.join(known)}" if known else "it has one state dict, which needs no key")
             )
         found = dict(_found(chosen, key))
     if len(found) > _MOST_TABLES:
-        raise IntrafusionError(
-            f"{path} holds {len(found):,} state dicts, and at most {_MOST_TABLES} are looked at: save the one that is meant"
-        )
+        raise IntrafusionError(f"{path} has {len(found):,} state dicts; the limit is {_MOST_TABLES}; save only the one to use")
     if not found:
         holds = ", ".join(map(_text, list(content)[:6])) if isinstance(content, dict) else ""
         if _has_arrays(content):
-            holds += "; its NumPy arrays are not read, so save them as tensors"
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors)" + (f": it holds {holds}" if holds else ""))
+            holds += "; NumPy arrays are not supported; save them as tensors"
+        raise IntrafusionError(f"{path} has no state dict (names to tensors)" + (f", only {holds}" if holds else ""))
     return found
 
 

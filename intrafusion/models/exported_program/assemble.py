@@ -87,18 +87,18 @@ def _in_words() -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         if isinstance(error, IntrafusionError):
             raise
-        raise IntrafusionError(f"its description makes no sense ({type(error).__name__})") from error
+        raise IntrafusionError(f"its description is invalid ({type(error).__name__})") from error
 
 
 def _read(description: Any) -> tuple[tuple[int, int, int], list[Step], str, str]:
     """Return the image size, the steps that the output needs, and the names of the input and the output."""
     if description["format"] != FORMAT:
-        raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, and {FORMAT} is read")
+        raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, but {FORMAT} is required")
     image = tuple(map(whole, description["image"]))
     if len(image) != 3 or not all(1 <= side <= _SIDE for side in image):
-        raise IntrafusionError(f"it takes images of {str(image)[:60]}, where (channels, height, width) are needed")
+        raise IntrafusionError(f"its images must be (channels, height, width), not {str(image)[:60]}")
     if len(description["steps"]) > STEPS:
-        raise IntrafusionError(f"it has {len(description['steps']):,} steps, and at most {STEPS:,} are taken")
+        raise IntrafusionError(f"it has {len(description['steps']):,} steps; the limit is {STEPS:,}")
     if sum(1 + len(list(_leaves(raw[1]))) for raw in description["steps"]) > ARGUMENTS:
         raise IntrafusionError(f"its steps have more than {ARGUMENTS:,} arguments")
     given, answer = _name(description["given"]), _name(description["answer"])
@@ -112,7 +112,7 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     image, steps, given, answer = _read(description)
     runs = {step.run for step in steps if isinstance(step.run, str)}
     if len(runs) > LAYERS:
-        raise IntrafusionError(f"it has {len(runs):,} layers, and at most {LAYERS:,} are taken")
+        raise IntrafusionError(f"it has {len(runs):,} layers; the limit is {LAYERS:,}")
     layers = {path: layer_built(path, description["layers"][path], tensors) for path in sorted(runs) if _is_path(path)}
     said = description["learned"]
     learned = {path: said[path] is True for path in _weights(steps) if _is_path(path)}
@@ -120,9 +120,9 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     logits, image_bytes = _proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
     classes = logits.sizes[1] if len(logits.sizes) == 2 else None
     if logits.sizes[:1] != (Batch(1),) or type(classes) is not int or logits.dtype != torch.float32:
-        raise IntrafusionError(f"it gives {logits} of a batch of images, not (batch, classes): {DYNAMIC}")
+        raise IntrafusionError(f"it returns {logits} for a batch of images, not (batch, classes); {DYNAMIC}")
     if classes > CLASSES:
-        raise IntrafusionError(f"it has {classes:,} classes, where 1 to {CLASSES:,} are taken")
+        raise IntrafusionError(f"it has {classes:,} classes; the limit is {CLASSES:,}")
     program = Program(Plan(tuple(steps), given, answer, image, classes, learned, image_bytes))
     for path, (layer, _) in layers.items():
         _put_layer(program, path, layer)
@@ -133,13 +133,13 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
 
 def _is_path(path: str) -> bool:
     if not is_path(path):
-        raise IntrafusionError(f"it has weights named {path[:80]!r}: letters, digits, _, - and dots are taken")
+        raise IntrafusionError(f"it has weights with the invalid name {path[:80]!r}; use letters, digits, _, - and dots")
     return True
 
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise IntrafusionError(f"it has a value named {str(name)[:40]!r}")
+        raise IntrafusionError(f"it has a value with the invalid name {str(name)[:40]!r}")
     return name
 
 
@@ -168,7 +168,7 @@ def _step(raw: Any) -> Step:
     elif run in OPERATORS:
         run = OPERATORS[run]
     else:
-        raise IntrafusionError(f"it uses the operator {str(run)[:80]!r}, which programs may not use here")
+        raise IntrafusionError(f"it uses the operator {str(run)[:80]!r}, which is not supported")
     return Step(run, tuple(_meant(one) for one in args), tuple(None if one is None else _name(one) for one in gives))
 
 
@@ -182,7 +182,7 @@ def _meant(raw: Any, depth: int = 0) -> Any:
         return {"value": Value, "weight": Weight}[kind](about)
     if raw is None or type(raw) in (int, float, bool, str):
         return raw
-    raise IntrafusionError("it has an argument that is none")
+    raise IntrafusionError("it has an argument of an invalid kind")
 
 
 def _leaves(raw: Any, depth: int = 0) -> Iterator[Any]:
@@ -224,10 +224,10 @@ def _freed(steps: Sequence[Step], answer: str) -> list[Step]:
 def shape_of(path: str, tensors: Mapping[str, Tensor]) -> Shape:
     """Return the shape of a tensor. Raises IntrafusionError if it is missing or has a type that no step may read."""
     if path not in tensors:
-        raise IntrafusionError(f"it lacks the weights {path}")
+        raise IntrafusionError(f"it has no weights {path}")
     tensor = tensors[path]
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
-        raise IntrafusionError(f"its weights {path} are {tensor.dtype}: export the network in float32")
+        raise IntrafusionError(f"its weights {path} are {tensor.dtype}; export the network in float32")
     shape = Shape(tuple(tensor.shape), tensor.dtype)
     return replace(shape, least=int(tensor.min()), most=int(tensor.max())) if tensor.dtype == torch.int64 else shape
 
@@ -251,17 +251,19 @@ def _proven(
         try:
             made = made_by(step.run, args, layers)
         except IntrafusionError as error:
-            raise IntrafusionError(f"its step {number} ({_called(step)}) does not fit: {error}") from error
+            raise IntrafusionError(f"its step {number} ({_called(step)}) is invalid: {error}") from error
         if len(made.shapes) != len(step.gives):
-            raise IntrafusionError(f"its step {number} ({_called(step)}) makes {len(made.shapes)} tensors")
+            raise IntrafusionError(
+                f"its step {number} ({_called(step)}) gives {len(made.shapes)} tensors, not {len(step.gives)}"
+            )
         for name, shape in zip(step.gives, made.shapes, strict=True):
             if name in shapes:
-                raise IntrafusionError(f"it makes {name} twice")
+                raise IntrafusionError(f"it defines {name} twice")
             if name is not None:
                 shapes[name] = shape
         cost.add(step, made, [one for arg in args for one in _parts(arg) if isinstance(one, Shape)])
     if answer not in shapes or answer == given:
-        raise IntrafusionError("it gives back something that none of its steps makes")
+        raise IntrafusionError("its output is not computed by any of its steps")
     return shapes[answer], -(-cost.most // _IMAGES)
 
 
@@ -270,7 +272,7 @@ def _shaped(given: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Shape
         return tuple(_shaped(one, shapes, weights) for one in given)
     if isinstance(given, Value):
         if given.name not in shapes:
-            raise IntrafusionError(f"it reads {str(given.name)[:40]!r} before anything makes it")
+            raise IntrafusionError(f"it uses {str(given.name)[:40]!r} before it is defined")
         return shapes[given.name]
     return weights[given.path] if isinstance(given, Weight) else given
 
@@ -306,14 +308,14 @@ class _Cost:
         self.most = max(self.most, self.alive + beside)
         if self.most > _ALIVE:
             raise IntrafusionError(
-                f"it makes more than {_ALIVE >> 20:,} MiB of numbers at a time for {_IMAGES} images, in {_called(step)}"
+                f"it needs more than {_ALIVE >> 20:,} MiB of memory for {_IMAGES} images, in {_called(step)}"
             )
         self.work += sum(shape.numbers(1) for shape in (*read, *made.shapes)) + at(made.work, 1)
         self.macs += at(made.macs, 1)
         if self.macs > _MACS:
-            raise IntrafusionError(f"it takes more than {_MACS:.0e} multiply-accumulates an image")
+            raise IntrafusionError(f"it needs more than {_MACS:.0e} multiply-accumulates per image")
         if self.work > _WORK:
-            raise IntrafusionError(f"it reads and makes more than {_WORK:,} numbers an image")
+            raise IntrafusionError(f"it reads and writes more than {_WORK:,} numbers per image")
         for name in step.last:
             if name in self.held:
                 self._let_go(self.held.pop(name))
@@ -375,4 +377,4 @@ def _put_tensor(program: nn.Module, path: str, tensor: Tensor, learns: bool) -> 
 
 def _check_free(module: nn.Module, name: str, path: str) -> None:
     if hasattr(module, name):
-        raise IntrafusionError(f"it has weights named {path}, where modules have something else")
+        raise IntrafusionError(f"it has weights named {path}, a name that modules already use")

@@ -71,14 +71,12 @@ def arguments(name: str, overload: str, told: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name, with PyTorch's defaults. Raises IntrafusionError for an unknown argument."""
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
-        raise IntrafusionError(f"it uses the operator aten.{name}.{overload}, which this PyTorch does not have")
+        raise IntrafusionError(f"it uses the operator aten.{name}.{overload}, which this version of PyTorch does not have")
     schema = found._schema.arguments
     if "self" in told and "self" not in {one.name for one in schema}:  # for an in-place operator
         told = {schema[0].name: told["self"], **{key: value for key, value in told.items() if key != "self"}}
     if unknown := told.keys() - {one.name for one in schema}:
-        raise IntrafusionError(
-            f"it gives aten.{name}.{overload} an argument {sorted(unknown)[0][:80]!r}, which that does not take"
-        )
+        raise IntrafusionError(f"it passes aten.{name}.{overload} an unknown argument {sorted(unknown)[0][:80]!r}")
     for one in schema:
         if one.name not in told and not one.has_default_value() and one.name not in _IDLE:
             raise IntrafusionError(f"it calls aten.{name}.{overload} without its {one.name}")
@@ -93,4 +91,4 @@ def check_idle(name: str, overload: str, told: dict[str, Any], used: tuple[str, 
         if key in used or key in _IDLE or value == schema[key].default_value or without:
             continue
         if key != "dtype" or value != torch.float32:
-            raise IntrafusionError(f"it calls aten.{name}.{overload} with a {key} of {str(value)[:40]}")
+            raise IntrafusionError(f"it calls aten.{name}.{overload} with {key}={str(value)[:40]}, which is not supported")

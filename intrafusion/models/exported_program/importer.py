@@ -54,11 +54,11 @@ _DTYPES = {
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 _LAST = (1 << 63) - 1  # marks an open end of a slice
 _ADVICE = "call model.eval() before torch.export.export"
-_IN_PLACE = "write it without, or save program.run_decompositions(), which works on copies"
+_IN_PLACE = "write it without in-place operations, or save program.run_decompositions()"
 _FLOAT32 = 7
 _INSTEAD = {  # advice for unsupported operators that networks often use
     "_weight_norm": "remove the weight norm before torch.export.export, by remove_parametrizations or remove_weight_norm",
-    "conv_transpose2d": "write the transposed convolution as F.interpolate and a convolution",
+    "conv_transpose2d": "replace it by F.interpolate and a convolution",
 }
 
 
@@ -99,7 +99,7 @@ class _Cell:
         Raises IntrafusionError if an in-place change under another name may have changed it.
         """
         if self._seen != self.memory.changes:
-            raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name: {_IN_PLACE}")
+            raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name; {_IN_PLACE}")
         return self._value
 
     @property
@@ -111,12 +111,12 @@ class _Cell:
         """Refuse an in-place change, with `others` as arguments, that may change or read other numbers than its own."""
         _ = self.value
         if self.memory.of_weights:
-            raise IntrafusionError(f"it changes its own weights in place ({name}_): {_ADVICE}")
+            raise IntrafusionError(f"it changes its own weights in place ({name}_); {_ADVICE}")
         if self.repeats:
-            raise IntrafusionError(f"it works in place ({name}_) on an expanded tensor: {_IN_PLACE}")
+            raise IntrafusionError(f"it changes an expanded tensor in place ({name}_); {_IN_PLACE}")
         for one in others:
             if one.memory is self.memory and one is not self and not self._is_apart(one):
-                raise IntrafusionError(f"it changes a tensor in place ({name}_) by a view of the same: {_IN_PLACE}")
+                raise IntrafusionError(f"it changes a tensor in place ({name}_) using a view of itself; {_IN_PLACE}")
 
     def _is_apart(self, other: "_Cell") -> bool:
         """Return whether both are slices of one tensor that do not overlap."""
@@ -167,22 +167,22 @@ class _Lift:
     def done(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         nodes = self.graph["nodes"]
         if len(nodes) > STEPS:
-            raise IntrafusionError(f"it has {len(nodes):,} steps, and at most {STEPS:,} are taken")
+            raise IntrafusionError(f"it has {len(nodes):,} steps; the limit is {STEPS:,}")
         for node in nodes:
             try:
                 self._node(node)
             except IntrafusionError as error:
                 if self.static is None or "batch" not in str(error) or DYNAMIC in str(error):
                     raise
-                raise IntrafusionError(f"{error}: {DYNAMIC}") from error
+                raise IntrafusionError(f"{error}; {DYNAMIC}") from error
         answer = self.names.get(self.answer)
         if not isinstance(answer, _Cell) or not isinstance(answer.value, Value):
-            raise IntrafusionError("it gives back something that none of its steps makes")
+            raise IntrafusionError("its output is not computed by any of its steps")
         names = self._names_of_weights()
         if other := [
             path for path, name in names.items() if self.found.get(name, self.tensors[path]) is not self.tensors[path]
         ]:
-            raise IntrafusionError(f"it has a layer that borrows weights, and {other[0]} besides")
+            raise IntrafusionError(f"it has a layer with shared weights and uses {other[0]} elsewhere, which is not supported")
         description = {
             "format": FORMAT,
             "image": self.image,
@@ -211,19 +211,19 @@ class _Lift:
             elif kind in ("parameter", "buffer", "tensor_constant"):
                 path = about[f"{kind}_name"]
                 if path not in self.tensors:
-                    raise IntrafusionError(f"it lacks the weights {str(path)[:80]}")
+                    raise IntrafusionError(f"it has no weights {str(path)[:80]}")
                 self.names[about["arg"]["name"]] = _Cell(Weight(path), _Memory(of_weights=True))
                 if kind == "parameter":
                     self.learned.add(path)
             else:
-                raise IntrafusionError(f"it takes a {kind} besides images: one batch of images is what networks take here")
+                raise IntrafusionError(f"it must take one batch of images, but it also takes a {kind}")
         if len(given) != 1:
-            raise IntrafusionError(f"it takes {len(given)} tensors: one batch of images is what networks take here")
+            raise IntrafusionError(f"it must take one batch of images, not {len(given)} tensors")
         about = self.graph["tensor_values"][given[0]]
         sizes = [one.get("as_int") for one in about["sizes"]]
         if len(sizes) != 4 or any(type(one) is not int or one < 1 for one in sizes[1:]) or about["dtype"] != _FLOAT32:
             raise IntrafusionError(
-                f"it takes {str(sizes)[:60]}, where images are float32 (batch, channels, height, width) of a fixed size"
+                f"its images must be float32 (batch, channels, height, width) of a fixed size, not {str(sizes)[:60]}"
             )
         self.static = sizes[0]
         self.names[given[0]] = _Cell(Value("images"))
@@ -233,9 +233,9 @@ class _Lift:
     def _answer(self, specs: list[Mapping[str, Any]]) -> str:
         kinds = [kind for spec in specs for kind in spec]
         if any(kind.endswith("mutation") for kind in kinds):
-            raise IntrafusionError(f"it changes its own buffers: {_ADVICE}")
+            raise IntrafusionError(f"it changes its own buffers; {_ADVICE}")
         if kinds != ["user_output"] or "as_tensor" not in specs[0]["user_output"]["arg"]:
-            raise IntrafusionError("it gives back something else than one tensor of logits, (images, classes)")
+            raise IntrafusionError("it must return one tensor of logits, (images, classes)")
         return str(specs[0]["user_output"]["arg"]["as_tensor"]["name"])
 
     # -- nodes
@@ -259,10 +259,10 @@ class _Lift:
         made = self._call(name, overload, told)
         several = "as_tensors" in node["outputs"][0]
         if several != isinstance(made, list) or (several and len(made) != len(gives)):
-            raise IntrafusionError(f"it calls aten.{name}.{overload}, and takes {len(gives)} tensors of it")
+            raise IntrafusionError(f"it expects {len(gives)} tensors from aten.{name}.{overload}, which returns another number")
         if in_place:
             if self._shape(made) != self._shape(first):
-                raise IntrafusionError(f"it makes {self._shape(made)} of {self._shape(first)} in place ({name}_)")
+                raise IntrafusionError(f"it changes the shape {self._shape(first)} to {self._shape(made)} in place ({name}_)")
             first.change(_value(made), self._with_slice)
             self.names[gives[0]] = first
             return
@@ -274,10 +274,10 @@ class _Lift:
         """Refuse an in-place call unless it only changes the values of a tensor, in a way that can be followed."""
         first, *others = told.values()
         if not isinstance(first, _Cell):
-            raise IntrafusionError("it works in place on something that is no tensor")
+            raise IntrafusionError("it works in place on a value that is not a tensor")
         found = getattr(getattr(torch.ops.aten, f"{name}_", None), overload, None)
         if found is None or torch.Tag.inplace_view in found.tags:
-            raise IntrafusionError(f"it uses the operator aten.{name}_.{overload}, which programs may not use here")
+            raise IntrafusionError(f"it uses the operator aten.{name}_.{overload}, which is not supported")
         first.check_in_place(name, _cells(others))
 
     def _with_slice(self, part: _Cell, value: Value | Weight) -> Value:
@@ -295,14 +295,14 @@ class _Lift:
         """Translate a call that leaves the numbers unchanged."""
         cell = next(iter(told.values()))
         if not isinstance(cell, _Cell):
-            raise IntrafusionError(f"it calls aten.{name} of something that is no tensor")
+            raise IntrafusionError(f"it calls aten.{name} on a value that is not a tensor")
         if name in DROPOUTS:
             if told["train"]:
-                raise IntrafusionError(f"it draws at random ({name}): {_ADVICE}")
+                raise IntrafusionError(f"it draws random numbers ({name}); {_ADVICE}")
             return cell
         wanted = told.get("dtype") or (self._shape(told["other"]).dtype if "other" in told else None)
         if wanted not in (None, self._shape(cell).dtype):
-            raise IntrafusionError(f"it makes {wanted} of {self._shape(cell).dtype}: export the network in float32")
+            raise IntrafusionError(f"it converts {self._shape(cell).dtype} to {wanted}; export the network in float32")
         if name in COPIES or told.get("copy"):
             return _Cell(cell.value)
         if name in SAME_TENSOR or (name == "to" and not any(told.get(one) for one in ("device", "memory_format", "other"))):
@@ -326,7 +326,7 @@ class _Lift:
 
     def _written(self, run: Any, args: tuple[Any, ...], shapes: Sequence[Shape]) -> Any:
         if len(self.steps) >= STEPS:  # an in-place change of nested slices takes many steps
-            raise IntrafusionError(f"it comes to more than {STEPS:,} steps")
+            raise IntrafusionError(f"it has more than {STEPS:,} steps")
         made = [Value(f"v{len(self.shapes) + place}") for place in range(len(shapes))]
         self.shapes |= dict(zip(made, shapes, strict=True))
         self.steps.append([run, [self._plain(one) for one in args], [one.name for one in made]])
@@ -353,7 +353,7 @@ class _Lift:
             return self.shapes[value]
         if isinstance(value, Weight):
             return self._weight(value)
-        raise IntrafusionError("it computes with something that is no tensor")
+        raise IntrafusionError("it computes with a value that is not a tensor")
 
     def _weight(self, weight: Weight) -> Shape:
         if weight.path not in self.weights:
@@ -388,12 +388,12 @@ class _Lift:
         if kind == "as_device":
             return str(raw)
         if kind == "as_float":
-            raise IntrafusionError("it computes with NaN or an infinite number: write torch.finfo(torch.float32).min for -inf")
-        raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which programs may not use here")
+            raise IntrafusionError("it computes with NaN or infinity; write torch.finfo(torch.float32).min for -inf")
+        raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which is not supported")
 
     def _named(self, name: str) -> Any:
         if self.names.get(name) is None:
-            raise IntrafusionError(f"it reads {str(name)[:80]!r} before anything makes it")
+            raise IntrafusionError(f"it uses {str(name)[:80]!r} before it is defined")
         return self.names[name]
 
     # -- layers
@@ -401,7 +401,7 @@ class _Lift:
     def _convolution(self, told: dict[str, Any]) -> Any:
         groups, bias = told["groups"], _value(told["bias"])
         if told.get("transposed"):
-            raise IntrafusionError(f"it has a transposed convolution: {_INSTEAD['conv_transpose2d']}")
+            raise IntrafusionError(f"it has a transposed convolution; {_INSTEAD['conv_transpose2d']}")
         padding = told["padding"] if isinstance(told["padding"], str) else _pair(told["padding"])
         numbers = (_pair(told["stride"]), padding, _pair(told["dilation"]), groups)
         weight = _value(told["weight"])
@@ -428,12 +428,12 @@ class _Lift:
     def _dims(self, weight: Weight, rank: int) -> list[int]:
         sizes = self.tensors[weight.path].shape
         if len(sizes) != rank:
-            raise IntrafusionError(f"it has a layer whose weight {weight.path} has the shape {tuple(sizes)}")
+            raise IntrafusionError(f"it has a layer whose weight {weight.path} has {len(sizes)} dimensions, not {rank}")
         return list(sizes)
 
     def _addmm(self, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: Any = 1) -> Any:
         if beta != 1 or alpha != 1:
-            raise IntrafusionError("it scales the terms of a product of matrices: write that as steps of its own")
+            raise IntrafusionError("it scales the terms of a matrix product (alpha, beta); write the scaling as separate steps")
         turned = self.turned.get(_value(weight))
         if turned is not None and self._are_weights(turned, _value(bias)):
             return self._linear(x, turned, bias)
@@ -447,21 +447,21 @@ class _Lift:
 
     def _norm(self, told: dict[str, Any]) -> Any:
         if told.get("training"):
-            raise IntrafusionError(f"it normalises by each batch's own statistics: {_ADVICE}")
+            raise IntrafusionError(f"it normalises by each batch's own statistics; {_ADVICE}")
         parts = {name: _value(told[name]) for name in ("running_mean", "running_var", "weight", "bias")}
         mean, var, weight, bias = parts.values()
         if mean is None or var is None:
-            raise IntrafusionError(f"it normalises by each batch's own statistics: {_ADVICE}")
+            raise IntrafusionError(f"it normalises by each batch's own statistics; {_ADVICE}")
         if not self._are_weights(mean, var) or not self._are_weights(mean, weight) or not self._are_weights(mean, bias):
-            raise IntrafusionError("it has a batch norm whose statistics and weights are not all tensors of the file")
+            raise IntrafusionError("it has a batch norm whose statistics and weights are not all stored in the file")
         if (weight is None) != (bias is None):
-            raise IntrafusionError("it has a batch norm with a weight or a bias alone")
+            raise IntrafusionError("it has a batch norm with only a weight or only a bias, which is not supported")
         kind = "BatchNorm2d" if len(self._shape(told["input"]).sizes) == 4 else "BatchNorm1d"
         config = {"num_features": self._dims(mean, 1)[0], "eps": told["eps"], "momentum": told["momentum"]}
         ordered = {name: parts[name] for name in ("weight", "bias", "running_mean", "running_var")}
         layer = self._layer(kind, config, ordered, told["input"])
         if layer is None:
-            raise IntrafusionError("it has batch norms that share some of their weights and statistics")
+            raise IntrafusionError("it has batch norms that share some of their weights and statistics, which is not supported")
         return layer
 
     def _are_weights(self, first: Any, second: Any) -> bool:
@@ -544,7 +544,7 @@ class _Lift:
         if begin == 0 and step == 1 and (end in (None, _LAST) or end == size):
             return x
         if isinstance(size, Batch) or not all(type(one) is int for one in (begin, step)) or step < 1:
-            raise IntrafusionError(f"it takes {shape} apart along the batch")
+            raise IntrafusionError(f"it slices {shape} along the batch, which is not supported")
         stop = size if end in (None, _LAST) else whole(end)
         begin, stop = (max(0, one + size) if one < 0 else min(one, size) for one in (whole(begin), stop))
         return self._step("slice", x, place, begin, stop, step)
@@ -552,7 +552,7 @@ class _Lift:
     def _split(self, x: Any, length: int, dim: int) -> Any:
         size = self._shape(x).sizes[axis(self._shape(x), dim)]
         if isinstance(size, Batch) or type(length) is not int or length < 1 or size > length * 1024:
-            raise IntrafusionError(f"it splits {self._shape(x)} into parts of {str(length)[:20]}")
+            raise IntrafusionError(f"it splits {self._shape(x)} into parts of {str(length)[:20]}, which is not supported")
         lengths = tuple(min(length, size - start) for start in range(0, size, length))
         return self._step("split", x, lengths, dim)
 
@@ -590,7 +590,7 @@ class _Lift:
 
     def _index(self, x: Any, indices: list[Any]) -> Any:
         if len(indices) != 1 or indices[0] is None:
-            raise IntrafusionError("it indexes along other dimensions than the first, which programs may not do here")
+            raise IntrafusionError("it indexes along other dimensions than the first, which is not supported")
         return self._step("index", x, indices[0])
 
     def _einsum(self, equation: Any, tensors: list[Any]) -> Any:
@@ -603,11 +603,11 @@ class _Lift:
                 return self._step("matmul", tensors[0], self._step("transpose", tensors[1], -2, -1))
             if second[-2] == inner and right[-2:] == row + second[-1]:
                 return self._step("matmul", *tensors)
-        raise IntrafusionError(f"it has the einsum {str(equation)[:40]!r}, which programs may not use here")
+        raise IntrafusionError(f"it uses the einsum {str(equation)[:40]!r}, which is not supported")
 
     def _attention(self, told: dict[str, Any]) -> Any:
         if told["dropout_p"] or told["is_causal"] or told.get("enable_gqa"):
-            raise IntrafusionError("it has attention with dropout, a causal mask or shared heads")
+            raise IntrafusionError("it has attention with dropout, a causal mask or shared heads, which is not supported")
         return self._step("attention", *(told[name] for name in ("query", "key", "value", "attn_mask", "scale")))
 
     def _pool(self, name: str, told: dict[str, Any]) -> Any:
@@ -615,7 +615,7 @@ class _Lift:
         if name == "max_pool2d":
             rest = (_pair(told["dilation"]), told["ceil_mode"])
         elif told["divisor_override"] is not None:
-            raise IntrafusionError("it has a pool with a divisor of its own")
+            raise IntrafusionError("it has pooling with divisor_override, which is not supported")
         else:
             rest = (told["ceil_mode"], told["count_include_pad"])
         return self._step(name, told["self"], kernel, stride, _pair(told["padding"]), *rest)
@@ -639,24 +639,24 @@ class _Lift:
 
     def _new(self, told: dict[str, Any], sizes: Any, value: Any) -> Any:
         if told["dtype"] not in (None, torch.float32):
-            raise IntrafusionError(f"it makes a tensor of {told['dtype']}: export the network in float32")
+            raise IntrafusionError(f"it creates a tensor of {told['dtype']}; export the network in float32")
         return self._step("full", told["self"], _tuple(sizes), value)
 
     def _deviation(self, told: dict[str, Any], root: bool) -> Any:
         correction = 1 if told["correction"] is None else told["correction"]
         if correction not in (0, 1):
-            raise IntrafusionError(f"it has a variance with a correction of {str(correction)[:20]}")
+            raise IntrafusionError(f"it has a variance with correction={str(correction)[:20]}; only 0 and 1 are supported")
         made = self._step("var", told["self"], self._all_of(told["self"], told["dim"]), int(correction), told["keepdim"])
         return self._step("sqrt", made) if root else made
 
     def _length(self, told: dict[str, Any]) -> Any:
         if told["ord"] != 2 or told["dtype"] not in (None, torch.float32):
-            raise IntrafusionError("it has a norm other than the Euclidean one")
+            raise IntrafusionError("it has a norm other than the Euclidean norm in float32, which is not supported")
         return self._step("norm", told["self"], self._all_of(told["self"], told["dim"]), told["keepdim"])
 
     def _instance_norm(self, told: dict[str, Any]) -> Any:
         if told["running_mean"] is not None or told["running_var"] is not None or not told["use_input_stats"]:
-            raise IntrafusionError("it has an instance norm with statistics of its own, which programs may not use here")
+            raise IntrafusionError("it has an instance norm with running statistics, which is not supported")
         channels = self._shape(told["input"]).sizes[1]
         return self._step("group_norm", told["input"], channels, told["weight"], told["bias"], told["eps"])
 
@@ -743,8 +743,8 @@ def split_target(target: Any) -> tuple[str, str, bool]:
         name = name.removesuffix("_")
         if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in SAME or f"{name}.{overload}" in _CALLS:
             return name, overload, in_place
-    instead = next((f": {advice}" for start, advice in _INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
-    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here{instead}")
+    instead = next((f"; {advice}" for start, advice in _INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
+    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which is not supported{instead}")
 
 
 def _arithmetic(name: str, args: list[Any]) -> Size | None:
@@ -768,7 +768,7 @@ def _enlarged(side: int, factor: float) -> int:
     made = side * factor
     scales = torch.tensor([1 / factor if factor else 0.0, side / made if made else 1.0], dtype=torch.float32)
     if not made.is_integer() or scales[0] != scales[1]:
-        raise IntrafusionError(f"it scales a side of {side} by {factor:g}: give F.interpolate a size in place of scale_factor")
+        raise IntrafusionError(f"it scales a side of {side} by {factor:g}; pass F.interpolate a size instead of scale_factor")
     return whole(int(made))
 
 
@@ -831,7 +831,7 @@ def _pair(given: Any) -> tuple[int, int]:
     numbers = _ints(given)
     numbers = numbers * 2 if len(numbers) == 1 else numbers
     if len(numbers) != 2:
-        raise IntrafusionError(f"it has {str(given)[:40]} where one or two whole numbers are needed")
+        raise IntrafusionError(f"it has {str(given)[:40]} instead of one or two integers")
     return numbers[0], numbers[1]
 
 
@@ -846,5 +846,5 @@ def _outputs(outputs: list[Mapping[str, Any]]) -> list[str]:
         elif kind in ("as_sym_int", "as_sym_bool"):
             names.append(raw["as_name"])
         elif kind != "as_none":
-            raise IntrafusionError(f"it makes a value of kind {str(kind)[:40]!r}, which programs may not use here")
+            raise IntrafusionError(f"it returns a value of kind {str(kind)[:40]!r}, which is not supported")
     return names

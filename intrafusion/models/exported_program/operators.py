@@ -69,7 +69,7 @@ class Operator:
             raise IntrafusionError(f"{self.name} takes {len(self.takes)} arguments, not {len(args)}")
         for (name, hint), value in zip(self.takes.items(), args, strict=True):
             if not _fits(value, hint):
-                raise IntrafusionError(f"{self.name} does not take {_told(value)} as its {name}")
+                raise IntrafusionError(f"{name} of {self.name} must not be {_told(value)}")
         made = self.rule(*args)
         return made if isinstance(made, Made) else Made((made,) if isinstance(made, Shape) else tuple(made))
 
@@ -119,34 +119,34 @@ def _operator(run: Callable[..., Any], views: bool = False) -> Callable[[Callabl
 def _floats(*shapes: Shape | None) -> None:
     for shape in shapes:
         if shape is not None and shape.dtype != torch.float32:
-            raise IntrafusionError(f"it computes with {shape.dtype}: export the network in float32")
+            raise IntrafusionError(f"it computes with {shape.dtype}; export the network in float32")
 
 
 def _is(shape: Shape | None, *sizes: Size, what: str = "a weight") -> None:
     """Raise IntrafusionError if a tensor has another shape, or another dtype than float32."""
     _floats(shape)
     if shape is not None and shape.sizes != sizes:
-        raise IntrafusionError(f"it has {what} of shape {shape}, where {Shape(sizes)} is needed")
+        raise IntrafusionError(f"{what} must have shape {Shape(sizes)}, not {shape}")
 
 
 def _images(x: Shape) -> None:
     _floats(x)
     if len(x.sizes) != 4 or not all(isinstance(size, int) for size in x.sizes[1:]):
-        raise IntrafusionError(f"it has {x} where maps (batch, channels, height, width) are needed")
+        raise IntrafusionError(f"it needs feature maps (batch, channels, height, width), not {x}")
 
 
 def axis(x: Shape, dim: int, more: int = 0) -> int:
     """Return the non-negative index of a dimension, which may count from the end. more: dimensions still to be added."""
     rank = len(x.sizes) + more
     if not -rank <= dim < rank:
-        raise IntrafusionError(f"it has no dimension {dim} in {x}")
+        raise IntrafusionError(f"dimension {dim} is out of range for {x}")
     return dim % rank
 
 
 def _axes(x: Shape, dims: Ints) -> set[int]:
     found = {axis(x, dim) for dim in dims}
     if len(found) != len(dims) or not dims:
-        raise IntrafusionError(f"it has {dims} for dimensions of {x}")
+        raise IntrafusionError(f"dimensions {dims} are invalid for {x}")
     return found
 
 
@@ -155,7 +155,7 @@ def _fixed(x: Shape, dim: int) -> tuple[int, int]:
     place = axis(x, dim)
     size = x.sizes[place]
     if isinstance(size, Batch):
-        raise IntrafusionError(f"it takes {x} apart along the batch")
+        raise IntrafusionError(f"it splits {x} along the batch, which is not supported")
     return place, size
 
 
@@ -165,14 +165,14 @@ def _with(x: Shape, place: int, *sizes: Size) -> Shape:
 
 def _between(name: str, low: int, *numbers: int) -> None:
     if not all(low <= one <= _SIDE for one in numbers):
-        raise IntrafusionError(f"it has a {name} of {str(numbers)[:60]}")
+        raise IntrafusionError(f"the {name} {str(numbers)[:60]} is out of range")
 
 
 def _window(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
     """Return how many windows fit along one side."""
     free = size + 2 * padding - dilation * (kernel - 1) - 1
     if free < 0:
-        raise IntrafusionError(f"it has a {name} of {kernel} pixels on a side of {size}")
+        raise IntrafusionError(f"a {name} of {kernel} pixels is too large for a side of {size}")
     count = (free + (stride - 1 if ceil else 0)) // stride + 1
     return count - (ceil and (count - 1) * stride >= size + padding)
 
@@ -209,7 +209,7 @@ def gelu(x: Shape, form: Literal["none", "tanh"]) -> Shape:
 def hardtanh(x: Shape, low: float, high: float) -> Shape:
     _floats(x)
     if low > high:
-        raise IntrafusionError(f"it clamps between {low} and {high}")
+        raise IntrafusionError(f"it clamps between {low} and {high}, which is an empty range")
     return x
 
 
@@ -217,7 +217,7 @@ def hardtanh(x: Shape, low: float, high: float) -> Shape:
 def clamp(x: Shape, low: float | None, high: float | None) -> Shape:
     _floats(x)
     if low is None and high is None:
-        raise IntrafusionError("it clamps between no bounds")
+        raise IntrafusionError("it clamps without bounds")
     return x
 
 
@@ -237,7 +237,7 @@ def elu(x: Shape, alpha: float) -> Shape:
 def celu(x: Shape, alpha: float) -> Shape:
     _floats(x)
     if not alpha:
-        raise IntrafusionError("it has a celu whose alpha is 0")
+        raise IntrafusionError("alpha of celu must not be 0")
     return x
 
 
@@ -245,7 +245,7 @@ def celu(x: Shape, alpha: float) -> Shape:
 def softplus(x: Shape, beta: float, threshold: float) -> Shape:
     _floats(x)
     if not beta:
-        raise IntrafusionError("it has a softplus whose beta is 0")
+        raise IntrafusionError("beta of softplus must not be 0")
     return x
 
 
@@ -262,7 +262,7 @@ def _binary(name: str, run: Callable[..., Any]) -> None:
     def rule(first: Shape | float, second: Shape | float) -> Shape:
         shapes = [one for one in (first, second) if isinstance(one, Shape)]
         if not shapes:
-            raise IntrafusionError(f"it has {name} of two numbers")
+            raise IntrafusionError(f"{name} needs a tensor, not two numbers")
         masks = [one for one in shapes if one.dtype == torch.bool] if name == "mul" else []
         _floats(*(one for one in shapes if one not in masks or len(masks) == len(shapes)))
         return Shape(broadcast(*(one.sizes for one in shapes)))
@@ -304,7 +304,7 @@ def where(mask: Shape, first: Shape | float, second: Shape | float) -> Shape:
     _masks(mask)
     shapes = [one for one in (first, second) if isinstance(one, Shape)]
     if not shapes:
-        raise IntrafusionError("it chooses between two numbers")
+        raise IntrafusionError("where needs a tensor, not two numbers")
     _floats(*shapes)
     return Shape(broadcast(mask.sizes, *(one.sizes for one in shapes)))
 
@@ -314,7 +314,7 @@ def masked_fill(x: Shape, mask: Shape, value: float) -> Shape:
     _masks(mask)
     _floats(x)
     if broadcast(x.sizes, mask.sizes) != x.sizes:
-        raise IntrafusionError(f"it has a mask {mask} for {x}")
+        raise IntrafusionError(f"a mask {mask} does not fit {x}")
     return x
 
 
@@ -333,7 +333,7 @@ for _name in ("eq", "ne", "gt", "ge", "lt", "le"):
 
 def _masks(mask: Shape) -> None:
     if mask.dtype != torch.bool:
-        raise IntrafusionError(f"it has {mask.dtype} for a mask")
+        raise IntrafusionError(f"a mask must be bool, not {mask.dtype}")
 
 
 # -- layers, as functions
@@ -349,14 +349,14 @@ def convolved(
     _between("dilation", 1, *dilation)
     batch, channels, *sides = x.sizes
     if len(weight.sizes) != 4 or not all(isinstance(size, int) for size in weight.sizes):
-        raise IntrafusionError(f"it has a convolution with a weight of shape {weight}")
+        raise IntrafusionError(f"the weight of a convolution must have 4 fixed dimensions, not {weight}")
     outputs, inputs, *kernel = (size for size in weight.sizes if isinstance(size, int))
     if groups < 1 or outputs % groups or inputs * groups != channels:
-        raise IntrafusionError(f"it has a convolution of {channels} channels by {weight} in {groups} groups")
+        raise IntrafusionError(f"a convolution of {channels} channels does not fit the weight {weight} in {groups} groups")
     _is(bias, outputs, what="a bias")
     _between("kernel", 1, *kernel)
     if padding == "same" and stride != (1, 1):
-        raise IntrafusionError("it has a convolution with padding 'same' and a stride")
+        raise IntrafusionError("a convolution with padding 'same' must have stride 1")
     numbers = (0, 0) if isinstance(padding, str) else padding
     _between("padding", 0, *numbers)
     made = sides if padding == "same" else map(_window_of_kernel, sides, kernel, stride, numbers, dilation)
@@ -393,7 +393,7 @@ def conv2d(
 def linear(x: Shape, weight: Shape, bias: Shape | None) -> Made:
     _floats(x)
     if len(weight.sizes) != 2 or not x.sizes:
-        raise IntrafusionError(f"it has a linear layer with a weight of shape {weight}")
+        raise IntrafusionError(f"the weight of a linear layer must have 2 dimensions, not {weight}")
     outputs, inputs = weight.sizes
     _is(weight, outputs, x.sizes[-1])
     _is(bias, outputs, what="a bias")
@@ -405,7 +405,7 @@ def normed(x: Shape, channels: int, ranks: tuple[int, ...]) -> Shape:
     """Rule of a batch norm with `channels` channels, for inputs with one of these numbers of dimensions."""
     _floats(x)
     if len(x.sizes) not in ranks or x.sizes[1] != channels:
-        raise IntrafusionError(f"it normalises {x} by the statistics of {channels} channels")
+        raise IntrafusionError(f"statistics of {channels} channels do not fit {x}")
     return x
 
 
@@ -413,7 +413,7 @@ def normed(x: Shape, channels: int, ranks: tuple[int, ...]) -> Shape:
 def layer_norm(x: Shape, sizes: Ints, weight: Shape | None, bias: Shape | None, eps: float) -> Shape:
     _floats(x)
     if not sizes or len(sizes) > len(x.sizes) or x.sizes[len(x.sizes) - len(sizes) :] != sizes:
-        raise IntrafusionError(f"it normalises {x} over {sizes}")
+        raise IntrafusionError(f"it cannot normalise {x} over {sizes}")
     _is(weight, *sizes)
     _is(bias, *sizes, what="a bias")
     return x
@@ -423,7 +423,7 @@ def layer_norm(x: Shape, sizes: Ints, weight: Shape | None, bias: Shape | None, 
 def group_norm(x: Shape, groups: int, weight: Shape | None, bias: Shape | None, eps: float) -> Shape:
     _floats(x)
     if len(x.sizes) < 2 or groups < 1 or not isinstance(x.sizes[1], int) or x.sizes[1] % groups:
-        raise IntrafusionError(f"it normalises {x} in {groups} groups")
+        raise IntrafusionError(f"it cannot normalise {x} in {groups} groups")
     _is(weight, x.sizes[1])
     _is(bias, x.sizes[1], what="a bias")
     return x
@@ -433,7 +433,7 @@ def _product(first: Shape, second: Shape) -> Made:
     """Rule of a matrix product with broadcast batch dimensions: (..., n, m) and (..., m, k) -> (..., n, k)."""
     _floats(first, second)
     if len(first.sizes) < 2 or len(second.sizes) < 2 or first.sizes[-1] != second.sizes[-2]:
-        raise IntrafusionError(f"it multiplies {first} by {second}")
+        raise IntrafusionError(f"it cannot multiply {first} by {second}")
     stack = broadcast(first.sizes[:-2], second.sizes[:-2])
     shape = Shape((*stack, first.sizes[-2], second.sizes[-1]))
     copies = total_of(product((*stack, *first.sizes[-2:])), product((*stack, *second.sizes[-2:])))
@@ -450,14 +450,14 @@ def attention(query: Shape, key: Shape, value: Shape, mask: Shape | None, scale:
     _floats(query, key, value)
     ranks = {len(one.sizes) for one in (query, key, value)}
     if ranks not in ({3}, {4}) or key.sizes[:-1] != value.sizes[:-1] or query.sizes[:-2] != key.sizes[:-2]:
-        raise IntrafusionError(f"it attends from {query} to {key} and {value}")
+        raise IntrafusionError(f"attention cannot combine query {query}, key {key} and value {value}")
     scores = _product(query, Shape((*key.sizes[:-2], key.sizes[-1], key.sizes[-2])))
     made = _product(scores.shapes[0], value)
     if mask is not None:
         if mask.dtype != torch.bool:
             _floats(mask)
         if broadcast(scores.shapes[0].sizes, mask.sizes) != scores.shapes[0].sizes:
-            raise IntrafusionError(f"it has a mask {mask} for attention {scores.shapes[0]}")
+            raise IntrafusionError(f"a mask {mask} does not fit attention {scores.shapes[0]}")
     numbers = product(scores.shapes[0].sizes)
     return Made(made.shapes, total(scores.macs, made.macs), scaled(numbers, 2), scaled(numbers, 2))
 
@@ -487,7 +487,7 @@ def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: P
     _between("dilation", 1, *dilation)
     _between("padding", 0, *padding)
     if any(2 * pad > side for pad, side in zip(padding, kernel, strict=True)):
-        raise IntrafusionError(f"it pools windows of {kernel} with a padding of {padding}")
+        raise IntrafusionError(f"padding {padding} is more than half of the pooling window {kernel}")
     sides = [at(size, 1) for size in x.sizes[2:]]
     numbers = zip(sides, kernel, stride, padding, dilation, strict=True)
     return _pooled(x, [_window("pool", *one, ceil) for one in numbers], math.prod(kernel))
@@ -531,7 +531,7 @@ def _reduced(x: Shape, dims: Ints, keep: bool) -> Shape:
     _floats(x)
     gone = _axes(x, dims)
     if any(isinstance(x.sizes[place], Batch) for place in gone):
-        raise IntrafusionError(f"it sums {x} over the batch")
+        raise IntrafusionError(f"it sums {x} over the batch, which is not supported")
     return Shape(tuple(1 if place in gone else size for place, size in enumerate(x.sizes) if keep or place not in gone))
 
 
@@ -583,14 +583,14 @@ def reshape(x: Shape, sizes: Sizes) -> Shape:
 @_operator(torch.flatten, views=True)
 def flatten(x: Shape, start: Literal[1]) -> Shape:
     if len(x.sizes) < 2:
-        raise IntrafusionError(f"it flattens {x}")
+        raise IntrafusionError(f"it cannot flatten {x}")
     return x.of(x.sizes[0], product(x.sizes[1:]))
 
 
 @_operator(torch.permute, views=True)
 def permute(x: Shape, dims: Ints) -> Shape:
     if len(_axes(x, dims)) != len(x.sizes):
-        raise IntrafusionError(f"it orders {x} as {dims}")
+        raise IntrafusionError(f"it cannot permute {x} as {dims}")
     return x.of(*(x.sizes[dim] for dim in dims))
 
 
@@ -619,27 +619,27 @@ def expand(x: Shape, sizes: Sizes) -> Shape:
     before = (1,) * (len(sizes) - len(x.sizes)) + x.sizes
     told = tuple(size if new == -1 else new for size, new in zip(before, sizes, strict=False))
     if len(sizes) < len(x.sizes) or broadcast(before, told) != told or -1 in sizes[: len(sizes) - len(x.sizes)]:
-        raise IntrafusionError(f"it expands {x} to ({', '.join(map(str, sizes))})")
+        raise IntrafusionError(f"it cannot expand {x} to ({', '.join(map(str, sizes))})")
     return x.of(*told)
 
 
 @_operator(lambda x, times: x.repeat(times))
 def repeat(x: Shape, times: Sizes) -> Shape:
     if len(times) < len(x.sizes):
-        raise IntrafusionError(f"it repeats {x} ({', '.join(map(str, times))}) times")
+        raise IntrafusionError(f"it cannot repeat {x} ({', '.join(map(str, times))}) times")
     return Shape(tuple(map(scaled, (1,) * (len(times) - len(x.sizes)) + x.sizes, times)), x.dtype)
 
 
 @_operator(torch.cat)
 def cat(tensors: Shapes, dim: int) -> Shape:
     if not tensors:
-        raise IntrafusionError("it joins no tensors")
+        raise IntrafusionError("it concatenates no tensors")
     first = tensors[0]
     _floats(*tensors)
     place, length = axis(first, dim), 0  # type: int, Size
     for one in tensors:
         if len(one.sizes) != len(first.sizes) or _with(one, place) != _with(first, place):
-            raise IntrafusionError(f"it joins {first} and {one}")
+            raise IntrafusionError(f"it cannot concatenate {first} and {one}")
         length = total(length, one.sizes[place])
     return _with(first, place, length)
 
@@ -647,7 +647,7 @@ def cat(tensors: Shapes, dim: int) -> Shape:
 @_operator(torch.stack)
 def stack(tensors: Shapes, dim: int) -> Shape:
     if not tensors or any((one.sizes, one.dtype) != (tensors[0].sizes, tensors[0].dtype) for one in tensors):
-        raise IntrafusionError("it stacks tensors of several shapes")
+        raise IntrafusionError("it stacks tensors of different shapes")
     place = axis(tensors[0], dim, more=1)
     sizes = tensors[0].sizes
     return Shape((*sizes[:place], len(tensors), *sizes[place:]), tensors[0].dtype)
@@ -657,7 +657,7 @@ def stack(tensors: Shapes, dim: int) -> Shape:
 def split(x: Shape, lengths: Ints, dim: int) -> Shapes:
     place, size = _fixed(x, dim)
     if sum(lengths) != size or any(length < 1 for length in lengths):
-        raise IntrafusionError(f"it splits {x} into parts of {str(lengths)[:60]}")
+        raise IntrafusionError(f"it cannot split {x} into parts of {str(lengths)[:60]}")
     return tuple(_with(x, place, length) for length in lengths)
 
 
@@ -665,7 +665,7 @@ def split(x: Shape, lengths: Ints, dim: int) -> Shapes:
 def chunk(x: Shape, count: int, dim: int) -> Shapes:
     place, size = _fixed(x, dim)
     if not 1 <= count <= size:
-        raise IntrafusionError(f"it splits {x} into {count} parts")
+        raise IntrafusionError(f"it cannot split {x} into {count} parts")
     length = -(-size // count)
     return tuple(_with(x, place, min(length, size - start)) for start in range(0, size, length))
 
@@ -673,7 +673,7 @@ def chunk(x: Shape, count: int, dim: int) -> Shapes:
 @_operator(torch.unbind, views=True)
 def unbind(x: Shape, dim: int) -> Shapes:
     place, size = _fixed(x, dim)
-    return (_with(x, place),) * size if size <= _SIDE else _refused(f"it takes {x} apart")
+    return (_with(x, place),) * size if size <= _SIDE else _refused(f"it cannot unbind {x}")
 
 
 def _refused(why: str) -> Any:
@@ -684,7 +684,7 @@ def _refused(why: str) -> Any:
 def select(x: Shape, dim: int, index: int) -> Shape:
     place, size = _fixed(x, dim)
     if not -size <= index < size:
-        raise IntrafusionError(f"it has no place {index} in {x}")
+        raise IntrafusionError(f"index {index} is out of range for {x}")
     return _with(x, place)
 
 
@@ -692,21 +692,21 @@ def select(x: Shape, dim: int, index: int) -> Shape:
 def slice_(x: Shape, dim: int, start: int, stop: int, step: int) -> Shape:
     place, size = _fixed(x, dim)
     if dim != place or not 0 <= start < stop <= size or step < 1:
-        raise IntrafusionError(f"it has no places {start} to {stop} in {x}")
+        raise IntrafusionError(f"the slice {start} to {stop} is out of range for {x}")
     return _with(x, place, -(-(stop - start) // step))
 
 
 @_operator(torch.roll)
 def roll(x: Shape, shifts: Ints, dims: Ints) -> Shape:
     if len(shifts) != len(dims) or any(isinstance(x.sizes[place], Batch) for place in _axes(x, dims)):
-        raise IntrafusionError(f"it rolls {x} by {shifts} along {dims}")
+        raise IntrafusionError(f"it cannot roll {x} by {shifts} along {dims}, which include the batch or do not match")
     return Shape(x.sizes, x.dtype)
 
 
 @_operator(torch.flip)
 def flip(x: Shape, dims: Ints) -> Shape:
     if any(isinstance(x.sizes[place], Batch) for place in _axes(x, dims)):
-        raise IntrafusionError(f"it turns {x} around along the batch")
+        raise IntrafusionError(f"it flips {x} along the batch, which is not supported")
     return Shape(x.sizes, x.dtype)
 
 
@@ -723,19 +723,19 @@ def pad_as(x: Shape, around: Ints, mode: Literal["reflect", "replicate", "circul
     sides = [at(size, 1) for size in (x.sizes[3], x.sizes[3], x.sizes[2], x.sizes[2])]
     most = {"reflect": [side - 1 for side in sides], "circular": sides}.get(mode, around)
     if len(around) != 4 or any(map(operator.gt, around, most)):
-        raise IntrafusionError(f"it pads {x} by {around}")
+        raise IntrafusionError(f"it cannot pad {x} by {around}")
     return _padded(x, around)
 
 
 def _padded(x: Shape, around: Ints) -> Shape:
     if len(around) % 2 or len(around) > 2 * len(x.sizes) or not around:
-        raise IntrafusionError(f"it pads {x} by {str(around)[:60]}")
+        raise IntrafusionError(f"it cannot pad {x} by {str(around)[:60]}")
     for one in range(len(around) // 2):
         before, after = around[2 * one : 2 * one + 2]
         if before or after:
             place, size = _fixed(x, -1 - one)
             if before < -size or after < -size:
-                raise IntrafusionError(f"it pads {x} by {str(around)[:60]}")
+                raise IntrafusionError(f"it cannot pad {x} by {str(around)[:60]}")
             x = _with(x, place, size + before + after)
     return Shape(x.sizes, x.dtype)
 
@@ -744,7 +744,7 @@ def _padded(x: Shape, around: Ints) -> Shape:
 def channel_shuffle(x: Shape, groups: int) -> Shape:
     _images(x)
     if groups < 1 or at(x.sizes[1], 1) % groups:
-        raise IntrafusionError(f"it shuffles {x} in {groups} groups")
+        raise IntrafusionError(f"it cannot shuffle {x} in {groups} groups")
     return x
 
 
@@ -753,7 +753,7 @@ def pixel_shuffle(x: Shape, factor: int) -> Shape:
     _images(x)
     batch, channels, height, width = x.sizes
     if not 1 <= factor <= _SIDE or at(channels, 1) % factor**2:
-        raise IntrafusionError(f"it shuffles {x} by {factor}")
+        raise IntrafusionError(f"it cannot shuffle {x} by {factor}")
     return Shape((batch, at(channels, 1) // factor**2, scaled(height, factor), scaled(width, factor)))
 
 
@@ -762,7 +762,7 @@ def pixel_unshuffle(x: Shape, factor: int) -> Shape:
     _images(x)
     batch, channels, height, width = (x.sizes[0], *(at(size, 1) for size in x.sizes[1:]))
     if not 1 <= factor <= _SIDE or height % factor or width % factor:
-        raise IntrafusionError(f"it shuffles {x} by {factor}")
+        raise IntrafusionError(f"it cannot shuffle {x} by {factor}")
     return Shape((batch, channels * factor**2, height // factor, width // factor))
 
 
@@ -777,15 +777,15 @@ def full(x: Shape, sizes: Sizes, value: float) -> Shape:
 
 def _indices(index: Shape, size: Size) -> None:
     if index.dtype != torch.int64 or index.least is None or index.most is None:
-        raise IntrafusionError("it has indices that are no whole numbers of the file")
+        raise IntrafusionError("its indices must be integers stored in the file")
     if isinstance(size, Batch) or index.least < 0 or index.most >= size:
-        raise IntrafusionError(f"it has indices of {index.least} to {index.most} into {size} places")
+        raise IntrafusionError(f"indices from {index.least} to {index.most} are out of range for size {size}")
 
 
 @_operator(lambda x, index: x[index])
 def index(x: Shape, index: Shape) -> Shape:
     if not x.sizes:
-        raise IntrafusionError("it has indices into a single number")
+        raise IntrafusionError("it cannot index a single number")
     _indices(index, x.sizes[0])
     return Shape((*index.sizes, *x.sizes[1:]), x.dtype)
 
@@ -795,5 +795,5 @@ def index_select(x: Shape, dim: int, index: Shape) -> Shape:
     place = axis(x, dim)
     _indices(index, x.sizes[place])
     if len(index.sizes) != 1:
-        raise IntrafusionError(f"it selects by indices {index}")
+        raise IntrafusionError(f"indices must have one dimension, not {index}")
     return _with(x, place, *index.sizes)
