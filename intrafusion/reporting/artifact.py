@@ -75,7 +75,7 @@ def making(spec: PruneSpec, session: Session) -> Iterator[Progress[Made]]:
         result = measure(spec, session, meter, small, len(meter))
     if (kind := kind_of(small)) != torch.float32:
         name = str(kind).removeprefix("torch.")
-        say(f"the network is written in float32; its accuracy was measured in its own {name}")
+        say(f"the network is written in float32, but its accuracy was measured in {name}")
     network, dense = _alone(small, _card(spec, session, result)), _in_float32(session.folded)
     folded = replace(session.size, params=sum(p.numel() for p in session.folded.parameters()))
     note = session.data.note if session.data is not None else ""

@@ -276,7 +276,7 @@ class TestSuggest:
         found = suggest(measured({name: {0.2: 0.05} for name in names}), shapes_of(network), "accuracy", 0.95)
         assert not found.met
         assert found.sparsities == dict.fromkeys(names, 0.0)
-        assert found.note == "95.0% is above the 90.0% of the network as it is: ask for less"
+        assert found.note == "95.0% is above the 90.0% of the unpruned network; choose a lower target"
 
     def test_the_dense_network_needs_no_step(self, networks):
         found = suggest(measured({"conv1": {0.2: 0.1}}), shapes_of(networks("resnet-pad")), "macs", 1.0)
