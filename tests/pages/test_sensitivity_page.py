@@ -367,8 +367,8 @@ class TestSmallerNetwork:
     @pytest.mark.parametrize(
         ("query", "says"),
         [
-            ({"budget": "parameters", "share": "5"}, "of the parameters stay even at the largest measured sparsities"),
-            ({"budget": "MACs", "share": "5"}, "of the MACs stay even at the largest measured sparsities"),
+            ({"budget": "parameters", "share": "5"}, "of the parameters remain even at the largest measured sparsities"),
+            ({"budget": "MACs", "share": "5"}, "of the MACs remain even at the largest measured sparsities"),
             ({"budget": "accuracy", "least": "100"}, "100.0% is above the"),
         ],
     )
