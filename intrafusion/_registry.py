@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Registry(dict[str, Entry]):
         return ", ".join(f"{name} (reconstructed)" if entry.reconstructed else name for name, entry in self.items())
 
     def __missing__(self, name: str) -> Entry:
-        raise IntrafusionError(f"unknown {self.kind} {name!r}: choose one of {', '.join(self) or '(none yet)'}")
+        raise unknown(self.kind, name, self)
 
 
 CRITERIA = Registry("criterion")
@@ -83,5 +83,5 @@ def registry(kind: str) -> Registry:
     Raises IntrafusionError for any other kind.
     """
     if kind not in _ALL:
-        raise IntrafusionError(f"unknown registry {kind!r}: choose one of {', '.join(_ALL)}")
+        raise unknown("registry", kind, _ALL)
     return _ALL[kind]

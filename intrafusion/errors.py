@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 _NO_MEMORY = re.compile(r"out of memory|(not enough|can(no|')t allocate) memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
@@ -60,15 +61,20 @@ def reason(error: BaseException) -> str:
     if isinstance(error, IntrafusionError):
         return str(error)
     if is_out_of_memory(error):
-        return "out of memory: look at fewer images (limit, calibration), keep fewer values (--memory) or leave out wide groups"
+        return "out of memory; use fewer images (limit, calibration), cache less (--memory) or leave out wide groups"
     said = f"{type(error).__name__}: {one_line(error)}"
     return f"the network failed: {said}" if is_of_network(error) else said
 
 
-def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+def unknown(what: str, value: object, choices: Iterable[str]) -> IntrafusionError:
+    """Return the error for a name that is not one of `choices`. what: the kind of name."""
+    return IntrafusionError(f"unknown {what} {shown(value)}; choose one of {', '.join(choices) or '(none yet)'}")
+
+
+def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
     """Raise IntrafusionError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise IntrafusionError(f"unknown {what} {shown(value)}: choose one of {', '.join(allowed)}")
+        raise unknown(what, value, allowed)
 
 
 def printable(text: str) -> str:

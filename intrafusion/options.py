@@ -107,9 +107,9 @@ class TransportOptions(Options):
     def check_together(self) -> None:
         """Raise IntrafusionError for combinations of options that make no sense."""
         if self.distance == "cosine" and self.p != 1:
-            raise IntrafusionError(f"the cosine distance has no p: leave p at 1 instead of {self.p:g}, or choose distance lp")
+            raise IntrafusionError(f"the cosine distance has no p, but p is {self.p:g}; leave p at 1, or choose distance lp")
         if self.cost == "activations" and self.bias:
-            raise IntrafusionError("activations contain the biases already: leave bias out, or choose cost weights")
+            raise IntrafusionError("activations already include biases; leave bias out, or choose cost weights")
 
 
 class TransportKeywords(TypedDict, total=False):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from intrafusion.errors import IntrafusionError, shown
+from intrafusion.errors import IntrafusionError, check_choice, shown
 from intrafusion.options import Options, RecoveryOptions, TransportOptions, option, options_of, tidy
 
 MOST_ROUNDED = 4096
@@ -20,22 +20,22 @@ COUNTS = ("limit", "calibration", "training")  # numbers of images; None for all
 class _PruningOptions(Options):
     """The network, and what is removed from it."""
 
-    model: str = option("digits-resnet", "a name from `models`, or package.module:factory of your own code")
-    dataset: str = option("digits", "a name from `data`; kept/NAME for kept images")
-    weights: str | None = option(None, "weights file, 'random', or a torchvision enum name", str, optional=True)
-    data_path: str | None = option(None, ".npz file or image folder", str, optional=True)
+    model: str = option("digits-resnet", "network: a name from `models`, or package.module:factory in your own code")
+    dataset: str = option("digits", "dataset: a name from `data`, or kept/NAME; by default the model's")
+    weights: str | None = option(None, "weights: a file, 'random', or the name of a torchvision enum", str, optional=True)
+    data_path: str | None = option(None, ".npz file or image folder to read the dataset from", str, optional=True)
     groups: str | tuple[str, ...] = "all"
     criterion: str = option("l1", "importance criterion")
-    sparsity: float = option(0.3, "share of each group's channels that goes", least=0, below=1)
+    sparsity: float = option(0.3, "fraction of each group's channels to remove", least=0, below=1)
     sparsities: tuple[float, ...] | None = None
-    round_to: int = option(1, "kept channels are rounded to multiples of this", least=1, most=MOST_ROUNDED)
-    merge: str = option("fusion", "what becomes of the channels that go")
+    round_to: int = option(1, "round the number of kept channels to a multiple of this", least=1, most=MOST_ROUNDED)
+    merge: str = option("fusion", "how to merge the removed channels")
     fold_norms: str = option(
         "none",
-        "how folding's k-means sees BatchNorm: none, or columns (its scale and its inverse deviation)",
+        "BatchNorm in folding's k-means: none, or columns (scale and inverse deviation as extra features)",
         choices=("none", "columns"),
     )
-    recovery: str = option("none", "what is done to the pruned network so that it does better")
+    recovery: str = option("none", "how to recover the pruned network's accuracy")
     training: int | None = 5000
 
 
@@ -53,7 +53,7 @@ class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
 
     calibration: int | None = 512
     limit: int | None = 2000
-    precision: str = option("exact", "exact (fp32) or fast (bf16)")
+    precision: str = option("exact", "precision of the evaluation: exact (fp32) or fast (bf16)")
 
     def __post_init__(self) -> None:
         for name in ("groups", "sparsities"):
@@ -79,7 +79,7 @@ class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
                 f"sparsities must be a list of numbers, each at least 0 and less than 1, not {shown(self.sparsities)}"
             )
         if isinstance(self.groups, str) or not len({*self.groups}) == len(self.groups) == len(self.sparsities):
-            raise IntrafusionError("sparsities needs as many numbers as groups has names: name each group once")
+            raise IntrafusionError("sparsities must have one number for each name in groups; name each group once")
         object.__setattr__(self, "sparsities", tuple(map(tidy, self.sparsities)))
         object.__setattr__(self, "sparsity", 0.0)
 
@@ -109,11 +109,10 @@ class PruneSpec(RecoveryOptions, TransportOptions, _PruningOptions):
     def from_dict(cls, raw: Mapping[str, Any]) -> "PruneSpec":
         """Build a spec from a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
         if not isinstance(raw, Mapping):
-            raise IntrafusionError(f"a spec is a mapping of fields, not {type(raw).__name__}")
-        known = {field.name for field in fields(cls)}
-        unknown = [str(name) for name in raw if name not in known]
-        if unknown:
-            raise IntrafusionError(f"unknown spec field {unknown[0]!r}: the fields are {', '.join(sorted(known))}")
+            raise IntrafusionError(f"a spec must be a mapping of fields, not {type(raw).__name__}")
+        known = [field.name for field in fields(cls)]
+        for name in raw:
+            check_choice("spec field", str(name), known)
         return cls(**raw)
 
     def key(self) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from intrafusion._registry import registry
-from intrafusion.cli.options import HELP, show
-from intrafusion.errors import IntrafusionError
+from intrafusion.cli.options import HELP, add_command, show
+from intrafusion.errors import IntrafusionError, unknown
 from intrafusion.options import options_of
 from intrafusion.runtime.paths import ASSETS
 from intrafusion.spec import PLAN_FIELDS, RECOVERY_FIELDS, PruneSpec
@@ -45,7 +45,7 @@ class Heading:
 def document(name: str) -> str:
     """Return the Markdown of a document. Raises IntrafusionError for an unknown name."""
     if name not in NAMES:
-        raise IntrafusionError(f"unknown document {name!r}: choose one of {', '.join(NAMES)}")
+        raise unknown("document", name, NAMES)
     return _COMMENT.sub("", (DOCS / f"{name}.md").read_text(encoding="utf-8"))
 
 
@@ -69,7 +69,7 @@ def section(name: str, title: str) -> str:
     known = headings(name)
     heading = next((one for one in known if one.title == title), None)
     if heading is None:
-        raise IntrafusionError(f"the document {name} has no heading {title!r}")
+        raise IntrafusionError(f"document {name} has no heading {title!r}")
     end = next((one.line for one in known if one.line > heading.line and one.level <= heading.level), None)
     return "\n".join(document(name).splitlines()[heading.line : end])
 
@@ -84,7 +84,7 @@ def update_tables(path: Path) -> None:
     try:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
-        raise IntrafusionError(f"{path} cannot be updated: {error.strerror}") from error
+        raise IntrafusionError(f"cannot update {path}: {error.strerror}") from error
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -150,8 +150,8 @@ _TABLES: dict[str, Callable[[], str]] = {
 
 def add_docs(commands: Any) -> argparse.ArgumentParser:
     """Add the command to `commands`, and return its parser."""
-    docs = commands.add_parser("docs", help="list the documents, or print one")
-    docs.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    docs = add_command(commands, "docs", "List the documents, or print one", examples=["getting-started"])
+    docs.add_argument("name", nargs="?", metavar="NAME", help=f"document to print: {', '.join(NAMES)}")
     docs.set_defaults(command=_docs)
     return docs
 

@@ -5,14 +5,20 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from intrafusion.cli.options import HELP
+from intrafusion.cli.options import HELP, add_command
 
 
 def add_doctor(commands: Any) -> argparse.ArgumentParser:
     """Add the command to `commands`, and return its parser."""
-    doctor = commands.add_parser("doctor", help="look at versions, devices, store, disk and models; exit 1 where one is broken")
+    doctor = add_command(
+        commands,
+        "doctor",
+        "Check that this installation works",
+        "Checks versions, devices, the cache folder, the store and the embedded models, and says how to fix what is missing or "
+        "broken. Exits with status 1 if a required check fails.",
+    )
     doctor.add_argument("--data-path", help=HELP["data_path"])
-    doctor.add_argument("--data", default="own", help="what --data-path holds: a name from `data`")
+    doctor.add_argument("--data", default="own", help="dataset in --data-path: a name from `data`")
     doctor.set_defaults(command=_doctor)
     return doctor
 
@@ -32,5 +38,5 @@ def _doctor(args: argparse.Namespace) -> int:
             )
     well = is_well(findings)
     if not args.json:
-        print("\nEverything that is needed works." if well else "\nSomething that is needed does not work.")
+        print("\nAll required checks passed." if well else "\nA required check failed.")
     return 0 if well else 1

@@ -85,7 +85,7 @@ def _careful(name: str, look: Callable[..., str | Finding], *of: Any) -> Finding
     try:
         found = look(*of)
     except IntrafusionError as error:
-        return Finding(name, BROKEN, str(error), "get the file again, or give another path")
+        return Finding(name, BROKEN, str(error), "restore the file, or choose another path")
     except Exception as error:  # an arbitrary error is a valid outcome of a check
         return Finding(name, BROKEN, f"{type(error).__name__}: {one_line(error)}", again)
     return found if isinstance(found, Finding) else Finding(name, OK, found)
@@ -111,9 +111,11 @@ def _optional(name: str, command: str) -> Finding:
 def _checks() -> Finding:
     """Check how the processes that check uploaded files are confined; a system may refuse them namespaces."""
     if sandbox.is_alone():
-        return Finding("checks", OK, "files are checked in a process with limits and without a network", needed=False)
-    said = "files are checked in a process with limits, but this system lets it have no network namespace of its own"
-    todo = "on Linux, permit user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)"
+        return Finding(
+            "checks", OK, "uploads are checked in a process with resource limits and no network access", needed=False
+        )
+    said = "uploads are checked in a process with resource limits, but with network access"
+    todo = "on Linux, allow user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)"
     return Finding("checks", MISSING, said, todo, needed=False)
 
 
@@ -121,7 +123,7 @@ def _chromium() -> Finding:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path:
         return Finding("chromium", OK, path, needed=False)
-    return Finding("chromium", MISSING, "only browser tests want it", "apt-get install chromium", needed=False)
+    return Finding("chromium", MISSING, "not installed; only browser tests need it", "apt-get install chromium", needed=False)
 
 
 def _devices() -> Iterator[Finding]:
@@ -142,9 +144,9 @@ def _gpu(name: str) -> str:
 def _bf16(device: torch.device) -> str:
     """Return, as text, whether precision fast is available, and how much faster a matrix product is."""
     if not has_bf16(device):
-        return "no bf16: precision exact alone"
+        return "no bf16: only precision exact"
     exact, fast = (_seconds(torch.ones(1024, 1024, device=device, dtype=kind)) for kind in (torch.float32, torch.bfloat16))
-    return f"bf16 {exact / fast:.1f} times as fast as fp32 in a product of matrices"
+    return f"matrix products in bf16 are {exact / fast:.1f} times as fast as in fp32"
 
 
 def _seconds(matrix: torch.Tensor) -> float:
@@ -162,12 +164,12 @@ def _folder(name: str, folder: Path) -> Finding:
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     free = shutil.disk_usage(there).free
-    said = f"{folder}: {held / 1e6:,.0f} MB kept, {free / 1e9:,.1f} GB free"
+    said = f"{folder}: {held / 1e6:,.0f} MB used, {free / 1e9:,.1f} GB free"
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0" * 4096)
     except OSError as error:
-        return Finding(name, BROKEN, f"{folder} cannot be written: {one_line(error)}", "set INTRAFUSION_HOME to another folder")
+        return Finding(name, BROKEN, f"cannot write to {folder}: {one_line(error)}", "set INTRAFUSION_HOME to another folder")
     if free < _ROOM:
         return Finding(name, BROKEN, said, "free some space, or set INTRAFUSION_HOME to another disk")
     return Finding(name, OK, said)
@@ -177,7 +179,7 @@ def _store(path: Path) -> Finding:
     """Check that the store is intact and writable, or can be created; a missing file is not created."""
     if not path.exists():
         folder = _folder("store", path.parent)
-        said = f"{path}: none yet, the first study makes it" if folder.state == OK else folder.said
+        said = f"{path}: none yet; the first study creates it" if folder.state == OK else folder.said
         return Finding("store", folder.state, said, "set INTRAFUSION_STORE to another file" if folder.todo else "")
     try:
         with Store(path, wait=1) as store:
@@ -189,10 +191,10 @@ def _store(path: Path) -> Finding:
             (form,) = db.execute("PRAGMA user_version").fetchone()
             db.execute("ROLLBACK")
     except IntrafusionError as error:
-        return Finding("store", BROKEN, str(error), "set INTRAFUSION_STORE to another file, or do what it says")
+        return Finding("store", BROKEN, str(error), "fix the store, or set INTRAFUSION_STORE to another file")
     if verdict != "ok":
         said = f"{path} is damaged: {one_line(ValueError(verdict))}"
-        return Finding("store", BROKEN, said, "move it away; .recover of the sqlite3 program saves what can be read")
+        return Finding("store", BROKEN, said, "move it away; the .recover command of sqlite3 saves the readable part")
     return Finding("store", OK, f"{path}: format {form}, {len(rows)} studies, {points:,} points")
 
 
@@ -203,10 +205,10 @@ def _model(name: str) -> str:
     if name != PruneSpec.model:
         logits = model(card.example())
         if logits.shape[1:] != (card.classes,) or not logits.isfinite().all():
-            raise IntrafusionError(f"it answers {tuple(logits.shape)} numbers, or some that are not finite")
-        return f"answers; its card says {card.accuracy:.1%}"
+            raise IntrafusionError(f"its logits have shape {tuple(logits.shape)}, or are not finite")
+        return f"runs; accuracy on its card {card.accuracy:.1%}"
     found = evaluate(model, load_data(card.dataset))
-    said = f"{found.accuracy:.1%} of {found.count} test images right; its card says {card.accuracy:.1%}"
+    said = f"accuracy {found.accuracy:.1%} on {found.count} test images; on its card {card.accuracy:.1%}"
     if card.accuracy is None or abs(found.accuracy - card.accuracy) > _OFF:
         raise IntrafusionError(said)
     return said
@@ -221,5 +223,5 @@ def _cifar(name: str) -> Finding:
     found = next((place for place in places if place.exists()), None)
     if found is not None:
         return Finding(f"data {name}", OK, str(found), needed=False)
-    command = f"python -m intrafusion data {name} --download, or --data-path"
+    command = f"python -m intrafusion data {name} --download, or use --data-path"
     return Finding(f"data {name}", MISSING, "not downloaded", command, needed=False)

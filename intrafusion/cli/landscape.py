@@ -6,9 +6,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from intrafusion.cli.options import add_spec_flags, decoding_progress, progress, show, spec_of
-from intrafusion.errors import IntrafusionError
-from intrafusion.reporting.snippets import flag
+from intrafusion.cli.options import (
+    add_command,
+    add_device,
+    add_download,
+    add_spec_flags,
+    decoding_progress,
+    progress,
+    show,
+    single,
+    spec_of,
+)
+from intrafusion.errors import IntrafusionError, check_choice
 
 if TYPE_CHECKING:
     from intrafusion.studies.weight_space import Solutions
@@ -19,27 +28,30 @@ _SHARES = ("accuracy", "line_accuracy", "curve_accuracy", "share")
 
 def add_landscape(commands: Any) -> argparse.ArgumentParser:
     """Add the command to `commands`, and return its parser."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "landscape",
-        help="what lies around and between the dense, the dropped and the fused network",
-        description="plane: loss and accuracy of the three networks, then of each point of the grid, from coarse to fine. "
-        "path: along the straight line and a trained curve between two networks. directions: the sharpest of the loss, and the "
-        "share of each displacement in them. answers: each image's predictions, and how far its logits move.",
+        "Measure the loss around the dense, dropped and fused networks",
+        "plane: loss and accuracy of the three networks, then at each point of a grid, from coarse to fine. "
+        "path: loss and accuracy along the straight line and along a trained curve between two networks. "
+        "directions: the sharpest directions of the loss, and the share of each displacement in them. "
+        "answers: each image's predictions, and how far its logits move.",
+        ["--model digits-resnet --sparsity 0.4 --size 9", "path --ends dense fused"],
     )
-    parser.add_argument("view", nargs="?", default="plane", metavar="VIEW", help=f"{', '.join(VIEWS)} (plane)")
+    parser.add_argument("view", nargs="?", default="plane", metavar="VIEW", help=f"what to measure: {', '.join(VIEWS)}")
     add_spec_flags(parser)
     parser.set_defaults(command=_landscape, sparsity=[0.4], merge=None, limit=500, epochs=6.0, training=2000)
-    parser.add_argument("--size", type=int, default=17, help="of a plane: points on a side of the grid")
-    parser.add_argument("--margin", type=float, default=0.3, help="of a plane: around the networks, in shares of their extent")
+    parser.add_argument("--size", type=int, default=17, help="plane: number of grid points per side")
+    parser.add_argument("--margin", type=float, default=0.3, help="plane: margin around the networks, relative to their extent")
     parser.add_argument(
         "--ends",
         nargs=2,
         default=["dense", "fused"],
         metavar="NAME",
-        help="of a path: dense, dropped, fused, calibrated, refit, or a kept network, as kept/NAME",
+        help="path: its two ends: dense, dropped, fused, calibrated, refit, or kept/NAME",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--download", action="store_true", help="fetch the data when they are not there")
+    add_device(parser)
+    add_download(parser)
     return parser
 
 
@@ -48,11 +60,10 @@ def _landscape(args: argparse.Namespace) -> None:
     from intrafusion.studies.weight_space import Solutions
 
     if args.merge is not None:
-        raise IntrafusionError("landscape compares dropping and fusion: leave --merge out")
+        raise IntrafusionError("landscape always compares drop and fusion; leave --merge out")
     views = _views(args)
-    if args.view not in views:
-        raise IntrafusionError(f"unknown view {args.view!r}: choose one of {', '.join(VIEWS)}")
-    chosen = {name: _single(name, getattr(args, name)) for name in ("criterion", "sparsity")}
+    check_choice("view", args.view, VIEWS)
+    chosen = {name: single(args, name) for name in ("criterion", "sparsity")}
     spec = spec_of(args).but(**chosen)
     with decoding_progress() as tell:
         session = open_session(spec, args.device, download=args.download, limit=args.limit, progress=tell)
@@ -89,12 +100,6 @@ def _views(args: argparse.Namespace) -> dict[str, Callable[["Solutions"], Iterat
         "directions": sharpness,
         "answers": outputs,
     }
-
-
-def _single(name: str, values: list[Any]) -> Any:
-    if len(values) != 1:
-        raise IntrafusionError(f"landscape is of one pruning: give {flag(name)} one value, not {len(values)}")
-    return values[0]
 
 
 def _readable(rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:

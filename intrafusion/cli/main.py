@@ -8,7 +8,7 @@ says where the traceback is.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,7 +16,19 @@ from intrafusion._registry import registry
 from intrafusion.cli.docs import DOCS, add_docs, update_tables
 from intrafusion.cli.doctor import add_doctor
 from intrafusion.cli.landscape import add_landscape
-from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, decoding_progress, join_key, show, spec_of
+from intrafusion.cli.options import (
+    HELP,
+    add_command,
+    add_device,
+    add_download,
+    add_spec_flags,
+    add_weights_key,
+    decoding_progress,
+    join_key,
+    show,
+    spec_of,
+    summary_of,
+)
 from intrafusion.cli.prune import add_prune
 from intrafusion.cli.studies import add_commands
 from intrafusion.cli.train import add_lab
@@ -36,6 +48,13 @@ if TYPE_CHECKING:
     from intrafusion.studies.session import Session
 
 KINDS = ("criterion", "merge", "solver", "recovery", "trainer")
+_TOUR = {
+    "start": ("doctor", "docs"),
+    "models and data": ("models", "data", "own", "groups"),
+    "methods": ("methods", "scores", "plan"),
+    "studies": ("curve", "sweep", "studies", "landscape"),
+    "networks": ("prune", "lab", "train"),
+}  # the commands, as --help lists them
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruptible():
             start()
             if any("\0" in word for word in argv or ()):  # impossible from a shell, but possible from Python
-                raise IntrafusionError("a word of the command holds a NUL character, which no name has")
+                raise IntrafusionError("an argument contains a NUL character")
             args = _parser().parse_args(argv)  # exits after --help
             join_key(args)
             try:
                 status = args.command(args)
             except SystemExit as error:
-                raise IntrafusionError(f"the code of the model ended the program (status {error.code})") from error
+                raise IntrafusionError(f"the model's code exited the program (status {error.code})") from error
             sys.stdout.flush()
     except (KeyboardInterrupt, Cancelled):
         return shutdown.cancelled()
@@ -77,53 +96,72 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="intrafusion", description="Structured pruning by Optimal Transport.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = _Parser(
+        prog="intrafusion",
+        usage="intrafusion COMMAND ...",
+        description="Structured pruning by optimal transport.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser, prog="intrafusion", help="see below"
+    )
 
-    models = commands.add_parser("models", help="list the models that load by name")
-    models.add_argument("--imagenet", action="store_true", help="torchvision's ImageNet models too")
+    models = add_command(commands, "models", "List the models that can be loaded by name")
+    models.add_argument("--imagenet", action="store_true", help="include torchvision's ImageNet models")
     models.set_defaults(command=_models)
 
-    data = commands.add_parser("data", help="list the datasets, or describe one")
-    data.add_argument("name", nargs="?", help="a dataset to load and describe")
+    data = add_command(commands, "data", "List the datasets, or load one and describe it", examples=["cifar10 --download"])
+    data.add_argument("name", nargs="?", metavar="NAME", help="dataset to load and describe")
     data.add_argument("--data-path", help=HELP["data_path"])
-    data.add_argument("--split", default="test", help="train or test")
-    data.add_argument("--download", action="store_true", help="fetch it when it is not there")
+    data.add_argument("--split", default="test", help="split to load: train or test")
+    add_download(data)
     data.set_defaults(command=_data)
 
-    groups = commands.add_parser("groups", help="list a model's channel groups")
+    groups = add_command(commands, "groups", "List a model's channel groups")
     groups.add_argument("--model", default=PruneSpec.model, help=HELP["model"])
     groups.add_argument("--weights", help=HELP["weights"])
     add_weights_key(groups)
     groups.set_defaults(command=_groups)
 
-    methods = commands.add_parser("methods", help="list the criteria, merges, solvers, recoveries and trainers")
-    methods.add_argument("kind", nargs="?", choices=KINDS, help="one of them")
+    methods = add_command(commands, "methods", "List the criteria, merges, solvers, recoveries and trainers")
+    methods.add_argument("kind", nargs="?", choices=KINDS, help="kind of method to list; by default all")
     methods.add_argument(
         "--markdown", nargs="?", type=Path, metavar="FILE", const=DOCS / "methods.md",
-        help="write the tables of methods in this document anew; without FILE in assets/docs/methods.md",
+        help="regenerate the tables of methods in a Markdown file; without FILE, in assets/docs/methods.md",
     )  # fmt: skip
     methods.set_defaults(command=_methods)
 
-    scores = commands.add_parser("scores", help="importance of each channel, by each criterion")
+    scores = add_command(
+        commands,
+        "scores",
+        "Score the importance of each channel, by criterion",
+        examples=["--model digits-resnet --criterion l1 taylor --sparsity 0.3"],
+    )
     add_spec_flags(scores)
-    scores.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(scores)
     scores.set_defaults(command=_scores)
 
-    plan = commands.add_parser("plan", help="the transport plan of each group: where every channel's mass goes")
+    plan = add_command(
+        commands,
+        "plan",
+        "Show each group's transport plan: where each channel's mass goes",
+        examples=["--model digits-mlp --sparsity 0.5 --solver sinkhorn"],
+    )
     add_spec_flags(plan)
-    plan.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(plan)
     plan.set_defaults(command=_plan)
 
     measured = [*add_commands(commands), add_landscape(commands), add_prune(commands)]
 
-    train = commands.add_parser("train", help="make an embedded model again: weights and card")
-    train.add_argument("model", help="a name with a recipe")
+    train = add_command(
+        commands, "train", "Retrain an embedded model: write its weights and card", examples=["digits-mlp --out out"]
+    )
+    train.add_argument("model", metavar="MODEL", help="name of a model that has a recipe, such as digits-resnet")
     train.add_argument("--data-path", help=HELP["data_path"])
-    train.add_argument("--out", type=Path, default=ASSETS, help="folder for NAME.safetensors and NAME.json")
-    train.add_argument("--epochs", type=int, help="instead of the recipe's")
-    train.add_argument("--seed", type=int, help="instead of the recipe's")
-    train.add_argument("--precision", choices=PRECISIONS, help=HELP["precision"])
+    train.add_argument("--out", type=Path, default=ASSETS, help="folder to write NAME.safetensors and NAME.json to")
+    train.add_argument("--epochs", type=int, help="training epochs; by default the recipe's")
+    train.add_argument("--seed", type=int, help="random seed; by default the recipe's")
+    train.add_argument("--precision", choices=PRECISIONS, help="precision of training; by default the recipe's")
     train.set_defaults(command=_train)
 
     lab = add_lab(commands)
@@ -131,8 +169,18 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = add_doctor(commands), add_docs(commands), models, data, methods, groups
     for command in (*listing, *own, scores, plan, train, lab, *measured):
-        command.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+        command.add_argument("--json", action="store_true", help="print one JSON object per line to stdout")
+    parser.epilog = "\n".join(_tour(commands.choices))
     return parser
+
+
+def _tour(parsers: Mapping[str, argparse.ArgumentParser]) -> Iterator[str]:
+    """Yield the lines of an overview of the commands, by topic."""
+    for topic, names in _TOUR.items():
+        yield f"{topic}:"
+        yield from (f"  {name:10}{summary_of(parsers[name])}" for name in names)
+        yield ""
+    yield "`intrafusion COMMAND --help` describes a command."
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -170,7 +218,7 @@ def _groups(args: argparse.Namespace) -> None:
     ]
     prunable = sum(group.reason is None for group in session.groups)
     sizes = f"{session.size.params:,} parameters, {session.size.macs / 1e6:,.1f} million MACs"
-    show(rows, args.json, f"{args.model}: {prunable} of {len(rows)} groups can be pruned; {sizes}")
+    show(rows, args.json, f"{args.model}: {prunable} of {len(rows)} groups are prunable; {sizes}")
     if session.size.note:
         say(session.size.note)
 
@@ -178,7 +226,7 @@ def _groups(args: argparse.Namespace) -> None:
 def _methods(args: argparse.Namespace) -> None:
     if args.markdown:
         update_tables(args.markdown)
-        say(f"updated the tables of {args.markdown}")
+        say(f"updated the tables in {args.markdown}")
         return
     kinds = [args.kind] if args.kind else KINDS
     rows = [
@@ -229,7 +277,7 @@ def _scores(args: argparse.Namespace) -> None:
                 }
                 for channel, (score, rank, kept) in enumerate(zip(*columns, strict=True))
             ]
-    show(rows, args.json, f"{args.model}: importance of the channels")
+    show(rows, args.json, f"{args.model}: importance of each channel")
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -242,14 +290,14 @@ def _plan(args: argparse.Namespace) -> None:
         for spec in specs
         for move in moves(session.plan(spec, group))
     ]
-    show(rows, args.json, f"{args.model}: where the mass of each channel goes")
+    show(rows, args.json, f"{args.model}: where each channel's mass goes")
 
 
 def _train(args: argparse.Namespace) -> None:
     from intrafusion.training.embedded_models import make
 
     if args.model not in ARCHITECTURES:
-        raise IntrafusionError(f"unknown model {args.model!r}: see `models`")
+        raise IntrafusionError(f"unknown model {args.model!r}; `models` lists the known ones")
     dataset = ARCHITECTURES[args.model].card.dataset
     changes = {key: value for key in ("epochs", "seed", "precision") if (value := getattr(args, key)) is not None}
     flags = "".join(f" --{key} {value}" for key, value in changes.items())
@@ -257,5 +305,5 @@ def _train(args: argparse.Namespace) -> None:
     train_data, test_data = (load_data(dataset, split, args.data_path) for split in ("train", "test"))
     card = make(args.model, train_data, test_data, command, args.out, say, **changes)
     told = {"accuracy": card.accuracy, **{key: card.details[key] for key in ("parameters", "test_images", "seed")}}
-    title = f"{card.name}: {card.accuracy:.2%} of the test images, written to {args.out}"
+    title = f"{card.name}: test accuracy {card.accuracy:.2%}, written to {args.out}"
     show([card.to_dict() if args.json else told], args.json, title)

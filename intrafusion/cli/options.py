@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -23,21 +24,65 @@ from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.studies.ranges import expand_range
 
 HELP = {name: one.help for name, one in options_of(PruneSpec).items()} | {
-    "weights_key": "which weights of the file, where it has several, as model_ema or model.state_dict",
-    "groups": "'all', or names from `groups`",
-    "sparsity": "shares of each group's channels to remove, in [0, 1): numbers, or ranges start:stop:step as 0.1:0.7:0.1",
-    "sparsities": "one for each of the named groups, instead of --sparsity",
-    "limit": "evaluation images, or 'all'",
-    "calibration": "images that criteria and costs may look at, or 'all'",
-    "training": "images that recoveries learn from, or 'all'",
+    "weights_key": "key of the weights in a file that holds several, such as model_ema or model.state_dict",
+    "groups": "channel groups to prune: all, or names from `groups`",
+    "sparsity": "fractions of each group's channels to remove, in [0, 1): numbers, or ranges start:stop:step like 0.1:0.7:0.1",
+    "sparsities": "one sparsity for each group named in --groups, instead of --sparsity",
+    "limit": "number of evaluation images, or all",
+    "calibration": "number of images for criteria and activation costs, or all",
+    "training": "number of images for recoveries that train, or all",
+    "device": "device to compute on: cpu or cuda",
+    "download": "download the dataset if it is missing",
+    "store": "study store; by default $INTRAFUSION_STORE, or a file in the cache folder",
 }
 SWEPT = ("criterion", "merge", "sparsity")
+_METHODS = ("criterion", "merge", "solver", "recovery")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A help formatter that keeps the line ends of descriptions and shows the defaults of flags."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        value = action.default
+        if action.help is None or value is None or isinstance(value, bool) or value in (argparse.SUPPRESS, []):
+            return action.help
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{action.help} (default: {text.replace('%', '%%')})"
+
+
+def add_command(
+    commands: Any, name: str, summary: str, details: str = "", examples: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """Add a command to the subparsers `commands`, and return its parser.
+
+    summary: what it does, in one line. details: more about it. examples: its arguments in commands that show its use.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, formatter_class=_Help)
+    parser.description = f"{summary}.\n\n{textwrap.fill(details, 78)}".rstrip()
+    if examples:
+        parser.epilog = "\n".join(
+            [f"example{'s' if len(examples) > 1 else ''}:", *(f"  {parser.prog} {one}" for one in examples)]
+        )
+    return parser
+
+
+def summary_of(parser: argparse.ArgumentParser) -> str:
+    """Return the one-line summary of a command."""
+    return (parser.description or "").partition(".\n")[0].removesuffix(".")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help=HELP["device"])
+
+
+def add_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--download", action="store_true", help=HELP["download"])
 
 
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of the spec, so that new fields need no change here."""
     for field in fields(PruneSpec):
-        options: dict[str, Any] = {"dest": field.name, "default": field.default, "help": HELP.get(field.name)}
+        options: dict[str, Any] = {"dest": field.name, "default": field.default, "help": help_of(field.name)}
         kind = KINDS[field.name]
         if field.name in SWEPT:
             default = [0.1, 0.3, 0.5] if field.name == "sparsity" else ["drop", "fusion"] if field.name == "merge" else ["l1"]
@@ -51,11 +96,16 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = "store_true"
         elif kind is not type(None):
             options["type"] = kind
-        if field.name in ("criterion", "merge", "solver", "recovery"):
-            options["help"] = registry(field.name).listed()
+        if (one := options_of(PruneSpec).get(field.name)) and one.choices:
+            options["metavar"] = f"{{{','.join(one.choices)}}}"
         parser.add_argument(flag(field.name), **options)
     add_weights_key(parser)
     parser.set_defaults(dataset=None)  # None: the dataset on which the model was trained
+
+
+def help_of(name: str) -> str | None:
+    """Return the help of the flag for a field of the spec; for a kind of method, with the methods' names."""
+    return f"{HELP[name]}: {registry(name).listed()}" if name in _METHODS else HELP.get(name)
 
 
 class Numbers(argparse.Action):
@@ -85,6 +135,14 @@ def join_key(args: argparse.Namespace) -> None:
             args.weights = [keyed(one, key) for one in weights]
         else:
             args.weights = keyed(weights, key)
+
+
+def single(args: argparse.Namespace, name: str) -> Any:
+    """Return the one value of a flag that takes several. Raises IntrafusionError for more or fewer."""
+    values = getattr(args, name)
+    if len(values) != 1:
+        raise IntrafusionError(f"this command takes one value of {flag(name)}, not {len(values)}")
+    return values[0]
 
 
 def _limit(text: str) -> int | None:

@@ -5,38 +5,43 @@ import json
 from pathlib import Path
 from typing import Any
 
-from intrafusion.cli.options import add_spec_flags, progress, show, spec_of
+from intrafusion.cli.options import add_command, add_device, add_download, add_spec_flags, progress, show, single, spec_of
 from intrafusion.errors import IntrafusionError
-from intrafusion.reporting.snippets import flag
 from intrafusion.runtime.log import say
 from intrafusion.spec import PruneSpec
 
 
 def add_prune(commands: Any) -> argparse.ArgumentParser:
     """Add the command to `commands`, and return its parser."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "prune",
-        help="make one smaller network, and write it into a folder with a report",
-        description="Prunes, recovers and measures one network and writes it in each format. Every file is opened again and "
-        "its logits are compared with the network's; what differs by more than 1e-4 of the largest logit is not kept.",
+        "Prune one network and write it to a folder, with a report",
+        "Prunes, recovers and measures one network and writes it in each format. Every file is loaded again and its logits are "
+        "compared with the network's; a file whose logits differ by more than 1e-4 of the largest logit is deleted.",
+        ["--sparsity 0.5 --recovery repair --out out"],
     )
     add_spec_flags(parser)
     parser.set_defaults(command=_prune, sparsity=[0.3], merge=["fusion"])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files: a new or an empty one")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to: new or empty")
     parser.add_argument(
-        "--formats", nargs="+", default=[], metavar="NAME", help="safetensors, torch.export, onnx (all of them)"
+        "--formats",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="file formats to write: safetensors, torch.export, onnx; by default all",
     )
-    parser.add_argument("--speed", action="store_true", help="time the networks before and after, on this device")
-    parser.add_argument("--batch", type=int, help="images of the large batch that is timed, beside 1")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--download", action="store_true", help="fetch the data when they are not there")
+    parser.add_argument("--speed", action="store_true", help="time the dense and the pruned network on this device")
+    parser.add_argument("--batch", type=int, help="size of the large batch to time, in addition to 1")
+    add_device(parser)
+    add_download(parser)
     return parser
 
 
 def _prune(args: argparse.Namespace) -> None:
     from intrafusion.reporting import Exported, export
 
-    chosen = {name: _single(name, getattr(args, name)) for name in ("criterion", "merge", "sparsity")}
+    chosen = {name: single(args, name) for name in ("criterion", "merge", "sparsity")}
     spec = spec_of(args).but(**chosen)
     session = _session(spec, args)
     exported: Exported | None = None
@@ -72,14 +77,8 @@ def _session(spec: PruneSpec, args: argparse.Namespace) -> Any:
     except IntrafusionError as error:
         if args.data_path or args.dataset or args.download:
             raise
-        say(f"accuracy is not measured: {error}")
+        say(f"accuracy was not measured: {error}")
     return session
-
-
-def _single(name: str, values: list[Any]) -> Any:
-    if len(values) != 1:
-        raise IntrafusionError(f"prune makes one network: give {flag(name)} one value, not {len(values)}")
-    return values[0]
 
 
 def _tell(exported: Any) -> None:

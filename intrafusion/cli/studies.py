@@ -11,7 +11,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intrafusion.cli.options import HELP, add_spec_flags, add_weights_key, decoding_progress, progress, show, spec_of
+from intrafusion.cli.options import (
+    HELP,
+    add_command,
+    add_device,
+    add_download,
+    add_spec_flags,
+    add_weights_key,
+    decoding_progress,
+    help_of,
+    progress,
+    show,
+    spec_of,
+)
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.hub import dataset_of
 from intrafusion.reporting.snippets import flag
@@ -31,41 +43,51 @@ EXECUTORS = ("local", "ray")
 
 def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
     """Add these commands to `commands`, and return their parsers."""
-    curve = commands.add_parser("curve", help="accuracy against sparsity, for each criterion and merge")
+    curve = add_command(
+        commands,
+        "curve",
+        "Measure accuracy against sparsity, for each criterion and merge",
+        examples=["--criterion l1 taylor --sparsity 0.1:0.7:0.1"],
+    )
     add_spec_flags(curve)
     curve.set_defaults(command=_curve)
 
-    sweep = commands.add_parser(
+    sweep = add_command(
+        commands,
         "sweep",
-        help="a study: every combination of the given values, each measured once and kept",
-        description="Every field takes several values or a range start:stop:step. --groups takes each (the default), all, "
-        "names, and names joined by +.",
+        "Measure a study: every combination of the given values",
+        "Each point is measured once and stored. The flags of pruning take several values, or a range start:stop:step for "
+        "numbers; flags that are left out have the defaults of `curve`, or the values in --file. --groups takes each (the "
+        "default: one point for each group), all, names, and names joined by +.",
+        ["--merge drop fusion --sparsity 0.1:0.7:0.1 --seed 0 1 2", "--file study.toml"],
     )
     for field in fields(PruneSpec):
         if field.name != "sparsities":
             sweep.add_argument(
-                flag(field.name), dest=field.name, nargs="+", default=argparse.SUPPRESS, help=HELP.get(field.name)
+                flag(field.name), dest=field.name, nargs="+", default=argparse.SUPPRESS, help=help_of(field.name)
             )
     add_weights_key(sweep)
-    sweep.add_argument("--file", help="a study file (TOML); other flags go before what it says")
-    sweep.add_argument("--name", default=argparse.SUPPRESS, help="of the study in the store")
-    sweep.add_argument("--decide", action="store_true", help="stop at points whose difference between merges is decided")
-    sweep.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="use what the store holds")
-    sweep.add_argument("--executor", default="local", choices=EXECUTORS, help="this process, or a Ray cluster")
-    sweep.add_argument("--address", help="of the Ray cluster; without one, $RAY_ADDRESS or a cluster on this machine")
+    sweep.add_argument("--file", help="study file (TOML); other flags override it")
+    sweep.add_argument("--name", default=argparse.SUPPRESS, help="name of the study in the store")
+    sweep.add_argument("--decide", action="store_true", help="stop points whose difference between merges is decided")
+    sweep.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="reuse stored results")
+    sweep.add_argument("--executor", default="local", choices=EXECUTORS, help="compute in this process or on a Ray cluster")
+    sweep.add_argument("--address", help="address of the Ray cluster; by default $RAY_ADDRESS, or a cluster on this machine")
     sweep.set_defaults(command=_sweep)
 
     for command in (curve, sweep):
-        command.add_argument("--device", default="cpu", help="cpu or cuda")
-        command.add_argument("--download", action="store_true", help="fetch the data when they are not there")
-        command.add_argument("--memory", type=int, default=1024, help="MiB of activations that may be kept")
-        command.add_argument("--store", help="file of the results; $INTRAFUSION_STORE, or one among the downloads")
+        add_device(command)
+        add_download(command)
+        command.add_argument("--memory", type=int, default=1024, help="MiB of activations to cache")
+        command.add_argument("--store", help=HELP["store"])
 
-    studies = commands.add_parser("studies", help="list, show, export or delete stored studies")
-    studies.add_argument("action", choices=("list", "show", "export", "delete"))
-    studies.add_argument("name", nargs="?", help="of a study")
-    studies.add_argument("--store", help="file of the results")
-    studies.add_argument("--out", type=Path, help="export: a file that ends in .csv, .parquet or .toml")
+    studies = add_command(
+        commands, "studies", "List, show, export or delete stored studies", examples=["list", "export NAME --out results.csv"]
+    )
+    studies.add_argument("action", choices=("list", "show", "export", "delete"), help="what to do")
+    studies.add_argument("name", nargs="?", metavar="NAME", help="name of the study, for all actions but list")
+    studies.add_argument("--store", help=HELP["store"])
+    studies.add_argument("--out", type=Path, help="export: a .csv, .parquet or .toml file; by default CSV to stdout")
     studies.set_defaults(command=_studies)
     return [curve, sweep, studies]
 
@@ -115,7 +137,7 @@ def _study_of(args: argparse.Namespace) -> "Study":
     given = {field.name: getattr(args, field.name) for field in fields(PruneSpec) if hasattr(args, field.name)}
     for name in FIXED:
         if len(given.get(name, ())) > 1:
-            raise IntrafusionError(f"{flag(name)} takes one value: a study is of one network on one set of images")
+            raise IntrafusionError(f"{flag(name)} takes one value; a study has one model and one dataset")
     fixed = {name: given.pop(name)[0] for name in FIXED if name in given}
     values = {name: parse(name, value) for name, value in given.items()}
     if args.file:
@@ -171,12 +193,12 @@ def _measured(
     reused = sum(last[spec].count == found.count for spec, found in known.items() if spec in last)
     ours = sum(store.measured.get(point_key(spec, origin(spec, session))) == found.count for spec, found in last.items())
     counts = {
-        "by other processes": len(last) - reused - ours,
+        "measured by other processes": len(last) - reused - ours,
         "decided early": sum(not found.complete for found in last.values()),
         "failed": len(failures),
     }
     say(
-        f"{len(specs)} points: {reused} were in the store, {ours} measured now"
+        f"{len(specs)} points: {reused} from the store, {ours} measured"
         + "".join(f", {count} {what}" for what, count in counts.items() if count)
     )
     return [last[spec] for spec in specs if spec in last], len(failures)
@@ -230,14 +252,14 @@ def _studies(args: argparse.Namespace) -> None:
             if rows or args.json:
                 show(rows, args.json, f"Studies in {store.path}")
             else:
-                say(f"no studies in {store.path}: `sweep` makes one")
+                say(f"no studies in {store.path}; `sweep` creates one")
             return
         if args.name is None:
-            raise IntrafusionError(f"studies {args.action} needs the name of a study: `studies list` has them")
+            raise IntrafusionError(f"studies {args.action} needs the name of a study; `studies list` lists them")
         row = store.study(args.name)
         if args.action == "delete":
             gone = store.delete(args.name)
-            say(f"deleted {args.name!r} and {gone} points that no other study holds")
+            say(f"deleted {args.name!r} and {gone} points that no other study uses")
             return
         results = store.results(args.name)
         if args.action == "export":
@@ -251,7 +273,7 @@ def _studies(args: argparse.Namespace) -> None:
             title = f"{args.name}: {row.done} of {row.points} points complete, {row.partial} partial, {row.failed} failed"
             if row.older:
                 title += f", {row.older} measured by another version of the code"
-                say("results of another version of the code are listed, but not used: `sweep` measures their points again")
+                say("results of another version of the code are listed but not reused; `sweep` measures their points again")
             show(_readable(results), False, title)
 
 
@@ -293,11 +315,11 @@ def _export(rows: list[dict[str, Any]], text: str, args: argparse.Namespace) -> 
         ".toml": lambda path: path.write_text(text, encoding="utf-8"),
     }
     if args.out.suffix not in write:
-        raise IntrafusionError(f"{args.out} must end in {', '.join(write)}")
+        raise IntrafusionError(f"cannot write {args.out}: its name must end in {', '.join(write)}")
     if not args.out.parent.is_dir():
-        raise IntrafusionError(f"{args.out} cannot be written: {args.out.parent} is no folder")
+        raise IntrafusionError(f"cannot write {args.out}: {args.out.parent} is not a folder")
     try:
         with atomic_path(args.out) as part:
             write[args.out.suffix](part)
     except ValueError as error:
-        raise IntrafusionError(f"{args.out} cannot be written: {one_line(error)}") from error
+        raise IntrafusionError(f"cannot write {args.out}: {one_line(error)}") from error

@@ -4,35 +4,49 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from intrafusion.cli.options import add_weights_key, progress, show
+from intrafusion.cli.options import add_command, add_weights_key, progress, show, summary_of
 from intrafusion.data.arrays import LAYOUTS, Reading
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.weights_file import SUFFIXES
 
+_AS_MODEL = "for use as --model kept/NAME"
+
 
 def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
     """Add the command and its subcommands to `commands`, and return the subcommands' parsers."""
-    own = commands.add_parser("own", help="take your own weights, program or images; nothing in a file is run")
-    kinds = own.add_subparsers(required=True, metavar="WHAT", parser_class=parser_class)
+    own = add_command(
+        commands, "own", "Import your own weights, exported program or images", "Files are only read; no code in them is run."
+    )
+    kinds = own.add_subparsers(required=True, metavar="WHAT", parser_class=parser_class, help="see below")
 
-    weights = kinds.add_parser("weights", help="a weights file of a known architecture")
-    weights.add_argument("file", type=Path, help=f"a state dict, perhaps wrapped, in {', '.join(SUFFIXES)}")
-    weights.add_argument("--model", required=True, help="its architecture: a name from `models`")
-    weights.add_argument("--name", required=True, help="to keep it under: kept/NAME opens it")
+    weights = add_command(
+        kinds,
+        "weights",
+        "Import a weights file of a known architecture",
+        examples=["resnet20.pth --model cifar10-resnet20 --name mine"],
+    )
+    weights.add_argument("file", type=Path, metavar="FILE", help=f"state dict, possibly wrapped, in {', '.join(SUFFIXES)}")
+    weights.add_argument("--model", required=True, help="architecture: a name from `models`")
+    weights.add_argument("--name", required=True, help=f"name to save it under, {_AS_MODEL}")
     add_weights_key(weights, dest="key")
     weights.set_defaults(command=_weights)
 
-    program = kinds.add_parser("program", help="a program of torch.export.save")
-    program.add_argument("file", type=Path, help=".pt2")
-    program.add_argument("--name", required=True, help="to keep it under: kept/NAME opens it")
-    program.add_argument("--data", default="own", help="what it was trained on: a name from `data`, or kept/NAME")
+    program = add_command(
+        kinds,
+        "program",
+        "Import a program saved by torch.export.save",
+        examples=["net.pt2 --name mine --data cifar10"],
+    )
+    program.add_argument("file", type=Path, metavar="FILE", help="exported program, .pt2")
+    program.add_argument("--name", required=True, help=f"name to save it under, {_AS_MODEL}")
+    program.add_argument("--data", default="own", help="dataset it was trained on: a name from `data`, or kept/NAME")
     for name in ("mean", "std"):
         program.add_argument(
-            f"--{name}", nargs="+", type=float, help="of the normalisation, one a channel, on pixels from 0 to 1"
+            f"--{name}", nargs="+", type=float, help=f"{name} of the normalisation, one per channel, for pixels from 0 to 1"
         )
     program.set_defaults(command=_program)
 
-    data = kinds.add_parser("data", help="labelled images")
+    data = add_command(kinds, "data", "Import labelled images", examples=["x_train.npz x_test.npz --name mine"])
     data.add_argument(
         "files",
         nargs="+",
@@ -40,25 +54,26 @@ def add_own(commands: Any, parser_class: type[argparse.ArgumentParser]) -> list[
         metavar="FILE",
         help="one .npz, x_train.npz and x_test.npz, or a .zip of class folders",
     )
-    data.add_argument("--name", required=True, help="to keep them under: --data kept/NAME opens them")
+    data.add_argument("--name", required=True, help="name to save them under, for use as --data kept/NAME")
     data.add_argument(
-        "--layout", choices=LAYOUTS, help="of arrays: channels last (nhwc) or first, where the shape leaves it open"
+        "--layout", choices=LAYOUTS, help="arrays: channels last (nhwc) or first (nchw), if the shape is ambiguous"
     )
     data.add_argument(
         "--range",
         nargs=2,
         type=float,
         metavar=("BLACK", "WHITE"),
-        help="of arrays: the values of black and of white, as 0 16",
+        help="arrays: pixel values of black and white, such as 0 16",
     )
     data.set_defaults(command=_data)
 
-    listed = kinds.add_parser("list", help="what is kept on this machine")
+    listed = add_command(kinds, "list", "List the saved networks and images and the damaged runs")
     listed.set_defaults(command=_list)
-    removed = kinds.add_parser("remove", help="remove a kept network, kept images or a damaged run")
-    removed.add_argument("name", help="kept/NAME, or lab/NAME of a damaged run of the lab")
-    removed.add_argument("--images", action="store_true", help="the images of that name, not the network")
+    removed = add_command(kinds, "remove", "Remove a saved network, saved images or a damaged run", examples=["kept/mine"])
+    removed.add_argument("name", metavar="NAME", help="kept/NAME, or lab/NAME of a damaged run")
+    removed.add_argument("--images", action="store_true", help="remove the images of that name instead of the network")
     removed.set_defaults(command=_remove)
+    own.epilog = "\n".join(["commands:", *(f"  {name:10}{summary_of(one)}" for name, one in kinds.choices.items())])
     return [weights, program, data, listed, removed]
 
 
@@ -90,7 +105,7 @@ def _show_network(name: str, args: argparse.Namespace) -> None:
         "groups": len(session.groups),
         "prunable": prunable,
     }
-    show([row], args.json, f"Kept as {name}: open it with --model {name}")
+    show([row], args.json, f"Saved as {name}; use it with --model {name}")
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -98,10 +113,10 @@ def _data(args: argparse.Namespace) -> None:
 
     reading = Reading(args.layout, args.range and tuple(args.range))
     with progress() as bar:
-        task = bar.add_task("reading pictures", total=None)
+        task = bar.add_task("reading images", total=None)
         name = take_data(args.files, args.name, lambda done, total: bar.update(task, completed=done, total=total), reading)
     rows = _described(name)
-    show(rows, args.json, f"Kept as {name}: use them with --data {name}")
+    show(rows, args.json, f"Saved as {name}; use them with --data {name}")
 
 
 def _described(name: str) -> list[dict[str, Any]]:
@@ -119,11 +134,11 @@ def _list(args: argparse.Namespace) -> None:
 
     rows = [{"kept": name, "what": "network", "about": describe(name)["summary"]} for name in kept_names()]
     rows += [{"kept": name, "what": "images", "about": about(name)} for name in kept_data()]
-    rows += [{"kept": name, "what": "run of the lab", "about": why} for name, why in damaged().items()]
+    rows += [{"kept": name, "what": "run", "about": why} for name, why in damaged().items()]
     if rows or args.json:
-        show(rows, args.json, "Kept on this machine")
+        show(rows, args.json, "Saved on this machine")
         return
-    raise IntrafusionError("nothing is kept yet: see `own weights`, `own program` and `own data`")
+    raise IntrafusionError("nothing is saved yet; see `own weights`, `own program` and `own data`")
 
 
 def _remove(args: argparse.Namespace) -> None:

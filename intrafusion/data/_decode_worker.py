@@ -67,12 +67,14 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(needed), formats=(kind,)) as picture:
                 if picture.size[0] * picture.size[1] > image_headers.PIXELS:
-                    raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels")
+                    raise ValueError(
+                        f"it has {picture.size[0]}x{picture.size[1]} pixels; the limit is {image_headers.PIXELS:,}"
+                    )
                 yield picture
     except MemoryError:
         raise
     except UnidentifiedImageError as error:  # its message names one of our objects
-        raise ValueError(f"it begins as {kind}, and is damaged: save it again") from error
+        raise ValueError(f"it starts like {kind} but is damaged; save it again") from error
     except Exception as error:  # damaged pictures make decoders fail in many ways
         raise ValueError(str(error).split("\n")[0][:300] or type(error).__name__) from error
 
@@ -86,7 +88,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # 16 bits stored in 32
         return _bytes(picture)
     if picture.mode in ("I", "F"):
-        raise ValueError("its pixels are of 32 bits: save it with 8 or 16 bits a channel")
+        raise ValueError("its pixels have 32 bits per channel; save it with 8 or 16")
     return picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
 
 
@@ -102,7 +104,7 @@ def _bytes(picture: Image.Image) -> Image.Image:
 def _cut(picture: Image.Image, shape: tuple[int, int], crop: str) -> Image.Image:
     height, width = shape
     if crop == "none" and picture.size != (width, height):
-        raise ValueError(f"it is {picture.size[0]}x{picture.size[1]}, not {width}x{height} pixels")
+        raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels, not {width}x{height}")
     if crop == "none" or (crop == "other" and picture.size == (width, height)):
         return picture
     least = round(width * 8 / 7), round(height * 8 / 7)

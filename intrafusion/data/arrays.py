@@ -19,7 +19,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 
 from intrafusion.data.folder_layout import SPLITS
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, check_choice, one_line
 from intrafusion.runtime.file_text import CLASSES, NAME, check_classes
 from intrafusion.runtime.safe_zip import check_count
 
@@ -54,10 +54,10 @@ class Reading:
     span: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.layout is not None and self.layout not in LAYOUTS:
-            raise IntrafusionError(f"unknown layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
+        if self.layout is not None:
+            check_choice("layout", self.layout, LAYOUTS)
         if self.span is not None and not (np.isfinite(self.span).all() and self.span[0] < self.span[1]):
-            raise IntrafusionError(f"a range goes from a number to a larger one, not from {self.span[0]} to {self.span[1]}")
+            raise IntrafusionError(f"range must go from a number to a larger one, not from {self.span[0]} to {self.span[1]}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as opened:
             if opened.read(6) == b"\x93NUMPY":
-                raise ValueError("it holds a single array")
+                raise ValueError("it is a .npy file, a single array")
             check_count(path, MEMBERS)
             opened.seek(0)
             yield np.load(opened, allow_pickle=False)
@@ -145,13 +145,13 @@ def header(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
         try:
             shape, _, kind = read(member)
         except (SyntaxError, TokenError, MemoryError) as error:  # numpy parses the header as Python literals
-            raise ValueError(f"{info.filename} has no header of an array") from error
+            raise ValueError(f"{info.filename} has no valid array header") from error
         if len(shape) > _DIMENSIONS:
-            raise ValueError(f"{info.filename} has {len(shape)} dimensions, and at most {_DIMENSIONS} are taken")
+            raise ValueError(f"{info.filename} has {len(shape)} dimensions; the limit is {_DIMENSIONS}")
         if any(size < 0 for size in shape):
-            raise ValueError(f"{info.filename} says it has {shape} numbers")
+            raise ValueError(f"{info.filename} has the invalid shape {shape}")
         if not kind.hasobject and member.tell() + prod(shape) * kind.itemsize != info.file_size:
-            raise ValueError(f"{info.filename} says it holds {shape} numbers, and its size is another")
+            raise ValueError(f"the size of {info.filename} does not match its shape {shape}")
     return shape, kind
 
 
@@ -161,12 +161,11 @@ def _load(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ..
             _, kind = header(file.zip, file.zip.getinfo(f"{key}.npy"))
             if role == "classes" and kind.kind == "U" and kind.itemsize > _SIGN * NAME:
                 raise IntrafusionError(
-                    f"{path} has class names of up to {kind.itemsize // _SIGN:,} characters, and at most {NAME} are taken: "
-                    "shorten them"
+                    f"{path} has class names of up to {kind.itemsize // _SIGN:,} characters; the limit is {NAME}; shorten them"
                 )
         arrays = {role: file[key] for role, key in chosen.items()}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("images and labels are no arrays")
+            raise ValueError("images and labels are not arrays")
         return arrays["images"], arrays["labels"], _names(path, arrays.get("classes"))
 
 
@@ -177,7 +176,7 @@ def _names(path: Path, classes: np.ndarray | None) -> tuple[str, ...]:
     if classes.dtype.kind == "U":
         signs = np.ascontiguousarray(classes).view(f"{classes.dtype.byteorder}u4")
         if (signs > sys.maxunicode).any():
-            raise IntrafusionError(f"{path} has a class name that is no Unicode text: save the names again, as np.array(names)")
+            raise IntrafusionError(f"{path} has a class name that is not valid Unicode; save the names with np.array(names)")
     return check_classes((str(name) for name in classes), path)
 
 
@@ -185,7 +184,7 @@ def _chosen(path: Path, split: str, keys: Iterable[str]) -> dict[str, str]:
     """Return the key of each role for a split."""
     there = splits_of(keys)
     if there and split not in there:
-        raise IntrafusionError(f"{path} holds {next(iter(there))} images and no {split} images, by the names of its arrays")
+        raise IntrafusionError(f"{path} has {next(iter(there))} images but no {split} images, by the names of its arrays")
     found: dict[str, list[str]] = {"images": [], "labels": [], "classes": []}
     for key in keys:
         role = role_of(key)
@@ -195,11 +194,11 @@ def _chosen(path: Path, split: str, keys: Iterable[str]) -> dict[str, str]:
         found["images"] = [key for key in found["images"] if key.lower() == "images"]
     missing = [role for role in ("images", "labels") if not found[role]]
     if missing:
-        raise IntrafusionError(f"{path} lacks {', '.join(missing)}: it needs arrays images and labels (or x and y)")
+        raise IntrafusionError(f"{path} has no {' and no '.join(missing)}; it needs arrays images and labels (or x and y)")
     several = next((role for role, known in found.items() if len(known) > 1), None)
     if several:
         raise IntrafusionError(
-            f"{path} holds {' and '.join(found[several])}, which both may be its {several}: keep one of them"
+            f"{path} has both {' and '.join(found[several])}, either of which may be its {several}; remove one"
         )
     return {role: known[0] for role, known in found.items() if known}
 
@@ -216,15 +215,15 @@ def _labels(path: Path, labels: np.ndarray, count: int) -> tuple[np.ndarray, str
     if flat.dtype.kind == "b":
         raise IntrafusionError(f"{told}, not {given}")
     if labels.ndim == 2:
-        said.append(f"labels {labels.shape} are read as ({count},)")
+        said.append(f"reading labels {labels.shape} as ({count},)")
     if flat.dtype.kind == "f":
         if not (np.isfinite(flat).all() and (flat == np.rint(flat)).all()):
-            raise IntrafusionError(f"{told}, not {given} with fractions, as {_odd(flat)}")
-        said.append(f"labels of {flat.dtype} are whole numbers")
+            raise IntrafusionError(f"{told}, not {given} with fractions such as {_odd(flat)}")
+        said.append(f"reading labels of {flat.dtype} as integers")
     low, high = (float(flat.min()), float(flat.max())) if count else (0.0, 0.0)
     if low < -CLASSES or high >= CLASSES:
         raise IntrafusionError(
-            f"{path}: labels run from {low:g} to {high:g}, and at most {CLASSES:,} classes are taken: number them from 0"
+            f"{path}: labels range from {low:g} to {high:g}; the limit is {CLASSES:,} classes; number them from 0"
         )
     return flat.astype(np.int64), ", ".join(said), 0
 
@@ -236,8 +235,8 @@ def _odd(flat: np.ndarray) -> float:
 def _one_hot(told: str, given: str, labels: np.ndarray) -> tuple[np.ndarray, str, int]:
     columns = labels.shape[1]
     if not columns or columns > CLASSES or not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
-        raise IntrafusionError(f"{told} or one-hot, a single 1 in each row, not {given}")
-    return labels.argmax(1).astype(np.int64), f"one-hot labels {labels.shape} are read as ({len(labels)},)", columns
+        raise IntrafusionError(f"{told} or one-hot with a single 1 in each row, not {given}")
+    return labels.argmax(1).astype(np.int64), f"reading one-hot labels {labels.shape} as ({len(labels)},)", columns
 
 
 def _images(path: Path, images: np.ndarray, channels: tuple[int, ...], reading: Reading) -> tuple[np.ndarray, str]:
@@ -248,14 +247,14 @@ def _images(path: Path, images: np.ndarray, channels: tuple[int, ...], reading: 
     if images.dtype.kind not in "uifb" or images.ndim not in (2, 3, 4):
         raise IntrafusionError(f"{told}, not {given}")
     if not len(images):
-        raise IntrafusionError(f"{path} holds no images")
+        raise IntrafusionError(f"{path} has no images")
     shaped, said_shape = _shaped(path, told, images, channels, reading.layout)
     pixels, said_values = _pixels(path, told, shaped, reading.span)
     return pixels, ", ".join(said for said in (said_shape, said_values) if said)
 
 
 def _settle(path: Path, flag: str, other: str = "") -> str:
-    return f"say which by `python -m intrafusion own data {path} --name NAME {flag}`{other}, and use kept/NAME"
+    return f"import them with `python -m intrafusion own data {path} --name NAME {flag}`{other}, and use kept/NAME"
 
 
 def _shaped(path: Path, told: str, images: np.ndarray, channels: tuple[int, ...], layout: str | None) -> tuple[np.ndarray, str]:
@@ -272,7 +271,7 @@ def _shaped(path: Path, told: str, images: np.ndarray, channels: tuple[int, ...]
     if images.shape[-1] not in channels or not images.size:
         raise IntrafusionError(f"{told}, not {images.dtype} {shape}{' as ' + layout if layout != 'nhwc' else ''}")
     how = " with channels first" if layout == "nchw" else ""
-    return images, f"images {shape} are read{how} as {images.shape}" if how or images.shape != shape else ""
+    return images, f"reading images {shape}{how} as {images.shape}" if how or images.shape != shape else ""
 
 
 def _unflattened(
@@ -284,10 +283,10 @@ def _unflattened(
     if side**2 == numbers and side >= _FLAT and 1 in channels:
         return images.reshape(count, side, side), layout
     if 3 * coloured**2 != numbers or coloured < _FLAT or 3 not in channels:
-        raise IntrafusionError(f"{told}, not {images.dtype} {images.shape}, whose rows are no square pictures: reshape them")
+        raise IntrafusionError(f"{told}, not {images.dtype} {images.shape}, whose rows are not square images; reshape them")
     if layout is None:
         raise IntrafusionError(
-            f"{told}, and rows of {numbers} may be {coloured}x{coloured} pixels with channels first or last: "
+            f"{told}; rows of {numbers} may be {coloured}x{coloured} pixels with channels first or last; "
             f"{_settle(path, '--layout nchw', ' (or nhwc)')}"
         )
     shape = (3, coloured, coloured) if layout == "nchw" else (coloured, coloured, 3)
@@ -308,7 +307,7 @@ def _layout(path: Path, told: str, shape: tuple[int, ...], channels: tuple[int, 
         if len(likely) == 1:
             return likely[0]
     raise IntrafusionError(
-        f"{told}, and (N, {first}, {middle}, {last}) may have its channels first or last: "
+        f"{told}; (N, {first}, {middle}, {last}) may have its channels first or last; "
         f"{_settle(path, '--layout nchw', ' (or nhwc)')}"
     )
 
@@ -320,10 +319,10 @@ def _pixels(path: Path, told: str, images: np.ndarray, span: tuple[float, float]
         most = int(images.max())
         return images, _dark(path, most) if 0 < most < _DARK else ""
     if kind.kind == "b":
-        return images * np.uint8(255), "true and false are read as 255 and 0"
+        return images * np.uint8(255), "reading true and false as 255 and 0"
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
-        raise IntrafusionError(f"{told}, not {kind} with NaN or infinite numbers")
+        raise IntrafusionError(f"{told}, not {kind} with NaN or infinite values")
     if span is None:
         span = _span(path, told, kind, low, high)
     slack = _SLACK * (span[1] - span[0])
@@ -331,12 +330,12 @@ def _pixels(path: Path, told: str, images: np.ndarray, span: tuple[float, float]
         raise IntrafusionError(f"{told} or from {span[0]:g} to {span[1]:g}, not {kind} from {low:g} to {high:g}")
     if span == (0, 255) and kind == np.uint8:
         return images, ""
-    return _scaled_to_bytes(images, span), f"images of {kind} from {span[0]:g} to {span[1]:g} are read as 0 to 255"
+    return _scaled_to_bytes(images, span), f"reading {kind} images from {span[0]:g} to {span[1]:g} as 0 to 255"
 
 
 def _dark(path: Path, most: int) -> str:
     keep = f"python -m intrafusion own data {path} --name NAME --range 0 {most}"
-    return f"the brightest pixel is {most} of 255: where that is white, keep them by `{keep}`, and use kept/NAME"
+    return f"the brightest pixel is {most} of 255; if that is white, import them with `{keep}`, and use kept/NAME"
 
 
 def _span(path: Path, told: str, kind: np.dtype, low: float, high: float) -> tuple[float, float]:
@@ -347,8 +346,8 @@ def _span(path: Path, told: str, kind: np.dtype, low: float, high: float) -> tup
     if low >= 0 and full / 2 < high <= full:
         return 0, full
     raise IntrafusionError(
-        f"{told}, and {kind} from {low:g} to {high:g} may be many things: undo a normalisation by mean and deviation, or of "
-        f"another range {_settle(path, '--range BLACK WHITE')}"
+        f"{told}; the range of {kind} values from {low:g} to {high:g} is ambiguous; undo any normalisation by mean and "
+        f"standard deviation, or {_settle(path, '--range BLACK WHITE')}"
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from intrafusion.data.arrays import Reading, keys_of, read_arrays, splits_of
 from intrafusion.data.decode_cache import Progress, Wanted, decoded
 from intrafusion.data.image_folder import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, check_choice, one_line, unknown
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.download import stream
 from intrafusion.runtime.paths import home, is_name
@@ -84,14 +84,14 @@ class ImageData:
         if bool(known.all()) and len(self):
             return self
         if not bool(known.any()):
-            raise IntrafusionError(f"no image of {self.name} has a label: choose images with labels, or give them some")
+            raise IntrafusionError(f"no image of {self.name} has a label; use labelled images")
         return replace(self, images=self.images[known], labels=self.labels[known])
 
     @property
     def note(self) -> str:
         """How many images have labels, as text; "" if all have."""
         known = int((self.labels >= 0).sum())
-        return "" if known == len(self) else f"{known:,} of {len(self):,} images have labels; accuracies are of these"
+        return "" if known == len(self) else f"{known:,} of {len(self):,} images have labels; accuracies are measured on these"
 
     def batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield successive (images, labels) batches, of a size that suits the device and is at most `most`."""
@@ -160,12 +160,11 @@ def load_data(
     ((597, 1, 8, 8), torch.uint8)
     """
     if name not in DATASETS and not name.startswith(KEPT):
-        raise IntrafusionError(f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
-    if split not in ("train", "test"):
-        raise IntrafusionError(f"unknown split {split!r}: choose train or test")
+        raise unknown("dataset", name, [*DATASETS, *kept_data()])
+    check_choice("split", split, ("train", "test"))
     if name == "digits":
         if path is not None:
-            raise IntrafusionError(f"digits is embedded and takes no path: leave {path} out, or name another dataset")
+            raise IntrafusionError(f"digits is embedded and takes no path; leave {path} out, or choose another dataset")
         data = _digits(split)
     elif name.startswith(KEPT):
         data = _from_path(OWN, split, _kept(name, path), limit, input_size, progress, _KEPT_AS)
@@ -175,9 +174,9 @@ def load_data(
     elif name in ("cifar10", "cifar100"):
         data = _torchvision_cifar(name, split, home() / "data", download=download)
     elif name == OWN:
-        raise IntrafusionError("own images need a path= (--data-path), or the name under which they are kept, as kept/NAME")
+        raise IntrafusionError("dataset own needs path= (--data-path); for saved images, choose dataset kept/NAME")
     else:
-        raise IntrafusionError(f"{name} is not downloaded by itself: pass path= (--data-path) with its folder of class folders")
+        raise IntrafusionError(f"{name} cannot be downloaded; pass path= (--data-path) with its folder of class folders")
     for note in data.notes:
         _tell(note)
     return data.to(device)
@@ -196,12 +195,12 @@ def kept_data() -> list[str]:
 def _kept(name: str, path: str | Path | None) -> Path:
     """Return the folder of a kept dataset."""
     if path is not None:
-        raise IntrafusionError(f"{name} is kept on this machine and takes no path: leave {path} out")
+        raise IntrafusionError(f"{name} is saved on this machine and takes no path; leave {path} out")
     if name not in kept_data():
-        raise IntrafusionError(f"no images are kept as {name!r}: choose one of {', '.join(kept_data()) or '(none yet)'}")
+        raise unknown("saved images", name, kept_data())
     folder = home() / "images" / name.removeprefix(KEPT)
     if not folder.is_dir():
-        raise IntrafusionError(f"{name} is damaged: it is no folder of images; remove it")
+        raise IntrafusionError(f"{name} is damaged: it is not a folder of images; remove it")
     return folder
 
 
@@ -279,13 +278,13 @@ def _from_path(
     reading: Reading | None = None,
 ) -> ImageData:
     if not os.path.exists(path):
-        raise IntrafusionError(f"no data at {path}: give an .npz file or a folder of class folders")
+        raise IntrafusionError(f"no file at {path}; give an .npz file or a folder of class folders")
     if path.is_dir() and (path / f"{name}_{split}.npz").exists():
         path = path / f"{name}_{split}.npz"
     if path.is_file():
         return _npz(name, split, path, reading)
     if not path.is_dir():
-        raise IntrafusionError(f"{path} is neither a file nor a folder: give an .npz file or a folder of class folders")
+        raise IntrafusionError(f"{path} is neither a file nor a folder; give an .npz file or a folder of class folders")
     if place := _cifar_place(name, path):
         return _torchvision_cifar(name, split, *place)
     cifar = name in ("cifar10", "cifar100")
@@ -308,7 +307,7 @@ def _class_folders(
     if in_memory and len(rows) * math.prod(wanted.pixels) > _MEMORY_LIMIT:
         height, width = wanted.shape
         raise IntrafusionError(
-            f"{root}: {len(rows):,} images of {height}x{width} exceed the {_MEMORY_LIMIT >> 30} GiB held in memory: pass limit="
+            f"{root}: {len(rows):,} images of {height}x{width} exceed {_MEMORY_LIMIT >> 30} GiB of memory; pass limit="
         )
     images = decoded(root, listing.files, rows, wanted, progress)
     return _pack(name, split, images, listing.labels[rows], listing.classes, listing.notes)
@@ -354,15 +353,15 @@ def _torchvision_cifar(name: str, split: str, root: Path, folder: str | None = N
     file = root / maker.filename
     archive = folder is None and file.exists()
     if archive and hashlib.md5(file.read_bytes()).hexdigest() != maker.tgz_md5:
-        raise IntrafusionError(f"{file} is damaged: delete it, and download it again (--download)")
+        raise IntrafusionError(f"{file} is damaged: its checksum is wrong; delete it and download it again (--download)")
     if folder is not None:
         maker = type(maker.__name__, (maker,), {"base_folder": folder})
     try:  # torchvision checks the archive's MD5 and unpacks it
         raw = maker(str(root), train=split == "train", download=archive)
     except (RuntimeError, OSError) as error:
         raise IntrafusionError(
-            f"no usable {name} in {root} ({one_line(error)}): pass path= (--data-path) with an "
-            f".npz or torchvision's folder, or download=True (--download); offline, use the embedded digits"
+            f"no usable {name} in {root} ({one_line(error)}); pass path= (--data-path) with an "
+            f".npz file or torchvision's folder, or download=True (--download); offline, use the embedded digits"
         ) from error
     return _pack(name, split, raw.data, np.array(raw.targets), tuple(raw.classes))
 
@@ -377,10 +376,10 @@ def _npz(name: str, split: str, path: Path, reading: Reading | None) -> ImageDat
     found = read_arrays(path, split, None if name == OWN else (1, 3), reading)
     labels, last = found.labels, int(found.labels.max())
     if labels.min() < 0:
-        raise IntrafusionError(f"{path}: labels run from {labels.min()} to {last}: number the classes from 0")
+        raise IntrafusionError(f"{path}: labels range from {labels.min()} to {last}; number the classes from 0")
     classes = found.classes or _class_names(name, max(last + 1, found.columns))
     if last >= len(classes):
-        raise IntrafusionError(f"{path}: labels run from {labels.min()} to {last}, but {name} has {len(classes)} classes")
+        raise IntrafusionError(f"{path}: labels range from {labels.min()} to {last}, but {name} has {len(classes)} classes")
     if found.columns and found.columns != len(classes):
         raise IntrafusionError(f"{path}: one-hot labels have {found.columns} columns, but {name} has {len(classes)} classes")
     return _pack(name, split, found.images, labels, classes, found.notes)

@@ -80,7 +80,7 @@ def _folder(root: Path, files: Sequence[Path], wanted: Wanted) -> Path:
         try:
             told = file.stat()
         except OSError as error:
-            raise IntrafusionError(f"{file} went away while its folder was read: start again") from error
+            raise IntrafusionError(f"{file} was removed while its folder was being read; run again") from error
         key.update(f"\n{file.relative_to(root)} {told.st_size} {told.st_mtime_ns}".encode())
     return home() / "decoded" / key.hexdigest()[:24]
 
@@ -113,8 +113,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free - (256 << 20):
         raise IntrafusionError(
-            f"decoded images need {needed / 1e9:,.1f} GB in {folder.parent}, where {free / 1e9:,.1f} GB are free: "
-            "ask for fewer (limit=, --limit), or name another folder in INTRAFUSION_HOME"
+            f"decoded images need {needed / 1e9:,.1f} GB in {folder.parent}, but {free / 1e9:,.1f} GB are free; "
+            "use fewer images (limit=, --limit), or set INTRAFUSION_HOME to another folder"
         )
 
 
@@ -134,7 +134,7 @@ def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Want
                 try:
                     pixels.write(row, _decoded(files[row], wanted))
                 except OSError as error:
-                    raise IntrafusionError(f"{images} cannot be written: {error.strerror}") from error
+                    raise IntrafusionError(f"cannot write {images}: {error.strerror}") from error
                 yield row
         return
     answers: queue.Queue[tuple[int, str | None] | None] = queue.Queue()
@@ -154,13 +154,13 @@ def _fill(images: Path, files: Sequence[Path], todo: Sequence[int], wanted: Want
                 continue
             row, wrong = answer
             if wrong is not None:
-                unwritten = f"{images} cannot be written: {wrong}"
+                unwritten = f"cannot write {images}: {wrong}"
                 raise IntrafusionError(unwritten if row < 0 else f"{files[row]} is not a readable image: {wrong}")
             got += 1
             yield row
         if got < len(todo):
             raise IntrafusionError(
-                f"a process that decodes images ended early, {len(todo) - got:,} before the last: start again, it goes on"
+                f"an image decoding process stopped with {len(todo) - got:,} images left; run again to continue"
             )
     finally:
         for worker in workers:

@@ -106,7 +106,7 @@ def _on_disk(path: Path, real: str, above: frozenset[str]) -> Tree[Path]:
                     elif _is(entry.is_file):
                         files[entry.name] = Path(entry.path)
         except OSError as error:
-            raise IntrafusionError(f"{path} cannot be listed: {error.strerror or error}") from error
+            raise IntrafusionError(f"cannot list {path}: {error.strerror or error}") from error
         return files, folders
 
     return Tree(path.name, listing)
@@ -121,7 +121,7 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 def _check_depth(path: object, depth: int) -> None:
     if depth > DEPTH:
-        raise IntrafusionError(f"{path} lies in more than {DEPTH} folders, one in another: move the pictures up")
+        raise IntrafusionError(f"{path} is nested more than {DEPTH} folders deep; move the images up")
 
 
 def in_archive(entries: Iterable[tuple[str, Entry]]) -> Tree[Entry]:
@@ -173,7 +173,7 @@ class Layout(Generic[Entry]):
         if split in self.splits:
             return _unwrapped(self.splits[split])
         has, lacks, add = ("test", "training", "train") if split == "train" else ("training", "test", "test (or val)")
-        raise IntrafusionError(f"{where} holds {has} images and no {lacks} images: add a folder {add}")
+        raise IntrafusionError(f"{where} has {has} images but no {lacks} images; add a folder {add}")
 
     def labels_of(self, tree: Tree[Entry]) -> tuple[str, Entry] | None:
         """Return name and file of the label list for pictures outside class folders: next to them, or at the top."""
@@ -203,7 +203,7 @@ def layout_of(root: Tree[Entry]) -> Layout[Entry]:
             known = [one for one in of_split if _has_labels(layout, top.folders[one[1]])] or of_split
         if len(known) > 1 and known[0][0] == known[1][0]:
             first, second = (name for _, name in known[:2])
-            raise IntrafusionError(f"both {first} and {second} may be the {split} split: move one of them away")
+            raise IntrafusionError(f"both {first} and {second} may be the {split} split; move one of them")
         if known:
             layout.splits[split] = top.folders[known[0][1]]
     return layout
@@ -300,11 +300,11 @@ def passed_over(layout: Layout[Entry], tree: Tree[Entry], lists: Iterable[Entry]
     empty = [name for at in places for name, folder in at.folders.items() if is_junk(name) or not folder.holds]
     beside = [folder.name for folder in layout.top.holding if layout.splits and folder not in layout.splits.values()]
     parts = [
-        _told("passed over", files, "file that is no picture", "files that are no pictures"),
-        _told("passed over", empty, "folder without pictures", "folders without pictures"),
-        _told("passed over", loose, "picture in no class folder", "pictures in no class folder"),
-        _told("passed over", beside, "folder beside the splits", "folders beside the splits"),
-        _told("counted for their class the pictures of", [at.name for at in deeper], "inner folder", "inner folders"),
+        _told("skipped", files, "file that is not an image", "files that are not images"),
+        _told("skipped", empty, "folder without images", "folders without images"),
+        _told("skipped", loose, "image outside class folders", "images outside class folders"),
+        _told("skipped", beside, "folder next to the splits", "folders next to the splits"),
+        _told("included the images of", [at.name for at in deeper], "inner folder", "inner folders"),
     ]
     return [part for part in parts if part]
 

@@ -81,7 +81,7 @@ def listed(
 ) -> Listing[Entry]:
     """Apply `list_images` to any tree of folders. where: its name in messages; read: returns the bytes of a file."""
     if not layout.top.holds:
-        raise IntrafusionError(f"{where} {_without_pictures(layout.top)}: it needs one folder of images a class")
+        raise IntrafusionError(f"{where} {_without_pictures(layout.top)}; it needs one folder of images per class")
     tree = layout.at(split, where)
     if unlabelled_folder(tree) is None:
         listing, lists = _of_folders(name, where, layout, tree, read)
@@ -93,7 +93,7 @@ def listed(
 
 def _without_pictures(tree: Tree[Entry]) -> str:
     folders = [name for name in tree.folders if not is_junk(name)]
-    return "has class folders that hold no images" if folders else "holds no class folders"
+    return "has class folders without images" if folders else "has no class folders"
 
 
 def _of_folders(
@@ -150,8 +150,8 @@ def folder_labels(
     unknown = [folder for folder in folders if folder not in names]
     if unknown:
         raise IntrafusionError(
-            f"{where}: {len(unknown)} class folders are no ImageNet class ({', '.join(unknown[:3])}): name them by WordNet "
-            f'id, class name or label, or put a labels.json beside them ({{"folder": label}})'
+            f"{where}: {len(unknown)} class folders are not ImageNet classes ({', '.join(unknown[:3])}); name them by WordNet "
+            f'id, class name or label, or put a labels.json next to them ({{"folder": label}})'
         )
     return {folder: names[folder] for folder in folders}, categories
 
@@ -176,7 +176,7 @@ def _numbers(folders: Sequence[str]) -> dict[str, int] | None:
 def _odd(classes: Sequence[str]) -> list[str]:
     """Return notes on own classes: if there is only one, or if their numbers differ from their labels."""
     if len(classes) == 1:
-        return [f"all pictures are of one class, {classes[0]}"]
+        return [f"all images are of one class, {classes[0]}"]
     numbers = _numbers(classes)
     if numbers is None or [*numbers.values()] == [*range(len(classes))]:
         return []
@@ -192,7 +192,7 @@ def _cifar_labels(name: str, where: object, folders: Sequence[str]) -> tuple[dic
     if name == "cifar10" and {*folders} <= {*names}:
         return {folder: names.index(folder) for folder in folders}, names
     if len(folders) != count:
-        raise IntrafusionError(f"{where} holds {len(folders)} class folders, and {name} has {count} classes")
+        raise IntrafusionError(f"{where} has {len(folders)} class folders, but {name} has {count} classes")
     return _places(folders)
 
 
@@ -200,7 +200,7 @@ def _checked(name: str, where: object, numbers: dict[str, int], count: int) -> d
     least, most = min(numbers.values()), max(numbers.values())
     if most >= count:
         raise IntrafusionError(
-            f"{where}: class folders are numbered {least} to {most}, and labels of {name} run from 0 to {count - 1}: "
+            f"{where}: class folders are numbered {least} to {most}, but labels of {name} range from 0 to {count - 1}; "
             "rename them to their labels"
         )
     return numbers
@@ -238,11 +238,11 @@ def _of_list(
     if found is None and above is not None and tree is layout.top:
         found = next(((file, above.files[file]) for file in LISTS if file in above.files), None)
     if name != OWN and not name.startswith("imagenet"):
-        raise IntrafusionError(f"{where} holds no class folders: it needs one folder of images a class")
+        raise IntrafusionError(f"{where} has no class folders; it needs one folder of images per class")
     if found is None:
         raise IntrafusionError(
-            f"{where} holds {len(files):,} images and no class folders ({next(iter(files))} lies in no class folder): make "
-            "class folders, or put a list of their labels beside them: val.txt (a file name and a label a line) or labels.csv"
+            f"{where} has {len(files):,} images but no class folders (for example {next(iter(files))}); create class folders, "
+            "or add a list of labels: val.txt (one file name and label per line) or labels.csv"
         )
     told = f"{where}: {found[0]}"
     lines = _lines(told, name, read(found[1]))
@@ -253,7 +253,7 @@ def _of_list(
         labels, classes = _imagenet_words(by_file)
     lacking = [file for file in files if file not in labels]
     if lacking:
-        raise IntrafusionError(f"{told} says nothing of {len(lacking):,} of {len(files):,} images, as {lacking[0]}")
+        raise IntrafusionError(f"{told} has no label for {len(lacking):,} of {len(files):,} images, such as {lacking[0]}")
     notes = _odd(classes) if name == OWN else []
     return _listing([(entry, labels[file]) for file, entry in files.items()], classes, notes), [found[1]]
 
@@ -271,7 +271,7 @@ def _lines(told: str, name: str, content: bytes) -> dict[str, tuple[str, str]]:
             if words
         }
     except (UnicodeDecodeError, csv.Error) as error:
-        raise IntrafusionError(f"{told} is no list of labels: {one_line(error)}") from error
+        raise IntrafusionError(f"{told} is not a list of labels: {one_line(error)}") from error
 
 
 def _own_words(
@@ -283,7 +283,7 @@ def _own_words(
     known = {_composed(name): label for name, label in labels.items()}
     for place, word in lines.values():
         if not word or _composed(word) not in known:
-            raise IntrafusionError(f"{place}: {word[:40]!r} is none of the class folders, {', '.join(classes[:4])}, …")
+            raise IntrafusionError(f"{place}: {word[:40]!r} is not one of the class folders {', '.join(classes[:4])}, …")
     return {file: known[_composed(word)] for file, (_, word) in lines.items()}, classes
 
 
@@ -298,6 +298,6 @@ def _imagenet_words(lines: Mapping[str, tuple[str, str]]) -> tuple[dict[str, int
         said = words if words in names else (words.split() or [""])[0]
         label = int(said) if re.fullmatch(r"-1|[0-9]{1,4}", said) else names.get(said, len(categories))
         if label >= len(categories):
-            raise IntrafusionError(f"{place}: {said[:40]!r} is no label from 0 to {len(categories) - 1} and no WordNet id")
+            raise IntrafusionError(f"{place}: {said[:40]!r} is not a label from 0 to {len(categories) - 1} or a WordNet id")
         labels[file] = label
     return labels, categories

@@ -48,22 +48,22 @@ def first(content: bytes) -> tuple[str, bytes]:
     Raises ValueError, with a short message, for a picture that would exceed the limits above, and for other formats.
     """
     if len(content) > FILE:
-        raise ValueError(f"it has more than {FILE >> 20} MiB")
+        raise ValueError(f"it is larger than {FILE >> 20} MiB")
     for kind, starts, read in _KINDS:
         if content.startswith(starts):
             try:
                 return kind, read(content)
             except (struct.error, IndexError) as error:
-                raise ValueError("it ends early") from error
-    raise ValueError(f"it cannot be read as any of {', '.join(kind for kind, _, _ in _KINDS)}")
+                raise ValueError("it is truncated") from error
+    raise ValueError(f"its format is not one of {', '.join(kind for kind, _, _ in _KINDS)}")
 
 
 def _check(width: int, height: int, each: float = 1) -> None:
     """Raise ValueError for a size, or a number of bytes per pixel, beyond the limits."""
     if not 0 < width * height <= PIXELS:
-        raise ValueError(f"it has {width}x{height} pixels, and at most {PIXELS:,} are taken")
+        raise ValueError(f"it has {width}x{height} pixels; the limit is {PIXELS:,}")
     if width * height * each > DECODED:
-        raise ValueError(f"it is {width}x{height} pixels of {each:g} bytes, and at most {DECODED:,} bytes are decoded")
+        raise ValueError(f"it has {width}x{height} pixels of {each:g} bytes; the limit is {DECODED:,} bytes")
 
 
 def _counted(count: int, most: int, what: str) -> None:
@@ -74,7 +74,7 @@ def _counted(count: int, most: int, what: str) -> None:
 def _png(content: bytes) -> bytes:
     width, height, bits, colour = struct.unpack_from(">IIBB", content, 16)
     if content[12:16] != b"IHDR" or colour not in _SAMPLES or bits not in (1, 2, 4, 8, 16):
-        raise ValueError("its header makes no sense")
+        raise ValueError("its header is invalid")
     _check(width, height, _SAMPLES[colour] * max(1, bits // 8))
     kept, place, count, frames, beside = [_PNG], len(_PNG), 0, 0, 0
     while place + 12 <= len(content):
@@ -122,7 +122,7 @@ def _jpeg(content: bytes) -> bytes:
         end = place + struct.unpack_from(">H", content, place)[0]
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             if kind > 0xC2 or of_frame:
-                raise ValueError("it is a JPEG of a rare kind: save it as a usual one")
+                raise ValueError("this kind of JPEG is not supported; save it as a baseline or progressive JPEG")
             height, width, of_frame = struct.unpack_from(">HHB", content, place + 3)
             sampled = _sampled(content[place + 8 : place + 8 + 3 * of_frame])
             progressive = kind == 0xC2
@@ -137,7 +137,7 @@ def _jpeg(content: bytes) -> bytes:
     _check(width, height, of_frame)
     each = of_frame + 2 * sampled  # several scans accumulate coefficients of two bytes
     if not whole and (scans > _SCANS or scans * width * height > _PIXEL_SCANS or width * height * each > DECODED):
-        raise ValueError(f"it has {width}x{height} pixels in {scans:,} scans: save it with one scan (not progressive)")
+        raise ValueError(f"it has {width}x{height} pixels in {scans:,} scans; save it with one scan (not progressive)")
     return b"".join(kept) + content[place - 2 :]
 
 
@@ -180,7 +180,7 @@ def _palette(flags: int) -> int:
 
 def _webp(content: bytes) -> bytes:
     if content[8:12] != b"WEBP":
-        raise ValueError("it is no WebP")
+        raise ValueError("it is not a WebP file")
     kept, frames = list[bytes](), 0
     for count, (kind, begin, end) in enumerate(_riff(content)):
         part = content[begin:end]
@@ -221,7 +221,7 @@ def _bmp(content: bytes) -> bytes:
     else:
         width, height, _, bits, packed = struct.unpack_from("<iiHHI", content, 18)
     if packed not in (0, 3):
-        raise ValueError("it is a packed BMP: save it as PNG")
+        raise ValueError("compressed BMP is not supported; save it as PNG")
     _check(abs(width), abs(height), max(1, bits / 8))
     return content
 
@@ -229,14 +229,14 @@ def _bmp(content: bytes) -> bytes:
 def _ppm(content: bytes) -> bytes:
     head = re.match(rb"P[4-6]" + rb"(?:\s|#[^\n]*\n)+([0-9]{1,9})" * 2, content[:4096])
     if head is None:
-        raise ValueError("it is no PPM of bytes (P4, P5 or P6): save it as PNG")
+        raise ValueError("it is not a binary PPM file (P4, P5 or P6); save it as PNG")
     width, height, most = int(head[1]), int(head[2]), b"255"
     if content[1:2] != b"4":
         said = re.match(rb"(?:\s|#[^\n]*\n)+([0-9]{1,9})", content[head.end() : 4096])
         most = said[1] if said else b""
     _check(width, height, 3 if content[1:2] == b"6" else 1 if most == b"255" else 4)
     if most not in (b"255", b"65535") and width * height > _SLOW:
-        raise ValueError(f"its numbers do not run to 255 or 65535, and it has more than {_SLOW:,} pixels: save it as PNG")
+        raise ValueError(f"its largest value is not 255 or 65535, and it has more than {_SLOW:,} pixels; save it as PNG")
     return content
 
 
@@ -245,13 +245,13 @@ def _tiff(content: bytes) -> bytes:
     width, height = (_number(tags, tag) for tag in (256, 257))
     bits, samples = tags.get(258, (1,)), _number(tags, 277, 1)
     if _number(tags, 259, 1) not in _PACKED:
-        raise ValueError("it is packed in a way that is not taken: save it with LZW, Deflate or none")
+        raise ValueError("its compression is not supported; save it with LZW, Deflate or none")
     each = samples * max(1, ceil(max(bits) / 8))
     _check(width, height, each)
     if 322 in tags or 323 in tags:
         tile = [_number(tags, tag) for tag in (322, 323)]
         if not all(tile):
-            raise ValueError("its tiles have no size")
+            raise ValueError("its tiles have zero size")
         wide, high = (ceil(side / of_tile) * of_tile for side, of_tile in zip((width, height), tile, strict=True))
         _check(wide, high, each)
     return content
@@ -272,7 +272,7 @@ def _tags(content: bytes) -> dict[int, tuple[int, ...]]:
         size = count * _SIZES.get(kind, 1)
         held += size
         if held > _BESIDE:
-            raise ValueError(f"its tags hold more than {_BESIDE >> 20} MiB")
+            raise ValueError(f"its tags are larger than {_BESIDE >> 20} MiB")
         if tag in found:
             raise ValueError(f"it has tag {tag} twice")
         where = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", content, at + 8)[0]

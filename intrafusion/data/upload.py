@@ -62,12 +62,12 @@ def data_steps(
     """Run `take_data` in steps, on the files given to the workshop."""
     target, reading = free_path(IMAGES, name), reading or Reading()
     if not workshop.given:
-        raise IntrafusionError("no file was given: an .npz, two of them, or a .zip of class folders")
+        raise IntrafusionError("no file given; give one .npz, two (x_train, x_test), or one .zip of class folders")
     asked = {"layout": reading.layout, "span": reading.span}
     notes = yield from run_check("images", workshop, workshop.given, asked, tell)
     _check_made(workshop.made)
     if not any((workshop.made / test).exists() for test in ("test", f"{OWN}_test.npz")):
-        raise IntrafusionError("there are training images and no test images: add a test split")
+        raise IntrafusionError("there are training images but no test images; add a test split")
     target.parent.mkdir(parents=True, exist_ok=True)
     with plain_errors(target):
         move_into_place(workshop.made, target)
@@ -86,7 +86,7 @@ def read(made: Path, files: Sequence[Path], progress: Progress, reading: Reading
         notes = _take_arrays(files, made, reading)
     else:
         raise IntrafusionError(
-            f"{', '.join(f.name for f in files)}: give one .npz, two (x_train, x_test), or one .zip of class folders"
+            f"cannot use {', '.join(f.name for f in files)}; give one .npz, two (x_train, x_test), or one .zip of class folders"
         )
     _check_splits(made)
     return notes
@@ -109,7 +109,7 @@ def _check_made(made: Path) -> None:
                 pictures += 1
                 fits = len(parts) == 2 and is_picture(name) and size <= _PICTURE
             if not fits or pictures > PICTURES or total > 2 * UNPACKED:
-                raise IntrafusionError(f"checking these images left {name[:80]!r}, which is none of them: they are refused")
+                raise IntrafusionError(f"rejected images: checking them left {name[:80]!r}, which is not one of them")
 
 
 def _take_arrays(files: Sequence[Path], made: Path, reading: Reading) -> list[str]:
@@ -138,7 +138,7 @@ def _splits_of(files: Sequence[Path]) -> list[tuple[str, Path]]:
     named = [("train" if "train" in file.stem.lower() else "test", file) for file in files]
     if sorted(split for split, _ in named) != ["test", "train"]:
         raise IntrafusionError(
-            "of two .npz files one is named with train and the other with test, as x_train.npz and x_test.npz"
+            "one of two .npz files must have train in its name and the other test, such as x_train.npz and x_test.npz"
         )
     return named
 
@@ -157,16 +157,16 @@ def _check_arrays(file: Path) -> list[str]:
             key = info.filename.removesuffix(".npy")
             role = role_of(key) if key != info.filename else None
             if role is None:
-                raise IntrafusionError(f"{file} holds {info.filename[:80]!r}: images, labels and perhaps classes are taken")
+                raise IntrafusionError(f"{file} contains {info.filename[:80]!r}; only images, labels and classes are supported")
             keys.append(key)
             shape, kind = header(archive, info)
             if kind.hasobject:
-                raise IntrafusionError(f"{file} holds {role[0]} as Python objects, a pickle: save plain numbers")
+                raise IntrafusionError(f"{file} contains {role[0]} as Python objects (a pickle); save plain numbers")
             most = (SIDE, SIDE, SIDE) if len(shape) > 2 else (SIDE * SIDE,)
             fits = len(shape) in (2, 3, 4) and all(size <= side for size, side in zip(shape[1:], most, strict=False))
             if role[0] == "images" and (not fits or kind.kind not in "uifb"):
                 raise IntrafusionError(
-                    f"{file}: images must be uint8 (N, H, W, C) of at most {SIDE} pixels a side, not {kind} {shape}"
+                    f"{file}: images must be uint8 (N, H, W, C) with sides of at most {SIDE} pixels, not {kind} {shape}"
                 )
             if role[0] == "classes" and (
                 kind.kind != "U" or len(shape) != 1 or len(set(shape) | {CLASSES + 1}) < 2 or shape[0] > CLASSES
@@ -204,8 +204,8 @@ def _check_picture(file: Path, info: zipfile.ZipInfo, content: bytes, before: in
             return pixels
     except ValueError as error:
         name = repr(info.filename[:80])
-        raise IntrafusionError(f"{file} holds {name}, which is not a readable picture: {error}") from error
-    raise IntrafusionError(f"{file} holds pictures of more than {PIXELS:,} pixels together: make them smaller, or take fewer")
+        raise IntrafusionError(f"{file} contains {name}, which is not a readable image: {error}") from error
+    raise IntrafusionError(f"the images in {file} have more than {PIXELS:,} pixels in total; make them smaller, or use fewer")
 
 
 def _check_kept(file: Path, made: Path, splits: Sequence[str], classes: Mapping[str, str]) -> None:
@@ -215,10 +215,10 @@ def _check_kept(file: Path, made: Path, splits: Sequence[str], classes: Mapping[
         try:
             listing = list_images(OWN, made, split)
         except IntrafusionError as error:
-            raise IntrafusionError(f"{file} has class names that folders cannot have: rename {_named(classes)}") from error
+            raise IntrafusionError(f"{file} has class names that cannot be folder names; rename {_named(classes)}") from error
         kept |= {path.name: listing.classes[label] for path, label in zip(listing.files, listing.labels.tolist(), strict=True)}
     if kept != classes:
-        raise IntrafusionError(f"{file} has class names that folders cannot have: rename {_named(classes)}")
+        raise IntrafusionError(f"{file} has class names that cannot be folder names; rename {_named(classes)}")
 
 
 def _named(classes: Mapping[str, str]) -> str:
@@ -231,19 +231,19 @@ def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInf
         _check_member(file, info)
     pictures = sum(is_picture(PurePosixPath(info.filename).name) for info in infos)
     if pictures > PICTURES:
-        raise IntrafusionError(f"{file} holds {pictures:,} pictures, and at most {PICTURES:,} are taken")
+        raise IntrafusionError(f"{file} has {pictures:,} images; the limit is {PICTURES:,}")
     folders = {info.filename.rpartition("/")[0] for info in infos}
     if sum(folder.count("/") + 1 for folder in folders) > _FOLDERS:
-        raise IntrafusionError(f"{file} holds more than {_FOLDERS:,} folders, one in another: put the pictures into fewer")
+        raise IntrafusionError(f"{file} has more than {_FOLDERS:,} nested folders; use fewer")
 
     def read_list(info: zipfile.ZipInfo) -> bytes:
         if info.file_size > _LIST:
-            raise IntrafusionError(f"{file} holds {info.filename[:80]!r}, a list of more than {_LIST // MIB} MiB: shorten it")
+            raise IntrafusionError(f"{file} contains {info.filename[:80]!r}, a list larger than {_LIST // MIB} MiB; shorten it")
         return archive.read(info)
 
     tree = in_archive((info.filename, info) for info in infos)
     if not tree.holds:
-        raise IntrafusionError(f"{file} holds no pictures: it needs one folder of them a class")
+        raise IntrafusionError(f"{file} has no images; it needs one folder of images per class")
     layout = layout_of(tree)
     layout.at("test", file)
     found = {split: listed(OWN, file, layout, split, read_list) for split in layout.splits or ("test",)}
@@ -251,7 +251,7 @@ def _listed(file: Path, archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInf
         if len(listing.classes) > CLASSES:
             raise IntrafusionError(f"{file} has more than {CLASSES:,} class folders")
         if odd := next((of_class for of_class in listing.classes if not _is_class_folder(of_class)), None):
-            raise IntrafusionError(f"{file} has a class folder of an odd name: {odd[:80]!r}")
+            raise IntrafusionError(f"{file} has a class folder with an invalid name, {odd[:80]!r}; rename it")
     return found
 
 
@@ -267,12 +267,12 @@ def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
     if last.startswith(".") or any(map(is_junk, folders)):
         return
     if not is_picture(last) and _suffix(info) not in _BESIDE:
-        raise IntrafusionError(f"{file} holds {name!r}, which is no picture: {', '.join(SUFFIXES)} are taken")
+        raise IntrafusionError(f"{file} contains {name!r}, which is not an image; use {', '.join(SUFFIXES)}")
     if len(folders) > DEPTH:
-        raise IntrafusionError(f"{file} holds {name!r}, which lies in more than {DEPTH} folders: move the pictures up")
+        raise IntrafusionError(f"{file} contains {name!r}, nested more than {DEPTH} folders deep; move the images up")
     if info.file_size > _PICTURE:
         raise IntrafusionError(
-            f"{file} holds {name!r} of {info.file_size / MIB:,.0f} MiB, and at most {_PICTURE // MIB} MiB are taken"
+            f"{file} contains {name!r} of {info.file_size / MIB:,.0f} MiB; the limit is {_PICTURE // MIB} MiB"
         )
 
 
@@ -287,7 +287,7 @@ def _check_splits(made: Path) -> None:
         test, train = (read_kept(split, made / f"{OWN}_{split}.npz") for split in ("test", "train"))
         if test.images.shape[1:] != train.images.shape[1:]:
             raise IntrafusionError(
-                f"training images are {tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
+                f"training images are {tuple(train.images.shape[1:])}, but test images are {tuple(test.images.shape[1:])}"
             )
 
 
@@ -296,7 +296,7 @@ def about(name: str) -> str:
     try:
         found = splits(name)
         if not any(found.values()):
-            raise IntrafusionError("there are no images in it")
+            raise IntrafusionError("it has no images")
     except (IntrafusionError, OSError) as error:
         return f"damaged: {error}"
     return ", ".join(f"{count:,} {split}" for split, count in found.items())

@@ -134,7 +134,7 @@ def _with_relus(model: nn.Module, method: str) -> nn.Module:
     try:
         twin = separated(model)
     except IntrafusionError as error:
-        raise IntrafusionError(f"{method} needs a network that torch.fx can trace: choose gradient") from error
+        raise IntrafusionError(f"{method} needs a network that torch.fx can trace; choose gradient") from error
     if not any(isinstance(module, nn.ReLU) for module in twin.modules()):
-        raise IntrafusionError(f"{method} changes how gradients pass ReLUs, and this network has none: choose gradient")
+        raise IntrafusionError(f"{method} changes the gradients of ReLUs, but this network has none; choose gradient")
     return twin

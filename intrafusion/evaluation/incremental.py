@@ -86,7 +86,7 @@ class Meter:
             with torch.inference_mode():
                 cheap(inputs_for(cheap, self._input(0, 1)))
         except _MISFITS as error:
-            say(f"precision fast is left out, as the network does not run in bf16 ({one_line(error)}): it is measured as it is")
+            say(f"measuring without precision fast: the network does not run in bf16 ({one_line(error)})")
             self.precision = "exact"
         else:
             self.model = cheap

@@ -208,9 +208,9 @@ def _timed(networks: Sequence[nn.Module], example: Tensor, batch: int | None, ru
     """Yield what is known of each network after each turn, and the fraction of the work that is done."""
     batch = large_batch(example) if batch is None else batch
     if type(batch) is not int or batch < 2:
-        raise IntrafusionError(f"the large batch must be of at least 2 images, not {batch!r}")
+        raise IntrafusionError(f"batch must be at least 2 images, not {batch!r}")
     if type(runs) is not int or runs < _FEWEST:
-        raise IntrafusionError(f"a comparison needs at least {_FEWEST} runs, not {runs!r}")
+        raise IntrafusionError(f"runs must be at least {_FEWEST}, not {runs!r}")
     with in_eval(*networks):
         speeds = [_sized(network, example, batch) for network in networks]
         for place, images in enumerate((1, batch)):

@@ -60,12 +60,12 @@ def plane_through(first: nn.Module, second: nn.Module, third: nn.Module) -> Plan
     """
     points = [flatten_weights(model) for model in (first, second, third)]
     if len({len(point) for point in points}) > 1:
-        raise IntrafusionError("a plane needs networks of one shape: pad pruned ones back")
+        raise IntrafusionError("a plane needs networks with the same weight shapes; pad pruned networks first")
     one, two = points[1] - points[0], points[2] - points[0]
     u = one / one.norm().clamp(min=1e-30)
     rest = two - (two @ u) * u
     if one.norm() < 1e-9 or rest.norm() < 1e-9 * two.norm().clamp(min=1e-9):
-        raise IntrafusionError("these three networks lie on one line: there is no plane through them")
+        raise IntrafusionError("these three networks are collinear and span no plane; choose other networks")
     v = rest / rest.norm()
     at = torch.tensor([[0.0, 0.0], [float(one.norm()), 0.0], [float(two @ u), float(two @ v)]]).double()
     return Plane(first, points[0], u, v, at)
@@ -103,7 +103,7 @@ def plane_grid(plane: Plane, size: int = 17, margin: float = 0.3) -> Surface:
     """
     if not 2 <= size <= 1001 or not 0 <= margin <= 100:
         raise IntrafusionError(
-            f"a grid needs 2 to 1,001 points a side and a margin from 0 to 100, not {shown(size)} and {margin}"
+            f"size must be 2 to 1,001 points per side and margin from 0 to 100, not {shown(size)} and {margin}"
         )
     low, high = plane.at.min(0).values, plane.at.max(0).values
     room = margin * float((high - low).max())

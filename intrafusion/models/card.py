@@ -47,7 +47,7 @@ def card_of(model: nn.Module) -> ModelCard:
     """Return the model's card. Raises IntrafusionError if it has none."""
     card = getattr(model, "card", None)
     if not isinstance(card, ModelCard):
-        raise IntrafusionError("the model has no card: set model.card to a ModelCard with its mean, std and input_size")
+        raise IntrafusionError("the model has no card; set model.card to a ModelCard with its mean, std and input_size")
     return card
 
 
@@ -64,11 +64,11 @@ def card_for(model: nn.Module, data: "ImageData") -> ModelCard:
         advice = (
             f"choose the data the model was trained on ({card.dataset})"
             if card.dataset != data.name
-            else "give images of that size and with those classes, or say otherwise in the card of the model"
+            else "use images of that size with those classes, or correct the model's card"
         )
         raise IntrafusionError(
-            f"{card.name} takes {card.classes} classes of {card.input_size} images; {data.name} has {len(data.classes)} "
-            f"of {tuple(data.images.shape[1:])}: {advice}"
+            f"{card.name} needs {card.classes} classes of {card.input_size} images, but {data.name} has {len(data.classes)} "
+            f"of {tuple(data.images.shape[1:])}; {advice}"
         )
     return card
 
@@ -83,7 +83,7 @@ def read_card(path: Path, default: ModelCard) -> ModelCard:
     if not os.path.isfile(path):
         return default
     if path.stat().st_size > _MOST:
-        raise IntrafusionError(f"{path} is not a model card: it has more than {_MOST >> 20} MiB")
+        raise IntrafusionError(f"{path} is not a model card: it is larger than {_MOST >> 20} MiB")
     try:
         text = path.read_text()
     except (ValueError, OSError) as error:
@@ -99,7 +99,7 @@ def card_from(text: str, default: ModelCard, path: Path) -> ModelCard:
     try:
         raw = json.loads(text)
         if not isinstance(raw, dict):
-            raise TypeError("it is no object")
+            raise TypeError("it is not a JSON object")
         known = {f.name: raw[f.name] for f in fields(ModelCard) if f.name in raw and f.name != "name"}
         for key in ("mean", "std", "input_size"):
             if key in known:
@@ -115,15 +115,15 @@ def check_card(card: ModelCard) -> None:
     """Raise ValueError or TypeError if the fields of a card are invalid."""
     texts = card.name, card.dataset, card.source, card.licence
     if not all(isinstance(text, str) for text in texts) or not isinstance(card.details, dict):
-        raise TypeError("dataset, source and licence are texts, details an object")
+        raise TypeError("dataset, source and licence must be strings, and details an object")
     for text in texts_in([*texts, card.details]):
         check_text(text, "the card", "a text", FIELD)
     if len(card.input_size) != 3 or not len(card.mean) == len(card.std) == card.input_size[0]:
-        raise ValueError("mean and std need one number for each channel of input_size (C, H, W)")
+        raise ValueError("mean and std must have one number for each channel of input_size (C, H, W)")
     sizes = *card.input_size, card.classes
     if not all(type(size) is int and 1 <= size <= _MOST for size in sizes) or math.prod(card.input_size) > _NUMBERS:
-        raise ValueError("input_size and classes must be positive whole numbers of sizes that networks have")
+        raise ValueError("input_size and classes must be positive integers of a reasonable size")
     if not all(abs(mean) <= 1e9 and 1e-9 <= std <= 1e9 for mean, std in zip(card.mean, card.std, strict=True)):
-        raise ValueError("mean must be finite, and std must be positive, on pixels from 0 to 1")
+        raise ValueError("mean must be finite and std positive, for pixels from 0 to 1")
     if card.accuracy is not None and not 0 <= card.accuracy <= 1:
-        raise ValueError(f"accuracy is a fraction in [0, 1], not {shown(card.accuracy)}")
+        raise ValueError(f"accuracy must be in [0, 1], not {shown(card.accuracy)}")

@@ -168,8 +168,8 @@ def _ready(model: nn.Module, card: ModelCard) -> nn.Module:
 def _device(name: str | torch.device) -> torch.device:
     try:
         if torch.device(name).type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("no such hardware")
+            raise RuntimeError("unsupported device type")
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise IntrafusionError(f"device {name!r} is not available here: use cpu ({one_line(error)})") from error
+        raise IntrafusionError(f"device {name!r} is not available ({one_line(error)}); use cpu") from error

@@ -31,26 +31,24 @@ def state_dicts(content: Any, path: Path, key: str | None = None) -> dict[str, d
     Raises IntrafusionError if nothing is found.
     """
     if isinstance(content, Beside):
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors) but a {content.of}")
+        raise IntrafusionError(f"{path} contains a {content.of}, not a state dict (names to tensors)")
     found = dict(_found(content))
     if key is not None:
         chosen = _at(content, key)
         known = [name for name in found if name]
         if chosen is None:
             raise IntrafusionError(
-                f"{path} holds no weights under {shown(key)}: "
-                + (f"choose one of {', '.join(known)}" if known else "it holds one state dict, which needs no key")
+                f"{path} has no weights under {shown(key)}; "
+                + (f"choose one of {', '.join(known)}" if known else "it has one state dict, which needs no key")
             )
         found = dict(_found(chosen, key))
     if len(found) > _MOST_TABLES:
-        raise IntrafusionError(
-            f"{path} holds {len(found):,} state dicts, and at most {_MOST_TABLES} are looked at: save the one that is meant"
-        )
+        raise IntrafusionError(f"{path} has {len(found):,} state dicts; the limit is {_MOST_TABLES}; save only the one to use")
     if not found:
         holds = ", ".join(map(_text, list(content)[:6])) if isinstance(content, dict) else ""
         if _has_arrays(content):
-            holds += "; its NumPy arrays are not read, so save them as tensors"
-        raise IntrafusionError(f"{path} holds no state dict (names to tensors)" + (f": it holds {holds}" if holds else ""))
+            holds += "; NumPy arrays are not supported; save them as tensors"
+        raise IntrafusionError(f"{path} has no state dict (names to tensors)" + (f", only {holds}" if holds else ""))
     return found
 
 

@@ -18,7 +18,7 @@ def kind_of(model: nn.Module) -> torch.dtype:
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(kinds) > 1:
         names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        raise IntrafusionError(f"the network's weights are of {names}: convert all of them to one, as model.float() does")
+        raise IntrafusionError(f"the network has weights of {names}; convert them to one dtype, such as with model.float()")
     return kinds.pop() if kinds else torch.float32
 
 
@@ -38,15 +38,15 @@ def has_bf16(device: torch.device) -> bool:
 def check_bf16(device: torch.device) -> None:
     """Raise IntrafusionError if precision "fast" would not be faster on this device."""
     if not has_bf16(device):
-        raise IntrafusionError(f"precision fast needs bf16 instructions, which {device} lacks: choose precision exact")
+        raise IntrafusionError(f"precision fast needs bf16 instructions, which {device} does not have; choose precision exact")
 
 
 def check_accuracy(exact: float, fast: float) -> None:
     """Raise IntrafusionError if bf16 changes the dense accuracy (a fraction) by more than 0.2 points."""
     if abs(exact - fast) > TOLERANCE:
         raise IntrafusionError(
-            f"precision fast is refused: bf16 moves the dense accuracy from {exact:.2%} to {fast:.2%}, by more than "
-            f"{100 * TOLERANCE:.1f} point; choose precision exact"
+            f"precision fast is not accurate enough: bf16 changes the dense accuracy from {exact:.2%} to {fast:.2%}, by more "
+            f"than {100 * TOLERANCE:.1f} points; choose precision exact"
         )
 
 

@@ -58,7 +58,7 @@ def _described(layer: nn.Module, name: str) -> Any:
         return [_described(child, name) for child in layer]
     kind = type(layer).__name__
     if not _is_known(layer):
-        raise IntrafusionError(f"layer {name or 'of the whole network'} is a {kind}, which cannot be kept in a file")
+        raise IntrafusionError(f"{_layer(name)} is a {kind}, which cannot be saved to a file")
     numbers = {field: getattr(layer, field) for field in _KINDS[kind][1]}
     return {"kind": kind, **numbers} | (
         {"bias": layer.bias is not None} if hasattr(layer, "bias") and "Norm" not in kind else {}
@@ -77,7 +77,7 @@ def _resized(ours: nn.Module, theirs: nn.Module, name: str) -> dict[str, Any]:
             numbers[field] = list(value) if isinstance(value, tuple) else value
     shapes = {part: shape for part, shape in _shapes(ours).items() if shape != _shapes(theirs)[part]}
     if not numbers and not shapes:
-        raise IntrafusionError(f"layer {name or 'of the whole network'} differs from its architecture's in no number or shape")
+        raise IntrafusionError(f"{_layer(name)} differs from its architecture, but not in any setting or shape")
     return {"kind": _RESIZED, "numbers": numbers, "shapes": shapes}
 
 
@@ -105,7 +105,7 @@ def set_layers(model: nn.Module, layers: Mapping[str, Any], state: Mapping[str, 
     Nothing in the description is executed, and the layers take no more memory than the weights.
     """
     if not isinstance(layers, Mapping):
-        raise IntrafusionError("the card's layers are no table of names and layers")
+        raise IntrafusionError("the card's layers must be a mapping of names to layers")
     for name, described in layers.items():
         try:
             before = model.get_submodule(str(name))
@@ -114,7 +114,7 @@ def set_layers(model: nn.Module, layers: Mapping[str, Any], state: Mapping[str, 
         if isinstance(described, Mapping) and described.get("kind") == _RESIZED:
             _resize(before, described, str(name), state)
         elif not name:
-            raise IntrafusionError("the card describes the whole network as one layer, which makes no sense")
+            raise IntrafusionError("the card describes the whole network as one layer, which is invalid")
         else:
             with torch.device("meta"):
                 made = _made(described, str(name))
@@ -132,7 +132,7 @@ def _check_shape(name: str, shape: Sequence[int], state: Mapping[str, Tensor]) -
     if name not in state or [*state[name].shape] != [*shape]:
         has = [*state[name].shape] if name in state else "none"
         raise IntrafusionError(
-            f"the card and the weights are not of one network: {name} is {[*shape]} in the card, {has} in the weights"
+            f"the card and the weights do not belong together: {name} is {[*shape]} in the card, {has} in the weights"
         )
 
 
@@ -158,8 +158,12 @@ def _resize(layer: nn.Module, described: Mapping[str, Any], name: str, state: Ma
         table[part] = nn.Parameter(empty) if table is layer._parameters else empty  # type: ignore[assignment]
 
 
+def _layer(name: str) -> str:
+    return f"layer {name}" if name else "the network"
+
+
 def _senseless(name: str, described: Any) -> IntrafusionError:
-    return IntrafusionError(f"the card's layer {name!r} makes no sense: {json.dumps(described)[:200]}")
+    return IntrafusionError(f"the card's layer {name!r} is invalid: {json.dumps(described)[:200]}")
 
 
 def _made(described: Any, name: str, depth: int = 0) -> nn.Module:
@@ -167,7 +171,7 @@ def _made(described: Any, name: str, depth: int = 0) -> nn.Module:
         return nn.Sequential(*(_made(child, name, depth + 1) for child in described))
     kind = described.get("kind") if isinstance(described, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise IntrafusionError(f"the card's layer {name!r} is of no kind that files know: {', '.join(_KINDS)}")
+        raise IntrafusionError(f"the card's layer {name!r} has an unknown kind; choose one of {', '.join(_KINDS)}")
     make, fields = _KINDS[kind]
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in described.items() if key != "kind"}
     if not {*given} <= {*fields, "bias"} or not all(_fits(value) for value in given.values()):
@@ -175,7 +179,7 @@ def _made(described: Any, name: str, depth: int = 0) -> nn.Module:
     try:
         return make(**given)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise IntrafusionError(f"the card's layer {name!r} makes no sense: {one_line(error)}") from error
+        raise IntrafusionError(f"the card's layer {name!r} is invalid: {one_line(error)}") from error
 
 
 def _fits(value: Any) -> bool:

@@ -49,7 +49,7 @@ def keyed(weights: str | Path | None, key: str | None) -> str | Path | None:
     if key is None:
         return weights
     if weights in (None, "random"):
-        raise IntrafusionError("weights_key (--weights-key) chooses within a file: name one as weights (--weights)")
+        raise IntrafusionError("weights_key (--weights-key) needs a file; pass one as weights= (--weights)")
     return f"{weights}{_MARK}{key}"
 
 
@@ -70,16 +70,16 @@ def stored_tensors(table: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """
     for name, value in table.items():
         if isinstance(value, Tensor) and (hidden := sorted(_METHODS.intersection(vars(value)))):
-            raise IntrafusionError(f"{path} hides {hidden[0]} of the tensor {name}: save model.state_dict() alone")
+            raise IntrafusionError(f"{path} overrides {hidden[0]} of the tensor {name}; save only model.state_dict()")
     state = {name: Tensor.detach(value) for name, value in table.items() if isinstance(value, Tensor)}
     if odd := next((name for name, value in state.items() if not _is_plain(value)), None):
-        raise IntrafusionError(f"{path} holds {odd} as no plain tensor of numbers on the CPU: save it as a plain state dict")
+        raise IntrafusionError(f"{odd} in {path} is not a plain CPU tensor; save a plain state dict")
     check_tensor_count(len(state), path)
     for name, value in state.items():
         check_dimensions(value.ndim, name, path)
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     if sum(map(_made_bytes, state.values())) > _VIEWS * sum(storages.values()) + (1 << 20):
-        raise IntrafusionError(f"{path} shows the same numbers as many tensors: save a clone of each")
+        raise IntrafusionError(f"tensors in {path} share too much memory; save a clone of each")
     return state
 
 
@@ -110,7 +110,7 @@ def checked_state(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     odd = [k for k, v in state.items() if v.is_complex() or (v.is_floating_point() and v.dtype not in _FLOATS)]
     if odd:
         raise IntrafusionError(
-            f"{path} holds {odd[0]} as {_kind(state[odd[0]])}: save it as float32, float16, bfloat16 or float64"
+            f"{odd[0]} in {path} is {_kind(state[odd[0]])}; save it as float32, float16, bfloat16 or float64"
         )
     made: dict[tuple[Any, ...], Tensor] = {}  # shared tensors stay shared
     for name, value in state.items():
@@ -118,7 +118,7 @@ def checked_state(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             continue
         made[_place(value)] = whole = value.float()
         if not torch.isfinite(whole).all():
-            raise IntrafusionError(f"{path} holds NaN or infinite weights in {name}: it is damaged or diverged in training")
+            raise IntrafusionError(f"{name} in {path} has NaN or infinite values; the file is damaged, or training diverged")
     return {name: made.get(_place(value), value) for name, value in state.items()}
 
 
@@ -252,16 +252,14 @@ def load_fitted(model: nn.Module, found: StateFit, path: Path, name: str) -> Non
     own, state = model.state_dict(), found.state
     if not found.is_whole():
         first = (
-            f"it lacks {found.missing[0]}"
+            f"it has no {found.missing[0]}"
             if found.missing
-            else f"it has {found.extra[0]} too many"
+            else f"it has an unknown key {found.extra[0]}"
             if found.extra
-            else f"its {(odd := found.misshapen[0])} is {tuple(state[odd].shape)} where {tuple(own[odd].shape)} is needed"
+            else f"its {(odd := found.misshapen[0])} has shape {tuple(state[odd].shape)}, not {tuple(own[odd].shape)}"
         )
-        counts = f"{len(found.missing)} missing, {len(found.extra)} extra, {len(found.misshapen)} misshapen"
+        counts = f"{len(found.missing)} missing, {len(found.extra)} unknown, {len(found.misshapen)} of the wrong shape"
         raise Misfit(f"{path} does not fit {name}: {first} ({counts})", name)
     if whole := next((k for k in own if own[k].is_floating_point() and _is_whole(state[k])), None):
-        raise IntrafusionError(
-            f"{path} holds {whole} as {_kind(state[whole])}, whole numbers that no scale belongs to: save floats"
-        )
+        raise IntrafusionError(f"{whole} in {path} is {_kind(state[whole])}, integers without a scale; save floats")
     model.load_state_dict(checked_state(state, path), strict=False)

@@ -105,7 +105,7 @@ class _Seen:
         self.keys += count
         if self.keys > _MOST_KEYS:
             raise IntrafusionError(
-                f"{self.path} holds tables with more than {_MOST_KEYS:,} keys that are no names: save model.state_dict() alone"
+                f"{self.path} has dicts with more than {_MOST_KEYS:,} keys that are not strings; save only model.state_dict()"
             )
 
 
@@ -169,8 +169,8 @@ def _look(path: Path, seen: _Seen) -> None:
     with safe_zip.open_zip(path) as (archive, infos):
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
-                packed = "it is packed, which torch.save does not do: give it as that wrote it"
-                raise IntrafusionError(f"{path} cannot be read as weights: {advice_on(path) or packed}")
+                packed = "it is compressed, unlike files of torch.save; save it again with torch.save"
+                raise IntrafusionError(f"cannot read weights from {path}: {advice_on(path) or packed}")
             if info.filename.endswith("/data.pkl"):
                 if info.file_size > HEADER:
                     raise _crowded(path, f"{HEADER:,} bytes")
@@ -178,7 +178,7 @@ def _look(path: Path, seen: _Seen) -> None:
 
 
 def _crowded(path: Path, what: str) -> IntrafusionError:
-    return IntrafusionError(f"{path} holds more than {what} beside its tensors: save its state dict alone")
+    return IntrafusionError(f"{path} has more than {what} besides its tensors; save only its state dict")
 
 
 def _follow(stream: Any, seen: _Seen) -> None:
@@ -205,7 +205,7 @@ def _follow(stream: Any, seen: _Seen) -> None:
                 first = marks.pop() if kind == "TUPLE" else len(stack) - int(kind[-1])
                 stack[first:] = [1 + sum(map(abs, stack[first:]))]
                 if stack[-1] > _LONGEST:
-                    raise IntrafusionError(f"{path} holds tuples in tuples without end: save model.state_dict() alone")
+                    raise IntrafusionError(f"{path} has tuples nested too deeply; save only model.state_dict()")
             elif kind.endswith("PUT"):
                 memo[argument] = stack[-1]
             elif kind.endswith("GET"):
@@ -235,22 +235,17 @@ def _refused(path: Path, error: Exception, names: set[str]) -> IntrafusionError:
     layers = [name for name in names if re.match(r"torch\.nn\.(modules\.(?!loss)|parallel\.)", name)]
     if layers:
         return IntrafusionError(
-            f"{path} cannot be loaded safely: it is a whole pickled network (it names {min(layers)}), which would run code; "
-            "where its code is, torch.save(model.state_dict(), ...) writes its weights alone"
+            f"cannot load {path} safely: it is a whole pickled network (it names {min(layers)}), which would run code; "
+            "load it where its code is, and save only its weights: torch.save(model.state_dict(), ...)"
         )
     if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return IntrafusionError(
-            f"{path} cannot be loaded safely: it wants to run {found[1]}, and nothing in a file is run; "
-            "save model.state_dict() alone"
-        )
+        return IntrafusionError(f"cannot load {path} safely: it would run {found[1]}; save only model.state_dict()")
     if "Unsupported operand" in str(error):
         return IntrafusionError(
-            f"{path} cannot be loaded safely: it is damaged, of another program, or written with a pickle_protocol that is not "
-            "torch.save's own; save it as a plain state dict"
+            f"cannot load {path} safely: it is damaged, from another program, or written with a pickle_protocol other than "
+            "torch.save's default; save a plain state dict"
         )
-    return IntrafusionError(
-        f"{path} cannot be loaded safely (it is damaged, or wants to run code): save it as a plain state dict"
-    )
+    return IntrafusionError(f"cannot load {path} safely: it is damaged, or would run code; save a plain state dict")
 
 
 def advice_on(path: Path) -> str:
@@ -258,12 +253,12 @@ def advice_on(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":
-        return "it is a tar archive; if torch.load of an old PyTorch opens it, save its state dict with a new one"
+        return "it is a tar archive; if an old PyTorch can load it, save its state dict with a new one"
     if zipfile.is_zipfile(path):
         with safe_zip.open_zip(path) as (_, infos):
             names = [info.filename for info in infos]
             if not any(name.endswith("/data.pkl") for name in names):
-                return "it is a zip archive that torch.save did not write: unpack it first"
+                return "it is a zip archive that torch.save did not write; unpack it first"
             if any(name.endswith("/constants.pkl") for name in names):
-                return "it is a scripted network; torch.save(torch.jit.load(FILE).state_dict(), ...) writes its weights alone"
+                return "it is a scripted network; save only its weights: torch.save(torch.jit.load(FILE).state_dict(), ...)"
     return ""

@@ -20,10 +20,10 @@ def read_weights_file(path: Path) -> Any:
     Raises IntrafusionError if the file is missing, damaged, of another type, or would run code.
     """
     if not os.path.isfile(path):
-        raise IntrafusionError(f"no weights file at {path}: check the path, or leave weights out for the embedded model")
+        raise IntrafusionError(f"no file at {path}; check the path, or leave weights out for the embedded model")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise IntrafusionError(f"{path} is no weights file: it must end in {', '.join(SUFFIXES)}")
+        raise IntrafusionError(f"{path} is not a weights file: it must end in {', '.join(SUFFIXES)}")
     try:
         return _safetensors(path) if suffix == ".safetensors" else unpickled(path)
     except IntrafusionError:
@@ -31,7 +31,7 @@ def read_weights_file(path: Path) -> Any:
     except Exception as error:  # damaged files fail in many ways, in three libraries
         if isinstance(error, MemoryError):
             raise
-        raise IntrafusionError(f"{path} cannot be read as weights: {advice_on(path) or one_line(error)}") from error
+        raise IntrafusionError(f"cannot read weights from {path}: {advice_on(path) or one_line(error)}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -48,19 +48,19 @@ def _check_header(path: Path) -> None:
         size = int.from_bytes(file.read(8), "little")
         if size > min(HEADER, path.stat().st_size - 8):
             raise IntrafusionError(
-                f"{path} cannot be read as weights: its header has {size:,} bytes, and at most {HEADER:,} are taken, all "
-                "of them in the file"
+                f"cannot read weights from {path}: its header of {size:,} bytes is larger than the file or the limit of "
+                f"{HEADER:,} bytes"
             )
         about = dict(json.loads(file.read(size), object_pairs_hook=_once))
     about.pop("__metadata__", None)
     check_tensor_count(len(about), path)
     if odd := next((name for name, entry in about.items() if not _is_described(entry)), None):
-        raise ValueError(f"its header does not say shape and place of {shown(odd)}: save it again with safetensors")
+        raise ValueError(f"its header has no valid shape and offsets for {shown(odd)}; save it again with safetensors")
     end = 0
     for begin, after, name in sorted((*entry["data_offsets"], name) for name, entry in about.items()):
         check_dimensions(len(about[name]["shape"]), name, path)
         if begin != end or after < begin:
-            raise ValueError(f"{shown(name)} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
+            raise ValueError(f"{shown(name)} begins at byte {begin:,}, but the tensor before it ends at {end:,}")
         end = after
 
 
@@ -76,17 +76,17 @@ def _is_described(entry: Any) -> bool:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made := dict(pairs)) < len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("its header has a duplicate name")
     return made
 
 
 def check_tensor_count(count: int, path: Path) -> None:
     """Raise IntrafusionError if a file holds more tensors than the limit."""
     if count > _MOST_TENSORS:
-        raise IntrafusionError(f"{path} holds {count:,} tensors, and at most {_MOST_TENSORS:,} are taken")
+        raise IntrafusionError(f"{path} has {count:,} tensors; the limit is {_MOST_TENSORS:,}")
 
 
 def check_dimensions(count: int, name: str, path: Path) -> None:
     """Raise IntrafusionError if a tensor has more dimensions than the limit."""
     if count > _MOST_DIMENSIONS:
-        raise IntrafusionError(f"{path} holds {name} of {count:,} dimensions, and at most {_MOST_DIMENSIONS} are taken")
+        raise IntrafusionError(f"{name} in {path} has {count:,} dimensions; the limit is {_MOST_DIMENSIONS}")

@@ -121,7 +121,7 @@ def choose_groups(found: Sequence[Group], names: str | Sequence[str]) -> list[Gr
     if not chosen:
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in found[:3] if group.reason)
         raise IntrafusionError(
-            f"no group to prune: the network has no prunable group, or none was named{reasons and f' ({reasons})'}"
+            f"no group to prune: the network has no prunable group, or no group was named{reasons and f' ({reasons})'}"
         )
     return chosen
 
@@ -133,9 +133,8 @@ def check_names(found: Sequence[Group], names: Iterable[str]) -> None:
         if name not in by_name:
             usable = [group.name for group in found if group.reason is None]
             near = get_close_matches(str(name), usable, 3, 0.4) or usable
-            raise IntrafusionError(f"no group {name!r} in this network: choose all, or {' or '.join(near)}")
-        if by_name[name].reason:
-            raise IntrafusionError(f"group {name} cannot be pruned: {by_name[name].reason}")
+            raise IntrafusionError(f"no group {name!r} in this network; choose all, or {' or '.join(near)}")
+        by_name[name].check_prunable()
 
 
 def _check_mapping(sparsity: Mapping[str, float], found: Sequence[Group], chosen: Sequence[Group]) -> None:
@@ -144,7 +143,7 @@ def _check_mapping(sparsity: Mapping[str, float], found: Sequence[Group], chosen
     asked = [name for name, share in sparsity.items() if share != 0 or name not in known]
     check_names(found, asked)
     if outside := [name for name in asked if name not in pruned]:
-        raise IntrafusionError(f"sparsity names group {outside[0]}, which groups leaves out: name it there, too")
+        raise IntrafusionError(f"sparsity names group {outside[0]}, which groups does not; add it to groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +199,7 @@ def cut(
     """
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
-        raise IntrafusionError(f"merge {merge} needs {merging.needs}: pass data=")
+        raise IntrafusionError(f"merge {merge} needs {merging.needs}; pass data=")
     shares = _losing(found, sparsity, groups, round_to)
     moves = merging.transports or TransportOptions(**options).anchors != "important"
 

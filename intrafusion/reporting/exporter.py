@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.evaluation.latency import LatencyComparison, compare_latency
 from intrafusion.reporting.artifact import Made, making
 from intrafusion.reporting.formats import FORMATS, Written, write
@@ -68,8 +68,7 @@ def export(
     """
     folder, names = Path(folder).expanduser(), tuple(formats) or tuple(FORMATS)
     for name in names:
-        if name not in FORMATS:
-            raise IntrafusionError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+        check_choice("format", name, FORMATS)
     part = _begin(folder)
     try:
         made = None
@@ -86,7 +85,7 @@ def export(
             files = wrote.result or ()
             yield Progress(wrote.doing, 0.75 + 0.25 * wrote.share)
         if all(one.reason for one in files):
-            raise IntrafusionError(f"nothing was written: {files[0].format} failed, {files[0].reason}")
+            raise IntrafusionError(f"nothing was written: {files[0].format} failed: {files[0].reason}")
         accompany(Report(made, files, compared, formats), part)
         with plain_errors(folder.parent):
             move_into_place(part, folder)
@@ -113,13 +112,13 @@ def _begin(folder: Path) -> Path:
         str(folder).encode()  # PyTorch's exporter kills the process for a name that cannot be encoded
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise IntrafusionError(f"{folder} is there already, and is no empty folder: choose another one")
+            raise IntrafusionError(f"{folder} already exists and is not an empty folder; choose another folder")
         part = part_of(folder)
         part.mkdir()
     except UnicodeEncodeError as error:
-        raise IntrafusionError(f"{folder} cannot be made (its name is not UTF-8): choose another folder") from error
+        raise IntrafusionError(f"cannot create {folder}: its name is not UTF-8; choose another folder") from error
     except OSError as error:
-        raise IntrafusionError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+        raise IntrafusionError(f"cannot create {folder}: {error.strerror}; choose another folder") from error
     return part
 
 

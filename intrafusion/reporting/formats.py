@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import check_choice, one_line
 from intrafusion.models.hub import load_model
 from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
@@ -77,8 +77,7 @@ def write(made: Made, folder: Path, name: str) -> Written:
     A format that fails leaves no files; the result gives the reason. Raises IntrafusionError for an unknown format and for a
     full disk.
     """
-    if name not in FORMATS:
-        raise IntrafusionError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+    check_choice("format", name, FORMATS)
     kind = FORMATS[name]
     checkpoint()
     with plain_errors(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".part") as part:

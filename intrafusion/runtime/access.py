@@ -69,9 +69,9 @@ def check_computations(mine: int, everybody: int) -> None:
     if not is_public():
         return
     if mine >= EACH:
-        raise IntrafusionError(f"{EACH} computations that you asked for are not done yet: cancel one, or wait for it")
+        raise IntrafusionError(f"you have {EACH} unfinished computations, the most allowed; cancel one or wait")
     if everybody >= ALL + (0 if mine else FIRST):
-        raise IntrafusionError("this server has more to compute than it can: try again later")
+        raise IntrafusionError("this server is busy; try again later")
 
 
 def check_share(who: str, size: int) -> None:
@@ -81,7 +81,7 @@ def check_share(who: str, size: int) -> None:
     most = _number("INTRAFUSION_KEPT_MB", 2048) / _SHARE
     if wait := _kept.wait(who, size / MIB / most):
         hours = f"try again in {wait / 3600:.0f} hours" if wait < _DAY - 1800 else "try again tomorrow"
-        raise IntrafusionError(f"one reader may keep at most {most:,.0f} MiB a day on this server: {hours}")
+        raise IntrafusionError(f"each visitor may save at most {most:,.0f} MiB a day on this server; {hours}")
 
 
 def check_path(what: str, text: str | None) -> None:
@@ -97,8 +97,8 @@ def check_path(what: str, text: str | None) -> None:
     except (OSError, RuntimeError, ValueError):  # a loop of links, or a null byte in the name
         allowed = False
     if not allowed:
-        where = "only in the folders that it was started with" if roots() else "none"
-        raise IntrafusionError(f"{what} {text[:200]!r} cannot be opened: of the files of this server a reader may name {where}")
+        where = "only opens files in the folders it was started with" if roots() else "does not open its own files"
+        raise IntrafusionError(f"cannot open {what} {text[:200]!r}: this server {where}")
 
 
 def check_weights_size(model: str, weights: int) -> None:
@@ -106,7 +106,7 @@ def check_weights_size(model: str, weights: int) -> None:
     most = _number("INTRAFUSION_MODEL_MB", 512)
     if is_public() and weights > most * MIB:
         raise IntrafusionError(
-            f"{model} has {weights / MIB:,.0f} MiB of weights, and this server opens at most {most:,}: choose a smaller model"
+            f"{model} has {weights / MIB:,.0f} MiB of weights; the limit of this server is {most:,} MiB; choose a smaller model"
         )
 
 
@@ -117,10 +117,10 @@ def check_room() -> None:
     most, places = _number("INTRAFUSION_KEPT_MB", 2048), [home() / "models", home() / "images", *temporary()]
     held = sum({file: _size(file) for place in places for file in (place, *place.rglob("*"))}.values())
     if held >= most * MIB:
-        raise IntrafusionError(f"this server keeps at most {most:,} MiB, and has them: whoever runs it must remove some")
+        raise IntrafusionError(f"this server has reached its limit of {most:,} MiB of files; its operator must remove some")
     there = next(folder for folder in (home(), *home().absolute().parents) if folder.exists())
     if shutil.disk_usage(there).free < _FREE:
-        raise IntrafusionError("the disk of this server is almost full: whoever runs it must free some space")
+        raise IntrafusionError("the disk of this server is almost full; its operator must free some space")
 
 
 def _size(file: Path) -> int:

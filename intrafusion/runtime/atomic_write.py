@@ -100,11 +100,11 @@ def plain_errors(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError
         if is_full(error, path):
             raise _full(path) from error
-        raise IntrafusionError(f"could not write {path}: {one_line(error)}") from error
+        raise IntrafusionError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def _full(path: Path) -> IntrafusionError:
-    return IntrafusionError(f"the disk of {path} is full: free some space and run again; nothing half-written is left behind")
+    return IntrafusionError(f"the disk of {path} is full; free some space and run again; no partial file is left")
 
 
 def is_full(error: Exception, path: Path) -> bool:

@@ -70,7 +70,7 @@ def modules(*roots: str) -> dict[str, str]:
             continue
         if (loader := _loader(name)) is None:
             if name in roots:
-                raise IntrafusionError(f"the code of {name} cannot be read, so that no result can be kept: install it again")
+                raise IntrafusionError(f"cannot read the code of {name}, which identifies results; reinstall it")
             continue
         if name.count(".") == 1 and loader.is_package(name):
             continue

@@ -37,7 +37,7 @@ def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Itera
         digest = yield from _write(url, partial, timeout)
         if not digest.startswith(sha256):
             raise IntrafusionError(
-                f"{url} arrived with checksum {digest[:16]}... where {sha256}... was expected: nothing was kept; "
+                f"the checksum of {url} is {digest[:16]}..., not {sha256}...; the download was discarded; "
                 f"try again, or put the right file at {path}"
             )
         move_into_place(partial, path)
@@ -47,7 +47,7 @@ def stream(url: str, path: Path, sha256: str = "", timeout: float = 20) -> Itera
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         reason = one_line(cause) if isinstance(cause, Exception) else " ".join(str(cause).split())
         raise IntrafusionError(
-            f"could not download {url} to {path}: {reason}; offline, use an embedded model (digits-resnet, "
+            f"cannot download {url} to {path}: {reason}; offline, use an embedded model (digits-resnet, "
             f"cifar10-resnet20) or put the file at {path}"
         ) from error
     finally:

@@ -13,19 +13,19 @@ def check_text(text: str, where: object, what: str, most: int = NAME) -> None:
     """Raise IntrafusionError for text that is too long or contains a lone surrogate. where, what: for the message."""
     if len(text) > most:
         raise IntrafusionError(
-            f"{where} has {what} of {len(text):,} characters ({text[:20]!r}…), and at most {most:,} are taken: shorten it"
+            f"{where} has {what} of {len(text):,} characters ({text[:20]!r}…); the limit is {most:,}; shorten it"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise IntrafusionError(f"{where} has {what} that is no Unicode text, {text[:80]!r}: write it in UTF-8") from error
+        raise IntrafusionError(f"{where} has {what} that is not valid Unicode, {text[:80]!r}; write it in UTF-8") from error
 
 
 def check_classes(names: Iterable[str], where: object) -> tuple[str, ...]:
     """Return class names unchanged. Raises IntrafusionError for too many names, or one that `check_text` rejects."""
     names = tuple(names)
     if len(names) > CLASSES:
-        raise IntrafusionError(f"{where} has {len(names):,} class names, and at most {CLASSES:,} are taken")
+        raise IntrafusionError(f"{where} has {len(names):,} class names; the limit is {CLASSES:,}")
     for name in names:
         check_text(name, where, "a class name")
     return names

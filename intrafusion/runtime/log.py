@@ -76,7 +76,7 @@ def where() -> str:
         if isinstance(handler, _Tracebacks):
             return "could not be written" if handler.failed else f"is in {handler.baseFilename}"
         if isinstance(handler, _Off):
-            return "is logged where INTRAFUSION_LOG is text or json"
+            return "is logged if INTRAFUSION_LOG is text or json"
     return "is in the log"
 
 

@@ -26,7 +26,7 @@ def store_path() -> Path:
 def check_name(name: str) -> str:
     """Return a name for a kept network. Raises IntrafusionError unless `is_name` holds."""
     if not is_name(name):
-        raise IntrafusionError(f"{name!r} is no name for a network: letters, digits, and . _ - after the first, at most 64")
+        raise IntrafusionError(f"invalid name {name!r}; use up to 64 letters and digits, and . _ - after the first")
     return name
 
 
@@ -43,11 +43,11 @@ def inside(folder: Path, *parts: str) -> Path:
     for part in parts:
         if not is_part(part):
             raise IntrafusionError(
-                f"{part[:80]!r} cannot name a file or folder: rename it, of at most {_BYTES} bytes and no / or \\"
+                f"{part[:80]!r} is not a valid file name; rename it, with at most {_BYTES} bytes and no / or \\"
             )
     path = folder.joinpath(*parts)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise IntrafusionError(f"{'/'.join(parts)[:80]!r} lies outside its folder: it is refused")
+        raise IntrafusionError(f"rejected {'/'.join(parts)[:80]!r}: it is outside its folder")
     return path
 
 

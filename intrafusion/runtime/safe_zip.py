@@ -25,12 +25,12 @@ DAMAGED = zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotIm
 def check_size(path: Path) -> None:
     """Raise IntrafusionError unless `path` is a non-empty file of at most FILE bytes."""
     if not path.is_file():
-        raise IntrafusionError(f"no file at {path}: check the path")
+        raise IntrafusionError(f"no file at {path}; check the path")
     size = path.stat().st_size
     if not size:
         raise IntrafusionError(f"{path} is empty")
     if size > FILE:
-        raise IntrafusionError(f"{path} has {size / MIB:,.0f} MiB, and at most {FILE // MIB} MiB are taken")
+        raise IntrafusionError(f"{path} has {size / MIB:,.0f} MiB; the limit is {FILE // MIB} MiB")
 
 
 def check_count(path: Path, most: int | None = None) -> None:
@@ -47,14 +47,14 @@ def check_count(path: Path, most: int | None = None) -> None:
         if signature == _ZIP64:
             file.seek(end - 20)
             if int.from_bytes(file.read(20)[8:16], "little") != (end := end - 76):  # other readers look there
-                raise zipfile.BadZipFile("its last records contradict one another")
+                raise zipfile.BadZipFile("its end records are inconsistent")
         if count <= most and size > most * _ENTRY + MIB:
-            raise IntrafusionError(f"{path} has a directory of {size / MIB:,.0f} MiB: at most {most:,} files are taken")
+            raise IntrafusionError(f"{path} has a directory of {size / MIB:,.0f} MiB; the limit is {most:,} files")
         if count <= most:
             file.seek(max(0, end - size))
             count = file.read(size).count(b"PK\1\2")
     if count > most:
-        raise IntrafusionError(f"{path} holds {count:,} files, and at most {most:,} are taken")
+        raise IntrafusionError(f"{path} has {count:,} files; the limit is {most:,}")
 
 
 @contextmanager
@@ -83,30 +83,30 @@ def _check(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     for info in infos:
         name = repr(info.filename[:80])
         if not _is_inside(info.filename):
-            raise IntrafusionError(f"{path} holds a file named {name}, which would lie outside its folder")
+            raise IntrafusionError(f"{path} contains a file named {name}, which is outside its folder")
         if info.filename in seen:
-            raise IntrafusionError(f"{path} holds two files named {name}")
+            raise IntrafusionError(f"{path} contains two files named {name}")
         seen.add(info.filename)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise IntrafusionError(f"{path} holds {name}, a link or device: only plain files are taken")
+            raise IntrafusionError(f"{path} contains {name}, which is a link or device; only regular files are supported")
         if info.flag_bits & 1:
-            raise IntrafusionError(f"{path} is encrypted ({name}): give it without a password")
+            raise IntrafusionError(f"{path} is encrypted ({name}); save it without a password")
         if info.compress_type not in _METHODS:
-            raise IntrafusionError(f"{path} packs {name} in a way that is not read here: use plain zip")
+            raise IntrafusionError(f"{path} compresses {name} with an unsupported method; use stored or Deflate")
         over = info.file_size - _RATIO * info.compress_size
         excess += max(0, over)
         if over > (_ARRAY if info.filename.endswith(".npy") else _TINY) or excess > _EXCESS:
             raise IntrafusionError(
-                f"{path} holds {name}, which unpacks to {info.file_size / max(1, info.compress_size):,.0f} times its size: "
-                f"at most {_RATIO} times is taken"
+                f"{path} contains {name}, which unpacks to {info.file_size / max(1, info.compress_size):,.0f} times its "
+                f"size; the limit is {_RATIO} times"
             )
     packed, size = sum(info.compress_size for info in infos), path.stat().st_size
     if packed > size:
-        raise IntrafusionError(f"{path} is not a readable archive: its files lie over one another")
+        raise IntrafusionError(f"{path} is not a readable archive: its files overlap")
     total = sum(info.file_size for info in infos)
     if total > (UNPACKED if size <= FILE else max(UNPACKED, size)):  # a user's own file may be larger if stored uncompressed
-        raise IntrafusionError(f"{path} unpacks to {total / MIB:,.0f} MiB, and at most {UNPACKED // MIB:,} MiB are taken")
+        raise IntrafusionError(f"{path} unpacks to {total / MIB:,.0f} MiB; the limit is {UNPACKED // MIB:,} MiB")
 
 
 def _plain(info: zipfile.ZipInfo) -> str:

@@ -158,7 +158,7 @@ class _Child:
                     raise self._too_large()
                 case {"failed": str(why), "traceback": str(where)}:
                     log.event("check failed", what=self._what, task=self._task, reason=why, traceback=where)
-                    raise IntrafusionError(f"{self._what} cannot be read ({why}): it is refused")
+                    raise IntrafusionError(f"rejected {self._what}: cannot read it ({why})")
                 case _:
                     raise self._nonsense()
         raise self._died(self._end(_LAST))
@@ -171,8 +171,9 @@ class _Child:
 
     def _watch(self) -> None:
         """Raise IntrafusionError if the child has exceeded its time or memory limit."""
-        if time.monotonic() - self._began > (_START if self._idle is None else self._limits.wall):
-            raise IntrafusionError(f"checking {self._what} took more than {self._limits.wall:,.0f} s: it is refused")
+        most = _START if self._idle is None else self._limits.wall
+        if time.monotonic() - self._began > most:
+            raise IntrafusionError(f"rejected {self._what}: checking it took more than {most:,.0f} s")
         if self._idle:
             self._grown = max(self._grown, _resident(self._process.pid) - self._idle)
             if self._grown > self._limits.grow:
@@ -201,17 +202,17 @@ class _Child:
     def _died(self, status: int) -> IntrafusionError:
         if status == -getattr(signal, "SIGXCPU", 0):
             took = f"{self._limits.seconds:,} s of processor time"
-            return IntrafusionError(f"checking {self._what} took more than {took}: it is refused")
+            return IntrafusionError(f"rejected {self._what}: checking it took more than {took}")
         if status < 0:
-            return IntrafusionError(f"{self._what} ends the process that checks it (signal {-status}): it is refused")
+            return IntrafusionError(f"rejected {self._what}: the process that checked it was killed (signal {-status})")
         return self._nonsense()
 
     def _too_large(self) -> IntrafusionError:
         most = f"{self._limits.grow // MIB:,} MiB of memory"
-        return IntrafusionError(f"checking {self._what} takes more than {most}: it is refused")
+        return IntrafusionError(f"rejected {self._what}: checking it takes more than {most}")
 
     def _nonsense(self) -> IntrafusionError:
-        return IntrafusionError(f"the process that checks {self._what} ended without an answer: it is refused")
+        return IntrafusionError(f"rejected {self._what}: the process that checked it ended without a result")
 
 
 def _lines(pipe: IO[bytes]) -> Iterator[bytes | None]:

@@ -24,7 +24,7 @@ from intrafusion.runtime import _shutdown_watcher, log
 STATUS = 130  # exit status of a cancelled command
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CANCELLED = "cancelled; the results printed so far are complete"
-_FINISHING = "cancelled: this step of training is completed first and its state kept; a second signal ends it at once"
+_FINISHING = "cancelled; finishing this training step and saving its state; a second signal stops at once"
 
 _watcher: subprocess.Popen | None = None
 _once = threading.Lock()

@@ -47,7 +47,7 @@ def free_path(kind: str, name: str) -> Path:
     """
     path = home() / kind / check_name(name)
     if any(os.path.lexists(path.with_name(name + end)) for end in _ENDS[kind]):
-        raise IntrafusionError(f"something is kept as kept/{name} already: choose another name, or remove that first")
+        raise IntrafusionError(f"kept/{name} already exists; choose another name, or remove it first")
     return path
 
 
@@ -70,7 +70,7 @@ def run_check(
         for name in (*folders, *made):
             kind = (Path(folder) / name).lstat().st_mode
             if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-                raise IntrafusionError(f"checking {what} left {name[:80]!r}, which is no plain file: it is refused")
+                raise IntrafusionError(f"rejected {what}: checking it left {name[:80]!r}, which is not a regular file")
     return answer
 
 
@@ -97,7 +97,7 @@ class Workshop:
         """
         place = inside(self.folder / "given", name)
         if place.exists():
-            raise IntrafusionError(f"two files are named {name}: rename one, as x_train.npz and x_test.npz")
+            raise IntrafusionError(f"two files are named {name}; rename one, for example x_train.npz and x_test.npz")
         with _in_words():
             place.parent.mkdir(exist_ok=True)
             if isinstance(content, Path):
@@ -140,7 +140,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise IntrafusionError(f"it could not be kept: {error.strerror or type(error).__name__}") from error
+        raise IntrafusionError(f"cannot save it: {error.strerror or type(error).__name__}") from error
 
 
 def without_folders(message: str, *files: Path) -> str:
@@ -159,7 +159,7 @@ def remove(kind: str, name: str) -> None:
     name = check_name(name.removeprefix(of))
     found = [path for end in _ENDS[kind] if os.path.lexists(path := home() / kind / (name + end))]
     if not found:
-        raise IntrafusionError(f"nothing is kept as {of}{name}")
+        raise IntrafusionError(f"{of}{name} does not exist")
     try:
         for path in found:
             part = part_of(path)  # renamed first, so that a half-removed one is never listed
@@ -168,7 +168,7 @@ def remove(kind: str, name: str) -> None:
         if kind != IMAGES:
             (home() / kind / f"{name}.json").unlink(missing_ok=True)  # card file written by an older version
     except OSError as error:
-        raise IntrafusionError(f"{of}{name} cannot be removed: {error.strerror or type(error).__name__}") from error
+        raise IntrafusionError(f"cannot remove {of}{name}: {error.strerror or type(error).__name__}") from error
 
 
 def safe_name(file: str) -> str:

@@ -77,7 +77,7 @@ class Shapes:
         """
         known = [group.name for group in self.groups]
         if unknown := [name for name in sparsities if name not in known]:
-            raise IntrafusionError(f"no prunable group {unknown[0]!r} in this network: choose from {', '.join(known)}")
+            raise IntrafusionError(f"no prunable group {unknown[0]!r} in this network; choose one of {', '.join(known)}")
         params, macs = self._of_layers(sparsities)
         return Size(params, macs + self.rest_of(sparsities), self.dense.left_out)
 
@@ -176,7 +176,7 @@ def suggest(matrix: Matrix, shapes: Shapes, target: str, value: float, smaller: 
     check_choice("target", target, tuple(TARGETS))
     check_choice("measure of size", smaller, ("params", "macs"))
     if not 0 < value <= 1:
-        raise IntrafusionError(f"the target must be a share above 0 and at most 1, not {value}")
+        raise IntrafusionError(f"{target} must be a number above 0 and at most 1, not {value}")
     unit = smaller if target == "accuracy" else target
     most = np.inf if target == "accuracy" else value * getattr(shapes.dense, unit)
     allowed = matrix.dense - value + 1e-12 if target == "accuracy" else np.inf
@@ -209,7 +209,10 @@ def _verdict(target: str, value: float, unit: str, expected: float, after: Size,
     """Return whether the target is met, and a line that says why not, or ""."""
     if target == "accuracy":
         met = expected >= value - 1e-9
-        return met, "" if met else f"{value:.1%} is above the {expected:.1%} of the unpruned network; choose a lower target"
+        return (
+            met,
+            "" if met else f"{value:.1%} is above the {expected:.1%} of the unpruned network; choose a lower target",
+        )
     stays, whole = getattr(after, unit), getattr(dense, unit)
     if stays <= value * whole:
         return True, ""
@@ -230,8 +233,8 @@ class _Search:
         options = [(i, *option) for i, group in enumerate(shapes.groups) for option in _options(matrix, group)]
         if len(options) == len(shapes.groups):
             raise IntrafusionError(
-                f"no group of this network was measured with the merge {matrix.merge}, at a sparsity that prunes it: run "
-                "the study first"
+                f"no group of this network was measured with merge {matrix.merge} at a sparsity that prunes it; run the "
+                "study first"
             )
         self.owner = np.array([i for i, _, _ in options])
         self.sparsity, self.losses = (np.array([option[k] for option in options]) for k in (1, 2))

@@ -45,9 +45,9 @@ def paired(first: Result, second: Result, z: float = 1.959964) -> Paired:
     for name in ("dataset", "data_path", "limit", "seed"):
         ours, theirs = getattr(first.spec, name), getattr(second.spec, name)
         if ours != theirs:
-            raise IntrafusionError(f"these results were measured on different images: {name} {ours} and {theirs}")
+            raise IntrafusionError(f"cannot compare results on different images: {name} is {ours} and {theirs}")
     if first.total != second.total:
-        raise IntrafusionError(f"these results were measured on different images: of {first.total:,} and of {second.total:,}")
+        raise IntrafusionError(f"cannot compare results on different images: {first.total:,} and {second.total:,} of them")
     count = min(first.count, second.count)
     right, also = _answers(first, count), _answers(second, count)
     only_first, only_second = (int(np.bitwise_count(bits).sum()) for bits in (right & ~also, also & ~right))
@@ -68,7 +68,7 @@ def matched_wald(only_first: int, only_second: int, count: int, z: float = 1.959
     IntrafusionError for impossible counts.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count < 1:
-        raise IntrafusionError(f"no interval for {only_first} and {only_second} of {count} pairs")
+        raise IntrafusionError(f"the counts {only_first} and {only_second} must be in {count} pairs")
     b, c, n = only_first + 0.5, only_second + 0.5, count + 2
     half = z * math.sqrt(b + c - (b - c) ** 2 / n) / n
     return max(-1.0, (b - c) / n - half), min(1.0, (b - c) / n + half)
@@ -82,7 +82,7 @@ def _answers(result: Result, count: int) -> np.ndarray:
     size = -(-count // 8)
     bits = np.frombuffer(result.correct, np.uint8, size).copy() if len(result.correct) >= size else None
     if bits is None:
-        raise IntrafusionError(f"this result holds no answers for {count:,} images: measure it again")
+        raise IntrafusionError(f"this result has no predictions for {count:,} images; measure it again")
     if spare := size * 8 - count:
         bits[-1] &= 0xFF << spare & 0xFF
     return bits

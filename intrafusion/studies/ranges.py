@@ -23,7 +23,7 @@ def expand_range(text: str, kind: type[int] | type[float], name: str) -> list[in
         start, stop, step = ends if len(ends) == 3 else (*ends, 1)
         count = math.floor((stop - start) / step + 1e-9) + 1
     except (ValueError, ArithmeticError) as error:
-        raise IntrafusionError(f"{name} takes numbers or a range start:stop:step, not {shown(text)}") from error
+        raise IntrafusionError(f"{name} must be numbers or a range start:stop:step, not {shown(text)}") from error
     if not 0 < count <= _MOST:
-        raise IntrafusionError(f"the range {shown(text)} of {name} is empty or too long")
+        raise IntrafusionError(f"the range {shown(text)} of {name} is empty or has more than {_MOST:,} numbers")
     return [kind(round(start + i * step, 10)) for i in range(count)]

@@ -176,7 +176,7 @@ def sensitivity_matrix(
     for name in _varied(chosen):
         if name not in _AXES:
             values = ", ".join(dict.fromkeys(str(getattr(result.spec, name)) for result in chosen))
-            raise IntrafusionError(f"these results differ in {name} ({values}): choose one of them")
+            raise IntrafusionError(f"these results differ in {name}; choose one of {values}")
     found: dict[tuple[str, float], list[Result]] = {}
     for result in sorted(chosen, key=lambda result: result.spec.seed):
         found.setdefault((result.spec.groups[0], _tidy(result.spec.sparsity)), []).append(result)

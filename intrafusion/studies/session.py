@@ -89,7 +89,7 @@ class Session:
     def images(self) -> ImageData:
         """Return the labelled evaluation images. Raises IntrafusionError if none were loaded or none have labels."""
         if self.data is None:
-            raise IntrafusionError(f"no {self.card.dataset} images are loaded: give a data path, or download them")
+            raise IntrafusionError(f"no {self.card.dataset} images are loaded; pass a data path, or download them")
         return self.data.labelled()
 
     def on(self, data: ImageData) -> "Session":
@@ -167,10 +167,10 @@ class Session:
         data = self.calibration(spec.but(calibration=spec.training))
         if data.split != "train":
             where = Path(spec.data_path or f"{spec.dataset}_test.npz")
-            beside = train_beside(where).name if where.suffix else f"{spec.dataset}_train.npz into {where}, or a folder train"
+            beside = train_beside(where).name if where.suffix else f"{spec.dataset}_train.npz or a folder train to {where}"
             raise IntrafusionError(
-                f"recovery {spec.recovery} learns from training images, and only the {data.split} split is here: put {beside}"
-                f"{' beside it' if where.suffix else ''}"
+                f"recovery {spec.recovery} needs training images, but only the {data.split} split was found; add {beside}"
+                f"{' next to it' if where.suffix else ''}"
             )
         return data.labelled()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from intrafusion.errors import IntrafusionError, one_line, shown
+from intrafusion.errors import IntrafusionError, check_choice, one_line, shown, unknown
 from intrafusion.pruning.groups.group import Group
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.studies.ranges import expand_range
@@ -36,23 +36,21 @@ class Study:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise IntrafusionError("a study needs a name")
+            raise IntrafusionError("a study must have a name")
         if any(category(letter) in ("Cc", "Cs") for letter in self.name):
-            raise IntrafusionError(f"the study's name {self.name!r} has characters that cannot be shown: choose another")
+            raise IntrafusionError(f"the study's name {self.name!r} contains unprintable characters; choose another name")
         if math.prod(map(len, self.axes.values())) > _MOST:
-            raise IntrafusionError(f"the study has more than {_MOST:,} points: leave some values out")
+            raise IntrafusionError(f"the study has more than {_MOST:,} points; leave some values out")
         for field, values in self.axes.items():
             if field not in KINDS or field in FIXED:
-                raise IntrafusionError(
-                    f"{field} is no axis of a study: choose from {', '.join(k for k in KINDS if k not in FIXED)}"
-                )
+                raise unknown("axis", field, [name for name in KINDS if name not in FIXED])
             if not values:
-                raise IntrafusionError(f"the axis {field} has no values")
+                raise IntrafusionError(f"axis {field} has no values")
             for value in values:
                 if field != "groups":
                     self.base.but(**{field: value})
                 elif not isinstance(value, str):
-                    raise IntrafusionError(f"groups takes each, all, names, and names joined by +, not {shown(value)}")
+                    raise IntrafusionError(f"groups must be each, all, names, or names joined by +, not {shown(value)}")
 
     def specs(self, groups: Sequence[Group]) -> list[PruneSpec]:
         """Return all points of the study on a network with these groups, without duplicates."""
@@ -76,9 +74,9 @@ class Study:
             raw = tomllib.loads(text)
         except (ValueError, RecursionError) as error:  # also for numbers that are too long and tables nested too deeply
             raise IntrafusionError(f"the study is not TOML: {one_line(error)}") from error
-        unknown = set(raw) - {"name", "decide", "base", "axes"}
-        if unknown:
-            raise IntrafusionError(f"unknown entry {sorted(unknown)[0]!r} in the study: it has name, decide, [base] and [axes]")
+        entries = ("name", "decide", "base", "axes")
+        for name in sorted(raw):
+            check_choice("entry of a study", name, entries)
         base, axes = raw.get("base", {}), raw.get("axes", {})
         if not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(raw.get("decide", False), bool):
             raise IntrafusionError("the study's base and axes must be tables of fields, and decide true or false")
@@ -92,7 +90,7 @@ class Study:
         try:
             return cls.from_toml(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: the home directory of an unknown user
-            raise IntrafusionError(f"the study file {path} cannot be read: {one_line(error)}") from error
+            raise IntrafusionError(f"cannot read the study file {path}: {one_line(error)}") from error
 
 
 def parse(field: str, given: object) -> tuple[Any, ...]:

@@ -106,13 +106,13 @@ def parse_changes(text: str, hidden: int) -> dict[tuple[int, str], float]:
                 raise ValueError
             neuron, name, value = int(found[1]), found[2], float(found[3])
         except ValueError:
-            raise IntrafusionError(f"{shown} is no change: write neuron.weight=number, as in 3.w1=0.5") from None
+            raise IntrafusionError(f"invalid change {shown}; write neuron.weight=number, such as 3.w1=0.5") from None
         if neuron >= hidden:
-            raise IntrafusionError(f"{shown}: there is no such neuron; they are 0 to {hidden - 1}")
+            raise IntrafusionError(f"invalid change {shown}; neurons are 0 to {hidden - 1}")
         if name not in WEIGHTS:
-            raise IntrafusionError(f"{shown}: there is no such weight; they are {', '.join(WEIGHTS)}")
+            raise IntrafusionError(f"invalid change {shown}; weights are {', '.join(WEIGHTS)}")
         if not abs(value) <= LIMIT:
-            raise IntrafusionError(f"{shown}: a weight lies between {-LIMIT:g} and {LIMIT:g}")
+            raise IntrafusionError(f"invalid change {shown}; weights are between {-LIMIT:g} and {LIMIT:g}")
         changes[neuron, name] = value
     return changes
 

@@ -78,8 +78,8 @@ class Solutions:
             made = merged(self.spec.but(merge=MERGED[name], recovery="none"), self.session)
             if not made.merged:
                 raise IntrafusionError(
-                    f"nothing was pruned: at {self.spec.sparsity:.0%} these groups lose no channel, so all networks are the "
-                    "dense one"
+                    f"nothing was pruned: at sparsity {self.spec.sparsity:.0%} these groups lose no channel; choose a larger "
+                    "sparsity"
                 )
             return made.small, pad(made.small, self.session.folded, {one.group: one.kept for one in made.merged})
 
@@ -97,8 +97,8 @@ class Solutions:
         """
         if norms_of(self.session.folded):
             raise IntrafusionError(
-                "some norms of this network do not fold into a layer: their statistics belong to one network each, and there "
-                "is no plane of weights alone"
+                "some norms of this network cannot be folded into a layer; their statistics belong to one network, so there is "
+                "no plane of weights"
             )
         return plane_through(*map(self.whole, THREE))
 

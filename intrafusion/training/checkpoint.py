@@ -20,9 +20,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise IntrafusionError(f"could not read {path} ({one_line(error)}): remove it and run again") from error
+        raise IntrafusionError(f"cannot read {path}: {one_line(error)}; remove it and run again") from error
     if not isinstance(state, dict):
-        raise IntrafusionError(f"{path} holds no training state: remove it and run again")
+        raise IntrafusionError(f"{path} is not a training state; remove it and run again")
     return state
 
 

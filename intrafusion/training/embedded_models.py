@@ -48,16 +48,16 @@ def make(
     from safetensors.torch import save_file
 
     if name not in RECIPES:
-        raise IntrafusionError(f"no recipe for {name!r}: choose one of {', '.join(RECIPES)}")
+        raise IntrafusionError(f"no recipe for {name!r}; choose one of {', '.join(RECIPES)}")
     recipe = replace(RECIPES[name], **changes)  # type: ignore[arg-type]
     if recipe.epochs < 1 or not 0 <= recipe.seed < 2**63:
-        raise IntrafusionError(f"epochs must be at least 1 and seed from 0, not {recipe.epochs} and {recipe.seed}")
+        raise IntrafusionError(f"epochs must be at least 1 and seed at least 0, not {recipe.epochs} and {recipe.seed}")
     if recipe.precision == "fast":
         check_bf16(train_data.labels.device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IntrafusionError(f"could not write {name} into {out}: {error}") from error
+        raise IntrafusionError(f"cannot write {name} to {out}: {error}") from error
     torch.manual_seed(recipe.seed)
     model: nn.Module = load_model(name, weights="random")
     card: ModelCard = model.card  # type: ignore[assignment]
@@ -84,5 +84,5 @@ def make(
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
             told.write_text(json.dumps(card.to_dict(), indent=2) + "\n")
     except (IntrafusionError, SafetensorError) as error:
-        raise IntrafusionError(f"could not write {name} into {out}: {error}") from error
+        raise IntrafusionError(f"cannot write {name} to {out}: {error}") from error
     return card

@@ -246,7 +246,7 @@ class _Run:
         if not math.isfinite(loss):
             self.has_diverged = True
             raise Diverged(
-                f"the loss is no longer a number after {self.step} steps: choose a learning rate below {self.recipe.lr:g}"
+                f"the loss is NaN or infinite after {self.step} steps; choose a learning rate below {self.recipe.lr:g}"
             )
         if self.settle is not None:
             self.settle(self.model)
@@ -294,7 +294,7 @@ class _Run:
     def _resume(self, path: Path) -> None:
         state = load(path)
         if state.get("about") != self._about():
-            raise IntrafusionError(f"{path} is the state of another run: remove it, or choose another file")
+            raise IntrafusionError(f"{path} is the state of another run; remove it, or choose another file")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())

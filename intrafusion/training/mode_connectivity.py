@@ -42,11 +42,11 @@ class Curve(nn.Module):
         super().__init__()
         shapes = [{name: tuple(value.shape) for name, value in one.named_parameters()} for one in (first, last)]
         if shapes[0] != shapes[1] or len(norms_of(first)) != len(norms_of(last)):
-            raise IntrafusionError("a path needs two networks of one shape: these have other layers, widths or norms")
+            raise IntrafusionError("a path needs two networks of the same shape; these differ in layers, widths or norms")
         self.network = private(first)
         ends = torch.stack([flatten_weights(first), flatten_weights(last)])
         if torch.equal(ends[0], ends[1]):
-            raise IntrafusionError("both ends of this path are the same network: choose another end")
+            raise IntrafusionError("both ends of this path are the same network; choose another end")
         inside = torch.arange(1, bends + 1, device=ends.device).double()[:, None] / (bends + 1)
         self.register_buffer("ends", ends, persistent=False)
         self.bends = nn.Parameter((ends[0] + inside * (ends[1] - ends[0])).float())
@@ -109,7 +109,7 @@ def walk(
     network, found = curve.network, nothing(points)
     batches, again = list(normalised(network, data)), [] if seen is None else list(normalised(network, seen))
     if norms_of(network) and not again:
-        raise IntrafusionError("this network has BatchNorm: a path needs images to measure its statistics on")
+        raise IntrafusionError("a path of networks with BatchNorm needs images for its statistics")
     loss, accuracy = found.loss, found.accuracy
     for place in _coarse_first(points):
         t = torch.tensor([found.t[place]])
@@ -222,7 +222,7 @@ class _Lesson:
         """Find the peak learning rate with the best short run. Raises IntrafusionError if no rate gives a finite loss."""
         found = best_rate(self._probe)
         if found is None:
-            raise IntrafusionError("no learning rate learns a path between these networks: choose other ends")
+            raise IntrafusionError("no learning rate gives a finite loss on the path between these networks; choose other ends")
         return found
 
     def _probe(self, rate: float) -> float:

@@ -51,7 +51,7 @@ def fuse_models(
     """
     check_choice("by", by, ALIGNED)
     if data is not None and len(data) < 2:
-        raise IntrafusionError("statistics need at least two images: pass more as data")
+        raise IntrafusionError("BatchNorm statistics need at least two images; pass more as data=")
     first, *others = _members(models)
     found = find_groups(first, example)
     groups = [group for group in found if group.reason is None]
@@ -61,7 +61,7 @@ def fuse_models(
     states = [member.state_dict() for member in members]
     fused.load_state_dict({name: _average([state[name] for state in states]) for name in states[0]})
     if data is None:
-        _log.warning("fused without images: its statistics are averages; pass data=, or measure them before it is used")
+        _log.warning("fused without images: BatchNorm statistics are averages; pass data=, or measure them before use")
     else:
         normed = {layer.name for group in found for layer in group.layers if layer.norm}
         restate(fused, members, _batches(first, data.subset(MEASURED)), normed)
@@ -72,13 +72,13 @@ def fuse_models(
 def _members(models: Sequence[nn.Module]) -> list[nn.Module]:
     """Return copies of the networks. Raises IntrafusionError if they cannot be averaged."""
     if len(models) < 2:
-        raise IntrafusionError(f"fusing needs at least two networks, not {len(models)}")
+        raise IntrafusionError(f"fusion needs at least two networks, not {len(models)}")
     models = [twin(model) for model in models]
     for model in models:
         check_finite(model.named_modules())
     shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in models]
     if any(shape != shapes[0] for shape in shapes):
-        raise IntrafusionError("fusing needs networks of one architecture: these have other layers or widths")
+        raise IntrafusionError("fusion needs networks of the same architecture; these differ in layers or widths")
     return models
 
 

@@ -43,7 +43,7 @@ def test_a_machine_that_is_well(capsys):
     } < set(by_name)
     assert all(set(row) == {"name", "state", "said", "todo", "needed"} for row in rows)
     assert all(row["state"] == OK for row in rows if row["needed"])
-    assert by_name["model digits-resnet"]["said"].startswith("99.7% of 597 test images right")
+    assert by_name["model digits-resnet"]["said"].startswith("accuracy 99.7% on 597 test images")
     assert "none yet" in by_name["store"]["said"]
     assert not store_path().exists()
     assert by_name["data cifar10"]["todo"].startswith("python -m intrafusion data cifar10 --download")
@@ -51,7 +51,7 @@ def test_a_machine_that_is_well(capsys):
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(("permitted", "state", "said"), [
-    (True, OK, "with limits and without a network"), (False, MISSING, "this system lets it have no network namespace"),
+    (True, OK, "and no network access"), (False, MISSING, "but with network access"),
 ])  # fmt: skip
 def test_whether_checks_of_files_can_leave_the_network(monkeypatch, permitted, state, said):
     monkeypatch.setattr(health_checks.sandbox, "is_alone", lambda: permitted)
@@ -77,7 +77,7 @@ class TestStore:
         assert main(["doctor"]) == 1
         out = capsys.readouterr().out
         assert "broken  store" in out
-        assert out.endswith("Something that is needed does not work.\n")
+        assert out.endswith("A required check failed.\n")
 
     def test_damage_that_nothing_has_stumbled_on_yet_is_found(self):
         with Store() as store:
@@ -116,7 +116,7 @@ class TestDisk:
     def test_one_that_cannot_be_written(self, monkeypatch, tmp_path):
         monkeypatch.setenv("INTRAFUSION_HOME", "/proc/nowhere")  # where even root makes nothing
         cache = found()["cache"]
-        assert (cache.state, "cannot be written" in cache.said) == (BROKEN, True)
+        assert (cache.state, "cannot write to" in cache.said) == (BROKEN, True)
 
 
 @pytest.mark.usefixtures("alone")

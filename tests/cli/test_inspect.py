@@ -108,14 +108,14 @@ def test_tables_are_for_people(capsys, monkeypatch):
     ("plan --model digits-mlp --solver magic", "unknown solver 'magic'"),
     ("plan --model digits-mlp --cost vibes", "unknown cost 'vibes'"),
     ("plan --model digits-mlp --distance cosine --p 2", "has no p"),
-    ("plan --model digits-mlp --cost activations --bias", "contain the biases"),
+    ("plan --model digits-mlp --cost activations --bias", "include biases"),
     ("plan --model digits-mlp --mass 1.5", "mass must be"),
     ("plan --model digits-mlp --reg 0", "reg must be"),
     ("scores --model digits-mlp --sparsity 1.3", "sparsity must be"),
     ("scores --model digits-mlp --criterion bn_scale", "needs a BatchNorm"),
     ("scores --model digits-mlp --calibration 0", "calibration must be"),
     ("methods vibes", "invalid choice"),
-    ("curve --model digits-mlp --cost activations --bias", "contain the biases"),
+    ("curve --model digits-mlp --cost activations --bias", "include biases"),
 ])  # fmt: skip
 def test_bad_input_is_two_and_one_line(capsys, words, match):
     assert main(words.split()) == 2

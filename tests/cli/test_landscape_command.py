@@ -68,10 +68,10 @@ def test_the_other_views_give_the_rows_that_the_page_saves(rows):
 
 
 @pytest.mark.parametrize(("words", "match"), [
-    ("nowhere", "unknown view 'nowhere': choose one of plane, path"),
+    ("nowhere", "unknown view 'nowhere'; choose one of plane, path"),
     ("path --ends dense kept/nobody", "nobody"),
     ("path --ends dense", "--ends"),
-    ("--size 1", "a grid needs 2 to 1,001 points"),
+    ("--size 1", "size must be 2 to 1,001"),
     ("--size many", "many"),
     ("--margin -1", "margin from 0"),
     ("--margin nan", "margin from 0"),

@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import subprocess
@@ -12,7 +13,8 @@ from PIL import Image
 from places import ROOT
 
 import intrafusion as itf
-from intrafusion.cli.main import main
+from intrafusion.cli.main import _parser, main
+from intrafusion.cli.options import summary_of
 from intrafusion.data import datasets
 from intrafusion.runtime.paths import ASSETS
 
@@ -24,6 +26,10 @@ FAST = ["curve", "--model", "digits-mlp", "--limit", "20"]
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction))
 
 
 @pytest.fixture
@@ -102,7 +108,7 @@ class TestGroups:
     def test_table_counts_what_can_be_pruned(self, capsys):
         assert main(["groups"]) == 0
         out = capsys.readouterr().out
-        assert "digits-resnet: 9 of 10 groups can be pruned" in out
+        assert "digits-resnet: 9 of 10 groups are prunable" in out
         assert "layer3.0.conv2" in out
 
 
@@ -239,10 +245,10 @@ BAD = {
     "data to download": ([*FAST, "--data", "cifar10"], "--download"),
     "data not there": ([*FAST, "--data", "cifar10", "--data-path", "nowhere.npz"], "nowhere.npz"),
     "data without a path": ([*FAST, "--data", "imagenet"], "--data-path"),
-    "data for another model": ([*FAST, "--data", "cifar10", "--data-path", "ten.npz"], "digits-mlp takes"),
+    "data for another model": ([*FAST, "--data", "cifar10", "--data-path", "ten.npz"], "digits-mlp needs"),
     "unknown data to describe": (["data", "mnist"], "mnist"),
     "unknown split": (["data", "digits", "--split", "val"], "val"),
-    "training without a model": (["train"], "model"),
+    "training without a model": (["train"], "MODEL"),
     "training an unknown model": (["train", "lenet"], "lenet"),
     "training without a recipe": (["train", "cifar10-resnet56", "--data-path", "."], "cifar10-resnet56"),
     "training without data": (["train", "cifar10-resnet20"], "cifar10"),
@@ -301,11 +307,11 @@ def nothing():
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["groups", "--model", "odd:leaves"], "the code of the model ended the program (status 7)"),
+        (["groups", "--model", "odd:leaves"], "the model's code exited the program (status 7)"),
         (["curve", "--model", "odd:nothing"], "no group to prune"),
         (
             ["scores", "--model", "odd:InPlace", "--criterion", "taylor"],
-            "gradients cannot be taken: choose what needs none, as the criterion l1",
+            "choose a method without gradients, such as criterion l1",
         ),
     ],
 )
@@ -324,7 +330,7 @@ def test_a_network_without_groups_has_an_empty_list_of_them(capsys, tmp_path, mo
     (tmp_path / "odd.py").write_text(ODD)
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["groups", "--model", "odd:nothing"]) == 0
-    assert capsys.readouterr().out == "odd:nothing: 0 of 0 groups can be pruned; 0 parameters, 0.0 million MACs\n"
+    assert capsys.readouterr().out == "odd:nothing: 0 of 0 groups are prunable; 0 parameters, 0.0 million MACs\n"
     assert main(["groups", "--model", "odd:nothing", "--json"]) == 0
     assert capsys.readouterr().out == ""
 
@@ -364,6 +370,18 @@ def test_help_names_every_criterion_and_merge(capsys):
     out = capsys.readouterr().out
     for name in [*itf.registry("criterion"), *itf.registry("merge"), *itf.registry("solver")]:
         assert name in out
+
+
+def test_help_fits_80_columns_and_lists_every_command(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    helps: list[str] = []
+    top = _parser()
+    for parser in (top, commands_of(top)["own"]):
+        helps += [one.format_help() for one in (parser, *commands_of(parser).values())]
+        assert all(
+            f"  {name:10}{summary_of(one)}\n" in f"{parser.format_help()}\n" for name, one in commands_of(parser).items()
+        )
+    assert max(len(line) for text in helps for line in text.splitlines()) <= 80
 
 
 @pytest.mark.gpu

@@ -127,7 +127,7 @@ class TestSweep:
         out, err = said(*FAST, "--sparsity", "0.25", "--groups", "1", "1+3", "--name", "a name", "--seed", "0", "1")
         for cell in ("study 'a name'", "studies.sqlite", "1+3", "25%", "fusion", "seed", "96/128"):
             assert cell in out
-        assert err.splitlines() == ["8 points: 0 were in the store, 8 measured now"]
+        assert err.splitlines() == ["8 points: 0 from the store, 8 measured"]
 
     def test_name_is_given_read_or_made(self, said, rows):
         said("sweep", "--file", study_file(), "--name", "given")
@@ -157,7 +157,7 @@ class TestSweep:
         found = rows(*words)  # 10 % where dropped, 88 % where fused
         assert [(row["count"], row["total"]) for row in found] == [(100, 597)] * 2
         _, err = said(*words)
-        assert err.splitlines() == ["2 points: 2 were in the store, 0 measured now, 2 decided early"]
+        assert err.splitlines() == ["2 points: 2 from the store, 0 measured, 2 decided early"]
         assert {row["count"] for row in rows(*words[:-1])} == {597}
 
     def test_decision_may_stand_in_the_file(self, rows, monkeypatch):
@@ -177,12 +177,12 @@ class TestSweep:
         assert main([*words, "--name", "half"]) == 1
         out, err = capsys.readouterr()
         assert "failed: 3, l1, 20%, drop: RuntimeError: no memory (id id; its traceback is in the log)\n" in err
-        assert err.splitlines()[-1] == "2 points: 0 were in the store, 1 measured now, 1 failed"
+        assert err.splitlines()[-1] == "2 points: 0 from the store, 1 measured, 1 failed"
         assert "96/128" not in out
         assert "1 of 2 points complete, 0 partial, 1 failed" in said("studies", "show", "half")[0]
         assert "failed: 3, l1, 20%, drop: RuntimeError: no memory" in said("studies", "show", "half")[1]
         assert main([*words, "--groups", "3"]) == 1
-        assert capsys.readouterr().err.splitlines()[-1] == "1 points: 0 were in the store, 0 measured now, 1 failed"
+        assert capsys.readouterr().err.splitlines()[-1] == "1 points: 0 from the store, 0 measured, 1 failed"
 
     def test_a_curve_with_a_failed_point_says_how_many_and_ends_with_1(self, capsys, monkeypatch):
         def breaking(spec, *rest, measure=engine.measure):
@@ -196,7 +196,7 @@ class TestSweep:
         assert main([*words, "--sparsity", "0.2", "0.4"]) == 1
         out, err = capsys.readouterr()
         assert [json.loads(line)["merge"] for line in out.splitlines()] == ["drop", "drop"]
-        assert err.splitlines()[-1] == "4 points: 0 were in the store, 2 measured now, 2 failed"
+        assert err.splitlines()[-1] == "4 points: 0 from the store, 2 measured, 2 failed"
 
 
 class TestStored:
@@ -206,13 +206,13 @@ class TestStored:
         out, err = said(*FAST, "--json")
         assert len(measured) == 12
         assert sorted(map(json.loads, out.splitlines()), key=str) == sorted(first, key=str)
-        assert err.splitlines() == ["12 points: 12 were in the store, 0 measured now"]
+        assert err.splitlines() == ["12 points: 12 from the store, 0 measured"]
 
     def test_a_larger_study_measures_what_is_new(self, said, measured):
         said(*FAST, "--sparsity", "0.1", "0.3")
         measured.clear()
         _, err = said(*FAST, "--sparsity", "0.1:0.4:0.1", "--seed", "0")
-        assert err.splitlines() == ["16 points: 8 were in the store, 8 measured now"]
+        assert err.splitlines() == ["16 points: 8 from the store, 8 measured"]
         assert {spec.sparsity for spec in measured} == {0.2, 0.4}
 
     def test_curve_reads_what_sweep_stored_and_the_other_way(self, rows, said, measured):
@@ -222,20 +222,20 @@ class TestStored:
         assert {spec.sparsity for spec in measured} == {0.5}
         assert sorted((row for row in curve if row["sparsity"] < 0.5), key=str) == sorted(swept, key=str)
         _, err = said(*FAST, "--groups", "all")
-        assert err.splitlines() == ["6 points: 6 were in the store, 0 measured now"]
+        assert err.splitlines() == ["6 points: 6 from the store, 0 measured"]
 
     def test_no_resume_measures_anew(self, said, measured):
         said(*FAST)
         said(*FAST, "--no-resume", "--groups", "1")
         assert len(measured) == 12 + 6
-        assert said(*FAST)[1].startswith("12 points: 12 were in the store")
+        assert said(*FAST)[1].startswith("12 points: 12 from the store")
 
     def test_what_cannot_run_forgets_and_keeps_nothing(self, said, complaint, rows):
         said(*FAST, "--name", "good")
         for bad in (["--groups", "1", "nine"], ["--merge", "drop", "melt"], ["--solver", "guess"]):
             complaint(*FAST, "--no-resume", "--name", "bad", *bad)
         assert [row["name"] for row in rows("studies", "list")] == ["good"]
-        assert said(*FAST)[1].startswith("12 points: 12 were in the store")
+        assert said(*FAST)[1].startswith("12 points: 12 from the store")
 
     def test_store_is_where_it_is_said(self, said, rows, tmp_path):
         said(*FAST, "--store", "here.sqlite", "--name", "here")
@@ -262,10 +262,10 @@ class TestStored:
             "two",
         ]
         found, err = said(*study, "--json")
-        assert err.splitlines() == ["4 points: 0 were in the store, 4 measured now"]
+        assert err.splitlines() == ["4 points: 0 from the store, 4 measured"]
         assert sorted((spec.merge, spec.p) for spec in measured) == [("drop", 1), ("fusion", 1), ("fusion", 2)]
         assert len(found.splitlines()) == len(rows("studies", "show", "two")) == 4
-        assert said(*study)[1].splitlines() == ["4 points: 4 were in the store, 0 measured now"]
+        assert said(*study)[1].splitlines() == ["4 points: 4 from the store, 0 measured"]
 
     def test_memory_changes_no_answer(self, rows):
         found = [rows(*FAST, "--no-resume", "--memory", memory) for memory in ("0", "1", "1000")]
@@ -322,7 +322,7 @@ class TestStudies:
         measured.clear()
         said("studies", "export", 'é 😀 "q"', "--out", "t.toml")
         _, err = said("sweep", "--file", "t.toml")
-        assert err.splitlines() == ["12 points: 12 were in the store, 0 measured now"]
+        assert err.splitlines() == ["12 points: 12 from the store, 0 measured"]
         assert measured == []
         assert [row["name"] for row in rows("studies", "list")] == ['é 😀 "q"', "mine"]
 
@@ -344,7 +344,7 @@ class TestStudies:
         (row,) = rows("studies", "list")
         assert (row["points"], row["done"], row["other_code"]) == (4, 0, 4)
         measured.clear()
-        assert said("sweep", "--file", "study.toml")[1].startswith("4 points: 0 were in the store, 4 measured now")
+        assert said("sweep", "--file", "study.toml")[1].startswith("4 points: 0 from the store, 4 measured")
         assert len(measured) == 4
         again = rows("studies", "show", "mine")
         assert [row["older_code"] for row in again] == [False] * 4 + [True] * 4
@@ -357,7 +357,7 @@ class TestStudies:
     def test_delete(self, said, rows, measured):
         said(*FAST, "--name", "other", "--groups", "1", "--sparsity", "0.2", "--merge", "fusion")  # a point of both
         measured.clear()
-        assert said("studies", "delete", "mine")[1] == "deleted 'mine' and 3 points that no other study holds\n"
+        assert said("studies", "delete", "mine")[1] == "deleted 'mine' and 3 points that no other study uses\n"
         assert [row["name"] for row in rows("studies", "list")] == ["other"]
         said("sweep", "--file", "study.toml")
         assert len(measured) == 3
@@ -382,7 +382,7 @@ class TestStudies:
 
 BAD = {
     "file not there": (["sweep", "--file", "nowhere.toml"], "nowhere.toml"),
-    "file that is a folder": (["sweep", "--file", "."], "cannot be read"),
+    "file that is a folder": (["sweep", "--file", "."], "cannot read"),
     "file that is no TOML": (["sweep", "--file", "bad.toml"], "TOML"),
     "axis that is none": (["sweep", "--file", "colour.toml"], "colour"),
     "model as an axis": (["sweep", "--file", "model.toml"], "model"),

@@ -165,38 +165,38 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "eight channels or eight rows": ({"images": np.zeros((6, 8, 8, 99), np.uint8)}, "--layout nchw"),
     "two channels or two rows": ({"images": np.zeros((6, 2, 9, 12), np.uint8)}, "--layout nchw"),
     "rows of colours": ({"images": COLOUR[:, :8, :8].reshape(6, -1)}, "--layout nchw"),
-    "rows of no square": ({"images": COLOUR[:, :8].reshape(6, -1)}, "no square pictures"),
-    "rows of measurements": ({"images": COLOUR[:, 0, :4, 0]}, "no square pictures"),
+    "rows of no square": ({"images": COLOUR[:, :8].reshape(6, -1)}, "not square images"),
+    "rows of measurements": ({"images": COLOUR[:, 0, :4, 0]}, "not square images"),
     "channels in neither place": ({"images": np.zeros((6, 20, 9, 20), np.uint8)}, r"not uint8 \(N, 20, 9, 20\)"),
-    "from -1 to 1": ({"images": COLOUR / 127.5 - 1}, "from -1 to 1 may be many things.*--range BLACK WHITE"),
-    "normalised": ({"images": (COLOUR / 255 - 0.5) / 0.2}, "undo a normalisation"),
-    "from 0 to 16": ({"images": COLOUR // 16 / 1}, "from 0 to 15 may be many things"),
-    "from 0 to 16 in integers": ({"images": (COLOUR // 16).astype(int)}, "int64 from 0 to 15 may be many things"),
-    "from 0 to 1 in integers": ({"images": (COLOUR > 99).astype(int)}, "int64 from 0 to 1 may be many things"),
-    "8 of 16 bits": ({"images": COLOUR.astype(np.uint16)}, "uint16 from 0 to 255 may be many things"),
-    "12 of 16 bits": ({"images": COLOUR.astype(np.uint16) * 16}, "uint16 from 0 to 4080 may be many things"),
-    "above 255": ({"images": COLOUR * 2.0}, "from 0 to 510 may be many things"),
+    "from -1 to 1": ({"images": COLOUR / 127.5 - 1}, "from -1 to 1 is ambiguous.*--range BLACK WHITE"),
+    "normalised": ({"images": (COLOUR / 255 - 0.5) / 0.2}, "undo any normalisation"),
+    "from 0 to 16": ({"images": COLOUR // 16 / 1}, "from 0 to 15 is ambiguous"),
+    "from 0 to 16 in integers": ({"images": (COLOUR // 16).astype(int)}, "int64 from 0 to 15 is ambiguous"),
+    "from 0 to 1 in integers": ({"images": (COLOUR > 99).astype(int)}, "int64 from 0 to 1 is ambiguous"),
+    "8 of 16 bits": ({"images": COLOUR.astype(np.uint16)}, "uint16 from 0 to 255 is ambiguous"),
+    "12 of 16 bits": ({"images": COLOUR.astype(np.uint16) * 16}, "uint16 from 0 to 4080 is ambiguous"),
+    "above 255": ({"images": COLOUR * 2.0}, "from 0 to 510 is ambiguous"),
     "NaN": ({"images": np.where(COLOUR > 250, np.nan, COLOUR)}, "NaN"),
     "infinite": ({"images": np.where(COLOUR > 250, np.inf, COLOUR)}, "infinite"),
     "complex": ({"images": COLOUR * 1j}, "images must be uint8"),
     "text": ({"images": COLOUR.astype(str)}, "images must be uint8"),
     "one image": ({"images": COLOUR[0], "labels": LABELS[:1]}, "labels must be integers"),
-    "two names of images": ({"x": COLOUR}, "holds images and x, which both may be its images"),
-    "two names of labels": ({"y": LABELS}, "holds labels and y, which both may be its labels"),
+    "two names of images": ({"x": COLOUR}, "both images and x, either of which may be its images"),
+    "two names of labels": ({"y": LABELS}, "both labels and y, either of which may be its labels"),
     "labels of another count": ({"labels": LABELS[:5]}, r"labels must be integers \(6,\)"),
     "one-hot labels of another count": ({"labels": ONE_HOT[:5]}, r"labels must be integers \(6,\)"),
     "probabilities": ({"labels": ONE_HOT * 0.9 + 0.05}, "one-hot"),
     "two labels an image": ({"labels": np.maximum(ONE_HOT, np.eye(3)[0].astype(int))}, "one-hot"),
     "rows of zeros": ({"labels": ONE_HOT * 0}, "one-hot"),
     "one-hot labels of -1": ({"labels": -ONE_HOT}, "one-hot"),
-    "labels of fractions": ({"labels": LABELS / 3}, "with fractions, as 0.66"),
-    "labels of NaN": ({"labels": np.where(LABELS > 0, np.nan, 0)}, "with fractions, as nan"),
+    "labels of fractions": ({"labels": LABELS / 3}, "with fractions such as 0.66"),
+    "labels of NaN": ({"labels": np.where(LABELS > 0, np.nan, 0)}, "with fractions such as nan"),
     "labels of many dimensions": ({"labels": LABELS[:, None, None]}, "labels must be integers"),
-    "negative labels": ({"labels": LABELS - 1}, "labels run from -1 to 1"),
-    "negative labels of floats": ({"labels": LABELS - 1.0}, "labels run from -1 to 1"),
+    "negative labels": ({"labels": LABELS - 1}, "labels range from -1 to 1"),
+    "negative labels of floats": ({"labels": LABELS - 1.0}, "labels range from -1 to 1"),
     "vast labels": ({"labels": LABELS * 1e9}, "at most 100,000 classes"),
     "labels of text": ({"labels": np.array(list("abcabc"))}, "labels must be integers"),
-    "labels of no class": ({"classes": np.array(["a", "b"])}, "labels run from 0 to 2, but own has 2 classes"),
+    "labels of no class": ({"classes": np.array(["a", "b"])}, "labels range from 0 to 2, but own has 2 classes"),
 }  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_what_is_ambiguous_or_none_is_one_line(tmp_path, case, way):
 
 def test_a_split_that_is_not_there_is_one_line(tmp_path):
     path = save(tmp_path / "x.npz", x_train=COLOUR, y_train=LABELS)
-    with pytest.raises(itf.IntrafusionError, match="holds train images and no test images"):
+    with pytest.raises(itf.IntrafusionError, match="has train images but no test images"):
         itf.load_data("own", path=path)
     with pytest.raises(itf.IntrafusionError, match="no test images"):
         take_data([path], "mine")
@@ -254,8 +254,8 @@ def test_the_command_that_a_refusal_names_works(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("reading", "match"), [
-    ({"span": (0, 100)}, "from 0 to 100, not uint8 from 0 to 255"), ({"span": (1, 1)}, "a range goes from"),
-    ({"span": (0, float("nan"))}, "a range goes from"), ({"layout": "chwn"}, "unknown layout 'chwn'"),
+    ({"span": (0, 100)}, "from 0 to 100, not uint8 from 0 to 255"), ({"span": (1, 1)}, "range must go from"),
+    ({"span": (0, float("nan"))}, "range must go from"), ({"layout": "chwn"}, "unknown layout 'chwn'"),
     ({"layout": "nchw"}, "as nchw"),
 ])  # fmt: skip
 def test_what_does_not_settle_it_is_one_line(tmp_path, reading, match):
@@ -269,7 +269,7 @@ class TestTold:
         path = save(tmp_path / "x.npz", images=COLOUR.transpose(FIRST) / 255, labels=ONE_HOT)
         told = (
             f"{path}: images (6, 3, 9, 12) are read with channels first as (6, 9, 12, 3), images of float64 from 0 to 1 are "
-            "read as 0 to 255; one-hot labels (6, 3) are read as (6,)"
+            "as 0 to 255; reading one-hot labels (6, 3) as (6,)"
         )
         for _ in range(2):
             assert itf.load_data("own", path=path).notes == (told,)
@@ -277,7 +277,7 @@ class TestTold:
 
     def test_of_what_is_kept_under_its_name(self, tmp_path, caplog):
         take_data([save(tmp_path / "x.npz", images=COLOUR, labels=LABELS[:, None])], "mine")
-        assert [record.getMessage() for record in caplog.records] == ["x.npz: labels (6, 1) are read as (6,)"]
+        assert [record.getMessage() for record in caplog.records] == ["x.npz: reading labels (6, 1) as (6,)"]
 
     def test_nothing_where_nothing_was_converted(self, tmp_path, caplog):
         assert itf.load_data("own", path=save(tmp_path / "x.npz", images=COLOUR, labels=LABELS)).notes == ()
@@ -286,5 +286,5 @@ class TestTold:
     def test_of_pictures_too_dark_for_their_type(self, tmp_path):
         path = save(tmp_path / "x.npz", images=COLOUR // 16, labels=LABELS)
         (note,) = itf.load_data("own", path=path).notes
-        assert "the brightest pixel is 15 of 255: where that is white, keep them by" in note
+        assert "the brightest pixel is 15 of 255; if that is white, import them with" in note
         assert "--range 0 15" in note

@@ -173,9 +173,9 @@ class TestNpz:
         assert len(itf.load_data("cifar10", "test", path=str(tmp_path))) == 2
 
     BAD = {  # noqa: RUF012
-        "no labels": ({"images": IMAGES}, "lacks labels"),
-        "no images": ({"labels": LABELS}, "lacks images"),
-        "nothing": ({}, "lacks images, labels"),
+        "no labels": ({"images": IMAGES}, "has no labels"),
+        "no images": ({"labels": LABELS}, "has no images"),
+        "nothing": ({}, "has no images and no labels"),
         "images from -1 to 1": ({"images": IMAGES / 127.5 - 1, "labels": LABELS}, "images must be uint8"),
         "flat images": ({"images": IMAGES.reshape(6, -1), "labels": LABELS}, "images must be uint8"),
         "two channels": ({"images": IMAGES[..., :2], "labels": LABELS}, "images must be uint8"),
@@ -266,9 +266,9 @@ class TestClassFolders:
         assert data.images[:, 0, 5, 5].tolist() == (data.labels % 256).tolist()
 
     @pytest.mark.parametrize(("name", "numbers", "match"), [
-        ("cifar10", range(1, 11), "numbered 1 to 10, and labels of cifar10 run from 0 to 9"),
-        ("cifar100", (100,), "numbered 100 to 100"), ("imagenet", (1000,), "labels of imagenet run from 0 to 999"),
-        ("imagenette", range(10), "are no ImageNet class"),
+        ("cifar10", range(1, 11), "numbered 1 to 10, but labels of cifar10 range from 0 to 9"),
+        ("cifar100", (100,), "numbered 100 to 100"), ("imagenet", (1000,), "labels of imagenet range from 0 to 999"),
+        ("imagenette", range(10), "are not ImageNet classes"),
     ])  # fmt: skip
     def test_numbers_that_are_no_labels_are_one_line(self, tmp_path, name, numbers, match):
         refused(match, name=name, path=folders(tmp_path, {str(number): 1 for number in numbers}))
@@ -407,8 +407,8 @@ def test_unknown_names_and_missing_paths_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "home"))
     refused("unknown dataset 'mnist'.*digits", name="mnist")
     refused("unknown split 'val'", name="digits", split="val")
-    refused("no data at", name="cifar10", path=tmp_path / "nowhere")
-    refused("not downloaded by itself", name="imagenet")
+    refused("no file at", name="cifar10", path=tmp_path / "nowhere")
+    refused("cannot be downloaded", name="imagenet")
     refused("download=True", name="cifar100")
     assert not (tmp_path / "home").exists()
 

@@ -65,7 +65,7 @@ def test_so_are_exports_and_the_answers_that_pruning_changes(some):
     network, data, _ = some
     *_, last = making(SPEC, session_of(network, data))
     assert last.result.result.count == 60
-    assert last.result.note == "60 of 90 images have labels; accuracies are of these"
+    assert last.result.note == "60 of 90 images have labels; accuracies are measured on these"
     assert int(Solutions(SPEC, session_of(network, data)).images.labels.min()) >= 0
 
 
@@ -74,7 +74,7 @@ def test_training_leaves_them_out(some):
     learned, held = hold_out(data)
     assert len(learned) + len(held) == 60
     assert int(torch.cat([learned.labels, held.labels]).min()) >= 0
-    with pytest.raises(itf.IntrafusionError, match="at least 20 images, all of them labelled, not 10"):
+    with pytest.raises(itf.IntrafusionError, match="at least 20 labelled images, not 10"):
         hold_out(replace(data, labels=torch.where(torch.arange(90) < 80, -1, 0)))
 
 
@@ -124,7 +124,7 @@ def test_a_folder_with_unknown_classes_says_how_many_count(tmp_path, monkeypatch
     assert main(["curve", *words, "--sparsity", "0.5", "--merge", "drop", "--json"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out)["count"] == 5
-    assert "5 of 9 images have labels; accuracies are of these" in caplog.text
+    assert "5 of 9 images have labels; accuracies are measured on these" in caplog.text
     assert main(["data", "imagenet", "--data-path", str(tmp_path / "images"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["labelled"] == 5
 

@@ -165,7 +165,8 @@ def test_memory_counts_what_is_alive_at_once():
 
 
 @pytest.mark.parametrize(
-    ("options", "match"), [({"batch": 1}, "at least 2 images, not 1"), ({"runs": 5}, "at least 6 runs, not 5")]
+    ("options", "match"),
+    [({"batch": 1}, "batch must be at least 2"), ({"runs": 5}, "runs must be at least 6, not 5")],
 )
 def test_bad_settings_are_one_line(options, match):
     with pytest.raises(itf.IntrafusionError, match=match):

@@ -147,7 +147,7 @@ def test_refused_connection_is_one_line(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/file.bin"
-    with pytest.raises(itf.IntrafusionError, match="could not download") as caught:
+    with pytest.raises(itf.IntrafusionError, match="cannot download") as caught:
         fetch(url, tmp_path / "file.bin")
     assert "\n" not in str(caught.value)
     assert left_in(tmp_path) == []
@@ -173,7 +173,7 @@ def test_download_can_be_tried_again_after_a_failure(server, url, tmp_path):
 def test_parent_that_is_a_file_is_one_line(server, url, tmp_path):
     (tmp_path / "taken").write_text("a file")
     for path in (tmp_path / "taken" / "file.bin", tmp_path / "taken" / "deeper" / "file.bin"):
-        with pytest.raises(itf.IntrafusionError, match="could not download") as caught:
+        with pytest.raises(itf.IntrafusionError, match="cannot download") as caught:
             fetch(url, path)
         assert "\n" not in str(caught.value)
     assert left_in(tmp_path) == ["taken"]
@@ -181,7 +181,7 @@ def test_parent_that_is_a_file_is_one_line(server, url, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root may write to")
 def test_unwritable_folder_is_one_line(url):
-    with pytest.raises(itf.IntrafusionError, match="could not download") as caught:
+    with pytest.raises(itf.IntrafusionError, match="cannot download") as caught:
         fetch(url, Path("/proc/intrafusion/file.bin"))
     assert "\n" not in str(caught.value)
 
@@ -359,7 +359,7 @@ class TestCifarArchive:
 
     def test_failed_download_is_one_line_and_leaves_nothing(self, server, tmp_path):
         server.replies["/cifar-10-python.tar.gz"] = ok(self.archive, len(self.archive) + 1)
-        with pytest.raises(itf.IntrafusionError, match="could not download") as caught:
+        with pytest.raises(itf.IntrafusionError, match="cannot download") as caught:
             itf.load_data("cifar10", download=True)
         assert "\n" not in str(caught.value)
         assert left_in(tmp_path) == []

@@ -228,10 +228,10 @@ class TestRefused:
 
     def test_wrong_paths_are_one_line(self, tmp_path):
         (tmp_path / "w.onnx").write_bytes(b"")
-        refused("no weights file at .*nowhere.pt", itf.load_model, "digits-mlp", tmp_path / "nowhere.pt")
+        refused("no file at .*nowhere.pt", itf.load_model, "digits-mlp", tmp_path / "nowhere.pt")
         refused("must end in", itf.load_model, "digits-mlp", tmp_path / "w.onnx")
-        refused("no weights file", itf.load_model, "digits-mlp", tmp_path)
-        refused("no weights file", itf.load_model, "imagenet/squeezenet1_1", "IMAGENET1K_V9")
+        refused("no file at", itf.load_model, "digits-mlp", tmp_path)
+        refused("no file at", itf.load_model, "imagenet/squeezenet1_1", "IMAGENET1K_V9")
 
     @pytest.mark.parametrize("path", ["x" * 300 + ".pt", "~nobody-of-this-name/w.pt"], ids=["too long", "no user"])
     def test_impossible_paths_are_one_line(self, path):

@@ -128,7 +128,7 @@ def test_several_number_types_are_one_line(networks):
         lambda: Meter(model, network.data), lambda: measure_latency(model, network.example, batch=2, runs=6),
     ]  # fmt: skip
     for attempt in tries:
-        with pytest.raises(itf.IntrafusionError, match=r"weights are of float16 and float32: .* model\.float\(\)") as caught:
+        with pytest.raises(itf.IntrafusionError, match=r"weights of float16 and float32; .* model\.float\(\)") as caught:
             attempt()
         assert "\n" not in str(caught.value)
 
@@ -185,7 +185,7 @@ def test_precision_fast_falls_back_and_says_so(networks, capsys):
     meter = Meter(model, network.data, "fast")
     assert meter.precision == "exact"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("precision fast is left out, as the network does not run in bf16 (")
+    assert line.startswith("measuring without precision fast: the network does not run in bf16 (")
     assert float(meter.dense(24).double().mean()) == itf.evaluate(model, network.data).accuracy
 
 

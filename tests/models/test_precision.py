@@ -59,7 +59,7 @@ class TestHardware:
             lambda: next(sweep([BASE, BASE.but(precision="fast")], session)),
         ):
             with pytest.raises(
-                itf.IntrafusionError, match="bf16 instructions, which cpu lacks: choose precision exact"
+                itf.IntrafusionError, match="bf16 instructions, which cpu does not have; choose precision exact"
             ) as caught:
                 refused()
             assert "\n" not in str(caught.value)
@@ -69,7 +69,7 @@ class TestHardware:
         for command in ("curve", "sweep"):
             assert main([command, "--model", "digits-mlp", "--precision", "fast"]) == 2
             assert capsys.readouterr().err.splitlines() == [
-                "error: precision fast needs bf16 instructions, which cpu lacks: choose precision exact"
+                "error: precision fast needs bf16 instructions, which cpu does not have; choose precision exact"
             ]
 
     @pytest.mark.usefixtures("lacking")
@@ -100,7 +100,7 @@ class TestAccuracy:
         model, data = itf.load_model("digits-mlp"), itf.load_data("digits")
         model[-1].weight.data *= 1e-3
         model[-1].bias.data = model[-1].bias.data * 1e-3 + 100
-        with pytest.raises(itf.IntrafusionError, match="refused: bf16 moves the dense accuracy") as caught:
+        with pytest.raises(itf.IntrafusionError, match="bf16 changes the dense accuracy") as caught:
             Meter(model, data, "fast")
         assert "\n" not in str(caught.value)
         exact = Meter(model, data, "exact").dense(len(data)).float().mean()

@@ -145,7 +145,7 @@ def test_a_hostile_card_sets_nothing_and_takes_no_memory(layers):
 def test_bad_names_and_missing_networks_are_one_line():
     model = itf.load_model("digits-mlp")
     for name in ("", "../up", "a b", "x" * 65, ".hidden"):
-        with pytest.raises(itf.IntrafusionError, match="is no name for a network"):
+        with pytest.raises(itf.IntrafusionError, match="invalid name"):
             keep(model, name)
     for name in ("kept/nothing", "kept/../up"):
         with pytest.raises(itf.IntrafusionError, match=r"kept|no name"):
@@ -314,7 +314,7 @@ class TestAFullDisk:
 
     def test_it_leaves_the_old_network_and_nothing_else(self, two, full):
         before = two.read_bytes()
-        with pytest.raises(itf.IntrafusionError, match=r"is full: free some space|could not write .*: .*too large") as caught:
+        with pytest.raises(itf.IntrafusionError, match=r"is full; free some space|cannot write .*: .*too large") as caught:
             keep(pruned("digits-mlp"), "mine")
         assert "\n" not in str(caught.value)
         assert two.read_bytes() == before

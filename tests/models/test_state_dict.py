@@ -138,10 +138,10 @@ WHOLE: dict[str, Callable[[State], Any]] = {  # what holds the weights
     "views": lambda w: {k: viewed(v) for k, v in w.items()},
 }
 TOLD: dict[str, tuple[Callable[[State], Any], str]] = {  # what is said of those that hold more than that
-    "n_averaged": (lambda w: {**begun("module.", w), "n_averaged": torch.tensor(5)}, "no weights: n_averaged"),
+    "n_averaged": (lambda w: {**begun("module.", w), "n_averaged": torch.tensor(5)}, "not weights: n_averaged"),
     "total_ops": (lambda w: w | {"layer1.0.total_ops": torch.zeros(1), "total_params": torch.zeros(1)}, "layer1.0.total_ops"),
     "counters too many": (lambda w: w | {"linear.num_batches_tracked": torch.tensor(3)}, "linear.num_batches_tracked"),
-    "an epoch among weights": (lambda w: w | {"epoch": 3}, "no weights: epoch"),
+    "an epoch among weights": (lambda w: w | {"epoch": 3}, "not weights: epoch"),
     "an average beside them": (lambda w: {"state_dict_ema": other(w), "state_dict": w}, "state_dict_ema would"),
     "student and teacher": (lambda w: {"teacher": other(w), "student": w}, "under student; teacher would"),
     "two networks' keys": (lambda w: begun("net.", other(w)) | begun("model.", w), "under model; net would"),
@@ -266,9 +266,9 @@ class TestKey:
 
     def test_a_key_that_is_not_there_names_those_that_are(self, tmp_path, dense):
         torch.save({"model": dense, "ema": dense}, tmp_path / "w.pt")
-        with pytest.raises(itf.IntrafusionError, match="under 'average': choose one of model, ema"):
+        with pytest.raises(itf.IntrafusionError, match="under 'average'; choose one of model, ema"):
             itf.load_model(MODEL, tmp_path / "w.pt", weights_key="average")
-        with pytest.raises(itf.IntrafusionError, match="chooses within a file"):
+        with pytest.raises(itf.IntrafusionError, match="needs a file"):
             itf.load_model(MODEL, weights_key="ema")
 
     def test_a_file_of_the_whole_name_goes_first(self, tmp_path, dense):
@@ -306,7 +306,7 @@ class TestKey:
 
     def test_a_key_without_a_file_is_one_line(self, capsys):
         assert main(["groups", "--weights-key", "ema"]) == 2
-        assert "chooses within a file" in capsys.readouterr().err
+        assert "needs a file" in capsys.readouterr().err
 
 
 def headed(state: State, classes: int) -> State:
@@ -328,7 +328,7 @@ class TestHeads:
 
     def test_it_is_not_measured_on_images_of_other_classes(self, tmp_path, dense):
         torch.save(headed(dense, 100), tmp_path / "w.pt")
-        with pytest.raises(itf.IntrafusionError, match=r"takes 100 classes .* trained on"):
+        with pytest.raises(itf.IntrafusionError, match=r"needs 100 classes .* trained on"):
             evaluate(itf.load_model(MODEL, tmp_path / "w.pt"), load_data("digits"), limit=10)
 
     def test_a_card_beside_it_says_what_they_are(self, tmp_path, dense):
@@ -351,7 +351,7 @@ class TestHeads:
         ]
         assert main(["prune", *words, "--data", "digits"]) == 2
         assert main(["prune", *words, "--formats", "safetensors"]) == 0
-        assert "accuracy is not measured: digits-resnet takes 7 classes" in capsys.readouterr().err
+        assert "accuracy was not measured: digits-resnet needs 7 classes" in capsys.readouterr().err
         small = itf.load_model(MODEL, tmp_path / "out" / "model.safetensors")
         assert small(card_of(small).example()).shape == (1, 7)
 
@@ -418,15 +418,15 @@ class Meter:
 
 
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
-    "an own class beside them": (lambda w: {"model": w, "meter": Meter()}, "wants to run test_state_dict.Meter.*state_dict"),
-    "a function beside them": (lambda w: {"model": w, "f": print}, "wants to run print"),
+    "an own class beside them": (lambda w: {"model": w, "meter": Meter()}, "would run test_state_dict.Meter.*state_dict"),
+    "a function beside them": (lambda w: {"model": w, "f": print}, "would run print"),
     "a whole network": (lambda w: nn.Sequential(nn.Linear(3, 2)), "whole pickled network.*torch.nn.modules"),
     "a whole network in a wrapper": (lambda w: {"model": nn.Linear(3, 2), "epoch": 3}, "whole pickled network"),
     "a network in parallel": (lambda w: nn.DataParallel(nn.Linear(3, 2)), "whole pickled network"),
-    "arrays as weights": (lambda w: {"model": {k: v.numpy() for k, v in w.items()}}, "holds no state dict.*NumPy arrays"),
+    "arrays as weights": (lambda w: {"model": {k: v.numpy() for k, v in w.items()}}, "has no state dict.*NumPy arrays"),
     "an array among weights": (lambda w: w | {"linear.bias": w["linear.bias"].numpy()}, "linear.bias is a NumPy array"),
     "a number among weights": (lambda w: w | {"linear.bias": 3.0}, "linear.bias as a float"),
-    "nothing known": (lambda w: {"hyper": {"lr": 1}, "epoch": 3}, "holds no state dict .*it holds hyper, epoch"),
+    "nothing known": (lambda w: {"hyper": {"lr": 1}, "epoch": 3}, "has no state dict .*only hyper, epoch"),
     "NaN, though an average is whole": (
         lambda w: {"model": w | {"linear.bias": torch.full((10,), torch.nan)}, "ema": w}, "NaN or infinite weights",
     ),

@@ -51,7 +51,7 @@ class TestOthers:
             open_model.keep_network(model, "theirs")
         assert open_model.keep_network(model, "mine") == "kept/mine"
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "0")
-        with pytest.raises(itf.IntrafusionError, match="keeps at most 0 MiB"):
+        with pytest.raises(itf.IntrafusionError, match="limit of 0 MiB"):
             open_model.keep_network(model, "more")
         monkeypatch.delenv("INTRAFUSION_PUBLIC")
         assert open_model.keep_network(model, "theirs") == "kept/theirs"
@@ -68,7 +68,7 @@ class TestOthers:
         secret.with_name("open").joinpath("w.pt").write_bytes(secret.read_bytes())
         monkeypatch.setenv("INTRAFUSION_ROOTS", str(tmp_path / "open"))
         refused = open_page("overview", model="digits-mlp", weights=f"{tmp_path / 'open' / 'link.pt'}#ema")
-        assert "cannot be opened" in refused.error[0].value
+        assert "cannot open" in refused.error[0].value
         opened = open_page("overview", model="digits-mlp", weights=f"{tmp_path / 'open' / 'w.pt'}#ema")
         assert not opened.error
 
@@ -93,20 +93,20 @@ class TestOthers:
         app = press(open_page("recovery"), "Recover")
         assert not app.error
         app = press(open_page("recovery", model="digits-mlp"), "Recover")
-        assert [error.value for error in app.error] == ["this server has more to compute than it can: try again later"]
+        assert [error.value for error in app.error] == ["this server is busy; try again later"]
 
     def test_so_many_of_one_address_whatever_the_session(self, jobs):
         for number in range(access.EACH):
             jobs.start(number, 3, Gate(), "curve of digits-vgg", who=background_jobs.reader_address())
         (error,) = press(open_page("recovery"), "Recover").error
-        assert error.value == "4 computations that you asked for are not done yet: cancel one, or wait for it"
+        assert error.value == "you have 4 unfinished computations, the most allowed; cancel one or wait"
 
     def test_so_much_is_kept_for_one_address_in_a_day(self, monkeypatch):
         monkeypatch.setattr(access, "_kept", access.Rate(10, 1.0, 86400))
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "8")
         access.check_share("a", 2 << 20)
         for size, words in ((1, "try again tomorrow"), (3 << 20, "try again tomorrow")):
-            with pytest.raises(itf.IntrafusionError, match=f"one reader may keep at most 2 MiB a day on this server: {words}"):
+            with pytest.raises(itf.IntrafusionError, match=f"at most 2 MiB a day on this server; {words}"):
                 access.check_share("a", size)
         access.check_share("b", 1)
 
@@ -124,14 +124,14 @@ class TestOthers:
     def test_a_link_to_a_file_is_refused_in_one_line(self):
         for query in ({"data_path": "/etc/passwd"}, {"weights": "/etc/passwd"}):
             (error,) = open_page("curves", **query).error
-            assert error.value.endswith("cannot be opened: of the files of this server a reader may name none")
+            assert error.value.endswith("this server does not open its own files")
         assert not open_page("overview", model="digits-mlp", weights="random").error
 
     def test_a_network_too_large_for_this_server_is_not_opened(self, monkeypatch):
         large = {"model": "ImageNet (torchvision)", "imagenet": "vit_h_14", "weights": "random"}
         (error,) = open_page("overview", **large).error
         assert error.value == (
-            "imagenet/vit_h_14 has 2,416 MiB of weights, and this server opens at most 512: choose a smaller model"
+            "imagenet/vit_h_14 has 2,416 MiB of weights; the limit of this server is 512 MiB; choose a smaller model"
         )
         monkeypatch.setenv("INTRAFUSION_MODEL_MB", "4")
         assert "at most 4" in open_page("overview", **large | {"imagenet": "squeezenet1_0"}).error[0].value

@@ -71,7 +71,7 @@ def test_a_run_to_its_end_is_found_again_and_can_be_kept():
     assert next(button for button in again.main.button if button.label == "Train").disabled
     again.main.text_input[-1].set_value("no name!")
     press(again, "Save")
-    assert "is no name" in text(again)
+    assert "invalid name" in text(again)
     again.main.text_input[-1].set_value("mine")
     press(again, "Save")
     assert not again.error

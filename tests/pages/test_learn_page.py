@@ -220,10 +220,10 @@ def test_a_bad_link_falls_back_to_defaults(query):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ("3.w1", "'3.w1' is no change"),
-        ("<script>", "is no change"),
-        ("9.w1=1", "there is no such neuron"),
-        ("1.w9=1", "there is no such weight"),
+        ("3.w1", "invalid change '3.w1'"),
+        ("<script>", "invalid change"),
+        ("9.w1=1", "neurons are"),
+        ("1.w9=1", "weights are"),
         ("1.w1=99", "between -3 and 3"),
     ],
 )

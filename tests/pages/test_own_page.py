@@ -54,7 +54,7 @@ def test_which_weights_of_a_file_and_what_was_left_out(tmp_path):
     app.text_input(key="own_weights_key").set_value(" ema ").run()
     upload(app, "weights", path)
     assert hub.kept_names() == ["kept/run.pth"]
-    assert app.info[0].value == "left out, as they are no weights: n_averaged"
+    assert app.info[0].value == "ignored, not weights: n_averaged"
 
 
 def test_a_file_of_several_weights_in_the_sidebar(tmp_path):
@@ -64,7 +64,7 @@ def test_a_file_of_several_weights_in_the_sidebar(tmp_path):
     assert f"{path}#ema" in next(code.value for code in app.code if "--weights" in code.value)
     files.save_state(tmp_path / "x.ckpt", {"ema": files.mlp_state() | {"epoch": 3}})
     app = open_page("overview", model="digits-mlp", weights=str(tmp_path / "x.ckpt"))
-    assert "left out, as they are no weights: epoch" in app.info[0].value
+    assert "ignored, not weights: epoch" in app.info[0].value
 
 
 def test_a_program_and_images_are_uploaded_and_used(tmp_path):
@@ -106,8 +106,8 @@ def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
 
 
 @pytest.mark.parametrize(("what", "make", "expected"), [
-    ("weights", lambda f: files.pickled(f / "w.pt", f / "sentinel"), "cannot be loaded safely"),
-    ("program", lambda f: files.save_state(f / "p.pt2", files.mlp_state()), "lacks models/model.json"),
+    ("weights", lambda f: files.pickled(f / "w.pt", f / "sentinel"), "cannot load"),
+    ("program", lambda f: files.save_state(f / "p.pt2", files.mlp_state()), "has no models/model.json"),
     ("images", lambda f: files.bomb(f / "d.zip"), "at most 200 times"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line_without_a_path_of_the_server(tmp_path, what, make, expected):
@@ -244,7 +244,7 @@ def test_no_field_and_no_card_runs_code(tmp_path, monkeypatch):
         field.set_value("own_trap:make")
     app.run()
     assert not app.exception
-    with pytest.raises(itf.IntrafusionError, match="code of your own"):
+    with pytest.raises(itf.IntrafusionError, match="your own code"):
         open_model.cached_session.__wrapped__("own_trap:make", None, "cpu")
     path = files.save_state(tmp_path / "w.safetensors", files.mlp_state())
     (tmp_path / "w.json").write_text('{"details": {"architecture": "own_trap:make"}}')
@@ -264,7 +264,7 @@ def test_what_is_converted_is_told_and_what_is_ambiguous_is_settled_by_the_field
     app.text_input(key="own_images_range").set_value("0, 255").run()
     app.button(key="own_images_take").click().run()
     finished(app, background_jobs.jobs())
-    assert next(note.value for note in app.info if "d.npz" in note.value).endswith("labels (6, 1) are read as (6,)")
+    assert next(note.value for note in app.info if "d.npz" in note.value).endswith("reading labels (6, 1) as (6,)")
     data = itf.load_data("kept/d")
     assert np.array_equal(data.images.numpy(), files.PIXELS[:, :3, :3].repeat(3, 3))
 
@@ -274,4 +274,4 @@ def test_what_was_passed_over_of_a_path_is_told_on_the_page(tmp_path):
     take_program(files.export(files.network(), tmp_path / "net.pt2"), "net")
     app = open_page("curves", model="kept/net", data_path=str(path))
     assert not app.exception
-    assert any("labels (6, 1) are read as (6,)" in note.value for note in app.info), text(app)
+    assert any("reading labels (6, 1) as (6,)" in note.value for note in app.info), text(app)

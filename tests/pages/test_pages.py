@@ -112,8 +112,8 @@ def test_a_bad_link_falls_back_to_defaults(query):
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ({"weights": "/nowhere/weights.pt"}, "no weights file at /nowhere/weights.pt"),
-        ({"weights": "notes.txt"}, "no weights file at notes.txt"),
+        ({"weights": "/nowhere/weights.pt"}, "no file at /nowhere/weights.pt"),
+        ({"weights": "notes.txt"}, "no file at notes.txt"),
     ],
 )
 @pytest.mark.parametrize("page", PAGES)

@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setitem(FORMATS, "torch.export", replace(FORMATS["torch.export"], write=fail))
-    with pytest.raises(itf.IntrafusionError, match="is full: free some space") as caught:
+    with pytest.raises(itf.IntrafusionError, match="is full; free some space") as caught:
         list(export(SPEC, open_session(SPEC), tmp_path / "out", ["safetensors", "torch.export"]))
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -276,12 +276,12 @@ class TestCommand:
         assert main(["prune", *words, "--formats", "safetensors", "--json"]) == 0
         told = capsys.readouterr()
         assert json.loads(told.out)["accuracy"] is None
-        assert told.err.startswith("accuracy is not measured: no usable cifar10")
+        assert told.err.startswith("accuracy was not measured: no usable cifar10")
         assert main(["prune", *words[:-1], str(tmp_path / "other"), "--data", "cifar10"]) == 2
 
     @pytest.mark.parametrize(("words", "match"), [
-        ("--formats tflite", "unknown format 'tflite': choose from safetensors, torch.export, onnx"),
-        ("--sparsity 0.1 0.2", "give --sparsity one value, not 2"),
+        ("--formats tflite", "unknown format 'tflite'; choose one of safetensors, torch.export, onnx"),
+        ("--sparsity 0.1 0.2", "one value of --sparsity, not 2"),
         ("--merge drop fusion", "give --merge one value"),
         ("--round-to 0", "round_to must be a whole number"),
         ("--criterion luck", "luck"),
@@ -301,8 +301,8 @@ class TestCommand:
     def test_a_folder_that_will_not_do_is_one_line(self, capsys, tmp_path):
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "mine.txt").write_text("mine")
-        for out, match in ((tmp_path / "full", "no empty folder"), (tmp_path / "full" / "mine.txt", "no empty folder"),
-                           (tmp_path / "full" / "mine.txt" / "deep", "cannot be made")):  # fmt: skip
+        for out, match in ((tmp_path / "full", "not an empty folder"), (tmp_path / "full" / "mine.txt", "not an empty folder"),
+                           (tmp_path / "full" / "mine.txt" / "deep", "cannot create")):  # fmt: skip
             assert main(["prune", "--model", "digits-mlp", "--out", str(out)]) == 2
             told = capsys.readouterr().err
             assert match in told

@@ -147,7 +147,7 @@ class TestRoom:
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "1")
         check_room()
         monkeypatch.setenv("INTRAFUSION_PUBLIC", "1")
-        with pytest.raises(itf.IntrafusionError, match="keeps at most 1 MiB"):
+        with pytest.raises(itf.IntrafusionError, match="limit of 1 MiB"):
             check_room()
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", "2")
         check_room()

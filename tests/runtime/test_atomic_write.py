@@ -58,7 +58,7 @@ class TestWhole:
     def test_a_folder_in_its_place_is_one_line(self, tmp_path):
         (tmp_path / "a" / "inside").mkdir(parents=True)
         with (
-            pytest.raises(itf.IntrafusionError, match=r"could not write .*/a: ") as caught,
+            pytest.raises(itf.IntrafusionError, match=r"cannot write .*/a: ") as caught,
             atomic_path(tmp_path / "a") as part,
         ):
             part.write_text("x")
@@ -71,7 +71,7 @@ class TestWhole:
 
         (tmp_path / "a").write_text("old")
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(itf.IntrafusionError, match="is full: free some space"), atomic_path(tmp_path / "a") as part:
+        with pytest.raises(itf.IntrafusionError, match="is full; free some space"), atomic_path(tmp_path / "a") as part:
             part.write_text("new")
         assert (tmp_path / "a").read_text() == "old"
 
@@ -178,5 +178,5 @@ class TestLeftovers:
         monkeypatch.setenv("INTRAFUSION_KEPT_MB", str(len(gone)))
         check_room()
         lay(gone, temporaries)
-        with pytest.raises(itf.IntrafusionError, match="keeps at most"):
+        with pytest.raises(itf.IntrafusionError, match="reached its limit"):
             check_room()

@@ -204,7 +204,7 @@ def test_what_is_imported_for_types_alone_does_not_count(installed):
 
 
 def test_code_that_cannot_be_read_is_one_line(installed):
-    with pytest.raises(itf.IntrafusionError, match=r"the code of intrafusion.studies.measurement cannot be read"):
+    with pytest.raises(itf.IntrafusionError, match=r"cannot read the code of intrafusion.studies.measurement"):
         installed(lambda copy: copy / "nowhere")
 
 

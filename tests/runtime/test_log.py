@@ -102,7 +102,7 @@ def test_a_curve_of_the_command_line_has_a_line_a_point():
     assert {(p["merge"], p["sparsity"], p["accuracy"]) for p in points} == {
         (r["merge"], r["sparsity"], r["accuracy"]) for r in rows
     }
-    assert (last["event"], last["message"]) == ("message", "4 points: 0 were in the store, 4 measured now")
+    assert (last["event"], last["message"]) == ("message", "4 points: 0 from the store, 4 measured")
 
 
 def test_text_is_for_people():
@@ -115,6 +115,6 @@ def test_text_is_for_people():
 def test_a_bad_kind_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("INTRAFUSION_LOG", "xml")
     assert main(["models"]) == 2
-    assert capsys.readouterr().err == "error: unknown INTRAFUSION_LOG 'xml': choose one of json, text, off\n"
+    assert capsys.readouterr().err == "error: unknown INTRAFUSION_LOG 'xml'; choose one of json, text, off\n"
     with pytest.raises(IntrafusionError):
         log.start("json")

@@ -39,14 +39,14 @@ def test_members_are_counted_before_the_directory_is_read(tmp_path, monkeypatch,
     (tmp_path / "d.zip").write_bytes(entries + end(len(entries)))
     monkeypatch.setattr(safe_zip, "MEMBERS", 2999)
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    with pytest.raises(itf.IntrafusionError, match=r"holds 3,000 files, and at most 2,999"):
+    with pytest.raises(itf.IntrafusionError, match=r"has 3,000 files; the limit is 2,999"):
         take_data([tmp_path / "d.zip"], "mine")
 
 
 def test_records_of_zip64_must_agree(tmp_path):
     entries = directory(3)
     (tmp_path / "d.zip").write_bytes(entries + record64(3, len(entries), 7))
-    with pytest.raises(itf.IntrafusionError, match="contradict one another"):
+    with pytest.raises(itf.IntrafusionError, match="end records are inconsistent"):
         take_data([tmp_path / "d.zip"], "mine")
 
 
@@ -70,7 +70,7 @@ def packed(path: Path, count: int, size: int, name: str = "cat/%d.png") -> Path:
 def test_small_members_have_a_ratio_too(tmp_path, monkeypatch, count, size, taken):
     path = packed(tmp_path / "d.zip", count, size)
     monkeypatch.setattr(safe_zip, "_EXCESS", 1 << 19)
-    expected = nullcontext() if taken else pytest.raises(itf.IntrafusionError, match="at most 200 times is taken")
+    expected = nullcontext() if taken else pytest.raises(itf.IntrafusionError, match="the limit is 200 times")
     with expected, safe_zip.open_zip(path) as (_, infos):
         assert len(infos) == count
 
@@ -90,15 +90,15 @@ def test_members_that_lie_over_one_another_are_refused(tmp_path):
     entry, data = content[place : content.index(b"PK\x05\x06")], content[:place]
     entries = b"".join(entry.replace(b"0000000", b"%07d" % number) for number in range(40))
     (tmp_path / "d.zip").write_bytes(data + entries + record(40, len(entries), place))
-    with pytest.raises(itf.IntrafusionError, match="lie over one another"):
+    with pytest.raises(itf.IntrafusionError, match="overlap"):
         take_data([tmp_path / "d.zip"], "mine")
 
 
 def test_arrays_have_few_members_and_dimensions(tmp_path):
     np.savez(tmp_path / "many.npz", **{f"a{number}": np.zeros(1) for number in range(70)})
     np.savez(tmp_path / "deep.npz", images=files.PIXELS[(None,) * 6], labels=files.LABELS)
-    for name, said in (("many", "holds 70 files"), ("deep", "has 10 dimensions")):
+    for name, said in (("many", "has 70 files"), ("deep", "has 10 dimensions")):
         with pytest.raises(itf.IntrafusionError, match=said):
             read_arrays(tmp_path / f"{name}.npz", "test")
-        with pytest.raises(itf.IntrafusionError, match=r"holds 70 files|has 10 dimensions"):
+        with pytest.raises(itf.IntrafusionError, match=r"has 70 files|has 10 dimensions"):
             take_data([tmp_path / f"{name}.npz"], "mine")

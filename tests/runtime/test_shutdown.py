@@ -167,7 +167,7 @@ class TestWatched:
             assert end(process, signal.SIGTERM) > STAGES["kill"]
             assert (process.returncode, process.stdout.read()) == (130, '"kept"\n')
             waits, said = process.stderr.read().splitlines()
-            assert waits.endswith("its state kept; a second signal ends it at once")
+            assert waits.endswith("saving its state; a second signal stops at once")
             assert said == SAID
 
     def test_a_second_signal_does_not_wait(self):
@@ -267,7 +267,7 @@ def test_a_curve_that_is_held_up_leaves_whole_lines_and_a_sound_store(tmp_path, 
     assert main(words) == 0  # a claim of the process that is gone holds up nobody
     out, err = capsys.readouterr()
     assert [json.loads(line) for line in out.splitlines()][:3] == printed
-    assert err == "6 points: 3 were in the store, 3 measured now\n"
+    assert err == "6 points: 3 from the store, 3 measured\n"
 
 
 def test_a_slow_step_of_training_is_completed_and_its_state_kept(tmp_path, monkeypatch):
@@ -277,6 +277,6 @@ def test_a_slow_step_of_training_is_completed_and_its_state_kept(tmp_path, monke
         end(process, signal.SIGINT)
         waits, said = process.stderr.read().splitlines()
     assert (process.returncode, said) == (130, SAID)
-    assert waits.startswith("cancelled: this step of training is completed first")
+    assert waits.startswith("cancelled; finishing this training step")
     (kept,) = tmp_path.glob("lab/*.phases/*.run")
     assert load(kept)["step"] == 1

@@ -205,7 +205,7 @@ class TestRun:
         session.data = itf.ImageData(
             "other", "test", torch.zeros(4, *shape, dtype=torch.uint8), torch.zeros(4).long(), ("x",) * classes
         )
-        with pytest.raises(itf.IntrafusionError, match=r"digits-resnet takes 10 classes.*other has") as caught:
+        with pytest.raises(itf.IntrafusionError, match=r"digits-resnet needs 10 classes.*other has") as caught:
             run_spec(BASE, session)
         assert "\n" not in str(caught.value)
 

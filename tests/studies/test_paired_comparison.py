@@ -80,7 +80,7 @@ class TestPaired:
 
     def test_a_result_without_its_answers_is_refused(self):
         bare = replace(made_result("a", 0.5), correct=b"")
-        with pytest.raises(IntrafusionError, match="holds no answers for 100 images"):
+        with pytest.raises(IntrafusionError, match="has no predictions for 100 images"):
             paired(bare, made_result("a", 0.5))
 
 

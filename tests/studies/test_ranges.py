@@ -38,4 +38,4 @@ def test_the_commands_take_ranges_wherever_they_take_several_numbers(capsys):
     assert [row["sparsity"] for row in rows] == [0.1, 0.3, 0.5, 0.6]
     words = "scores --model digits-mlp --sparsity 0.1:x"
     assert main(words.split()) == 2
-    assert "--sparsity takes numbers or a range start:stop:step, not '0.1:x'" in capsys.readouterr().err
+    assert "--sparsity must be numbers or a range start:stop:step, not '0.1:x'" in capsys.readouterr().err

@@ -273,7 +273,7 @@ class TestFailures:
         found = list(sweep([self.specs[0].but(limit=None), *self.specs[1:]], session))
         (failure,) = [result for result in found if isinstance(result, Failure)]
         assert failure.spec == self.specs[0].but(limit=None)
-        assert failure.reason.startswith("out of memory: look at fewer images")
+        assert failure.reason.startswith("out of memory; use fewer images")
         assert set(last(found)) == set(self.specs[1:])
 
     def test_a_failed_point_is_tried_again(self, session, store, monkeypatch, request):

@@ -136,8 +136,8 @@ def _damaged_bombs() -> bytes:
 
 
 _HEAD = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
-_UNREAD, _ODD = "not a readable picture", "has a class folder of an odd name"
-_NO_TEXT = "has a class name that is no Unicode text"
+_UNREAD, _ODD = "not a readable image", "has a class folder with an invalid name"
+_NO_TEXT = "has a class name that is not valid Unicode"
 MORE_DATA: dict[str, tuple[Make, str]] = {
     "labels of fractions": (arrays(labels=BEFORE / 2), "labels must be integers"),
     "labels of true and false": (arrays(labels=BEFORE > 0), "labels must be integers"),
@@ -146,7 +146,7 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     "labels of text": (arrays(labels=BEFORE.astype(str)), "labels must be integers"),
     "labels of millions of classes": (arrays(labels=BEFORE * 10**12), "at most 100,000 classes"),
     "labels far below 0": (arrays(labels=BEFORE - 1e300), "at most 100,000 classes"),
-    "labels all below 0": (arrays(labels=BEFORE - 9), "labels run from -9 to -7: number the classes from 0"),
+    "labels all below 0": (arrays(labels=BEFORE - 9), "labels range from -9 to -7; number the classes from 0"),
     "labels past int64": (arrays(labels=BEFORE.astype(np.uint64) + np.uint64(2**63)), "at most 100,000 classes"),
     "fewer labels than images": (arrays(labels=BEFORE[:4]), "labels must be integers"),
     "images of 16 bits in an array": (arrays(images=files.PIXELS.astype(np.uint16)), "images must be uint8"),
@@ -162,20 +162,20 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
     "a header that is code": (array_file(b"__import__('os').getcwd()"), "not a readable archive"),
     "a header that is deep": (array_file(b"(" * 9000), "not a readable archive"),
     "a header of a negative shape": (array_file(_HEAD % b"(-1, 8, 8, 1)"), ""),
-    "a header of a shape that overflows": (array_file(_HEAD % (b"(%d,)" % 10**30)), "its size is another"),
+    "a header of a shape that overflows": (array_file(_HEAD % (b"(%d,)" % 10**30)), "does not match its shape"),
     "a header of another type": (array_file(_HEAD.replace(b"|u1", b"|V9") % b"(6, 8, 8, 1)"), ""),
     "a header of objects": (array_file(_HEAD.replace(b"|u1", b"|O") % b"(6, 8, 8, 1)"), "a pickle"),
     "an array of nothing": (_without, "not a readable archive"),
-    "pixels of 32 bits": (pack({"cat/x.tif": of_array(np.full((8, 8), 70_000, np.int32), "TIFF")}), "of 32 bits"),
-    "pixels of floats": (pack({"cat/x.tif": of_array(np.full((8, 8), 0.5, np.float32), "TIFF")}), "of 32 bits"),
+    "pixels of 32 bits": (pack({"cat/x.tif": of_array(np.full((8, 8), 70_000, np.int32), "TIFF")}), "32 bits per channel"),
+    "pixels of floats": (pack({"cat/x.tif": of_array(np.full((8, 8), 0.5, np.float32), "TIFF")}), "32 bits per channel"),
     "a comment that is a bomb": (pack({"cat/x.png": _text_bomb()}), _UNREAD),
     "half a JPEG": (pack({"cat/x.jpg": picture("JPEG")[:300]}), _UNREAD),
     "half a GIF": (pack({"cat/x.gif": picture("GIF", "P")[:20]}), _UNREAD),
     "half a TIFF": (pack({"cat/x.tif": picture("TIFF")[:60]}), _UNREAD),
     "a picture of nothing": (pack({"cat/x.png": b""}), _UNREAD),
     "text called a picture": (pack({"cat/x.png": b"<svg onload=alert(1)>"}), _UNREAD),
-    "a drawing": (pack({"cat/x.svg": b"<svg/>"}), "which is no picture"),
-    "a zip in a zip": (_nested, "which is no picture"),
+    "a drawing": (pack({"cat/x.svg": b"<svg/>"}), "which is not an image"),
+    "a zip in a zip": (_nested, "which is not an image"),
     "a tar called zip": (_tar, "not a readable archive"),
     "a pipe in a zip": (member(stat.S_IFIFO), "a link or device"),
     "a disk in a zip": (member(stat.S_IFBLK), "a link or device"),

@@ -237,32 +237,32 @@ def _folder(folder: Path, sentinel: Path) -> Path:
 
 
 _PERIOD = 2**61 - 1  # period of the hash of integers
-_UNSAFE, _UNREAD = "cannot be loaded safely", "cannot be read as weights"
+_UNSAFE, _UNREAD = "cannot load", "cannot read weights"
 MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "another architecture": (_other, "does not fit"),
-    "no tensors at all": (lambda f, s: files.save_state(f / "w.pt", {}), "holds no state dict"),
-    "eight-bit weights": (cast(torch.int8), "holds 1.weight as int8"),
-    "whole numbers": (cast(torch.int64), "holds 1.weight as int64"),
-    "true and false": (cast(torch.bool), "holds 1.weight as bool"),
-    "complex weights": (cast(torch.complex64, ".pt"), "holds 1.weight as complex64: save it as float32"),
-    "floats of eight bits": (cast(torch.float8_e4m3fn), "holds 1.weight as float8_e4m3fn"),
+    "no tensors at all": (lambda f, s: files.save_state(f / "w.pt", {}), "has no state dict"),
+    "eight-bit weights": (cast(torch.int8), "is int8"),
+    "whole numbers": (cast(torch.int64), "is int64"),
+    "true and false": (cast(torch.bool), "is bool"),
+    "complex weights": (cast(torch.complex64, ".pt"), "is complex64; save it as float32"),
+    "floats of eight bits": (cast(torch.float8_e4m3fn), "is float8_e4m3fn"),
     "larger than float32": (state(lambda w, first: w.update({first: w[first].double() * 1e300})), "NaN or infinite"),
     "NaN in half precision": (state(lambda w, first: w.update({first: w[first].half() * float("nan")})), "NaN or infinite"),
     "NaN biases": (state(lambda w, first: w.update({"1.bias": torch.full((128,), float("nan"))})), "NaN or infinite"),
-    "a namespace of code": (beside(lambda f, s: argparse.Namespace(x=Touch(s))), "wants to run posix.mkdir"),
+    "a namespace of code": (beside(lambda f, s: argparse.Namespace(x=Touch(s))), "would run posix.mkdir"),
     "a namespace whose class is code": (
-        beside(lambda f, s: Call(getattr, argparse.Namespace, "__init__")), "wants to run getattr",
+        beside(lambda f, s: Call(getattr, argparse.Namespace, "__init__")), "would run getattr",
     ),
-    "an array of code": (beside(lambda f, s: np.array([Touch(s)], dtype=object)), "wants to run posix.mkdir"),
-    "a table that makes code": (beside(lambda f, s: defaultdict(os.getcwd)), "wants to run posix.getcwd"),
-    "a table of code": (beside(lambda f, s: defaultdict(list, a=Touch(s))), "wants to run posix.mkdir"),
-    "a queue of code": (beside(lambda f, s: deque([Touch(s)])), "wants to run posix.mkdir"),
-    "part of a call": (beside(lambda f, s: functools.partial(os.mkdir, str(s))), "wants to run posix.mkdir"),
-    "eval beside them": (beside(lambda f, s: Call(eval, f"__import__('os').mkdir({str(s)!r})")), "wants to run eval"),
+    "an array of code": (beside(lambda f, s: np.array([Touch(s)], dtype=object)), "would run posix.mkdir"),
+    "a table that makes code": (beside(lambda f, s: defaultdict(os.getcwd)), "would run posix.getcwd"),
+    "a table of code": (beside(lambda f, s: defaultdict(list, a=Touch(s))), "would run posix.mkdir"),
+    "a queue of code": (beside(lambda f, s: deque([Touch(s)])), "would run posix.mkdir"),
+    "part of a call": (beside(lambda f, s: functools.partial(os.mkdir, str(s))), "would run posix.mkdir"),
+    "eval beside them": (beside(lambda f, s: Call(eval, f"__import__('os').mkdir({str(s)!r})")), "would run eval"),
     "NumPy's loader beside them": (
-        beside(lambda f, s: Call(np.load, str(files.pickled(f / "x.npy", s)), None, True)), "wants to run numpy.load",
+        beside(lambda f, s: Call(np.load, str(files.pickled(f / "x.npy", s)), None, True)), "would run numpy.load",
     ),
-    "a state that is set beside them": (beside(_restored), "wants to run hostile_weights.Restored"),
+    "a state that is set beside them": (beside(_restored), "would run hostile_weights.Restored"),
     "a tensor that hides its size": (state(lambda w, first: vars(w[first]).update(numel=5), ".pt"), "hides numel"),
     "a tensor that hides its kind": (state(lambda w, first: vars(w[first]).update(is_complex=5), ".pt"), "hides is_complex"),
     "views of one storage": (
@@ -270,10 +270,10 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     ),
     "half precision of one storage": (
         state(lambda w, first: w.update({f"{n}": v for n, v in enumerate([torch.zeros(1 << 17).half()] * 999)}), ".pt"),
-        "the same numbers as many tensors",
+        "share too much memory",
     ),
-    "one tensor under many names": (_views(lambda n, w: {f"{n}": w}, 999), "the same numbers as many tensors"),
-    "masks of one storage": (_views(lambda n, w: {f"{n}_orig": w, f"{n}_mask": w}, 500), "the same numbers as many tensors"),
+    "one tensor under many names": (_views(lambda n, w: {f"{n}": w}, 999), "share too much memory"),
+    "masks of one storage": (_views(lambda n, w: {f"{n}_orig": w, f"{n}_mask": w}, 500), "share too much memory"),
     "tensors without end": (
         state(lambda w, first: w.update({f"{n}": w[first][:0] for n in range(20_001)}), ".pt"), "at most 20,000 are taken",
     ),
@@ -283,27 +283,27 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "a header of 9 MB": (header(raw=b" " * 9_000_000), "at most 8,388,608 are taken"),
     "a name twice in a header": (
         header(raw=b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"a":{"dtype":"F32","shape":[8],"data_offsets":[32,64]}}'),
-        "a name twice",
+        "a duplicate name",
     ),
     "nine dimensions": (state(lambda w, first: w.update({first: w[first][(None,) * 7]}), ".pt"), "of 9 dimensions"),
-    "tuples without end": (_tuples, "tuples in tuples"),
+    "tuples without end": (_tuples, "nested too deeply"),
     "keys of one hash": (
-        beside(lambda f, s: dict.fromkeys((_PERIOD * n for n in range(1, 6_000)), 0)), "keys that are no names",
+        beside(lambda f, s: dict.fromkeys((_PERIOD * n for n in range(1, 6_000)), 0)), "keys that are not strings",
     ),
     "a list that becomes keys of one hash": (
-        beside(lambda f, s: Call(set, [_PERIOD * n for n in range(1, 11_000)])), "keys that are no names",
+        beside(lambda f, s: Call(set, [_PERIOD * n for n in range(1, 11_000)])), "keys that are not strings",
     ),
-    "small numbers as keys": (beside(lambda f, s: dict.fromkeys(range(11_000), 0)), "keys that are no names"),
-    "values without end": (beside(lambda f, s: [None] * 1_100_000), "values beside its tensors"),
-    "tables without end": (_tables, "holds no state dict"),
-    "more beside tensors than tensors": (beside(lambda f, s: list(map(str, range(10**6)))), "beside its tensors"),
+    "small numbers as keys": (beside(lambda f, s: dict.fromkeys(range(11_000), 0)), "keys that are not strings"),
+    "values without end": (beside(lambda f, s: [None] * 1_100_000), "values besides its tensors"),
+    "tables without end": (_tables, "has no state dict"),
+    "more beside tensors than tensors": (beside(lambda f, s: list(map(str, range(10**6)))), "besides its tensors"),
     "the older format, more beside tensors": (
         lambda f, s: whole("w.pt", b"".join(pickle.dumps(x, 2) for x in (1, 1, {}, list(range(2 * 10**6)))))(f, s),
-        "beside its tensors",
+        "besides its tensors",
     ),
-    "packed": (_packed, "is packed"),
+    "packed": (_packed, "is compressed"),
     "100,000 dimensions": (header(("0.weight", "F32", [1] * 100_000, [0, 4]), data=4), "100,000 dimensions"),
-    "wrappers without an end": (lambda f, s: files.save_state(f / "w.pt", _endless()), "holds no state dict"),
+    "wrappers without an end": (lambda f, s: files.save_state(f / "w.pt", _endless()), "has no state dict"),
     "numpy arrays": (state(lambda w, first: w.update({first: np.ones(3)}), ".pt"), _UNSAFE),
     **{f"cut at {at}": (cut(".safetensors", at), _UNREAD) for at in (1, 7, 8, 60, 5000, -1)},
     **{f"a zip cut at {at}": (cut(".pt", at), "") for at in (1, 30, 5000, -1, -30)},
@@ -319,7 +319,7 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "a deep header": (header(raw=b"[" * 10**6), _UNREAD),
     "a header of no text": (header(raw=b"\xff\xfe{}"), _UNREAD),
     **{
-        f"a header whose {kind}": (header(raw=b'{"a":%s}' % entry), "does not say shape and place of 'a'")
+        f"a header whose {kind}": (header(raw=b'{"a":%s}' % entry), "no valid shape and offsets for 'a'")
         for kind, entry in {
             "tensor is a number": b"5",
             "tensor is a list": b"[[],[],[]]",
@@ -332,7 +332,7 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
             "places are missing": b'{"dtype":"F32","shape":[16]}',
         }.items()
     },
-    "a header of nothing": (header(raw=b"{}", data=0), "holds no state dict"),
+    "a header of nothing": (header(raw=b"{}", data=0), "has no state dict"),
     "os.system": (gadget(lambda f, s: Call(os.system, f"mkdir {s}")), _UNSAFE),
     "eval": (gadget(lambda f, s: Call(builtins.eval, f"__import__('os').mkdir({str(s)!r})")), _UNSAFE),
     "exec": (gadget(lambda f, s: Call(builtins.exec, f"import os; os.mkdir({str(s)!r})")), _UNSAFE),
@@ -351,7 +351,7 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "a scripted module as weights": (_script, ""),
     "a pickle called safetensors": (_renamed(".pt", "w.safetensors"), _UNREAD),
     "safetensors called a pickle": (_renamed(".safetensors", "w.pt"), ""),
-    "another suffix of weights": (_renamed(".pt", "w.dat"), "is no weights file"),
+    "another suffix of weights": (_renamed(".pt", "w.dat"), "is not a weights file"),
     "zeros": (whole("w.pt", bytes(9999)), ""),
     "a link to a pickle": (_link, _UNSAFE),
     "a pipe": (_fifo, "no file at w.pt"),

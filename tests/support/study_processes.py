@@ -26,7 +26,7 @@ STUDY = ["sweep", "--model", "digits-mlp", "--limit", "all", "--sparsity", "0.1:
 POINTS = 16 * 2 * 2
 
 
-SUMMARY = re.compile(r"(\d+) points: (\d+) were in the store, (\d+) measured now(?:, (\d+) by other processes)?")
+SUMMARY = re.compile(r"(\d+) points: (\d+) from the store, (\d+) measured(?:, (\d+) measured by other processes)?")
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def full(folder: Path) -> None:
             with suppress(OSError), ballast.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-            with pytest.raises(itf.IntrafusionError, match=r"is full: free|No space left") as caught:
+            with pytest.raises(itf.IntrafusionError, match=r"is full; free|No space left") as caught:
                 writer.work()
             print(name, caught.value)
             assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from intrafusion.errors import IntrafusionError, is_out_of_memory, reason
 from intrafusion.studies.store.sqlite import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds a process's address space")
-SAID = "out of memory: look at fewer images (limit, calibration), keep fewer values (--memory) or leave out wide groups"
+SAID = "out of memory; use fewer images (limit, calibration), cache less (--memory) or leave out wide groups"
 ALONE = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # a thread's arena takes 128 MB of the addresses
 BOUND = """
 import resource
@@ -58,7 +58,7 @@ def test_a_point_without_room_fails_alone_and_is_tried_again(tmp_path, monkeypat
     assert [json.loads(line)["groups"] for line in small.stdout.splitlines()] == [["3"], ["3"]]
     *failed, summary = small.stderr.splitlines()
     assert failed == [f"failed: 1, l1, 5%, {merge}: {SAID}" for merge in ("drop", "fusion")]
-    assert summary == "4 points: 0 were in the store, 2 measured now, 2 failed"
+    assert summary == "4 points: 0 from the store, 2 measured, 2 failed"
     with Store(tmp_path / "s.sqlite") as store:
         assert list(store.failures("s").values()) == [SAID, SAID]
 
@@ -131,7 +131,7 @@ def test_memory_is_said_in_words_whoever_refuses_it(act):
     [
         (RuntimeError("mat1 and mat2 shapes\nmore"), "RuntimeError: mat1 and mat2 shapes"),
         (ValueError("out of memory"), "ValueError: out of memory"),
-        (IntrafusionError("no data at x"), "no data at x"),
+        (IntrafusionError("no file at x"), "no file at x"),
         (KeyError(), "KeyError: KeyError"),
     ],
 )

@@ -130,14 +130,14 @@ def test_a_store_locked_by_another_process(path, monkeypatch):
     monkeypatch.setattr(Store.__init__, "__defaults__", (None, 0.1))  # seconds of patience
     with process(lock_and_wait, path) as (_, pipe):
         assert heard(pipe) == "locked"
-        assert "locked by another program for more than 0.1 s: close that" in refused(path)
+        assert "locked by another program for more than 0.1 s; close that program" in refused(path)
 
 
 def read_only_disk(folder: Path) -> None:
     Store(folder / "s.sqlite").close()
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     for path in (folder / "s.sqlite", folder / "new.sqlite"):
-        assert "is read-only or cannot be opened: choose another file for the store" in refused(path)
+        assert "is read-only or inaccessible; choose another file for the store" in refused(path)
 
 
 @pytest.mark.parametrize("scene", [full_disk, read_only_disk])
@@ -154,7 +154,7 @@ def test_a_store_removed_meanwhile(path, undisturbed):
         path.unlink()
         rest, err = process.stdout.read(), process.stderr.read()
     assert process.returncode == 2
-    assert err == f"error: {path} was removed while it was open: start again\n"
+    assert err == f"error: {path} was removed while it was open; start again\n"
     assert plain(read("".join(lines) + rest)).items() <= undisturbed.items()
 
 

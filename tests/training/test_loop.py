@@ -223,14 +223,14 @@ class TestTrain:
         next(first)
         first.close()
         other = train(mlp((64, 16, 10)), few, replace(recipe, lr=0.01), CARD.mean, CARD.std, keep=keep)
-        with pytest.raises(itf.IntrafusionError, match="is the state of another run: remove it"):
+        with pytest.raises(itf.IntrafusionError, match="is the state of another run; remove it"):
             next(other)
         keep.write_bytes(b"nothing")
-        with pytest.raises(itf.IntrafusionError, match=r"could not read .*state.run"):
+        with pytest.raises(itf.IntrafusionError, match=r"cannot read .*state.run"):
             next(train(mlp((64, 16, 10)), few, recipe, CARD.mean, CARD.std, keep=keep))
 
     def test_a_loss_that_is_no_number_is_one_line(self, few):
-        with pytest.raises(itf.IntrafusionError, match=r"no longer a number after .* choose a learning rate below 1e"):
+        with pytest.raises(itf.IntrafusionError, match=r"NaN or infinite after .* choose a learning rate below 1e"):
             trained(few, Recipe(epochs=9, augment=untouched, lr=1e9, batch=16))
 
     def test_a_full_disk_does_not_hide_that_somebody_stopped(self, few, tmp_path, caplog):
@@ -239,7 +239,7 @@ class TestTrain:
         first = train(mlp((64, 16, 10)), few, Recipe(epochs=3, augment=untouched), CARD.mean, CARD.std, keep=keep)
         next(first)
         first.close()
-        assert "could not write" in caplog.text
+        assert "cannot write" in caplog.text
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -335,7 +335,7 @@ class TestMake:
     @pytest.mark.parametrize(("out", "occupy"), OUT.values(), ids=OUT)
     def test_unwritable_out_is_one_line(self, few, tmp_path, out, occupy):
         occupy(tmp_path / out)
-        with pytest.raises(itf.IntrafusionError, match="could not write digits-mlp") as caught:
+        with pytest.raises(itf.IntrafusionError, match="cannot write digits-mlp") as caught:
             make("digits-mlp", few, few, "", tmp_path / out, epochs=1)
         assert "\n" not in str(caught.value)
 

@@ -265,5 +265,5 @@ def test_numbers_that_are_not_finite_are_one_line(networks):
     model = copy.deepcopy(network.model)
     name, layer = next((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
     layer.weight.data[0, 0] = float("nan")
-    with pytest.raises(itf.IntrafusionError, match=f"{name} holds NaN"):
+    with pytest.raises(itf.IntrafusionError, match=f"of {name} has NaN"):
         fuse_models([network.model, model], network.example, network.data)

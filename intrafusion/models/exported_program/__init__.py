@@ -52,9 +52,9 @@ def read_program(path: Path) -> tuple[Program, tuple[int, int, int], int]:
         _tried(program)
         return program, program.plan.image, program.plan.classes
     except IntrafusionError as error:
-        raise IntrafusionError(f"{path} is no program that can be used: {error}") from error
+        raise IntrafusionError(f"{path} is not a supported program: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-        raise IntrafusionError(f"{path} is damaged (an error in its graph): export the network again") from error
+        raise IntrafusionError(f"{path} is damaged (an error in its graph); export the network again") from error
 
 
 def _tried(program: Program) -> None:
@@ -69,6 +69,6 @@ def _tried(program: Program) -> None:
     except RuntimeError as error:
         raise IntrafusionError(f"it does not run: {one_line(error)}") from error
     if not torch.isfinite(both).all():
-        raise IntrafusionError("it gives NaN or infinite logits")
+        raise IntrafusionError("its logits are NaN or infinite")
     if not torch.allclose(both[:1], one, rtol=1e-3, atol=1e-3 * float(both.abs().max())):
-        raise IntrafusionError(f"it gives an image other logits alone than beside another: {DYNAMIC}")
+        raise IntrafusionError(f"its logits for an image depend on the other images of the batch; {DYNAMIC}")

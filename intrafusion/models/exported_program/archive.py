@@ -57,11 +57,11 @@ def read_archive(path: Path) -> ProgramFile:
             module, version = about["graph_module"], about["schema_version"]["major"]
             if version != _SCHEMA:
                 raise IntrafusionError(
-                    f"{path} has format {version!r}, and {_SCHEMA} is read: export it with torch 2.11 or 2.13"
+                    f"{path} has format {version!r}, but {_SCHEMA} is required; export it with torch 2.11 or 2.13"
                 )
             return ProgramFile(module["graph"], module["signature"], _tensors(archive, files))
         except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-            raise IntrafusionError(f"{path} is damaged (an error in its description): export the network again") from error
+            raise IntrafusionError(f"{path} is damaged (an error in its description); export the network again") from error
 
 
 def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
@@ -69,18 +69,18 @@ def _files(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInf
     files = {info.filename.partition("/")[2]: info for info in infos}
     roots = {info.filename.partition("/")[0] for info in infos}
     if len(roots) != 1 or "models/model.json" not in files:
-        raise IntrafusionError(f"{path} is no program of torch.export.save: it lacks models/model.json")
+        raise IntrafusionError(f"{path} was not saved by torch.export.save: it has no models/model.json")
     for name in files:
         if name.startswith("data/aotinductor"):
-            raise IntrafusionError(f"{path} holds compiled code ({name[:80]}): save it by torch.export.save, not compiled")
+            raise IntrafusionError(f"{path} contains compiled code ({name[:80]}); save it uncompiled with torch.export.save")
         if not _FILES.fullmatch(name):
-            raise IntrafusionError(f"{path} holds {name[:80]!r}, which a program of torch.export.save does not")
+            raise IntrafusionError(f"{path} contains {name[:80]!r}, which torch.export.save does not write")
     return files
 
 
 def _json(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], name: str) -> Any:
     if files[name].file_size > _JSON:
-        raise IntrafusionError(f"{archive.filename}: {name} has more than {_JSON // MIB} MiB")
+        raise IntrafusionError(f"{archive.filename}: {name} is larger than {_JSON // MIB} MiB")
     try:
         return json.loads(archive.read(files[name]))
     except (ValueError, RecursionError) as error:
@@ -95,14 +95,14 @@ def _tensors(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo]) -> 
     for kind in ("weights", "constants"):
         listed = f"data/{kind}/model_{kind}_config.json"
         if listed not in files:
-            raise IntrafusionError(f"{archive.filename} lacks {listed}: export it with torch 2.11 or later")
+            raise IntrafusionError(f"{archive.filename} has no {listed}; export it with torch 2.11 or later")
         for name, meta in _json(archive, files, listed)["config"].items():
             place = _place(archive, files, kind, name, meta)
             about[name] = _Layout.read(f"{archive.filename}: {name}", meta["tensor_meta"])
             total += about[name].count * about[name].kind.itemsize + (files[place].file_size if place not in places else 0)
             places.setdefault(place, []).append(name)
             if total > 2 * _TENSORS:  # the files plus the tensors made from them
-                raise IntrafusionError(f"{archive.filename} holds tensors of more than {_TENSORS // MIB} MiB")
+                raise IntrafusionError(f"the tensors in {archive.filename} are larger than {_TENSORS // MIB} MiB")
     found: dict[str, Tensor] = {}
     for place, names in places.items():  # a file with several names is read only once
         content = bytearray(archive.read(files[place]))
@@ -117,13 +117,13 @@ def _place(
     place = f"data/{kind}/{about['path_name']}"
     plain = re.fullmatch(r"(weight|tensor)_\d+", about["path_name"]) and about["tensor_meta"]
     if about.get("use_pickle") or not plain:
-        raise IntrafusionError(f"{archive.filename} holds {name[:80]!r} as a pickle or custom object, which could run code")
+        raise IntrafusionError(f"{archive.filename} contains {name[:80]!r} as a pickle or custom object, which could run code")
     if not is_path(name):
         raise IntrafusionError(
-            f"{archive.filename} holds a tensor named {name[:80]!r}: letters, digits, _, - and dots are taken"
+            f"{archive.filename} has a tensor with the invalid name {name[:80]!r}; use letters, digits, _, - and dots"
         )
     if place not in files:
-        raise IntrafusionError(f"{archive.filename} lacks the tensor {name} ({place})")
+        raise IntrafusionError(f"{archive.filename} has no tensor {name} ({place})")
     return place
 
 
@@ -142,14 +142,14 @@ class _Layout:
         """Parse a layout. Raises IntrafusionError if no tensor can have it."""
         kind = _DTYPES.get(about["dtype"])
         if kind is None:
-            raise IntrafusionError(f"{what} is of number type {about['dtype']}: export the network in float32")
+            raise IntrafusionError(f"{what} has dtype number {about['dtype']}; export the network in float32")
         if len(about["sizes"]) > RANK:
-            raise IntrafusionError(f"{what} has {len(about['sizes']):,} dimensions, and at most {RANK} are taken")
+            raise IntrafusionError(f"{what} has {len(about['sizes']):,} dimensions; the limit is {RANK}")
         sizes, strides = (tuple(one["as_int"] for one in about[key]) for key in ("sizes", "strides"))
         start = about["storage_offset"]["as_int"]
         numbers = [*sizes, *strides, start]
         if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) or len(sizes) != len(strides) or about["layout"] != 7:
-            raise IntrafusionError(f"{what} has a shape that makes no sense: {str(sizes)[:80]}")
+            raise IntrafusionError(f"{what} has the invalid shape {str(sizes)[:80]}")
         return cls(what, kind, sizes, strides, start)
 
     @property
@@ -160,14 +160,14 @@ class _Layout:
         """Build the tensor from its bytes. Raises IntrafusionError if shape, strides and bytes do not agree."""
         item = self.kind.itemsize
         if len(content) % item or self.count * item > len(content):
-            raise IntrafusionError(f"{self.what} has shape {self.sizes} and {len(content):,} bytes: it is damaged")
+            raise IntrafusionError(f"{self.what} is damaged: it has shape {self.sizes} but {len(content):,} bytes")
         if not self.count:
             return torch.empty(self.sizes, dtype=self.kind)
         last = self.start + sum((size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True))
         if last >= len(content) // item:
-            raise IntrafusionError(f"{self.what} reaches past its {len(content):,} bytes: it is damaged")
+            raise IntrafusionError(f"{self.what} is damaged: it extends past its {len(content):,} bytes")
         flat = torch.frombuffer(content, dtype=self.kind)
         tensor = flat.as_strided(self.sizes, self.strides, self.start).clone(memory_format=torch.contiguous_format)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise IntrafusionError(f"{self.what} holds NaN or infinite numbers: it is damaged or diverged in training")
+            raise IntrafusionError(f"{self.what} has NaN or infinite values; it is damaged, or training diverged")
         return tensor

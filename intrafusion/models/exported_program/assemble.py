@@ -35,7 +35,7 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     image, steps, given, answer = read_description(description)
     runs = {step.run for step in steps if isinstance(step.run, str)}
     if len(runs) > LAYERS:
-        raise IntrafusionError(f"it has {len(runs):,} layers, and at most {LAYERS:,} are taken")
+        raise IntrafusionError(f"it has {len(runs):,} layers; the limit is {LAYERS:,}")
     layers = {path: layer_built(path, description["layers"][path], tensors) for path in sorted(runs) if check_weight_name(path)}
     said = description["learned"]
     learned = {path: said[path] is True for path in weights_of(steps) if check_weight_name(path)}
@@ -43,9 +43,9 @@ def _built(description: Any, tensors: Mapping[str, Tensor]) -> Program:
     logits, image_bytes = proven(steps, given, answer, image, {path: layer for path, (layer, _) in layers.items()}, own)
     classes = logits.sizes[1] if len(logits.sizes) == 2 else None
     if logits.sizes[:1] != (Batch(1),) or type(classes) is not int or logits.dtype != torch.float32:
-        raise IntrafusionError(f"it gives {logits} of a batch of images, not (batch, classes): {DYNAMIC}")
+        raise IntrafusionError(f"it returns {logits} for a batch of images, not (batch, classes); {DYNAMIC}")
     if classes > CLASSES:
-        raise IntrafusionError(f"it has {classes:,} classes, where 1 to {CLASSES:,} are taken")
+        raise IntrafusionError(f"it has {classes:,} classes; the limit is {CLASSES:,}")
     program = Program(Plan(tuple(steps), given, answer, image, classes, learned, image_bytes))
     for path, (layer, _) in layers.items():
         _put_layer(program, path, layer)
@@ -83,4 +83,4 @@ def _put_tensor(program: nn.Module, path: str, tensor: Tensor, learns: bool) -> 
 
 def _check_free(module: nn.Module, name: str, path: str) -> None:
     if hasattr(module, name):
-        raise IntrafusionError(f"it has weights named {path}, where modules have something else")
+        raise IntrafusionError(f"it has weights named {path}, a name that modules already use")

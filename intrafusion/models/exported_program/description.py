@@ -78,18 +78,18 @@ def in_one_message() -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         if isinstance(error, IntrafusionError):
             raise
-        raise IntrafusionError(f"its description makes no sense ({type(error).__name__})") from error
+        raise IntrafusionError(f"its description is invalid ({type(error).__name__})") from error
 
 
 def read_description(description: Any) -> tuple[tuple[int, int, int], list[ProgramStep], str, str]:
     """Return the image size, the steps that the output needs, and the names of the input and the output."""
     if description["format"] != FORMAT:
-        raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, and {FORMAT} is read")
+        raise IntrafusionError(f"its description has format {str(description['format'])[:20]}, but {FORMAT} is required")
     image = tuple(map(whole_number, description["image"]))
     if len(image) != 3 or not all(1 <= side <= _SIDE for side in image):
-        raise IntrafusionError(f"it takes images of {str(image)[:60]}, where (channels, height, width) are needed")
+        raise IntrafusionError(f"its images must be (channels, height, width), not {str(image)[:60]}")
     if len(description["steps"]) > STEPS:
-        raise IntrafusionError(f"it has {len(description['steps']):,} steps, and at most {STEPS:,} are taken")
+        raise IntrafusionError(f"it has {len(description['steps']):,} steps; the limit is {STEPS:,}")
     if sum(1 + len(list(_leaves(raw[1]))) for raw in description["steps"]) > ARGUMENTS:
         raise IntrafusionError(f"its steps have more than {ARGUMENTS:,} arguments")
     given, answer = _name(description["given"]), _name(description["answer"])
@@ -101,13 +101,13 @@ def read_description(description: Any) -> tuple[tuple[int, int, int], list[Progr
 
 def check_weight_name(path: str) -> bool:
     if not is_path(path):
-        raise IntrafusionError(f"it has weights named {path[:80]!r}: letters, digits, _, - and dots are taken")
+        raise IntrafusionError(f"it has weights with the invalid name {path[:80]!r}; use letters, digits, _, - and dots")
     return True
 
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise IntrafusionError(f"it has a value named {str(name)[:40]!r}")
+        raise IntrafusionError(f"it has a value with the invalid name {str(name)[:40]!r}")
     return name
 
 
@@ -133,7 +133,7 @@ def _step(raw: Any) -> ProgramStep:
     elif run in OPERATORS:
         run = OPERATORS[run]
     else:
-        raise IntrafusionError(f"it uses the operator {str(run)[:80]!r}, which programs may not use here")
+        raise IntrafusionError(f"it uses the operator {str(run)[:80]!r}, which is not supported")
     return ProgramStep(run, tuple(_meant(one) for one in args), tuple(None if one is None else _name(one) for one in gives))
 
 
@@ -147,7 +147,7 @@ def _meant(raw: Any, depth: int = 0) -> Any:
         return {"value": Value, "weight": Weight}[kind](about)
     if raw is None or type(raw) in (int, float, bool, str):
         return raw
-    raise IntrafusionError("it has an argument that is none")
+    raise IntrafusionError("it has an argument of an invalid kind")
 
 
 def _leaves(raw: Any, depth: int = 0) -> Iterator[Any]:

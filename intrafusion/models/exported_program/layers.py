@@ -49,7 +49,7 @@ def _norm(ranks: tuple[int, ...]) -> Callable[[Any, Shape], StepOutput]:
 
 def _pad(layer: PadShortcut, x: Shape) -> StepOutput:
     if len(x.sizes) != 4 or x.sizes[1] != layer.channels:
-        raise IntrafusionError(f"it puts zeros around {layer.channels} channels of {x}")
+        raise IntrafusionError(f"it pads {x} as if it had {layer.channels} channels")
     batch, channels, *sides = x.sizes
     thin = [-(-at(side, 1) // layer.stride) for side in sides]
     return StepOutput((Shape((batch, total(channels, layer.before + layer.after), *thin)),))
@@ -84,23 +84,23 @@ def layer_built(path: str, described: Any, tensors: Mapping[str, Tensor]) -> tup
     """
     kind = KINDS.get(str(described.get("kind"))) if isinstance(described, Mapping) else None
     if kind is None or not all(map(_makes_sense, described, described.values())):
-        raise IntrafusionError(f"its layer {path} makes no sense")
+        raise IntrafusionError(f"its layer {path} is invalid")
     numbers = {name: tuple(one) if isinstance(one, list) else one for name, one in described.items()}
     del numbers["kind"]
     whole = {"affine" if len(kind.optional) > 1 else "bias": numbers.pop("whole", None) is True} if kind.optional else {}
     if {*numbers} != {*kind.numbers}:
-        raise IntrafusionError(f"its layer {path} lacks some numbers")
+        raise IntrafusionError(f"its layer {path} has missing or unknown settings")
     try:
         with torch.device("meta"):
             layer = kind.make(**numbers, **whole)
     except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-        raise IntrafusionError(f"its layer {path} makes no sense: {one_line(error)}") from error
+        raise IntrafusionError(f"its layer {path} is invalid: {one_line(error)}") from error
     names = (*kind.tensors, *(kind.optional if any(whole.values()) else ()))
     for name in names:
         tensor, place = tensors.get(f"{path}.{name}"), getattr(layer, name)
         if tensor is None or tensor.shape != place.shape or tensor.dtype != torch.float32:
             has = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise IntrafusionError(f"its layer {path} has for a {name} {has}, where {tuple(place.shape)} is needed")
+            raise IntrafusionError(f"the {name} of its layer {path} must be float32 of shape {tuple(place.shape)}, not {has}")
         register_tensor(layer, name, tensor, isinstance(place, nn.Parameter))
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         layer.num_batches_tracked = torch.tensor(0)

@@ -112,7 +112,7 @@ class Program(nn.Module):
         for path in self.plan.learned:
             own, given = self._tensor(path), state_dict.get(f"{prefix}{path}")
             if given is not None and not own.is_floating_point() and not torch.equal(own, given.to(own)):
-                raise IntrafusionError(f"{path} holds indices or a mask, which weights cannot change: leave it out")
+                raise IntrafusionError(f"{path} holds indices or a mask, which cannot be replaced; leave it out")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -41,9 +41,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         if len(self.sizes) > RANK:
-            raise IntrafusionError(f"it has {len(self.sizes)} dimensions, and at most {RANK} are taken")
+            raise IntrafusionError(f"it has a tensor of {len(self.sizes)} dimensions; the limit is {RANK}")
         if any(size < 1 for size in self.sizes if isinstance(size, int)):
-            raise IntrafusionError(f"it has the shape {self}, which holds no numbers")
+            raise IntrafusionError(f"it has a tensor of shape {self}, which is empty")
         numel(self.sizes)
 
     def __str__(self) -> str:
@@ -68,16 +68,16 @@ def at(size: Size, images: int) -> int:
 def whole_number(number: object) -> int:
     """Return an integer of a program unchanged. Raises IntrafusionError for any other type and for one out of bounds."""
     if type(number) is not int:
-        raise IntrafusionError(f"it has {str(number)[:40]!r} where a whole number is needed")
+        raise IntrafusionError(f"it has {str(number)[:40]!r} instead of an integer")
     if abs(number) > LIMIT:
-        raise IntrafusionError("it computes with whole numbers beyond 2^40")
+        raise IntrafusionError("it computes with integers beyond 2^40")
     return number
 
 
 def scaled(size: Size, by: Size) -> Size:
     """Return the product of two sizes. Raises IntrafusionError if both grow with the batch or the product is out of bounds."""
     if isinstance(size, Batch) and isinstance(by, Batch):
-        raise IntrafusionError(f"it multiplies the number of images by itself: {DYNAMIC}")
+        raise IntrafusionError(f"it multiplies the number of images by itself; {DYNAMIC}")
     if isinstance(size, Batch):
         return Batch(whole_number(size.times * whole_number(by)))
     if isinstance(by, Batch):
@@ -100,7 +100,7 @@ def total(first: Size, second: Size) -> Size:
     if isinstance(first, Batch) or isinstance(second, Batch):
         if 0 in (first, second):
             return second if first == 0 else first
-        raise IntrafusionError(f"it adds {first} and {second}, which is no multiple of the batch")
+        raise IntrafusionError(f"it adds {first} and {second}, which is not a multiple of the batch")
     return whole_number(first + second)
 
 
@@ -121,7 +121,7 @@ def divided(size: Size, by: Size) -> Size:
             return size // by
         if not size.times % by:
             return Batch(size.times // by)
-    raise IntrafusionError(f"it divides {size} by {by}, which is no whole number for every batch: {DYNAMIC}")
+    raise IntrafusionError(f"it divides {size} by {by}, which is not an integer for every batch; {DYNAMIC}")
 
 
 def remainder(size: Size, by: Size) -> Size:
@@ -137,7 +137,7 @@ def broadcast(*shapes: Sequence[Size]) -> Sizes:
     for place in range(max(map(len, shapes))):
         here = {sizes[-1 - place] for sizes in shapes if place < len(sizes)} - {1}
         if len(here) > 1:
-            raise IntrafusionError(f"it joins shapes that do not fit: {', '.join(str(Shape(tuple(s))) for s in shapes)}")
+            raise IntrafusionError(f"it combines shapes that do not match: {', '.join(str(Shape(tuple(s))) for s in shapes)}")
         found.append(next(iter(here), 1))
     return tuple(found[::-1])
 
@@ -155,5 +155,5 @@ def fitted(shape: Shape, sizes: Sizes) -> Sizes:
     elif -1 not in sizes and known == everything:
         return sizes
     raise IntrafusionError(
-        f"it makes ({', '.join(map(str, sizes))}) of {shape}, which does not hold for every batch: {DYNAMIC}"
+        f"it reshapes {shape} to ({', '.join(map(str, sizes))}), which does not hold for every batch; {DYNAMIC}"
     )

@@ -26,10 +26,10 @@ _WORK, _MACS = 3 << 30, 6e10  # limits for one image: numbers read and written; 
 def shape_of(path: str, tensors: Mapping[str, Tensor]) -> Shape:
     """Return the shape of a tensor. Raises IntrafusionError if it is missing or has a type that no step may read."""
     if path not in tensors:
-        raise IntrafusionError(f"it lacks the weights {path}")
+        raise IntrafusionError(f"it has no weights {path}")
     tensor = tensors[path]
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
-        raise IntrafusionError(f"its weights {path} are {tensor.dtype}: export the network in float32")
+        raise IntrafusionError(f"its weights {path} are {tensor.dtype}; export the network in float32")
     shape = Shape(tuple(tensor.shape), tensor.dtype)
     return replace(shape, least=int(tensor.min()), most=int(tensor.max())) if tensor.dtype == torch.int64 else shape
 
@@ -53,12 +53,14 @@ def proven(
         try:
             made = made_by(step.run, args, layers)
         except IntrafusionError as error:
-            raise IntrafusionError(f"its step {number} ({step_name(step)}) does not fit: {error}") from error
+            raise IntrafusionError(f"its step {number} ({step_name(step)}) is invalid: {error}") from error
         if len(made.shapes) != len(step.gives):
-            raise IntrafusionError(f"its step {number} ({step_name(step)}) makes {len(made.shapes)} tensors")
+            raise IntrafusionError(
+                f"its step {number} ({step_name(step)}) gives {len(made.shapes)} tensors, not {len(step.gives)}"
+            )
         for name, shape in zip(step.gives, made.shapes, strict=True):
             if name in shapes:
-                raise IntrafusionError(f"it makes {name} twice")
+                raise IntrafusionError(f"it defines {name} twice")
             if name is not None:
                 shapes[name] = shape
         cost.add(step, made, [one for arg in args for one in flat_args(arg) if isinstance(one, Shape)])
@@ -72,7 +74,7 @@ def _shaped(given: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Shape
         return tuple(_shaped(one, shapes, weights) for one in given)
     if isinstance(given, Value):
         if given.name not in shapes:
-            raise IntrafusionError(f"it reads {str(given.name)[:40]!r} before anything makes it")
+            raise IntrafusionError(f"it uses {str(given.name)[:40]!r} before it is defined")
         return shapes[given.name]
     return weights[given.path] if isinstance(given, Weight) else given
 
@@ -108,14 +110,14 @@ class _Cost:
         self.most = max(self.most, self.alive + beside)
         if self.most > _ALIVE:
             raise IntrafusionError(
-                f"it makes more than {_ALIVE >> 20:,} MiB of numbers at a time for {_IMAGES} images, in {step_name(step)}"
+                f"it needs more than {_ALIVE >> 20:,} MiB of memory for {_IMAGES} images, in {step_name(step)}"
             )
         self.work += sum(shape.numbers(1) for shape in (*read, *made.shapes)) + at(made.work, 1)
         self.macs += at(made.macs, 1)
         if self.macs > _MACS:
-            raise IntrafusionError(f"it takes more than {_MACS:.0e} multiply-accumulates an image")
+            raise IntrafusionError(f"it needs more than {_MACS:.0e} multiply-accumulates per image")
         if self.work > _WORK:
-            raise IntrafusionError(f"it reads and makes more than {_WORK:,} numbers an image")
+            raise IntrafusionError(f"it reads and writes more than {_WORK:,} numbers per image")
         for name in step.last:
             if name in self.held:
                 self._let_go(self.held.pop(name))

@@ -88,7 +88,7 @@ def _purify(node: fx.Node) -> bool:
     Raises ValueError or AttributeError if this is impossible.
     """
     if node.kwargs.get("out") is not None:
-        raise ValueError(f"{node} writes into a tensor that may be kept")
+        raise ValueError(f"{node} writes into a tensor that may be reused")
     replaced = bool(node.kwargs.get("inplace"))
     if replaced:
         node.kwargs = {**node.kwargs, "inplace": False}
@@ -133,7 +133,7 @@ class Replay(fx.Interpreter):
         result = super().run_node(n)
         for i, value in inputs.items():
             if (len(i.users) > 1 or i.op in ("placeholder", "get_attr")) and not torch.equal(value, before[i]):
-                raise ValueError(f"{n} changes {i} in place, which others read")
+                raise ValueError(f"{n} changes {i} in place, which other nodes read")
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
         return result
@@ -144,9 +144,9 @@ class Replay(fx.Interpreter):
             return
         expected = self.reads[self.place].pop(0)
         if found.shape != expected.shape:
-            raise ValueError(f"it reads {tuple(found.shape)} in the trace, and {tuple(expected.shape)} in the network")
+            raise ValueError(f"its input is {tuple(found.shape)} in the trace, but {tuple(expected.shape)} in the network")
         if not alike(found, expected):
-            raise ValueError("it reads other numbers in the trace than in the network")
+            raise ValueError("its input values differ between the trace and the network")
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:

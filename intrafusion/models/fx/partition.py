@@ -68,7 +68,7 @@ class Cuts:
                 replay.run(images)
             except Exception as error:
                 return f"{replay.place}: {one_line(error)}"
-        return f"{replay.place}: what follows it computes something else"
+        return f"{replay.place}: the layers after it give a different output"
 
     def layers(self, *kinds: type[nn.Module]) -> list[str]:
         """Return the names of the layers of these kinds that run once, in graph order.
@@ -192,9 +192,7 @@ def trace(model: nn.Module, images: Tensor) -> Cuts | None:
 
 def not_once(layer: str) -> IntrafusionError:
     """Return the error to raise if a layer does not have exactly one input in a forward pass."""
-    return IntrafusionError(
-        f"{layer} does not run exactly once in a forward pass, so it cannot be fitted: choose drop or fusion"
-    )
+    return IntrafusionError(f"cannot fit {layer}: it does not run exactly once in a forward pass; choose drop or fusion")
 
 
 def _reads(network: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:

@@ -42,11 +42,11 @@ def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.
         for layer in own:
             _write_out(layer)
     except Exception as error:  # a user's module can fail in any way
-        raise IntrafusionError(f"the network cannot be copied: {type(error).__name__}: {one_line(error)}") from error
+        raise IntrafusionError(f"cannot copy the network: {type(error).__name__}: {one_line(error)}") from error
     for name, layer in made.named_modules():
         if isinstance(layer, _ConvNd | nn.Linear) and layer._parameters.get("weight") is None:
             raise IntrafusionError(
-                f"the weight of {name} is computed at each pass, in a way that is not known here: make it a parameter"
+                f"the weight of {name} is computed in each forward pass in an unsupported way; make it a parameter"
             )
     return made
 
@@ -90,9 +90,9 @@ def check_call(model: object, example: object) -> None:
     The input is float (1, C, H, W), or of another shape with at least two dimensions.
     """
     if not isinstance(model, nn.Module):
-        raise IntrafusionError(f"the model must be an nn.Module with its weights in it, not {_of(model)}")
+        raise IntrafusionError(f"model must be an nn.Module, not {_of(model)}")
     if not isinstance(example, Tensor) or example.ndim < 2:
-        raise IntrafusionError(f"example must be one input, a tensor as torch.zeros(1, 3, 32, 32), not {_of(example)}")
+        raise IntrafusionError(f"example must be an input tensor such as torch.zeros(1, 3, 32, 32), not {_of(example)}")
 
 
 def _of(value: object) -> str:
@@ -105,8 +105,7 @@ def check_finite(layers: Iterable[tuple[str, nn.Module]]) -> None:
         for part, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise IntrafusionError(
-                    f"{name or 'the network'} holds NaN or infinite numbers in its {part}: the network diverged in training,"
-                    " or its file is damaged"
+                    f"{part} of {name or 'the network'} has NaN or infinite values; the file is damaged, or training diverged"
                 )
 
 
@@ -130,7 +129,7 @@ def _same(layer: nn.Module, other: nn.Module | None) -> bool:
 
 def _refuse_scripts(model: nn.Module) -> None:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise IntrafusionError("a TorchScript network cannot be pruned: pass the nn.Module that it was scripted from")
+        raise IntrafusionError("a TorchScript network cannot be pruned; pass the nn.Module that was scripted")
 
 
 def _add_computed(model: nn.Module, memo: dict[int, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from intrafusion.errors import IntrafusionError
+from intrafusion.errors import IntrafusionError, unknown
 from intrafusion.models.architectures import CONV_WIDTHS, SLIM, VGG_WIDTHS, ResNet, Vgg, conv_net, mlp
 from intrafusion.models.card import ModelCard, read_card
 from intrafusion.models.sources.files import open_file
@@ -122,10 +122,8 @@ def embedded(name: str) -> bool:
 def check_builtin(name: str) -> None:
     """Raise IntrafusionError, listing the known models, if `name` is not one of them."""
     if name not in ARCHITECTURES:
-        raise IntrafusionError(
-            f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}, imagenet/<torchvision name>, "
-            "timm/<timm name>, or package.module:factory"
-        )
+        others = "imagenet/<torchvision name>", "timm/<timm name>", "package.module:factory"
+        raise unknown("model", name, [*ARCHITECTURES, *others])
 
 
 def dataset(name: str) -> str:
@@ -143,9 +141,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
 def published(name: str) -> tuple[str, Path, str]:
     """Return the URL of the published weights of `name`, their local path, and the start of their SHA-256."""
     if name not in _RELEASES:
-        raise IntrafusionError(
-            f"no published weights of {name} are known: pass a file as weights= (--weights), or weights='random'"
-        )
+        raise IntrafusionError(f"{name} has no published weights; pass a file as weights= (--weights), or weights='random'")
     path = home() / "weights" / _RELEASES[name].rpartition("/")[2]
     return f"{_CHENYAOFO}/{_RELEASES[name]}", path, path.stem.rpartition("-")[2]
 

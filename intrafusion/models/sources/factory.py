@@ -49,9 +49,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
 
 
 def published(name: str) -> tuple[str, Path, str]:
-    raise IntrafusionError(
-        f"nobody publishes weights of {name}: its factory loads them, or pass a file as weights= (--weights)"
-    )
+    raise IntrafusionError(f"{name} has no published weights; load them in its factory, or pass a file as weights= (--weights)")
 
 
 def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
@@ -85,13 +83,13 @@ def _made(name: str) -> tuple[nn.Module, ModelCard, list[str]]:
             module = importlib.import_module(module_name)
             factory = getattr(module, function)
         except Exception as error:  # a user's module can fail in any way
-            raise IntrafusionError(f"{name} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+            raise IntrafusionError(f"cannot import {name}: {type(error).__name__}: {one_line(error)}") from error
         try:
             model = factory()
         except Exception as error:
             raise IntrafusionError(f"{name}() failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise IntrafusionError(f"{name}() gave a {type(model).__name__}: a factory takes nothing and gives an nn.Module")
+        raise IntrafusionError(f"{name}() must return an nn.Module, not {type(model).__name__}")
     model = _plain(name, model)
     model.code = _code_of(module)  # type: ignore[assignment]
     given = getattr(model, "card", None)
@@ -107,11 +105,11 @@ def _plain(name: str, model: nn.Module) -> nn.Module:
         model = before
     if isinstance(model, torch.jit.ScriptModule):
         raise IntrafusionError(
-            f"{name}() gave a scripted network, whose layers cannot be cut: let it give the nn.Module that was scripted"
+            f"{name}() returned a scripted network, which cannot be pruned; return the nn.Module that was scripted"
         )
     kinds = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()} - {torch.float32}
     if kinds:
-        _log.warning("%s is in %s: converted to float32", name, ", ".join(sorted(str(kind)[6:] for kind in kinds)))
+        _log.warning("%s is in %s; converting to float32", name, ", ".join(sorted(str(kind)[6:] for kind in kinds)))
     return model.float().eval() if kinds else model.eval()
 
 
@@ -147,7 +145,9 @@ def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCa
     """
     known = {field.name for field in fields(ModelCard)} - {"name"}
     if unknown := set(told) - known:
-        raise IntrafusionError(f"CARD of {name} has {sorted(unknown)[0]!r}: its fields are {', '.join(sorted(known))}")
+        raise IntrafusionError(
+            f"CARD of {name} has an unknown field {sorted(unknown)[0]!r}; choose one of {', '.join(sorted(known))}"
+        )
     size, logits = _tried(name, model, told.get("input_size"))
     channels = size[0]
     guess = {
@@ -165,12 +165,12 @@ def _card(name: str, model: nn.Module, told: Mapping[str, Any]) -> tuple[ModelCa
     try:
         check_card(card)
     except (ValueError, TypeError) as error:
-        raise IntrafusionError(f"CARD of {name} makes no sense: {error}") from error
-    said = {"input_size": f"images {_by(size)}", "mean": "no normalisation but pixels from 0 to 1"}
+        raise IntrafusionError(f"CARD of {name} is invalid: {error}") from error
+    said = {"input_size": f"images {_by(size)}", "mean": "no normalisation except pixels from 0 to 1"}
     guessed = [text for key, text in said.items() if key not in told]
     return card, guessed and [
         *guessed,
-        f"set CARD = {{'input_size': ..., 'mean': ..., 'std': ...}} in {name.partition(MARK)[0]} to say it",
+        f"set CARD = {{'input_size': ..., 'mean': ..., 'std': ...}} in {name.partition(MARK)[0]} to specify them",
     ]
 
 
@@ -180,7 +180,7 @@ def _tried(name: str, model: nn.Module, told: Any) -> tuple[tuple[int, int, int]
     told: the size that its card states, or None to try the usual sizes.
     """
     sizes = _usual(model) if told is None else [_size(name, told)]
-    why = "none has as many channels as its first layer reads"
+    why = "none has the number of channels of its first layer"
     for size in sizes:
         try:
             with torch.inference_mode():
@@ -189,14 +189,14 @@ def _tried(name: str, model: nn.Module, told: Any) -> tuple[tuple[int, int, int]
             why = f"{_by(size)}: {one_line(error)}"
             continue
         if not isinstance(out, Tensor):
-            raise IntrafusionError(f"{name} gives {_described(out)}")
+            raise IntrafusionError(f"{name} returns {_described(out)}")
         if out.ndim == 2 and len(out) == 2:
             return size, out.shape[1]
-        why = f"of 2 images {_by(size)} it makes {tuple(out.shape)}, not logits (images, classes)"
+        why = f"for 2 images {_by(size)} it returns {tuple(out.shape)}, not logits (images, classes)"
     advice = "set CARD = {'input_size': (C, H, W)} in its module"
     if told is not None:
-        advice = "its card says that size, so correct one or the other"
-    raise IntrafusionError(f"{name} takes images of no size that was tried ({why}): {advice}")
+        advice = "correct input_size in CARD, or the network"
+    raise IntrafusionError(f"{name} accepts none of the image sizes tried ({why}); {advice}")
 
 
 def _by(size: tuple[int, int, int]) -> str:
@@ -227,4 +227,4 @@ def _described(out: Any) -> str:
         parts = {f"out.{key}": getattr(out, key) for key in getattr(out, "_fields", getattr(out, "__dict__", {}))}
     logits = [part for part, value in parts.items() if isinstance(value, Tensor) and value.ndim == 2]
     best = next((part for part in logits if "logits" in part), logits[0] if logits else "its logits")
-    return f"a {type(out).__name__}, and must return one tensor of logits: wrap it in a module that returns {best}"
+    return f"a {type(out).__name__} instead of one tensor of logits; wrap it in a module that returns {best}"

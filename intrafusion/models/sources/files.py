@@ -82,7 +82,7 @@ def _filled(
     classes = _resized(model, found, default.classes) if heads else None
     if classes is not None:
         found = fit(model, state, spelling)
-        told.append(f"its head has {classes} classes, not {default.classes}; which ones, the file does not say")
+        told.append(f"its head has {classes} classes, not {default.classes}; the file does not name them")
         if classes != card.classes:
             card = replace(card, classes=classes, dataset=unnamed(classes), accuracy=None)
     load_fitted(model, found, path, card.name)
@@ -97,13 +97,9 @@ def _check_kinds(found: StateFit, table: Mapping[str, Any], path: Path, spelling
     for name in found.missing:
         if isinstance(value := others.get(spelling(name)), Beside):
             kind = "a NumPy array" if value.of.startswith("numpy.") else f"a {value.of}"
-            raise IntrafusionError(
-                f"{path} cannot be loaded safely: {name} is {kind}; save model.state_dict(), of tensors alone"
-            )
+            raise IntrafusionError(f"cannot load {path} safely: {name} is {kind}; save model.state_dict(), with only tensors")
         if spelling(name) in others:
-            raise IntrafusionError(
-                f"{path} holds {name} as a {type(value).__name__}: save model.state_dict(), of tensors alone"
-            )
+            raise IntrafusionError(f"{name} in {path} is a {type(value).__name__}, not a tensor; save model.state_dict()")
 
 
 def _resized(model: nn.Module, found: StateFit, classes: int) -> int | None:
@@ -141,7 +137,7 @@ def _check_head(model: nn.Module, card: ModelCard, path: Path) -> None:
     except Exception:  # the forward pass may rely on another number of classes
         whole = False
     if not whole:
-        raise Misfit(f"{path} does not fit {card.name}, which does not work with a head of {card.classes} classes", card.name)
+        raise Misfit(f"{path} does not fit {card.name}, which does not run with a head of {card.classes} classes", card.name)
 
 
 def _chosen(place: str, tables: Mapping[str, Mapping[str, Any]], model: nn.Module, spelling: Spelling) -> list[str]:
@@ -157,14 +153,12 @@ def _chosen(place: str, tables: Mapping[str, Mapping[str, Any]], model: nn.Modul
         if fit(model, {name: value for name, value in table.items() if isinstance(value, Tensor)}, spelling).is_whole():
             others.append(other)
     if others:
-        told.append(
-            f"these are the weights under {place}; {_listed(others)} would fit, too: weights_key (--weights-key) chooses"
-        )
+        told.append(f"using the weights under {place}; {_listed(others)} would also fit; weights_key (--weights-key) chooses")
     parent, _, last = place.rpartition(".")
     if place and parent in tables:
         said = tuple(f"{other.rpartition('.')[2]}." for other in (place, *others))
         if outside := [name for name in tables[parent] if not name.startswith(said)]:
-            told.append(f"left out, as they are not under {last}: {_listed(outside)}")
+            told.append(f"ignored, not under {last}: {_listed(outside)}")
     return told
 
 
@@ -177,19 +171,19 @@ def _left_out(found: StateFit, table: Mapping[str, Any]) -> list[str]:
     averaged = [name for name in found.aside if is_averaged(name)]
     names = [name for name in found.aside if name not in averaged]
     names += [name for name, value in table.items() if not isinstance(value, Tensor)]
-    told = [f"left out, as they are no weights: {_listed(names)}"] if names else []
+    told = [f"ignored, not weights: {_listed(names)}"] if names else []
     if found.computed:
-        told.append(f"computed from two parts each, as masks and weight_norm do: {_listed(found.computed)}")
+        told.append(f"computed from two parts each (mask or weight_norm): {_listed(found.computed)}")
     if averaged:
         key = averaged[0].partition(".")[0]
-        told.append(f"left out, as they are an average's: {_listed(averaged)}; weights_key (--weights-key) {key} chooses them")
+        told.append(f"ignored, averaged weights: {_listed(averaged)}; weights_key (--weights-key) {key} chooses them")
     return told
 
 
 def _converted(found: StateFit) -> list[str]:
     kinds = {str(value.dtype).removeprefix("torch.") for value in found.state.values() if value.is_floating_point()}
     kinds -= {"float32"}
-    return [f"its weights of {_listed(sorted(kinds))} are converted to float32"] if kinds else []
+    return [f"converting its {_listed(sorted(kinds))} weights to float32"] if kinds else []
 
 
 def _listed(names: Collection[str]) -> str:

@@ -31,7 +31,7 @@ def nearest(table: Mapping[str, Any], asked: str) -> str:
     found, name = max(_likenesses(table))
     if found < _NEAR or name == asked:
         return ""
-    return f"; its keys {'are those' if found > _ALL else 'come nearest to those'} of {name}"
+    return f"; its keys {'match' if found > _ALL else 'are most similar to'} {name}"
 
 
 def _likenesses(table: Mapping[str, Any]) -> Iterator[tuple[float, str]]:

@@ -38,7 +38,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
     try:
         model = _timm().create_model(_short(name), pretrained=False)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise IntrafusionError(f"timm cannot make {_short(name)!r}: {one_line(error)}") from error
+        raise IntrafusionError(f"timm cannot create {_short(name)!r}: {one_line(error)}") from error
     card = _card(name, model.pretrained_cfg)
     return model, replace(card, source="random initialisation")
 
@@ -47,7 +47,7 @@ def published(name: str) -> tuple[str, Path, str]:
     """Return the URL of the published weights, their local path, and "", because the hub's names hold no checksum."""
     model = _timm().get_pretrained_cfg(_short(name))
     if model is None or not model.hf_hub_id:
-        raise IntrafusionError(f"timm publishes no weights of {name}: pass a file as weights=, or weights='random'")
+        raise IntrafusionError(f"{name} has no published weights; pass a file as weights= (--weights), or weights='random'")
     path = home() / "weights" / f"{model.hf_hub_id.replace('/', '--')}.safetensors"
     return f"{_HUB}/{model.hf_hub_id}/resolve/main/model.safetensors", path, ""
 
@@ -80,14 +80,14 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise IntrafusionError("timm is not installed: pip install 'intrafusion[timm]'") from error
+        raise IntrafusionError("timm is not installed; run pip install 'intrafusion[timm]'") from error
     return timm
 
 
 def _short(name: str) -> str:
     short = name.removeprefix(PREFIX)
     if not _timm().is_model(short.partition(".")[0]):
-        raise IntrafusionError(f"timm has no model {short!r}: https://huggingface.co/timm lists them all")
+        raise IntrafusionError(f"unknown timm model {short!r}; https://huggingface.co/timm lists them")
     return short
 
 

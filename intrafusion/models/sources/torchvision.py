@@ -83,7 +83,7 @@ def _short(name: str) -> str:
 
     short = name.removeprefix(PREFIX)
     if short not in models.list_models(module=models):
-        raise IntrafusionError(f"torchvision has no classification model {short!r}: `models --imagenet` lists them all")
+        raise IntrafusionError(f"unknown torchvision classification model {short!r}; `models --imagenet` lists them")
     return short
 
 

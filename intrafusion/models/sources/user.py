@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, one_line, unknown
 from intrafusion.models.card import ModelCard, card_of
 from intrafusion.models.serialization import card_beside, save_network, save_state, saved_card
 from intrafusion.models.sources import builtin, lookup
@@ -63,10 +63,10 @@ def keep(model: nn.Module, name: str) -> str:
     architecture = card.details.get("architecture", card.name)
     if lookup.runs_code(architecture):
         raise IntrafusionError(
-            f"{architecture} is code of your own, which no kept network may name: export it, and keep the program"
+            f"a network made by your own code ({architecture}) cannot be saved as weights; export it, and save the program"
         )
     if is_program(f"{PREFIX}{check_name(name)}"):
-        raise IntrafusionError(f"a program is kept as {PREFIX}{name}: choose another name")
+        raise IntrafusionError(f"{PREFIX}{name} is already a program; choose another name")
     base, _ = source_of(architecture).blank(architecture, model.state_dict())
     save_network(model, base, replace(card, name=architecture), home() / "models" / check_name(name))
     return f"{PREFIX}{name}"
@@ -94,7 +94,7 @@ def architecture(name: str) -> str:
         return name
     found = _found(name)[1].details.get("architecture")
     if not isinstance(found, str) or not is_safe(found):
-        raise IntrafusionError(f"the card of {name} names no architecture that is known here: remove it and keep it again")
+        raise IntrafusionError(f"the card of {name} names an unknown architecture; remove it and save it again")
     return found
 
 
@@ -230,7 +230,7 @@ def _program(name: str) -> tuple[nn.Module, ModelCard]:
     try:
         program = built(card.details[_PROGRAM], _tensors(path))
         if (program.plan.image, program.plan.classes) != (tuple(card.input_size), card.classes):
-            raise IntrafusionError(f"its card is of another one, with {card.classes} classes")
+            raise IntrafusionError(f"its card describes another program, with {card.classes} classes")
     except IntrafusionError as error:
         raise IntrafusionError(f"{path} is damaged: {error}; remove {name}") from error
     return program, replace(card, name=name, details=details)
@@ -252,12 +252,12 @@ def _found(name: str) -> tuple[Path, ModelCard]:
     paths = [home() / "models" / f"{check_name(name.removeprefix(PREFIX))}{end}" for end in _ENDS]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
-        raise IntrafusionError(f"no network is kept as {name!r}: choose one of {', '.join(names()) or '(none yet)'}")
+        raise unknown("saved network", name, names())
     if not path.is_file():
-        raise IntrafusionError(f"{name} is a folder, and no network: remove it")
+        raise IntrafusionError(f"{name} is a folder, not a network; remove it")
     nothing = replace(_NOTHING, name=name)
     if path.suffix == ".safetensors":
         return path, saved_card(path, nothing)
     if not zipfile.is_zipfile(path):
-        raise IntrafusionError(f"{path} is damaged: it is no program any more; remove {name}")
+        raise IntrafusionError(f"{path} is damaged: it is not a program; remove {name}")
     return path, card_beside(path, nothing)

@@ -134,13 +134,13 @@ class Graph:
         if isinstance(module, nn.Parameter):
             if module.numel() == 1:  # the same for all channels
                 return None
-            return f"its channels meet a bare parameter, {self.owner_of.get(id(module))}, which no rule here prunes"
+            return f"its channels are combined with the parameter {self.owner_of.get(id(module))}, which cannot be pruned"
         if not name:
             return None
         if isinstance(module, _ConvTransposeNd):
             return f"{name} is a transposed convolution"
         if isinstance(module, _BatchNorm) and module.running_var is None:
-            return f"{name} normalises by each batch's own statistics"
+            return f"{name} normalises by the statistics of each batch"
         if _is_scalar(module):
             return None
         if isinstance(module, _CUT):
@@ -148,7 +148,7 @@ class Graph:
                 return f"{name} is used more than once in a forward pass"
             return self._shared(name, module)
         if any(True for _ in module.parameters(recurse=True)):
-            return f"its channels pass through {type(module).__name__} ({name})"
+            return f"its channels pass through {type(module).__name__} ({name}), which cannot be pruned"
         return None
 
     def _shared(self, name: str, module: nn.Module) -> str | None:
@@ -171,8 +171,8 @@ class Graph:
                 width = _width(module, side)
                 if item.idxs and max(item.idxs) >= width:
                     raise _Untraced(
-                        f"its coupling cannot be traced: {self.name_of[module]} reads a part of them, behind a split"
-                        " or a reshape"
+                        f"its coupling cannot be traced: {self.name_of[module]} reads a part of its channels, after a"
+                        " split or a reshape"
                     )
                 for position, channel in zip(item.idxs, item.root_idxs, strict=True):
                     axes[self.name_of[module], side][position].add(channel)
@@ -210,7 +210,7 @@ class Graph:
             if len(widths) > 1:
                 reasons = [
                     *reasons,
-                    f"a reshape in between gives some of its channels more inputs of {name} than others",
+                    f"because of a reshape, some of its channels are more inputs of {name} than others",
                 ]
                 continue
             positions = torch.tensor([row or [-1] * max(widths) for row in rows])
@@ -218,7 +218,7 @@ class Graph:
             if role:
                 layers.append(Layer(name, role, positions, norms.get(name)))
         if len(channels) < 2:
-            reasons = [*reasons, "it has a single channel"]
+            reasons = [*reasons, "it has only one channel"]
         order = list(self.calls)
         root = min(roots, key=order.index)
         presence = torch.stack([layer.present() for layer in layers], 1)
@@ -251,8 +251,8 @@ def _untraced(error: Exception) -> str:
     if isinstance(error, _Untraced):
         return str(error)
     if isinstance(error, IndexError):
-        return "its coupling cannot be traced: a reshape in between reorders its channels"
-    return "its coupling cannot be traced: an operation in between moves its channels in a way that is not known here"
+        return "its coupling cannot be traced: a reshape reorders its channels"
+    return "its coupling cannot be traced: an unknown operation moves its channels"
 
 
 @cache

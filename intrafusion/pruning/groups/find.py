@@ -27,10 +27,10 @@ from intrafusion.pruning.groups.surgery import shrink
 
 _log = logging.getLogger(__name__)
 _MIXED = (
-    "permuting its channels changes the logits: an operation in between mixes them, or tells them apart by their place, as a"
-    " shuffle, a norm over channels or a buffer with a number for each"
+    "permuting its channels changes the logits: an operation mixes them or depends on their order, such as a shuffle, a norm"
+    " over channels or a buffer with a value for each"
 )
-_CHANGED = "the network computes something else once channels are cut away: an operation in between depends on them all"
+_CHANGED = "removing zeroed channels changes the logits: an operation depends on all channels"
 _SCALES = (1.0, 100.0)  # of the inputs: some operations, as LocalResponseNorm, mix channels only where activations are large
 _FEW = 3  # channels: in a group this small, two permutations are easily the same
 _CHANCE = 1e-2  # of the largest logit: more than two equal passes differ by on a GPU, which may sum in another order
@@ -53,7 +53,7 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     """
     check_call(model, example)
     if torch.is_inference_mode_enabled():
-        raise IntrafusionError("groups are found by following gradients: call this outside of torch.inference_mode()")
+        raise IntrafusionError("finding groups needs gradients; call this outside of torch.inference_mode()")
     traced = twin(model).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     noise = inputs_for(traced, torch.randn(2, *example.shape[1:], generator=generator).to(example.device))
@@ -67,25 +67,25 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
             alone = traced(noise[:1].clone())
     except Exception as error:  # a user's forward can fail in any way
         raise IntrafusionError(
-            f"the network cannot be traced on an input of shape {tuple(example.shape)}: {one_line(error)}"
+            f"cannot trace the network on an input of shape {tuple(example.shape)}: {one_line(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise IntrafusionError(f"the network must return one tensor of logits, (images, classes), {_instead(logits)}")
     if bool(torch.isfinite(logits).all()) and not _within(_CHANCE, again, logits):
         raise IntrafusionError(
-            "the network answers the same images differently each time in eval mode, as F.dropout does without"
-            " training=self.training: nothing can be compared"
+            "the network is not deterministic in eval mode, for example because of F.dropout without"
+            " training=self.training; make it deterministic"
         )
     if noise.dtype in (torch.float16, torch.bfloat16) and any(isinstance(one, _BatchNorm) for one in traced.modules()):
         _log.warning(
-            "the network is in %s, in which folding BatchNorm would change its logits: norms stay layers; convert it by "
-            "model.float() for what float32 gives",
+            "the network is in %s, in which folding BatchNorm would change its logits; BatchNorm is not folded; convert the "
+            "network with model.float() for the results of float32",
             str(noise.dtype).removeprefix("torch."),
         )
     if not _within(_CHANCE, alone, logits[:1]):
         _log.warning(
-            "the network answers an image otherwise beside other images than alone, as BatchNorm does without running "
-            "statistics: its accuracies depend on which images are measured together"
+            "the logits of an image depend on the other images in the batch, for example because of BatchNorm without running "
+            "statistics; accuracies depend on the batches"
         )
     traced.requires_grad_(False)
     with torch.inference_mode():
@@ -96,8 +96,8 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
 
 def _instead(output: object) -> str:
     if isinstance(output, Tensor):
-        return f"not one of shape {tuple(output.shape)}"
-    return f"not a {type(output).__name__}: wrap it in a module that returns the logits alone"
+        return f"not a tensor of shape {tuple(output.shape)}"
+    return f"not {type(output).__name__}; wrap it in a module that returns only the logits"
 
 
 def _enliven(model: nn.Module, generator: torch.Generator) -> None:
@@ -242,7 +242,7 @@ class _Trial:
                 if not self._same(inputs, expected, cut):
                     return _CHANGED
         except _ERRORS as error:
-            return f"the network fails once channels are cut away, as where a shape is written out: {one_line(error)}"
+            return f"the network fails after channels are removed, for example because of a hard-coded shape: {one_line(error)}"
         return None
 
     def _same(self, inputs: Tensor, expected: Tensor, model: nn.Module) -> bool:

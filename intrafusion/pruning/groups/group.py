@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from intrafusion.errors import IntrafusionError
+
 PRODUCER, CONSUMER, CHANNELWISE, PAD = "producer", "consumer", "channelwise", "pad"
 
 
@@ -58,6 +60,11 @@ class Group:
     layers: tuple[Layer, ...]
     block: Tensor
     reason: str | None = None
+
+    def check_prunable(self) -> None:
+        """Raise IntrafusionError if the group cannot be pruned."""
+        if self.reason:
+            raise IntrafusionError(f"group {self.name} cannot be pruned: {self.reason}")
 
     def role(self, *roles: str) -> list[Layer]:
         """Return the layers with one of these roles."""

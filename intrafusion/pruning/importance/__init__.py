@@ -65,10 +65,9 @@ def score(
     (128,)
     """
     entry = CRITERIA[criterion]
-    if group.reason:
-        raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
+    group.check_prunable()
     if entry.needs != "nothing" and data is None:
-        raise IntrafusionError(f"criterion {criterion} needs {entry.needs}: pass data=")
+        raise IntrafusionError(f"criterion {criterion} needs {entry.needs}; pass data=")
     model = with_plain_weights(model)
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     seen = None if data is None else data.subset(calibration, seed)
@@ -76,7 +75,7 @@ def score(
         scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().double().cpu()
     if not bool(torch.isfinite(scores).all()):
         check_finite(model.named_modules())  # names the layer to blame
-        raise IntrafusionError(f"criterion {criterion} gives NaN or infinite scores of {group.name}: choose another one")
+        raise IntrafusionError(f"criterion {criterion} gives NaN or infinite scores for {group.name}; choose another criterion")
     return scores
 
 

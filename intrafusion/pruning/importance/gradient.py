@@ -65,7 +65,7 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
         try:
             per_image = gradients(weights, images, labels)
         except RuntimeError as error:  # vmap cannot follow every forward, for example one that branches on values
-            raise IntrafusionError(f"obd cannot take this network's gradients image by image: {one_line(error)}") from error
+            raise IntrafusionError(f"obd cannot compute this network's gradients per image: {one_line(error)}") from error
         for name, per_sample in per_image.items():
             fisher[name] += per_sample.square().sum(0)
     return mean_over_layers(sum_of_weights(layer, weights[name].square() * fisher[name] / len(data)) for layer, name in layers)
@@ -80,7 +80,8 @@ def differentiating() -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise IntrafusionError(
-            f"this network's gradients cannot be taken: choose what needs none, as the criterion l1 ({one_line(error)})"
+            f"cannot compute this network's gradients ({one_line(error)}); choose a method without gradients, such as "
+            "criterion l1"
         ) from error
 
 

@@ -74,7 +74,7 @@ def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: 
             continue
         rows.append(spread(gamma.double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))
     if not rows:
-        raise IntrafusionError(f"bn_scale needs a BatchNorm, and group {group.name} has none: choose l1 or l2")
+        raise IntrafusionError(f"bn_scale needs a BatchNorm, but group {group.name} has none; choose l1 or l2")
     return mean_over_layers(rows)
 
 

@@ -23,7 +23,7 @@ def reset_norms(fit: Fit) -> None:
     """
     folded = {name: norm for name, layer in fit.dense.named_modules() if (norm := norm_of(layer))}
     if not folded and not fit.norms:
-        raise IntrafusionError("this network has no BatchNorm whose statistics could be measured again: choose repair")
+        raise IntrafusionError("this network has no BatchNorm statistics to measure; choose recovery repair")
     for name in fit.once({*folded, *fit.norms}, _ConvNd, nn.Linear, _NormBase):
         if name in fit.norms:
             fit.measure(name)

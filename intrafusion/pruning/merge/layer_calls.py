@@ -70,7 +70,7 @@ class Calls:
         except Exception as error:  # a user's forward can fail in any way
             if is_out_of_memory(error):
                 raise
-            raise IntrafusionError(f"{layer} cannot be fitted, as the network fails before it: {one_line(error)}") from error
+            raise IntrafusionError(f"cannot fit {layer}: the network fails before it: {one_line(error)}") from error
         finally:
             for hook in hooks:
                 hook.remove()

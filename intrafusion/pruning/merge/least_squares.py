@@ -190,7 +190,7 @@ class Fit:
         if name in self.odd:
             kind = type(self.dense.get_submodule(name)).__name__
             raise IntrafusionError(
-                f"layer {name} ({kind}) does not simply multiply its weight with what it reads, so it cannot be fitted: "
+                f"cannot fit layer {name} ({kind}): its output is not a product of its weight and its input; "
                 "choose drop or fusion, without bn-reset and repair, or leave out the groups that it reads"
             )
 

@@ -36,7 +36,7 @@ class InStep:
         except Exception as error:  # a user's forward can fail in any way
             if is_out_of_memory(error):
                 raise
-            raise IntrafusionError(f"the network cannot be fitted, as it fails on these images: {one_line(error)}") from error
+            raise IntrafusionError(f"cannot fit the network: it fails on these images: {one_line(error)}") from error
         self._names: tuple[str, ...] = ()
         self._kept: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
@@ -52,7 +52,7 @@ class InStep:
         pairs = self._by_cuts(self.cuts, layer, *more) if isinstance(self.cuts, Cuts) else self._by_hooks(layer, *more)
         for pair in pairs:
             if not all(isinstance(value, Tensor) for known in pair for value in known.values()):
-                raise IntrafusionError(f"{layer} does not read and write one tensor each: choose drop or fusion")
+                raise IntrafusionError(f"cannot fit {layer}: its input or output is not one tensor; choose drop or fusion")
             yield pair
 
     def _by_hooks(self, layer: str, dense: Sequence[str], small: Sequence[str]) -> Pairs:

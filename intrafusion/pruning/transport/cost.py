@@ -66,7 +66,7 @@ def compare_channels(
     if chosen.cost == "weights":
         vectors = whole_vectors(model, group, chosen.bias)
     elif data is None:
-        raise IntrafusionError("cost activations needs images: pass data=")
+        raise IntrafusionError("cost activations needs images; pass data=")
     else:
         vectors = activation_vectors(model, group, data.subset(calibration, seed), seed)
     vectors = unit_vectors(vectors)

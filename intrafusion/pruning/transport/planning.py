@@ -78,7 +78,7 @@ def kept_count(size: int, sparsity: float) -> int:
     160 * (1 - 0.8) < 32. Raises IntrafusionError for another sparsity.
     """
     if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
-        raise IntrafusionError(f"sparsity must be at least 0 and less than 1, not {shown(sparsity)}")
+        raise IntrafusionError(f"sparsity must be a number of at least 0 and less than 1, not {shown(sparsity)}")
     return max(1, int(size * (1 - sparsity) + 1e-9))
 
 
@@ -141,8 +141,7 @@ def plan(
     >>> tuple(plan.coupling.shape), tuple(plan.matrix.shape), round(float(plan.coupling.sum()), 6)
     ((128, 64), (64, 128), 1.0)
     """
-    if group.reason:
-        raise IntrafusionError(f"group {group.name} cannot be pruned: {group.reason}")
+    group.check_prunable()
     model = with_plain_weights(model)
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     geometry = compare_channels(model, group, data=data, calibration=calibration, seed=seed, **options)
@@ -185,7 +184,8 @@ def solve(
     """Plan as `plan` does, on a measured geometry, which does not depend on sparsity, criterion, marginals or solver."""
     n = len(geometry.block)
     if scores.shape != (n,) or not torch.isfinite(scores).all():
-        raise IntrafusionError(f"scores must be {n} finite numbers, one a channel, not {tuple(scores.shape)}")
+        given = tuple(scores.shape) if scores.shape != (n,) else "NaN or infinite values"
+        raise IntrafusionError(f"scores must be {n} finite numbers, one per channel, not {given}")
     chosen = TransportOptions(**options)
     solver_function = SOLVERS[chosen.solver]
     scores = scores.detach().double().cpu()
@@ -243,7 +243,7 @@ def block_counts(block: Tensor, k: int, round_to: int = 1) -> list[int]:
 
 def _rounded(count: int, size: int, multiple: int) -> int:
     if multiple < 1:
-        raise IntrafusionError(f"round_to must be a whole number from 1, not {multiple}")
+        raise IntrafusionError(f"round_to must be a whole number of at least 1, not {multiple}")
     if count == size:
         return size
     return min(size, max(1, (count + multiple // 2) // multiple) * multiple)
@@ -263,7 +263,7 @@ def marginal(scores: Tensor, kind: str) -> Tensor:
     if kind == "softmax":
         return scores.softmax(0).clamp(min=_LEAST)
     if kind == "importance" and (scores < 0).any():
-        raise IntrafusionError("importance marginals need scores that are not negative: choose softmax or uniform")
+        raise IntrafusionError("importance marginals need non-negative scores; choose softmax or uniform")
     if kind == "uniform" or not scores.any():
         return torch.full_like(scores, 1 / len(scores))
     share = scores / scores.max()  # divide first: the sum may overflow or be subnormal

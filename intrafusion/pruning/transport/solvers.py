@@ -45,9 +45,9 @@ class Problem:
             object.__setattr__(self, name, np.where(mass > 0, np.maximum(mass, 1e-300), 0))
         for name in ("reg", "reg_m"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise IntrafusionError(f"{name} must be a positive number, not {getattr(self, name)}")
+                raise IntrafusionError(f"{name} must be a number above 0, not {getattr(self, name)}")
         if not 0 < self.mass <= 1:
-            raise IntrafusionError(f"mass must be a share above 0 and at most 1, not {self.mass}")
+            raise IntrafusionError(f"mass must be a number above 0 and at most 1, not {self.mass}")
 
     @property
     def reducible(self) -> bool:

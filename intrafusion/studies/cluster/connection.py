@@ -94,7 +94,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise IntrafusionError(f"executor ray needs Ray: pip install 'intrafusion[ray]', or pip install {RAY}") from error
+        raise IntrafusionError(f"Ray is not installed; run pip install 'intrafusion[ray]', or pip install {RAY}") from error
     return ray
 
 
@@ -110,7 +110,7 @@ def _start(ray: Any, address: str, size: int) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
     except Exception as error:
-        raise IntrafusionError(f"Ray does not start ({one_line(error)})") from error
+        raise IntrafusionError(f"cannot start Ray: {one_line(error)}") from error
 
 
 _PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', configure_logging=False)"
@@ -122,7 +122,7 @@ def _reach(address: str) -> None:
     A child process tries first, because Ray ends a process whose cluster does not answer.
     """
     if address.startswith("ray://"):
-        raise IntrafusionError("Ray Client (ray://) is not supported: start the study on a machine of the cluster")
+        raise IntrafusionError("Ray Client (ray://) is not supported; start the study on a machine of the cluster")
     try:
         if ":" in address:
             host, _, port = address.rpartition(":")
@@ -137,5 +137,5 @@ def _reach(address: str) -> None:
     except (OSError, ValueError, OverflowError) as error:
         reason = one_line(error)
     raise IntrafusionError(
-        f"no Ray cluster answers at {address} ({reason}): start the study on a machine that `ray start` made part of it"
+        f"no Ray cluster answers at {address} ({reason}); start the study on a machine that joined it with `ray start`"
     )

@@ -79,9 +79,9 @@ class _Share:
     def __post_init__(self) -> None:
         for amount, what in ((self.cpus, "CPUs"), (self.gpus, "GPUs")):
             if not (0 <= amount <= 1 or (amount > 1 and float(amount).is_integer())):
-                raise IntrafusionError(f"a task asks for a share of one or for a whole number of {what}, not {amount:g}")
+                raise IntrafusionError(f"{what} of a task must be a fraction of one or a whole number, not {amount:g}")
         if not self.cpus and not self.gpus:
-            raise IntrafusionError("a task must ask for CPUs or for GPUs, or all would run at once")
+            raise IntrafusionError("a task must use CPUs or GPUs; otherwise all tasks would run at once")
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
@@ -158,7 +158,7 @@ class _Driver:
             options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_retries": 0}
             self.task = self.ray.remote(measure_remotely).options(**options)
         except (TypeError, ValueError, self.ray.exceptions.RayError) as error:
-            raise IntrafusionError(f"this study cannot be sent to a cluster: {one_line(error)}") from error
+            raise IntrafusionError(f"cannot send this study to a cluster: {one_line(error)}") from error
 
     def _look(self) -> None:
         """Send a heartbeat, requeue contested chunks and count the cluster's slots, each at its interval."""
@@ -176,11 +176,11 @@ class _Driver:
         if self.slots:
             self.served = now
             return
-        lack = f"no machine of the Ray cluster has the {self.share} that a task asks for"
+        lack = f"no machine of the Ray cluster has the {self.share} that a task needs"
         if SESSION.alone or now - self.served > _PATIENCE:
-            raise IntrafusionError(f"{lack}: ask for less, or add one by `ray start --address=...`")
+            raise IntrafusionError(f"{lack}; use less per task, or add a machine with `ray start --address=...`")
         if before != 0:
-            _log.warning("%s: waiting for one", lack)
+            _log.warning("%s; waiting for one", lack)
 
     def _send(self) -> Iterator[Result]:
         """Submit up to twice as many chunks as run at once, so that no worker waits.
@@ -287,14 +287,14 @@ class _Driver:
         if chunk.lost > RETRIES:
             yield from self._give_up(chunk, f"its worker was lost {chunk.lost} times ({reason})")
             return
-        _log.warning("a worker was lost (%s): its %d points go out again (%d of %d)", reason, len(left), chunk.lost, RETRIES)
+        _log.warning("a worker was lost (%s); retrying its %d points (%d of %d)", reason, len(left), chunk.lost, RETRIES)
         pieces = [chunk.families] if chunk.lost == 1 else [[[spec]] for spec in left]
         self.waiting.extendleft(_Chunk(piece, chunk.lost) for piece in reversed(pieces))
 
     def _give_up(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
         if not self.welcome:  # no worker has ever started, so no other will
             raise IntrafusionError(
-                f"the workers cannot begin ({reason.split('. ')[0]}): is the same intrafusion installed on all of them?"
+                f"the workers cannot start ({reason.split('. ')[0]}); install the same version of intrafusion on all of them"
             )
         for spec in chunk.specs:
             if not self._is_done(spec):

@@ -39,7 +39,7 @@ def measure_remotely(
     which the results are stored. Raises IntrafusionError if this machine has another version of the code.
     """
     if version != code_version():
-        raise IntrafusionError("one has other code of intrafusion, or other releases of its libraries, than this machine")
+        raise IntrafusionError("one has another version of intrafusion or of its libraries than this machine")
     torch.set_num_threads(threads)
     try:
         session = _open(parts[0], device)

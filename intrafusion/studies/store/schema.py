@@ -129,7 +129,7 @@ def open_store(path: Path, wait: float) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IntrafusionError(f"the folder of {path} cannot be made ({error.strerror}): {_ELSEWHERE}") from error
+        raise IntrafusionError(f"cannot create the folder of {path}: {error.strerror}; {_ELSEWHERE}") from error
     db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row
@@ -162,10 +162,10 @@ def _format(db: sqlite3.Connection, path: Path) -> int:
     if (stamp, version, tables) == (0, 0, 0):
         return 0
     if stamp != STAMP:
-        raise IntrafusionError(f"{path} is the database of another program: {_ELSEWHERE}")
+        raise IntrafusionError(f"{path} is a database of another program; {_ELSEWHERE}")
     if version > FORMAT:
         raise IntrafusionError(
-            f"{path} has format {version}, and this version of intrafusion reads format {FORMAT}: update intrafusion"
+            f"{path} has format {version}, but this version of intrafusion reads format {FORMAT}; update intrafusion"
         )
     return version
 
@@ -199,18 +199,18 @@ def transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
         raise
 
 
-_ELSEWHERE = "choose another file for the store, for example by INTRAFUSION_STORE"
-_FULL = "the disk of {path} is full: free some space and run again; what was stored before is safe"
-_DENIED = f"{{path}} or its folder is read-only or cannot be opened: {_ELSEWHERE}"
+_ELSEWHERE = "choose another file for the store, for example with INTRAFUSION_STORE"
+_FULL = "the disk of {path} is full; free some space and run again; earlier results are safe"
+_DENIED = f"cannot open {{path}} for writing: it or its folder is read-only or inaccessible; {_ELSEWHERE}"
 _SENTENCES = {
     sqlite3.SQLITE_FULL: _FULL,
-    sqlite3.SQLITE_BUSY: "{path} has been locked by another program for more than {wait:g} s: close that, and run again",
+    sqlite3.SQLITE_BUSY: "{path} has been locked by another program for more than {wait:g} s; close that program and run again",
     sqlite3.SQLITE_READONLY: _DENIED,
     sqlite3.SQLITE_CANTOPEN: _DENIED,
     sqlite3.SQLITE_PERM: _DENIED,
-    sqlite3.SQLITE_NOTADB: f"{{path}} is no study store: {_ELSEWHERE}",
-    sqlite3.SQLITE_CORRUPT: "{path} is damaged: move it away and start a new one;"
-    " the .recover command of the sqlite3 program saves what can be read",
+    sqlite3.SQLITE_NOTADB: f"{{path}} is not a study store; {_ELSEWHERE}",
+    sqlite3.SQLITE_CORRUPT: "{path} is damaged; move it away to start a new store;"
+    " the .recover command of sqlite3 saves the readable part",
 }
 
 
@@ -222,11 +222,11 @@ def plain_database_errors(path: Path, wait: float) -> Iterator[None]:
     except sqlite3.Error as error:
         code = _code(error)
         if path.is_dir():
-            sentence = "{path} is a folder: the store is a file, such as {path}/studies.sqlite"
+            sentence = "{path} is a folder; choose a file, such as {path}/studies.sqlite"
         elif code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path):
             sentence = _FULL  # SQLite does not give the reason if a side file cannot grow
         else:
-            sentence = _SENTENCES.get(code, f"{{path}} could not be used ({{error}}): {_ELSEWHERE}")
+            sentence = _SENTENCES.get(code, f"cannot use {{path}}: {{error}}; {_ELSEWHERE}")
         raise IntrafusionError(sentence.format(path=path, wait=wait, error=one_line(error))) from error
 
 

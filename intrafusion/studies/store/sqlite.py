@@ -310,10 +310,10 @@ class Store:
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._read() as db, transaction(db, "IMMEDIATE"):
             if not self.is_there():  # SQLite would keep writing to the removed file
-                raise IntrafusionError(f"{self.path} was removed while it was open: start again")
+                raise IntrafusionError(f"{self.path} was removed while it was open; start again")
             if db.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
                 raise IntrafusionError(
-                    f"{self.path} was brought to a newer format while it was open: start again, with the newer intrafusion"
+                    f"{self.path} was upgraded to a newer format while it was open; start again with the newer intrafusion"
                 )
             yield db
 
@@ -366,7 +366,7 @@ def _find(db: sqlite3.Connection, path: Path, name: str) -> int:
     """Return a study's id. Raises IntrafusionError with the names that exist if there is none of this name."""
     ids = dict(db.execute("SELECT name, id FROM studies ORDER BY id DESC").fetchall())
     if name not in ids:
-        raise IntrafusionError(f"no study {name!r} in {path}: it holds {', '.join(ids) or 'none yet'}")
+        raise IntrafusionError(f"no study {name!r} in {path}; choose one of {', '.join(ids) or '(none yet)'}")
     return ids[name]
 
 

@@ -47,14 +47,14 @@ def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
     except IntrafusionError:
         raise
     except Exception as error:  # an arbitrary graph may raise anything
-        raise IntrafusionError(f"its channel groups cannot be traced: {one_line(error)}") from error
+        raise IntrafusionError(f"cannot find its channel groups: {one_line(error)}") from error
 
 
 def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, key: str | None) -> None:
     """Read weights into their architecture; write them to weights.safetensors, in float32, with their card."""
     file = Path(files[0])
     if file.suffix.lower() not in SUFFIXES:
-        raise IntrafusionError(f"{file} is no weights file: it must end in {', '.join(SUFFIXES)}")
+        raise IntrafusionError(f"{file} is not a weights file: it must end in {', '.join(SUFFIXES)}")
     if zipfile.is_zipfile(file):
         with open_zip(file):
             pass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intrafusion.data.datasets import DATASETS, KEPT, OWN, kept_data
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError, one_line, unknown
 from intrafusion.models.card import ModelCard, check_card
 from intrafusion.models.exported_program import built
 from intrafusion.models.hub import keep
@@ -43,7 +43,7 @@ def weights_steps(
 ) -> Generator[Step, None, str]:
     """Do the work of `take_weights` on the first given file, and yield each step."""
     if not is_safe(architecture):
-        raise IntrafusionError(f"{architecture!r} is no architecture that files may ask for: choose one of `models`")
+        raise IntrafusionError(f"unknown architecture {architecture!r}; `models` lists the known ones")
     free_path(NETWORKS, name)
     asked = {"architecture": architecture, "key": key}
     yield from run_check("weights", workshop, workshop.given[:1], asked, tell)
@@ -80,13 +80,13 @@ def program_steps(
     (file,) = workshop.given
     free_path(NETWORKS, name)
     if dataset not in DATASETS and dataset not in kept_data():
-        raise IntrafusionError(f"unknown dataset {dataset!r}: choose one of {', '.join([*DATASETS, *kept_data()])}")
+        raise unknown("dataset", dataset, [*DATASETS, *kept_data()])
     yield from run_check("program", workshop, [file], {}, tell)
     description, tensors = _made(workshop, "program.json"), _made(workshop, "program.safetensors")
     try:
         program = built(json.loads(description.read_text()), checked_state(read_weights_file(tensors), tensors))
     except (ValueError, RecursionError) as error:
-        raise IntrafusionError(f"{file.name} is no program that can be used: {one_line(error)}") from error
+        raise IntrafusionError(f"{file.name} is not a supported program: {one_line(error)}") from error
     size, classes = program.plan.image, program.plan.classes
     usual = _usual(dataset, size[0])
     stats = [tuple(own if own is not None else known) for own, known in zip((mean, std), usual, strict=True)]
@@ -94,7 +94,7 @@ def program_steps(
     try:
         check_card(card)
     except (ValueError, TypeError) as error:
-        raise IntrafusionError(f"no card for {file.name}: {error}") from error
+        raise IntrafusionError(f"invalid settings for {file.name}: {error}") from error
     return keep_program(program, card, name)
 
 
@@ -102,7 +102,7 @@ def _made(workshop: Workshop, name: str) -> Path:
     """Return the path of a file made by the child process. Raises IntrafusionError if it is missing or too large."""
     path = workshop.made / name
     if not path.is_file() or path.stat().st_size > 2 * FILE:
-        raise IntrafusionError(f"checking {workshop.given[0].name} left no {name} that can be kept: it is refused")
+        raise IntrafusionError(f"rejected {workshop.given[0].name}: checking it produced no valid {name}")
     return path
 
 

@@ -199,7 +199,7 @@ def masks(masked: nn.Module) -> dict[str, Mask]:
         if parametrize.is_parametrized(layer, "weight")
     }
     if not found or not all(isinstance(one, Mask) for one in found.values()):
-        raise IntrafusionError("this network has no masks: make it by intrafusion.training.mask")
+        raise IntrafusionError("this network has no masks; create it with intrafusion.training.mask")
     return found
 
 

@@ -30,7 +30,7 @@ def parts_of(spec: TrainSpec) -> list[dict[str, Any]]:
     Two folds give the two halves of the images. Raises IntrafusionError for an odd number of folds.
     """
     if spec.folds % 2:
-        raise IntrafusionError(f"folds must be even, so that each network learns from half of them, not {spec.folds}")
+        raise IntrafusionError(f"folds must be even, not {spec.folds}; each network trains on half of them")
     halves = combinations(range(spec.folds), spec.folds // 2)
     return [{"part": part, "seed": spec.seed + number} for number, part in enumerate(halves)]
 

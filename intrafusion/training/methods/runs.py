@@ -96,7 +96,7 @@ def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterato
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IntrafusionError(f"could not write {folder}: {one_line(error)}") from error
+        raise IntrafusionError(f"cannot write {folder}: {one_line(error)}") from error
     task = Task(spec, card, learned, held, folder, {}, run_training)
     steps: list[PhaseProgress] = []
     training: Generator[PhaseProgress, None, nn.Module] = TRAINERS[spec.method](task)
@@ -120,7 +120,7 @@ def check_architecture(model: str) -> None:
     """Raise IntrafusionError unless the lab can create this model's architecture from scratch."""
     if architecture_of(model) not in ARCHITECTURES:
         raise IntrafusionError(
-            f"the lab trains the architectures of `models` from scratch, and {model} is none of them: choose one, as digits-vgg"
+            f"cannot train {model}: it is not a built-in architecture; choose one of `models`, such as digits-vgg"
         )
 
 
@@ -132,8 +132,8 @@ def _images(spec: TrainSpec, device: str | torch.device) -> ImageData:
     data = load_calibration(dataset, spec.data_path, device, spec.training, 0, size)
     if data.split != "train":
         raise IntrafusionError(
-            f"training needs {dataset}'s training images, and only the {data.split} split is here: put {dataset}_train.npz "
-            f"beside it"
+            f"training needs training images of {dataset}, but only the {data.split} split was found; add {dataset}_train.npz "
+            "next to it"
         )
     return data.labelled()
 
@@ -210,7 +210,7 @@ def _read(path: Path) -> LabRun:
         steps, older = tuple(PhaseProgress.from_dict(raw) for raw in details["steps"]), details.get("code") != lab_version()
         return LabRun(TrainSpec.from_dict(details["run"]), steps, outcome, path, older)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntrafusionError(f"{path} is no run of the lab: {one_line(error)}") from error
+        raise IntrafusionError(f"{path} is not a training run: {one_line(error)}") from error
 
 
 def known(spec: TrainSpec) -> LabRun | None:
@@ -222,7 +222,7 @@ def open_run(spec: TrainSpec) -> LabRun:
     """Return the earlier run of this spec. Raises IntrafusionError if there is none."""
     found = known(spec)
     if found is None:
-        raise IntrafusionError(f"this run of {spec.method} is not here: train it first")
+        raise IntrafusionError(f"this run of {spec.method} does not exist; train it first")
     return found
 
 

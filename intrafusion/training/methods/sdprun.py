@@ -101,9 +101,13 @@ class SDprun(torch.optim.Optimizer):
         mu: float = 0.51,
         relative: bool = False,
     ):
-        for name, value, fits in (("lr", lr, lr > 0), ("c", c, c >= 0), ("mu", mu, 0 < mu < 1)):
+        for name, value, fits, span in (
+            ("lr", lr, lr > 0, "above 0"),
+            ("c", c, c >= 0, "of at least 0"),
+            ("mu", mu, 0 < mu < 1, "between 0 and 1"),
+        ):
             if not fits or not value < float("inf"):
-                raise IntrafusionError(f"{name} is out of range: {value!r}; lr above 0, c from 0, mu between 0 and 1")
+                raise IntrafusionError(f"{name} must be a number {span}, not {value!r}")
         items = list(groups_or_params)
         self.channels: list[Channels] = [item for item in items if isinstance(item, Channels)]
         grouped = list({id(p): p for channels in self.channels for p, _ in channels.parts}.values())
@@ -111,7 +115,7 @@ class SDprun(torch.optim.Optimizer):
         others = [item for item in items if isinstance(item, dict)]
         kinds: Sequence[dict[str, Any]] = [{"params": grouped, "by": "channel"}, {"params": alone}, *others]
         if not any(kind["params"] for kind in kinds):
-            raise IntrafusionError("nothing to optimise: give parameters, or channels_of(model, groups)")
+            raise IntrafusionError("no parameters to optimise; pass parameters, or channels_of(model, groups)")
         super().__init__([kind for kind in kinds if kind["params"]], {"lr": lr, "c": c, "mu": mu, "by": "weight"})
         unit = float(torch.cat([one.norms().detach() for one in self.channels]).median()) if relative and self.channels else 1.0
         for group in self.param_groups:
@@ -160,7 +164,7 @@ class GroupLasso(torch.optim.SGD):
 
     def __init__(self, channels: Iterable[Channels | dict[str, Any]], lr: float = 0.1, c: float = 0.01):
         if not 0 <= c < float("inf"):
-            raise IntrafusionError(f"c is out of range: {c!r}; from 0")
+            raise IntrafusionError(f"c must be a number of at least 0, not {c!r}")
         items = list(channels)
         self.channels = [item for item in items if isinstance(item, Channels)]
         self.c = c

@@ -62,10 +62,10 @@ def truncate(model: nn.Module, share: float | None = None, energy: float | None 
     (0, 1], of the squared singular values. Raises IntrafusionError unless exactly one of them is given, and in its range.
     """
     if (share is None) == (energy is None):
-        raise IntrafusionError("give share or energy, one of the two")
+        raise IntrafusionError("pass either share or energy")
     value = share if share is not None else energy
     if value is None or not 0 < value <= 1:
-        raise IntrafusionError(f"share and energy are above 0 and at most 1, not {value!r}")
+        raise IntrafusionError(f"share and energy must be numbers above 0 and at most 1, not {value!r}")
     small = copy.deepcopy(model)
     for name, layer in _layers(model).items():
         U, S, V = torch.linalg.svd(_matrix(layer).detach().double(), full_matrices=False)

@@ -75,7 +75,8 @@ class TrainSpec:
             kind: Any = int if name in _WHOLE else int | float
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < most:
                 whole = "whole " if name in _WHOLE else ""
-                raise IntrafusionError(f"{name} must be a {whole}number from {least:g} to below {most:g}, not {shown(value)}")
+                span = f"of at least {least:g} and less than {most:g}"
+                raise IntrafusionError(f"{name} must be a {whole}number {span}, not {shown(value)}")
             object.__setattr__(self, name, value if name in _WHOLE else float(value))
         if self.epochs == 0 or self.lr == 0 or self.mu == 0 or self.energy == 0:
             raise IntrafusionError("epochs, lr, mu and energy must be above 0")
@@ -84,7 +85,7 @@ class TrainSpec:
                 check_choice(name, getattr(self, name), choices)
         _ = CRITERIA[self.criterion], MERGES[self.merge]
         if not isinstance(self.part, list | tuple) or not all(type(n) is int and 0 <= n < self.folds for n in self.part):
-            raise IntrafusionError(f"part must be folds from 0 to below {self.folds}, not {shown(self.part)}")
+            raise IntrafusionError(f"part must be folds from 0 to {self.folds - 1}, not {shown(self.part)}")
         object.__setattr__(self, "part", tuple(self.part))
         for field in fields(self):  # fields that the method does not read are not part of the run
             if field.name not in (*_COMMON, *entry.knobs):
@@ -103,9 +104,11 @@ class TrainSpec:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "TrainSpec":
         """Return the spec of a mapping; missing fields take their defaults. Raises IntrafusionError for unknown or bad ones."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(raw, Mapping) or (unknown := [str(name) for name in raw if name not in known]):
-            raise IntrafusionError(f"unknown field {unknown[0]!r}" if isinstance(raw, Mapping) else "a spec is a mapping")
+        known = [field.name for field in fields(cls)]
+        if not isinstance(raw, Mapping):
+            raise IntrafusionError(f"a spec must be a mapping of fields, not {type(raw).__name__}")
+        for name in raw:
+            check_choice("spec field", str(name), known)
         return cls(**raw)
 
     def key(self) -> str:

@@ -73,7 +73,7 @@ def _trained(task: Task, spec: TrainSpec) -> Telling:
             task.seconds.update(told.outcome.seconds)
             return told.model.to(task.device)
         yield told
-    raise AssertionError("a run ends with what came of it")
+    raise AssertionError("a run did not end with its outcome")
 
 
 def _fuse(task: Task, members: Sequence[nn.Module]) -> Telling:

@@ -160,7 +160,9 @@ class _Lesson:
         """Find the peak learning rate with the best short run. Raises IntrafusionError if no rate gives a finite loss."""
         rate = best_rate(self._probe)
         if rate is None:
-            raise IntrafusionError("the loss of this network is no number: choose another merge, or fewer channels to go")
+            raise IntrafusionError(
+                "the loss is NaN or infinite at every learning rate; choose another merge or a lower sparsity"
+            )
         return rate
 
     def _probe(self, rate: float) -> float:
@@ -214,9 +216,7 @@ def hold_out(data: ImageData, seed: int = 0) -> tuple[ImageData, ImageData]:
     Images without labels are left out. Raises IntrafusionError if fewer than 20 images have labels.
     """
     if (known := int((data.labels >= 0).sum())) < 20:
-        raise IntrafusionError(
-            f"training needs at least 20 images, all of them labelled, not {known}: give others, or choose repair"
-        )
+        raise IntrafusionError(f"training needs at least 20 labelled images, not {known}; pass more, or choose recovery repair")
     data = data.labelled()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
     count = max(1, min(int(_HELD_SHARE * len(data)), _HELD_MOST))
@@ -258,10 +258,7 @@ def _check(logits: Tensor | None, expected: Tensor | None) -> None:
     if expected is None or not expected.isfinite().all():
         return
     if logits is None or not (logits - expected).abs().max() <= _SAME * expected.abs().max():
-        raise IntrafusionError(
-            "this network reads its layers in a way that keeps others from taking their places while it is trained: "
-            "choose repair"
-        )
+        raise IntrafusionError("the layers of this network cannot be replaced for training; choose recovery repair")
 
 
 def _number(loss: float) -> float:

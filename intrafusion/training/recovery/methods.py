@@ -189,7 +189,7 @@ def _biases(network: nn.Module) -> list[nn.Parameter]:
 def _norms(network: nn.Module) -> list[nn.Parameter]:
     found = [p for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()]
     if not found:
-        raise IntrafusionError("this network has no BatchNorm to train: choose perp-bias")
+        raise IntrafusionError("this network has no BatchNorm to train; choose recovery perp-bias")
     return found
 
 

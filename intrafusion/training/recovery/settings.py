@@ -26,7 +26,7 @@ class Case:
     def images(self) -> ImageData:
         """Return the images. Raises IntrafusionError if there are none."""
         if self.data is None:
-            raise IntrafusionError("this recovery looks at images: pass data=")
+            raise IntrafusionError("this recovery needs images; pass data=")
         return self.data
 
 

@@ -103,7 +103,7 @@ def test_a_batch_of_one_size_is_named_where_it_is_in_the_way(tmp_path):
     ("call", "made", "advice"),
     [
         (lambda on, x: x.masked_fill(on.mask, float("-inf")).softmax(-1), {}, r"torch.finfo\(torch.float32\).min"),
-        (lambda on, x: F.interpolate(x, scale_factor=1.3), {}, "give F.interpolate a size"),
+        (lambda on, x: F.interpolate(x, scale_factor=1.3), {}, "pass F.interpolate a size"),
         (lambda on, x: on.up(x), {"up": nn.ConvTranspose2d(4, 4, 2)}, "F.interpolate and a convolution"),
         (
             lambda on, x: on.normed(x),
@@ -141,7 +141,7 @@ def _graph(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]]
 def test_a_damaged_archive_is_called_so(tmp_path, whole, change):
     path = files.with_graph(whole, tmp_path / "p.pt2", change)
     with pytest.raises(
-        IntrafusionError, match=r"is damaged \(an error in its (graph|description)\): export the network again$"
+        IntrafusionError, match=r"is damaged \(an error in its (graph\|description)\); export the network again$"
     ):
         read_program(path)
 

@@ -140,7 +140,7 @@ def test_a_transformers_hidden_channels_are_found_again(tmp_path):
         "encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_1.mlp.0",
     }  # fmt: skip
     attention = found["encoder.layers.encoder_layer_0.self_attention"]
-    assert "encoder.layers.encoder_layer_0.self_attention.out_proj reads a part of them" in attention
+    assert "encoder.layers.encoder_layer_0.self_attention.out_proj reads a part of its channels" in attention
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -239,7 +239,7 @@ def test_a_name_is_taken_once_and_free_again_when_removed(tmp_path, kept):
     remove("models", "kept/mine")
     assert kept not in hub.model_names()
     assert take_program(path, "mine") == "kept/mine"
-    with pytest.raises(itf.IntrafusionError, match="nothing is kept as kept/other"):
+    with pytest.raises(itf.IntrafusionError, match="kept/other does not exist"):
         remove("models", "other")
 
 

@@ -89,7 +89,7 @@ def test_a_weight_computed_in_an_unknown_way_is_named():
             return self.free * 2
 
     model = nn.Sequential(Own(), nn.Flatten(), nn.Linear(144, 5))
-    with pytest.raises(itf.IntrafusionError, match="the weight of 0 is computed at each pass"):
+    with pytest.raises(itf.IntrafusionError, match="the weight of 0 is computed in each forward pass"):
         itf.find_groups(model, torch.zeros(1, 1, 8, 8))
 
 
@@ -107,13 +107,13 @@ class TestWrappers:
 
     def test_a_scripted_network_is_refused_with_what_to_do(self):
         scripted = torch.jit.trace(net().eval(), torch.zeros(1, 1, 8, 8))
-        with pytest.raises(itf.IntrafusionError, match=r"pass the nn\.Module that it was scripted from"):
+        with pytest.raises(itf.IntrafusionError, match=r"pass the nn\.Module that was scripted"):
             itf.prune(scripted, torch.zeros(1, 1, 8, 8))
 
     def test_a_network_that_cannot_be_copied_is_told_in_one_line(self):
         model = net()
         model.source = (number for number in range(3))
-        with pytest.raises(itf.IntrafusionError, match="the network cannot be copied: TypeError"):
+        with pytest.raises(itf.IntrafusionError, match="cannot copy the network: TypeError"):
             itf.fold(model, torch.zeros(1, 1, 8, 8))
 
     def test_results_that_a_network_keeps_of_its_last_pass_do_not_stop_a_copy(self):

@@ -258,7 +258,7 @@ def _shuffled_chain():
 
 REASONS = {
     "a layer used twice": (_SharedLayer, "stem", "twice is used more than once"),
-    "a bare parameter": (lambda: _BareParameter((6, 1, 1)), "stem", "bare parameter"),
+    "a bare parameter": (lambda: _BareParameter((6, 1, 1)), "stem", "combined with the parameter"),
     "layer norm": (lambda: _Between(nn.LayerNorm([6, 8, 8])), "stem", "LayerNorm"),
     "group norm": (lambda: _Between(nn.GroupNorm(2, 6)), "stem", "GroupNorm"),
     "a transposed convolution": (lambda: _Between(nn.ConvTranspose2d(6, 6, 1)), "stem", "transposed"),
@@ -330,7 +330,7 @@ def test_local_response_norm_is_tried_on_large_activations(random_weights):
 def test_a_network_that_answers_by_chance_is_refused():
     model = _Between(nn.Identity())
     model.between.forward = lambda x: F.dropout(x, 0.5)
-    with pytest.raises(itf.IntrafusionError, match="differently each time"):
+    with pytest.raises(itf.IntrafusionError, match="not deterministic"):
         itf.find_groups(model, torch.zeros(1, 3, 8, 8))
 
 
@@ -338,7 +338,7 @@ def test_a_network_that_answers_by_chance_is_refused():
 def test_an_output_that_is_no_tensor_is_named(output, words):
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     model.register_forward_hook(lambda module, inputs, result: output(result))
-    with pytest.raises(itf.IntrafusionError, match=f"not a {words}: wrap it"):
+    with pytest.raises(itf.IntrafusionError, match=f"not {words}; wrap it"):
         itf.find_groups(model, torch.zeros(1, 3, 8, 8))
 
 
@@ -477,4 +477,4 @@ def test_inference_mode_is_refused_in_one_line():
 def test_a_network_whose_answers_depend_on_the_batch_is_told(caplog, tracks, told):
     norm = nn.BatchNorm2d(4, track_running_stats=tracks)
     itf.find_groups(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(144, 3)), torch.zeros(1, 1, 8, 8))
-    assert ("beside other images than alone" in caplog.text) == told
+    assert ("depend on the other images" in caplog.text) == told

@@ -53,5 +53,5 @@ def test_dead_channels_come_last(random_weights):
 
 def test_without_images_one_line(networks):
     network = networks("mlp")
-    with pytest.raises(itf.IntrafusionError, match="needs images: pass data="):
+    with pytest.raises(itf.IntrafusionError, match="needs images; pass data="):
         itf.score(network.model, network.prunable[0], "greedy")

@@ -65,7 +65,7 @@ def test_nothing_to_prune_is_nothing_to_fit(networks, merge):
 
 def test_without_images_one_line(networks):
     network = networks("mlp")
-    with pytest.raises(itf.IntrafusionError, match=r"^merge refit needs images: pass data=$"):
+    with pytest.raises(itf.IntrafusionError, match=r"^merge refit needs images; pass data=$"):
         itf.prune(network.model, network.example, 0.5, merge="refit")
 
 

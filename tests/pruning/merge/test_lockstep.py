@@ -90,9 +90,9 @@ class Both(nn.Linear):
 @pytest.mark.parametrize(
     ("layer", "line"),
     [
-        ("twice", "^twice does not run exactly once in a forward pass, so it cannot be fitted: choose drop or fusion$"),
-        ("never", "^never does not run exactly once in a forward pass, so it cannot be fitted: choose drop or fusion$"),
-        ("both", "^both does not read and write one tensor each: choose drop or fusion$"),
+        ("twice", "^cannot fit twice: it does not run exactly once in a forward pass; choose drop or fusion$"),
+        ("never", "^cannot fit never: it does not run exactly once"),
+        ("both", "^cannot fit both: its input or output is not one tensor; choose drop or fusion$"),
     ],
 )
 def test_a_layer_that_cannot_be_fitted_is_named(way, layer, line, request):
@@ -125,7 +125,7 @@ def test_where_the_trace_does_not_fit_the_layer_is_named():
     small.first, small.second, small.width = nn.Linear(6, 4), nn.Linear(4, 5), 2
     cuts = trace(dense, images)
     assert cuts.misfit(dense, images) is None
-    assert cuts.misfit(small, images) == "second: it reads (2, 8) in the trace, and (4, 4) in the network"
+    assert cuts.misfit(small, images) == "second: its input is (2, 8) in the trace, but (4, 4) in the network"
     small.first = nn.Linear(6, 6)
     small.second, small.width = nn.Linear(6, 5), 3
     assert cuts.misfit(small, images).startswith("second: it reads ")
@@ -136,5 +136,5 @@ def test_a_network_that_fails_is_one_line():
     dense, images = Written().eval(), torch.randn(4, 6)
     small = copy.deepcopy(dense)
     small.first = nn.Linear(6, 7)
-    with pytest.raises(itf.IntrafusionError, match=r"^the network cannot be fitted, as it fails on these images: shape '"):
+    with pytest.raises(itf.IntrafusionError, match=r"^cannot fit the network: it fails on these images: shape '"):
         InStep(dense, small, [images])

@@ -128,7 +128,7 @@ BAD = {
     "an unknown distance": ({"distance": "far"}, "unknown distance 'far'"),
     "p below one": ({"p": 0.5}, "0.5"),
     "cosine with p": ({"distance": "cosine", "p": 2}, "has no p"),
-    "activations with bias": ({"cost": "activations", "bias": True}, "contain the biases"),
+    "activations with bias": ({"cost": "activations", "bias": True}, "include biases"),
     "activations without images": ({"cost": "activations", "data": None}, "needs images"),
 }
 

@@ -389,7 +389,7 @@ def test_blocks_are_rounded_each_so_that_every_layer_is():
 
 
 def test_a_multiple_is_at_least_one():
-    with pytest.raises(itf.IntrafusionError, match="round_to must be a whole number from 1, not 0"):
+    with pytest.raises(itf.IntrafusionError, match="round_to must be a whole number of at least 1, not 0"):
         block_counts(torch.zeros(4, dtype=torch.int64), 2, 0)
 
 

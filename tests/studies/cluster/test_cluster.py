@@ -268,7 +268,7 @@ class TestStopping:
     @pytest.mark.usefixtures("workers")
     def test_workers_of_another_version_are_refused(self, session, monkeypatch):
         monkeypatch.setattr(driver, "code_version", lambda: "another")
-        with pytest.raises(itf.IntrafusionError, match=r"cannot begin \(one has other code of intrafusion, or other"):
+        with pytest.raises(itf.IntrafusionError, match=r"cannot start \(one has another version of intrafusion"):
             list(driver.sweep_on_cluster(SPECS, session))
         assert idle()
 
@@ -379,14 +379,14 @@ class TestLosses:
         assert store.get((spec, origin(spec, session)) for spec in specs) == last(found)
         assert len({line.split()[0] for line in diary.read_text().splitlines() if line.endswith(hit)}) == 2
         lost = [record.message for record in caplog.records if "a worker was lost" in record.message]
-        assert any("its 2 points go out again (1 of 3)" in line for line in lost)
+        assert any("retrying its 2 points (1 of 3)" in line for line in lost)
         assert len(found) == len(specs)
 
 
 class TestConnecting:
     def test_no_ray_is_one_line(self, session, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(itf.IntrafusionError, match=r"needs Ray: pip install 'intrafusion\[ray\]'"):
+        with pytest.raises(itf.IntrafusionError, match=r"Ray is not installed; run pip install 'intrafusion\[ray\]'"):
             list(driver.sweep_on_cluster(SPECS, session))
 
     def test_the_version_asked_for_is_the_one_tested(self):

@@ -621,7 +621,7 @@ class TestFiles:
     @pytest.mark.parametrize("content", [b"ab", b"accuracy,count\n0.5,100\n" * 300])
     def test_no_database(self, path: Path, content: bytes):
         path.write_bytes(content)
-        assert "is no study store" in complaint(lambda: Store(path), path)
+        assert "is not a study store" in complaint(lambda: Store(path), path)
         assert files(path.parent) == {path.name: content}
 
     def test_an_empty_file_becomes_a_store(self, path: Path):

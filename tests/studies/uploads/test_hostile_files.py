@@ -74,20 +74,20 @@ def weights(folder: Path, sentinel: Path, program: Path, kind: str) -> Path:
 WEIGHTS = {
     "nan": "NaN or infinite weights",
     "infinite": "NaN or infinite weights",
-    "lacking": "does not fit digits-mlp: it lacks",
+    "lacking": "does not fit digits-mlp: it has no",
     "extra": "has more.weight too many",
-    "misshapen": "where (128, 64) is needed",
-    "code": "cannot be loaded safely",
-    "raw pickle": "cannot be loaded safely",
-    "vast": "no plain tensor",
-    "sparse": "no plain tensor",
-    "meta": "no plain tensor",
-    "list": "holds no state dict",
-    "bomb": "at most 200 times is taken",
-    "text": "cannot be read as weights",
+    "misshapen": "not (128, 64)",
+    "code": "cannot load",
+    "raw pickle": "cannot load",
+    "vast": "not a plain CPU tensor",
+    "sparse": "not a plain CPU tensor",
+    "meta": "not a plain CPU tensor",
+    "list": "has no state dict",
+    "bomb": "the limit is 200 times",
+    "text": "cannot read weights",
     "empty": "is empty",
-    "header": "cannot be read as weights",
-    "half": "cannot be read as weights",
+    "header": "cannot read weights",
+    "half": "cannot read weights",
 }
 
 
@@ -214,11 +214,11 @@ def _half(folder: Path, sentinel: Path, program: Path) -> Path:
 _LOAD, _DUNDER = "torch.ops.aten.from_file.default", "torch.ops.aten.__class__.__init__"
 PROGRAMS: dict[str, tuple[Any, str]] = {
     "a weight that is a pickle": (inside(_pickled_weight), "could run code"),
-    "an object that is a pickle": (inside(_object), "which a program of torch.export.save does not"),
+    "an object that is a pickle": (inside(_object), "which torch.export.save does not write"),
     "a custom object as a tensor": (inside(_custom), "could run code"),
     "compiled code": (_add("data/aotinductor/model/x.so"), "compiled code"),
-    "a file of another kind": (_add("run.py"), "which a program of torch.export.save does not"),
-    "two roots": (inside(lambda found, s: found.update({"other/version": b"1"})), "lacks models/model.json"),
+    "a file of another kind": (_add("run.py"), "which torch.export.save does not write"),
+    "two roots": (inside(lambda found, s: found.update({"other/version": b"1"})), "has no models/model.json"),
     "a path out of it": (inside(lambda found, s: found.update({"p/../../evil": b"x"})), "outside its folder"),
     "a bomb": (lambda folder, s, p: files.bomb(folder / "p.pt2", "p/models/model.json"), "at most 200 times"),
     "an operator that reads files": (graph(lambda about, s: _call(about, _LOAD)), "programs may not use"),
@@ -232,9 +232,9 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
         graph(lambda about, s: _argument(about, as_operator="os.system")), "argument of kind",
     ),
     "a value from nowhere": (
-        graph(lambda about, s: _argument(about, as_tensor={"name": "z"})), "before anything makes it",
+        graph(lambda about, s: _argument(about, as_tensor={"name": "z"})), "before it is defined",
     ),
-    "a step that makes too much": (graph(lambda about, s: _repeat(about, 10**3)), "makes more than"),
+    "a step that makes too much": (graph(lambda about, s: _repeat(about, 10**3)), "more than"),
     "a step that makes far too much": (graph(lambda about, s: _repeat(about, 10**5)), "beyond 2^40"),
     "no graph": (graph(lambda about, s: about.pop("graph_module")), "in its description"),
     "a list for a graph": (graph(lambda about, s: about.update(graph_module=[])), "in its description"),
@@ -242,19 +242,19 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "no JSON": (_graph_text(b"{"), "is not JSON"),
     "deep JSON": (_graph_text(b"[" * 10**5), "is not JSON"),
     "NaN weights": (inside(_nan), "NaN or infinite"),
-    "a weight past its bytes": (listed(lambda about, s: _weight(about, storage_offset={"as_int": 7})), "reaches past"),
-    "a weight of vast shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": 10**11}] * 4)), "more than 512 MiB"),
-    "a negative shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": -1}] * 4)), "makes no sense"),
+    "a weight past its bytes": (listed(lambda about, s: _weight(about, storage_offset={"as_int": 7})), "extends past"),
+    "a weight of vast shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": 10**11}] * 4)), "larger than 512 MiB"),
+    "a negative shape": (listed(lambda about, s: _weight(about, sizes=[{"as_int": -1}] * 4)), "invalid shape"),
     "half precision": (listed(lambda about, s: _weight(about, dtype=6)), "export the network in float32"),
     "a weight named as code": (listed(lambda about, s: _rename(about, "x');import os#")), "letters, digits, _, - and dots"),
-    "a weight that is not there": (listed(lambda about, s: about.pop(next(iter(about)))), "it lacks the weights"),
+    "a weight that is not there": (listed(lambda about, s: about.pop(next(iter(about)))), "it has no weights"),
     "a network in training": (_training, "model.eval()"),
     "a batch of one size": (_fixed, "export it with dynamic_shapes"),
     "half a file": (_half, "not a readable archive"),
     "text": (_whole("p.pt2", b"no program"), "not a readable archive"),
     "a scripted module": (
         lambda folder, s, p: Path(torch.jit.script(files.network()).save(folder / "p.pt2") or folder / "p.pt2"),
-        "lacks models/model.json",
+        "has no models/model.json",
     ),
 }  # fmt: skip
 
@@ -302,19 +302,19 @@ DATA: dict[str, tuple[Any, str]] = {
     "a bomb of pictures": (lambda folder, s, p: files.bomb(folder / "d.zip"), "at most 200 times"),
     "a bomb of numbers": (lambda folder, s, p: files.bomb(folder / "d.npz", "images.npy"), "at most 200 times"),
     "a password": (_encrypted, "without a password"),
-    "a picture of 1.6 billion pixels": (pack({"cat/x.png": files.wide_picture()}), "not a readable picture"),
-    "PostScript": (pack(lambda s: {"cat/x.png": files.postscript(s)}), "not a readable picture"),
-    "half a picture": (pack({"cat/x.png": files.picture(size=(99, 99))[:-40]}), "not a readable picture"),
-    "a program among pictures": (pack({"cat/x.png": files.picture(), "cat/run.py": b"1"}), "which is no picture"),
+    "a picture of 1.6 billion pixels": (pack({"cat/x.png": files.wide_picture()}), "not a readable image"),
+    "PostScript": (pack(lambda s: {"cat/x.png": files.postscript(s)}), "not a readable image"),
+    "half a picture": (pack({"cat/x.png": files.picture(size=(99, 99))[:-40]}), "not a readable image"),
+    "a program among pictures": (pack({"cat/x.png": files.picture(), "cat/run.py": b"1"}), "which is not an image"),
     "no class folders": (pack({"x.png": files.picture()}), "in no class folder"),
-    "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "which lies in more than"),
+    "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "nested more than"),
     "folders of a deep name": (pack({"a/" * 30_000 + "x.png": files.picture()}), "more than 64 folders"),
     "a list of labels that are paths": (
-        pack({"x.png": files.picture(), "labels.csv": b"x.png,../../evil\n"}), "has a class folder of an odd name",
+        pack({"x.png": files.picture(), "labels.csv": b"x.png,../../evil\n"}), "has a class folder with an invalid name",
     ),
     **{
         f"a class of the second split that is a path, {kind}": (
-            pack(lambda sentinel, of_class=of_class: two_lists(of_class(sentinel))), "has a class folder of an odd name",
+            pack(lambda sentinel, of_class=of_class: two_lists(of_class(sentinel))), "has a class folder with an invalid name",
         )
         for kind, of_class in {
             "absolute": lambda sentinel: "/tmp/evil",
@@ -326,29 +326,29 @@ DATA: dict[str, tuple[Any, str]] = {
         }.items()
     },
     "a class that is a folder around classes": (
-        pack({"x.png": files.picture(), "labels.csv": b"x.png,images\n"}), "folders cannot have: rename images",
+        pack({"x.png": files.picture(), "labels.csv": b"x.png,images\n"}), "cannot be folder names; rename images",
     ),
-    "a list of labels that is no text": (pack({"x.png": files.picture(), "labels.csv": b"\xff\xfe"}), "no list of labels"),
+    "a list of labels that is no text": (pack({"x.png": files.picture(), "labels.csv": b"\xff\xfe"}), "not a list of labels"),
     "a list of labels that is deep": (pack({"x.png": files.picture(), "labels.json": b"[" * 10**5}), "is not JSON"),
     "pickled batches": (
         pack(lambda s: {f"cifar-10-batches-py/{n}": pickle.dumps(Touch(s)) for n in ("test_batch", "batches.meta")}),
-        "which is no picture",
+        "which is not an image",
     ),
-    "nothing": (pack({}), "holds no pictures"),
+    "nothing": (pack({}), "has no images"),
     "training images alone": (pack({"train/cat/x.png": files.picture()}), "no test images"),
     "a zip that is none": (_whole("d.zip", b"PK nothing"), "not a readable archive"),
     "labels with code": (_objects, "a pickle"),
-    "a header of a million million images": (lambda folder, s, p: files.huge_header(folder / "d.npz"), "its size is another"),
+    "a header of a million million images": (lambda folder, s, p: files.huge_header(folder / "d.npz"), "not match its shape"),
     "images of an unknown range": (arrays(images=files.PIXELS / 99), "images must be uint8"),
     "rows that are no pictures": (arrays(images=files.PIXELS[:, 0, :5, 0]), "images must be uint8"),
     "rows without end": (arrays(images=np.zeros((6, 2**20 + 1), np.uint8)), "at most 1024 pixels"),
     "images too large": (arrays(images=np.zeros((6, 2000, 1, 1), np.uint8)), "at most 1024 pixels"),
     "more labels than images": (arrays(labels=np.arange(7)), "labels must be integers"),
-    "a negative label": (arrays(labels=files.LABELS - 1), "labels run from -1"),
+    "a negative label": (arrays(labels=files.LABELS - 1), "labels range from -1"),
     "labels of no class": (arrays(classes=np.array(["a", "b"])), "has 2 classes"),
     "classes that are numbers": (arrays(classes=np.arange(3)), "classes must be"),
     "another array": (arrays(more=np.zeros(3)), "'more.npy'"),
-    "no labels": (_without_labels, "lacks labels"),
+    "no labels": (_without_labels, "has no labels"),
     "no images": (arrays(images=files.PIXELS[:0], labels=files.LABELS[:0]), "no images"),
     "text": (_whole("d.npz", b"no images"), "not a readable archive"),
     "another suffix": (_whole("d.tar", b"no images"), "give one .npz"),
@@ -415,7 +415,7 @@ def test_a_hostile_file_is_one_line(tmp_path, folder, program, kind):
 
 def test_a_picture_is_checked_before_it_is_written(tmp_path, folder):
     path = files.pictures(folder / "d.zip", {"cat/x.png": b"#!/bin/sh", "dog/y.png": files.picture()})
-    with pytest.raises(itf.IntrafusionError, match="not a readable picture"):
+    with pytest.raises(itf.IntrafusionError, match="not a readable image"):
         upload.read(tmp_path / "made", [path], lambda *step: None, Reading())
     assert [*(tmp_path / "made").rglob("*")] == []
 
@@ -444,15 +444,15 @@ def test_bad_names(tmp_path, folder, program, name):
         (state, lambda: take_weights(state, "digits-mlp", name)), (program, lambda: take_program(program, name)),
         (upload, lambda: take_data([images], name)),
     ):  # fmt: skip
-        refused(tmp_path, path, call, "is no name")
+        refused(tmp_path, path, call, "invalid name")
 
 
 @pytest.mark.parametrize(("model", "expected"), [
-    ("own_code:make", "no architecture that files may ask for"),
-    ("os:getcwd", "no architecture that files may ask for"),
-    ("kept/nobody", "no architecture that files may ask for"),
-    ("digits-nothing", "no architecture that files may ask for"),
-    ("imagenet/nothing", "no classification model 'nothing'"),
+    ("own_code:make", "unknown architecture"),
+    ("os:getcwd", "unknown architecture"),
+    ("kept/nobody", "unknown architecture"),
+    ("digits-nothing", "unknown architecture"),
+    ("imagenet/nothing", "unknown torchvision classification model 'nothing'"),
 ])  # fmt: skip
 def test_bad_architectures(tmp_path, folder, model, expected, monkeypatch):
     (tmp_path / "own_code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'sentinel')!r})\n")
@@ -469,7 +469,7 @@ def test_a_link_to_nowhere_takes_its_name_and_can_be_removed(folder, kind, end):
         free_path(kind, "mine")
     remove(kind, "mine")
     assert [*(home() / kind).iterdir()] == []
-    with pytest.raises(itf.IntrafusionError, match="nothing is kept as kept/mine"):
+    with pytest.raises(itf.IntrafusionError, match="kept/mine does not exist"):
         remove(kind, "mine")
 
 
@@ -481,7 +481,7 @@ def test_too_large_a_file_is_refused_unread(tmp_path, folder, monkeypatch):
         ("d.npz", lambda path: take_data([path], "mine")),
     ):  # fmt: skip
         (folder / name).write_bytes(os.urandom(1001))
-        refused(tmp_path, folder / name, lambda: call(folder / name), "at most 0 MiB are taken")  # noqa: B023
+        refused(tmp_path, folder / name, lambda: call(folder / name), "the limit is 0 MiB")  # noqa: B023
 
 
 def test_too_many_files_and_too_much_in_all(tmp_path, folder, monkeypatch):
@@ -497,7 +497,7 @@ def test_pixels_of_all_pictures_are_counted_before_they_are_decoded(tmp_path, fo
     decode = upload.pixels_of
     monkeypatch.setattr(upload, "pixels_of", lambda *about: decoded.append(about) or decode(*about))
     monkeypatch.setattr(upload, "PIXELS", 3 * 64 - 1)  # four pictures of 8x8
-    refused(tmp_path, path, lambda: take_data([path], "mine"), "more than 191 pixels together")
+    refused(tmp_path, path, lambda: take_data([path], "mine"), "more than 191 pixels in total")
     assert len(decoded) == 2
     monkeypatch.setattr(upload, "PIXELS", 4 * 64)
     assert len(itf.load_data(take_data([path], "mine"), input_size=(1, 8, 8))) == 4
@@ -564,8 +564,8 @@ def _one_name(folder: Path) -> None:
 
 PLACES: dict[str, tuple[Any, str]] = {  # what a path on this machine may hold, which is read where it lies
     "a link to another file": (_links, "cannot"),
-    "links to nowhere, and a pipe": (_dangling, "hold no images"),
-    "a link to itself": (_loop, "no data at"),
+    "links to nowhere, and a pipe": (_dangling, "without images"),
+    "a link to itself": (_loop, "no file at"),
     "nothing": (lambda folder: None, "no class folders"),
     "a pipe": (lambda folder: (folder.rmdir(), os.mkfifo(folder)), "neither a file nor a folder"),
     "text": (lambda folder: (folder.rmdir(), folder.write_text("x")), "not a readable .npz"),
@@ -574,7 +574,7 @@ PLACES: dict[str, tuple[Any, str]] = {  # what a path on this machine may hold, 
     "one array": (_one_array, "a single array"),
     "a header of a million million images": (lambda folder: (folder.rmdir(), files.huge_header(folder)), "not a readable .npz"),
     "half an archive": (_half_archive, "not a readable"),
-    "a folder whose name is no text": (_half_a_name, "no Unicode text"),
+    "a folder whose name is no text": (_half_a_name, "not valid Unicode"),
     "an array for its names": (_one_name, "not a readable"),
 }  # fmt: skip
 

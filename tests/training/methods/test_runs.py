@@ -222,7 +222,7 @@ def test_damaged_runs_are_listed_as_such_hinder_no_other_and_can_be_removed(caps
     assert not damaged()
     assert [path.name for path in whole.path.parent.iterdir()] == [whole.path.name]
     assert cli.main(["own", "remove", "lab/run0"]) == 2
-    assert "nothing is kept as lab/run0" in capsys.readouterr().err
+    assert "lab/run0 does not exist" in capsys.readouterr().err
 
 
 class TestCommandLine:
@@ -239,9 +239,9 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("flags", "said"),
         [
-            (["--method", "sgd", "--c", "2"], "means nothing to sgd"),
+            (["--method", "sgd", "--c", "2"], "sgd does not use --c"),
             (["--method", "nope"], "choose one of sgd"),
-            (["--spec", "{"], "is no JSON"),
+            (["--spec", "{"], "is not JSON"),
             (["--spec", "{}", "--c", "1"], "leave out --c"),
             (["--spec", "[]"], "mapping"),
             (["--model", "nope", "--method", "sgd"], "unknown model"),

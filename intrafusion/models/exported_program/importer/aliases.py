@@ -14,7 +14,7 @@ from intrafusion.models.exported_program.operators import OPERATORS
 from intrafusion.models.exported_program.operators.table import Operator
 from intrafusion.models.exported_program.program import ProgramStep, Value, Weight
 
-_IN_PLACE = "write it without, or save program.run_decompositions(), which works on copies"
+_IN_PLACE = "write it without in-place operations, or save program.run_decompositions()"
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Binding:
         Raises IntrafusionError if an in-place change under another name may have changed it.
         """
         if self._seen != self.memory.changes:
-            raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name: {_IN_PLACE}")
+            raise IntrafusionError(f"it reads a tensor that it may have changed in place under another name; {_IN_PLACE}")
         return self._value
 
     @property
@@ -66,12 +66,12 @@ class Binding:
         """Refuse an in-place change, with `others` as arguments, that may change or read other numbers than its own."""
         _ = self.value
         if self.memory.of_weights:
-            raise IntrafusionError(f"it changes its own weights in place ({name}_): {EVAL}")
+            raise IntrafusionError(f"it changes its own weights in place ({name}_); {EVAL}")
         if self.repeats:
-            raise IntrafusionError(f"it works in place ({name}_) on an expanded tensor: {_IN_PLACE}")
+            raise IntrafusionError(f"it changes an expanded tensor in place ({name}_); {_IN_PLACE}")
         for one in others:
             if one.memory is self.memory and one is not self and not self._is_apart(one):
-                raise IntrafusionError(f"it changes a tensor in place ({name}_) by a view of the same: {_IN_PLACE}")
+                raise IntrafusionError(f"it changes a tensor in place ({name}_) using a view of itself; {_IN_PLACE}")
 
     def _is_apart(self, other: "Binding") -> bool:
         """Return whether both are slices of one tensor that do not overlap."""

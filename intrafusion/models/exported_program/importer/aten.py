@@ -22,7 +22,7 @@ SIZES = ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", 
 EVAL = "call model.eval() before torch.export.export"
 INSTEAD = {  # advice for unsupported operators that networks often use
     "_weight_norm": "remove the weight norm before torch.export.export, by remove_parametrizations or remove_weight_norm",
-    "conv_transpose2d": "write the transposed convolution as F.interpolate and a convolution",
+    "conv_transpose2d": "replace it by F.interpolate and a convolution",
 }
 _IDLE = (  # arguments that have no effect here
     "device", "pin_memory", "layout", "memory_format", "cudnn_enabled", "cudnn_enable", "non_blocking",
@@ -33,14 +33,12 @@ def arguments(name: str, overload: str, told: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name, with PyTorch's defaults. Raises IntrafusionError for an unknown argument."""
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
-        raise IntrafusionError(f"it uses the operator aten.{name}.{overload}, which this PyTorch does not have")
+        raise IntrafusionError(f"it uses the operator aten.{name}.{overload}, which this version of PyTorch does not have")
     schema = found._schema.arguments
     if "self" in told and "self" not in {one.name for one in schema}:  # for an in-place operator
         told = {schema[0].name: told["self"], **{key: value for key, value in told.items() if key != "self"}}
     if unknown := told.keys() - {one.name for one in schema}:
-        raise IntrafusionError(
-            f"it gives aten.{name}.{overload} an argument {sorted(unknown)[0][:80]!r}, which that does not take"
-        )
+        raise IntrafusionError(f"it passes aten.{name}.{overload} an unknown argument {sorted(unknown)[0][:80]!r}")
     for one in schema:
         if one.name not in told and not one.has_default_value() and one.name not in _IDLE:
             raise IntrafusionError(f"it calls aten.{name}.{overload} without its {one.name}")
@@ -55,7 +53,7 @@ def check_idle(name: str, overload: str, told: dict[str, Any], used: tuple[str, 
         if key in used or key in _IDLE or value == schema[key].default_value or without:
             continue
         if key != "dtype" or value != torch.float32:
-            raise IntrafusionError(f"it calls aten.{name}.{overload} with a {key} of {str(value)[:40]}")
+            raise IntrafusionError(f"it calls aten.{name}.{overload} with {key}={str(value)[:40]}, which is not supported")
 
 
 def as_taken(given: Any, hint: Any) -> Any:
@@ -79,5 +77,5 @@ def as_pair(given: Any) -> tuple[int, int]:
     numbers = as_ints(given)
     numbers = numbers * 2 if len(numbers) == 1 else numbers
     if len(numbers) != 2:
-        raise IntrafusionError(f"it has {str(given)[:40]} where one or two whole numbers are needed")
+        raise IntrafusionError(f"it has {str(given)[:40]} instead of one or two integers")
     return numbers[0], numbers[1]

@@ -46,7 +46,7 @@ class Draft:
         if other := [
             path for path, name in names.items() if self._found.get(name, self.tensors[path]) is not self.tensors[path]
         ]:
-            raise IntrafusionError(f"it has a layer that borrows weights, and {other[0]} besides")
+            raise IntrafusionError(f"it has a layer with shared weights and uses {other[0]} elsewhere, which is not supported")
         learned = {name: path in self.learned for path, name in names.items()}
         steps = [replace(step, args=_renamed(step.args, names)) for step in self.steps]
         description = as_table(self._image, self.images.name, answer.name, self._layers, learned, steps)
@@ -89,7 +89,7 @@ class Draft:
 
     def _add(self, run: Operator | str, args: tuple[Any, ...], shapes: Sequence[Shape]) -> Any:
         if len(self.steps) >= STEPS:  # an in-place change of nested slices takes many steps
-            raise IntrafusionError(f"it comes to more than {STEPS:,} steps")
+            raise IntrafusionError(f"it has more than {STEPS:,} steps")
         made = [Value(f"v{len(self._shapes) + place}") for place in range(len(shapes))]
         self._shapes |= dict(zip(made, shapes, strict=True))
         self.steps.append(ProgramStep(run, args, tuple(one.name for one in made)))
@@ -106,7 +106,7 @@ class Draft:
             return self._shapes[value]
         if isinstance(value, Weight):
             return self._weight(value)
-        raise IntrafusionError("it computes with something that is no tensor")
+        raise IntrafusionError("it computes with a value that is not a tensor")
 
     def _weight(self, weight: Weight) -> Shape:
         if weight.path not in self._weights:

@@ -19,7 +19,7 @@ from intrafusion.models.exported_program.program import Value, Weight
 def _convolution(draft: Draft, told: dict[str, Any]) -> Any:
     groups, bias = told["groups"], current(told["bias"])
     if told.get("transposed"):
-        raise IntrafusionError(f"it has a transposed convolution: {INSTEAD['conv_transpose2d']}")
+        raise IntrafusionError(f"it has a transposed convolution; {INSTEAD['conv_transpose2d']}")
     padding = told["padding"] if isinstance(told["padding"], str) else as_pair(told["padding"])
     numbers = (as_pair(told["stride"]), padding, as_pair(told["dilation"]), groups)
     weight = current(told["weight"])
@@ -48,13 +48,13 @@ def _linear(draft: Draft, x: Any, weight: Any, bias: Any) -> Any:
 def _dims(draft: Draft, weight: Weight, rank: int) -> list[int]:
     sizes = draft.tensors[weight.path].shape
     if len(sizes) != rank:
-        raise IntrafusionError(f"it has a layer whose weight {weight.path} has the shape {tuple(sizes)}")
+        raise IntrafusionError(f"it has a layer whose weight {weight.path} has {len(sizes)} dimensions, not {rank}")
     return list(sizes)
 
 
 def _addmm(draft: Draft, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: Any = 1) -> Any:
     if beta != 1 or alpha != 1:
-        raise IntrafusionError("it scales the terms of a product of matrices: write that as steps of its own")
+        raise IntrafusionError("it scales the terms of a matrix product (alpha, beta); write the scaling as separate steps")
     turned = draft.turned.get(current(weight))
     if turned is not None and _are_weights(draft, turned, current(bias)):
         return _linear(draft, x, turned, bias)
@@ -64,21 +64,21 @@ def _addmm(draft: Draft, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: A
 
 def _norm(draft: Draft, told: dict[str, Any]) -> Any:
     if told.get("training"):
-        raise IntrafusionError(f"it normalises by each batch's own statistics: {EVAL}")
+        raise IntrafusionError(f"it normalises by each batch's own statistics; {EVAL}")
     parts = {name: current(told[name]) for name in ("running_mean", "running_var", "weight", "bias")}
     mean, var, weight, bias = parts.values()
     if mean is None or var is None:
-        raise IntrafusionError(f"it normalises by each batch's own statistics: {EVAL}")
+        raise IntrafusionError(f"it normalises by each batch's own statistics; {EVAL}")
     if not _are_weights(draft, mean, var) or not _are_weights(draft, mean, weight) or not _are_weights(draft, mean, bias):
-        raise IntrafusionError("it has a batch norm whose statistics and weights are not all tensors of the file")
+        raise IntrafusionError("it has a batch norm whose statistics and weights are not all stored in the file")
     if (weight is None) != (bias is None):
-        raise IntrafusionError("it has a batch norm with a weight or a bias alone")
+        raise IntrafusionError("it has a batch norm with only a weight or only a bias, which is not supported")
     kind = "BatchNorm2d" if len(draft.shape(told["input"]).sizes) == 4 else "BatchNorm1d"
     config = {"num_features": _dims(draft, mean, 1)[0], "eps": told["eps"], "momentum": told["momentum"]}
     ordered = {name: parts[name] for name in ("weight", "bias", "running_mean", "running_var")}
     layer = draft.layer(kind, config, ordered, told["input"])
     if layer is None:
-        raise IntrafusionError("it has batch norms that share some of their weights and statistics")
+        raise IntrafusionError("it has batch norms that share some of their weights and statistics, which is not supported")
     return layer
 
 

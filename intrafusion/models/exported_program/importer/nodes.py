@@ -36,8 +36,8 @@ def split_target(target: Any) -> tuple[str, str, bool]:
         name = name.removesuffix("_")
         if name in (*CHECKS, *DROPOUTS, *NOTHING) or f"{name}.{overload}" in DIRECT_CALLS or f"{name}.{overload}" in CALLS:
             return name, overload, in_place
-    instead = next((f": {advice}" for start, advice in INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
-    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which programs may not use here{instead}")
+    instead = next((f"; {advice}" for start, advice in INSTEAD.items() if told.startswith(f"torch.ops.aten.{start}")), "")
+    raise IntrafusionError(f"it uses the operator {str(target)[:80]!r}, which is not supported{instead}")
 
 
 def size_arithmetic(name: str, args: list[Any]) -> Size | None:
@@ -81,13 +81,13 @@ def argument(written: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
     if kind == "as_device":
         return str(raw)
     if kind == "as_float":
-        raise IntrafusionError("it computes with NaN or an infinite number: write torch.finfo(torch.float32).min for -inf")
-    raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which programs may not use here")
+        raise IntrafusionError("it computes with NaN or infinity; write torch.finfo(torch.float32).min for -inf")
+    raise IntrafusionError(f"it passes an argument of kind {str(kind)[:40]!r}, which is not supported")
 
 
 def _named(name: str, names: Mapping[str, Any]) -> Any:
     if names.get(name) is None:
-        raise IntrafusionError(f"it reads {str(name)[:80]!r} before anything makes it")
+        raise IntrafusionError(f"it uses {str(name)[:80]!r} before it is defined")
     return names[name]
 
 
@@ -102,5 +102,5 @@ def output_names(outputs: list[Mapping[str, Any]]) -> list[str]:
         elif kind in ("as_sym_int", "as_sym_bool"):
             names.append(raw["as_name"])
         elif kind != "as_none":
-            raise IntrafusionError(f"it makes a value of kind {str(kind)[:40]!r}, which programs may not use here")
+            raise IntrafusionError(f"it returns a value of kind {str(kind)[:40]!r}, which is not supported")
     return names

@@ -35,14 +35,14 @@ def _all_of(draft: Draft, x: Any, dims: Any) -> tuple[int, ...]:
 def _deviation(draft: Draft, told: dict[str, Any], root: bool) -> Any:
     correction = 1 if told["correction"] is None else told["correction"]
     if correction not in (0, 1):
-        raise IntrafusionError(f"it has a variance with a correction of {str(correction)[:20]}")
+        raise IntrafusionError(f"it has a variance with correction={str(correction)[:20]}; only 0 and 1 are supported")
     made = draft.step("var", told["self"], _all_of(draft, told["self"], told["dim"]), int(correction), told["keepdim"])
     return draft.step("sqrt", made) if root else made
 
 
 def _length(draft: Draft, told: dict[str, Any]) -> Any:
     if told["ord"] != 2 or told["dtype"] not in (None, torch.float32):
-        raise IntrafusionError("it has a norm other than the Euclidean one")
+        raise IntrafusionError("it has a norm other than the Euclidean norm in float32, which is not supported")
     return draft.step("norm", told["self"], _all_of(draft, told["self"], told["dim"]), told["keepdim"])
 
 
@@ -56,12 +56,12 @@ def _einsum(draft: Draft, equation: Any, tensors: list[Any]) -> Any:
             return draft.step("matmul", tensors[0], draft.step("transpose", tensors[1], -2, -1))
         if second[-2] == inner and right[-2:] == row + second[-1]:
             return draft.step("matmul", *tensors)
-    raise IntrafusionError(f"it has the einsum {str(equation)[:40]!r}, which programs may not use here")
+    raise IntrafusionError(f"it uses the einsum {str(equation)[:40]!r}, which is not supported")
 
 
 def _attention(draft: Draft, told: dict[str, Any]) -> Any:
     if told["dropout_p"] or told["is_causal"] or told.get("enable_gqa"):
-        raise IntrafusionError("it has attention with dropout, a causal mask or shared heads")
+        raise IntrafusionError("it has attention with dropout, a causal mask or shared heads, which is not supported")
     return draft.step("attention", *(told[name] for name in ("query", "key", "value", "attn_mask", "scale")))
 
 
@@ -70,7 +70,7 @@ def _pool(draft: Draft, name: str, told: dict[str, Any]) -> Any:
     if name == "max_pool2d":
         rest = (as_pair(told["dilation"]), told["ceil_mode"])
     elif told["divisor_override"] is not None:
-        raise IntrafusionError("it has a pool with a divisor of its own")
+        raise IntrafusionError("it has pooling with divisor_override, which is not supported")
     else:
         rest = (told["ceil_mode"], told["count_include_pad"])
     return draft.step(name, told["self"], kernel, stride, as_pair(told["padding"]), *rest)
@@ -93,13 +93,13 @@ def _enlarged(side: int, factor: float) -> int:
     made = side * factor
     scales = torch.tensor([1 / factor if factor else 0.0, side / made if made else 1.0], dtype=torch.float32)
     if not made.is_integer() or scales[0] != scales[1]:
-        raise IntrafusionError(f"it scales a side of {side} by {factor:g}: give F.interpolate a size in place of scale_factor")
+        raise IntrafusionError(f"it scales a side of {side} by {factor:g}; pass F.interpolate a size instead of scale_factor")
     return whole_number(int(made))
 
 
 def _instance_norm(draft: Draft, told: dict[str, Any]) -> Any:
     if told["running_mean"] is not None or told["running_var"] is not None or not told["use_input_stats"]:
-        raise IntrafusionError("it has an instance norm with statistics of its own, which programs may not use here")
+        raise IntrafusionError("it has an instance norm with running statistics, which is not supported")
     channels = draft.shape(told["input"]).sizes[1]
     return draft.step("group_norm", told["input"], channels, told["weight"], told["bias"], told["eps"])
 

@@ -49,7 +49,7 @@ def _sliced(draft: Draft, x: Any, dim: int, start: Any, end: Any, step: int) -> 
     if begin == 0 and step == 1 and (end in (None, _LAST) or end == size):
         return x
     if isinstance(size, Batch) or not all(type(one) is int for one in (begin, step)) or step < 1:
-        raise IntrafusionError(f"it takes {shape} apart along the batch")
+        raise IntrafusionError(f"it slices {shape} along the batch, which is not supported")
     stop = size if end in (None, _LAST) else whole_number(end)
     begin, stop = (max(0, one + size) if one < 0 else min(one, size) for one in (whole_number(begin), stop))
     return draft.step("slice", x, place, begin, stop, step)
@@ -58,7 +58,7 @@ def _sliced(draft: Draft, x: Any, dim: int, start: Any, end: Any, step: int) -> 
 def _split(draft: Draft, x: Any, length: int, dim: int) -> Any:
     size = draft.shape(x).sizes[axis(draft.shape(x), dim)]
     if isinstance(size, Batch) or type(length) is not int or length < 1 or size > length * 1024:
-        raise IntrafusionError(f"it splits {draft.shape(x)} into parts of {str(length)[:20]}")
+        raise IntrafusionError(f"it splits {draft.shape(x)} into parts of {str(length)[:20]}, which is not supported")
     lengths = tuple(min(length, size - start) for start in range(0, size, length))
     return draft.step("split", x, lengths, dim)
 
@@ -99,13 +99,13 @@ def _squeezed(draft: Draft, x: Any, dims: Sequence[int]) -> Any:
 
 def _index(draft: Draft, x: Any, indices: list[Any]) -> Any:
     if len(indices) != 1 or indices[0] is None:
-        raise IntrafusionError("it indexes along other dimensions than the first, which programs may not do here")
+        raise IntrafusionError("it indexes along other dimensions than the first, which is not supported")
     return draft.step("index", x, indices[0])
 
 
 def _new(draft: Draft, told: dict[str, Any], sizes: Any, value: Any) -> Any:
     if told["dtype"] not in (None, torch.float32):
-        raise IntrafusionError(f"it makes a tensor of {told['dtype']}: export the network in float32")
+        raise IntrafusionError(f"it creates a tensor of {told['dtype']}; export the network in float32")
     return draft.step("full", told["self"], as_tuple(sizes), value)
 
 

@@ -40,19 +40,19 @@ def read_signature(written: ProgramFile) -> Signature:
         elif kind in ("parameter", "buffer", "tensor_constant"):
             path = about[f"{kind}_name"]
             if path not in written.tensors:
-                raise IntrafusionError(f"it lacks the weights {str(path)[:80]}")
+                raise IntrafusionError(f"it has no weights {str(path)[:80]}")
             weights[about["arg"]["name"]] = path
             if kind == "parameter":
                 learned.add(path)
         else:
-            raise IntrafusionError(f"it takes a {kind} besides images: one batch of images is what networks take here")
+            raise IntrafusionError(f"it must take one batch of images, but it also takes a {kind}")
     if len(given) != 1:
-        raise IntrafusionError(f"it takes {len(given)} tensors: one batch of images is what networks take here")
+        raise IntrafusionError(f"it must take one batch of images, not {len(given)} tensors")
     about = written.graph["tensor_values"][given[0]]
     sizes = [one.get("as_int") for one in about["sizes"]]
     if len(sizes) != 4 or any(type(one) is not int or one < 1 for one in sizes[1:]) or about["dtype"] != _FLOAT32:
         raise IntrafusionError(
-            f"it takes {str(sizes)[:60]}, where images are float32 (batch, channels, height, width) of a fixed size"
+            f"its images must be float32 (batch, channels, height, width) of a fixed size, not {str(sizes)[:60]}"
         )
     answer = _answer(written.signature["output_specs"])
     return Signature(weights, frozenset(learned), given[0], tuple(sizes[1:]), sizes[0], answer)
@@ -61,7 +61,7 @@ def read_signature(written: ProgramFile) -> Signature:
 def _answer(specs: list[Mapping[str, Any]]) -> str:
     kinds = [kind for spec in specs for kind in spec]
     if any(kind.endswith("mutation") for kind in kinds):
-        raise IntrafusionError(f"it changes its own buffers: {EVAL}")
+        raise IntrafusionError(f"it changes its own buffers; {EVAL}")
     if kinds != ["user_output"] or "as_tensor" not in specs[0]["user_output"]["arg"]:
-        raise IntrafusionError("it gives back something else than one tensor of logits, (images, classes)")
+        raise IntrafusionError("it must return one tensor of logits, (images, classes)")
     return str(specs[0]["user_output"]["arg"]["as_tensor"]["name"])

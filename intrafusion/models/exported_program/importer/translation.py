@@ -45,17 +45,17 @@ class _Translation:
     def done(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         nodes = self.graph["nodes"]
         if len(nodes) > STEPS:
-            raise IntrafusionError(f"it has {len(nodes):,} steps, and at most {STEPS:,} are taken")
+            raise IntrafusionError(f"it has {len(nodes):,} steps; the limit is {STEPS:,}")
         for node in nodes:
             try:
                 self._node(node)
             except IntrafusionError as error:
                 if self.draft.static is None or "batch" not in str(error) or DYNAMIC in str(error):
                     raise
-                raise IntrafusionError(f"{error}: {DYNAMIC}") from error
+                raise IntrafusionError(f"{error}; {DYNAMIC}") from error
         answer = self.names.get(self.signature.answer)
         if not isinstance(answer, Binding) or not isinstance(answer.value, Value):
-            raise IntrafusionError("it gives back something that none of its steps makes")
+            raise IntrafusionError("its output is not computed by any of its steps")
         return self.draft.finished(answer.value)
 
     def _node(self, node: Mapping[str, Any]) -> None:
@@ -77,10 +77,12 @@ class _Translation:
         made = translated(self.draft, name, overload, told)
         several = "as_tensors" in node["outputs"][0]
         if several != isinstance(made, list) or (several and len(made) != len(gives)):
-            raise IntrafusionError(f"it calls aten.{name}.{overload}, and takes {len(gives)} tensors of it")
+            raise IntrafusionError(f"it expects {len(gives)} tensors from aten.{name}.{overload}, which returns another number")
         if in_place:
             if self.draft.shape(made) != self.draft.shape(first):
-                raise IntrafusionError(f"it makes {self.draft.shape(made)} of {self.draft.shape(first)} in place ({name}_)")
+                raise IntrafusionError(
+                    f"it changes the shape {self.draft.shape(first)} to {self.draft.shape(made)} in place ({name}_)"
+                )
             first.change(current(made), self._with_slice)
             self.names[gives[0]] = first
             return
@@ -92,10 +94,10 @@ class _Translation:
         """Refuse an in-place call unless it only changes the values of a tensor, in a way that can be followed."""
         first, *others = told.values()
         if not isinstance(first, Binding):
-            raise IntrafusionError("it works in place on something that is no tensor")
+            raise IntrafusionError("it works in place on a value that is not a tensor")
         found = getattr(getattr(torch.ops.aten, f"{name}_", None), overload, None)
         if found is None or torch.Tag.inplace_view in found.tags:
-            raise IntrafusionError(f"it uses the operator aten.{name}_.{overload}, which programs may not use here")
+            raise IntrafusionError(f"it uses the operator aten.{name}_.{overload}, which is not supported")
         first.check_in_place(name, bindings_in(others))
 
     def _with_slice(self, part: Binding, value: Value | Weight) -> Value:
@@ -113,14 +115,14 @@ class _Translation:
         """Translate a call that leaves the numbers unchanged."""
         binding = next(iter(told.values()))
         if not isinstance(binding, Binding):
-            raise IntrafusionError(f"it calls aten.{name} of something that is no tensor")
+            raise IntrafusionError(f"it calls aten.{name} on a value that is not a tensor")
         if name in DROPOUTS:
             if told["train"]:
-                raise IntrafusionError(f"it draws at random ({name}): {EVAL}")
+                raise IntrafusionError(f"it draws random numbers ({name}); {EVAL}")
             return binding
         wanted = told.get("dtype") or (self.draft.shape(told["other"]).dtype if "other" in told else None)
         if wanted not in (None, self.draft.shape(binding).dtype):
-            raise IntrafusionError(f"it makes {wanted} of {self.draft.shape(binding).dtype}: export the network in float32")
+            raise IntrafusionError(f"it converts {self.draft.shape(binding).dtype} to {wanted}; export the network in float32")
         if name in COPIES or told.get("copy"):
             return Binding(binding.value)
         if name in SAME_TENSOR or (name == "to" and not any(told.get(one) for one in ("device", "memory_format", "other"))):

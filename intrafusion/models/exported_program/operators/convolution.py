@@ -29,14 +29,14 @@ def conv2d(
     check_between("dilation", 1, *dilation)
     batch, channels, *sides = x.sizes
     if len(weight.sizes) != 4 or not all(isinstance(size, int) for size in weight.sizes):
-        raise IntrafusionError(f"it has a convolution with a weight of shape {weight}")
+        raise IntrafusionError(f"the weight of a convolution must have 4 fixed dimensions, not {weight}")
     outputs, inputs, *kernel = (size for size in weight.sizes if isinstance(size, int))
     if groups < 1 or outputs % groups or inputs * groups != channels:
-        raise IntrafusionError(f"it has a convolution of {channels} channels by {weight} in {groups} groups")
+        raise IntrafusionError(f"a convolution of {channels} channels does not fit the weight {weight} in {groups} groups")
     check_shape(bias, outputs, what="a bias")
     check_between("kernel", 1, *kernel)
     if padding == "same" and stride != (1, 1):
-        raise IntrafusionError("it has a convolution with padding 'same' and a stride")
+        raise IntrafusionError("a convolution with padding 'same' must have stride 1")
     numbers = (0, 0) if isinstance(padding, str) else padding
     check_between("padding", 0, *numbers)
     made = sides if padding == "same" else map(_window_of_kernel, sides, kernel, stride, numbers, dilation)
@@ -51,7 +51,7 @@ def _window(name: str, size: int, kernel: int, stride: int, padding: int, dilati
     """Return how many windows fit along one side."""
     free = size + 2 * padding - dilation * (kernel - 1) - 1
     if free < 0:
-        raise IntrafusionError(f"it has a {name} of {kernel} pixels on a side of {size}")
+        raise IntrafusionError(f"a {name} of {kernel} pixels is too large for a side of {size}")
     count = (free + (stride - 1 if ceil else 0)) // stride + 1
     return count - (ceil and (count - 1) * stride >= size + padding)
 
@@ -76,7 +76,7 @@ def _in_windows(x: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: P
     check_between("dilation", 1, *dilation)
     check_between("padding", 0, *padding)
     if any(2 * pad > side for pad, side in zip(padding, kernel, strict=True)):
-        raise IntrafusionError(f"it pools windows of {kernel} with a padding of {padding}")
+        raise IntrafusionError(f"padding {padding} is more than half of the pooling window {kernel}")
     sides = [at(size, 1) for size in x.sizes[2:]]
     numbers = zip(sides, kernel, stride, padding, dilation, strict=True)
     return _pooled(x, [_window("pool", *one, ceil) for one in numbers], math.prod(kernel))

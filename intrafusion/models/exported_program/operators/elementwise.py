@@ -39,7 +39,7 @@ def gelu(x: Shape, form: Literal["none", "tanh"]) -> Shape:
 def hardtanh(x: Shape, low: float, high: float) -> Shape:
     check_floats(x)
     if low > high:
-        raise IntrafusionError(f"it clamps between {low} and {high}")
+        raise IntrafusionError(f"it clamps between {low} and {high}, which is an empty range")
     return x
 
 
@@ -47,7 +47,7 @@ def hardtanh(x: Shape, low: float, high: float) -> Shape:
 def clamp(x: Shape, low: float | None, high: float | None) -> Shape:
     check_floats(x)
     if low is None and high is None:
-        raise IntrafusionError("it clamps between no bounds")
+        raise IntrafusionError("it clamps without bounds")
     return x
 
 
@@ -67,7 +67,7 @@ def elu(x: Shape, alpha: float) -> Shape:
 def celu(x: Shape, alpha: float) -> Shape:
     check_floats(x)
     if not alpha:
-        raise IntrafusionError("it has a celu whose alpha is 0")
+        raise IntrafusionError("alpha of celu must not be 0")
     return x
 
 
@@ -75,7 +75,7 @@ def celu(x: Shape, alpha: float) -> Shape:
 def softplus(x: Shape, beta: float, threshold: float) -> Shape:
     check_floats(x)
     if not beta:
-        raise IntrafusionError("it has a softplus whose beta is 0")
+        raise IntrafusionError("beta of softplus must not be 0")
     return x
 
 
@@ -92,7 +92,7 @@ def _binary(name: str, run: Callable[..., Any], *calls: str) -> None:
     def rule(first: Shape | float, second: Shape | float) -> Shape:
         shapes = [one for one in (first, second) if isinstance(one, Shape)]
         if not shapes:
-            raise IntrafusionError(f"it has {name} of two numbers")
+            raise IntrafusionError(f"{name} needs a tensor, not two numbers")
         masks = [one for one in shapes if one.dtype == torch.bool] if name == "mul" else []
         check_floats(*(one for one in shapes if one not in masks or len(masks) == len(shapes)))
         return Shape(broadcast(*(one.sizes for one in shapes)))
@@ -121,7 +121,7 @@ def pow_(x: Shape, exponent: float) -> Shape:
 
 def _check_mask(mask: Shape) -> None:
     if mask.dtype != torch.bool:
-        raise IntrafusionError(f"it has {mask.dtype} for a mask")
+        raise IntrafusionError(f"a mask must be bool, not {mask.dtype}")
 
 
 @rule_of(
@@ -134,7 +134,7 @@ def where(mask: Shape, first: Shape | float, second: Shape | float) -> Shape:
     _check_mask(mask)
     shapes = [one for one in (first, second) if isinstance(one, Shape)]
     if not shapes:
-        raise IntrafusionError("it chooses between two numbers")
+        raise IntrafusionError("where needs a tensor, not two numbers")
     check_floats(*shapes)
     return Shape(broadcast(mask.sizes, *(one.sizes for one in shapes)))
 
@@ -144,7 +144,7 @@ def masked_fill(x: Shape, mask: Shape, value: float) -> Shape:
     _check_mask(mask)
     check_floats(x)
     if broadcast(x.sizes, mask.sizes) != x.sizes:
-        raise IntrafusionError(f"it has a mask {mask} for {x}")
+        raise IntrafusionError(f"a mask {mask} does not fit {x}")
     return x
 
 

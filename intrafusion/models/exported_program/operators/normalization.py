@@ -12,7 +12,7 @@ def normed(x: Shape, channels: int, ranks: tuple[int, ...]) -> Shape:
     """Rule of a batch norm with `channels` channels, for inputs with one of these numbers of dimensions."""
     check_floats(x)
     if len(x.sizes) not in ranks or x.sizes[1] != channels:
-        raise IntrafusionError(f"it normalises {x} by the statistics of {channels} channels")
+        raise IntrafusionError(f"statistics of {channels} channels do not fit {x}")
     return x
 
 
@@ -24,7 +24,7 @@ def normed(x: Shape, channels: int, ranks: tuple[int, ...]) -> Shape:
 def layer_norm(x: Shape, sizes: Ints, weight: Shape | None, bias: Shape | None, eps: float) -> Shape:
     check_floats(x)
     if not sizes or len(sizes) > len(x.sizes) or x.sizes[len(x.sizes) - len(sizes) :] != sizes:
-        raise IntrafusionError(f"it normalises {x} over {sizes}")
+        raise IntrafusionError(f"it cannot normalise {x} over {sizes}")
     check_shape(weight, *sizes)
     check_shape(bias, *sizes, what="a bias")
     return x
@@ -34,7 +34,7 @@ def layer_norm(x: Shape, sizes: Ints, weight: Shape | None, bias: Shape | None, 
 def group_norm(x: Shape, groups: int, weight: Shape | None, bias: Shape | None, eps: float) -> Shape:
     check_floats(x)
     if len(x.sizes) < 2 or groups < 1 or not isinstance(x.sizes[1], int) or x.sizes[1] % groups:
-        raise IntrafusionError(f"it normalises {x} in {groups} groups")
+        raise IntrafusionError(f"it cannot normalise {x} in {groups} groups")
     check_shape(weight, x.sizes[1])
     check_shape(bias, x.sizes[1], what="a bias")
     return x

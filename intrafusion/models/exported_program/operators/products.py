@@ -13,7 +13,7 @@ from intrafusion.models.exported_program.shapes import Shape, broadcast, numel, 
 def linear(x: Shape, weight: Shape, bias: Shape | None) -> StepOutput:
     check_floats(x)
     if len(weight.sizes) != 2 or not x.sizes:
-        raise IntrafusionError(f"it has a linear layer with a weight of shape {weight}")
+        raise IntrafusionError(f"the weight of a linear layer must have 2 dimensions, not {weight}")
     outputs, inputs = weight.sizes
     check_shape(weight, outputs, x.sizes[-1])
     check_shape(bias, outputs, what="a bias")
@@ -26,7 +26,7 @@ def matmul(first: Shape, second: Shape) -> StepOutput:
     """Product with broadcast batch dimensions: (..., n, m) and (..., m, k) -> (..., n, k)."""
     check_floats(first, second)
     if len(first.sizes) < 2 or len(second.sizes) < 2 or first.sizes[-1] != second.sizes[-2]:
-        raise IntrafusionError(f"it multiplies {first} by {second}")
+        raise IntrafusionError(f"it cannot multiply {first} by {second}")
     stack = broadcast(first.sizes[:-2], second.sizes[:-2])
     shape = Shape((*stack, first.sizes[-2], second.sizes[-1]))
     copies = total_of(numel((*stack, *first.sizes[-2:])), numel((*stack, *second.sizes[-2:])))
@@ -38,13 +38,13 @@ def attention(query: Shape, key: Shape, value: Shape, mask: Shape | None, scale:
     check_floats(query, key, value)
     ranks = {len(one.sizes) for one in (query, key, value)}
     if ranks not in ({3}, {4}) or key.sizes[:-1] != value.sizes[:-1] or query.sizes[:-2] != key.sizes[:-2]:
-        raise IntrafusionError(f"it attends from {query} to {key} and {value}")
+        raise IntrafusionError(f"attention cannot combine query {query}, key {key} and value {value}")
     scores = matmul(query, Shape((*key.sizes[:-2], key.sizes[-1], key.sizes[-2])))
     made = matmul(scores.shapes[0], value)
     if mask is not None:
         if mask.dtype != torch.bool:
             check_floats(mask)
         if broadcast(scores.shapes[0].sizes, mask.sizes) != scores.shapes[0].sizes:
-            raise IntrafusionError(f"it has a mask {mask} for attention {scores.shapes[0]}")
+            raise IntrafusionError(f"a mask {mask} does not fit attention {scores.shapes[0]}")
     numbers = numel(scores.shapes[0].sizes)
     return StepOutput(made.shapes, total(scores.macs, made.macs), scaled(numbers, 2), scaled(numbers, 2))

@@ -24,21 +24,21 @@ from intrafusion.models.exported_program.shapes import Batch, Shape, Size, Sizes
 @rule_of(lambda x, times: x.repeat(times), "repeat.default self repeats")
 def repeat(x: Shape, times: Sizes) -> Shape:
     if len(times) < len(x.sizes):
-        raise IntrafusionError(f"it repeats {x} ({', '.join(map(str, times))}) times")
+        raise IntrafusionError(f"it cannot repeat {x} ({', '.join(map(str, times))}) times")
     return Shape(tuple(map(scaled, (1,) * (len(times) - len(x.sizes)) + x.sizes, times)), x.dtype)
 
 
 @rule_of(torch.cat, "cat.default tensors dim", "concat.default tensors dim")
 def cat(tensors: Shapes, dim: int) -> Shape:
     if not tensors:
-        raise IntrafusionError("it joins no tensors")
+        raise IntrafusionError("it concatenates no tensors")
     first = tensors[0]
     check_floats(*tensors)
     place = axis(first, dim)
     length: Size = 0
     for one in tensors:
         if len(one.sizes) != len(first.sizes) or with_sizes(one, place) != with_sizes(first, place):
-            raise IntrafusionError(f"it joins {first} and {one}")
+            raise IntrafusionError(f"it cannot concatenate {first} and {one}")
         length = total(length, one.sizes[place])
     return with_sizes(first, place, length)
 
@@ -46,7 +46,7 @@ def cat(tensors: Shapes, dim: int) -> Shape:
 @rule_of(torch.stack, "stack.default tensors dim")
 def stack(tensors: Shapes, dim: int) -> Shape:
     if not tensors or any((one.sizes, one.dtype) != (tensors[0].sizes, tensors[0].dtype) for one in tensors):
-        raise IntrafusionError("it stacks tensors of several shapes")
+        raise IntrafusionError("it stacks tensors of different shapes")
     place = axis(tensors[0], dim, more=1)
     sizes = tensors[0].sizes
     return Shape((*sizes[:place], len(tensors), *sizes[place:]), tensors[0].dtype)
@@ -55,14 +55,14 @@ def stack(tensors: Shapes, dim: int) -> Shape:
 @rule_of(torch.roll, "roll.default self shifts dims")
 def roll(x: Shape, shifts: Ints, dims: Ints) -> Shape:
     if len(shifts) != len(dims) or any(isinstance(x.sizes[place], Batch) for place in axes(x, dims)):
-        raise IntrafusionError(f"it rolls {x} by {shifts} along {dims}")
+        raise IntrafusionError(f"it cannot roll {x} by {shifts} along {dims}, which include the batch or do not match")
     return Shape(x.sizes, x.dtype)
 
 
 @rule_of(torch.flip, "flip.default self dims")
 def flip(x: Shape, dims: Ints) -> Shape:
     if any(isinstance(x.sizes[place], Batch) for place in axes(x, dims)):
-        raise IntrafusionError(f"it turns {x} around along the batch")
+        raise IntrafusionError(f"it flips {x} along the batch, which is not supported")
     return Shape(x.sizes, x.dtype)
 
 
@@ -79,19 +79,19 @@ def pad_as(x: Shape, around: Ints, mode: Literal["reflect", "replicate", "circul
     sides = [at(size, 1) for size in (x.sizes[3], x.sizes[3], x.sizes[2], x.sizes[2])]
     most = {"reflect": [side - 1 for side in sides], "circular": sides}.get(mode, around)
     if len(around) != 4 or any(map(operator.gt, around, most)):
-        raise IntrafusionError(f"it pads {x} by {around}")
+        raise IntrafusionError(f"it cannot pad {x} by {around}")
     return _padded(x, around)
 
 
 def _padded(x: Shape, around: Ints) -> Shape:
     if len(around) % 2 or len(around) > 2 * len(x.sizes) or not around:
-        raise IntrafusionError(f"it pads {x} by {str(around)[:60]}")
+        raise IntrafusionError(f"it cannot pad {x} by {str(around)[:60]}")
     for one in range(len(around) // 2):
         before, after = around[2 * one : 2 * one + 2]
         if before or after:
             place, size = fixed_size(x, -1 - one)
             if before < -size or after < -size:
-                raise IntrafusionError(f"it pads {x} by {str(around)[:60]}")
+                raise IntrafusionError(f"it cannot pad {x} by {str(around)[:60]}")
             x = with_sizes(x, place, size + before + after)
     return Shape(x.sizes, x.dtype)
 
@@ -100,7 +100,7 @@ def _padded(x: Shape, around: Ints) -> Shape:
 def channel_shuffle(x: Shape, groups: int) -> Shape:
     check_images(x)
     if groups < 1 or at(x.sizes[1], 1) % groups:
-        raise IntrafusionError(f"it shuffles {x} in {groups} groups")
+        raise IntrafusionError(f"it cannot shuffle {x} in {groups} groups")
     return x
 
 
@@ -109,7 +109,7 @@ def pixel_shuffle(x: Shape, factor: int) -> Shape:
     check_images(x)
     batch, channels, height, width = x.sizes
     if not 1 <= factor <= SIDE or at(channels, 1) % factor**2:
-        raise IntrafusionError(f"it shuffles {x} by {factor}")
+        raise IntrafusionError(f"it cannot shuffle {x} by {factor}")
     return Shape((batch, at(channels, 1) // factor**2, scaled(height, factor), scaled(width, factor)))
 
 
@@ -118,7 +118,7 @@ def pixel_unshuffle(x: Shape, factor: int) -> Shape:
     check_images(x)
     batch, channels, height, width = (x.sizes[0], *(at(size, 1) for size in x.sizes[1:]))
     if not 1 <= factor <= SIDE or height % factor or width % factor:
-        raise IntrafusionError(f"it shuffles {x} by {factor}")
+        raise IntrafusionError(f"it cannot shuffle {x} by {factor}")
     return Shape((batch, channels * factor**2, height // factor, width // factor))
 
 

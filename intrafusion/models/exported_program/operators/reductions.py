@@ -20,7 +20,7 @@ def _reduced(x: Shape, dims: Ints, keep: bool) -> Shape:
     check_floats(x)
     gone = axes(x, dims)
     if any(isinstance(x.sizes[place], Batch) for place in gone):
-        raise IntrafusionError(f"it sums {x} over the batch")
+        raise IntrafusionError(f"it sums {x} over the batch, which is not supported")
     return Shape(tuple(1 if place in gone else size for place, size in enumerate(x.sizes) if keep or place not in gone))
 
 

@@ -54,7 +54,7 @@ class Operator:
             raise IntrafusionError(f"{self.name} takes {len(self.takes)} arguments, not {len(args)}")
         for (name, hint), value in zip(self.takes.items(), args, strict=True):
             if not _fits(value, hint):
-                raise IntrafusionError(f"{self.name} does not take {_told(value)} as its {name}")
+                raise IntrafusionError(f"{name} of {self.name} must not be {_told(value)}")
         made = self.rule(*args)
         return made if isinstance(made, StepOutput) else StepOutput((made,) if isinstance(made, Shape) else tuple(made))
 

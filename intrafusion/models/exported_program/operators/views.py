@@ -18,14 +18,14 @@ def reshape(x: Shape, sizes: Sizes) -> Shape:
 @rule_of(torch.flatten, views=True)
 def flatten(x: Shape, start: Literal[1]) -> Shape:
     if len(x.sizes) < 2:
-        raise IntrafusionError(f"it flattens {x}")
+        raise IntrafusionError(f"it cannot flatten {x}")
     return x.of(x.sizes[0], numel(x.sizes[1:]))
 
 
 @rule_of(torch.permute, views=True)
 def permute(x: Shape, dims: Ints) -> Shape:
     if len(axes(x, dims)) != len(x.sizes):
-        raise IntrafusionError(f"it orders {x} as {dims}")
+        raise IntrafusionError(f"it cannot permute {x} as {dims}")
     return x.of(*(x.sizes[dim] for dim in dims))
 
 
@@ -54,7 +54,7 @@ def expand(x: Shape, sizes: Sizes) -> Shape:
     before = (1,) * (len(sizes) - len(x.sizes)) + x.sizes
     told = tuple(size if new == -1 else new for size, new in zip(before, sizes, strict=False))
     if len(sizes) < len(x.sizes) or broadcast(before, told) != told or -1 in sizes[: len(sizes) - len(x.sizes)]:
-        raise IntrafusionError(f"it expands {x} to ({', '.join(map(str, sizes))})")
+        raise IntrafusionError(f"it cannot expand {x} to ({', '.join(map(str, sizes))})")
     return x.of(*told)
 
 
@@ -62,7 +62,7 @@ def expand(x: Shape, sizes: Sizes) -> Shape:
 def split(x: Shape, lengths: Ints, dim: int) -> Shapes:
     place, size = fixed_size(x, dim)
     if sum(lengths) != size or any(length < 1 for length in lengths):
-        raise IntrafusionError(f"it splits {x} into parts of {str(lengths)[:60]}")
+        raise IntrafusionError(f"it cannot split {x} into parts of {str(lengths)[:60]}")
     return tuple(with_sizes(x, place, length) for length in lengths)
 
 
@@ -70,7 +70,7 @@ def split(x: Shape, lengths: Ints, dim: int) -> Shapes:
 def chunk(x: Shape, count: int, dim: int) -> Shapes:
     place, size = fixed_size(x, dim)
     if not 1 <= count <= size:
-        raise IntrafusionError(f"it splits {x} into {count} parts")
+        raise IntrafusionError(f"it cannot split {x} into {count} parts")
     length = -(-size // count)
     return tuple(with_sizes(x, place, min(length, size - start)) for start in range(0, size, length))
 
@@ -79,7 +79,7 @@ def chunk(x: Shape, count: int, dim: int) -> Shapes:
 def unbind(x: Shape, dim: int) -> Shapes:
     place, size = fixed_size(x, dim)
     if size > SIDE:
-        raise IntrafusionError(f"it takes {x} apart")
+        raise IntrafusionError(f"it cannot unbind {x}")
     return (with_sizes(x, place),) * size
 
 
@@ -87,7 +87,7 @@ def unbind(x: Shape, dim: int) -> Shapes:
 def select(x: Shape, dim: int, index: int) -> Shape:
     place, size = fixed_size(x, dim)
     if not -size <= index < size:
-        raise IntrafusionError(f"it has no place {index} in {x}")
+        raise IntrafusionError(f"index {index} is out of range for {x}")
     return with_sizes(x, place)
 
 
@@ -95,5 +95,5 @@ def select(x: Shape, dim: int, index: int) -> Shape:
 def slice_(x: Shape, dim: int, start: int, stop: int, step: int) -> Shape:
     place, size = fixed_size(x, dim)
     if dim != place or not 0 <= start < stop <= size or step < 1:
-        raise IntrafusionError(f"it has no places {start} to {stop} in {x}")
+        raise IntrafusionError(f"the slice {start} to {stop} is out of range for {x}")
     return with_sizes(x, place, -(-(stop - start) // step))
