@@ -152,8 +152,9 @@ def wait_for(page: Any, selector: str, pattern: str) -> None:
 def still_box(spot: Any) -> dict[str, float]:
     """Scroll an element to the middle of the screen, wait until it no longer moves, and return its box."""
     spot.evaluate("e => e.scrollIntoView({block: 'center'})")
-    before = None
-    while (box := spot.bounding_box()) != before or not box:
+    before, deadline = None, time.monotonic() + PATIENCE
+    while not (box := spot.bounding_box()) or box != before:
+        assert time.monotonic() < deadline, f"{spot} still moves: {before} -> {box}"
         before = box
         spot.page.wait_for_timeout(200)
     return box
