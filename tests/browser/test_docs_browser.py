@@ -1,6 +1,6 @@
 """Documents in a browser: a link goes to a section of another one in the same window, tables and pictures are drawn."""
 
-from dashboard import no_exception, shows
+from dashboard import no_exception, shows, until
 
 
 def test_links_pictures_and_search(page, address):
@@ -16,6 +16,6 @@ def test_links_pictures_and_search(page, address):
     page.get_by_label("Search headings").fill("resnet-56")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Results: Sensitivity of ResNet-56").click()
-    page.wait_for_function("() => [...document.querySelectorAll('[data-testid=stMain] img')].some(i => i.naturalWidth > 500)")
+    until(page, "() => [...document.querySelectorAll('[data-testid=stMain] img')].some(i => i.naturalWidth > 500)")
     assert main.locator("table").count() == 0
     no_exception(page)

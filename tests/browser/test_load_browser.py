@@ -10,7 +10,7 @@ from places import ROOT
 def test_sessions_that_move_controls_at_once_see_their_own_values_and_no_error():
     command = [sys.executable, "tests/benchmarks/bench_load.py", "--no-memory"]
     done = subprocess.run(
-        [*command, "--visitors", "3", "--seconds", "12", "--think", "1", "--beside", "0", "--switches", "2"],
+        [*command, "--visitors", "3", "--seconds", "12", "--think", "0.3", "--beside", "0", "--switches", "0"],
         cwd=ROOT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

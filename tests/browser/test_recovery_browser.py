@@ -1,6 +1,6 @@
 from urllib.parse import urlencode
 
-from dashboard import no_exception, shows, wait_for
+from dashboard import at_rest, no_exception, shows, until, wait_for
 
 from intrafusion._registry import MERGES, RECOVERIES
 
@@ -19,11 +19,11 @@ def test_every_method_runs_end_to_end(page, address):
     """All of them, on the embedded ResNet, in seconds."""
     page.goto(link(address, methods=list(RECOVERIES)))
     shows(page, f"0 of {len(RECOVERIES)} points on 500 images: not computed yet")
-    page.wait_for_timeout(1000)
+    at_rest(page)
     recover(page)
     page.get_by_text(f"{len(RECOVERIES)} of {len(RECOVERIES)} points on 500 images: done").wait_for()
     wait_for(page, '[data-testid="stPlotlyChart"]', r"best of \d+")
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == 2")
+    until(page, "document.querySelectorAll('.js-plotly-plot').length == 2")
     lines = page.evaluate("document.querySelector('.js-plotly-plot').data.length")
     trained = [name for name, entry in RECOVERIES.items() if entry.needs == "labels"]
     assert lines == 2 * len(trained)
@@ -33,12 +33,11 @@ def test_every_method_runs_end_to_end(page, address):
 def test_curves_grow_while_it_trains_a_reload_finds_them_and_it_stops(page, address):
     page.goto(link(address, methods=["finetune"], epochs="150", recovery_merge="drop"))
     shows(page, "0 of 1 points")
-    page.wait_for_timeout(1000)
+    at_rest(page)
     recover(page)
-    page.wait_for_function("(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
+    until(page, "(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
     page.reload()
-    page.wait_for_function("(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
-    page.wait_for_timeout(1000)
+    until(page, "(document.querySelector('.js-plotly-plot')?.data?.[0]?.x?.length ?? 0) > 0")
     page.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
     shows(page, "cancelled;")
     no_exception(page)
@@ -49,11 +48,11 @@ def test_every_merge_runs_end_to_end(page, address):
     page.goto(f"{address}/curves?{urlencode(query, doseq=True)}")
     points = len(MERGES)
     shows(page, f"0 of {points} points on 500 images: not computed yet")
-    page.wait_for_timeout(1000)
+    at_rest(page)
     page.get_by_role("button", name="Compute curves").click()
     page.get_by_text(f"{points} of {points} points on 500 images: done").wait_for()
     names = "new Set(document.querySelector('.js-plotly-plot').data.map(line => line.name?.split(',')[0]).filter(Boolean))"
-    page.wait_for_function(f"{names}.size == {points}")
+    until(page, f"{names}.size == {points}")
     assert set(page.evaluate(f"[...{names}]")) == set(MERGES)
     no_exception(page)
 

@@ -1,5 +1,17 @@
-import pytest
-from dashboard import fits, is_dark, new_page, no_exception, shows, wait_for
+from dashboard import (
+    at_rest,
+    chart_mark,
+    click_mark,
+    fits,
+    is_dark,
+    new_page,
+    no_exception,
+    opened,
+    shows,
+    still_box,
+    until,
+    wait_for,
+)
 
 LONG = "model=digits-resnet&study_limit=500&" + "&".join(f"study_sparsities={p}" for p in range(5, 100, 5))
 
@@ -13,35 +25,24 @@ def cell(page, group: int, sparsity: int, groups: int = 9, sparsities: int = 4) 
     """Click a cell of the first heatmap, by its row and column."""
     ground = page.locator(".js-plotly-plot").first.locator(".nsewdrag").first
     ground.wait_for(state="attached")
-    box = ground.bounding_box()
+    at_rest(page)
+    box = still_box(ground)
     page.mouse.click(box["x"] + box["width"] * (sparsity + 0.5) / sparsities, box["y"] + box["height"] * (group + 0.5) / groups)
 
 
-def test_a_cell_shows_its_group_and_the_sidebar_follows(page, address):
-    page.goto(f"{address}/sensitivity")
+def test_a_cell_and_a_bar_show_their_group_and_the_sidebar_follows(page, address):
+    opened(page, f"{address}/sensitivity")
     shows(page, "72 of 72 points on 597 images: done")
     shows(page, ", measured")
-    page.wait_for_timeout(2000)
     for row, column, group, percent in ((4, 2, "layer2.0.conv2", 50), (7, 1, "layer3.0.conv2", 30)):
         cell(page, row, column)
         wait_for(page, "h3", f"^Group {group}$")
-        page.wait_for_function("([g, p]) => location.search === `?group=${g}&cell=${p}`", arg=[group, percent])
-        page.wait_for_timeout(1000)
+        until(page, "([g, p]) => location.search === `?group=${g}&cell=${p}`", [group, percent])
+    at_rest(page)
     frame = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.find(s => s.type === 'rect')")
     assert (frame["x0"], frame["y0"]) == (0.5, 6.5)
-    no_exception(page)
 
-
-def test_a_bar_of_the_fragile_groups_chooses_its_group(page, address):
-    page.goto(f"{address}/sensitivity")
-    shows(page, "72 of 72 points on 597 images: done")
-    shows(page, ", measured")
-    bar = page.locator(".js-plotly-plot").nth(2).locator(".bars .point path").first
-    bar.wait_for()
-    bar.evaluate("e => e.scrollIntoView({block: 'center'})")
-    page.wait_for_timeout(2000)
-    box = bar.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    click_mark(page, chart_mark(page, 2, ".bars .point path"))
     wait_for(page, "h3", "^Group conv1$")
     no_exception(page)
 
@@ -49,11 +50,10 @@ def test_a_bar_of_the_fragile_groups_chooses_its_group(page, address):
 def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and_it_stops_at_once(page, address, browser):
     page.goto(f"{address}/sensitivity?{LONG}&criterion=l2")
     shows(page, "0 of 342 points on 500 images: not computed yet")
-    page.wait_for_timeout(1000)
+    at_rest(page)
     page.get_by_role("button", name="Run study").click()
     wait_for(page, '[data-testid="stMain"] p', r"computing.*; [1-9]\d* on a sample so far")
     for row, group in ((0, "conv1"), (8, "layer3.1.conv1")):
-        page.wait_for_timeout(1500)
         cell(page, row, 10, sparsities=19)
         wait_for(page, "h3", f"^Group {group}$")
 
@@ -66,31 +66,32 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
     assert other.get_by_role("button", name="Cancel").count() == 1  # of this address, as a reload is
     other.close()
 
-    page.wait_for_timeout(1000)
     main(page).get_by_role("button", name="Cancel").click()
     shows(page, "cancelled;")
     main(page).get_by_role("button", name="Continue").wait_for()
     no_exception(page)
 
 
-def test_two_readers_study_two_networks_at_once(browser, address):
-    readers = [new_page(browser) for _ in range(2)]
-    for reader, model in zip(readers, ("digits-mlp", "digits-vgg"), strict=True):
+def test_two_readers_study_two_networks_at_once(page, browser, address):
+    other = new_page(browser)
+    readers = {"digits-mlp": (page, 8), "digits-vgg": (other, 24)}
+    for model, (reader, _) in readers.items():
         reader.goto(f"{address}/sensitivity?model={model}&study_sparsities=20&study_sparsities=60")
-    for reader, points in zip(readers, (8, 24), strict=True):
+    for reader, points in readers.values():
         reader.get_by_text(f"{points} of {points} points on 597 images: done").wait_for()
         reader.get_by_text(", measured").wait_for()
         no_exception(reader)
-        reader.close()
+    other.close()
 
 
-@pytest.mark.parametrize("dark", [900, 1400], indirect=True)
 def test_nothing_is_wider_than_the_page(dark, address):
-    dark.goto(f"{address}/sensitivity?model=digits-mlp")
+    opened(dark, f"{address}/sensitivity?model=digits-mlp")
     shows(dark, "16 of 16 points on 597 images: done")
-    shows(dark, "Share and reproduce")
     for name in ("Run options", "Transport options", "Results table"):
         dark.get_by_text(name, exact=True).click()
-    dark.wait_for_timeout(1000)
-    fits(dark)
+    for width in (900, 1400):
+        dark.set_viewport_size({"width": width, "height": 1000})
+        dark.wait_for_timeout(1000)
+        at_rest(dark)
+        fits(dark)
     is_dark(dark)

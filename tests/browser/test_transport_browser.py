@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from dashboard import click_mark, no_exception, shows, wait_for
+from dashboard import at_rest, chart_mark, click_mark, is_dark, no_exception, opened, shows, wait_for
 
 PLAN, MAP = 0, 3  # of the charts on the page: the plan, kernels, provenance, and another look
 
@@ -10,32 +10,26 @@ def channel_told(page):
     return page.get_by_role("heading", name=re.compile(r"^Channel \d+$")).inner_text()
 
 
-def test_clicking_a_square_of_the_plan_tells_that_channels_story(page, address):
-    page.goto(f"{address}/transport?channel=5")
-    shows(page, "Share and reproduce")
+def test_clicking_a_square_of_the_plan_or_a_channel_on_the_map_tells_that_channels_story(page, address):
+    opened(page, f"{address}/transport?channel=5")
     last = page.locator(".js-plotly-plot").nth(PLAN).locator(".scatterlayer .point").count() - 1
-    click_mark(page, PLAN, which=last)
+    click_mark(page, chart_mark(page, PLAN, which=last))
     wait_for(page, "h3", "^Channel 31$")
     shows(page, "It is kept, and absorbs")
     assert "channel=31" in page.url
-    no_exception(page)
 
-
-def test_clicking_a_channel_on_the_map_tells_its_story(page, address):
-    page.goto(f"{address}/transport?channel=5")
-    shows(page, "Share and reproduce")
+    at_rest(page)
     traces = page.locator(".js-plotly-plot").nth(MAP).locator(".scatterlayer .trace")
     traces.first.wait_for()
     hollow = traces.count() - 3  # arrows first, then the dropped, the kept, and the ring around the chosen one
-    click_mark(page, MAP, f".scatterlayer .trace:nth-child({hollow + 1}) .point")
-    wait_for(page, "h3", "^Channel (?!5$)")
+    click_mark(page, chart_mark(page, MAP, f".scatterlayer .trace:nth-child({hollow + 1}) .point"))
+    wait_for(page, "h3", "^Channel (?!31$)")
     shows(page, "It is merged into")
     no_exception(page)
 
 
 def test_the_player_plays_to_ninety_percent(page, address):
-    page.goto(f"{address}/transport?look=sparsity+player&sparsity=0")
-    shows(page, "Share and reproduce")
+    opened(page, f"{address}/transport?look=sparsity+player&sparsity=0")
     player = page.locator(".js-plotly-plot").nth(MAP)
     title = player.locator(".gtitle")
     title.wait_for()
@@ -47,9 +41,8 @@ def test_the_player_plays_to_ninety_percent(page, address):
 
 @pytest.mark.parametrize("order", ["importance", "target"])
 def test_a_click_finds_the_same_channel_in_every_order(page, address, order):
-    page.goto(f"{address}/transport?arrange={order}&sparsity=50&channel=0")
-    shows(page, "Share and reproduce")
-    click_mark(page, PLAN, which=9)
+    opened(page, f"{address}/transport?arrange={order}&sparsity=50&channel=0")
+    click_mark(page, chart_mark(page, PLAN, which=9))
     wait_for(page, "h3", "^Channel [1-9]")
     channel = int(channel_told(page).split()[1])
     data = page.evaluate(f"document.querySelectorAll('.js-plotly-plot')[{PLAN}].data")
@@ -58,18 +51,19 @@ def test_a_click_finds_the_same_channel_in_every_order(page, address, order):
     no_exception(page)
 
 
-def test_two_settings_stand_side_by_side(page, address):
-    page.goto(f"{address}/transport?look=two+settings")
-    shows(page, "Both plans move")
-    shows(page, "B: cost activations")
-    shows(page, "Transport cost")
-    no_exception(page)
+def test_two_settings_stand_side_by_side_in_the_dark(dark, address):
+    opened(dark, f"{address}/transport?look=two+settings")
+    shows(dark, "Both plans move")
+    shows(dark, "B: cost activations")
+    shows(dark, "Transport cost")
+    shows(dark, "non-zeros")
+    is_dark(dark)
+    no_exception(dark)
 
 
 def test_a_wide_layer_is_a_picture_and_can_be_clicked(page, address):
-    page.goto(f"{address}/transport?model=cifar10-vgg16_bn&weights=random&group=features.34&channel=1")
-    shows(page, "Share and reproduce")
+    opened(page, f"{address}/transport?model=cifar10-vgg16_bn&weights=random&group=features.34&channel=1")
     page.locator(".js-plotly-plot").nth(PLAN).locator(".imagelayer image").first.wait_for(state="attached")
-    click_mark(page, PLAN, which=400)  # its neighbours stand a pixel away: any of them will do
+    click_mark(page, chart_mark(page, PLAN, which=400))  # its neighbours stand a pixel away: any of them will do
     wait_for(page, "h3", "^Channel (?!1$)")
     no_exception(page)

@@ -45,7 +45,7 @@ def test_the_library_imports_from_where_a_name_is_defined(folder):
 
 
 def test_importing_the_library_brings_nothing_that_only_pages_and_single_methods_need():
-    heavy = ("plotly", "captum", "ray", "streamlit", "torchvision", "timm")
+    heavy = ("plotly", "captum", "ray", "streamlit", "torchvision", "timm", "ot", "sklearn", "scipy.stats")
     code = f"import sys, intrafusion; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

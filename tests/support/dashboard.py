@@ -1,6 +1,6 @@
 """Run the dashboard on a free port and a Chromium to test it; also makes the screenshots of the documents.
 
-python tests/browser/dashboard.py assets
+python tests/support/dashboard.py assets
 """
 
 import json
@@ -20,7 +20,8 @@ from typing import Any
 from places import ROOT
 
 TRACEBACK = "Traceback (most recent call last):\n"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")  # the lightest first
+CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
 PATIENCE = 240  # time-out in seconds, only reached if something is wrong
 FLAGS = [
     "--no-sandbox",
@@ -87,10 +88,34 @@ def chromium() -> Iterator:
 
 
 def new_page(browser: Any, **options: Any) -> Any:
-    """Open a page in a new session, with time-outs long enough for a busy machine."""
-    page = browser.new_page(**options)
+    """Open a page in a new session, with time-outs long enough for a busy machine, and without animations, which cost most."""
+    page = browser.new_page(reduced_motion="reduce", **options)
     page.set_default_timeout(PATIENCE * 1000)
     return page
+
+
+def until(page: Any, holds: str, arg: Any = None) -> None:
+    """Wait until a JavaScript function returns true. It is called five times a second, not at each frame."""
+    page.wait_for_function(holds, arg=arg, polling=200)
+
+
+_AT_REST = """() => {
+    const app = document.querySelector('[data-testid="stApp"]');
+    const charts = [...document.querySelectorAll('[data-testid="stPlotlyChart"]')];
+    const listens = chart => chart.querySelector('.js-plotly-plot')?._ev?._events?.plotly_selected;
+    return app?.dataset.testScriptState === 'notRunning' && charts.every(listens) }"""
+
+
+def at_rest(page: Any) -> None:
+    """Wait until the page's script has ended and each figure on it listens to clicks, which it does once it is drawn."""
+    until(page, _AT_REST)
+
+
+def opened(page: Any, address: str) -> None:
+    """Open a page by its address and wait until it is complete and at rest."""
+    page.goto(address)
+    shows(page, "Share and reproduce")
+    at_rest(page)
 
 
 def shows(page: Any, text: str) -> None:
@@ -111,7 +136,9 @@ def fits(page: Any) -> None:
 
 
 def is_dark(page: Any) -> None:
-    """Assert that figures use light text."""
+    """Assert that the ground is dark and that figures use light text."""
+    ground = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", ground)[:3])) < 150
     ink = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill")
     assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
 
@@ -119,17 +146,31 @@ def is_dark(page: Any) -> None:
 def wait_for(page: Any, selector: str, pattern: str) -> None:
     """Wait until some element's text matches a JavaScript pattern."""
     found = "([selector, pattern]) => [...document.querySelectorAll(selector)].some(e => RegExp(pattern).test(e.textContent))"
-    page.wait_for_function(found, arg=[selector, pattern])
+    until(page, found, [selector, pattern])
 
 
-def click_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which: int = 0) -> None:
-    """Click the middle of one mark of the page's n-th plotly chart."""
-    point = page.locator(".js-plotly-plot").nth(chart).locator(mark).nth(which)
-    point.wait_for()
-    point.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)  # plotly attaches its events after drawing
-    box = point.bounding_box()
+def still_box(spot: Any) -> dict[str, float]:
+    """Scroll an element to the middle of the screen, wait until it no longer moves, and return its box."""
+    spot.evaluate("e => e.scrollIntoView({block: 'center'})")
+    before, deadline = None, time.monotonic() + PATIENCE
+    while not (box := spot.bounding_box()) or box != before:
+        assert time.monotonic() < deadline, f"{spot} still moves: {before} -> {box}"
+        before = box
+        spot.page.wait_for_timeout(200)
+    return box
+
+
+def click_mark(page: Any, spot: Any) -> None:
+    """Click the middle of one mark of a figure, once the figure is at rest."""
+    spot.wait_for(state="attached")
+    at_rest(page)
+    box = still_box(spot)
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def chart_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which: int = 0) -> Any:
+    """Return one mark of the page's n-th plotly chart."""
+    return page.locator(".js-plotly-plot").nth(chart).locator(mark).nth(which)
 
 
 _PICTURES = {  # file -> address, text that shows when the page is ready, height

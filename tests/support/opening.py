@@ -1,16 +1,21 @@
 """Opens a page of the dashboard without a browser, presses its buttons, and reads its words."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 from places import ROOT
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 from intrafusion.runtime.jobs import Jobs
 
 PATIENCE = 240  # seconds, on a busy machine
 APP = str(ROOT / "app.py")
+
+# each AppTest starts a runtime, which reads the metadata of all installed packages: once per process is enough
+manifest_scanner.scan_component_manifests = functools.cache(manifest_scanner.scan_component_manifests)
 
 
 def open_page(page: str, **query: str) -> AppTest:

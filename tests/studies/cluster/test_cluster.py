@@ -32,6 +32,14 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 5}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def usual_priority() -> Iterator[None]:
+    """Run Ray's workers at the priority of other processes. At Ray's own, 15 lower, they starve beside other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
 @pytest.fixture(scope="module")
 def session() -> Session:
     return open_session(BASE)
