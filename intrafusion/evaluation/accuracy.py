@@ -35,7 +35,7 @@ class Evaluation:
 def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (95 % by default), each end a fraction in [0, 1] (Wilson 1927)."""
     if not 0 <= successes <= count or count < 1:
-        raise IntrafusionError(f"no interval for {successes} successes of {count}")
+        raise IntrafusionError(f"cannot compute an interval for {successes} successes of {count}")
     share, shrink = successes / count, 1 + z * z / count
     centre = (share + z * z / (2 * count)) / shrink
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink

@@ -69,7 +69,7 @@ def matched_wald(only_first: int, only_second: int, count: int, z: float = 1.959
     IntrafusionError for impossible counts.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count < 1:
-        raise IntrafusionError(f"the counts {only_first} and {only_second} must be in {count} pairs")
+        raise IntrafusionError(f"cannot compute an interval for {only_first} and {only_second} of {count} pairs")
     b, c, n = only_first + 0.5, only_second + 0.5, count + 2
     half = z * math.sqrt(b + c - (b - c) ** 2 / n) / n
     return max(-1.0, (b - c) / n - half), min(1.0, (b - c) / n + half)

@@ -194,7 +194,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels of many dimensions": ({"labels": LABELS[:, None, None]}, "labels must be integers"),
     "negative labels": ({"labels": LABELS - 1}, "labels range from -1 to 1"),
     "negative labels of floats": ({"labels": LABELS - 1.0}, "labels range from -1 to 1"),
-    "vast labels": ({"labels": LABELS * 1e9}, "at most 100,000 classes"),
+    "vast labels": ({"labels": LABELS * 1e9}, "the limit is 100,000 classes"),
     "labels of text": ({"labels": np.array(list("abcabc"))}, "labels must be integers"),
     "labels of no class": ({"classes": np.array(["a", "b"])}, "labels range from 0 to 2, but own has 2 classes"),
 }  # fmt: skip

@@ -181,7 +181,7 @@ class TestNpz:
         "two channels": ({"images": IMAGES[..., :2], "labels": LABELS}, "images must be uint8"),
         "four channels": ({"images": np.zeros((6, 8, 8, 4), np.uint8), "labels": LABELS}, "images must be uint8"),
         "label too large": ({"images": IMAGES, "labels": LABELS + 1}, "10 classes"),
-        "label negative": ({"images": IMAGES, "labels": LABELS - 1}, "from -1 to 8: number the classes from 0"),
+        "label negative": ({"images": IMAGES, "labels": LABELS - 1}, "from -1 to 8; number the classes from 0"),
         "float labels": ({"images": IMAGES, "labels": LABELS / 2}, "labels must be integers"),
         "text labels": ({"images": IMAGES, "labels": LABELS.astype(str)}, "labels must be integers"),
         "truth labels": ({"images": IMAGES, "labels": LABELS > 2}, "labels must be integers"),
@@ -333,7 +333,7 @@ class TestClassFolders:
         refused("no class folders", name="cifar10", path=tmp_path / "empty")
         refused("2 class folders", name="cifar10", path=folders(tmp_path / "two", {"a": 1, "b": 1}))
         refused("10 class folders", name="cifar100", path=folders(tmp_path / "ten", dict.fromkeys(CIFAR10_CLASSES, 1)))
-        refused("no images", name="cifar10", path=folders(tmp_path / "bare", {"cat": 0, "dog": 0}))
+        refused("without images", name="cifar10", path=folders(tmp_path / "bare", {"cat": 0, "dog": 0}))
         refused("unicorn", name="imagenet", path=folders(tmp_path / "horned", {"tench": 1, "unicorn": 1}))
 
     @pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")

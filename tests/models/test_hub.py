@@ -207,7 +207,7 @@ class TestRefused:
         assert "w.pt" in refused(None, itf.load_model, "digits-mlp", tmp_path / "w.pt")
 
     def test_what_does_not_fit_is_named(self, tmp_path):
-        for change, words in {"3.weight": "3.weight is .*127.*128", "9.weight": "9.weight too many"}.items():
+        for change, words in {"3.weight": "3.weight has shape .*127.*128", "9.weight": "unknown key 9.weight"}.items():
             torch.save(state_of() | {change: torch.zeros(96, 127)}, tmp_path / "w.pt")
             refused(words, itf.load_model, "digits-mlp", tmp_path / "w.pt")
         torch.save(state_of() | {"5.bias": torch.tensor([torch.nan] * 10)}, tmp_path / "w.pt")

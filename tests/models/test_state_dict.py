@@ -428,9 +428,9 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "a number among weights": (lambda w: w | {"linear.bias": 3.0}, "linear.bias as a float"),
     "nothing known": (lambda w: {"hyper": {"lr": 1}, "epoch": 3}, "has no state dict .*only hyper, epoch"),
     "NaN, though an average is whole": (
-        lambda w: {"model": w | {"linear.bias": torch.full((10,), torch.nan)}, "ema": w}, "NaN or infinite weights",
+        lambda w: {"model": w | {"linear.bias": torch.full((10,), torch.nan)}, "ema": w}, "NaN or infinite values",
     ),
-    "a layer too many": (lambda w: begun("module.", w) | {"module.more.weight": torch.zeros(3)}, "module.more.weight too many"),
+    "a layer too many": (lambda w: begun("module.", w) | {"module.more.weight": torch.zeros(3)}, "unknown key module.more.weight"),
     "a layer missing": (lambda w: {k: v for k, v in begun("net.", w).items() if "conv1" not in k}, r"\(7 missing"),
 }  # fmt: skip
 

@@ -134,7 +134,7 @@ class TestOthers:
             "imagenet/vit_h_14 has 2,416 MiB of weights; the limit of this server is 512 MiB; choose a smaller model"
         )
         monkeypatch.setenv("INTRAFUSION_MODEL_MB", "4")
-        assert "at most 4" in open_page("overview", **large | {"imagenet": "squeezenet1_0"}).error[0].value
+        assert "this server is 4 MiB" in open_page("overview", **large | {"imagenet": "squeezenet1_0"}).error[0].value
         monkeypatch.setenv("INTRAFUSION_MODEL_MB", "5")
         assert not open_page("overview", **large | {"imagenet": "squeezenet1_0"}).error
 

@@ -108,7 +108,7 @@ def test_mean_and_deviation_are_those_of_the_fields(tmp_path):
 @pytest.mark.parametrize(("what", "make", "expected"), [
     ("weights", lambda f: files.pickled(f / "w.pt", f / "sentinel"), "cannot load"),
     ("program", lambda f: files.save_state(f / "p.pt2", files.mlp_state()), "has no models/model.json"),
-    ("images", lambda f: files.bomb(f / "d.zip"), "at most 200 times"),
+    ("images", lambda f: files.bomb(f / "d.zip"), "limit is 200 times"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line_without_a_path_of_the_server(tmp_path, what, make, expected):
     app = upload(open_own(), what, make(tmp_path))

@@ -434,7 +434,7 @@ class TestOtherStudies:
     def test_other_images_are_refused_in_one_line(self):
         settled(open_sensitivity(**SMALL, study_name="few", study_limit="500"))
         app = settled(open_sensitivity(**SMALL, other_study="few"))
-        assert "measured on different images" in app.warning[0].value
+        assert "results on different images" in app.warning[0].value
 
     def test_a_stored_study_of_this_name_gives_way_only_when_asked(self):
         settled(open_sensitivity(**SMALL, study_name="mine"))

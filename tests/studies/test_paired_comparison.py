@@ -63,15 +63,15 @@ class TestPaired:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            ({"dataset": "cifar10"}, "dataset digits and cifar10"),
-            ({"data_path": "/elsewhere"}, "data_path None and /elsewhere"),
-            ({"limit": 50}, "limit 2000 and 50"),
-            ({"seed": 1}, "seed 0 and 1"),
-            ({"total": 300}, "of 100 and of 300"),
+            ({"dataset": "cifar10"}, "dataset is digits and cifar10"),
+            ({"data_path": "/elsewhere"}, "data_path is None and /elsewhere"),
+            ({"limit": 50}, "limit is 2000 and 50"),
+            ({"seed": 1}, "seed is 0 and 1"),
+            ({"total": 300}, "100 and 300"),
         ],
     )
     def test_other_images_are_refused(self, change, says):
-        with pytest.raises(IntrafusionError, match="measured on different images") as caught:
+        with pytest.raises(IntrafusionError, match="results on different images") as caught:
             paired(made_result("a", 0.5), made_result("a", 0.5, "drop", **change))
         assert says in str(caught.value)
 
@@ -119,5 +119,5 @@ class TestInterval:
 
     @pytest.mark.parametrize("bad", [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
     def test_impossible_counts_are_refused(self, bad):
-        with pytest.raises(IntrafusionError, match="no interval"):
+        with pytest.raises(IntrafusionError, match="an interval"):
             matched_wald(*bad)

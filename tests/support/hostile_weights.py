@@ -263,8 +263,8 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
         beside(lambda f, s: Call(np.load, str(files.pickled(f / "x.npy", s)), None, True)), "would run numpy.load",
     ),
     "a state that is set beside them": (beside(_restored), "would run hostile_weights.Restored"),
-    "a tensor that hides its size": (state(lambda w, first: vars(w[first]).update(numel=5), ".pt"), "hides numel"),
-    "a tensor that hides its kind": (state(lambda w, first: vars(w[first]).update(is_complex=5), ".pt"), "hides is_complex"),
+    "a tensor that hides its size": (state(lambda w, first: vars(w[first]).update(numel=5), ".pt"), "overrides numel"),
+    "a tensor that hides its kind": (state(lambda w, first: vars(w[first]).update(is_complex=5), ".pt"), "overrides is_complex"),
     "views of one storage": (
         state(lambda w, first: w.update({f"{n}": w[first].half().flatten()[n:] for n in range(999)}), ".pt"), "",
     ),
@@ -275,17 +275,17 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     "one tensor under many names": (_views(lambda n, w: {f"{n}": w}, 999), "share too much memory"),
     "masks of one storage": (_views(lambda n, w: {f"{n}_orig": w, f"{n}_mask": w}, 500), "share too much memory"),
     "tensors without end": (
-        state(lambda w, first: w.update({f"{n}": w[first][:0] for n in range(20_001)}), ".pt"), "at most 20,000 are taken",
+        state(lambda w, first: w.update({f"{n}": w[first][:0] for n in range(20_001)}), ".pt"), "the limit is 20,000",
     ),
     "tensors without end in a header": (
-        header(*((f"{n}", "F32", [0], [0, 0]) for n in range(20_001)), data=0), "at most 20,000 are taken",
+        header(*((f"{n}", "F32", [0], [0, 0]) for n in range(20_001)), data=0), "the limit is 20,000",
     ),
-    "a header of 9 MB": (header(raw=b" " * 9_000_000), "at most 8,388,608 are taken"),
+    "a header of 9 MB": (header(raw=b" " * 9_000_000), "limit of 8,388,608 bytes"),
     "a name twice in a header": (
         header(raw=b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"a":{"dtype":"F32","shape":[8],"data_offsets":[32,64]}}'),
         "a duplicate name",
     ),
-    "nine dimensions": (state(lambda w, first: w.update({first: w[first][(None,) * 7]}), ".pt"), "of 9 dimensions"),
+    "nine dimensions": (state(lambda w, first: w.update({first: w[first][(None,) * 7]}), ".pt"), "has 9 dimensions"),
     "tuples without end": (_tuples, "nested too deeply"),
     "keys of one hash": (
         beside(lambda f, s: dict.fromkeys((_PERIOD * n for n in range(1, 6_000)), 0)), "keys that are not strings",

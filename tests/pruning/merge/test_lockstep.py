@@ -128,7 +128,7 @@ def test_where_the_trace_does_not_fit_the_layer_is_named():
     assert cuts.misfit(small, images) == "second: its input is (2, 8) in the trace, but (4, 4) in the network"
     small.first = nn.Linear(6, 6)
     small.second, small.width = nn.Linear(6, 5), 3
-    assert cuts.misfit(small, images).startswith("second: it reads ")
+    assert cuts.misfit(small, images).startswith("second: its input ")
     assert isinstance(InStep(dense, small, [images]).cuts, Calls)
 
 

@@ -72,10 +72,10 @@ def weights(folder: Path, sentinel: Path, program: Path, kind: str) -> Path:
 
 
 WEIGHTS = {
-    "nan": "NaN or infinite weights",
-    "infinite": "NaN or infinite weights",
+    "nan": "NaN or infinite values",
+    "infinite": "NaN or infinite values",
     "lacking": "does not fit digits-mlp: it has no",
-    "extra": "has more.weight too many",
+    "extra": "unknown key more.weight",
     "misshapen": "not (128, 64)",
     "code": "cannot load",
     "raw pickle": "cannot load",
@@ -220,7 +220,7 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "a file of another kind": (_add("run.py"), "which torch.export.save does not write"),
     "two roots": (inside(lambda found, s: found.update({"other/version": b"1"})), "has no models/model.json"),
     "a path out of it": (inside(lambda found, s: found.update({"p/../../evil": b"x"})), "outside its folder"),
-    "a bomb": (lambda folder, s, p: files.bomb(folder / "p.pt2", "p/models/model.json"), "at most 200 times"),
+    "a bomb": (lambda folder, s, p: files.bomb(folder / "p.pt2", "p/models/model.json"), "limit is 200 times"),
     "an operator that reads files": (graph(lambda about, s: _call(about, _LOAD)), "programs may not use"),
     "a Python function": (graph(lambda about, s: _call(about, "os.system")), "programs may not use"),
     "a builtin by way of torch": (graph(lambda about, s: _call(about, _DUNDER)), "programs may not use"),
@@ -299,8 +299,8 @@ DATA: dict[str, tuple[Any, str]] = {
     "a drive": (pack({"C:/x.png": files.picture()}), "outside its folder"),
     "a backslash": (pack({"..\\evil\\x.png": files.picture()}), "outside its folder"),
     "a link": (lambda folder, s, p: files.link(folder / "d.zip"), "a link or device"),
-    "a bomb of pictures": (lambda folder, s, p: files.bomb(folder / "d.zip"), "at most 200 times"),
-    "a bomb of numbers": (lambda folder, s, p: files.bomb(folder / "d.npz", "images.npy"), "at most 200 times"),
+    "a bomb of pictures": (lambda folder, s, p: files.bomb(folder / "d.zip"), "limit is 200 times"),
+    "a bomb of numbers": (lambda folder, s, p: files.bomb(folder / "d.npz", "images.npy"), "limit is 200 times"),
     "a password": (_encrypted, "without a password"),
     "a picture of 1.6 billion pixels": (pack({"cat/x.png": files.wide_picture()}), "not a readable image"),
     "PostScript": (pack(lambda s: {"cat/x.png": files.postscript(s)}), "not a readable image"),
