@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom, rankdata, t
 from torch import Tensor
 
 from intrafusion.pruning.groups.group import Group
@@ -68,6 +67,8 @@ def compare_criteria(scores: Mapping[str, Tensor], group: Group, sparsity: float
 
     scores: the scores (n,) of each criterion by name, at least one.
     """
+    from scipy.stats import rankdata  # here, because the import takes a second
+
     values = np.stack([row.double().numpy() for row in scores.values()])
     counts = block_counts(group.block, kept_count(group.size, sparsity), round_to)
     kept = np.stack([stays(row, group.block.numpy(), counts) for row in values])
@@ -93,6 +94,8 @@ def spearman(scores: np.ndarray) -> np.ndarray:
 
     Ties get their average rank. A row whose scores are all equal gives nan.
     """
+    from scipy.stats import rankdata
+
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.atleast_2d(np.corrcoef(rankdata(scores, axis=1)))
 
@@ -108,6 +111,8 @@ def chance(sizes: Sequence[int], counts: Sequence[int]) -> Chance:
 
     The overlap within a block is hypergeometric; blocks are independent. The correlation is the usual bound by Student's t.
     """
+    from scipy.stats import hypergeom, t
+
     n, k, chances = sum(sizes), sum(counts), np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         chances = np.convolve(chances, hypergeom(size, count, count).pmf(np.arange(count + 1)))

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.studies.measurement import Result
@@ -32,6 +31,8 @@ class Paired:
     @property
     def p(self) -> float:
         """McNemar's exact two-sided p: how often a fair coin splits the discordant images at least as unevenly."""
+        from scipy.stats import binom  # here, because the import takes a second
+
         disputed = self.only_first + self.only_second
         return min(1.0, 2 * float(binom.cdf(min(self.only_first, self.only_second), disputed, 0.5)))
 

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor, nn
 
@@ -184,6 +183,8 @@ def _sampled(maps: Tensor) -> Tensor:
 
 def _matched(targets: Tensor, sources: Tensor) -> Tensor:
     """Return, for each target, the source that the transport plan of equal masses assigns to it: int64 (n,)."""
+    import ot  # only once a plan is needed: it imports scikit-learn, which takes seconds
+
     cost = torch.cdist(_unit(targets), _unit(sources)).square().numpy()
     mass = np.full(len(cost), 1 / len(cost))
     return torch.from_numpy(ot.emd(mass, mass, cost).argmax(1))
