@@ -67,7 +67,7 @@ def compare_criteria(scores: Mapping[str, Tensor], group: Group, sparsity: float
 
     scores: the scores (n,) of each criterion by name, at least one.
     """
-    from scipy.stats import rankdata  # whose import is slow, and few commands need it
+    from scipy.stats import rankdata  # here, because the import takes a second
 
     values = np.stack([row.double().numpy() for row in scores.values()])
     counts = block_counts(group.block, kept_count(group.size, sparsity), round_to)

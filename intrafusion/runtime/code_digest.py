@@ -109,6 +109,8 @@ def imports(code: CodeType, package: str) -> Iterator[str]:
     in one of two threads that use it at once (gh-106905), and Streamlit parses pages in threads.
     """
     for one in _codes(code):
+        if dis.opmap["IMPORT_NAME"] not in one.co_code[::2]:  # most functions import nothing, and dis takes long
+            continue
         until = 0  # end offset of a TYPE_CHECKING branch
         steps = [step for step in dis.get_instructions(one) if step.opname not in ("EXTENDED_ARG", "TO_BOOL")]
         for level, members, step in zip([None, None, *steps], [None, *steps], steps, strict=False):

@@ -31,7 +31,7 @@ class Paired:
     @property
     def p(self) -> float:
         """McNemar's exact two-sided p: how often a fair coin splits the discordant images at least as unevenly."""
-        from scipy.stats import binom  # whose import is slow, and few commands need it
+        from scipy.stats import binom  # here, because the import takes a second
 
         disputed = self.only_first + self.only_second
         return min(1.0, 2 * float(binom.cdf(min(self.only_first, self.only_second), disputed, 0.5)))

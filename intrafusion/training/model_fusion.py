@@ -183,7 +183,7 @@ def _sampled(maps: Tensor) -> Tensor:
 
 def _matched(targets: Tensor, sources: Tensor) -> Tensor:
     """Return, for each target, the source that the transport plan of equal masses assigns to it: int64 (n,)."""
-    import ot  # takes longer than all else that a process imports, and only this function needs it here
+    import ot  # only once a plan is needed: it imports scikit-learn, which takes seconds
 
     cost = torch.cdist(_unit(targets), _unit(sources)).square().numpy()
     mass = np.full(len(cost), 1 / len(cost))

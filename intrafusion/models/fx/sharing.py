@@ -5,6 +5,7 @@ and torch.compile wrappers are removed. Copies may share unchanged layers, becau
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,19 @@ def leaves(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if not any(True for _ in layer.children())}
 
 
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return `copy.deepcopy(model, memo)` in two thirds of the time, without its detour for the dozen empty hook dictionaries
+    of each module.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        if id(module) not in memo:
+            for value in vars(module).values():
+                if type(value) in (dict, OrderedDict) and not value and id(value) not in memo:
+                    memo[id(value)] = type(value)()
+    return copy.deepcopy(model, memo)
+
+
 def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.Module:
     """Copy `model` into plain form, with the layers of `shared` in place of its own. All other layers are copied.
 
@@ -35,7 +49,7 @@ def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.
     _refuse_scripts(model)
     _add_computed(model, memo)
     try:
-        made = _unwrapped(copy.deepcopy(model, memo))
+        made = _unwrapped(copied(model, memo))
         own = [layer for layer in made.modules() if id(layer) not in kept]
         for layer in own:
             layer.training = False
@@ -63,7 +77,7 @@ def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """Return `model` with these layers replaced under all their names. Their parents are copied; other layers are shared."""
     memo: dict[int, Any] = {id(layer): layer for layer in leaves(model).values()}
     memo |= {id(model.get_submodule(name)): layer for name, layer in layers.items()}
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -52,6 +52,10 @@ class Graph:
         self.name_of = {module: name for name, module in model.named_modules()}
         self.owner_of = {id(p): name for name, p in model.named_parameters()}
         self.calls = self._count_calls(example)
+        self.users: dict[int, set[str]] = defaultdict(set)  # id of a parameter -> names of the modules that run and hold it
+        for name in self.calls:
+            for parameter in model.get_submodule(name).parameters(recurse=False):
+                self.users[id(parameter)].add(name)
         self.graph = tp.DependencyGraph()
         _tame_reshapes()
         self.graph.build_dependency(model, example, customized_pruners={PadShortcut: PadPruner()}, verbose=False)
@@ -153,11 +157,9 @@ class Graph:
 
     def _shared(self, name: str, module: nn.Module) -> str | None:
         """Return why a layer cannot be cut if another layer that runs has the same parameter; None if none has."""
-        mine = {id(p) for p in module.parameters(recurse=False)}
-        for other in self.calls:
-            if other != name and any(id(p) in mine for p in self.model.get_submodule(other).parameters(recurse=False)):
-                return f"{name} and {other} share their weights"
-        return None
+        users = {user for p in module.parameters(recurse=False) for user in self.users[id(p)]} - {name}
+        other = next((user for user in self.calls if user in users), None)
+        return f"{name} and {other} share their weights" if other else None
 
     def _part(self, root: str, items: list) -> "_Part":
         axes: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))

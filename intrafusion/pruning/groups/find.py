@@ -6,7 +6,6 @@ as with those channels zeroed, for all groups together and for subsets of them. 
 a BatchNorm that fails stays in the network and counts as a layer with one weight per channel.
 """
 
-import copy
 import logging
 import math
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from intrafusion.errors import IntrafusionError, one_line
-from intrafusion.models.fx.sharing import check_call, twin
+from intrafusion.models.fx.sharing import check_call, copied, twin
 from intrafusion.models.precision import inputs_for
 from intrafusion.pruning.groups.dependency import Graph
 from intrafusion.pruning.groups.group import Group
@@ -129,7 +128,7 @@ def _foldable(model: nn.Module, inputs: Tensor, groups: list[Group]) -> list[Gro
         return groups
 
     def wrong(layers: Sequence[str]) -> bool:
-        folded = copy.deepcopy(model)
+        folded = copied(model)
         fold_norms(folded, {layer: norms[layer] for layer in layers})
         return not (
             _within(_FOLDED / 5, folded(inputs.clone()), model(inputs.clone()))  # in the model's own precision, which is faster
@@ -168,7 +167,7 @@ def _failing(names: list[str], wrong: Callable[[Sequence[str]], bool]) -> list[s
 def _exact(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return a network's logits as float64, computed in float64 if its code allows that."""
     try:
-        return copy.deepcopy(model).double()(inputs.double()).double()
+        return copied(model).double()(inputs.double()).double()
     except Exception:  # a user's forward can fail in any way
         return model(inputs.clone()).double()  # a network may modify its input in place
 
@@ -197,7 +196,7 @@ def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
     They are returned unchanged if the model's code fails in float64.
     """
     try:
-        exact = copy.deepcopy(model).double()
+        exact = copied(model).double()
         exact(inputs.double())
         return exact, inputs.double()
     except Exception:  # a user's forward can fail in any way
@@ -237,7 +236,7 @@ class _Trial:
         expected = zeroed(inputs.clone())
         try:
             for some in (groups, *_selections(groups)):
-                cut = copy.deepcopy(zeroed)
+                cut = copied(zeroed)
                 shrink(cut, {group: kept[group] for group in some})
                 if not self._same(inputs, expected, cut):
                     return _CHANGED
@@ -266,7 +265,7 @@ def _blocks(group: Group) -> list[Tensor]:
 
 def _permuted(model: nn.Module, groups: list[Group], turn: int | None = None) -> nn.Module:
     """Return a copy with each group's channels permuted within their blocks: at random, or rolled by `turn` places."""
-    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    model, generator = copied(model), torch.Generator().manual_seed(0)
     for group in groups:
         order = torch.arange(group.size)
         for members in _blocks(group):
@@ -285,7 +284,7 @@ def _half(group: Group) -> Tensor:
 
 def _zeroed(model: nn.Module, kept: dict[Group, Tensor]) -> nn.Module:
     """Return a copy in which the channels that are not kept are zero."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     for group, stays in kept.items():
         gone = torch.ones(group.size, dtype=torch.bool)
         gone[stays] = False

@@ -141,7 +141,7 @@ def _graph(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]]
 def test_a_damaged_archive_is_called_so(tmp_path, whole, change):
     path = files.with_graph(whole, tmp_path / "p.pt2", change)
     with pytest.raises(
-        IntrafusionError, match=r"is damaged \(an error in its (graph\|description)\); export the network again$"
+        IntrafusionError, match=r"is damaged \(an error in its (graph|description)\); export the network again$"
     ):
         read_program(path)
 

@@ -63,7 +63,7 @@ class TestPrunedNetworks:
     def test_values_in_front_are_what_the_first_changed_layers_read(self, network):
         dense = folded(network.model, network.groups)
         cuts = Cuts(dense, network.images)
-        for group in network.prunable:
+        for group in network.kinds:
             small = prune_groups(dense, network.groups, 0.5, groups=(group.name,))
             changed = differing(dense, small)
             values, _ = cut_run(cuts, dense, small, network.images)

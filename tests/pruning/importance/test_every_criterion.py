@@ -34,9 +34,9 @@ def state(model):
 
 def check(criterion, network):
     data = network.data.subset(7)
-    folded = itf.fold(network.model, network.example)
+    folded = network.folded
     before = state(network.model)
-    for group in network.prunable:
+    for group in network.kinds:
         if not applies(criterion, network.model, group):
             continue
         scores = itf.score(network.model, group, criterion, data)
@@ -68,7 +68,7 @@ def test_with_images(criterion, networks, name):
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "random"])
 def test_scores_follow_their_channels(criterion, networks, name):
     network = networks(name)
-    for group in network.prunable:
+    for group in network.kinds:
         if not applies(criterion, network.model, group):
             continue
         order = torch.arange(group.size)

@@ -10,6 +10,7 @@ import intrafusion as itf
 from intrafusion.pruning.groups.bn_folding import fold
 from intrafusion.pruning.groups.norms import norm_of
 from intrafusion.pruning.merge.folding import FOLD_NORMS, _gain, clusters
+from intrafusion.pruning.pruner import prune_groups
 
 FOLDS = ("fold", "fold-naive")
 KINDS = {
@@ -50,9 +51,9 @@ def test_duplicates_fold_exactly(random_weights, same_logits, kind, merge):
 @pytest.mark.parametrize("fold_norms", FOLD_NORMS)
 @pytest.mark.parametrize("merge", FOLDS)
 def test_every_kind_of_coupling(network, merge, fold_norms):
-    small = itf.prune(network.model, network.example, 0.5, merge=merge, fold_norms=fold_norms)
+    small = prune_groups(network.model, network.groups, 0.5, merge=merge, fold_norms=fold_norms)
     assert torch.isfinite(small(network.images)).all()
-    whole = itf.prune(network.model, network.example, 0.0, merge=merge)
+    whole = prune_groups(network.model, network.groups, 0.0, merge=merge, fold_norms=fold_norms)
     torch.testing.assert_close(whole(network.images), network.logits, rtol=1e-3, atol=1e-3)
 
 

@@ -1,6 +1,6 @@
 """Every recovery and every merge, on a small network of each structure: it runs, and leaves a network fit for use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -184,6 +184,11 @@ def made(request: pytest.FixtureRequest, random_weights: Callable) -> Made:
     return Made(request.param, random_weights)
 
 
+def in_turn(names: Sequence[str], each: int) -> list[tuple[str, str]]:
+    """Give every network `each` of these names, so that every name has its share of the networks."""
+    return [(network, names[(place * each + i) % len(names)]) for place, network in enumerate(NETWORKS) for i in range(each)]
+
+
 def fit_for_use(small: nn.Module, made: Made) -> None:
     """In eval mode, with answers that are numbers, and ready for a step of training."""
     assert not any(layer.training for layer in small.modules() if not isinstance(layer, nn.Identity))
@@ -200,7 +205,7 @@ def fit_for_use(small: nn.Module, made: Made) -> None:
     assert not torch.equal(small(made.images), before)
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize(("made", "merge"), in_turn(list(MERGES), 4), indirect=["made"])
 def test_every_merge(merge, made):
     if merge == "fold-r" and not any(isinstance(layer, _NormBase) for layer in made.model.modules()):
         pytest.skip("no norms")
@@ -209,7 +214,7 @@ def test_every_merge(merge, made):
     fit_for_use(small, made)
 
 
-@pytest.mark.parametrize("recovery", [name for name in RECOVERIES if name != "none"])
+@pytest.mark.parametrize(("made", "recovery"), in_turn([name for name in RECOVERIES if name != "none"], 4), indirect=["made"])
 def test_every_recovery(recovery, made):
     pruned = made.pruned("refit" if made.model.card.name in AFTER_REFIT else "drop")
     shapes = {name: value.shape for name, value in pruned.small.state_dict().items()}
@@ -220,7 +225,7 @@ def test_every_recovery(recovery, made):
     fit_for_use(pruned.small, made)
 
 
-@pytest.mark.parametrize("way", ["refit-all", "repair", "finetune", "overparam"])
+@pytest.mark.parametrize(("made", "way"), in_turn(["refit-all", "repair", "finetune", "overparam"], 2), indirect=["made"])
 def test_what_is_frozen_stays_so(way, made):
     name = next(name for name, p in made.model.named_parameters() if name.endswith("weight") and p.ndim > 1)
     weight = made.model.get_parameter(name)
@@ -298,11 +303,12 @@ def test_repair_gives_every_layer_its_statistics(made):
 
 
 class TestALayerThatCannotBeFitted:
-    @pytest.fixture(params=[Standardised, Halved])
-    def odd(self, request, random_weights, monkeypatch) -> Made:
+    @pytest.fixture(scope="class", params=[Standardised, Halved])
+    def odd(self, request, random_weights) -> Made:
         layers = [nn.Conv2d(6, 8, 1), nn.ReLU(), request.param(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)]
-        monkeypatch.setitem(NETWORKS, "odd", lambda: Head(*_stem(), *layers))
-        return Made("odd", random_weights)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(NETWORKS, "odd", lambda: Head(*_stem(), *layers))
+            return Made("odd", random_weights)
 
     @pytest.mark.parametrize("merge", ["calibrated", "refit", "refit-all"])
     def test_is_named_where_it_reads_what_went(self, merge, odd):
@@ -327,11 +333,11 @@ class TestALayerThatCannotBeFitted:
         fit_for_use(pruned.small, odd)
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16], ids=str, scope="class")
 class TestPrecision:
     """Networks in another precision, which they keep."""
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def other(self, kind, random_weights) -> Made:
         made = Made("depthwise", random_weights)
         made.model.to(kind)
