@@ -430,7 +430,9 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "NaN, though an average is whole": (
         lambda w: {"model": w | {"linear.bias": torch.full((10,), torch.nan)}, "ema": w}, "NaN or infinite values",
     ),
-    "a layer too many": (lambda w: begun("module.", w) | {"module.more.weight": torch.zeros(3)}, "unknown key module.more.weight"),
+    "a layer too many": (
+        lambda w: begun("module.", w) | {"module.more.weight": torch.zeros(3)}, "unknown key module.more.weight"
+    ),
     "a layer missing": (lambda w: {k: v for k, v in begun("net.", w).items() if "conv1" not in k}, r"\(7 missing"),
 }  # fmt: skip
 

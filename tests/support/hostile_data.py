@@ -202,7 +202,8 @@ MORE_DATA: dict[str, tuple[Make, str]] = {
         pack({f"{n}/{'a/' * 60}x.png": b"" for n in range(1100)}), "more than 60,000 nested folders",
     ),
     "a list of labels of 9 MB": (
-        packed({"x.png": files.picture(), "labels.csv": b"".join(b"%07d,1\n" % n for n in range(900_000))}), "larger than 8 MiB",
+        packed({"x.png": files.picture(), "labels.csv": b"".join(b"%07d,1\n" % n for n in range(900_000))}),
+        "larger than 8 MiB",
     ),
     "a folder called zip": (_folder, "no file at d.zip"),
     "a pipe called npz": (_fifo, "no file at d.npz"),

@@ -264,7 +264,9 @@ MORE_WEIGHTS: dict[str, tuple[Make, str]] = {
     ),
     "a state that is set beside them": (beside(_restored), "would run hostile_weights.Restored"),
     "a tensor that hides its size": (state(lambda w, first: vars(w[first]).update(numel=5), ".pt"), "overrides numel"),
-    "a tensor that hides its kind": (state(lambda w, first: vars(w[first]).update(is_complex=5), ".pt"), "overrides is_complex"),
+    "a tensor that hides its kind": (
+        state(lambda w, first: vars(w[first]).update(is_complex=5), ".pt"), "overrides is_complex"
+    ),
     "views of one storage": (
         state(lambda w, first: w.update({f"{n}": w[first].half().flatten()[n:] for n in range(999)}), ".pt"), "",
     ),

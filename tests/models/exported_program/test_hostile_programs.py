@@ -147,7 +147,8 @@ CASES: dict[str, tuple[list[Call], str]] = {
         [("_operator.mod", {"a": {"as_string": "%2000000000d"}, "b": whole_number(1)}, "n")], "instead of an integer",
     ),
     "a word that is no choice": (
-        [("gelu.default", {"self": tensor("linear"), "approximate": {"as_string": "x" * 30}}, "made")], "form of gelu must not be",
+        [("gelu.default", {"self": tensor("linear"), "approximate": {"as_string": "x" * 30}}, "made")],
+        "form of gelu must not be",
     ),
     "many values at once": (views(64), "MiB of memory"),
     "products of matrices": (_products(), "multiply-accumulates"),
