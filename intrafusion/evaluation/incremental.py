@@ -3,7 +3,7 @@
 Images are taken in an order in which every prefix is a stratified sample. The dense network's activations before the first
 changed layer are cached, up to a memory limit, for all networks that change there.
 
-With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, they are computed with `screening`.
+With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, they are computed with `bf16_screening`.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from intrafusion.data.datasets import ImageData, normalise
 from intrafusion.errors import is_out_of_memory, one_line
 from intrafusion.evaluation.accuracy import evaluate, stratified
+from intrafusion.evaluation.bf16_screening import Screen, Values
 from intrafusion.evaluation.output_mixing import remixed
-from intrafusion.evaluation.screening import Screen, Values
 from intrafusion.models.card import card_for
 from intrafusion.models.fx.graph import alike
 from intrafusion.models.fx.partition import Part, trace

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError, shown
-from intrafusion.models.torch_file import Beside
+from intrafusion.models.safe_unpickling import Beside
 
 PREFIXES = ("module", "model", "net", "network", "_orig_mod", "backbone")  # wrappers add these before keys or inside them
 _PLAIN = (

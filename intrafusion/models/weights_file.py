@@ -1,4 +1,4 @@
-"""Reading of weights files: those of safetensors here, those of torch.save by `torch_file`."""
+"""Reading of weights files: those of safetensors here, those of torch.save by `safe_unpickling`."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from intrafusion.errors import IntrafusionError, one_line, shown
-from intrafusion.models.torch_file import HEADER, advice_on, unpickled
+from intrafusion.models.safe_unpickling import HEADER, advice_on, unpickled
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 _MOST_DIMENSIONS, _MOST_TENSORS = 8, 20_000

@@ -16,7 +16,7 @@ from torch import nn
 from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.evaluation.latency import LatencyComparison, compare_latency
 from intrafusion.reporting.artifact import Made, making
-from intrafusion.reporting.formats import FORMATS, Written, write
+from intrafusion.reporting.export_formats import FORMATS, Written, write
 from intrafusion.reporting.report import Report
 from intrafusion.runtime.atomic_write import move_into_place, part_of, plain_errors
 from intrafusion.runtime.progress import Progress

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from intrafusion._registry import MERGES
 from intrafusion.evaluation.latency import LatencyComparison, Speed
 from intrafusion.reporting.artifact import Made
-from intrafusion.reporting.formats import TOLERANCE, Written
+from intrafusion.reporting.export_formats import TOLERANCE, Written
 from intrafusion.reporting.snippets import prune_line, prune_snippet
 from intrafusion.runtime.escaping import block, markdown, sentence
 

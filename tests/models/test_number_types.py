@@ -199,6 +199,6 @@ def test_a_screen_that_fails_behind_a_cut_is_given_up(networks, monkeypatch):
     def fail(*_):
         raise RuntimeError("expected scalar type Float but found BFloat16")
 
-    monkeypatch.setattr("intrafusion.evaluation.screening.Screen.predictions", fail)
+    monkeypatch.setattr("intrafusion.evaluation.bf16_screening.Screen.predictions", fail)
     assert int(meter.dense(24).sum()) == int(expected.sum())
     assert meter._cheap is None

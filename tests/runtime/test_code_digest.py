@@ -95,7 +95,7 @@ def test_all_that_is_registered_counts(found):
      "models.sources.builtin", "models.sources.torchvision", "models.exported_program.importer", "pruning.groups.find",
      "pruning.groups.dependency", "pruning.groups.norms", "pruning.transport.cost", "pruning.transport.planning",
      "pruning.transport.solvers", "pruning.pruner", "pruning.groups.surgery", "studies.session", "studies.measurement",
-     "evaluation.incremental", "evaluation.screening", "evaluation.output_mixing", "models.fx.partition",
+     "evaluation.incremental", "evaluation.bf16_screening", "evaluation.output_mixing", "models.fx.partition",
      "evaluation.accuracy", "models.precision", "models.architectures", "training.loop", "training.augment",
      "pruning.merge.least_squares", "pruning.merge.lockstep", "training.recovery.distillation"],
 )  # fmt: skip
@@ -117,7 +117,7 @@ def test_recoveries_depend_on_less():
     found = set(modules("intrafusion.training.recovery.cache"))
     needed = ("training.recovery.methods", "training.loop", "pruning.pruner", "pruning.importance.magnitude")
     assert {f"intrafusion.{name}" for name in needed} <= found
-    others = ("studies", "evaluation.incremental", "evaluation.screening", "models.hub", "models.state_dict")
+    others = ("studies", "evaluation.incremental", "evaluation.bf16_screening", "models.hub", "models.state_dict")
     assert not [name for name in found if name.removeprefix("intrafusion.").startswith(others)]
     assert len({code_version(), recovery_version(), lab_version()}) == 3
 

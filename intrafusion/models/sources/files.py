@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard, unnamed
 from intrafusion.models.nested_state_dicts import state_dicts
+from intrafusion.models.safe_unpickling import Beside
 from intrafusion.models.serialization import card_beside, set_layers
 from intrafusion.models.state_dict import (
     Misfit,
@@ -26,7 +27,6 @@ from intrafusion.models.state_dict import (
     stored_tensors,
     unwrapped_key,
 )
-from intrafusion.models.torch_file import Beside
 from intrafusion.models.weights_file import read_weights_file
 
 Make = Callable[[Mapping[str, Tensor]], tuple[nn.Module, ModelCard]]

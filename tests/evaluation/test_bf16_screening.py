@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intrafusion.evaluation.screening import Screen
+from intrafusion.evaluation.bf16_screening import Screen
 
 SEEDS = range(8)
 
