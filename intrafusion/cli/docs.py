@@ -83,6 +83,8 @@ def update_tables(path: Path) -> None:
     """Regenerate the tables of methods in a document. Raises IntrafusionError if the file cannot be read or written."""
     try:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise IntrafusionError(f"cannot update {path}: it is not a text file in UTF-8") from error
     except OSError as error:
         raise IntrafusionError(f"cannot update {path}: {error.strerror}") from error
 

@@ -171,10 +171,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "from -1 to 1": ({"images": COLOUR / 127.5 - 1}, "from -1 to 1 is ambiguous.*--range BLACK WHITE"),
     "normalised": ({"images": (COLOUR / 255 - 0.5) / 0.2}, "undo any normalisation"),
     "from 0 to 16": ({"images": COLOUR // 16 / 1}, "from 0 to 15 is ambiguous"),
-    "from 0 to 16 in integers": ({"images": (COLOUR // 16).astype(int)}, "int64 from 0 to 15 is ambiguous"),
-    "from 0 to 1 in integers": ({"images": (COLOUR > 99).astype(int)}, "int64 from 0 to 1 is ambiguous"),
-    "8 of 16 bits": ({"images": COLOUR.astype(np.uint16)}, "uint16 from 0 to 255 is ambiguous"),
-    "12 of 16 bits": ({"images": COLOUR.astype(np.uint16) * 16}, "uint16 from 0 to 4080 is ambiguous"),
+    "from 0 to 16 in integers": ({"images": (COLOUR // 16).astype(int)}, "int64 values from 0 to 15 is ambiguous"),
+    "from 0 to 1 in integers": ({"images": (COLOUR > 99).astype(int)}, "int64 values from 0 to 1 is ambiguous"),
+    "8 of 16 bits": ({"images": COLOUR.astype(np.uint16)}, "uint16 values from 0 to 255 is ambiguous"),
+    "12 of 16 bits": ({"images": COLOUR.astype(np.uint16) * 16}, "uint16 values from 0 to 4080 is ambiguous"),
     "above 255": ({"images": COLOUR * 2.0}, "from 0 to 510 is ambiguous"),
     "NaN": ({"images": np.where(COLOUR > 250, np.nan, COLOUR)}, "NaN"),
     "infinite": ({"images": np.where(COLOUR > 250, np.inf, COLOUR)}, "infinite"),
@@ -268,8 +268,8 @@ class TestTold:
     def test_in_one_line_and_once(self, tmp_path, caplog):
         path = save(tmp_path / "x.npz", images=COLOUR.transpose(FIRST) / 255, labels=ONE_HOT)
         told = (
-            f"{path}: images (6, 3, 9, 12) are read with channels first as (6, 9, 12, 3), images of float64 from 0 to 1 are "
-            "as 0 to 255; reading one-hot labels (6, 3) as (6,)"
+            f"{path}: reading images (6, 3, 9, 12) with channels first as (6, 9, 12, 3), reading float64 images from 0 to 1 as "
+            "0 to 255; reading one-hot labels (6, 3) as (6,)"
         )
         for _ in range(2):
             assert itf.load_data("own", path=path).notes == (told,)

@@ -117,7 +117,7 @@ def test_a_broken_picture_is_named_and_the_others_stay(tmp_path):
 
 def test_a_worker_that_dies_is_one_line(folder, monkeypatch):
     monkeypatch.setattr(decode_cache.sys, "executable", "/bin/true")
-    with pytest.raises(itf.IntrafusionError, match="ended early"):
+    with pytest.raises(itf.IntrafusionError, match="decoding process stopped"):
         decoded(folder, files_of(folder), range(300), Wanted(SHAPE))
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_file_is_made_anew(folder, monkeypatch, name, damage):
 
 def test_a_picture_that_goes_away_meanwhile_is_one_line(folder):
     files = [*files_of(folder), folder / "gone.png"]
-    with pytest.raises(itf.IntrafusionError, match=r"gone\.png went away"):
+    with pytest.raises(itf.IntrafusionError, match=r"gone\.png was removed"):
         decoded(folder, files, range(301), Wanted(SHAPE))
 
 

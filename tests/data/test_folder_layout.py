@@ -182,7 +182,7 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "splits without classes": ({"train/cat.0.png": 1, "train/dog.0.png": 2, "test1/3.png": 3}, "no class folders"),
     "images beside boxes": ({"JPEGImages/0.png": 1, "Annotations/0.xml": b"x"}, "no class folders"),
     "a list of other classes": (
-        {"train/cat/0.png": 1, "val/0.png": 2, "val/labels.csv": b"0.png,wolf\n"}, "'wolf' is none of the class folders",
+        {"train/cat/0.png": 1, "val/0.png": 2, "val/labels.csv": b"0.png,wolf\n"}, "'wolf' is not one of the class folders",
     ),
     "a list that lacks a picture": ({"0.png": 1, "1.png": 2, "labels.csv": b"0.png,cat\n"}, "has no label for 1 of 2 images"),
     "folders without end": ({"/".join(["a"] * 70) + "/0.png": 1, "b/0.png": 1}, "more than 64 folders"),
@@ -199,7 +199,7 @@ def test_what_has_no_classes_is_one_line(tmp_path, case):
 
 def test_the_split_that_is_not_there_is_one_line(tmp_path):
     on_a_disk(tmp_path, {"test/cat/0.png": 1, "test/dog/0.png": 2})
-    with pytest.raises(itf.IntrafusionError, match="test images and no training images"):
+    with pytest.raises(itf.IntrafusionError, match="test images but no training images"):
         itf.load_data("own", "train", tmp_path, input_size=SIZE)
 
 
@@ -288,7 +288,7 @@ class TestZips:
     @pytest.mark.parametrize("word", ["../../evil", "a/b", "a\\b", ".hidden", "@eaDir", "x" * 300, "a\tb"])
     def test_a_list_names_no_folder_elsewhere(self, tmp_path, word):
         path = in_a_zip(tmp_path / "x.zip", {"0.png": 1, "1.png": 2, "labels.csv": f"0.png,{word}\n1.png,dog\n".encode()})
-        with pytest.raises(itf.IntrafusionError, match=r"odd name|a class name of 300 characters"):
+        with pytest.raises(itf.IntrafusionError, match=r"invalid name|a class name of 300 characters"):
             take_data([path], "mine")
         assert not (tmp_path / "evil").exists()
 
