@@ -6,7 +6,7 @@ CONTOUR = "() => [...document.querySelectorAll('.js-plotly-plot')].some(p => p.d
 
 def test_all_four_parts_come_and_a_reload_loses_nothing_in_a_dark_and_narrow_page(dark, address):
     page = dark
-    opened(page, f"{address}/landscape?{QUICK}")
+    opened(page, f"{address}/landscape?model=digits-mlp&{QUICK}")
     page.get_by_test_id("stMain").get_by_role("button", name="Compute all").click()
     until(page, CONTOUR)
     page.get_by_role("button", name="All computed").wait_for()

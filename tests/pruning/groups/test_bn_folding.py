@@ -9,8 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import intrafusion as itf
 from intrafusion.models.hub import ARCHITECTURES
 
-# CIFAR-100's architectures are CIFAR-10's with another head: one stands for them
-ZOO = [name for name in ARCHITECTURES if not name.startswith("cifar100") or name == "cifar100-resnet20"]
+# CIFAR-100's architectures are CIFAR-10's with another head, and deeper networks repeat the layers of shallower ones
+REPEATED = ("resnet32", "resnet44", "resnet56", "resnet110", "vgg16_bn", "conv4", "conv6")
+ZOO = [name for name in ARCHITECTURES if not name.startswith("cifar100") and not name.endswith(REPEATED)]
 
 
 def norms(model):

@@ -269,7 +269,7 @@ REASONS = {
     "a single channel": (
         lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)),
         "0",
-        "single channel",
+        "only one channel",
     ),
 }
 
