@@ -2,7 +2,7 @@ from urllib.parse import urlencode
 
 from dashboard import at_rest, no_exception, shows, until
 
-QUICK = {"model": "digits-mlp", "lab_training": "500", "lab_epochs": "1"}
+QUICK = {"model": "digits-mlp", "lab_training": "1000", "lab_epochs": "1"}
 
 
 def link(address: str, **query) -> str:

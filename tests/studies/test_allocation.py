@@ -142,7 +142,7 @@ class TestSizes:
         assert made.dense == size(network.model, network.example)
 
     def test_a_group_that_cannot_be_pruned_is_refused(self, networks):
-        with pytest.raises(itf.IntrafusionError, match=r"no prunable group 'head'.*choose from"):
+        with pytest.raises(itf.IntrafusionError, match=r"no prunable group 'head'.*choose one of"):
             shapes_of(networks("resnext")).size({"head": 0.5})
 
     def test_the_network_is_left_alone(self, networks):
