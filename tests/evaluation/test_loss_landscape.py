@@ -123,7 +123,7 @@ def test_networks_on_a_line_have_no_plane(three):
 
 
 def test_other_shapes_have_no_plane(three):
-    with pytest.raises(itf.IntrafusionError, match="of one shape"):
+    with pytest.raises(itf.IntrafusionError, match="same weight shapes"):
         plane_through(three[0], three[1], itf.load_model("digits-vgg"))
 
 

@@ -134,5 +134,5 @@ def test_settings_out_of_range_are_one_line(case):
 
 
 def test_nothing_to_optimise_is_one_line():
-    with pytest.raises(itf.IntrafusionError, match="nothing to optimise"):
+    with pytest.raises(itf.IntrafusionError, match="no parameters to optimise"):
         SDprun([])
