@@ -232,7 +232,7 @@ def test_pruned_programs_can_be_kept_and_weights_given_to_them(tmp_path, kept):
 
 def test_a_name_is_taken_once_and_free_again_when_removed(tmp_path, kept):
     path = files.export(files.network(), tmp_path / "p.pt2")
-    with pytest.raises(itf.IntrafusionError, match="kept as kept/mine already"):
+    with pytest.raises(itf.IntrafusionError, match="kept/mine already exists"):
         take_program(path, "mine")
     with pytest.raises(itf.IntrafusionError, match="choose another name"):
         hub.keep(itf.load_model("digits-mlp"), "mine")
