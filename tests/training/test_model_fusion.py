@@ -235,7 +235,7 @@ def test_without_images_one_warning_says_that_statistics_are_averages(networks, 
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [(["digits-mlp"], "at least two networks"), (["digits-mlp", "digits-vgg"], "one architecture")]
+    ("names", "words"), [(["digits-mlp"], "at least two networks"), (["digits-mlp", "digits-vgg"], "same architecture")]
 )
 def test_what_cannot_be_fused_is_one_line(names, words):
     models = [itf.load_model(name) for name in names]
