@@ -246,7 +246,7 @@ def test_a_name_is_taken_once_and_free_again_when_removed(tmp_path, kept):
 @pytest.mark.parametrize(("options", "match"), [
     ({"dataset": "mnist"}, "unknown dataset 'mnist'"),
     ({"mean": (0.5, 0.5)}, "one number for each channel"),
-    ({"std": (0.0,)}, "must be positive"),
+    ({"std": (0.0,)}, "std positive"),
     ({"mean": (float("nan"),)}, "finite"),
 ])  # fmt: skip
 def test_a_card_that_makes_no_sense_is_one_line(tmp_path, options, match):
