@@ -10,7 +10,7 @@ def test_all_four_parts_come_and_a_reload_loses_nothing_in_a_dark_and_narrow_pag
     page.get_by_test_id("stMain").get_by_role("button", name="Compute all").click()
     until(page, CONTOUR)
     page.get_by_role("button", name="All computed").wait_for()
-    wait_for(page, '[data-testid="stPlotlyChart"]', r"Fused keeps [\d.]+% where dropped keeps [\d.]+%")
+    wait_for(page, '[data-testid="stPlotlyChart"]', r"Fused keeps (only )?[\d.]+% where dropped keeps [\d.]+%")
     wait_for(page, '[data-testid="stPlotlyChart"]', "on average along a trained path")
     wait_for(page, '[data-testid="stPlotlyChart"]', "Share in the 10 sharpest directions: dropping")
     at_rest(page)
