@@ -211,7 +211,7 @@ def test_values_are_shown_as_text(value, shown):
 def test_an_error_that_quotes_a_link_makes_no_picture_of_it():
     app = follow("overview", {"weights": "![x](http://example.org/y.png) $a$ <b> **c**"})
     assert app.error[0].value.startswith(
-        "no file at \\!\\[x\\](http:\u2060/example.org/y.png) \\$a\\$ \\<b\\> \\*\\*c\\*\\*: check"
+        "no file at \\!\\[x\\](http:\u2060/example.org/y.png) \\$a\\$ \\<b\\> \\*\\*c\\*\\*; check"
     )
 
 

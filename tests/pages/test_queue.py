@@ -33,7 +33,7 @@ def rows(app: AppTest) -> list[str]:
 
 
 def headings(app: AppTest) -> list[str]:
-    return [words.value for words in app.sidebar.markdown if "Computing" in words.value]
+    return [words.value for words in app.sidebar.markdown if "Running jobs" in words.value]
 
 
 def cancels(app: AppTest) -> list:

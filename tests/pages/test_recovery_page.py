@@ -83,7 +83,7 @@ def test_what_cannot_be_done_is_one_line():
 def test_without_a_method_one_line():
     app = open_recovery()
     next(m for m in app.multiselect if m.key == "methods").set_value([]).run()
-    assert [info.value for info in app.info] == ["Choose at least one recovery."]
+    assert [info.value for info in app.info] == ["Choose at least one recovery method."]
 
 
 def test_several_seeds_are_several_specs():
