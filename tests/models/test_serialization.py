@@ -148,7 +148,7 @@ def test_bad_names_and_missing_networks_are_one_line():
         with pytest.raises(itf.IntrafusionError, match="invalid name"):
             keep(model, name)
     for name in ("kept/nothing", "kept/../up"):
-        with pytest.raises(itf.IntrafusionError, match="kept|invalid name"):
+        with pytest.raises(itf.IntrafusionError, match=r"kept|invalid name"):
             itf.load_model(name)
 
 

@@ -158,7 +158,7 @@ TOLD: dict[str, tuple[Callable[[State], Any], str]] = {  # what is said of those
     "masks": (lambda w: masked(w), ": conv1.weight"),
     "weight_norm": (lambda w: normed(w, torch.nn.utils.weight_norm), ": conv1.weight"),
     "weight_norm, as parametrizations": (lambda w: normed(w, torch.nn.utils.parametrizations.weight_norm), ": conv1.weight"),
-    "float64": (lambda w: {k: v.double() if v.is_floating_point() else v for k, v in w.items()}, "converting its float64 weights"),
+    "float64": (lambda w: {k: v.double() if v.is_floating_point() else v for k, v in w.items()}, "converting its float64"),
 }  # fmt: skip
 BESIDE: dict[str, Callable[[], Any]] = {  # what does not stop a safe load
     "a number of NumPy's": lambda: np.float64(0.9),
