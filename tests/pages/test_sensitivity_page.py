@@ -316,7 +316,7 @@ class TestPicture:
         app.selectbox(key="first_merge").set_value("fusion").run()
         app.selectbox(key="second_merge").set_value("third").run()
         assert not app.exception
-        assert any(title.startswith("Fusion and third cannot be told apart") for title in figures(app))
+        assert any(title.startswith("No clear difference between fusion and third") for title in figures(app))
 
     def test_a_criterion_without_any_choice_says_what_to_choose(self):
         app = open_sensitivity(**SMALL)
