@@ -137,7 +137,7 @@ def test_an_exporter_that_fails_is_one_line_and_the_others_go_on(monkeypatch, tm
         "model.json", "model.safetensors", "report.html", "report.md", "spec.json",
     ]  # fmt: skip
     assert "not written: TypeError: no such operator" in (tmp_path / "out" / "report.md").read_text()
-    with pytest.raises(itf.IntrafusionError, match="nothing was written: onnx failed, TypeError: no such operator"):
+    with pytest.raises(itf.IntrafusionError, match="nothing was written: onnx failed: TypeError: no such operator"):
         list(export(SPEC, open_session(SPEC), tmp_path / "other", ["onnx"]))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -282,7 +282,7 @@ class TestCommand:
     @pytest.mark.parametrize(("words", "match"), [
         ("--formats tflite", "unknown format 'tflite'; choose one of safetensors, torch.export, onnx"),
         ("--sparsity 0.1 0.2", "one value of --sparsity, not 2"),
-        ("--merge drop fusion", "give --merge one value"),
+        ("--merge drop fusion", "one value of --merge"),
         ("--round-to 0", "round_to must be a whole number"),
         ("--criterion luck", "luck"),
         ("--groups nowhere", "no group 'nowhere'"),
