@@ -81,7 +81,7 @@ class TestMatrix:
     @pytest.mark.parametrize("field", [{"criterion": "l2"}, {"solver": "sinkhorn"}, {"p": 2}, {"model": "digits-mlp"}])
     def test_cells_of_two_meanings_are_refused(self, field):
         mixed = [made_result("a", 0.2), made_result("b", 0.2, **field)]
-        with pytest.raises(IntrafusionError, match=f"differ in {next(iter(field))} .*choose one"):
+        with pytest.raises(IntrafusionError, match=f"differ in {next(iter(field))}; choose one"):
             sensitivity_matrix(mixed, "fusion")
 
     def test_one_of_several_criteria_can_be_chosen(self):
