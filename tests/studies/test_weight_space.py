@@ -109,7 +109,7 @@ def test_norms_that_do_not_fold_have_no_plane(networks):
     network = networks("pre-activation")
     session = Session(network.model, list(network.groups), size(network.model, network.example), network.data)
     made = Solutions(itf.PruneSpec(model="pre-activation", dataset="noise", sparsity=0.5), session)
-    with pytest.raises(itf.IntrafusionError, match="do not fold"):
+    with pytest.raises(itf.IntrafusionError, match="cannot be folded"):
         made.plane()
 
 

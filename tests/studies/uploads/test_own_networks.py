@@ -120,7 +120,7 @@ class TestFactory:
             ":make",
             "none of the image sizes tried",
         ),
-        "an unknown field": (CODE + "CARD = {'size': 3}", ":make", "CARD of .* has 'size'"),
+        "an unknown field": (CODE + "CARD = {'size': 3}", ":make", "CARD of .* has an unknown field 'size'"),
         "a size of words": (CODE + "CARD = {'input_size': 'big'}", ":make", "input_size of .* must be"),
         "a size of another network": (CODE + "CARD = {'input_size': (3, 8, 8)}", ":make", "none of the image sizes tried"),
         "a size of another network, on its card": (
@@ -139,13 +139,13 @@ class TestFactory:
         assert "\n" not in str(caught.value)
 
     GIVES: dict[str, tuple[str, str]] = {  # noqa: RUF012 (what a forward makes of logits y, what to return)
-        "a table": ("{'loss': y.sum(), 'logits': y}", "a dict, .* returns out\\['logits'\\]$"),
+        "a table": ("{'loss': y.sum(), 'logits': y}", "a dict .* returns out\\['logits'\\]$"),
         "a table without the word": ("{'features': y.sum(), 'scores': y}", "returns out\\['scores'\\]$"),
-        "an output of auxiliary heads": ("(y, y)", r"a tuple, .* returns out\[0\]$"),
-        "a list": ("[y.sum(), y]", r"a list, .* returns out\[1\]$"),
-        "a named tuple": ("namedtuple('Outputs', 'logits aux')(y, None)", r"an? Outputs, .* returns out\.logits$"),
+        "an output of auxiliary heads": ("(y, y)", r"a tuple .* returns out\[0\]$"),
+        "a list": ("[y.sum(), y]", r"a list .* returns out\[1\]$"),
+        "a named tuple": ("namedtuple('Outputs', 'logits aux')(y, None)", r"an? Outputs .* returns out\.logits$"),
         "an object": ("SimpleNamespace(hidden=y, logits=y)", r"returns out\.logits$"),
-        "nothing": ("None", "a NoneType, .* returns its logits$"),
+        "nothing": ("None", "a NoneType .* returns its logits$"),
     }
 
     @pytest.mark.parametrize("card", ["", "CARD = {'input_size': (1, 8, 8)}", "Net.card = BENCH.card"])
@@ -169,7 +169,7 @@ class TestFactory:
         assert {part.dtype for part in model.parameters()} == {torch.float32}
         assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
         kind = {"half": "float16", "double": "float64"}.get(kind, kind)
-        assert [record.getMessage() for record in caplog.records] == [f"{name} is in {kind}: converted to float32"]
+        assert [record.getMessage() for record in caplog.records] == [f"{name} is in {kind}; converting to float32"]
 
     def test_a_compiled_network_is_the_network(self, module):
         code = NET.format(gives="y") + "def other(): return torch.compile(make())"
