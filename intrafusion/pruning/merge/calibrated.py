@@ -12,7 +12,7 @@ from intrafusion.pruning.groups.group import CONSUMER
 from intrafusion.pruning.merge.drop_and_fusion import drop, fusion
 from intrafusion.pruning.merge.least_squares import Fit
 
-CALIBRATED = "each consumer reads the dense channels as predicted from the kept ones: `W' = W M^T`, with M by ridge regression"
+CALIBRATED = "each consumer reads dense channels predicted from the kept ones: `W' = W M^T`, M by ridge regression"
 REFIT = "calibrated, then the whole weight of each consumer is refitted to the outputs of the dense network"
 
 

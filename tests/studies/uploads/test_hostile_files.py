@@ -221,13 +221,13 @@ PROGRAMS: dict[str, tuple[Any, str]] = {
     "two roots": (inside(lambda found, s: found.update({"other/version": b"1"})), "has no models/model.json"),
     "a path out of it": (inside(lambda found, s: found.update({"p/../../evil": b"x"})), "outside its folder"),
     "a bomb": (lambda folder, s, p: files.bomb(folder / "p.pt2", "p/models/model.json"), "limit is 200 times"),
-    "an operator that reads files": (graph(lambda about, s: _call(about, _LOAD)), "programs may not use"),
-    "a Python function": (graph(lambda about, s: _call(about, "os.system")), "programs may not use"),
-    "a builtin by way of torch": (graph(lambda about, s: _call(about, _DUNDER)), "programs may not use"),
-    "another library's operator": (graph(lambda about, s: _call(about, "torch.ops.mylib.run.default")), "programs may not use"),
-    "a loop": (graph(lambda about, s: _call(about, "torch.ops.higher_order.while_loop")), "programs may not use"),
-    "an operator of no overload": (graph(lambda about, s: _call(about, "torch.ops.aten.relu.nothing")), "programs may not use"),
-    "an output argument": (graph(lambda about, s: _call(about, "torch.ops.aten.conv2d.out")), "programs may not use"),
+    "an operator that reads files": (graph(lambda about, s: _call(about, _LOAD)), "which is not supported"),
+    "a Python function": (graph(lambda about, s: _call(about, "os.system")), "which is not supported"),
+    "a builtin by way of torch": (graph(lambda about, s: _call(about, _DUNDER)), "which is not supported"),
+    "another library's operator": (graph(lambda about, s: _call(about, "torch.ops.mylib.run.default")), "which is not supported"),
+    "a loop": (graph(lambda about, s: _call(about, "torch.ops.higher_order.while_loop")), "which is not supported"),
+    "an operator of no overload": (graph(lambda about, s: _call(about, "torch.ops.aten.relu.nothing")), "which is not supported"),
+    "an output argument": (graph(lambda about, s: _call(about, "torch.ops.aten.conv2d.out")), "which is not supported"),
     "an argument of code": (
         graph(lambda about, s: _argument(about, as_operator="os.system")), "argument of kind",
     ),
@@ -306,7 +306,7 @@ DATA: dict[str, tuple[Any, str]] = {
     "PostScript": (pack(lambda s: {"cat/x.png": files.postscript(s)}), "not a readable image"),
     "half a picture": (pack({"cat/x.png": files.picture(size=(99, 99))[:-40]}), "not a readable image"),
     "a program among pictures": (pack({"cat/x.png": files.picture(), "cat/run.py": b"1"}), "which is not an image"),
-    "no class folders": (pack({"x.png": files.picture()}), "in no class folder"),
+    "no class folders": (pack({"x.png": files.picture()}), "no class folders"),
     "folders too deep": (pack({"a/" * 99 + "x.png": files.picture(), "d/x.png": files.picture()}), "nested more than"),
     "folders of a deep name": (pack({"a/" * 30_000 + "x.png": files.picture()}), "more than 64 folders"),
     "a list of labels that are paths": (
@@ -489,7 +489,7 @@ def test_too_many_files_and_too_much_in_all(tmp_path, folder, monkeypatch):
     for bound, value in (("MEMBERS", 3), ("UNPACKED", 10)):
         with monkeypatch.context() as within:
             within.setattr(safe_zip, bound, value)
-            refused(tmp_path, path, lambda: take_data([path], "mine"), "are taken")
+            refused(tmp_path, path, lambda: take_data([path], "mine"), "the limit is")
 
 
 def test_pixels_of_all_pictures_are_counted_before_they_are_decoded(tmp_path, folder, monkeypatch):
@@ -563,7 +563,7 @@ def _one_name(folder: Path) -> None:
 
 
 PLACES: dict[str, tuple[Any, str]] = {  # what a path on this machine may hold, which is read where it lies
-    "a link to another file": (_links, "cannot"),
+    "a link to another file": (_links, "not a readable image"),
     "links to nowhere, and a pipe": (_dangling, "without images"),
     "a link to itself": (_loop, "no file at"),
     "nothing": (lambda folder: None, "no class folders"),
