@@ -192,7 +192,7 @@ class TestCommand:
 
 
 def test_an_unknown_heading_is_one_line():
-    with pytest.raises(itf.IntrafusionError, match="the document limits has no heading 'x'"):
+    with pytest.raises(itf.IntrafusionError, match="document limits has no heading 'x'"):
         docs.section("limits", "x")
 
 
