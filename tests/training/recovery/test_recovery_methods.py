@@ -70,7 +70,7 @@ def test_recovers_a_network_without_norms(name, mlp):
 @pytest.mark.parametrize("name", ["bn-reset", "perp-norm"])
 def test_without_norms_one_line(name, mlp):
     spec = SPEC.but(model="digits-mlp", recovery=name)
-    with pytest.raises(itf.IntrafusionError, match=r"^this network has no BatchNorm .*; choose recovery (repair\|perp-bias)$"):
+    with pytest.raises(itf.IntrafusionError, match=r"^this network has no BatchNorm .*; choose recovery (repair|perp-bias)$"):
         list(recovery(spec, mlp, merged(spec, mlp)))
 
 
