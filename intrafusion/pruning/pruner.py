@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from itertools import chain, repeat
 from typing import Unpack
 
 import torch
@@ -212,14 +211,14 @@ def cut(
         return solving(network, group, scores, shares[group])
 
     own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
-    planner = _first_known(first, planned) if moves and first else planned
+    known = next(reversed(shares), None) if moves and first else None  # the group whose plan `first` returns
     small = _copy(model, shares if share and not merging.fit else None)  # a fit may change any layer
     with torch.no_grad():
         fold_groups(small, found)
         merged: list[Merged] = []
         for group in reversed(shares):
             checkpoint()
-            group_plan = planner(small, group)
+            group_plan = first(group) if first and group is known else planned(small, group)
             merged.append(Merged(group, merging(small, group, group_plan, **own), group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})
         pruned = Pruned(small, tuple(merged), model, found)
@@ -245,14 +244,6 @@ def _copy(model: nn.Module, losing: Collection[Group] | None) -> nn.Module:
         return twin(model)
     touched = {layer.name for group in losing for layer in group.layers}
     return twin(model, {name: layer for name, layer in leaves(model).items() if name not in touched})
-
-
-def _first_known(
-    first: Callable[[Group], TransportPlan], planned: Callable[[nn.Module, Group], TransportPlan]
-) -> Callable[[nn.Module, Group], TransportPlan]:
-    """Return a planner that takes the plan of the first group from `first`, and plans the others."""
-    planners = chain([lambda network, group: first(group)], repeat(planned))
-    return lambda network, group: next(planners)(network, group)
 
 
 def sparsity_of(group: Group, sparsity: float | Mapping[str, float]) -> float:

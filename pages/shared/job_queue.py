@@ -14,9 +14,8 @@ def show_queue() -> None:
 
 
 def _list() -> None:
-    active = sorted(
-        background_jobs.jobs().queue(), key=lambda job: job.asked
-    )  # the queue rotates, but the rows keep their places
+    # the queue rotates, but the rows keep their places
+    active = sorted(background_jobs.jobs().queue(), key=lambda job: job.asked)
     st.markdown("**Running jobs**")
     for job in active:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):

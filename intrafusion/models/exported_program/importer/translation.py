@@ -127,6 +127,5 @@ class _Translation:
             return Binding(binding.value)
         if name in SAME_TENSOR or (name == "to" and not any(told.get(one) for one in ("device", "memory_format", "other"))):
             return binding
-        return Binding(
-            binding.value, binding.memory, repeats=binding.repeats
-        )  # a copy or the same tensor, depending on its strides
+        # a copy or the same tensor, depending on its strides
+        return Binding(binding.value, binding.memory, repeats=binding.repeats)
