@@ -1,11 +1,11 @@
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from complaints import complaint
 from PIL import Image
 
 import intrafusion as itf
@@ -37,17 +37,6 @@ def refused(match: str | None, **arguments: object) -> str:
         itf.load_data(**arguments)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def complaint(path: Path, call: Callable[[], object]) -> str | None:
-    """None when `call` fails in one line that names `path`, else what happened instead."""
-    try:
-        call()
-    except itf.IntrafusionError as error:
-        return None if str(path) in str(error) and "\n" not in str(error) else f"unclear: {error}"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "accepted"
 
 
 class TestDigits:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from complaints import complaint
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,17 +27,6 @@ def refused(match: str | None, call: Callable[..., object], *arguments: object, 
         call(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def complaint(path: Path, call: Callable[[], object]) -> str | None:
-    """None when `call` fails in one line that names `path`, else what happened instead."""
-    try:
-        call()
-    except itf.IntrafusionError as error:
-        return None if str(path) in str(error) and "\n" not in str(error) else f"unclear: {error}"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "accepted"
 
 
 def state_of(name: str = "digits-mlp") -> dict[str, torch.Tensor]:
