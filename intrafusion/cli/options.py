@@ -3,7 +3,7 @@
 import argparse
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -20,6 +20,7 @@ from intrafusion.models.hub import dataset_of
 from intrafusion.models.state_dict import keyed
 from intrafusion.options import options_of
 from intrafusion.reporting.snippets import flag
+from intrafusion.runtime.progress import OnProgress
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.studies.ranges import expand_range
 
@@ -168,7 +169,7 @@ def progress() -> Iterator[Progress]:
 
 
 @contextmanager
-def decoding_progress() -> Iterator[Callable[[int, int], None]]:
+def decoding_progress() -> Iterator[OnProgress]:
     """Yield a function of (done, total) that shows the progress of decoding images as a bar on stderr.
 
     Images decoded before a stop by signal are kept.

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from intrafusion.data.arrays import Reading, keys_of, read_arrays, splits_of
-from intrafusion.data.decode_cache import Progress, Wanted, decoded
+from intrafusion.data.decode_cache import Wanted, decoded
 from intrafusion.data.image_folder import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.errors import IntrafusionError, check_choice, one_line, unknown
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.download import stream
 from intrafusion.runtime.paths import home, is_name
+from intrafusion.runtime.progress import OnProgress
 
 _log = logging.getLogger(__name__)
 KEPT = "kept/"
@@ -118,7 +119,7 @@ def load_data(
     download: bool = False,
     limit: int | None = None,
     input_size: Size = 224,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> ImageData:
     """Load a labelled split of a dataset.
 
@@ -274,7 +275,7 @@ def _from_path(
     path: Path,
     limit: int | None,
     input_size: Size,
-    progress: Progress | None,
+    progress: OnProgress | None,
     reading: Reading | None = None,
 ) -> ImageData:
     if not os.path.exists(path):
@@ -299,7 +300,7 @@ def _whole(size: Size) -> tuple[int, int, int]:
 
 
 def _class_folders(
-    name: str, split: str, root: Path, limit: int | None, wanted: Wanted, progress: Progress | None
+    name: str, split: str, root: Path, limit: int | None, wanted: Wanted, progress: OnProgress | None
 ) -> ImageData:
     listing = list_images(name, root, split)
     rows = listing.rows(limit)

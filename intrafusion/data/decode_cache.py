@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import atomic_path, remove_path
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import home
+from intrafusion.runtime.progress import OnProgress
 
-Progress = Callable[[int, int], None]  # images done, images in total
 _FEW = 256  # up to this many pictures are decoded directly, without a file
 _SHARE = 64  # least pictures per worker process
 _MOST_WORKERS = 16
@@ -46,7 +46,7 @@ class Wanted:
 
 
 def decoded(
-    root: Path, files: Sequence[Path], rows: Sequence[int], wanted: Wanted, progress: Progress | None = None
+    root: Path, files: Sequence[Path], rows: Sequence[int], wanted: Wanted, progress: OnProgress | None = None
 ) -> np.ndarray:
     """Return the pixels of these rows of the folder's files: uint8 (n, H, W, C), memory-mapped if all rows are requested.
 

@@ -18,6 +18,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import move_into_place, plain_errors
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import check_name, home, inside, is_part
+from intrafusion.runtime.progress import OnProgress
 from intrafusion.runtime.safe_zip import MIB, UNPACKED, open_zip
 from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import IMAGES, Workshop, free_path, given, run_check
@@ -34,13 +35,11 @@ _BESIDE = (  # files next to pictures that are skipped; others, such as programs
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # pictures done, pictures in total
-
 
 def take_data(
     files: Sequence[Path],
     name: str,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     reading: Reading | None = None,
     tell: Callable[[str], None] = _log.warning,
 ) -> str:
@@ -76,7 +75,7 @@ def data_steps(
     return f"{KEPT}{name}"
 
 
-def read(made: Path, files: Sequence[Path], progress: Progress, reading: Reading) -> list[str]:
+def read(made: Path, files: Sequence[Path], progress: OnProgress, reading: Reading) -> list[str]:
     """Read and decode files, in a child process, and write what is kept to `made`; return what was skipped or converted."""
     made.mkdir()
     kinds = [file.suffix.lower() for file in files]
@@ -175,7 +174,7 @@ def _check_arrays(file: Path) -> list[str]:
     return keys
 
 
-def _take_pictures(file: Path, made: Path, progress: Progress) -> list[str]:
+def _take_pictures(file: Path, made: Path, progress: OnProgress) -> list[str]:
     """Read each picture once, and write it under a name of our own; return what was skipped."""
     classes = dict[str, str]()  # class of each picture, by our name for it
     with open_zip(file) as (archive, infos):

@@ -25,7 +25,8 @@ from intrafusion.models.sources.user import source_of
 from intrafusion.models.sources.user import told as kept_told
 from intrafusion.models.sources.user import when as kept_when
 from intrafusion.models.state_dict import Misfit, keyed
-from intrafusion.runtime.download import Progress, stream
+from intrafusion.runtime.download import stream
+from intrafusion.runtime.progress import OnProgress
 
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_told", "kept_when",
@@ -95,7 +96,7 @@ def load_model(
     name: str,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     weights_key: str | None = None,
 ) -> nn.Module:
     """Load a pretrained classifier in eval mode, with its card in `.card`.

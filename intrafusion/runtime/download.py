@@ -5,17 +5,17 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.runtime.atomic_write import move_into_place, part_of
+from intrafusion.runtime.progress import OnProgress
 
-Progress = Callable[[int, int], None]  # bytes done, total bytes (0 if the server does not report it)
 _CHUNK = 1 << 18
 
 
-def fetch(url: str, path: Path, sha256: str = "", progress: Progress | None = None) -> Path:
+def fetch(url: str, path: Path, sha256: str = "", progress: OnProgress | None = None) -> Path:
     """Download `url` to `path` unless it already exists; see `stream`."""
     for done, total in stream(url, path, sha256):
         if progress:

@@ -26,6 +26,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.runtime import _sandbox_worker, log
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.paths import home
+from intrafusion.runtime.progress import OnProgress
 
 MIB = 1 << 20
 CHILDREN = 2
@@ -67,7 +68,7 @@ def steps(
         return (yield from child.heard(note))
 
 
-def drained(work: Generator[Step, None, Any], progress: Callable[[int, int], None] | None = None) -> Any:
+def drained(work: Generator[Step, None, Any], progress: OnProgress | None = None) -> Any:
     """Exhaust a generator of steps and return its result. progress: called with each step."""
     try:
         while True:

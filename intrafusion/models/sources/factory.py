@@ -22,7 +22,7 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import ModelCard, check_card
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import located
-from intrafusion.runtime.download import Progress
+from intrafusion.runtime.progress import OnProgress
 
 MARK = ":"
 _USUAL = (
@@ -52,7 +52,7 @@ def published(name: str) -> tuple[str, Path, str]:
     raise IntrafusionError(f"{name} has no published weights; load them in its factory, or pass a file as weights= (--weights)")
 
 
-def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+def open_model(name: str, weights: str | Path | None, progress: OnProgress | None) -> tuple[nn.Module, ModelCard]:
     """Load the model and its card. weights: a file, or None for the weights that the factory sets."""
     model, card = blank(name, {})
     if weights is None:

@@ -14,8 +14,9 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import ModelCard, unnamed
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import located
-from intrafusion.runtime.download import Progress, fetch
+from intrafusion.runtime.download import fetch
 from intrafusion.runtime.paths import home
+from intrafusion.runtime.progress import OnProgress
 
 PREFIX = "timm/"
 _HUB = "https://huggingface.co"
@@ -52,7 +53,7 @@ def published(name: str) -> tuple[str, Path, str]:
     return f"{_HUB}/{model.hf_hub_id}/resolve/main/model.safetensors", path, ""
 
 
-def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+def open_model(name: str, weights: str | Path | None, progress: OnProgress | None) -> tuple[nn.Module, ModelCard]:
     """Load the model and its card. weights: a file, or None for the weights that timm publishes."""
     if weights is None:
         path, key = fetch(*published(name), progress), None

@@ -12,8 +12,9 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import located
-from intrafusion.runtime.download import Progress, fetch
+from intrafusion.runtime.download import fetch
 from intrafusion.runtime.paths import home
+from intrafusion.runtime.progress import OnProgress
 
 PREFIX = "imagenet/"
 CLASSES = 1000
@@ -58,7 +59,7 @@ def published(name: str, weights: str | Path | None = None) -> tuple[str, Path, 
     return url, path, path.stem.rpartition("-")[2]
 
 
-def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+def open_model(name: str, weights: str | Path | None, progress: OnProgress | None) -> tuple[nn.Module, ModelCard]:
     """Load the model and its card. weights: a file, a member of the model's weights enum, or None for torchvision's default."""
     known = weights is None or is_member(name, str(weights))
     path, key = (fetch(*published(name, weights), progress), None) if known else located(str(weights))

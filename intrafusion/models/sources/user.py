@@ -17,8 +17,8 @@ from intrafusion.models.serialization import card_beside, save_network, save_sta
 from intrafusion.models.sources import builtin, lookup
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import cifar, located, unwrapped_key
-from intrafusion.runtime.download import Progress
 from intrafusion.runtime.paths import check_name, home, is_name
+from intrafusion.runtime.progress import OnProgress
 
 PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")
@@ -165,7 +165,7 @@ def blank(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, ModelCard]
     return source_of(made_from).blank(made_from, state)
 
 
-def open_model(name: str, weights: str | Path | None, progress: Progress | None) -> tuple[nn.Module, ModelCard]:
+def open_model(name: str, weights: str | Path | None, progress: OnProgress | None) -> tuple[nn.Module, ModelCard]:
     """Load the model and its card, from its own file or from another file of the same architecture."""
     if is_program(name):
         model, card = _program(name)

@@ -6,7 +6,7 @@ JSON-serialisable values.
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +25,11 @@ from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
 from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.pruning.groups.find import find_groups
+from intrafusion.runtime.progress import OnProgress
 from intrafusion.runtime.safe_zip import open_zip
 
-Tell = Callable[[int, int], None]
 
-
-def program(folder: Path, tell: Tell, files: Sequence[str]) -> None:
+def program(folder: Path, tell: OnProgress, files: Sequence[str]) -> None:
     """Read and try a program; write its description to program.json and its tensors to program.safetensors."""
     model, size, _ = read_program(Path(files[0]))
     _check_groups(model, size)
@@ -50,7 +49,7 @@ def _check_groups(model: nn.Module, size: tuple[int, int, int]) -> None:
         raise IntrafusionError(f"cannot find its channel groups: {one_line(error)}") from error
 
 
-def weights(folder: Path, tell: Tell, files: Sequence[str], architecture: str, key: str | None) -> None:
+def weights(folder: Path, tell: OnProgress, files: Sequence[str], architecture: str, key: str | None) -> None:
     """Read weights into their architecture; write them to weights.safetensors, in float32, with their card."""
     file = Path(files[0])
     if file.suffix.lower() not in SUFFIXES:
@@ -75,7 +74,7 @@ def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def images(folder: Path, tell: Tell, files: Sequence[str], layout: str | None, span: Sequence[float] | None) -> list[str]:
+def images(folder: Path, tell: OnProgress, files: Sequence[str], layout: str | None, span: Sequence[float] | None) -> list[str]:
     """Read arrays, or each picture of an archive, and write them to `made` in the format in which they are kept.
 
     Returns notes on what was skipped or converted.
