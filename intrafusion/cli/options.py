@@ -20,7 +20,7 @@ from intrafusion.models.hub import dataset_of
 from intrafusion.models.state_dict import keyed
 from intrafusion.options import options_of
 from intrafusion.reporting.snippets import flag
-from intrafusion.runtime.progress import OnProgress
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.spec import COUNTS, KINDS, PruneSpec
 from intrafusion.studies.ranges import expand_range
 

@@ -23,10 +23,9 @@ from intrafusion.data.arrays import Reading, keys_of, read_arrays, splits_of
 from intrafusion.data.decode_cache import Wanted, decoded
 from intrafusion.data.image_folder import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.errors import IntrafusionError, check_choice, one_line, unknown
-from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.cancellation import OnProgress, checkpoint
 from intrafusion.runtime.download import stream
 from intrafusion.runtime.paths import home, is_name
-from intrafusion.runtime.progress import OnProgress
 
 _log = logging.getLogger(__name__)
 KEPT = "kept/"

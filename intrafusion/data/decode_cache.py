@@ -22,9 +22,8 @@ from intrafusion.data import _decode_worker
 from intrafusion.data._decode_worker import Rows, decode
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import atomic_path, remove_path
-from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.cancellation import OnProgress, checkpoint
 from intrafusion.runtime.paths import home
-from intrafusion.runtime.progress import OnProgress
 
 _FEW = 256  # up to this many pictures are decoded directly, without a file
 _SHARE = 64  # least pictures per worker process

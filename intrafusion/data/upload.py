@@ -16,9 +16,8 @@ from intrafusion.data.folder_layout import DEPTH, SUFFIXES, in_archive, is_junk,
 from intrafusion.data.image_folder import Listing, list_images, listed
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.atomic_write import move_into_place, plain_errors
-from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.cancellation import OnProgress, checkpoint
 from intrafusion.runtime.paths import check_name, home, inside, is_part
-from intrafusion.runtime.progress import OnProgress
 from intrafusion.runtime.safe_zip import MIB, UNPACKED, open_zip
 from intrafusion.runtime.sandbox import Step, drained
 from intrafusion.runtime.staging import IMAGES, Workshop, free_path, given, run_check

@@ -25,8 +25,8 @@ from intrafusion.models.sources.user import source_of
 from intrafusion.models.sources.user import told as kept_told
 from intrafusion.models.sources.user import when as kept_when
 from intrafusion.models.state_dict import Misfit, keyed
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.runtime.download import stream
-from intrafusion.runtime.progress import OnProgress
 
 __all__ = [
     "ARCHITECTURES", "architecture_of", "dataset_of", "describe", "is_local", "keep", "kept_names", "kept_told", "kept_when",

@@ -9,11 +9,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
+
+OnProgress = Callable[[int, int], None]  # called with the parts done and the parts in total, 0 if that is not known
 
 
 class Cancelled(BaseException):

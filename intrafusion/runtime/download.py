@@ -10,7 +10,7 @@ from pathlib import Path
 
 from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.runtime.atomic_write import move_into_place, part_of
-from intrafusion.runtime.progress import OnProgress
+from intrafusion.runtime.cancellation import OnProgress
 
 _CHUNK = 1 << 18
 

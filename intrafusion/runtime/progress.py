@@ -2,7 +2,6 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
@@ -11,7 +10,6 @@ _FAR, _SLACK = 3.0, 2.0  # a result is far too late after this many times the lo
 _FREE = 0.001  # seconds: a result that took less was cached, and says nothing about the others
 
 T = TypeVar("T")
-OnProgress = Callable[[int, int], None]  # called with the parts done and the parts in total, 0 if that is not known
 
 
 @dataclass(frozen=True)

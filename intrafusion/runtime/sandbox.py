@@ -24,9 +24,8 @@ from typing import IO, Any
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime import _sandbox_worker, log
-from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.cancellation import OnProgress, checkpoint
 from intrafusion.runtime.paths import home
-from intrafusion.runtime.progress import OnProgress
 
 MIB = 1 << 20
 CHILDREN = 2

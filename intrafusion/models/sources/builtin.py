@@ -13,9 +13,9 @@ from intrafusion.models.architectures import CONV_WIDTHS, SLIM, VGG_WIDTHS, ResN
 from intrafusion.models.card import ModelCard, read_card
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import cifar, located
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.runtime.download import fetch
 from intrafusion.runtime.paths import ASSETS, home
-from intrafusion.runtime.progress import OnProgress
 
 _CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100_STATS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))

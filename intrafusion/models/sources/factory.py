@@ -22,7 +22,7 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import ModelCard, check_card
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import located
-from intrafusion.runtime.progress import OnProgress
+from intrafusion.runtime.cancellation import OnProgress
 
 MARK = ":"
 _USUAL = (

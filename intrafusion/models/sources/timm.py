@@ -14,9 +14,9 @@ from intrafusion.errors import IntrafusionError, one_line
 from intrafusion.models.card import ModelCard, unnamed
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import located
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.runtime.download import fetch
 from intrafusion.runtime.paths import home
-from intrafusion.runtime.progress import OnProgress
 
 PREFIX = "timm/"
 _HUB = "https://huggingface.co"

@@ -12,9 +12,9 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import located
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.runtime.download import fetch
 from intrafusion.runtime.paths import home
-from intrafusion.runtime.progress import OnProgress
 
 PREFIX = "imagenet/"
 CLASSES = 1000

@@ -17,8 +17,8 @@ from intrafusion.models.serialization import card_beside, save_network, save_sta
 from intrafusion.models.sources import builtin, lookup
 from intrafusion.models.sources.files import open_file
 from intrafusion.models.state_dict import cifar, located, unwrapped_key
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.runtime.paths import check_name, home, is_name
-from intrafusion.runtime.progress import OnProgress
 
 PREFIX = "kept/"
 _ENDS = (".safetensors", ".pt2")

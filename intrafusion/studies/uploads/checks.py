@@ -25,7 +25,7 @@ from intrafusion.models.serialization import save_network
 from intrafusion.models.sources.user import source_of
 from intrafusion.models.weights_file import SUFFIXES
 from intrafusion.pruning.groups.find import find_groups
-from intrafusion.runtime.progress import OnProgress
+from intrafusion.runtime.cancellation import OnProgress
 from intrafusion.runtime.safe_zip import open_zip
 
 
