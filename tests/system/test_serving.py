@@ -237,7 +237,7 @@ class TestBoundWider:
     def test_no_code_is_offered(self, wide):
         with visitor(wide) as reader:
             sent = b"".join(message.SerializeToString() for message in reader.open(page="your_own"))
-        assert b"At most 2 MiB, and 20 files a minute" in sent
+        assert b"At most 2 MiB, and 20 files per minute" in sent
         assert b"made by code" not in sent
         assert b"my_net:make" not in sent
 

@@ -134,14 +134,14 @@ class TestConnect:
         assert np.isfinite(rows[0]["line_loss"])
         assert np.isnan(rows[0]["curve_loss"])
 
-    @pytest.mark.parametrize(("last", "match"), [("digits-vgg", "of one shape"), ("digits-resnet", "same network")])
+    @pytest.mark.parametrize(("last", "match"), [("digits-vgg", "of the same shape"), ("digits-resnet", "same network")])
     def test_what_has_no_path(self, folded, last, match, train_data, data):
         other = folded[0] if last == "digits-resnet" else itf.load_model(last)
         with pytest.raises(itf.IntrafusionError, match=match):
             next(connect(folded[0], other, train_data, data))
 
     def test_a_folded_network_and_one_with_norms_have_no_path(self, folded):
-        with pytest.raises(itf.IntrafusionError, match="of one shape"):
+        with pytest.raises(itf.IntrafusionError, match="of the same shape"):
             Curve(folded[0], itf.load_model("digits-resnet"))
 
     def test_a_given_rate_is_taken_and_its_divergence_told(self, folded, train_data, data):

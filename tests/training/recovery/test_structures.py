@@ -383,7 +383,7 @@ class Twice(nn.Module):
 def test_a_norm_that_runs_twice_is_named(way, random_weights, monkeypatch):
     monkeypatch.setitem(NETWORKS, "twice", lambda: Head(nn.Conv2d(3, 6, 3), Twice()))
     made = Made("twice", random_weights)
-    with pytest.raises(itf.IntrafusionError, match=r"^body\.1\.norm does not run exactly once"):
+    with pytest.raises(itf.IntrafusionError, match=r"^cannot fit body\.1\.norm: it does not run exactly once"):
         made.pruned("fold-r") if way == "fold-r" else recover(made.pruned("drop"), way, made.data)
 
 
