@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pretend_device
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS / "support"),
 # tests never write to the user's own store; the dashboards of the browser tests share this one
 os.environ["INTRAFUSION_HOME"] = tempfile.mkdtemp(prefix="intrafusion-tests-")
 os.environ["INTRAFUSION_STORE"] = str(Path(os.environ["INTRAFUSION_HOME"]) / "studies.sqlite")
+
+NO_DEVICE = pretend_device.install()  # before any backward pass
 
 torch.set_num_threads(1)  # the networks are tiny: on a shared machine, waiting for a second thread would take ten times longer
 
@@ -82,6 +85,19 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("store")
     monkeypatch.setenv("INTRAFUSION_STORE", str(folder / "studies.sqlite"))
     monkeypatch.setenv("INTRAFUSION_HOME", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def cuda(request: pytest.FixtureRequest) -> Generator[None]:
+    """Give tests marked gpu the machine's CUDA device, or a pretended one."""
+    if "gpu" not in request.keywords or torch.cuda.is_available():
+        yield
+        return
+    if NO_DEVICE:
+        assert "INTRAFUSION_TEST_GPU" not in os.environ, NO_DEVICE
+        pytest.skip(NO_DEVICE)
+    with pretend_device.present():
+        yield
 
 
 @pytest.fixture

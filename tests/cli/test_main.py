@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from places import ROOT
 
@@ -385,7 +384,6 @@ def test_help_fits_80_columns_and_lists_every_command(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_curve_runs_on_the_gpu(rows):
     on_gpu = rows(*FAST, "--sparsity", "0.3", "--device", "cuda")
     on_cpu = rows(*FAST, "--sparsity", "0.3")

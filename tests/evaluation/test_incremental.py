@@ -452,7 +452,6 @@ class TestRefusals:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestGpu:
     @pytest.mark.parametrize("name", ["digits-mlp", "digits-resnet"])
     @pytest.mark.parametrize("memory", [0, 1_000_000, 1 << 30])

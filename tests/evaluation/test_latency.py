@@ -179,7 +179,6 @@ def test_the_device_and_the_batch_go_by_the_example():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_its_own_counter_tells_memory():
     *_, found = compare_latency(net(8).cuda(), net(4).cuda(), EXAMPLE.cuda(), batch=4, runs=6)
     assert found.before.memory > found.after.memory > 0

@@ -746,18 +746,17 @@ def test_memory_comes_back_when_a_job_ends():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_memory_of_the_device_comes_back_when_a_job_ends():
     def work() -> Iterator[int]:
         held = []
         for number in range(5):
-            held.append(torch.ones(50_000_000, device="cuda"))
+            held.append(torch.ones(5_000_000, device="cuda"))
             peaks.append(torch.cuda.memory_reserved())
             yield number
 
     stays, peaks = torch.ones(1, device="cuda"), []
     before = torch.cuda.memory_reserved()
     finished(Jobs().start("key", 5, work))
-    assert max(peaks) > before + 900e6
+    assert max(peaks) > before + 90e6
     assert torch.cuda.memory_reserved() <= before
     del stays

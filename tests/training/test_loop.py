@@ -242,7 +242,6 @@ class TestTrain:
         assert "cannot write" in caplog.text
 
     @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_on_a_gpu_in_bf16(self, few):
         torch.manual_seed(1)
         model = mlp((64, 16, 10)).cuda()

@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from intrafusion.errors import IntrafusionError, one_line
 
 RAY = "ray==2.60.0"
@@ -103,7 +105,8 @@ def _start(ray: Any, address: str, size: int) -> None:
     options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options = {"include_dashboard": False, "object_store_memory": _SPARE + 2 * size}
+        resources = {"object_store_memory": _SPARE + 2 * size, "num_gpus": torch.cuda.device_count()}
+        options = {"include_dashboard": False, **resources}
     else:
         _reach(address)
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -69,7 +69,6 @@ def test_a_sum_that_broadcasts_the_convolution():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.inference_mode()
 def test_on_the_gpu_it_is_done_step_by_step():
     layer, x = drawn({"kernel_size": 3, "padding": 1})

@@ -177,7 +177,6 @@ def test_a_forward_that_branches_on_values_is_one_clear_line():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_on_the_gpu_are_the_cpus(criterion, networks):
     network = networks("digits-vgg")

@@ -174,7 +174,6 @@ def test_an_unknown_map_is_one_clear_line(networks):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("cost", ["weights", "activations"])
 def test_distances_on_the_gpu_are_the_cpus(networks, cost):
     network = networks("digits-vgg")

@@ -335,7 +335,6 @@ class TestShares:
         ]  # fmt: skip
 
     @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_a_bench_on_a_gpu_is_measured_on_gpus(self, store):
         ray.shutdown()
         session = open_session(BASE, "cuda")
