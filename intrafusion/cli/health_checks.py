@@ -24,6 +24,7 @@ from intrafusion.models.hub import load_model
 from intrafusion.models.precision import has_bf16
 from intrafusion.models.sources import builtin
 from intrafusion.runtime import sandbox
+from intrafusion.runtime.devices import device_names, why_not
 from intrafusion.runtime.paths import home, store_path
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.store.schema import plain_database_errors
@@ -129,15 +130,20 @@ def _chromium() -> Finding:
 def _devices() -> Iterator[Finding]:
     able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield _careful("cpu", lambda: f"{torch.get_num_threads()} threads on {able} cores, {_bf16(torch.device('cpu'))}")
-    for number in range(torch.cuda.device_count()):
-        device = torch.device(f"cuda:{number}")
-        yield _careful(str(device), _gpu, str(device))
-    if not torch.cuda.is_available():
-        yield Finding("cuda", MISSING, "no CUDA device: everything runs on the CPU", needed=False)
+    accelerators = device_names()[:-1]
+    for name in accelerators:
+        yield _careful(name, _accelerator, name)
+    if not accelerators:
+        yield Finding("gpu", MISSING, "no CUDA, XPU or MPS device: everything runs on the CPU", needed=False)
 
 
-def _gpu(name: str) -> str:
-    device, about = torch.device(name), torch.cuda.get_device_properties(name)
+def _accelerator(name: str) -> str:
+    device = torch.device(name)
+    if reason := why_not(device):
+        raise IntrafusionError(f"does not work: {reason}")
+    if device.type == "mps":
+        return f"Apple GPU, weights are merged on the CPU in float64, {_bf16(device)}"
+    about = getattr(torch, device.type).get_device_properties(name)
     return f"{about.name}, {about.total_memory >> 30} GiB, {_bf16(device)}"
 
 

@@ -32,7 +32,7 @@ HELP = {name: one.help for name, one in options_of(PruneSpec).items()} | {
     "limit": "number of evaluation images, or all",
     "calibration": "number of images for criteria and activation costs, or all",
     "training": "number of images for recoveries that train, or all",
-    "device": "device to compute on: cpu or cuda",
+    "device": "device to compute on: auto, cpu, cuda, xpu or mps",
     "download": "download the dataset if it is missing",
     "store": "study store; by default $INTRAFUSION_STORE, or a file in the cache folder",
 }
@@ -73,7 +73,7 @@ def summary_of(parser: argparse.ArgumentParser) -> str:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help=HELP["device"])
+    parser.add_argument("--device", default="auto", help=HELP["device"])
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:

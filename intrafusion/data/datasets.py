@@ -24,6 +24,7 @@ from intrafusion.data.decode_cache import Wanted, decoded
 from intrafusion.data.image_folder import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.errors import IntrafusionError, check_choice, one_line, unknown
 from intrafusion.runtime.cancellation import OnProgress, checkpoint
+from intrafusion.runtime.devices import CPU
 from intrafusion.runtime.download import stream
 from intrafusion.runtime.paths import home, is_name
 
@@ -39,7 +40,7 @@ DATASETS = {
 }
 Size = int | tuple[int, int, int]
 _PIXELS = 1 << 17  # input pixels per batch on the CPU: 128 CIFAR images stay in the caches
-_CUDA_PIXELS = 1 << 22
+_DEVICE_PIXELS = 1 << 22
 _KEPT_AS = Reading("nhwc", (0, 255))  # how kept arrays are stored
 _MEMORY_LIMIT = 4 << 30  # most bytes of decoded images in memory
 
@@ -95,7 +96,7 @@ class ImageData:
 
     def batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield successive (images, labels) batches, of a size that suits the device and is at most `most`."""
-        pixels = _CUDA_PIXELS if self.images.device.type == "cuda" else _PIXELS
+        pixels = _PIXELS if self.images.device == CPU else _DEVICE_PIXELS
         size = max(1, pixels // (self.images.shape[-1] * self.images.shape[-2]))
         size = size if most is None else min(most, size)
         for batch in zip(self.images.split(size), self.labels.split(size), strict=True):
@@ -105,9 +106,16 @@ class ImageData:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Convert uint8 (B, C, H, W) in 0..255 to float32 `(image / 255 - mean) / std` per channel, on the images' device."""
-    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255
-    scale = 1 / (torch.tensor(std, device=images.device).view(1, -1, 1, 1) * 255)
+    shift, scale = _constants(tuple(mean), tuple(std), images.device)
     return images.float().sub_(shift).mul_(scale)
+
+
+@lru_cache(maxsize=32)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what `normalise` subtracts and multiplies by, (1, C, 1, 1) each: one upload for all batches."""
+    with torch.inference_mode(False):
+        shift, scale = torch.tensor(mean) * 255, 1 / (torch.tensor(std) * 255)
+        return shift.view(1, -1, 1, 1).to(device), scale.view(1, -1, 1, 1).to(device)
 
 
 def load_data(

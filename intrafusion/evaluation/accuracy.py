@@ -15,6 +15,7 @@ from intrafusion.models.batching import batches_for
 from intrafusion.models.card import card_for
 from intrafusion.models.fx.sharing import with_plain_weights
 from intrafusion.models.precision import inputs_for
+from intrafusion.runtime.devices import device_of, float32_without_tf32
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def layer_sizes(model: nn.Module, example: Tensor) -> dict[str, Size]:
 def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: int = 0) -> Evaluation:
     """Measure the top-1 accuracy of a network on labelled images.
 
-    Images stay uint8 on the device of `data`, and are normalised there with the model's card. The model's mode is kept. limit:
+    The images are moved to the model's device as uint8, and normalised there with its card. The model's mode is kept. limit:
     most images, the same ones for the same seed and in the proportions of the classes; None for all. Raises IntrafusionError if
     the model has no card, if its input or classes do not fit the data, or if there are no labels.
 
@@ -100,7 +101,7 @@ def evaluate(model: nn.Module, data: ImageData, limit: int | None = 2000, seed: 
     card, whole = card_for(model, data), len(data)
     data = data.labelled()
     unlabelled = whole - len(data)
-    data = data.subset(limit, seed)
+    data = data.subset(limit, seed).to(device_of(model))
     correct = predictions(model, data, card.mean, card.std) == data.labels
     hits = int(correct.sum())
     return Evaluation(hits / len(data), wilson(hits, len(data)), len(data), correct.cpu(), unlabelled)
@@ -120,22 +121,25 @@ def stratified(labels: Tensor, seed: int = 0) -> Tensor:
 
 
 def predictions(model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return predicted labels, int64 (N,), on the data's device."""
+    """Return predicted labels, int64 (N,), on the model's device."""
     return _run(model, data, mean, std, lambda out: out.argmax(1))
 
 
 def logits(model: nn.Module, data: ImageData) -> Tensor:
-    """Return the model's logits for every image of `data`: float (N, classes), on the data's device."""
+    """Return the model's logits for every image of `data`: float (N, classes), on its device."""
     card = card_for(model, data)
     return _run(model, data, card.mean, card.std, lambda out: out)
 
 
+@float32_without_tf32()
 def _run(
     model: nn.Module, data: ImageData, mean: Sequence[float], std: Sequence[float], keep: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Apply `keep` to the logits of every image, in batches, in eval mode; restore the model's mode."""
     with in_eval(model), torch.inference_mode():
-        batches = (inputs_for(model, normalise(images, mean, std)) for images, _ in batches_for(model, data))
+        batches = (
+            inputs_for(model, normalise(images, mean, std)) for images, _ in batches_for(model, data.to(device_of(model)))
+        )
         return torch.cat([keep(model(inputs)) for inputs in batches])
 
 

@@ -3,7 +3,8 @@
 Images are taken in an order in which every prefix is a stratified sample. The dense network's activations before the first
 changed layer are cached, up to a memory limit, for all networks that change there.
 
-With precision "exact", predictions are those of fp32; on a CPU with bf16 instructions, they are computed with `bf16_screening`.
+With precision "exact", predictions are those of fp32 (without TF32 on a GPU); on a device with bf16 instructions, they are
+computed with `bf16_screening`.
 """
 
 import math
@@ -23,10 +24,11 @@ from intrafusion.models.fx.graph import alike
 from intrafusion.models.fx.partition import Part, trace
 from intrafusion.models.precision import check_accuracy, check_bf16, has_bf16, inputs_for, kind_of, low
 from intrafusion.runtime.cancellation import checkpoint, clock
+from intrafusion.runtime.devices import CPU, device_of, float32_without_tf32
 from intrafusion.runtime.log import event, say
 
 MEMORY = 1 << 30  # default limit on bytes of cached values
-_PROBE_SECONDS, _LARGEST = 0.6, {"cpu": 512, "cuda": 8192}
+_PROBE_SECONDS, _LARGEST, _LARGEST_ON_GPU = 0.6, 512, 8192
 _PATIENCE = 0.25  # most seconds between two checks for cancellation
 _MISFITS = (RuntimeError, TypeError, ValueError)  # raised by a network whose code requires another dtype
 _PAYS = 0.75  # bf16 must take less than this share of fp32's time to pay for running some images again
@@ -47,11 +49,12 @@ class Meter:
     """Measures networks that were pruned from one dense network, on one set of images.
 
     model: the dense network, with BN folded, in eval mode and without in-place operations; it is not changed. data: uint8
-    images on the model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images per
-    batch; None to find it by a short probe. memory: most bytes of cached activations. Raises IntrafusionError if the data do
-    not fit the model, or if precision "fast" is not available.
+    images, moved to the model's device; those without labels are left out. precision: "exact" or "fast" (bf16). batch: images
+    per batch; None to find it by a short probe. memory: most bytes of cached activations. Raises IntrafusionError if the data
+    do not fit the model, or if precision "fast" is not available.
     """
 
+    @float32_without_tf32()
     def __init__(
         self,
         model: nn.Module,
@@ -61,7 +64,7 @@ class Meter:
         memory: int = MEMORY,
         batch: int | None = None,
     ):
-        card, data = card_for(model, data), data.labelled()
+        card, data = card_for(model, data), data.to(device_of(model)).labelled()
         self.model = self._exact = model
         self.card, self.precision, self.memory = card, precision, memory
         self.data, self.order = data, stratified(data.labels.cpu(), seed).to(data.labels.device)
@@ -98,6 +101,7 @@ class Meter:
         """Return the smallest number of images, at least `count`, that fills whole batches, or all images."""
         return min(len(self), -(-count // self.batch) * self.batch)
 
+    @float32_without_tf32()
     def dense(self, stop: int) -> Tensor:
         """Return which of the first `stop` images the dense network gets right: bool (stop,)."""
         if stop > len(self._dense):
@@ -106,6 +110,7 @@ class Meter:
             self._dense = torch.cat([self._dense, more])
         return self._dense[:stop]
 
+    @float32_without_tf32()
     def correct(
         self, network: nn.Module, changed: Collection[str], start: int, stop: int, patience: float = float("inf")
     ) -> Tensor:
@@ -114,7 +119,9 @@ class Meter:
         changed: the layers in which it differs from the dense network. Stops early, after a whole batch, once `patience`
         seconds have passed: bool (at most stop - start,), on the CPU.
         """
-        mixed, again = remixed(self._exact, network, self._cuts.first_of(changed) if self._cuts else ())
+        mixed, again = network, frozenset()  # type: nn.Module, frozenset[str]
+        if self.labels.device == CPU:  # a GPU has the operations to spare, and would wait for the solutions
+            mixed, again = remixed(self._exact, network, self._cuts.first_of(changed) if self._cuts else ())
         if self.precision == "fast":
             network, mixed = (low(one, self.model, changed) for one in (network, mixed))
         front = self._turn_to(self._cuts.in_front_of(changed, again) if self._cuts else (), network, mixed, again)
@@ -236,8 +243,11 @@ class Meter:
 
     def _probe(self, network: nn.Module) -> int:
         """Return the batch size at which this network is fastest here, while a cancellation still takes effect quickly."""
-        began, most = clock(), min(len(self), _LARGEST[self.labels.device.type])
+        most = min(len(self), _LARGEST if self.labels.device == CPU else _LARGEST_ON_GPU)
         size = min(64, most)
+        if self.labels.device != CPU:  # the first pass on a GPU loads libraries, which may take a second
+            self._seconds(network, 1)
+        began = clock()
         while math.isinf(seconds := self._seconds(network, size)):
             size //= 2
             most = max(1, size // 2)  # a batch that barely fits leaves no room for anything else
@@ -253,8 +263,7 @@ class Meter:
 
     def _screening_twin(self) -> nn.Module | None:
         """Return the dense network in bf16 if screening with bf16 saves time, else None."""
-        device = self.labels.device
-        if device.type != "cpu" or not has_bf16(device) or self._dtype != torch.float32:
+        if not has_bf16(self.labels.device) or self._dtype != torch.float32:
             return None
         cheap = low(self.model)
         try:

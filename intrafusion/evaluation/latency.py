@@ -23,6 +23,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import in_eval, size
 from intrafusion.models.precision import inputs_for, kind_of
 from intrafusion.runtime.cancellation import checkpoint, clock
+from intrafusion.runtime.devices import CPU, device_name, device_of, synchronise
 
 RUNS = 30  # turns at each batch size
 _FEWEST = 6  # least number of turns: their extremes bound the median with 95 %
@@ -194,11 +195,12 @@ def compare_latency(
 ) -> Iterator[LatencyComparison]:
     """Time two networks in turns, yielding what is known after each turn; the last result is complete.
 
-    example: one input, float (1, C, H, W), on the device of both, in torch's default memory format. batch: size of the large
+    example: one input, float (1, C, H, W), in torch's default memory format; it is moved to the networks'
+    device. batch: size of the large
     batch, None for `large_batch`. runs: turns at each batch size, at least 6; after 20 s no more begin, once 6 are done. Raises
     IntrafusionError for fewer runs, or if the batch is no integer from 2.
     """
-    device = device_words(example.device)
+    device = device_words(device_of(before))
     kinds = dict.fromkeys(str(kind_of(network)).removeprefix("torch.") for network in (before, after))
     for (first, second), share in _timed((before, after), example, batch, runs):
         yield LatencyComparison(first, second, device, share, " and ".join(kinds))
@@ -206,6 +208,7 @@ def compare_latency(
 
 def _timed(networks: Sequence[nn.Module], example: Tensor, batch: int | None, runs: int) -> Iterator[tuple[list[Speed], float]]:
     """Yield what is known of each network after each turn, and the fraction of the work that is done."""
+    example = example.to(device_of(networks[0]))
     batch = large_batch(example) if batch is None else batch
     if type(batch) is not int or batch < 2:
         raise IntrafusionError(f"batch must be at least 2 images, not {batch!r}")
@@ -274,29 +277,25 @@ def _run(network: nn.Module, images: Tensor, passes: int) -> float:
     """Return the mean seconds per forward pass over `passes`, in the network's own dtype."""
     images = inputs_for(network, images)
     with torch.inference_mode():
-        _wait(images.device)
+        synchronise(images.device)
         start = time.perf_counter()
         for _ in range(passes):
             network(images)
-        _wait(images.device)
+        synchronise(images.device)
         return (time.perf_counter() - start) / passes
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_memory(model: nn.Module, images: Tensor) -> int:
     """Return the peak bytes of one pass beyond weights and images; see `Speed`."""
     images = inputs_for(model, images)
     with torch.inference_mode():
-        if images.device.type == "cuda":
-            torch.cuda.synchronize(images.device)
-            before = torch.cuda.memory_allocated(images.device)
-            torch.cuda.reset_peak_memory_stats(images.device)
+        if images.device.type in ("cuda", "xpu"):
+            memory: Any = getattr(torch, images.device.type)
+            synchronise(images.device)
+            before = memory.memory_allocated(images.device)
+            memory.reset_peak_memory_stats(images.device)
             model(images)
-            return torch.cuda.max_memory_allocated(images.device) - before
+            return memory.max_memory_allocated(images.device) - before
         with _Alive([*model.parameters(), *model.buffers(), images]) as alive:
             model(images)
         return alive.peak
@@ -333,8 +332,8 @@ class _Alive(TorchDispatchMode):
 
 def device_words(device: torch.device) -> str:
     """Return the device as text, such as "cpu, 2 threads of an AMD EPYC 7B13"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device != CPU:
+        return device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''} of {_processor()}"
 

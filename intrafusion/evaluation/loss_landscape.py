@@ -15,14 +15,15 @@ from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError, shown
 from intrafusion.pruning.groups.feature_maps import normalised
 from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.devices import CPU, device_of, doubled
 
 _MEMORY = 1 << 28  # bytes of weights of networks that are run in one pass
 _BASIS = 1 << 31  # most bytes of the vectors that Lanczos keeps
 
 
 def flatten_weights(model: nn.Module) -> Tensor:
-    """Concatenate all parameters in order: float64 (D,)."""
-    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+    """Concatenate all parameters in order: float64 (D,), on the `float64_device` of the network."""
+    return doubled(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
 
 def unflatten(model: nn.Module, vectors: Tensor) -> dict[str, Tensor]:
@@ -140,7 +141,7 @@ def surface(
 def _together(model: nn.Module) -> int:
     """Return how many networks to run in one pass: as many as fit on a GPU; one on a CPU, where that is faster."""
     size = sum(p.numel() for p in model.parameters())
-    return max(1, _MEMORY // (8 * max(size, 1))) if next(model.parameters()).is_cuda else 1
+    return max(1, _MEMORY // (8 * max(size, 1))) if device_of(model) != CPU else 1
 
 
 def losses_at(
@@ -159,14 +160,15 @@ def losses_at(
     for chunk in points.split(together or _together(model)):
         checkpoint()
         parameters = unflatten(model, vectors(chunk))
-        sums = torch.zeros(2, len(chunk), dtype=torch.float64)
+        sums = []
         for images, labels in batches:
             logits = _answers(model, parameters, images)
             expected = labels.expand(len(chunk), -1)
-            sums[0] += F.cross_entropy(logits.transpose(1, 2), expected, reduction="none").sum(1).double().cpu()
-            sums[1] += (logits.argmax(2) == expected).sum(1).double().cpu()
-        losses.append(sums[0])
-        right.append(sums[1])
+            lost = F.cross_entropy(logits.transpose(1, 2), expected, reduction="none").sum(1)
+            sums.append(torch.stack([lost, (logits.argmax(2) == expected).sum(1).to(lost)]))
+        total = torch.stack(sums).cpu().double().sum(0)  # waits for a GPU once
+        losses.append(total[0])
+        right.append(total[1])
     count = sum(len(labels) for _, labels in batches)
     return torch.cat(losses) / count, torch.cat(right) / count
 
@@ -212,11 +214,11 @@ def lanczos(
         slopes = torch.autograd.grad(loss(model), parameters, create_graph=True)
 
     def times(vector: Tensor) -> Tensor:
-        parts = vector.split([p.numel() for p in parameters])
+        parts = vector.to(slopes[0]).split([p.numel() for p in parameters])
         with torch.enable_grad():
-            inner = sum((g * part.view_as(g).to(g)).sum() for g, part in zip(slopes, parts, strict=True))
+            inner = sum((g * part.view_as(g)).sum() for g, part in zip(slopes, parts, strict=True))
         found = torch.autograd.grad(inner, parameters, retain_graph=True)
-        return torch.cat([g.detach().double().flatten() for g in found]).cpu()
+        return torch.cat([g.detach().flatten() for g in found]).cpu().double()
 
     size = sum(p.numel() for p in parameters)
     steps = min(max(min(steps, _BASIS // (8 * size)), count), size)

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_fl
 
 from intrafusion.models.fx.sharing import twin
 from intrafusion.models.precision import inputs_for
+from intrafusion.runtime.devices import device_of
 
 _aten = torch.ops.aten
 # words in the names of torch's operators that multiply; such operators without a formula are reported to the user
@@ -96,7 +97,7 @@ def count_macs(model: nn.Module, example: Tensor) -> Macs:
     """Count one pass of the first image of `example`, in eval mode, on a copy that shares the parameters."""
     counter = Macs(_copy(model))
     with torch.no_grad(), _whole_attention(), counter:
-        counter.network(inputs_for(counter.network, example[:1]))
+        counter.network(inputs_for(counter.network, example[:1].to(device_of(model))))
     return counter
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intrafusion.models.fx.fuse_relu import is_plain
 from intrafusion.models.fx.sharing import replaced
+from intrafusion.runtime.devices import doubled
 
 _PAYS = 4  # least ratio of the layer's multiplications to those of the 1x1 convolution
 _EXACT = 1e-6  # largest deviation of M W from W', relative to the norm of W'
@@ -49,5 +50,5 @@ def _mix(dense: nn.Module, layer: nn.Module) -> nn.Conv2d | None:
 
 def _rows(layer: nn.Conv2d) -> Tensor:
     """Return one row per output channel: weights, and the bias if there is one. float64 (n, m)."""
-    weight = layer.weight.detach().double().flatten(1)
-    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[:, None]], 1)
+    weight = doubled(layer.weight.detach()).flatten(1)
+    return weight if layer.bias is None else torch.cat([weight, doubled(layer.bias.detach())[:, None]], 1)

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from intrafusion.data.datasets import ImageData
 from intrafusion.models.exported_program import Program
+from intrafusion.runtime.devices import CPU
 
-_MEMORY, _CUDA_MEMORY = 512 << 20, 8 << 30  # byte limits for the tensors that a program computes from one batch
+_MEMORY, _DEVICE_MEMORY = 512 << 20, 8 << 30  # bytes of the tensors that a program computes from one batch: CPU, GPU
 
 
 def batches_for(model: nn.Module, data: ImageData, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -17,6 +18,6 @@ def batches_for(model: nn.Module, data: ImageData, most: int | None = None) -> I
     """
     taken = max((module.plan.image_bytes for module in model.modules() if isinstance(module, Program)), default=0)
     if taken:
-        fit = max(1, (_CUDA_MEMORY if data.images.device.type == "cuda" else _MEMORY) // taken)
+        fit = max(1, (_MEMORY if data.images.device == CPU else _DEVICE_MEMORY) // taken)
         most = fit if most is None else min(most, fit)
     return data.batches(most)

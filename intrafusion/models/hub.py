@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.errors import IntrafusionError
 from intrafusion.models.card import ModelCard
 from intrafusion.models.fx.sharing import check_finite
 from intrafusion.models.sources import builtin, timm, user
@@ -26,6 +26,7 @@ from intrafusion.models.sources.user import told as kept_told
 from intrafusion.models.sources.user import when as kept_when
 from intrafusion.models.state_dict import Misfit, keyed
 from intrafusion.runtime.cancellation import OnProgress
+from intrafusion.runtime.devices import choose_device
 from intrafusion.runtime.download import stream
 
 __all__ = [
@@ -113,7 +114,7 @@ def load_model(
         "model", "ema", ...), has key prefixes ("module.", "model.", "_orig_mod.", ...), or has a head with another number of
         classes. Whatever was chosen or left out is logged. If `FILE.json` exists beside the file, it is read as the card.
     device : str or torch.device
-        "cpu", "cuda" or "mps".
+        "cpu", "cuda", "xpu", "mps", or "auto" for the first accelerator that works, or else the CPU.
     progress : callable, optional
         Called with (bytes done, total bytes) during a download.
     weights_key : str, optional
@@ -146,7 +147,7 @@ def load_model(
             model, card = source.open_model(name, weights, progress)
         except Misfit as error:
             raise IntrafusionError(f"{error}{nearest(error.table, error.name)}") from error
-    return _ready(model, replace(card, name=name)).to(_device(device))
+    return _ready(model, replace(card, name=name)).to(choose_device(device))
 
 
 def load_saved(path: Path, architecture: str) -> nn.Module:
@@ -164,13 +165,3 @@ def _ready(model: nn.Module, card: ModelCard) -> nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model.eval()
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        if torch.device(name).type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("unsupported device type")
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise IntrafusionError(f"device {name!r} is not available ({one_line(error)}); use cpu") from error

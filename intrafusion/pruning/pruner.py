@@ -9,9 +9,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from intrafusion._registry import CRITERIA
 from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
-from intrafusion.models.fx.sharing import check_call, check_finite, leaves, set_modes, twin
+from intrafusion.models.fx.sharing import check_call, check_finite, copied, leaves, on_cpu, placed, set_modes, twin
 from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import Group
@@ -21,6 +22,7 @@ from intrafusion.pruning.importance import score
 from intrafusion.pruning.merge import MERGES, Fit, Merged
 from intrafusion.pruning.transport.planning import TransportPlan, group_counts, kept_count, plan, stay
 from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.devices import CPU, device_of
 
 
 def prune(
@@ -188,6 +190,7 @@ def cut(
     calibration: int | None = 512,
     first: Callable[[Group], TransportPlan] | None = None,
     share: bool = False,
+    weights: nn.Module | None = None,
     **options: Unpack[TransportKeywords],
 ) -> Pruned:
     """Prune as `prune` does, with the groups of the model already found (all points of a study share them).
@@ -195,6 +198,8 @@ def cut(
     first: returns the plan of a group in the network before pruning, which may be known already. It is used for the first
     group to be pruned, the last one that loses channels in network order, because that group still sees the unpruned network.
     share: layers outside the groups that lose channels are shared with the model, not copied, and must not be modified.
+    weights: a copy of the model on the CPU, in the plain form of `twin`; made here if None. Channels are merged there, in
+    float64, while networks that need images run on the model's device.
     """
     merging = MERGES[merge]
     if merging.needs != "nothing" and data is None:
@@ -204,15 +209,20 @@ def cut(
 
     solving = partial(plan, round_to=round_to, data=data, seed=seed, calibration=calibration, **options)
 
+    device = device_of(model)
+    sees = {"score": CRITERIA[criterion].needs != "nothing", "compare": options.get("cost") == "activations"}
+
     def planned(network: nn.Module, group: Group) -> TransportPlan:
-        scores = score(network, group, criterion, data, seed, calibration)
+        there = copied(network).to(device) if device != CPU and (sees["score"] or (moves and sees["compare"])) else network
+        scores = score(there if sees["score"] else network, group, criterion, data, seed, calibration)
         if not moves:
             return stay(group, scores, shares[group], round_to)
-        return solving(network, group, scores, shares[group])
+        return solving(there if sees["compare"] else network, group, scores, shares[group])
 
     own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
     known = next(reversed(shares), None) if moves and first else None  # the group whose plan `first` returns
-    small = _copy(model, shares if share and not merging.fit else None)  # a fit may change any layer
+    weights = weights or on_cpu(model)
+    small = _copy(weights, shares if share and not merging.fit else None)  # a fit may change any layer
     with torch.no_grad():
         fold_groups(small, found)
         merged: list[Merged] = []
@@ -221,7 +231,7 @@ def cut(
             group_plan = first(group) if first and group is known else planned(small, group)
             merged.append(Merged(group, merging(small, group, group_plan, **own), group_plan.kept))
         shrink(small, {one.group: one.kept for one in merged})
-        pruned = Pruned(small, tuple(merged), model, found)
+        pruned = Pruned(small if device == CPU else placed(small, weights, model), tuple(merged), model, found)
         if merging.fit and merged and data is not None:
             merging.fit(pruned.fit(data.subset(calibration, seed)))
     return pruned

@@ -84,11 +84,11 @@ def making(spec: PruneSpec, session: Session) -> Iterator[Progress[Made]]:
 
 
 def _alone(small: nn.Module, card: ModelCard) -> nn.Module:
-    """Return a copy on the CPU, in float32, without the buffers that only further pruning needs."""
+    """Return a copy on the CPU, in float32, without the numbers that only further pruning needs."""
     network = copy.deepcopy(small).cpu().eval().requires_grad_(False).float()
     for module in network.modules():
         for name in ("folded_gamma", "folded_norm"):
-            if name in module._buffers:
+            if hasattr(module, name):
                 delattr(module, name)
     network.card = card  # type: ignore[assignment]
     return network

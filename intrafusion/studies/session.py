@@ -16,6 +16,7 @@ from intrafusion.evaluation.accuracy import Evaluation, Size, evaluate, layer_si
 from intrafusion.evaluation.incremental import MEMORY, Meter
 from intrafusion.models.card import ModelCard
 from intrafusion.models.fingerprint import of_images, of_model, of_text
+from intrafusion.models.fx.sharing import copied, on_cpu
 from intrafusion.models.hub import load_model
 from intrafusion.options import RecoveryOptions
 from intrafusion.pruning.groups.feature_maps import private
@@ -30,6 +31,7 @@ from intrafusion.pruning.transport.planning import TransportPlan, solve
 from intrafusion.runtime.cache import Cache
 from intrafusion.runtime.cancellation import clock
 from intrafusion.runtime.code_digest import code_version, recovery_version
+from intrafusion.runtime.devices import CPU, device_of
 from intrafusion.runtime.paths import home
 from intrafusion.spec import CUT_FIELDS, MERGE_FIELDS, NETWORK_FIELDS, PLAN_FIELDS, TRANSPORT_FIELDS, PruneSpec
 from intrafusion.studies.relevant_fields import calibrates, own_code, relevant, trains
@@ -74,7 +76,7 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        return device_of(self.model)
 
     @property
     def example(self) -> torch.Tensor:
@@ -99,13 +101,25 @@ class Session:
     @property
     def folded(self) -> nn.Module:
         """The dense model with BatchNorm folded, from which all pruned networks are made. It must not be modified."""
+        if self.device == CPU:
+            return self.folded_weights
+        return self._known.get("folded", lambda: copied(self.folded_weights).to(self.device))
+
+    @property
+    def weights(self) -> nn.Module:
+        """The dense model on the CPU, where everything that needs weights alone is computed. It must not be modified."""
+        return self._known.get("weights", lambda: on_cpu(self.model))
+
+    @property
+    def folded_weights(self) -> nn.Module:
+        """The dense model on the CPU with BatchNorm folded. It must not be modified."""
 
         def fold() -> nn.Module:
-            twin = private(self.model)
+            twin = private(self.weights)
             fold_groups(twin, self.groups)
             return twin
 
-        return self._known.get("folded", fold)
+        return self._known.get("folded weights", fold)
 
     def fingerprints(self, spec: PruneSpec) -> tuple[str, str]:
         """Return the SHA-256 (hex) of the model and that of the images used to measure this spec."""
@@ -180,7 +194,7 @@ class Session:
         def compute() -> Scores:
             data = self.calibration(spec) if sees else None
             start = clock()
-            values = score(self.model, group, spec.criterion, data, spec.seed, spec.calibration)
+            values = score(self.model if sees else self.weights, group, spec.criterion, data, spec.seed, spec.calibration)
             return Scores(values, clock() - start)
 
         sees = CRITERIA[spec.criterion].needs != "nothing"
@@ -195,7 +209,7 @@ class Session:
         return self._geometries.get(
             (group.name, spec.cost, spec.distance, spec.p, spec.bias, sight(spec) if sees else None),
             lambda: compare_channels(
-                self.model,
+                self.model if sees else self.weights,
                 group,
                 data=self.calibration(spec) if sees else None,
                 calibration=spec.calibration,
@@ -236,11 +250,12 @@ def sight(spec: PruneSpec) -> tuple:
 
 
 def open_session(
-    what: PruneSpec | str, device: str = "cpu", weights: str | Path | None = None, images: bool = True, **options: Any
+    what: PruneSpec | str, device: str = "auto", weights: str | Path | None = None, images: bool = True, **options: Any
 ) -> Session:
     """Load a network, find its groups and, for a spec, load its evaluation images.
 
-    what: a spec, or the name of a model (see `load_model`). A session opened by name has no images; add some with
+    what: a spec, or the name of a model (see `load_model`). device: by name; "auto" is the first accelerator that works, or
+    else the CPU. A session opened by name has no images; add some with
     `Session.on`. weights: the weights of a named model; ignored for a spec, which names its own. images: pass False to skip
     loading a spec's images. options: passed to `load_data`. Raises IntrafusionError if the network or the images cannot be
     loaded.
@@ -254,11 +269,11 @@ def open_session(
     """
     name, weights = (what, weights) if isinstance(what, str) else (what.model, what.weights)
     model = load_model(name, weights, device)
-    example = model.card.example().to(device)  # type: ignore[union-attr,operator]
+    example = model.card.example()  # type: ignore[union-attr,operator]
     session = Session(model, find_groups(model, example), size(model, example))
     if isinstance(what, PruneSpec) and images:
         side = session.card.input_size
-        session.data = load_data(what.dataset, path=what.data_path, device=device, input_size=side, **options)
+        session.data = load_data(what.dataset, path=what.data_path, device=device_of(model), input_size=side, **options)
     return session
 
 
@@ -292,6 +307,7 @@ def _cut(spec: PruneSpec, session: Session, share: bool) -> Pruned:
         session.calibration(spec) if calibrates(relevant(spec)) else None,
         first=lambda group: session.plan(spec, group),
         share=share,
+        weights=session.folded_weights,
         **spec.only((*PLAN_FIELDS, *MERGE_FIELDS)),
     )
 

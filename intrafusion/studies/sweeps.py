@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
-import torch
 from torch import nn
 
 from intrafusion.errors import IntrafusionError, is_out_of_memory
 from intrafusion.evaluation.incremental import MEMORY, Meter
 from intrafusion.pruning.pruner import choose_groups
 from intrafusion.runtime.cancellation import checkpoint, clock
+from intrafusion.runtime.devices import device_name
 from intrafusion.runtime.log import event, explain
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, check_spec, measure
@@ -131,11 +131,6 @@ def cut_of(spec: PruneSpec, session: Session) -> tuple:
 def origin(spec: PruneSpec, session: Session) -> Origin:
     """Return the fingerprints and the device with which the store records the results of this spec."""
     return Origin(*session.fingerprints(spec), device_name(session.device))
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a device: of its model for a CUDA device, else as torch writes it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 class _Sweep:

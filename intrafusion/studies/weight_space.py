@@ -184,7 +184,7 @@ def _mark(solutions: Solutions, made: Plane, place: int) -> Mark:
     answers, labels = solutions.logits(THREE[place]), solutions.images.labels.cpu()
     hits, count = int((answers.argmax(1) == labels).sum()), len(labels)
     x, y = made.at[place].tolist()
-    loss = float(F.cross_entropy(answers.double(), labels))
+    loss = float(F.cross_entropy(answers.cpu().double(), labels))
     return Mark(THREE[place], x, y, loss, hits / count, wilson(hits, count), count, float(made.at[place].norm()))
 
 

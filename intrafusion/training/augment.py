@@ -13,11 +13,11 @@ def shift_and_flip(images: Tensor, generator: torch.Generator, pixels: int = 4) 
     count, _channels, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     top, left = (torch.randint(0, 2 * pixels + 1, (count, 1), generator=generator) for _ in range(2))
-    columns = left + torch.arange(width)
     mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    rows = top + torch.arange(height)
-    rows, columns = rows.to(images.device), columns.to(images.device)
+    top, left, mirrored = torch.cat([top, left, mirrored], 1).to(images.device).split(1, 1)  # one upload
+    columns = left + torch.arange(width, device=images.device)
+    columns = torch.where(mirrored > 0, columns.flip(1), columns)
+    rows = top + torch.arange(height, device=images.device)
     index = torch.arange(count, device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -32,7 +32,7 @@ def wobble(
     offset = (torch.rand(count, 2, generator=generator) * 2 - 1) * shift
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack((torch.stack((cos, -sin, offset[:, 0]), 1), torch.stack((sin, cos, offset[:, 1]), 1)), 1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False).to(images.device)
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False)
 
 

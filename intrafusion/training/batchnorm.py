@@ -11,6 +11,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from intrafusion.runtime.devices import doubled
+
 
 def norms_of(model: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorms that have running statistics."""
@@ -79,12 +81,12 @@ class _Outputs:
     def __call__(self, layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
         channel = -1 if isinstance(layer, nn.Linear) else 1
         values = output.movedim(channel, -1)
-        var, mean = torch.var_mean(values.flatten(0, -2).double(), 0, correction=0)
+        var, mean = torch.var_mean(doubled(values.flatten(0, -2)), 0, correction=0)
         self.seen.append(torch.stack([mean, var]))
         if self.wanted is None:
             return None
         scale, shift = _correction(torch.stack([mean, var.sqrt()]), self.wanted)
-        return (values * scale + shift).to(output.dtype).movedim(-1, channel)
+        return (doubled(values) * scale + shift).to(output).movedim(-1, channel)
 
     def statistics(self) -> Tensor:
         mean, var = torch.stack(self.seen).mean(0)

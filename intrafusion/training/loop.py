@@ -20,6 +20,7 @@ from intrafusion.errors import IntrafusionError, check_choice
 from intrafusion.models.batching import batches_for
 from intrafusion.models.precision import PRECISIONS, has_bf16, inputs_for
 from intrafusion.runtime.cancellation import checkpoint, clock, stoppable
+from intrafusion.runtime.devices import CPU, deterministic, device_name, device_of
 from intrafusion.runtime.shutdown import finishing
 from intrafusion.training.checkpoint import load, save
 
@@ -57,8 +58,8 @@ class Recipe:
 
     lr: the peak learning rate. schedule: how the learning rate changes, one of SCHEDULES. warmup: share of the steps after
     which "one-cycle" reaches the peak. patience: number of evaluations on held-out images without a smaller loss that training
-    tolerates before it ends; None: it does not end early. precision: "exact" (fp32) or "fast" (bf16 autocast) on a CPU; CUDA
-    devices with bf16 always use it.
+    tolerates before it ends; None: it does not end early. precision: "exact" (fp32), "fast" (bf16 autocast), or "auto": fast on
+    a GPU with bf16, else exact.
     """
 
     epochs: float
@@ -71,15 +72,23 @@ class Recipe:
     seed: int = 0
     patience: int | None = None
     schedule: str = "one-cycle"
-    precision: str = "exact"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, tuple(SCHEDULES))
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, ("auto", *PRECISIONS))
 
     def steps(self, count: int) -> int:
         """Return the number of optimiser steps on `count` images."""
         return max(1, round(self.epochs * math.ceil(count / self.batch)))
+
+    def in_bf16(self, device: torch.device) -> bool:
+        """Return whether training on this device runs in bf16."""
+        return has_bf16(device) and (self.precision == "fast" or (self.precision == "auto" and device != CPU))
+
+    def where(self, device: torch.device) -> str:
+        """Return the precision and the device of training as text, such as "fp32 on cpu"."""
+        return f"{'bf16' if self.in_bf16(device) else 'fp32'} on {device_name(device)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary that JSON can hold, with the name of the augmentation."""
@@ -134,12 +143,15 @@ def train(
     None: one per epoch. keep: a file that gets the state of a run that is stopped in any way. The same run then resumes from it
     as if it had not been stopped. The file is deleted when the run is complete or has diverged.
 
-    Training is deterministic for a seed, thread count and machine. The model is left in eval mode.
+    The images are moved to the model's device. Training is deterministic for a seed, thread count and machine; on a GPU, as far
+    as torch has deterministic algorithms for the network's operators. The model is left in eval mode.
     Raises Diverged if the loss is NaN or infinite, and IntrafusionError if `keep` cannot be read or belongs to another run.
     """
     optimiser = optimiser or _sgd(list(model.parameters()) if parameters is None else parameters, recipe)
+    device = device_of(model)
+    data, held = data.to(device), None if held is None else held.to(device)
     run = _Run(model, data, recipe, mean, std, optimiser, loss, held, choose, settle, looks, keep)
-    with nullcontext() if keep is None else finishing():
+    with nullcontext() if keep is None else finishing(), nullcontext() if device == CPU else deterministic():
         try:
             yield from run.moments()
         finally:
@@ -177,8 +189,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.step, self.seconds, self.waited = 0, 0.0, 0
-        device = data.labels.device
-        self.low = has_bf16(device) and (device.type == "cuda" or recipe.precision == "fast")
+        self.low = recipe.in_bf16(data.labels.device)
         self.drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
         self.sums = torch.zeros(3, device=data.labels.device)  # loss, correct answers and images since the last moment
         self.best: tuple[float, dict[str, Tensor]] | None = None
@@ -220,8 +231,8 @@ class _Run:
         """Take one step of the optimiser."""
         place = self.step % self.batches
         if place == 0:
-            self.order = torch.randperm(len(self.data), generator=self.generator)
-        rows = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch].to(device)
+            self.order = torch.randperm(len(self.data), generator=self.generator).to(device)
+        rows = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
         images, labels = self.recipe.augment(self.data.images[rows], self.generator), self.data.labels[rows]
         inputs = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         share = SCHEDULES[self.recipe.schedule](self.step / self.steps, self.recipe.warmup)
@@ -237,7 +248,8 @@ class _Run:
         loss.backward()
         self.optimiser.step()
         right = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach().float() * len(rows), right.float(), right.new_tensor(len(rows)).float()])
+        lost = loss.detach().float()
+        self.sums += torch.stack([lost * len(rows), right.float(), torch.full_like(lost, len(rows))])
         self.step += 1
 
     def _moment(self) -> TrainingProgress:
@@ -280,7 +292,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
-            "order": self.order,
+            "order": self.order.cpu(),
             "step": self.step,
             "seconds": self.seconds,
             "sums": self.sums,
@@ -298,7 +310,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
-        self.order, self.step, self.seconds = state["order"].cpu(), state["step"], state["seconds"]
+        self.order, self.step, self.seconds = state["order"].to(self.sums.device), state["step"], state["seconds"]
         self.sums, self.waited, self.best = state["sums"].to(self.sums.device), state["waited"], state["best"]
         self.past = [TrainingProgress(**moment) for moment in state["past"]]
 
@@ -321,12 +333,13 @@ def _sgd(learning: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
 def judged(model: nn.Module, data: ImageData, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[float, float]:
     """Return the mean cross-entropy in nats and the accuracy (a fraction) of a network in eval mode."""
     model.eval()
-    loss = right = 0.0
+    found = []
     with torch.inference_mode():
-        for images, labels in batches_for(model, data):
+        for images, labels in batches_for(model, data.to(device_of(model))):
             logits = model(inputs_for(model, normalise(images, mean, std)))
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            right += float((logits.argmax(1) == labels).sum())
+            right = (logits.argmax(1) == labels).sum()
+            found.append(torch.stack([F.cross_entropy(logits, labels, reduction="sum").float(), right.float()]))
+    loss, right = torch.stack(found).cpu().double().sum(0).tolist()  # waits for a GPU once
     return loss / len(data), right / len(data)
 
 

@@ -18,6 +18,7 @@ from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.loss_landscape import bezier, flatten_weights, losses_at, unflatten
 from intrafusion.models.card import card_of
 from intrafusion.pruning.groups.feature_maps import normalised, private
+from intrafusion.runtime.devices import device_of, doubled
 from intrafusion.training.augment import augment_for
 from intrafusion.training.batchnorm import measure_norms, norms_of
 from intrafusion.training.loop import Diverged, Recipe, TrainingProgress, train
@@ -49,12 +50,12 @@ class Curve(nn.Module):
             raise IntrafusionError("both ends of this path are the same network; choose another end")
         inside = torch.arange(1, bends + 1, device=ends.device).double()[:, None] / (bends + 1)
         self.register_buffer("ends", ends, persistent=False)
-        self.bends = nn.Parameter((ends[0] + inside * (ends[1] - ends[0])).float())
+        self.bends = nn.Parameter((ends[0] + inside * (ends[1] - ends[0])).float().to(device_of(first)))
         self._generator = torch.Generator().manual_seed(seed)
 
     def vectors(self, t: Tensor) -> Tensor:
         """Return the networks at places t (g,) of the curve: (g, D), exact at the ends."""
-        return bezier(self.ends, self.bends.double(), t)  # type: ignore[arg-type]
+        return bezier(self.ends, doubled(self.bends), t)  # type: ignore[arg-type]
 
     def straight(self, t: Tensor) -> Tensor:
         """Return the networks at places t (g,) of the straight line between the ends: (g, D)."""

@@ -21,6 +21,7 @@ from intrafusion.pruning.groups.feature_maps import feature_maps, normalised
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.pruning.groups.norms import folded_tensors
+from intrafusion.runtime.devices import device_of, doubled
 from intrafusion.training.batchnorm import restate
 
 ALIGNED = ("activations", "weights")  # how matching channels are found
@@ -72,7 +73,7 @@ def _members(models: Sequence[nn.Module]) -> list[nn.Module]:
     """Return copies of the networks. Raises IntrafusionError if they cannot be averaged."""
     if len(models) < 2:
         raise IntrafusionError(f"fusion needs at least two networks, not {len(models)}")
-    models = [twin(model) for model in models]
+    models = [twin(model).to(device_of(models[0])) for model in models]
     for model in models:
         check_finite(model.named_modules())
     shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in models]
@@ -156,12 +157,12 @@ def _vectors(model: nn.Module, group: Group, writers: Sequence[Layer], data: Ima
         weight, bias = folded_tensors(model, layer.name, layer.norm)
         rows = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
         parts.append(_held(rows, layer))
-    return torch.cat(parts, 1).cpu()
+    return torch.cat(parts, 1)
 
 
 def _held(rows: Tensor, layer: Layer) -> Tensor:
-    found = rows[layer.positions.clamp(min=0).to(rows.device)].flatten(1)
-    return found * layer.present().to(found.device)[:, None]
+    found = rows[layer.positions.clamp(min=0)].flatten(1)
+    return found * layer.present()[:, None]
 
 
 def _maps(model: nn.Module, group: Group, data: ImageData) -> list[Tensor]:
@@ -170,7 +171,7 @@ def _maps(model: nn.Module, group: Group, data: ImageData) -> list[Tensor]:
     for batch in feature_maps(model, group, data):
         for layer, maps in batch:
             found.setdefault(layer, []).append(maps.transpose(0, 1).flatten(1))
-    return [torch.cat(parts, 1).double().cpu() for parts in found.values()]
+    return [torch.cat(parts, 1).cpu().double() for parts in found.values()]
 
 
 def _sampled(maps: Tensor) -> Tensor:
@@ -197,4 +198,4 @@ def _unit(vectors: Tensor) -> Tensor:
 def _average(values: Sequence[Tensor]) -> Tensor:
     if not values[0].is_floating_point():
         return values[0]
-    return torch.stack([value.double() for value in values]).mean(0).to(values[0].dtype)
+    return torch.stack([doubled(value) for value in values]).mean(0).to(values[0])

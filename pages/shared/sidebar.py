@@ -18,6 +18,7 @@ from intrafusion.models.hub import (
 from intrafusion.models.state_dict import located
 from intrafusion.runtime import escaping
 from intrafusion.runtime.access import check_path, check_weights_size, is_public, public, roots
+from intrafusion.runtime.devices import choose_device, device_name, device_names
 from intrafusion.studies.session import Session
 from pages.shared import messages
 from pages.shared.downloads import download
@@ -34,8 +35,9 @@ def choose(controls: DeltaGenerator) -> Here:
         name = _model_name()
         dataset = _dataset(name)
         weights, data_path = _files(name)
-        devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        device = st.selectbox("Device", devices, index=min(1, len(devices) - 1), key="device", bind=BIND)
+        devices = device_names()
+        fastest = devices.index(str(choose_device()))
+        device = st.selectbox("Device", devices, fastest, format_func=_device_label, key="device", bind=BIND)
     try:
         is_here = is_local(name, weights)
     except IntrafusionError:  # no weights of this model are published
@@ -52,6 +54,10 @@ def choose(controls: DeltaGenerator) -> Here:
     group = _choose_group(opened, controls)
     spec = PruneSpec(model=name, dataset=dataset, weights=weights, data_path=data_path, groups=(group.name,))
     return Here(opened, group, spec, device)
+
+
+def _device_label(name: str) -> str:
+    return name if name in ("cpu", "mps") else f"{name} ({device_name(torch.device(name))})"
 
 
 def _files(model: str) -> tuple[str | None, str | None]:

@@ -29,6 +29,20 @@ def test_the_embedded_cifar_network_shows_without_any_download(page, monkeypatch
     assert "Share and reproduce" in text(app)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("page", [*PAGES, "sensitivity", "recovery", "landscape", "training_lab", "export"])
+def test_every_page_opens_on_an_accelerator(page):
+    app = finished(open_page(page, model="digits-vgg"), background_jobs.jobs())
+    assert app.selectbox(key="device").value == "cuda:0"
+    assert not app.error
+
+
+@pytest.mark.gpu
+def test_the_device_of_a_link_is_taken_and_another_falls_back_to_the_fastest():
+    assert open_page("overview", device="cpu").selectbox(key="device").value == "cpu"
+    assert open_page("overview", device="cuda:7").selectbox(key="device").value == "cuda:0"
+
+
 def test_overview_says_what_is_coupled_and_what_cannot_be_pruned():
     table = open_page("overview").dataframe[0].value
     assert list(table["channels"]) == [16, 16, 16, 32, 32, 32, 64, 64, 64, 10]

@@ -37,9 +37,10 @@ def test_links_and_pictures_lead_somewhere():
     assert {name for name in anchors(FILE) if name} >= {"install", "quickstart", "limits", "citation"}
 
 
-def test_the_snippet_runs(capsys):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_snippet_runs(device, capsys):
     (snippet,) = snippets(FILE, "python")
-    exec(snippet, {})
+    exec(snippet.replace('load_model("digits-vgg")', f'load_model("digits-vgg", device="{device}")'), {})
     dropped, fused = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
     assert fused > dropped + 0.2
 

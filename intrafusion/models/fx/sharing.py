@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from intrafusion.errors import IntrafusionError, one_line
+from intrafusion.runtime.devices import CPU, device_of
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
@@ -63,6 +64,35 @@ def twin(model: nn.Module, shared: Mapping[str, nn.Module] | None = None) -> nn.
                 f"the weight of {name} is computed in each forward pass in an unsupported way; make it a parameter"
             )
     return made
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """Return the model itself if it is on the CPU, otherwise a copy of it there, made by `twin`."""
+    return model if device_of(model) == CPU else twin(model).to(CPU)
+
+
+def placed(small: nn.Module, weights: nn.Module, model: nn.Module) -> nn.Module:
+    """Move a network from the CPU to the device of `model`, in one transfer; `small` is used up.
+
+    weights: the copy of `model` on the CPU from which `small` was made. Layers that `small` shares with it become layers of
+    `model`.
+    """
+    dense, theirs = leaves(model), leaves(weights)
+    shared = {name: dense[name] for name, layer in leaves(small).items() if theirs.get(name) is layer}
+    moved = replaced(small, shared)
+    tensors = {id(t): t for t in (*moved.parameters(), *moved.buffers()) if t.device == CPU}
+    _send(list(tensors.values()), device_of(model))
+    return moved
+
+
+def _send(tensors: list[Tensor], device: torch.device) -> None:
+    """Move tensors to a device in place, with one copy for each dtype; the copies do not make this process wait."""
+    for kind in {tensor.dtype for tensor in tensors}:
+        some = [tensor for tensor in tensors if tensor.dtype == kind]
+        packed = torch.cat([tensor.detach().reshape(-1) for tensor in some])
+        there = (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True)
+        for tensor, part in zip(some, there.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.data = part.view(tensor.shape).clone()
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from intrafusion.pruning.groups.norms import folded_tensors
 
 
 def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]]:
-    """Return each weight layer of the group with its vectors, float64 (n, d).
+    """Return each weight layer of the group with its vectors, float64 (n, d) on the CPU.
 
     Row j holds the flattened weights that write or read channel j; it is zero if the layer does not hold the channel. Norms
     and PReLU are left out, because they fold or only scale.
@@ -26,7 +26,7 @@ def channel_vectors(model: nn.Module, group: Group) -> list[tuple[Layer, Tensor]
 
 
 def bias_vectors(model: nn.Module, group: Group) -> list[Tensor]:
-    """Return float64 (n, m) for each layer that writes the channels and has a bias once BN is folded."""
+    """Return float64 (n, m), on the CPU, for each layer that writes the channels and has a bias once BN is folded."""
     vectors = []
     for layer in group.layers:
         module = model.get_submodule(layer.name)
@@ -39,12 +39,11 @@ def bias_vectors(model: nn.Module, group: Group) -> list[Tensor]:
 
 
 def whole_vectors(model: nn.Module, group: Group, bias: bool = False) -> Tensor:
-    """Return all of a channel's weights in one vector: float64 (n, d). `bias` appends the biases."""
+    """Return all of a channel's weights in one vector: float64 (n, d) on the CPU. `bias` appends the biases."""
     parts = [vectors for _, vectors in channel_vectors(model, group)]
     return torch.cat(parts + (bias_vectors(model, group) if bias else []), 1)
 
 
 def _rows(axis_first: Tensor, layer: Layer) -> Tensor:
-    positions = layer.positions.to(axis_first.device)
-    rows = axis_first[positions.clamp(min=0)].flatten(1)
-    return rows * layer.present().to(rows.device)[:, None]
+    rows = axis_first[layer.positions.clamp(min=0)].flatten(1)
+    return rows * layer.present()[:, None]

@@ -1,9 +1,9 @@
 """Channel groups of any network: found by tracing, then checked by tests that correct groups cannot fail.
 
-All tests run on a copy with random weights that let every layer's signal through, so that mistakes show. Permuting the
-channels of a prunable group must not change the logits. With half of the channels cut away, the network must compute the same
-as with those channels zeroed, for all groups together and for subsets of them. Folding a BatchNorm must not change the logits;
-a BatchNorm that fails stays in the network and counts as a layer with one weight per channel.
+All tests run on a copy on the CPU, with random weights that let every layer's signal through, so that mistakes show. Permuting
+the channels of a prunable group must not change the logits. With half of the channels cut away, the network must compute the
+same as with those channels zeroed, for all groups together and for subsets of them. Folding a BatchNorm must not change the
+logits; a BatchNorm that fails stays in the network and counts as a layer with one weight per channel.
 """
 
 import logging
@@ -23,6 +23,7 @@ from intrafusion.pruning.groups.dependency import Graph
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.groups.norms import fold_norms, norms_of_groups
 from intrafusion.pruning.groups.surgery import shrink
+from intrafusion.runtime.devices import CPU
 
 _log = logging.getLogger(__name__)
 _MIXED = (
@@ -32,7 +33,7 @@ _MIXED = (
 _CHANGED = "removing zeroed channels changes the logits: an operation depends on all channels"
 _SCALES = (1.0, 100.0)  # of the inputs: some operations, as LocalResponseNorm, mix channels only where activations are large
 _FEW = 3  # channels: in a group this small, two permutations are easily the same
-_CHANCE = 1e-2  # of the largest logit: more than two equal passes differ by on a GPU, which may sum in another order
+_CHANCE = 1e-2  # of the largest logit: more than two equal passes differ by
 _FOLDED = 5e-5  # of the largest logit: tolerance for folding a norm
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # raised by a network whose shapes do not fit
 
@@ -40,7 +41,8 @@ _ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # raised by a netwo
 def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     """Find all channel groups of a network, from input to output; a group that cannot be pruned carries the reason.
 
-    The network is not modified. example: one input, float (1, C, H, W); only its shape matters. Raises IntrafusionError
+    The network is not modified. example: one input, float (1, C, H, W); only its shape matters, not
+    its device. Raises IntrafusionError
     if the network cannot be copied or traced at all.
 
     Examples
@@ -53,9 +55,9 @@ def find_groups(model: nn.Module, example: Tensor) -> list[Group]:
     check_call(model, example)
     if torch.is_inference_mode_enabled():
         raise IntrafusionError("finding groups needs gradients; call this outside of torch.inference_mode()")
-    traced = twin(model).requires_grad_(True)
+    traced = twin(model).to(CPU).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
-    noise = inputs_for(traced, torch.randn(2, *example.shape[1:], generator=generator).to(example.device))
+    noise = inputs_for(traced, torch.randn(2, *example.shape[1:], generator=generator))
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -102,19 +104,16 @@ def _instead(output: object) -> str:
 def _enliven(model: nn.Module, generator: torch.Generator) -> None:
     """Fill a network with random weights and statistics that let every layer's signal through, in place."""
 
-    def fill(tensor: Tensor, values: Tensor) -> None:
-        tensor.copy_(values.to(tensor.device, tensor.dtype))
-
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1:
-            fill(parameter.data, noise * math.sqrt(2 / (parameter.numel() / parameter.shape[0])))
+            parameter.data.copy_(noise * math.sqrt(2 / (parameter.numel() / parameter.shape[0])))
         else:
-            fill(parameter.data, noise * 0.1 + (0 if name.endswith("bias") else 1))
+            parameter.data.copy_(noise * 0.1 + (0 if name.endswith("bias") else 1))
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            fill(module.running_mean, torch.randn(module.num_features, generator=generator) * 0.1)
-            fill(module.running_var, torch.rand(module.num_features, generator=generator) + 0.5)
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
             if module.weight is not None:  # folding then flips the sign of every other channel, which comparisons notice
                 module.weight[::2].neg_()
 

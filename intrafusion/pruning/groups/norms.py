@@ -12,16 +12,21 @@ from intrafusion.models.fx.sharing import replace_layers
 from intrafusion.pruning.groups.group import Group
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    """Return weights or statistics in float64, on the CPU."""
+    return tensor.detach().cpu().double()
+
+
 def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return `scale` and `shift` of a BatchNorm in eval mode, `scale * x + shift`: float64 (n,) each."""
+    """Return `scale` and `shift` of a BatchNorm in eval mode, `scale * x + shift`: float64 (n,) each, on the CPU."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, var = norm.running_mean.double(), norm.running_var.double()
+    mean, var = _exact(norm.running_mean), _exact(norm.running_var)
     scale = torch.rsqrt(var + norm.eps)
     if norm.affine:
-        scale = scale * norm.weight.data.double()
+        scale = scale * _exact(norm.weight)
     shift = -mean * scale
-    return scale, shift + norm.bias.data.double() if norm.affine else shift
+    return scale, shift + _exact(norm.bias) if norm.affine else shift
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,26 @@ class Norm:
 def norm_of(layer: nn.Module) -> Norm | None:
     """Return the BatchNorm that was folded into a layer, or None; valid while the layer still has the channels of then."""
     numbers = getattr(layer, "folded_norm", None)
-    return None if numbers is None else Norm(*numbers.cpu())
+    return None if numbers is None else Norm(*numbers)
 
 
 def _numbers(norm: _BatchNorm) -> Tensor:
-    """Return the fields of `Norm` as one float64 tensor (4, n)."""
+    """Return the fields of `Norm` as one float64 tensor (4, n), on the CPU."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, std = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
-    gamma, beta = (norm.weight.data.double(), norm.bias.data.double()) if norm.affine else (mean * 0 + 1, mean * 0)
+    mean, std = _exact(norm.running_mean), (_exact(norm.running_var) + norm.eps).sqrt()
+    gamma, beta = (_exact(norm.weight), _exact(norm.bias)) if norm.affine else (mean * 0 + 1, mean * 0)
     return torch.stack([gamma, beta, mean, std])
 
 
 def folded_tensors(model: nn.Module, name: str, norm: str | None) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of layer `name` with BatchNorm `norm` folded in (float64); unchanged if it is folded already."""
+    """Return weight and bias of layer `name` with BatchNorm `norm` folded in; unchanged if it is folded already.
+
+    Both are float64, on the CPU.
+    """
     module: Any = model.get_submodule(name)
-    weight = module.weight.data.double()
-    bias = None if module.bias is None else module.bias.data.double()
+    weight = _exact(module.weight)
+    bias = None if module.bias is None else _exact(module.bias)
     bn = model.get_submodule(norm) if norm else None
     if not isinstance(bn, _BatchNorm):
         return weight, bias
@@ -89,10 +97,10 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
             continue
         weight, bias = folded_tensors(model, name, norm)
         assert bias is not None
-        learns, dtype = module.weight.requires_grad, module.weight.dtype
-        module.weight = nn.Parameter(weight.to(dtype), requires_grad=learns)
-        module.bias = nn.Parameter(bias.to(dtype), requires_grad=learns)
+        now, learns = module.weight, module.weight.requires_grad
+        module.weight = nn.Parameter(weight.to(now.device, now.dtype), requires_grad=learns)
+        module.bias = nn.Parameter(bias.to(now.device, now.dtype), requires_grad=learns)
+        module.folded_norm = _numbers(bn)  # no buffers: they stay in float64, on the CPU
         if bn.affine:  # the bn_scale criterion still reads it
-            module.register_buffer("folded_gamma", bn.weight.data.clone(), persistent=False)
-        module.register_buffer("folded_norm", _numbers(bn), persistent=False)
+            module.folded_gamma = _exact(bn.weight)
         replace_layers(model, {norm: nn.Identity()})

@@ -72,7 +72,7 @@ def score(
     check_finite((layer.name, model.get_submodule(layer.name)) for layer in group.layers)
     seen = None if data is None else data.subset(calibration, seed)
     with torch.no_grad():
-        scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().double().cpu()
+        scores = entry(model, group, seen, torch.Generator().manual_seed(seed)).detach().cpu().double()
     if not bool(torch.isfinite(scores).all()):
         check_finite(model.named_modules())  # names the layer to blame
         raise IntrafusionError(f"criterion {criterion} gives NaN or infinite scores for {group.name}; choose another criterion")

@@ -21,6 +21,7 @@ from intrafusion.pruning.groups.feature_maps import (
 from intrafusion.pruning.groups.group import Group, Layer
 from intrafusion.pruning.importance.reduce import mean_over_images
 from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.devices import doubled, float64_device
 
 _GRAMS = 1 << 24  # maximum number of Gram matrix values held at once
 
@@ -38,7 +39,10 @@ def chip(model: nn.Module, group: Group, data: ImageData, generator: torch.Gener
 @CRITERIA.register("hrank", "mean rank of the channel's feature map", "Lin et al., CVPR 2020", "images")
 def hrank(model: nn.Module, group: Group, data: ImageData, generator: torch.Generator) -> Tensor:
     # keep the maps' dtype, which sets the tolerance: in a wider one, their rounding would count as rank
-    return mean_over_images(group, feature_maps(model, group, data), torch.linalg.matrix_rank)
+    def ranks(maps: Tensor) -> Tensor:
+        return torch.linalg.matrix_rank(maps.to(float64_device(maps.device)))
+
+    return mean_over_images(group, feature_maps(model, group, data), ranks)
 
 
 @CRITERIA.register(
@@ -60,7 +64,7 @@ def nuclear_losses(maps: Tensor) -> Tensor:
     maps: (B, c, h, w). Returns float64 (B, c). The singular values are the square roots of the eigenvalues of the Gram matrix
     on the smaller side, computed for many images and rows at once.
     """
-    rows = maps.flatten(2).double()
+    rows = doubled(maps.flatten(2))
     channels, pixels = rows.shape[1:]
     grams = rows @ rows.mT if channels <= pixels else rows.mT @ rows
     whole = _nuclear_norm(grams)
@@ -130,11 +134,12 @@ def greedy(model: nn.Module, group: Group, data: ImageData, generator: torch.Gen
         for layer, maps in batch:
             rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (samples, n)
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-            sums[layer] = sums.get(layer, 0) + rows.double().T @ rows.double()
+            rows = doubled(rows)
+            sums[layer] = sums.get(layer, 0) + rows.T @ rows
     residuals, weights, written = [], [], dict(channel_vectors(model, group))
     for layer, moments in sums.items():
         gram = moments[:-1, :-1] - moments[-1, :-1].outer(moments[-1, :-1]) / moments[-1, -1]
-        columns = written[layer]  # (n, m)
+        columns = written[layer].to(gram.device)  # (n, m)
         residuals.append(gram / (columns.T @ gram @ columns).trace().clamp(min=1e-30))
         weights.append(columns)
     return _order(residuals, weights)

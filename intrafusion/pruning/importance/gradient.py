@@ -19,6 +19,7 @@ from intrafusion.errors import IntrafusionError, is_out_of_memory, one_line
 from intrafusion.pruning.groups.feature_maps import examined, normalised
 from intrafusion.pruning.groups.group import Group, Layer
 from intrafusion.pruning.importance.reduce import mean_over_layers, sum_of_weights
+from intrafusion.runtime.devices import doubled
 
 _PER_SAMPLE = 1 << 26  # maximum number of gradient values held at once
 
@@ -60,15 +61,17 @@ def obd(model: nn.Module, group: Group, data: ImageData, generator: torch.Genera
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     most = max(1, _PER_SAMPLE // sum(weight.numel() for weight in weights.values()))
-    fisher = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    fisher: dict[str, Tensor] = {}
     for images, labels in normalised(twin, data, most):
         try:
             per_image = gradients(weights, images, labels)
         except RuntimeError as error:  # vmap cannot follow every forward, for example one that branches on values
             raise IntrafusionError(f"obd cannot compute this network's gradients per image: {one_line(error)}") from error
         for name, per_sample in per_image.items():
-            fisher[name] += per_sample.square().sum(0)
-    return mean_over_layers(sum_of_weights(layer, weights[name].square() * fisher[name] / len(data)) for layer, name in layers)
+            fisher[name] = fisher.get(name, 0) + doubled(per_sample.square().sum(0))
+    return mean_over_layers(
+        sum_of_weights(layer, doubled(weights[name]).square() * fisher[name] / len(data)) for layer, name in layers
+    )
 
 
 @contextmanager

@@ -36,8 +36,7 @@ def filter_norm(model: nn.Module, group: Group, data: ImageData | None, generato
     for layer in group.role(PRODUCER):
         weight, bias = folded_tensors(model, layer.name, layer.norm)
         values = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
-        at = layer.positions.clamp(min=0).to(values.device)
-        rows.append(spread(values[at].flatten(1).norm(dim=1), layer.present()))
+        rows.append(spread(values[layer.positions.clamp(min=0)].flatten(1).norm(dim=1), layer.present()))
     return mean_over_layers(rows)
 
 
@@ -55,7 +54,7 @@ def lamp(model: nn.Module, group: Group, data: ImageData | None, generator: torc
 def fpgm(model: nn.Module, group: Group, data: ImageData | None, generator: torch.Generator) -> Tensor:
     rows = []
     for layer, vectors in channel_vectors(model, group):
-        held = layer.present().to(vectors.device)
+        held = layer.present()
         distances = torch.cdist(vectors, vectors) * held  # a channel that the layer does not hold is not a neighbour
         rows.append(spread(distances.sum(1), held))
     return mean_over_layers(rows)
@@ -72,7 +71,7 @@ def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: 
             gamma = module.folded_gamma
         else:
             continue
-        rows.append(spread(gamma.double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))
+        rows.append(spread(gamma.cpu().double().abs()[layer.positions.clamp(min=0)].mean(1), layer.present()))
     if not rows:
         raise IntrafusionError(f"bn_scale needs a BatchNorm, but group {group.name} has none; choose l1 or l2")
     return mean_over_layers(rows)

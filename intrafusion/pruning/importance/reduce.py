@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from intrafusion.pruning.groups.feature_maps import consumers
 from intrafusion.pruning.groups.group import CONSUMER, Group, Layer
+from intrafusion.runtime.devices import doubled
 
 
 def spread(values: Tensor, present: Tensor) -> Tensor:
-    """Return `values` (n,) with NaN for channels that the layer does not hold."""
-    return torch.where(present.to(values.device), values, torch.nan)
+    """Return `values` (n,), on the CPU, with NaN for channels that the layer does not hold."""
+    return torch.where(present, values, torch.nan)
 
 
 def mean_over_layers(rows: Iterable[Tensor]) -> Tensor:
@@ -22,7 +22,7 @@ def mean_over_layers(rows: Iterable[Tensor]) -> Tensor:
 def sum_of_weights(layer: Layer, values: Tensor) -> Tensor:
     """Sum `values`, in the shape of the layer's weight, over the weights of each channel: (n,), NaN for channels not held."""
     axis_first = values.transpose(0, 1) if layer.role == CONSUMER else values
-    sums = axis_first.flatten(1).sum(1)
+    sums = axis_first.flatten(1).sum(1).cpu()
     return spread(sums[layer.positions.clamp(min=0)].sum(1), layer.present())
 
 
@@ -32,10 +32,15 @@ def mean_over_images(group: Group, batches: Iterable[list[tuple[Layer, Tensor]]]
     batches: for each batch of images, the maps (B, n, h, w) that each consumer of the group reads. values: maps (B, c, h, w) of
     the c channels that the consumer holds -> (B, c).
     """
-    totals = {layer: spread(torch.zeros(group.size, dtype=torch.float64), layer.present()) for layer in consumers(group)}
+    totals: dict[Layer, Tensor] = {}
     images = 0
     for batch in batches:
         for layer, maps in batch:
-            totals[layer][layer.present()] += values(maps[:, layer.present()]).double().sum(0).cpu()
+            held = maps if layer.present().all() else maps[:, layer.present()]
+            totals[layer] = totals.get(layer, 0) + doubled(values(held)).sum(0)
         images += len(maps)
-    return mean_over_layers(totals.values()) / images
+    means = []
+    for layer, total in totals.items():
+        means.append(torch.full((group.size,), torch.nan, dtype=torch.float64))
+        means[-1][layer.present()] = total.cpu() / images
+    return mean_over_layers(means)

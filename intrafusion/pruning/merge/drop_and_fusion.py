@@ -1,6 +1,7 @@
 """Merges: what happens to the removed channels. One function each.
 
-A merge works in place on a BN-folded network of the dense shape, and returns the matrix (k, n) that multiplied the channels.
+A merge works in place on a BN-folded network of the dense shape, on the CPU, and returns the matrix (k, n) that multiplied the
+channels.
 It writes targets to the positions of the kept channels and zeroes the other channels, so that the merged network computes the
 same before and after it is physically shrunk (`groups.surgery.shrink`).
 """
@@ -45,7 +46,7 @@ def apply(model: nn.Module, group: Group, T: Tensor, kept: Tensor, readers: Tens
     Parameters
     ----------
     model : nn.Module
-        A BN-folded network of the dense shape.
+        A BN-folded network of the dense shape, on the CPU.
     group : Group
         The group to merge.
     T : Tensor
@@ -91,11 +92,10 @@ def _apply_view(view: Tensor, layer: Layer, T: Tensor, kept: Tensor) -> None:
     """
     present = layer.present()
     columns, rows = present.nonzero()[:, 0], present[kept].nonzero()[:, 0]
-    matrix = T[rows[:, None], columns].to(view.device)
-    channels = view[layer.positions[columns].to(view.device)].double()  # (n', m, ...)
-    merged = torch.tensordot(matrix, channels, dims=1).to(view.dtype)
-    view[layer.positions[columns].to(view.device)] = 0
-    view[layer.positions[kept[rows]].to(view.device)] = merged
+    channels = view[layer.positions[columns]].double()  # (n', m, ...)
+    merged = torch.tensordot(T[rows[:, None], columns], channels, dims=1).to(view.dtype)
+    view[layer.positions[columns]] = 0
+    view[layer.positions[kept[rows]]] = merged
 
 
 def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None:

@@ -92,7 +92,7 @@ def _parts(model: nn.Module, layer: Layer, fold_norms: str) -> list[Tensor]:
     views, held = layer.views(model), layer.present()
     if layer.role not in (PRODUCER, CONSUMER) or not views:
         return []
-    view, norm = views["weight"].cpu(), norm_of(model.get_submodule(layer.name))
+    view, norm = views["weight"], norm_of(model.get_submodule(layer.name))
     positions = layer.positions.clamp(min=0)
     raw = view
     if norm is not None and layer.role == PRODUCER:
@@ -131,7 +131,7 @@ def _normed_rows(model: nn.Module, layer: Layer, norm: Norm, members: Tensor, re
     mean = members / sizes[:, None].clamp(min=1)
     views, at = layer.views(model), layer.positions[:, 0].clamp(min=0)
     gamma, beta, std, centre, factor = (part[at] for part in (norm.gamma, norm.beta, norm.std, norm.mean, norm.factor))
-    weight, bias = views["weight"].double().cpu()[at], views["bias"].double().cpu()[at]
+    weight, bias = views["weight"].double()[at], views["bias"].double()[at]
     raw = weight.flatten(1) / factor[:, None]  # as the layer was before its norm was folded into it
     shift = (bias - beta) / factor + centre
     if repair:

@@ -19,13 +19,13 @@ _NOTHING = 1e-12  # squared distances below this share of the total are rounding
 
 
 def gram(parts: Iterable[Tensor]) -> Tensor:
-    """Compute the inner products (n, n), float64 on the CPU, of vectors given in parts: (n, m) each, with any m."""
+    """Compute the inner products (n, n), float64, of vectors given in parts on the CPU: (n, m) each, with any m."""
     products: Tensor | None = None
     for part in parts:
         products = torch.zeros(len(part), len(part), dtype=torch.float64) if products is None else products
         for columns in part.split(max(1, _STEP // len(part) ** 2), 1):
             checkpoint()
-            exact = columns.double().cpu()
+            exact = columns.double()
             products += exact @ exact.T
     assert products is not None
     return products

@@ -33,6 +33,7 @@ from intrafusion.pruning.merge.matrix_product import (
     width_of,
 )
 from intrafusion.pruning.merge.ridge import Moments, Regression
+from intrafusion.runtime.devices import doubled, float64_device
 
 _BATCH = 64  # images in a batch
 
@@ -122,9 +123,9 @@ class Fit:
         self.maps.append(ChannelMap(merged.group.name, name, matrix.T.cpu(), intercept.cpu(), explained.cpu()))
         held, present = layer.present(), narrow.present()
         places = layer.positions[held].to(matrix.device)  # (n, m)
-        columns = torch.tensordot(self.rows(name), weight_of(was).double(), dims=1)[:, places]  # (o, n, m, taps)
+        columns = torch.tensordot(self.rows(name), doubled(weight_of(was)), dims=1)[:, places]  # (o, n, m, taps)
         mixed = torch.tensordot(matrix[present][:, held], columns, dims=([1], [1])).movedim(0, 1)  # (o, k, m, taps)
-        weight, reached = weight_of(now).double(), coverage(was, like).double()[places]
+        weight, reached = doubled(weight_of(now)), doubled(coverage(was, like))[places]
         weight[:, narrow.positions[present].to(matrix.device)] = mixed
         set_weight(now, weight)
         add_bias(now, torch.einsum("onmt,n,nmt->o", columns, intercept[held], reached))
@@ -146,9 +147,9 @@ class Fit:
             regression.add(product(layer, small[source]).seen.squeeze(1), wanted)  # type: ignore[union-attr]
         weight = weight_of(layer).flatten(1)
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.data
-        found, intercept = regression.solve(torch.cat([weight, bias[:, None]], 1).double().T)
+        found, intercept = regression.solve(doubled(torch.cat([weight, bias[:, None]], 1)).T)
         set_weight(layer, found.T.unflatten(1, weight_of(layer).shape[1:]))
-        add_bias(layer, intercept - bias)
+        add_bias(layer, intercept - doubled(bias))
 
     def restate(self, name: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
         """Scale and shift a layer's outputs, channel by channel, so that they have the wanted statistics on the images.
@@ -177,7 +178,7 @@ class Fit:
         values, variances = Moments(), Moments()
         for _, small in self.walk.at(name):
             if isinstance(norm, _InstanceNorm):  # the mean of the statistics of each image
-                pixels = small[source].flatten(2).double()
+                pixels = doubled(small[source].flatten(2))
                 values.add(pixels.mean(2))
                 variances.add(pixels.var(2))
             else:
@@ -195,7 +196,10 @@ class Fit:
             )
 
     def rows(self, name: str) -> Tensor:
-        """Return the matrix (o', o), float64, that maps a layer's outputs in the dense network to those in the small one."""
+        """Return the matrix (o', o), float64, that maps a layer's outputs in the dense network to those in the small one.
+
+        It is on the `float64_device` of the networks.
+        """
         size = width_of(self.dense.get_submodule(name))
         rows, stays = torch.eye(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool)
         for merged in self.merged:
@@ -208,7 +212,7 @@ class Fit:
                     for places, at in zip(layer.positions[held].T, layer.positions[kept].T, strict=True):
                         stays[at] = True
                         rows[at[:, None], places] = matrix
-        return rows[stays].to(next(self.dense.parameters()).device)
+        return rows[stays].to(float64_device(next(self.dense.parameters()).device))
 
     def _narrow(self, layer: Layer, kept: Tensor) -> Layer:
         """Return the layer's part in the small network, with the positions of the kept channels there."""
@@ -238,4 +242,4 @@ def _samples(maps: Tensor) -> Tensor:
 def _times(values: Tensor, rows: Tensor) -> Tensor:
     """Map values (N, o) of the dense network to those of the small one: (N, o'), in float32 at least."""
     kind = torch.promote_types(values.dtype, torch.float32)
-    return values.to(kind) @ rows.T.to(kind)
+    return values.to(kind) @ rows.T.to(values.device, kind)

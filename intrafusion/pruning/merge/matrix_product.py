@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
+from intrafusion.runtime.devices import doubled
+
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -135,13 +137,17 @@ def set_weight(layer: Any, weight: Tensor) -> None:
     if isinstance(layer, _ConvTransposeNd):
         weight = weight.unflatten(2, layer.kernel_size)
         weight = weight.flip(tuple(range(2, weight.ndim))).unflatten(0, (layer.groups, -1)).transpose(1, 2)
-    layer.weight = nn.Parameter(weight.reshape(was.shape).to(was.dtype).contiguous(), requires_grad=was.requires_grad)
+    layer.weight = nn.Parameter(
+        weight.reshape(was.shape).to(was.device, was.dtype).contiguous(), requires_grad=was.requires_grad
+    )
 
 
 def scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """Change a layer's outputs y to `scale * y + shift`, channel by channel; scale and shift are (o,), float64."""
-    set_weight(layer, weight_of(layer).double() * scale[:, None, None])
-    bias = 0 if layer.bias is None else layer.bias.data.double()
+    weight = doubled(weight_of(layer))
+    scale, shift = scale.to(weight.device), shift.to(weight.device)
+    set_weight(layer, weight * scale[:, None, None])
+    bias = 0 if layer.bias is None else doubled(layer.bias.data)
     add_bias(layer, scale * bias + shift - bias)
 
 
@@ -149,7 +155,7 @@ def add_bias(layer: Any, more: Tensor) -> None:
     """Add `more` (o,) to a layer's bias; a layer without a bias gets one."""
     learns = (layer.weight if layer.bias is None else layer.bias).requires_grad
     now = layer.weight.data.new_zeros(width_of(layer)) if layer.bias is None else layer.bias.data
-    layer.bias = nn.Parameter((now.double() + more).to(now.dtype), requires_grad=learns)
+    layer.bias = nn.Parameter((doubled(now) + doubled(more)).to(now), requires_grad=learns)
 
 
 class _Recorder(TorchFunctionMode):

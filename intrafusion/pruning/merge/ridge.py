@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from intrafusion.runtime.cancellation import checkpoint
+from intrafusion.runtime.devices import doubled
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # in units of the features' mean second moment
 _EVERY = 4  # every fourth batch is held out to choose among RIDGES
@@ -20,7 +21,7 @@ class _Sums:
     yy: Tensor | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        xx, xy, yy = (x.T @ x).double(), (x.T @ y).double(), y.double().square().sum(0)
+        xx, xy, yy = doubled(x.T @ x), doubled(x.T @ y), doubled(y).square().sum(0)
         self.xx = xx if self.xx is None else self.xx + xx
         self.xy = xy if self.xy is None else self.xy + xy
         self.yy = yy if self.yy is None else self.yy + yy
@@ -34,7 +35,7 @@ class Moments:
     sums: Tensor | None = None  # sums of the values and of their squares: float64 (2, q)
 
     def add(self, values: Tensor) -> None:
-        values = values.double()
+        values = doubled(values)
         sums = torch.stack([values.sum(0), values.square().sum(0)])
         self.count, self.sums = self.count + len(values), sums if self.sums is None else self.sums + sums
 

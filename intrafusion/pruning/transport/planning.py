@@ -153,7 +153,7 @@ def stay(group: Group, scores: Tensor, sparsity: float, round_to: int = 1) -> Tr
 
     No channels are compared and no transport problem is solved. The cost is zero where a channel stays and infinite elsewhere.
     """
-    counts, chosen = group_counts(group, sparsity, round_to), scores.detach().double().cpu()
+    counts, chosen = group_counts(group, sparsity, round_to), scores.detach().cpu().double()
     kept = []
     for block, count in enumerate(counts):
         rows = (group.block == block).nonzero()[:, 0]
@@ -188,7 +188,7 @@ def solve(
         raise IntrafusionError(f"scores must be {n} finite numbers, one per channel, not {given}")
     chosen = TransportOptions(**options)
     solver_function = SOLVERS[chosen.solver]
-    scores = scores.detach().double().cpu()
+    scores = scores.detach().cpu().double()
     counts = block_counts(geometry.block, kept_count(n, sparsity), round_to)
     coupling, cost = torch.zeros(n, sum(counts)).double(), torch.full((n, sum(counts)), torch.inf).double()
     a, b = torch.zeros(n).double(), torch.zeros(sum(counts)).double()

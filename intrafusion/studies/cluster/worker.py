@@ -15,10 +15,11 @@ from intrafusion.evaluation.accuracy import Size
 from intrafusion.evaluation.incremental import MEMORY, Meter
 from intrafusion.pruning.groups.group import Group
 from intrafusion.runtime.code_digest import code_version
+from intrafusion.runtime.devices import device_name
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session, sight
-from intrafusion.studies.sweeps import Failure, device_name, sweep
+from intrafusion.studies.sweeps import Failure, sweep
 
 _sessions: dict[str, Session] = {}
 

@@ -51,8 +51,8 @@ class Origin:
 
     @property
     def kind(self) -> str:
-        """The kind of device: "cpu", "mps", or "cuda" for any other name."""
-        return self.device if self.device in ("cpu", "mps") else "cuda"
+        """The kind of device: "cpu", "mps", "xpu", or "cuda" for any other name."""
+        return self.device if self.device in ("cpu", "mps") else "xpu" if "Intel" in self.device else "cuda"
 
 
 @dataclass(frozen=True)

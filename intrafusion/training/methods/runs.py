@@ -22,6 +22,7 @@ from intrafusion.models.serialization import save_network, saved_card
 from intrafusion.models.sources.builtin import ARCHITECTURES
 from intrafusion.runtime.atomic_write import remove_path
 from intrafusion.runtime.code_digest import lab_version
+from intrafusion.runtime.devices import choose_device
 from intrafusion.runtime.paths import home, is_name
 from intrafusion.training.methods import split_data as _trainers  # noqa: F401  (they register)
 from intrafusion.training.methods.parallel import rows_of_part
@@ -40,7 +41,7 @@ class Outcome:
     accuracy: fraction correct of `count` test images. interval: its 95 % interval. zero: share of weights that are zero.
     params, macs: of the network without the channels that nothing writes. difference: largest change of a logit by removing
     those channels, as a share of the largest logit. dense_params, dense_macs: of the architecture. seconds: of training, by
-    phase.
+    phase. where: precision and device of training, such as "fp32 on cpu".
     """
 
     accuracy: float
@@ -53,6 +54,7 @@ class Outcome:
     dense_params: int
     dense_macs: int
     seconds: dict[str, float]
+    where: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class LabRun:
         return model
 
 
-def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterator[PhaseProgress | LabRun]:
+def run_training(spec: TrainSpec, device: str | torch.device = "auto") -> Iterator[PhaseProgress | LabRun]:
     """Train as `spec` says; yield each step, and at the end the run. The steps of an earlier run are yielded at once.
 
     A stopped run resumes at the next call. Raises IntrafusionError if images are missing, the disk is full, or the training
@@ -88,7 +90,7 @@ def run_training(spec: TrainSpec, device: str | torch.device = "cpu") -> Iterato
         yield found
         return
     remove_path(path)  # a file that cannot be read
-    learned, held = hold_out(_images(spec, device))
+    learned, held = hold_out(_images(spec, choose_device(device)))
     rows = rows_of_part(len(learned), spec).to(learned.labels.device)
     learned = replace(learned, images=learned.images[rows], labels=learned.labels[rows])
     card = ARCHITECTURES[architecture_of(spec.model)].card
@@ -164,7 +166,7 @@ def _finish(task: Task, model: nn.Module, steps: list[PhaseProgress], path: Path
     before, after = (logits(one, task.held) for one in (model, _with_card(small, card)))
     moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
     weights = torch.cat([weight.flatten() for weight in layer_weights(model).values()])
-    zero = float((weights == 0).double().mean())
+    zero = float((weights == 0).float().mean())
     outcome = Outcome(
         result.accuracy,
         result.interval,
@@ -176,6 +178,7 @@ def _finish(task: Task, model: nn.Module, steps: list[PhaseProgress], path: Path
         dense.params,
         dense.macs,
         dict(task.seconds),
+        task.recipe().where(device),
     )
     told = {
         "run": spec.to_dict(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from intrafusion.errors import IntrafusionError, check_choice
+from intrafusion.runtime.devices import doubled
 
 PENALTIES = ("nuclear", "first", "second")
 
@@ -68,7 +69,7 @@ def truncate(model: nn.Module, share: float | None = None, energy: float | None 
         raise IntrafusionError(f"share and energy must be numbers above 0 and at most 1, not {value!r}")
     small = copy.deepcopy(model)
     for name, layer in _layers(model).items():
-        U, S, V = torch.linalg.svd(_matrix(layer).detach().double(), full_matrices=False)
+        U, S, V = torch.linalg.svd(doubled(_matrix(layer).detach()), full_matrices=False)
         if share is not None:
             rank = max(1, int(share * pays_below(layer) + 1e-9))
         else:

@@ -193,7 +193,7 @@ def _steps_in(path: Path) -> list[PhaseProgress]:
 def histogram(values: Tensor, of: str, most: float | None = None) -> dict[str, Any]:
     """Return a histogram of values, from zero to `most` or their maximum, as fields of `Look`."""
     top = max(float(values.max()) if most is None and values.numel() else most or 0.0, 1e-12)
-    counts = torch.histc(values.double().cpu(), _BINS, 0.0, top)
+    counts = torch.histc(values.cpu().double(), _BINS, 0.0, top)
     return {
         "of": of,
         "edges": tuple(top * i / _BINS for i in range(_BINS + 1)),
@@ -215,4 +215,4 @@ def filters(model: nn.Module) -> Look:
 
 def zeros(weights: dict[str, Tensor]) -> dict[str, float]:
     """Return the share of each layer's weights that are exactly zero."""
-    return {name: float((weight == 0).double().mean()) for name, weight in weights.items()}
+    return {name: float((weight == 0).float().mean()) for name, weight in weights.items()}

@@ -200,7 +200,7 @@ def _subnetwork(task: Task, method: str, lr: float) -> Telling:
 
     def look(masked: nn.Module) -> Look:
         found = masks(masked)
-        zero = {name: 1 - float(one.kept().double().mean()) for name, one in found.items()}
+        zero = {name: 1 - float(one.kept().float().mean()) for name, one in found.items()}
         if method == "edge-popup":
             sizes = torch.cat([one.scores.detach().abs().flatten() for one in found.values()])
             return Look(zero, **histogram(sizes, "size of a weight's score"))

@@ -12,6 +12,7 @@ from intrafusion.data.datasets import ImageData
 from intrafusion.errors import IntrafusionError
 from intrafusion.evaluation.accuracy import in_eval
 from intrafusion.pruning.pruner import Pruned
+from intrafusion.runtime.devices import device_of
 from intrafusion.training.checkpoint import load, save
 from intrafusion.training.loop import TrainingProgress
 from intrafusion.training.recovery.methods import RECOVERIES
@@ -46,7 +47,7 @@ def recover(
     name : str
         Name of the recovery method.
     data : ImageData or None
-        Images; labelled ones if the method needs labels.
+        Images, on any device; labelled ones if the method needs labels.
     how : RecoveryOptions
         Options of the method.
     keep : Path, optional
@@ -86,7 +87,7 @@ def recovering(
     name : str
         Name of the recovery method.
     data : ImageData or None
-        Images; labelled ones if the method needs labels.
+        Images, on any device; labelled ones if the method needs labels.
     how : RecoveryOptions
         Options of the method.
     keep : Path, optional
@@ -119,6 +120,7 @@ def _recovering(
         return
     stopped = stopped or (None if keep is None else keep.with_suffix(".run"))
     facts, moments = None, []  # type: TrainingCost | None, list[TrainingProgress]
+    data = None if data is None else data.to(device_of(pruned.small))
     for told in RECOVERIES[name](Case(pruned, data, how, stopped)) or ():
         if isinstance(told, TrainingCost):
             facts, moments = told, []

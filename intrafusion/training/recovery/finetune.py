@@ -77,7 +77,7 @@ def retrain(case: Case, method: TrainedRecovery = _PLAIN) -> Iterator[TrainingCo
     tuning = clock() - began
     while True:
         network, learning = lesson.pupil()
-        yield TrainingCost(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning)
+        yield TrainingCost(sum(p.numel() for p in learning), lesson.memory(), lesson.macs(network), rate, tuning, lesson.where)
         try:
             yield from lesson.teach(network, learning, replace(lesson.recipe, lr=rate), _LOOKS, case)
             break
@@ -114,6 +114,7 @@ class _Lesson:
             seed=how.seed,
             patience=how.patience,
         )
+        self.where = self.recipe.where(self.example.device)
 
     def pupil(self) -> tuple[nn.Module, list[nn.Parameter]]:
         """Return a new network to train, and the parameters to train."""

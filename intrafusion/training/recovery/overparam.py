@@ -78,7 +78,7 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
 def _widened(layer: Any, ratio: float, generator: torch.Generator) -> Widened:
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    weight = layer.weight.data.double().cpu()
+    weight = layer.weight.data.cpu().double()
     taps = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # (g, n, m, h w)
     _, n, m, _ = taps.shape
     p, q = max(m, round(ratio * m)), max(n, round(ratio * n))
@@ -133,7 +133,8 @@ def _contracted(wide: Widened) -> nn.Module:
             last.bias is not None,
             middle.padding_mode,
         )
-    layer.weight.data = _product(first, middle, last, torch.float64).detach().to(middle.weight.dtype)
+    factors = (copy.deepcopy(factor).cpu() for factor in (first, middle, last))
+    layer.weight.data = _product(*factors, torch.float64).detach().to(middle.weight.dtype)
     if last.bias is not None:
         layer.bias.data = last.bias.data.clone()
     return layer.to(middle.weight.device).train(wide.training)

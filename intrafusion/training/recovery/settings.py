@@ -36,7 +36,7 @@ class TrainingCost:
 
     trainable: number of trained parameters. memory: bytes that training holds: weights, gradients, momentum, values of one
     batch that the backward pass needs, and the teacher. macs: multiply-accumulates of a training step on one image. rate: peak
-    learning rate, found in `tuning` seconds.
+    learning rate, found in `tuning` seconds. where: precision and device, such as "fp32 on cpu".
     """
 
     trainable: int
@@ -44,6 +44,7 @@ class TrainingCost:
     macs: int
     rate: float
     tuning: float
+    where: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
