@@ -3,6 +3,9 @@
 Threads: OpenMP workers sleep while they wait, unless the environment says otherwise. By default they spin, which wastes cores
 that another session, job or thread needs: on 2 busy cores the default curve took ten times as long.
 
+Devices: an operator that Apple's or Intel's backend lacks runs on the CPU, and torch says so once. cuBLAS gets the workspace
+without which its results depend on timing.
+
 torchvision: a CPU-only torch must be able to import PyPI's build of torchvision.
 torchvision's compiled operators do not load with a different build of torch. Its import then fails with "operator
 torchvision::nms does not exist", because it registers shape functions for two undeclared operators. Declaring their schemas is
@@ -22,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads OpenMP
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+os.environ.setdefault("PYTORCH_ENABLE_XPU_FALLBACK", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 from torch.fx import Tracer

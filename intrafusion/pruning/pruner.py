@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from typing import Unpack
 
 import torch
@@ -20,7 +19,8 @@ from intrafusion.pruning.groups.norms import fold_groups
 from intrafusion.pruning.groups.surgery import shrink
 from intrafusion.pruning.importance import score
 from intrafusion.pruning.merge import MERGES, Fit, Merged
-from intrafusion.pruning.transport.planning import TransportPlan, group_counts, kept_count, plan, stay
+from intrafusion.pruning.transport.cost import compare_channels
+from intrafusion.pruning.transport.planning import TransportPlan, group_counts, kept_count, solve, stay
 from intrafusion.runtime.cancellation import checkpoint
 from intrafusion.runtime.devices import CPU, device_of
 
@@ -207,17 +207,19 @@ def cut(
     shares = _losing(found, sparsity, groups, round_to)
     moves = merging.transports or TransportOptions(**options).anchors != "important"
 
-    solving = partial(plan, round_to=round_to, data=data, seed=seed, calibration=calibration, **options)
-
     device = device_of(model)
-    sees = {"score": CRITERIA[criterion].needs != "nothing", "compare": options.get("cost") == "activations"}
+    looks = CRITERIA[criterion].needs != "nothing" or (moves and options.get("cost") == "activations")  # at images
 
     def planned(network: nn.Module, group: Group) -> TransportPlan:
-        there = copied(network).to(device) if device != CPU and (sees["score"] or (moves and sees["compare"])) else network
-        scores = score(there if sees["score"] else network, group, criterion, data, seed, calibration)
+        if looks and device != CPU:
+            network = copied(network).to(device)
+        scores = score(network, group, criterion, data, seed, calibration)
         if not moves:
             return stay(group, scores, shares[group], round_to)
-        return solving(there if sees["compare"] else network, group, scores, shares[group])
+        points = compare_channels(
+            network, group, data=data, calibration=calibration, seed=seed, device=device, measured=False, **options
+        )
+        return solve(points, scores, shares[group], round_to=round_to, seed=seed, **options)
 
     own = {"fold_norms": fold_norms} if "fold_norms" in merging.knobs else {}
     known = next(reversed(shares), None) if moves and first else None  # the group whose plan `first` returns

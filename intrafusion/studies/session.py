@@ -214,6 +214,7 @@ class Session:
                 data=self.calibration(spec) if sees else None,
                 calibration=spec.calibration,
                 seed=spec.seed,
+                device=self.device,
                 **spec.only(("cost", "distance", "p", "bias")),
             ),
         )

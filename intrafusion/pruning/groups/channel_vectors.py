@@ -45,5 +45,6 @@ def whole_vectors(model: nn.Module, group: Group, bias: bool = False) -> Tensor:
 
 
 def _rows(axis_first: Tensor, layer: Layer) -> Tensor:
+    present = layer.present()
     rows = axis_first[layer.positions.clamp(min=0)].flatten(1)
-    return rows * layer.present()[:, None]
+    return rows if present.all() else rows * present[:, None]

@@ -79,7 +79,10 @@ def bn_scale(model: nn.Module, group: Group, data: ImageData | None, generator: 
 
 def _magnitude(model: nn.Module, group: Group, power: int) -> Tensor:
     """Return sum |w|^p of each channel, averaged over the layers that hold it and divided by the mean over channels."""
-    rows = [spread(vectors.abs().pow(power).sum(1), layer.present()) for layer, vectors in channel_vectors(model, group)]
+    rows = [
+        spread((vectors.abs() if power == 1 else vectors.square()).sum(1), layer.present())
+        for layer, vectors in channel_vectors(model, group)
+    ]
     scores = mean_over_layers(rows)
     return scores / scores.mean() if scores.any() else scores
 

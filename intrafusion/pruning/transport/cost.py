@@ -16,8 +16,13 @@ from intrafusion.pruning.groups.channel_vectors import whole_vectors
 from intrafusion.pruning.groups.feature_maps import feature_maps
 from intrafusion.pruning.groups.group import Group
 from intrafusion.runtime.cancellation import beside, checkpoint
+from intrafusion.runtime.devices import CPU
+from intrafusion.runtime.log import event
 
 _SLICE, _ROWS = 64, 128  # coordinates and channels compared at once, so that they stay in the caches
+_MANY = 1 << 27  # fewer differences than this take the CPU less time than the way to a device and back
+_DEVICE_BYTES = 1 << 28  # of distances that a device computes at once
+_SAMPLE, _SAME = 64, 1e-4  # distances that are also computed in float64, and the relative tolerance
 _COORDINATES = 8192  # maximum number of activations of a channel to compare, for each consumer
 
 
@@ -40,9 +45,33 @@ class Geometry:
         """Whether the triangle inequality holds: it does for norms, not for the cosine distance, which is a squared one."""
         return self.distance == "lp"
 
+    def costs(self, rows: Tensor, kept: Tensor, stays: bool) -> Tensor:
+        """Return the distances of the channels `rows` (n,) from those of them at `kept` (k,): (n, k).
+
+        stays: whether the kept channels themselves will not move.
+        """
+        return self.distances[rows[:, None], rows[kept]]
+
     def members(self, block: int) -> Tensor:
         """Return the channels of one block: int64, sorted."""
         return (self.block == block).nonzero()[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class UnmeasuredGeometry(Geometry):
+    """A geometry for one plan, which measures no other distances than that plan needs. `distances` is empty."""
+
+    device: torch.device = CPU
+
+    def costs(self, rows: Tensor, kept: Tensor, stays: bool) -> Tensor:
+        """Return what `Geometry.costs` does; infinity between a kept channel that stays and the other kept ones."""
+        M = torch.full((len(rows), len(kept)), torch.inf, dtype=torch.float64)
+        M[kept, torch.arange(len(kept))] = 0
+        moves = torch.ones(len(rows), dtype=torch.bool)
+        moves[kept] = not stays
+        vectors = self.vectors[rows]
+        M[moves] = distances_between(vectors[moves], vectors[kept], self.distance, self.p, self.device)
+        return M
 
 
 def compare_channels(
@@ -52,6 +81,8 @@ def compare_channels(
     data: ImageData | None = None,
     calibration: int | None = 512,
     seed: int = 0,
+    device: torch.device = CPU,
+    measured: bool = True,
     **options: Unpack[TransportKeywords],
 ) -> Geometry:
     """Compare the channels of `group` with each other.
@@ -59,7 +90,8 @@ def compare_channels(
     options: those of `TransportOptions`; only cost, distance, p and bias matter here. cost: compare the "weights" that write
     and read a channel (BN folded; `bias` appends the biases), or the "activations" that its consumers read on at most
     `calibration` images of `data`. distance: between vectors of length one, "lp" (the p-norm of the difference) or "cosine"
-    (one minus the cosine). Raises IntrafusionError for an unknown choice, missing images, or options that do not fit together.
+    (one minus the cosine). device: where many distances are computed. measured: False to leave the distances to the plan, which
+    may need few of them. Raises IntrafusionError for an unknown choice, missing images, or options that do not fit together.
     """
     chosen = TransportOptions(**options)
     chosen.check_together()
@@ -70,10 +102,12 @@ def compare_channels(
     else:
         vectors = activation_vectors(model, group, data.subset(calibration, seed), seed)
     vectors = unit_vectors(vectors)
+    if not measured:
+        return UnmeasuredGeometry(vectors, vectors.new_empty(0, 0), group.block, chosen.distance, chosen.p, device)
     distances = torch.full((group.size, group.size), torch.inf, dtype=torch.float64)
     for block in range(int(group.block.max()) + 1):
         rows = (group.block == block).nonzero()[:, 0]
-        distances[rows[:, None], rows] = pairwise(vectors[rows], chosen.distance, chosen.p)
+        distances[rows[:, None], rows] = pairwise(vectors[rows], chosen.distance, chosen.p, device)
     return Geometry(vectors, distances, group.block, chosen.distance, chosen.p)
 
 
@@ -101,8 +135,13 @@ def unit_vectors(vectors: Tensor) -> Tensor:
     return (vectors / norms.where(norms > 0, torch.ones_like(norms))).cpu()
 
 
-def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
-    """Compute the distances between all rows: (n, d) -> (n, n), symmetric, zero on the diagonal. Each pair is compared once."""
+def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1, device: torch.device = CPU) -> Tensor:
+    """Compute the distances between all rows: (n, d) -> (n, n), symmetric, zero on the diagonal. Each pair is compared once.
+
+    device: where to compute them if they are many.
+    """
+    if (found := _on_device(vectors, vectors, distance, p, device)) is not None:
+        return found.triu(1) + found.triu(1).T
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(vectors))
     for part in vectors.split(_SLICE, 1):
@@ -114,14 +153,39 @@ def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
     return upper + upper.T
 
 
-def distances_between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
-    """Compute the distances from each row to each point: (n, d), (k, d) -> (n, k)."""
+def distances_between(
+    vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1, device: torch.device = CPU
+) -> Tensor:
+    """Compute the distances from each row to each point: (n, d), (k, d) -> (n, k). device: as in `pairwise`."""
+    if (found := _on_device(vectors, points, distance, p, device)) is not None:
+        return found
     power = 2 if distance == "cosine" else p
     total = vectors.new_zeros(len(vectors), len(points))
     for some, others in zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True):
         checkpoint()
-        total += _powers(some.contiguous(), others.contiguous(), power)
+        some, others = some.contiguous(), others.contiguous()
+        for start in range(0, len(some), _ROWS):
+            total[start : start + _ROWS] += _powers(some[start : start + _ROWS], others, power)
     return _finish(total, distance, p)
+
+
+def _on_device(vectors: Tensor, points: Tensor, distance: str, p: float, device: torch.device) -> Tensor | None:
+    """Compute the distances (n, k) in float32 on a device; float64, on the CPU.
+
+    Return None on the CPU, for few distances, and if those of a sample differ from the ones in float64.
+    """
+    if device == CPU or len(vectors) * points.numel() < _MANY:
+        return None
+    power = 2 if distance == "cosine" else p
+    there, others = vectors.float().to(device), points.float().to(device)
+    rows = max(1, _DEVICE_BYTES // (4 * len(points)))
+    found = torch.cat([_powers(part, others, power) for part in there.split(rows)]).cpu().double()
+    at, to = (torch.linspace(0, len(some) - 1, _SAMPLE).long() for some in (vectors, points))
+    exact = (vectors[at] - points[to]).abs().pow(power).sum(1)
+    if not torch.allclose(found[at, to], exact, _SAME, _SAME):
+        event("distances", reason=f"float32 on {device} is not accurate enough; computing on the CPU")
+        return None
+    return _finish(found, distance, p)
 
 
 def _powers(some: Tensor, others: Tensor, p: float) -> Tensor:

@@ -18,7 +18,7 @@ from intrafusion.models.fx.sharing import check_finite, with_plain_weights
 from intrafusion.options import TransportKeywords, TransportOptions
 from intrafusion.pruning.groups.group import Group
 from intrafusion.pruning.transport.cost import Geometry, choose_anchors, compare_channels, distances_between, most_important
-from intrafusion.pruning.transport.solvers import Problem
+from intrafusion.pruning.transport.solvers import Problem, has_room
 
 _LEAST = 1e-290  # smallest mass: smaller numbers lose digits, and their quotients are noise
 
@@ -198,13 +198,16 @@ def solve(
         column += count
         ours = scores[rows]
         points, local = choose_anchors(geometry.vectors[rows], ours, count, chosen.anchors, seed)
-        if points is None:
-            M, importance = geometry.distances[rows[:, None], rows[local]], ours[local]
-        else:
-            M = distances_between(geometry.vectors[rows], points, geometry.distance, geometry.p)
-            importance = nearest_mean(geometry.vectors[rows], points, ours, local)
+        importance = ours[local] if points is None else nearest_mean(geometry.vectors[rows], points, ours, local)
         share = len(rows) / n
         a[rows], b[columns] = share * marginal(ours, chosen.source), share * marginal(importance, chosen.target)
+        if points is None:
+            stays = (
+                chosen.solver == "exact" and geometry.metric and has_room(a.numpy(), b[columns].numpy(), rows[local].numpy())
+            )
+            M = geometry.costs(rows, local, stays)
+        else:
+            M = distances_between(geometry.vectors[rows], points, geometry.distance, geometry.p)
         problem = Problem(
             a[rows].numpy(),
             b[columns].numpy(),

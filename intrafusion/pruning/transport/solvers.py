@@ -52,12 +52,17 @@ class Problem:
     @property
     def reducible(self) -> bool:
         """Whether some optimal plan leaves each kept channel's mass in place, and whether the targets have room for that."""
-        return self.metric and self.kept is not None and bool((self.b >= (1 - 1e-12) * self.a[self.kept]).all())
+        return self.metric and self.kept is not None and has_room(self.a, self.b, self.kept)
 
     @property
     def scale(self) -> float:
         """The mean cost, or 1 if all costs are zero: the unit of `reg` and `reg_m`."""
         return float(self.M.mean()) or 1.0
+
+
+def has_room(a: np.ndarray, b: np.ndarray, kept: np.ndarray) -> bool:
+    """Return whether each target has room for the mass of its own channel."""
+    return bool((b >= (1 - 1e-12) * a[kept]).all())
 
 
 @SOLVERS.register("exact", "optimal plan by network simplex, solved for the removed channels only where that is exact", "POT")

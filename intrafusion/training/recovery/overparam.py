@@ -133,8 +133,8 @@ def _contracted(wide: Widened) -> nn.Module:
             last.bias is not None,
             middle.padding_mode,
         )
-    factors = (copy.deepcopy(factor).cpu() for factor in (first, middle, last))
-    layer.weight.data = _product(*factors, torch.float64).detach().to(middle.weight.dtype)
+    A, B, C = (copy.deepcopy(factor).cpu() for factor in wide)
+    layer.weight.data = _product(A, B, C, torch.float64).detach().to(middle.weight.dtype)
     if last.bias is not None:
         layer.bias.data = last.bias.data.clone()
     return layer.to(middle.weight.device).train(wide.training)
