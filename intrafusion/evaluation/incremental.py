@@ -182,8 +182,12 @@ class Meter:
                     return
 
         def again(rows: Tensor) -> Values:
-            places = [divmod(row + images.start, self.batch) for row in rows.tolist()]
-            found = [self._values(front, batch * self.batch, slice(place, place + 1)) for batch, place in places]
+            places = rows + images.start  # sorted, so that those of a batch are adjacent
+            batches, counts = (places // self.batch).unique_consecutive(return_counts=True)
+            within = (places % self.batch).to(self.labels.device).split(counts.tolist())
+            found = [
+                self._values(front, batch * self.batch, part) for batch, part in zip(batches.tolist(), within, strict=True)
+            ]
             return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
         def exact(values: Values) -> Tensor:
@@ -205,7 +209,7 @@ class Meter:
                 best = torch.cat([exact(self._values(front, at, part)).argmax(1) for at, part in batches()])
             return (best == self.labels[images.start : images.start + len(best)]).cpu()
 
-    def _values(self, front: _Front, at: int, part: slice, low: bool = False) -> Values:
+    def _values(self, front: _Front, at: int, part: slice | Tensor, low: bool = False) -> Values:
         """Return the dense network's values at the cut for some images of a batch; cache the batch's if there is room.
 
         low: in bf16, for values of the network's own dtype.

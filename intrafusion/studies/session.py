@@ -81,7 +81,7 @@ class Session:
     @property
     def example(self) -> torch.Tensor:
         """An all-zero input on the model's device: float (1, C, H, W)."""
-        return self.card.example().to(self.device)
+        return self._known.get("example", lambda: self.card.example().to(self.device))
 
     @property
     def layers(self) -> dict[str, Size]:

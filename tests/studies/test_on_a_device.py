@@ -220,15 +220,19 @@ class TestWaits:
         assert found["copies"] <= 30
         assert found["waits"] <= 5
 
-    def test_an_evaluated_point(self):
+    @pytest.mark.parametrize(("precision", "most"), [("fast", 1), ("exact", 5)])
+    def test_an_evaluated_point(self, precision, most):
         here = session("cuda")
-        meter = here.meter(BASE)
+        meter = here.meter(BASE.but(precision=precision, limit=None))
+        meter.batch = 64
         networks = [pruned(BASE.but(sparsity=share), here) for share in (0.3, 0.6)]
         changed = {name for name, _ in here.folded.named_modules()}
-        meter.correct(networks[0], changed, 0, 200)
+        meter.correct(networks[0], changed, 0, len(meter))
         with pretend_device.counting() as found:
-            meter.correct(networks[1], changed, 0, 200)
-        assert found["waits"] <= 1
+            meter.correct(networks[1], changed, 0, len(meter))
+        assert found["waits"] <= most
+        assert meter.precision == precision
+        assert (meter._cheap is not None) == (precision == "exact")
 
     def test_a_training_step(self):
         images, card = itf.load_data("digits", "train"), itf.load_model("digits-mlp").card

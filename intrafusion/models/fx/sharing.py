@@ -156,7 +156,7 @@ def check_finite(layers: Iterable[tuple[str, nn.Module]]) -> None:
 
 def _all_finite(tensor: Tensor) -> bool:
     """Return whether no value is NaN or infinite; a finite sum shows that without looking at each."""
-    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(float(tensor.detach().sum())) or bool(torch.isfinite(tensor).all())
 
 
 def differing(dense: nn.Module, other: nn.Module) -> set[str]:

@@ -335,10 +335,10 @@ class TestShares:
         ]  # fmt: skip
 
     @pytest.mark.gpu
-    def test_a_bench_on_a_gpu_is_measured_on_gpus(self, store):
+    def test_two_workers_share_a_gpu(self, store):
         ray.shutdown()
         session = open_session(BASE, "cuda")
-        found = last(driver.sweep_on_cluster(SPECS, session, store))
+        found = last(driver.sweep_on_cluster(SPECS, session, store, num_cpus=0.5, num_gpus=0.5))
         assert numbers(found) == numbers(last(local.sweep(SPECS, session)))
         store.save_study("s", "", [(spec, origin(spec, session)) for spec in SPECS])
         assert store.study("s").devices == (torch.cuda.get_device_name(),)
