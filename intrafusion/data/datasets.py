@@ -24,7 +24,7 @@ from intrafusion.data.decode_cache import Wanted, decoded
 from intrafusion.data.image_folder import CIFAR10_CLASSES, OWN, has_split, imagenet_categories, list_images
 from intrafusion.errors import IntrafusionError, check_choice, one_line, unknown
 from intrafusion.runtime.cancellation import OnProgress, checkpoint
-from intrafusion.runtime.devices import CPU
+from intrafusion.runtime.devices import CPU, choose_device
 from intrafusion.runtime.download import stream
 from intrafusion.runtime.paths import home, is_name
 
@@ -187,7 +187,7 @@ def load_data(
         raise IntrafusionError(f"{name} cannot be downloaded; pass path= (--data-path) with its folder of class folders")
     for note in data.notes:
         _tell(note)
-    return data.to(device)
+    return data.to(choose_device(device))
 
 
 @lru_cache(maxsize=1024)  # log each note once
@@ -230,7 +230,9 @@ def load_calibration(
     else:
         split, where = _calibration_split(name, None if path is None else Path(os.path.expanduser(path)))
     data = load_data(name, split, where, limit=limit, input_size=input_size).subset(limit, seed)
-    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(device)  # releases the other images
+    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(
+        choose_device(device)
+    )  # releases the other images
 
 
 def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]:

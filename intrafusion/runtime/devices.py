@@ -33,23 +33,27 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
     Raises IntrafusionError if the device is not available.
     """
+    names = device_names()
     if name == "auto":
-        return next(device for device in map(torch.device, device_names()) if device == CPU or why_not(device) is None)
+        return next(device for device in map(torch.device, names) if device == CPU or why_not(device) is None)
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
+    others = " or ".join(("auto", *names))
     if device is None or device.type not in ("cpu", *KINDS):
-        raise IntrafusionError(f"unknown device {str(name)!r}; choose auto or one of {', '.join(device_names())}")
+        raise IntrafusionError(f"unknown device {str(name)!r}; choose {others}")
+    if device not in map(torch.device, names) and str(device) not in KINDS:
+        raise IntrafusionError(f"this machine has no device {str(name)!r}; choose {others}")
     if reason := why_not(device):
-        raise IntrafusionError(
-            f"device {str(name)!r} is not available ({reason}); choose auto or {' or '.join(device_names())}"
-        )
+        raise IntrafusionError(f"device {str(name)!r} is not available ({reason}); choose {others}")
     return device
 
 
 def why_not(device: torch.device) -> str | None:
     """Return in one line why nothing can be computed on a device; None if it works."""
+    if device.type != "cpu" and not any(name.startswith(device.type) for name in device_names()):
+        return f"this machine has no {device.type} device"
     try:
         float(torch.ones(2, device=device).sum())
     except (RuntimeError, AssertionError) as error:  # torch raises the latter for a kind that it was not built for
