@@ -15,6 +15,8 @@ from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, Group, 
 from intrafusion.pruning.groups.norms import affine
 from intrafusion.pruning.transport.planning import TransportPlan, selection
 
+_DENSE = 0.1  # share of a matrix's entries above which a dense product is faster
+
 
 @MERGES.register(
     "drop",
@@ -93,9 +95,21 @@ def _apply_view(view: Tensor, layer: Layer, T: Tensor, kept: Tensor) -> None:
     present = layer.present()
     columns, rows = present.nonzero()[:, 0], present[kept].nonzero()[:, 0]
     channels = view[layer.positions[columns]].double()  # (n', m, ...)
-    merged = torch.tensordot(T[rows[:, None], columns], channels, dims=1).to(view.dtype)
+    merged = _combined(T[rows[:, None], columns], channels).to(view.dtype)
     view[layer.positions[columns]] = 0
     view[layer.positions[kept[rows]]] = merged
+
+
+def _combined(T: Tensor, channels: Tensor) -> Tensor:
+    """Multiply T (k, n) by the channels (n, ...): (k, ...).
+
+    An optimal plan has at most n + k - 1 entries that are not zero, and only these are multiplied.
+    """
+    at, to = T.nonzero().unbind(1)
+    if len(at) > _DENSE * T.numel():
+        return torch.tensordot(T, channels, dims=1)
+    shares = T[at, to].view(-1, *[1] * (channels.ndim - 1))
+    return channels.new_zeros(len(T), *channels.shape[1:]).index_add_(0, at, channels[to].mul_(shares))
 
 
 def _apply_norm(norm: _BatchNorm, layer: Layer, T: Tensor, kept: Tensor) -> None:

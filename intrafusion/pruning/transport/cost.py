@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -69,8 +70,12 @@ class UnmeasuredGeometry(Geometry):
         M[kept, torch.arange(len(kept))] = 0
         moves = torch.ones(len(rows), dtype=torch.bool)
         moves[kept] = not stays
-        vectors = self.vectors[rows]
-        M[moves] = distances_between(vectors[moves], vectors[kept], self.distance, self.p, self.device)
+        at, to = rows[moves], rows[kept]
+        found = _on_device(self.vectors, self.distance, self.p, self.device, at, to)
+        if found is None:
+            parts = ((part[at], part[to]) for part in self.vectors.split(_SLICE, 1))
+            found = _finish(_summed(parts, len(at), len(to), _power(self.distance, self.p)), self.distance, self.p)
+        M[moves] = found
         return M
 
 
@@ -140,9 +145,9 @@ def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1, device: torch.
 
     device: where to compute them if they are many.
     """
-    if (found := _on_device(vectors, vectors, distance, p, device)) is not None:
+    if (found := _on_device(vectors, distance, p, device)) is not None:
         return found.triu(1) + found.triu(1).T
-    power = 2 if distance == "cosine" else p
+    power = _power(distance, p)
     total = vectors.new_zeros(len(vectors), len(vectors))
     for part in vectors.split(_SLICE, 1):
         checkpoint()
@@ -153,39 +158,55 @@ def pairwise(vectors: Tensor, distance: str = "lp", p: float = 1, device: torch.
     return upper + upper.T
 
 
-def distances_between(
-    vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1, device: torch.device = CPU
-) -> Tensor:
-    """Compute the distances from each row to each point: (n, d), (k, d) -> (n, k). device: as in `pairwise`."""
-    if (found := _on_device(vectors, points, distance, p, device)) is not None:
-        return found
-    power = 2 if distance == "cosine" else p
-    total = vectors.new_zeros(len(vectors), len(points))
-    for some, others in zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True):
+def distances_between(vectors: Tensor, points: Tensor, distance: str = "lp", p: float = 1) -> Tensor:
+    """Compute the distances from each row to each point: (n, d), (k, d) -> (n, k)."""
+    parts = zip(vectors.split(_SLICE, 1), points.split(_SLICE, 1), strict=True)
+    return _finish(_summed(parts, len(vectors), len(points), _power(distance, p)), distance, p)
+
+
+def _summed(parts: Iterable[tuple[Tensor, Tensor]], n: int, k: int, power: float) -> Tensor:
+    """Add up the powers of differences over slices of coordinates, (n, m) and (k, m) each: float64 (n, k)."""
+    total = torch.zeros(n, k, dtype=torch.float64)
+    for some, others in parts:
         checkpoint()
         some, others = some.contiguous(), others.contiguous()
-        for start in range(0, len(some), _ROWS):
+        for start in range(0, n, _ROWS):
             total[start : start + _ROWS] += _powers(some[start : start + _ROWS], others, power)
-    return _finish(total, distance, p)
+    return total
 
 
-def _on_device(vectors: Tensor, points: Tensor, distance: str, p: float, device: torch.device) -> Tensor | None:
-    """Compute the distances (n, k) in float32 on a device; float64, on the CPU.
+def _on_device(
+    vectors: Tensor,
+    distance: str,
+    p: float,
+    device: torch.device,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Tensor | None:
+    """Compute the distances between some channels in float32 on a device; float64 (rows, columns), on the CPU.
 
-    Return None on the CPU, for few distances, and if those of a sample differ from the ones in float64.
+    rows, columns: the channels to compare; None for all. Return None on the CPU, for few distances, and if those of a sample
+    differ from the ones in float64.
     """
-    if device == CPU or len(vectors) * points.numel() < _MANY:
+    every = torch.arange(len(vectors))
+    rows, columns = every if rows is None else rows, every if columns is None else columns
+    if device == CPU or len(rows) * len(columns) * vectors.shape[1] < _MANY:
         return None
-    power = 2 if distance == "cosine" else p
-    there, others = vectors.float().to(device), points.float().to(device)
-    rows = max(1, _DEVICE_BYTES // (4 * len(points)))
-    found = torch.cat([_powers(part, others, power) for part in there.split(rows)]).cpu().double()
-    at, to = (torch.linspace(0, len(some) - 1, _SAMPLE).long() for some in (vectors, points))
-    exact = (vectors[at] - points[to]).abs().pow(power).sum(1)
+    power = _power(distance, p)
+    there = vectors.float().to(device, non_blocking=True)
+    at, to = torch.cat([rows, columns]).to(device).split([len(rows), len(columns)])
+    parts = at.split(max(1, _DEVICE_BYTES // (4 * len(columns))))
+    found = torch.cat([_powers(there[part], there[to], power) for part in parts]).cpu().double()
+    at, to = (torch.linspace(0, len(some) - 1, _SAMPLE).long() for some in (rows, columns))
+    exact = (vectors[rows[at]] - vectors[columns[to]]).abs().pow(power).sum(1)
     if not torch.allclose(found[at, to], exact, _SAME, _SAME):
         event("distances", reason=f"float32 on {device} is not accurate enough; computing on the CPU")
         return None
     return _finish(found, distance, p)
+
+
+def _power(distance: str, p: float) -> float:
+    return 2 if distance == "cosine" else p
 
 
 def _powers(some: Tensor, others: Tensor, p: float) -> Tensor:
