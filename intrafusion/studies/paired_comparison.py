@@ -25,7 +25,8 @@ class Paired:
 
     difference: accuracy of the first minus that of the second, as a fraction. interval: 95 %; if `complete`, of the difference
     on other images of the same kind, by `matched_wald`; if not, of the difference on all `total` images, by
-    `sequential_interval`. only_first, only_second: number of images that only the first or only the second classifies correctly.
+    `sequential_interval`. only_first, only_second: number of images that only the first or only the second classifies
+    correctly.
     """
 
     difference: float
