@@ -119,8 +119,12 @@ def _least(signs: np.ndarray, total: int) -> int:
 
 
 def _rejects(signs: np.ndarray, total: int, mean: float = 0.0) -> np.ndarray:
-    """Return whether bets that the mean is larger than `mean` have succeeded at any time: bool (...) for signs (..., n)."""
-    return _log_capital(signs, total, mean).max(-1, initial=0) >= math.log(2 / _ERROR)
+    """Return whether bets that the mean is larger than `mean` have succeeded at any time: bool (...) for signs (..., n).
+
+    Also true once the signs left cannot bring the mean down to `mean`.
+    """
+    beyond = signs.sum(-1) - (total - signs.shape[-1]) > total * mean + 0.5  # sums are integers
+    return beyond | (_log_capital(signs, total, mean).max(-1, initial=0) >= math.log(2 / _ERROR))
 
 
 def _log_capital(signs: np.ndarray, total: int, mean: float) -> np.ndarray:
@@ -129,7 +133,7 @@ def _log_capital(signs: np.ndarray, total: int, mean: float) -> np.ndarray:
     It starts at 0, and its expectation does not grow if the mean is `mean` or less. float64 (..., n) for signs (..., n).
     """
     left = total - np.arange(signs.shape[-1])
-    expected = (total * mean - (signs.cumsum(-1) - signs)) / left  # mean of the signs left
+    expected = np.maximum((total * mean - (signs.cumsum(-1) - signs)) / left, -1)  # mean of the signs left
     with np.errstate(divide="ignore"):
         most = _MOST / (1 + expected)
     surprise, capital = signs - expected, np.full(signs.shape, -np.inf)
