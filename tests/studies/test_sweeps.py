@@ -164,10 +164,8 @@ class TestLooks:
         first = [(group, 100) for group in groups]
         assert found == [(group, merge, count) for group, count in (*first, *looks) for merge in ("drop", "fusion")]
 
-    def test_a_member_that_lags_behind_catches_up(self, resnet, store):
-        specs = grid(
-            self.base.but(groups="all", sparsity=0.3), merge=["drop", "fusion"]
-        )  # 10 % where dropped, 88 % where fused
+    def test_a_member_that_lags_behind_catches_up(self, resnet):
+        specs = grid(self.base.but(groups="all", sparsity=0.3), merge=["drop", "fusion"])  # 10 % and 88 %
         stored = next(sweep(specs[:1], resnet))
         found = last(sweep(specs, resnet, decide=True, known={specs[0]: stored}))
         assert {spec: result.count for spec, result in found.items()} == {specs[1]: 100}
