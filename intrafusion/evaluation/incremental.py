@@ -10,6 +10,7 @@ computed with `bf16_screening`.
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,20 @@ class _Front:
     screen: Screen = field(default_factory=Screen)
 
 
+@dataclass
+class _Twins:
+    """The forms in which a pruned network runs, kept for its next images. They share layers with the dense network.
+
+    again: the layers whose dense outputs are mixed. whole: the network in the meter's precision. mixed: the same with mixed
+    outputs. cheap: in bf16, for screening, None before it is needed. whole and mixed are None for the network itself.
+    """
+
+    again: frozenset[str]
+    whole: nn.Module | None
+    mixed: nn.Module | None
+    cheap: nn.Module | None = None
+
+
 class Meter:
     """Measures networks that were pruned from one dense network, on one set of images.
 
@@ -73,6 +88,7 @@ class Meter:
         self._plain = _Front((), lambda network, images: (network(images.clone()),), True)  # for networks that cannot be cut
         self._fronts: dict[tuple[tuple[str, ...], frozenset[str]], _Front] = {}
         self._front, self._older, self._bytes = self._plain, self._plain, 0
+        self._twins: WeakKeyDictionary[nn.Module, _Twins] = WeakKeyDictionary()
         self._dense = torch.zeros(0, dtype=torch.bool)
         if precision == "fast":
             check_bf16(self.labels.device)
@@ -116,24 +132,35 @@ class Meter:
     ) -> Tensor:
         """Return which of the images `start` to `stop` a network gets right.
 
-        changed: the layers in which it differs from the dense network. Stops early, after a whole batch, once `patience`
-        seconds have passed: bool (at most stop - start,), on the CPU.
+        The network must not change between calls. changed: the layers in which it differs from the dense network. Stops
+        early, after a whole batch, once `patience` seconds have passed: bool (at most stop - start,), on the CPU.
         """
+        if network not in self._twins:
+            self._twins[network] = self._twins_of(network, changed)
+        twins = self._twins[network]
+        whole, mixed = (network if one is None else one for one in (twins.whole, twins.mixed))
+        cut = self._cuts.in_front_of(changed, twins.again) if self._cuts else ()
+        front = self._turn_to(cut, whole, mixed, twins.again)
+        tail = whole if front is self._plain else mixed
+        if self._cheap and twins.cheap is None:
+            twins.cheap = low(tail, self._cheap, changed)
+        return self._correct(tail, twins.cheap if self._cheap else None, front, range(start, stop), patience)
+
+    def _twins_of(self, network: nn.Module, changed: Collection[str]) -> _Twins:
         mixed, again = network, frozenset()  # type: nn.Module, frozenset[str]
         if self.labels.device == CPU:  # a GPU has the operations to spare, and would wait for the solutions
             mixed, again = remixed(self._exact, network, self._cuts.first_of(changed) if self._cuts else ())
         if self.precision == "fast":
-            network, mixed = (low(one, self.model, changed) for one in (network, mixed))
-        front = self._turn_to(self._cuts.in_front_of(changed, again) if self._cuts else (), network, mixed, again)
-        network = network if front is self._plain else mixed
-        cheap = low(network, self._cheap, changed) if self._cheap else None
-        return self._correct(network, cheap, front, range(start, stop), patience)
+            whole = low(network, self.model, changed)
+            return _Twins(again, whole, low(mixed, self.model, changed) if again else whole)
+        return _Twins(again, None, mixed if again else None)
 
     def forget(self) -> None:
         """Release all cached values."""
         for front in self._fronts.values():
             front.kept.clear()
         self._bytes = 0
+        self._twins.clear()
 
     def _turn_to(
         self, names: tuple[str, ...], network: nn.Module, mixed: nn.Module, again: frozenset[str] = frozenset()

@@ -82,7 +82,7 @@ class Gap:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The paired 95 % interval; with several seeds, from the lowest to the highest end of their intervals."""
+        """The paired 95 % interval, see `Paired`; with several seeds, from the lowest to the highest end of their intervals."""
         return _hull([pair.interval for pair in self.pairs])
 
     @property
@@ -92,7 +92,7 @@ class Gap:
 
     @property
     def p(self) -> float:
-        """McNemar's exact p; the largest over the seeds."""
+        """The p of `Paired`; the largest over the seeds."""
         return max(pair.p for pair in self.pairs)
 
     @property

@@ -10,7 +10,6 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
 from torch import nn
@@ -23,7 +22,7 @@ from intrafusion.runtime.devices import device_name
 from intrafusion.runtime.log import event, explain
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, check_spec, measure
-from intrafusion.studies.paired_comparison import paired
+from intrafusion.studies.paired_comparison import is_decided
 from intrafusion.studies.session import Session, pruned
 from intrafusion.studies.store.sqlite import Origin, Store
 
@@ -79,8 +78,8 @@ def sweep(
         Stored results are yielded first and are not computed again, unless they are incomplete. New results are stored.
         Points that another process is computing are left to that process.
     decide : bool
-        Stop measuring a point once the difference between its merge and dropping, on the same images, is decided: the 95 %
-        interval of paired proportions of Agresti and Min (`matched_wald`), corrected for the number of looks, excludes zero.
+        Stop measuring a point once it is decided whether its merge or dropping is better on all images: the 95 % interval of
+        the difference between the two, valid at all times at once (`sequential_interval`), excludes zero.
     memory : int
         Bytes of activations that are kept between points.
     known : mapping, optional
@@ -162,13 +161,13 @@ class _Sweep:
             self.reached |= stored
             yield from stored.values()
         yield from self._unmeasurable()
-        looks = max((len(self._looks(spec)) for spec in self.specs if not self._is_done(spec)), default=0)
-        for look in range(looks):
-            for spec in self.specs:
-                yield from self._advance(spec, look)
+        for spec in self.specs:
+            yield from self._advance(spec, 1)
+        for _, behind in itertools.groupby(self.specs, key=lambda spec: cut_of(spec, self.session)):
+            yield from self._refined(list(behind))
         while left := [spec for spec in self.specs if not self._is_done(spec)]:  # claimed by other processes
             for spec in left:
-                yield from self._advance(spec, looks)
+                yield from self._advance(spec, self._count(spec) + 1)
             checkpoint(idle=True)
             time.sleep(_RETRY)
         for spec in self.specs:
@@ -187,19 +186,25 @@ class _Sweep:
             except Exception as error:
                 yield self._fails(spec, error)
 
-    def _advance(self, spec: PruneSpec, look: int) -> Iterator[Result | Failure]:
-        """Measure one point up to the size of this look, unless another process has claimed it."""
+    def _refined(self, specs: list[PruneSpec]) -> Iterator[Result | Failure]:
+        """Measure points with the same cut, look by look together, until they are done or claimed by another process."""
+        for target in self._looks(specs[0]) if not all(map(self._is_done, specs)) else ():
+            for spec in specs:
+                yield from self._advance(spec, target)
+
+    def _advance(self, spec: PruneSpec, least: int) -> Iterator[Result | Failure]:
+        """Measure one point up to its first look at `least` images or more, unless another process has claimed it."""
         if self._is_done(spec):
             return
-        target = self._looks(spec)[min(look, len(self._looks(spec)) - 1)]
-        if (known := self.reached.get(spec)) and known.count >= target:
+        target = next(size for size in self._looks(spec) if size >= least)
+        if self._count(spec) >= target:
             return
         if self.store and not self.store.claim(spec, origin(spec, self.session)):
             yield from self._news(spec)
             return
         try:
             yield from self._news(spec)
-            while not self._is_done(spec) and (spec not in self.reached or self.reached[spec].count < target):
+            while not self._is_done(spec) and self._count(spec) < target:
                 yield self._measured(spec, target)
         finally:
             if self.store:
@@ -245,30 +250,37 @@ class _Sweep:
             self.store.fail(spec, origin(spec, self.session), failure.reason)
         return failure
 
+    def _count(self, spec: PruneSpec) -> int:
+        """Return the number of images that a point is measured on so far."""
+        return self.reached[spec].count if spec in self.reached else 0
+
     def _is_done(self, spec: PruneSpec) -> bool:
         if spec in self.failed or (spec in self.reached and self.reached[spec].complete):
             return True
         return self.decide and self._is_decided(spec)
 
     def _is_decided(self, spec: PruneSpec) -> bool:
-        """Return whether the sign of every difference between merges that involves this point is decided."""
+        """Return whether every difference between merges that involves this point is decided."""
         family = self.families[spec.but(merge="drop")]
         base = next((other for other in family if other.merge == "drop"), family[0])
         others = [other for other in family if other is not base] if spec is base else [spec]
-        results = [self.reached.get(one) for one in (base, *others)]
-        if len(family) < 2 or None in results:
+        results = [self.reached[one] for one in (base, *others) if one in self.reached]
+        if len(family) < 2 or len(results) <= len(others):
             return False
-        z = NormalDist().inv_cdf(1 - 0.025 / len(self._looks(spec)))
-        return all(paired(other, results[0], z).decided for other in results[1:])  # type: ignore[arg-type]
+        return all(is_decided(other, results[0]) for other in results[1:])
 
     def _looks(self, spec: PruneSpec) -> list[int]:
-        """Return the number of images of each look at a point, ascending."""
+        """Return the number of images of each look at a point, ascending: whole batches, or all images.
+
+        From look to look, the ratio of images seen to images left doubles, because it is this ratio, and not the number seen,
+        that grows with how much is known about the images left. Looks that are closer decide hardly earlier.
+        """
         meter = self._meter(spec)
-        sizes, size = [], FIRST
-        while self.decide and size < len(meter):
-            sizes.append(meter.up_to(size))
-            size *= 3
-        return sorted({*sizes, meter.up_to(FIRST), len(meter)})
+        total, sizes = len(meter), [meter.up_to(FIRST)]
+        while self.decide and sizes[-1] < total:
+            seen = sizes[-1]
+            sizes.append(meter.up_to(max(seen + 1, round(2 * seen * total / (seen + total)))))
+        return sorted({*sizes, total})
 
     def _meter(self, spec: PruneSpec) -> Meter:
         """Return the meter for this spec's images; only the last used meter keeps activations."""

@@ -72,8 +72,8 @@ def way_to_run(here: Here, base: PruneSpec, merges: Sequence[str]) -> Way:
         key="decide",
         bind=BIND,
         disabled=not several,
-        help="Stops measuring a cell when the merges differ significantly on the same images (95 % interval of paired proportions "
-        "by Agresti and Min, corrected for the number of looks).",
+        help="Stops measuring a cell once it is decided which merge is better on all images (95 % confidence sequence of the paired "
+        "difference, by betting, Waudby-Smith and Ramdas).",
     )
     if not several:
         middle.caption("This option needs at least two merges.")
@@ -205,14 +205,21 @@ def with_interval(accuracy: float, interval: tuple[float, float]) -> str:
 
 
 def pair_in_words(found: Paired, names: tuple[str, str]) -> str:
-    """Describe the difference of two merges on the same images as text, and whether it may be chance."""
+    """Describe the difference of two merges on the same images as text, and whether it may be chance.
+
+    On the first images only, the interval and the verdict are about all images of the study, see `Paired`.
+    """
     low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found.interval)
     said = f"{100 * found.difference:+.1f}".replace("-", "−")
+    where = "" if found.complete else f" for all {found.total:,} images"
     words = (
-        f"**{names[0]} − {names[1]}: {said} points** (95 %: {low} to {high}). Only {names[0]} is correct on "
+        f"**{names[0]} − {names[1]}: {said} points** (95 %{where}: {low} to {high}). Only {names[0]} is correct on "
         f"{found.only_first:,} images, only {names[1]} on {found.only_second:,}"
     )
-    return words + (": a significant difference." if found.decided else ", which may be chance.")
+    if found.complete:
+        return words + (": a significant difference." if found.decided else ", which may be chance.")
+    better = names[0] if found.difference > 0 else names[1]
+    return words + (f": {better} is better on all images." if found.decided else ", which does not decide yet which is better.")
 
 
 def comparison(

@@ -350,6 +350,21 @@ class TestPicture:
         assert "**fusion − drop: +40.0 points**" in sensitivity.pair_in_words(sure, names)
         assert sensitivity.pair_in_words(same, names).endswith("which may be chance.")
 
+    @pytest.mark.parametrize(
+        ("better", "says"),
+        [
+            (60, ": fusion is better on all images."),
+            (20, ", which does not decide yet which is better."),
+            (0, ": drop is better on all images."),
+        ],
+    )
+    def test_the_first_images_speak_of_all(self, better, says):
+        right = [[True] * count + [False] * (100 - count) for count in (better, 20 if better else 60)]
+        made = [sensitivity_matrix([made_result("a", 0.5, right=each, total=2000)], "fusion") for each in right]
+        words = sensitivity.pair_in_words(difference(*made).cells["a", 0.5].pairs[0], ("fusion", "drop"))
+        assert "points** (95 % for all 2,000 images: " in words
+        assert words.endswith(says)
+
 
 class TestSmallerNetwork:
     def test_both_accuracies_are_shown_and_the_measured_one_is_the_librarys(self, session):

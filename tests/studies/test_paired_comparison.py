@@ -1,12 +1,18 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from made_results import made_result
-from scipy.stats import binomtest
+from scipy.special import beta
+from scipy.stats import binom, binomtest
+from three_looks import three_looks
 
 from intrafusion.errors import IntrafusionError
-from intrafusion.studies.paired_comparison import Paired, matched_wald, paired
+from intrafusion.evaluation.accuracy import stratified
+from intrafusion.studies import paired_comparison as module
+from intrafusion.studies.paired_comparison import Paired, is_decided, matched_wald, paired, sequential_interval
 
 
 def answers(count: int, share: float, seed: int) -> np.ndarray:
@@ -58,7 +64,13 @@ class TestPaired:
     @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 7), (5, 5), (12, 30), (400, 380)])
     def test_p_is_the_exact_binomial_one(self, b, c):
         expected = binomtest(b, b + c).pvalue if b + c else 1.0
-        assert Paired(0.0, (0.0, 0.0), b, c, 1000).p == pytest.approx(expected)
+        assert Paired(0.0, (0.0, 0.0), b, c, 1000, 1000).p == pytest.approx(expected)
+
+    @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (9, 1), (1, 9), (12, 30), (100, 60)])
+    def test_p_of_the_first_images_holds_at_any_time(self, b, c):
+        """It is the likelihood ratio of a fair coin and one of uniformly distributed bias, of which 1 is the expectation."""
+        expected = 0.5 ** (b + c) / beta(b + 1, c + 1)
+        assert Paired(0.0, (0.0, 0.0), b, c, 1000, 2000).p == pytest.approx(min(1.0, expected))
 
     @pytest.mark.parametrize(
         ("change", "says"),
@@ -82,6 +94,106 @@ class TestPaired:
         bare = replace(made_result("a", 0.5), correct=b"")
         with pytest.raises(IntrafusionError, match="has no predictions for 100 images"):
             paired(bare, made_result("a", 0.5))
+
+
+def shuffled(signs: np.ndarray, runs: int, seed: int = 0) -> np.ndarray:
+    """Orders of the signs, all equally probable: (runs, n)."""
+    return np.random.default_rng(seed).permuted(np.tile(signs, (runs, 1)), axis=1)
+
+
+def population(total: int, discordant: float, difference: float = 0.0) -> np.ndarray:
+    """Signs of as many images, of which a share is discordant, and with a given mean."""
+    ahead, behind = (round(total * (discordant + sign * difference) / 2) for sign in (1, -1))
+    return np.repeat([1, -1, 0], [ahead, behind, total - ahead - behind])
+
+
+def rejections(signs: np.ndarray, total: int, mean: float = 0.0) -> np.ndarray:
+    """In which runs the interval excludes a mean at any time, after whichever image."""
+    return module._rejects(signs, total, mean) | module._rejects(-signs, total, -mean)
+
+
+def at_most_5_percent(found: np.ndarray) -> bool:
+    """Whether a probability of 5 % would give so many or more at least once in a thousand times."""
+    return found.sum() <= binom.ppf(0.999, len(found), 0.05)
+
+
+class TestSequentialInterval:
+    @pytest.mark.parametrize(("total", "runs"), [(500, 2000), (2000, 500), (10_000, 120)])
+    @pytest.mark.parametrize("discordant", [0.02, 0.1, 0.6])
+    def test_no_look_ever_excludes_an_equality_in_more_than_5_of_100_runs(self, total, runs, discordant):
+        assert at_most_5_percent(rejections(shuffled(population(total, discordant), runs), total))
+
+    @pytest.mark.parametrize("difference", [0.02, -0.1])
+    def test_no_look_ever_excludes_the_true_difference_in_more_than_5_of_100_runs(self, difference):
+        signs = population(500, 0.2, difference)
+        assert at_most_5_percent(rejections(shuffled(signs, 2000), 500, signs.mean()))
+
+    def test_a_fixed_interval_after_every_batch_would(self):
+        """What the simulation is able to see."""
+        signs = shuffled(population(2000, 0.1), 300)
+        looks = [[not np.prod(matched_wald((s == 1).sum(), (s == -1).sum(), len(s))) <= 0 for s in (run[:n] for n in
+                 range(50, 2000, 50))] for run in signs]  # fmt: skip
+        assert not at_most_5_percent(np.any(looks, axis=1))
+
+    @pytest.mark.parametrize("share", [0.1, 0.5])
+    def test_classes_in_turn_do_no_harm_even_where_they_disagree(self, share):
+        """In half of the classes only the first network is ever right alone, in the other half only the second is."""
+        labels = torch.arange(10).repeat(50)
+        signs = np.where(np.arange(500) // 10 < 50 * share, np.where(labels < 5, 1, -1), 0)
+        runs = np.stack([signs[stratified(labels, seed).numpy()] for seed in range(800)])
+        assert at_most_5_percent(rejections(runs, 500))
+
+    @pytest.mark.parametrize("signs", [(1, -1, 0, 0, 0, 0), (1, 1, -1, -1, 0, 0), (1, 1, 1, -1, 0, 0), (1, -1, -1, -1, -1, -1)])
+    def test_capital_is_expected_to_stay_as_it_is(self, signs):
+        orders = np.array(list(itertools.permutations(signs)))
+        capital = np.exp(module._log_capital(orders, 6, np.mean(signs)))
+        assert capital.mean(0) == pytest.approx(np.ones(6))
+        assert capital.std(0)[:-2].min() > 0
+
+    @pytest.mark.parametrize(("points", "most"), [(1, 1650), (2, 1050), (5, 380)])
+    def test_takes_fewer_images_than_three_looks(self, points, most):
+        """At 2,000 images of which 10 % are discordant, with a look after every 100 images."""
+        signs = shuffled(population(2000, 0.1, points / 100), 300)
+        capital = np.maximum.accumulate(module._log_capital(signs, 2000, 0.0), axis=1)[:, 99::100] >= np.log(40)
+        taken = np.where(capital.any(1), 100 * (1 + capital.argmax(1)), 2000)
+        assert taken.mean() < min(most, three_looks(signs).mean())
+        assert module._rejects(-signs, 2000).mean() <= 0.025  # for the wrong one of the two
+
+    @pytest.mark.parametrize("discordant", [0.05, 0.5])
+    def test_holds_what_no_bet_rejects_and_shrinks(self, discordant):
+        signs, inner = shuffled(population(60, discordant, 1 / 30), 1)[0], (-1.0, 1.0)
+        for seen in range(61):
+            low, high = sequential_interval(signs[:seen], 60)
+            left, sum_ = 60 - seen, signs[:seen].sum()
+            kept = [m for m in range(sum_ - left, sum_ + left + 1) if not rejections(signs[:seen], 60, m / 60)]
+            assert (low, high) == pytest.approx((kept[0] / 60, kept[-1] / 60))
+            assert kept == list(range(kept[0], kept[-1] + 1))
+            assert inner[0] <= low <= high <= inner[1]
+            inner = low, high
+        assert low == high == pytest.approx(signs.mean())
+
+    def test_is_that_of_the_first_images_and_the_fixed_one_that_of_all(self):
+        first, second = (made_result("a", 0.5, right=answers(200, share, 5)) for share in (0.8, 0.6))
+        part = replace(first, count=120)
+        signs = (np.unpackbits(np.frombuffer(result.correct, np.uint8)).astype(int) for result in (first, second))
+        expected = sequential_interval(np.subtract(*signs)[:120], 200)
+        assert paired(part, second).interval == expected != (0, 0)
+        assert paired(second, part).interval == pytest.approx((-expected[1], -expected[0]))
+        assert not paired(part, second).complete
+        whole = paired(first, second)
+        assert whole.complete
+        assert whole.interval == matched_wald(whole.only_first, whole.only_second, 200)
+
+    @pytest.mark.parametrize("shares", [(0.9, 0.5), (0.7, 0.7), (0.3, 0.8)])
+    @pytest.mark.parametrize("count", [1, 20, 77, 300])
+    def test_decides_where_it_excludes_zero(self, shares, count):
+        first, second = (made_result("a", 0.5, right=answers(count, s, i), total=400) for i, s in enumerate(shares))
+        assert is_decided(first, second) == is_decided(second, first) == paired(first, second).decided
+        assert is_decided(first, second) == (count >= 300 or (shares[0] != shares[1] and count >= 77))
+
+    def test_other_images_are_no_decision(self):
+        with pytest.raises(IntrafusionError, match="different images"):
+            is_decided(made_result("a", 0.5), made_result("a", 0.5, seed=1))
 
 
 class TestInterval:

@@ -154,6 +154,22 @@ class TestLooks:
         undecided = grid(self.base.but(groups=("layer3.1.conv1",), sparsity=0.05), merge=["drop", "fusion"])
         assert {result.count for result in last(sweep(undecided, resnet, decide=True)).values()} == {597}
 
+    def test_a_cut_is_finished_look_by_look_before_the_next(self, resnet, monkeypatch):
+        """The ratio of images seen to images left doubles, in whole batches."""
+        monkeypatch.setattr(module, "is_decided", lambda one, other: one.spec.groups == groups[0] and one.count >= 300)
+        groups = [("layer1.0.conv1",), ("layer3.1.conv1",)]
+        specs = grid(self.base, groups=groups, merge=["drop", "fusion"])
+        found = [(result.spec.groups, result.spec.merge, result.count) for result in sweep(specs, resnet, decide=True)]
+        looks = [(groups[0], count) for count in (200, 300)] + [(groups[1], count) for count in (200, 300, 400, 500, 550, 597)]
+        first = [(group, 100) for group in groups]
+        assert found == [(group, merge, count) for group, count in (*first, *looks) for merge in ("drop", "fusion")]
+
+    def test_a_member_that_lags_behind_catches_up(self, resnet):
+        specs = grid(self.base.but(groups="all", sparsity=0.3), merge=["drop", "fusion"])  # 10 % and 88 %
+        stored = next(sweep(specs[:1], resnet))
+        found = last(sweep(specs, resnet, decide=True, known={specs[0]: stored}))
+        assert {spec: result.count for spec, result in found.items()} == {specs[1]: 100}
+
     def test_a_point_without_partner_is_always_finished(self, resnet):
         (result,) = last(sweep([self.base], resnet, decide=True)).values()
         assert result.complete

@@ -97,7 +97,7 @@ def sensitivity_headline(matrix: "Matrix") -> str:
 def gain(difference: "Difference", names: tuple[str, str] = ("fusion", "drop")) -> str:
     """Return a title that says where the first of two gains most and loses most.
 
-    Only significant cells count: McNemar's p times the number of cells (Bonferroni's correction) must be below 5 %.
+    Only significant cells count: `Paired.p` times the number of cells (Bonferroni's correction) must be below 5 %.
     """
     first, second = names[0][:1].upper() + names[0][1:], names[1]
     found = {place: gap for place, gap in difference.cells.items() if gap.prunes}
@@ -309,8 +309,10 @@ def _gap_words(gap: "Gap", names: tuple[str, str]) -> str:
     low, high = gap.interval
     only = [sum(getattr(pair, side) for pair in gap.pairs) for side in ("only_first", "only_second")]
     seeds = f", from the lowest to the highest end of {len(gap.pairs)} seeds" if len(gap.pairs) > 1 else ", paired"
+    where = "" if gap.complete else f" for all {gap.pairs[0].total:,} images"
     return (
-        f"{names[0]} − {names[1]}: {signed(gap.difference, 1)} points<br>95 %: {signed(low, 1)} to {signed(high, 1)}{seeds}"
+        f"{names[0]} − {names[1]}: {signed(gap.difference, 1)} points"
+        f"<br>95 %{where}: {signed(low, 1)} to {signed(high, 1)}{seeds}"
         f"<br>only {names[0]} correct on {only[0]:,}, only {names[1]} on {only[1]:,} of {gap.count:,} images"
         + ("" if gap.decided else "<br>undecided: the interval includes 0")
     )

@@ -212,6 +212,12 @@ class TestDifference:
         even = difference(grid(study("fusion"), "fusion"), grid(study("drop"), "drop"))
         assert {trace.zmax for trace in traces(difference_heatmap(even), "heatmap")} == {5}
 
+    def test_hover_says_that_the_first_images_speak_of_all(self):
+        cells = [sensitivity_matrix([made_result("a", 0.5, right=share, total=2000)], "fusion") for share in (0.9, 0.4)]
+        (marks,) = pointers(difference_heatmap(difference(*cells), ("new", "old")))
+        (words,) = marks.hovertext
+        assert "<br>95 % for all 2,000 images: +" in words
+
     def test_hover_tells_the_interval_and_the_images_that_decide(self, gaps):
         (marks,) = pointers(difference_heatmap(gaps, ("new", "old")))
         words = dict(zip(map(tuple, marks.customdata), marks.hovertext, strict=True))
