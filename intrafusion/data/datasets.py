@@ -5,6 +5,7 @@ folders; your own images from an .npz, class folders, or what `upload.take_data`
 network connection. What was skipped or converted is logged as a warning, once per process, and listed in `ImageData.notes`.
 """
 
+import gzip
 import hashlib
 import logging
 import math
@@ -12,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -255,14 +257,42 @@ def _has_train(name: str, folder: Path) -> bool:
 
 
 def _digits(split: str) -> ImageData:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """Read the file that comes with scikit-learn, without importing scikit-learn, which takes two seconds."""
+    (folder,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    with gzip.open(Path(folder) / "datasets" / "data" / "digits.csv.gz") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    rows = table[stratified_split(table[:, -1], 597)[split == "test"]]
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return _pack("digits", split, images, rows[:, -1].astype(np.int64), tuple("0123456789"))
 
-    pixels, labels = load_digits(return_X_y=True)
-    parts = train_test_split(pixels, labels, test_size=597, stratify=labels, random_state=0)
-    pixels, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
-    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return _pack("digits", split, images, labels, tuple("0123456789"))
+
+def stratified_split(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows for training and `count` rows for testing, int64, in each of which the classes have the same shares.
+
+    The rows are those of scikit-learn's train_test_split(stratify=labels, random_state=seed).
+    """
+    rng, sizes = np.random.RandomState(seed), np.bincount(labels)
+
+    def shares(sizes: np.ndarray, count: int) -> np.ndarray:
+        """Return whole numbers in proportion to `sizes` that sum to `count`; of equal remainders chance rounds some up."""
+        exact = sizes / sizes.sum() * count
+        found = np.floor(exact)
+        remainders = exact - found
+        for remainder in np.unique(remainders)[::-1]:
+            if (more := int(count - found.sum())) <= 0:
+                break
+            (equal,) = np.nonzero(remainders == remainder)
+            found[rng.choice(equal, min(len(equal), more), replace=False)] += 1
+        return found.astype(int)
+
+    trained = shares(sizes, len(labels) - count)
+    tested = shares(sizes - trained, count)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for label, (first, then) in enumerate(zip(trained, tested, strict=True)):
+        rows = rng.permutation(np.nonzero(labels == label)[0])
+        parts[0].append(rows[:first])
+        parts[1].append(rows[first : first + then])
+    return rng.permutation(np.concatenate(parts[0])), rng.permutation(np.concatenate(parts[1]))
 
 
 def _pack(

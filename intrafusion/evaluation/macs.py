@@ -5,6 +5,7 @@ copy.
 """
 
 import copy
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    _FlopCounterMode,
+    flop_registry,
+    register_flop_formula,
+    sdpa_flop_count,
+)
 
 from intrafusion.models.fx.sharing import twin
 from intrafusion.models.precision import inputs_for
@@ -51,10 +58,26 @@ class Macs(FlopCounterMode):
     def layers(self) -> dict[str, int]:
         return {name: sum(found.values()) // 2 for name, found in self.flop_counts.items()}
 
+    def __enter__(self) -> "Macs":
+        self.flop_counts.clear()
+        self.mode = _Mode(self)
+        self.mode.__enter__()
+        return self
+
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
         if func_packet not in self.flop_registry and _multiplies(str(func_packet)):
             self.left_out[f"{str(func_packet).removeprefix('aten.')} in {self.running.kind}"] = None
         return super()._count_flops(func_packet, out, args, kwargs)
+
+
+class _Mode(_FlopCounterMode):
+    """torch's mode without the wrapper that imports torch's compiler, for two seconds, to tell it not to compile this."""
+
+    __torch_dispatch__ = inspect.unwrap(_FlopCounterMode.__torch_dispatch__)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def _multiplies(operator: str) -> bool:

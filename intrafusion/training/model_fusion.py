@@ -21,6 +21,7 @@ from intrafusion.pruning.groups.feature_maps import feature_maps, normalised
 from intrafusion.pruning.groups.find import find_groups
 from intrafusion.pruning.groups.group import CONSUMER, PRODUCER, Group, Layer
 from intrafusion.pruning.groups.norms import folded_tensors
+from intrafusion.pruning.transport.solvers import pot
 from intrafusion.runtime.devices import device_of, doubled
 from intrafusion.training.batchnorm import restate
 
@@ -184,11 +185,9 @@ def _sampled(maps: Tensor) -> Tensor:
 
 def _matched(targets: Tensor, sources: Tensor) -> Tensor:
     """Return, for each target, the source that the transport plan of equal masses assigns to it: int64 (n,)."""
-    import ot  # only once a plan is needed: it imports scikit-learn, which takes seconds
-
     cost = torch.cdist(_unit(targets), _unit(sources)).square().numpy()
     mass = np.full(len(cost), 1 / len(cost))
-    return torch.from_numpy(ot.emd(mass, mass, cost).argmax(1))
+    return torch.from_numpy(pot().emd(mass, mass, cost).argmax(1))
 
 
 def _unit(vectors: Tensor) -> Tensor:

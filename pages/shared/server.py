@@ -100,15 +100,16 @@ def _say_where(address: str) -> None:
 def import_slow_libraries() -> threading.Thread:
     """Import the slow libraries of the other pages in the background, once per server."""
     slow = (
-        "ot",
         "sklearn.cluster",
         "scipy.stats",
         "intrafusion.reporting.figures.transport",
-        "torch_pruning",
         "captum.attr",
     )
 
     def load() -> None:
+        from intrafusion.pruning.transport.solvers import pot
+
+        pot()
         for name in slow:
             importlib.import_module(name)
         gc.collect()

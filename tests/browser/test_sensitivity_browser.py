@@ -1,7 +1,10 @@
+from functools import partial
+
 from dashboard import (
     at_rest,
     chart_mark,
     click_mark,
+    click_until,
     fits,
     is_dark,
     new_page,
@@ -54,8 +57,7 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
     page.get_by_role("button", name="Run study").click()
     wait_for(page, '[data-testid="stMain"] p', r"computing.*; [1-9]\d* on a sample so far")
     for row, group in ((0, "conv1"), (8, "layer3.1.conv1")):
-        cell(page, row, 10, sparsities=19)
-        wait_for(page, "h3", f"^Group {group}$")
+        click_until(page, partial(cell, page, row, 10, sparsities=19), "h3", f"^Group {group}$")
 
     page.reload()
     main(page).get_by_role("button", name="Cancel").wait_for()

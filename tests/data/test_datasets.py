@@ -10,7 +10,7 @@ from PIL import Image
 
 import intrafusion as itf
 from intrafusion.data import datasets as data
-from intrafusion.data.datasets import CIFAR10_CLASSES, ImageData, normalise
+from intrafusion.data.datasets import CIFAR10_CLASSES, ImageData, normalise, stratified_split
 from intrafusion.data.image_folder import folder_labels
 
 RNG = np.random.default_rng(0)
@@ -40,18 +40,27 @@ def refused(match: str | None, **arguments: object) -> str:
 
 
 class TestDigits:
-    def test_splits_are_a_stratified_partition_of_scikit_learns_digits(self):
+    def test_splits_are_those_of_scikit_learn(self):
         from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
         pixels, labels = load_digits(return_X_y=True)
-        train, test = itf.load_data("digits", "train"), itf.load_data("digits", "test")
-        assert (len(train), len(test)) == (1200, 597)
-        rows = torch.cat([train.images, test.images]).flatten(1).numpy()
-        ours = np.column_stack([rows, torch.cat([train.labels, test.labels]).numpy()])
-        theirs = np.column_stack([np.rint(pixels * 255 / 16), labels])
-        assert sorted(ours.tolist()) == sorted(theirs.tolist())
-        expected = np.bincount(labels) * 597 / 1797
-        assert np.abs(np.bincount(test.labels.numpy()) - expected).max() <= 1
+        parts = train_test_split(pixels, labels, test_size=597, stratify=labels, random_state=0)
+        for split, pixels, labels in (("train", *parts[::2]), ("test", *parts[1::2])):
+            data = itf.load_data("digits", split)
+            assert data.labels.tolist() == labels.tolist()
+            assert np.array_equal(data.images.flatten(1).numpy(), np.rint(pixels * 255 / 16))
+
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (7, 5, 3, 9), (40, 2, 11, 1)])
+    def test_chance_rounds_as_in_scikit_learn(self, sizes, seed):
+        from sklearn.model_selection import train_test_split
+
+        labels = np.random.RandomState(seed).permutation(np.repeat(np.arange(4), sizes))
+        if min(sizes) == 1:
+            labels = labels % 3
+        theirs = train_test_split(np.arange(len(labels)), test_size=6, stratify=labels, random_state=seed)
+        assert [rows.tolist() for rows in stratified_split(labels, 6, seed)] == [rows.tolist() for rows in theirs]
 
     def test_images_are_one_channel_uint8_and_the_same_each_time(self):
         first, second = itf.load_data("digits"), itf.load_data("digits")

@@ -297,7 +297,9 @@ class TestImagenet:
         from torchvision.models import vit_b_32
 
         side = 96
-        torch.save(vit_b_32(image_size=side).state_dict(), tmp_path / "w.pth")
+        with torch.device("meta"):
+            shapes = vit_b_32(image_size=side).state_dict()
+        torch.save({name: torch.zeros(value.shape) for name, value in shapes.items()}, tmp_path / "w.pth")
         model = itf.load_model("imagenet/vit_b_32", tmp_path / "w.pth")
         assert model.card.input_size == (3, side, side)
         assert model(model.card.example()).shape == (1, 1000)
@@ -374,6 +376,7 @@ class TestReference:
     def test_squeezenet_has_its_accuracy_on_the_samples(self, reference):
         model = itf.load_model("imagenet/squeezenet1_0", reference("weights/imagenet_squeezenet1_0.pt"))
         images = itf.load_data("imagenet", path=reference("data/imagenet_samples"))
-        measured = itf.evaluate(model, images, limit=None)
-        assert measured.count == 1000
-        assert measured.accuracy == pytest.approx(0.600, abs=0.01)
+        assert len(images) == 1000
+        measured = itf.evaluate(model, images, limit=150)
+        assert measured.accuracy == pytest.approx(81 / 150, abs=0.01)  # 0.600 on all of them
+        assert measured.interval[0] < 0.58092 < measured.interval[1]  # as published, on all of ImageNet

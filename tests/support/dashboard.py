@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,12 @@ def is_dark(page: Any) -> None:
     assert sum(map(int, re.findall(r"\d+", ink)[:3])) > 600
 
 
+_MATCHES = "([selector, pattern]) => [...document.querySelectorAll(selector)].some(e => RegExp(pattern).test(e.textContent))"
+
+
 def wait_for(page: Any, selector: str, pattern: str) -> None:
     """Wait until some element's text matches a JavaScript pattern."""
-    found = "([selector, pattern]) => [...document.querySelectorAll(selector)].some(e => RegExp(pattern).test(e.textContent))"
-    until(page, found, [selector, pattern])
+    until(page, _MATCHES, [selector, pattern])
 
 
 def still_box(spot: Any) -> dict[str, float]:
@@ -166,6 +168,23 @@ def click_mark(page: Any, spot: Any) -> None:
     at_rest(page)
     box = still_box(spot)
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def click_until(page: Any, click: Callable[[], None], selector: str, pattern: str) -> None:
+    """Click a figure that is redrawn now and then until some element's text matches a JavaScript pattern.
+
+    Plotly reports no click on a mark that is drawn anew between the move of the mouse and its press.
+    """
+    from playwright.sync_api import TimeoutError as Late
+
+    for last in range(PATIENCE // 20, -1, -1):
+        click()
+        try:
+            page.wait_for_function(_MATCHES, arg=[selector, pattern], polling=200, timeout=20_000)
+            return
+        except Late:
+            if not last:
+                raise
 
 
 def chart_mark(page: Any, chart: int, mark: str = ".scatterlayer .point", which: int = 0) -> Any:

@@ -48,7 +48,7 @@ def siblings(train_data):
         pass
     both = copy.deepcopy(start), copy.deepcopy(start)
     for seed, model in enumerate(both):
-        for _ in train(model, train_data, Recipe(6, wobble, 0.2, batch=64, seed=seed), model.card.mean, model.card.std):
+        for _ in train(model, train_data, Recipe(4, wobble, 0.2, batch=64, seed=seed), model.card.mean, model.card.std):
             pass
     return both
 
@@ -122,7 +122,7 @@ class TestConnect:
                 assert walked.loss[place] == pytest.approx(loss, rel=1e-4)
 
     def test_networks_with_batchnorm_meet_on_a_path(self, siblings, train_data, data):
-        *_, last = connect(*siblings, train_data, data, epochs=3, points=9)
+        *_, last = connect(*siblings, train_data, data, epochs=1.5, rate=0.03, points=9)
         assert last.norms == len(norms_of(siblings[0])) > 0
         assert last.seen == 512
         assert last.curve.accuracy.min() > 0.9

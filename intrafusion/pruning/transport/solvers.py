@@ -6,6 +6,7 @@ The iterative solvers get torch tensors: POT then computes with torch, which is 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from intrafusion._registry import SOLVERS
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.cancellation import beside
+from intrafusion.runtime.light_imports import import_without
 
 _LARGE = 1 << 19  # problems with more distances than this take seconds to solve
 _ITERATIONS = {"sinkhorn": 1000, "unbalanced": 500}  # take a third of a second on 512 channels
@@ -106,7 +108,7 @@ def _room(stays: np.ndarray, b: np.ndarray, goes: float) -> np.ndarray:
 )
 def sinkhorn(problem: Problem) -> np.ndarray:
     """Compute argmin <G, M> - reg H(G) in the log domain, then round to the marginals (Altschuler et al., NeurIPS 2017)."""
-    import ot
+    ot = pot()
 
     rows, columns = problem.a > 0, problem.b > 0
     a, b, M = problem.a[rows], problem.b[columns], problem.M[np.ix_(rows, columns)]
@@ -130,7 +132,7 @@ def sinkhorn(problem: Problem) -> np.ndarray:
 )
 def unbalanced(problem: Problem) -> np.ndarray:
     """Compute argmin <G, M> + reg_m (KL(G 1 | a) + KL(G^T 1 | b)) by majorisation-minimisation."""
-    import ot
+    ot = pot()
 
     strength = problem.reg_m * problem.scale
 
@@ -167,6 +169,11 @@ def partial(problem: Problem) -> np.ndarray:
     return _emd(np.append(a, stays), np.append(b, stays), M)[:-1, :-1]
 
 
+def pot() -> Any:
+    """Import POT, which takes half a second that a first page view need not pay."""
+    return import_without("ot", "sklearn", "networkx")
+
+
 _Solved = tuple[np.ndarray, np.ndarray, np.ndarray]  # G (n, k), and the dual prices u (n,) and v (k,)
 
 
@@ -175,7 +182,7 @@ def _emd(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> np.ndarray:
 
     Up to rounding, rows sum to a, and columns to b scaled to the same total.
     """
-    import ot  # this import takes a second, which a first page view need not pay
+    ot = pot()
 
     def solve(a: np.ndarray, b: np.ndarray, M: np.ndarray) -> _Solved:
         with beside() if M.size > _LARGE else nullcontext():

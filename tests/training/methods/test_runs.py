@@ -159,7 +159,7 @@ class TestSplitData:
         assert whole.outcome.accuracy > naive + 0.1
 
     def test_stopped_parts_go_on_to_the_same_end(self, monkeypatch, tmp_path):
-        spec = quick("paf", epochs=20)
+        spec = quick("paf", epochs=8)
         *_, whole = run_training(spec)
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / "elsewhere"))
         for phase in ("part", "fused, fine-tuned"):  # while both parts train, and when they are fused

@@ -120,7 +120,7 @@ class TestTraining:
         for number, seed in enumerate((0, 0, 1)):
             monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path / str(number)))
             made = merged(SPEC, session)
-            list(recovery(SPEC.but(recovery="overparam-sp", seed=seed), session, made))
+            list(recovery(SPEC.but(recovery="overparam-sp", seed=seed, epochs=1), session, made))
             states.append(torch.cat([value.flatten() for value in made.small.state_dict().values()]))
         assert torch.equal(states[0], states[1])
         assert not torch.equal(states[0], states[2])
@@ -145,7 +145,7 @@ class TestTraining:
 
     def test_what_other_code_trained_is_trained_again(self, session, monkeypatch, tmp_path):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
-        spec, made = SPEC.but(recovery="perp-bias", rate=0.01), []
+        spec, made = SPEC.but(recovery="perp-bias", rate=0.01, epochs=1), []
         for version in ("one", "another", "one"):
             monkeypatch.setattr("intrafusion.studies.session.code_version", lambda version=version: version)
             made.append(session.kept_path(spec).exists())
@@ -155,7 +155,7 @@ class TestTraining:
     @pytest.mark.parametrize(("other", "goes_on"), [("code_version", True), ("recovery_version", False)])
     def test_what_was_stopped_goes_on_while_the_trainers_code_is_the_same(self, session, monkeypatch, tmp_path, other, goes_on):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
-        spec, steps, advance = SPEC.but(recovery="perp-bias", rate=0.01, epochs=8), [], _Run._advance
+        spec, steps, advance = SPEC.but(recovery="perp-bias", rate=0.01), [], _Run._advance
         monkeypatch.setattr(_Run, "_advance", lambda run, device: steps.append(run.step) or advance(run, device))
         told = recovery(spec, session, merged(spec, session))
         last = [next(told) for _ in range(5)][-1].step
@@ -166,7 +166,7 @@ class TestTraining:
         assert steps[0] == (last if goes_on else 0)
 
     def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(self, session, tmp_path):
-        how, data = RecoveryOptions(epochs=6, rate=None), session.training(SPEC)
+        how, data = RecoveryOptions(epochs=2, rate=None), session.training(SPEC)
         whole = merged(SPEC, session)
         straight = list(recovering(whole, "overparam", data, how))
         file = tmp_path / "kept.pt"
@@ -185,7 +185,7 @@ class TestTraining:
     def test_equal_compute_is_fewer_epochs_for_what_costs_more(self, session):
         steps = {}
         for name in ("finetune", "overparam-sp"):
-            facts, *moments = recovery(SPEC.but(recovery=name, budget="compute", epochs=10), session, merged(SPEC, session))
+            facts, *moments = recovery(SPEC.but(recovery=name, budget="compute", epochs=6), session, merged(SPEC, session))
             steps[name] = facts.macs * moments[-1].steps
         assert steps["overparam-sp"] == pytest.approx(steps["finetune"], rel=0.15)
 
@@ -231,9 +231,13 @@ class TestTraining:
             return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
         counts = []
-        for _ in range(3):
-            recover(merged(SPEC, session), "overparam-sp", session.training(SPEC), RecoveryOptions(epochs=0.5, rate=0.03))
-            counts.append(tensors())
+        gc.freeze()  # all that was before need not be looked through
+        try:
+            for _ in range(3):
+                recover(merged(SPEC, session), "overparam-sp", session.training(SPEC), RecoveryOptions(epochs=0.5, rate=0.03))
+                counts.append(tensors())
+        finally:
+            gc.unfreeze()
         assert counts[2] <= counts[1]
 
     def test_held_out_images_are_a_tenth_and_no_others(self, session):

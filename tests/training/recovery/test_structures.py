@@ -402,22 +402,30 @@ REAL = {  # a merge and a recovery on each
     "mobilenet_v2": ("refit", "finetune"),
     "efficientnet_b0": ("fold-r", "repair"),
     "regnet_y_400mf": ("refit", "bn-reset"),
-    "resnext50_32x4d": ("refit", "repair"),
+    "resnext": ("refit", "repair"),
 }
+
+
+def _resnext(num_classes: int) -> nn.Module:
+    """ResNeXt-50 with one block in each stage."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=num_classes, groups=32, width_per_group=4)
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_networks(name):
-    """Random weights, images of 64 pixels, the three smallest groups with a depthwise or grouped convolution."""
+    """Random weights, images of 32 pixels, the three smallest groups with a depthwise or grouped convolution."""
     from torchvision import models
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(models, name)(num_classes=4).eval()
-    model.card = itf.ModelCard(name, (0.5,) * 3, (0.3,) * 3, (3, 64, 64), 4, "noise")
-    images = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        make = getattr(models, name, _resnext)
+        model = make(num_classes=4).eval()
+    model.card = itf.ModelCard(name, (0.5,) * 3, (0.3,) * 3, (3, 32, 32), 4, "noise")
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = itf.ImageData("noise", "train", images, torch.arange(20) % 4, tuple("abcd"))
-    found = itf.find_groups(model, torch.zeros(1, 3, 64, 64))
+    found = itf.find_groups(model, torch.zeros(1, 3, 32, 32))
     mixing = [group for group in found if group.reason is None and group.role(CHANNELWISE)]
     chosen = [group.name for group in sorted(mixing, key=lambda group: group.size)[:3]]
     assert len(chosen) == 3
