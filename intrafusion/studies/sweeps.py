@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from intrafusion.errors import IntrafusionError, is_out_of_memory
 from intrafusion.evaluation.incremental import MEMORY, Meter
 from intrafusion.pruning.pruner import choose_groups
 from intrafusion.runtime.cancellation import checkpoint, clock
-from intrafusion.runtime.devices import device_name
+from intrafusion.runtime.devices import CPU, device_name
 from intrafusion.runtime.log import event, explain
 from intrafusion.spec import PruneSpec
 from intrafusion.studies.measurement import Result, check_spec, measure
@@ -154,8 +155,17 @@ class _Sweep:
         self.networks: dict[PruneSpec, nn.Module] = {}  # oldest first
         self.held = 0  # their bytes
         self.last: Meter | None = None
+        self.ahead: dict[PruneSpec, Future[nn.Module]] = {}
+        self.pruner = None if session.device == CPU else ThreadPoolExecutor(1)  # a CPU has no time to spare
 
     def steps(self) -> Iterator[Result | Failure]:
+        try:
+            yield from self._steps()
+        finally:
+            if self.pruner:
+                self.pruner.shutdown(cancel_futures=True)
+
+    def _steps(self) -> Iterator[Result | Failure]:
         if self.store:
             stored = self.store.get((spec, origin(spec, self.session)) for spec in self.specs)
             self.reached |= stored
@@ -224,6 +234,7 @@ class _Sweep:
             meter, began = self._meter(spec), clock()
             small = self._network(spec)
             took = clock() - began
+            self._prune_ahead(spec)
             result = measure(spec, self.session, meter, small, target, self.reached.get(spec), _PATIENCE)
             result = replace(result, seconds=result.seconds + took)
         except Exception as error:
@@ -294,12 +305,22 @@ class _Sweep:
 
     def _network(self, spec: PruneSpec) -> nn.Module:
         if spec not in self.networks:
-            self.networks[spec] = small = pruned(spec, self.session)
+            waiting = self.ahead.pop(spec, None)
+            self.networks[spec] = small = waiting.result() if waiting else pruned(spec, self.session)
             self.held += _bytes(small)
             while len(self.networks) > 1 and self.held > _NETWORKS:
                 self._let_go(next(iter(self.networks)))
             return small
         return self.networks[spec]
+
+    def _prune_ahead(self, spec: PruneSpec) -> None:
+        """Prune the point behind this one in a thread, while a GPU evaluates this one."""
+        place = self.specs.index(spec) + 1
+        if self.pruner and place < len(self.specs):
+            following = self.specs[place]
+            known = following in self.networks or following in self.ahead or following in self.reached
+            if not known and following.recovery == "none":
+                self.ahead[following] = self.pruner.submit(pruned, following, self.session)
 
     def _let_go(self, spec: PruneSpec) -> None:
         if spec in self.networks:

@@ -1,6 +1,7 @@
 """On an accelerator every method gives what the CPU gives, and data and models may lie on different devices."""
 
 import functools
+import threading
 
 import pretend_device
 import pytest
@@ -16,6 +17,8 @@ from intrafusion.pruning.merge import MERGES
 from intrafusion.pruning.transport.solvers import SOLVERS
 from intrafusion.reporting.artifact import making
 from intrafusion.runtime.devices import device_of
+from intrafusion.studies import sweeps
+from intrafusion.studies.measurement import Result
 from intrafusion.studies.session import Session, merged, open_session, pruned
 from intrafusion.studies.weight_space import Solutions, networks_between, sharpness, slices
 from intrafusion.training.augment import shift_and_flip
@@ -127,6 +130,19 @@ def test_sweeps(precision, memory):
         for device in ("cuda", "cpu")
     }
     assert last["cuda"] == pytest.approx(last["cpu"], abs=0.01)
+
+
+def test_the_next_point_is_pruned_while_one_is_evaluated(monkeypatch):
+    threads = []
+
+    def noted(*arguments):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return pruned(*arguments)
+
+    monkeypatch.setattr(sweeps, "pruned", noted)
+    results = list(itf.sweep(itf.grid(BASE, sparsity=(0.2, 0.3, 0.4)), session("cuda")))
+    assert threads == [True, False, False]
+    assert all(isinstance(result, Result) for result in results)
 
 
 def test_an_export_and_its_speed():
