@@ -273,7 +273,7 @@ class _Sweep:
         """Return the number of images of each look at a point, ascending: whole batches, or all images.
 
         From look to look, the ratio of images seen to images left triples, because it is this ratio, and not the number seen,
-        that grows with how much is known about the images left. More looks would stop 4 % earlier and cost more than that.
+        that grows with how much is known about the images left. More looks would stop 5 % earlier and cost more than that.
         """
         meter = self._meter(spec)
         total, sizes = len(meter), [meter.up_to(FIRST)]
