@@ -1,24 +1,24 @@
 """Import a library without others that it would import, but that nothing here makes it use."""
 
-import importlib
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
-from types import ModuleType
 from typing import Any
 
 
-def import_without(library: str, *unused: str) -> ModuleType:
-    """Import a library that treats others as optional, as if those were not installed; they remain importable elsewhere.
+@contextmanager
+def without(*libraries: str) -> Iterator[None]:
+    """Let this thread import, within the block, as if these libraries were not installed, unless they are imported already.
 
-    Torch-Pruning imports timm to count operations, POT imports scikit-learn and networkx to cluster: seconds in each process.
+    Torch-Pruning imports timm to count operations, and POT imports scikit-learn and networkx to cluster, which takes each
+    process seconds. Both treat them as optional.
     """
-    if library in sys.modules:
-        return importlib.import_module(library)
-    finder = _Hiding(unused)
+    finder = _Hiding(libraries)
     sys.meta_path.insert(0, finder)
     try:
-        return importlib.import_module(library)
+        yield
     finally:
         sys.meta_path.remove(finder)
 

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from intrafusion.runtime.light_imports import import_without
+from intrafusion.runtime.light_imports import without
 
 STUDY = """
 import json, sys
@@ -40,7 +40,9 @@ def libraries(tmp_path, monkeypatch):
 
 def test_an_optional_library_is_left_out_and_can_be_imported_afterwards(libraries):
     finders = list(sys.meta_path)
-    assert import_without("made_library", "made_option").made_option is None
+    with without("made_option"):
+        import made_library
+    assert made_library.made_option is None
     assert sys.meta_path == finders
     import made_option
 
@@ -53,4 +55,6 @@ def test_other_threads_find_it_meanwhile(libraries, tmp_path):
         "def look():\n    import made_option\n    found.append(made_option)\n"
         "thread = threading.Thread(target=look); thread.start(); thread.join()\n"
     )
-    assert len(import_without("made_library", "made_option").found) == 1
+    with without("made_option"):
+        import made_library
+    assert len(made_library.found) == 1

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from intrafusion.models.architectures import PadShortcut
 from intrafusion.pruning.groups.group import CHANNELWISE, CONSUMER, PAD, PRODUCER, Group, Layer
-from intrafusion.runtime.light_imports import import_without
+from intrafusion.runtime.light_imports import without
 
 _POSITIONS = 1 << 18  # limit on the positions of a layer's channels on the flattened axis of another layer
 _STEPS = 4000  # limit on the layer-to-layer steps in the walk over one group
@@ -32,9 +32,10 @@ class Graph:
     """Torch-Pruning's graph of one network, with its groups joined wherever it misses a coupling."""
 
     def __init__(self, model: nn.Module, example: Tensor):
-        tp = import_without("torch_pruning", "timm")
+        with without("timm"):
+            import torch_pruning as tp
 
-        class PadPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[name-defined]
+        class PadPruner(tp.pruner.function.BasePruningFunc):
             """Pruner that makes the zero-padded shortcut a node with separate input and output channels."""
 
             def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:

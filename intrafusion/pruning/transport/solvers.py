@@ -14,7 +14,7 @@ import torch
 from intrafusion._registry import SOLVERS
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.cancellation import beside
-from intrafusion.runtime.light_imports import import_without
+from intrafusion.runtime.light_imports import without
 
 _LARGE = 1 << 19  # problems with more distances than this take seconds to solve
 _ITERATIONS = {"sinkhorn": 1000, "unbalanced": 500}  # take a third of a second on 512 channels
@@ -171,7 +171,9 @@ def partial(problem: Problem) -> np.ndarray:
 
 def pot() -> Any:
     """Import POT, which takes half a second that a first page view need not pay."""
-    return import_without("ot", "sklearn", "networkx")
+    with without("sklearn", "networkx"):
+        import ot
+    return ot
 
 
 _Solved = tuple[np.ndarray, np.ndarray, np.ndarray]  # G (n, k), and the dual prices u (n,) and v (k,)
