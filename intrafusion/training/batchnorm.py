@@ -115,13 +115,12 @@ def _correction(now: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def _transform(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """Scale and shift a layer's outputs by changing its weight and bias; a layer without a bias gets one."""
-    weight = layer.weight.data
+    now, weight = layer.weight, doubled(layer.weight.data)
     if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), group after group
         rows = scale.view(layer.groups, 1, -1).expand(-1, len(weight) // layer.groups, -1).flatten(0, 1)
         factor = rows.view(*rows.shape, *[1] * (weight.ndim - 2))
     else:
         factor = scale.view(-1, *[1] * (weight.ndim - 1))
-    learns = layer.weight.requires_grad
-    bias = shift if layer.bias is None else layer.bias.data * scale + shift
-    layer.weight.data = (weight * factor).to(weight.dtype)
-    layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=learns)
+    bias = shift if layer.bias is None else doubled(layer.bias.data) * scale + shift
+    layer.weight.data = (weight * factor).to(now)
+    layer.bias = nn.Parameter(bias.to(now), requires_grad=now.requires_grad)

@@ -221,6 +221,40 @@ class TestWithoutFloat64:
         *_, run = run_training(TrainSpec(model="digits-mlp", method=method, training=200, epochs=1), "cuda")
         assert 0 < run.outcome.accuracy < 1
 
+    @pytest.mark.parametrize("precision", ["exact", "fast"])
+    def test_a_sweep(self, precision):
+        specs = itf.grid(BASE.but(precision=precision, sparsity=0.35), merge=("drop", "fusion"))
+        found, expected = (
+            {result.spec: result.accuracy for result in itf.sweep(specs, session(device), decide=True)}
+            for device in ("cuda", "cpu")
+        )
+        assert found == pytest.approx(expected, abs=0.01)
+
+    def test_a_slice_a_spectrum_a_path_and_an_attribution(self):
+        here = session("cuda", "digits-vgg")
+        solutions = Solutions(BASE.but(model="digits-vgg", sparsity=0.5, limit=32), here)
+        *_, slice_ = slices(solutions, size=3)
+        *_, sharp = sharpness(solutions, images=16, count=1, steps=3)
+        *_, path = networks_between(solutions, ("dense", "fused"), 0.1, 0.01, 100)
+        assert slice_.surface.share == 1
+        assert sharp.values.isfinite().all()
+        assert len(path.rows()) > 10
+        for method in METHODS:
+            assert channel_attribution(here.model, here.groups[1], 0, here.images().images[0], method).pixels.isfinite().all()
+
+    @pytest.mark.parametrize(
+        "method", [name for name in TRAINERS if name not in ("fap", "paf", "sgd", "sdprun", "smooth-svd", "aslp")]
+    )
+    def test_other_training_methods(self, method):
+        *_, run = run_training(TrainSpec(model="digits-mlp", method=method, training=100, epochs=1), "cuda")
+        assert 0 < run.outcome.accuracy < 1
+
+    def test_an_export(self):
+        *_, last = making(BASE, session("cuda"))
+        assert device_of(last.result.network).type == "cpu"
+        images = itf.load_data("digits", limit=50)
+        assert device_of(itf.fuse_models([session("cuda").model] * 2, torch.zeros(1, 1, 8, 8), images)).type == "cuda"
+
 
 class TestWaits:
     """What crosses between the CPU and the device, on a session that has measured one point already."""
