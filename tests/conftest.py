@@ -53,7 +53,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-_PROCESSES = """shutdown sandbox cluster in_memory main landscape_command studies_commands hostile_flags tutorial documents"""
+_PROCESSES = (
+    "shutdown sandbox cluster in_memory main landscape_command studies_commands hostile_flags tutorial documents light_imports"
+)
 _LARGE = re.compile(r"cifar100?-|imagenet|timm|mobilenet|densenet|resnet18|resnet-projection|squeezenet|vgg1")  # networks
 
 
