@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from intrafusion.studies.sweeps import Failure, checked_specs, cut_of, origin, t
 _log = logging.getLogger(__name__)
 RETRIES = 3  # how often the remaining points of a lost worker are sent again
 _SHARES = 3  # least number of tasks per worker, so that workers that finish early can take over work
+_TOGETHER = 256  # most results that are stored, and most tasks that are sent, between two checks for cancellation
 _POLL = 0.1  # seconds between two checks for cancellation
 _AGAIN = 1.0  # seconds between two checks of points claimed by other processes, and of the cluster's resources
 _BEAT = 10.0  # seconds between two heartbeats to the store
@@ -60,13 +61,14 @@ def sweep_on_cluster(
     """
     share = _Share(num_cpus, float(session.device.type == "cuda") if num_gpus is None else num_gpus)
     specs = checked_specs(specs, session)
-    reached = store.get((spec, share.origin(spec, session)) for spec in specs) if store else {}
+    points = {spec: share.origin(spec, session) for spec in specs}
+    reached = store.get(points.items()) if store else {}
     yield from reached.values()
     if all(spec in reached and reached[spec].complete for spec in specs):
         return
     tensors = [*session.model.state_dict().values(), session.images().images]
     with SESSION.ray(address, sum(tensor.nbytes for tensor in tensors)) as ray:
-        yield from _Driver(ray, specs, session, store, reached, decide, memory, share).steps()
+        yield from _Driver(ray, points, session, store, reached, decide, memory, share).steps()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Driver:
     def __init__(
         self,
         ray: Any,
-        specs: list[PruneSpec],
+        points: dict[PruneSpec, Origin],
         session: Session,
         store: Store | None,
         reached: dict[PruneSpec, Result],
@@ -124,9 +126,11 @@ class _Driver:
         memory: int,
         share: _Share,
     ):
-        self.ray, self.session, self.store, self.specs, self.reached = ray, session, store, specs, reached
+        self.ray, self.session, self.store, self.points, self.reached = ray, session, store, points, reached
         self.decide, self.memory, self.share = decide, memory, share
         self.failed: set[PruneSpec] = set()
+        self.held: set[PruneSpec] = set()  # claimed by us
+        self.ended: list[PruneSpec] = []  # points of ended tasks, whose claims are released with the next results
         self.waiting: deque[_Chunk] = deque()
         self.contested: list[_Chunk] = []  # claimed by other processes
         self.out: dict[Any, _Chunk] = {}  # running chunks, by their stream of results
@@ -138,23 +142,22 @@ class _Driver:
     def steps(self) -> Iterator[Result | Failure]:
         try:
             self._look()
-            left = [family for family in _families(self.specs) if not all(map(self._is_done, family))]
+            left = [family for family in _families(self.points) if not all(map(self._is_done, family))]
             self.waiting.extend(_split(left, self.session, self.slots or 1))
             self._prepare()
             while self.waiting or self.contested or self.out:
                 self._look()
                 yield from self._send()
-                for stream in self._ready():
-                    yield from self._receive(stream)
+                yield from self._receive(self._ready())
                 checkpoint()
         finally:
-            self._release(self.specs)  # only these: other studies may share the store object
+            self._store([], self.held)  # only these: other studies may share the store object
             self._cancel()
 
     def _prepare(self) -> None:
         """Put the data that all tasks need into the object store, once."""
         try:
-            self.parts = self.ray.put(Parts.of(self.session, self.specs))
+            self.parts = self.ray.put(Parts.of(self.session, self.points))
             options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_retries": 0}
             self.task = self.ray.remote(measure_remotely).options(**options)
         except (TypeError, ValueError, self.ray.exceptions.RayError) as error:
@@ -182,74 +185,108 @@ class _Driver:
         if before != 0:
             _log.warning("%s; waiting for one", lack)
 
-    def _send(self) -> Iterator[Result]:
-        """Submit up to twice as many chunks as run at once, so that no worker waits.
+    def _room(self) -> int:
+        """Return how many of the waiting chunks may be sent: up to twice as many run as at once, so that no worker waits.
 
         The rest is not claimed yet, so that other processes find points to claim.
         """
-        while self.waiting and len(self.out) < 2 * (self.slots or 1):
-            chunk = self.waiting.popleft()
-            chunk.families = yield from self._claimed(chunk)
+        return min(len(self.waiting), 2 * (self.slots or 1) - len(self.out))
+
+    def _send(self) -> Iterator[Result]:
+        chunks = [self.waiting.popleft() for _ in range(min(self._room(), _TOGETHER))]
+        left = [spec for chunk in chunks for spec in chunk.specs if not self._is_done(spec)]
+        refused = self._claim(left)
+        yield from self._news(left)
+        self._store([], [spec for chunk in chunks for spec in self._withheld(chunk, refused)])
+        for chunk in chunks:
             if specs := [spec for spec in chunk.specs if spec not in self.failed]:
                 known = {spec: self.reached[spec] for spec in specs if spec in self.reached}
                 threads, device = max(1, int(self.share.cpus)), "cuda" if self.share.gpus else "cpu"
                 stream = self.task.remote([self.parts], specs, known, self.decide, self.memory, threads, device, code_version())
                 self.out[stream] = chunk
 
-    def _claimed(self, chunk: _Chunk) -> Generator[Result, None, list[Family]]:
-        """Claim a chunk's families and return those that we hold.
+    def _withheld(self, chunk: _Chunk, refused: set[PruneSpec]) -> Family:
+        """Take the families that are done, and those of which another process holds a point, out of a chunk.
 
-        Families are claimed whole, because the comparison between merges needs all of their points.
+        Returns their points. Families are claimed whole, because the comparison between merges needs all of their points.
         """
-        ours, theirs = [], []
+        ours, theirs, withheld = list[Family](), list[Family](), Family()
         for family in chunk.families:
-            refused = self._claim(family)
-            yield from self._news(family)
-            if all(map(self._is_done, family)):
-                self._release(family)
-            elif all(map(self._is_done, refused)):
+            free = all(self._is_done(spec) for spec in family if spec in refused)
+            if free and not all(map(self._is_done, family)):
                 ours.append(family)
-            else:
-                self._release(family)
+                continue
+            withheld += family
+            if not free:
                 theirs.append(family)
         if theirs:
             self.contested.append(replace(chunk, families=theirs))
-        return ours
+        chunk.families = ours
+        return withheld
 
-    def _claim(self, family: Family) -> Family:
-        """Claim a family's unfinished points; return those that other processes hold."""
+    def _claim(self, specs: list[PruneSpec]) -> set[PruneSpec]:
+        """Claim points; return those that other processes hold."""
         if self.store is None:
-            return []
-        left = [spec for spec in family if not self._is_done(spec)]
-        return [spec for spec in left if not self.store.claim(spec, self.share.origin(spec, self.session))]
+            return set()
+        self.held.update(specs)
+        refused = self.store.claim_all((spec, self.points[spec]) for spec in specs)
+        self.held -= refused
+        return refused
 
-    def _release(self, specs: Iterable[PruneSpec]) -> None:
+    def _store(self, results: list[tuple[Result, Origin]], released: Iterable[PruneSpec]) -> None:
+        """Store results and release the claims of points, in one transaction."""
         if self.store:
-            for spec in specs:
-                self.store.release(spec, self.share.origin(spec, self.session))
+            gone = self.held.intersection(released)
+            self.store.put_all(results, [(spec, self.points[spec]) for spec in gone])
+            self.held -= gone
 
-    def _news(self, family: Family) -> Iterator[Result]:
+    def _news(self, specs: list[PruneSpec]) -> Iterator[Result]:
         """Yield results of these points that other processes have stored since the last check."""
         if self.store:
-            left = [(spec, self.share.origin(spec, self.session)) for spec in family if not self._is_done(spec)]
-            for spec, stored in self.store.get(left).items():
+            for spec, stored in self.store.get((spec, self.points[spec]) for spec in specs).items():
                 if spec not in self.reached or stored.count > self.reached[spec].count:
                     self.reached[spec] = stored
                     yield stored
 
     def _ready(self) -> list[Any]:
-        """Return a list of at most one stream that has an item, after waiting at most `_POLL` seconds."""
+        """Return streams that have an item, at most `_TOGETHER`; wait for one for at most `_POLL` seconds.
+
+        One call for all of them, because a call takes time for each stream that it is given. It does not wait while there are
+        tasks to send.
+        """
         if not self.out:
             time.sleep(_POLL)
             return []
-        return self.ray.wait(list(self.out), num_returns=1, timeout=_POLL)[0]
+        streams = list(self.out)
+        ready = self.ray.wait(streams, num_returns=min(len(streams), _TOGETHER), timeout=0)[0]
+        return ready if ready or self._room() > 0 else self.ray.wait(streams, num_returns=1, timeout=_POLL)[0]
 
-    def _receive(self, stream: Any) -> Iterator[Result | Failure]:
-        chunk, errors = self.out[stream], self.ray.exceptions
+    def _receive(self, streams: list[Any]) -> Iterator[Result | Failure]:
+        """Take an item from each stream and store what came, and then yield it."""
+        came, results = list[Result | Failure](), list[tuple[Result, Origin]]()
+        try:
+            for stream in streams:
+                chunk = self.out[stream]
+                for item in self._taken(stream, chunk):
+                    came.append(item)
+                    place = replace(self.points[item.spec], device=chunk.device)
+                    if isinstance(item, Result):
+                        results.append((item, place))
+                    elif self.store:
+                        self.store.fail(item.spec, place, item.reason)
+                    self._keep(item)
+        finally:
+            self._store(results, self.ended)
+            self.ended.clear()
+        yield from came
+
+    def _taken(self, stream: Any, chunk: _Chunk) -> Iterator[Result | Failure]:
+        """Yield the next item of a stream, or the failures of the points that it leaves; drop a stream that has ended."""
+        errors = self.ray.exceptions
         try:
             item = self.ray.get(next(stream))
         except StopIteration:
-            self._release(self.out.pop(stream).specs)
+            self.ended += self.out.pop(stream).specs
         except errors.RayTaskError as error:
             self.out.pop(stream)
             yield from self._give_up(chunk, reason(error.cause or error))
@@ -261,23 +298,17 @@ class _Driver:
             if isinstance(item, str):
                 chunk.device, self.welcome = item, True
             else:
-                yield self._keep(item, chunk.device)
+                yield item
 
-    def _keep(self, item: Result | Failure, device: str) -> Result | Failure:
-        place = replace(self.share.origin(item.spec, self.session), device=device)
+    def _keep(self, item: Result | Failure) -> None:
         if isinstance(item, Failure):
             self.failed.add(item.spec)
-            if self.store:
-                self.store.fail(item.spec, place, item.reason)
         else:
             self.reached[item.spec] = item
             if item.complete:
                 tell(item)
-            if self.store:
-                self.store.put(item, place)
-        return item
 
-    def _lost(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
+    def _lost(self, chunk: _Chunk, reason: str) -> Iterator[Failure]:
         """Requeue the remaining points of a lost worker.
 
         From the second time on they are sent point by point, in case one of them causes the loss.
@@ -291,15 +322,13 @@ class _Driver:
         pieces = [chunk.families] if chunk.lost == 1 else [[[spec]] for spec in left]
         self.waiting.extendleft(_Chunk(piece, chunk.lost) for piece in reversed(pieces))
 
-    def _give_up(self, chunk: _Chunk, reason: str) -> Iterator[Result | Failure]:
+    def _give_up(self, chunk: _Chunk, reason: str) -> Iterator[Failure]:
         if not self.welcome:  # no worker has ever started, so no other will
             raise IntrafusionError(
                 f"the workers cannot start ({reason.split('. ')[0]}); install the same version of intrafusion on all of them"
             )
-        for spec in chunk.specs:
-            if not self._is_done(spec):
-                yield self._keep(Failure(spec, reason), chunk.device)
-        self._release(chunk.specs)
+        self.ended += chunk.specs
+        yield from [Failure(spec, reason) for spec in chunk.specs if not self._is_done(spec)]
 
     def _is_done(self, spec: PruneSpec) -> bool:
         return spec in self.failed or (spec in self.reached and self.reached[spec].complete)
@@ -319,7 +348,7 @@ class _Driver:
         self.out.clear()
 
 
-def _families(specs: Sequence[PruneSpec]) -> list[Family]:
+def _families(specs: Iterable[PruneSpec]) -> list[Family]:
     families: dict[PruneSpec, Family] = {}
     for spec in specs:
         families.setdefault(spec.but(merge="drop"), []).append(spec)

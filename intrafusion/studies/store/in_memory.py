@@ -42,22 +42,24 @@ class StoreOrMemory(Store):
                 found[spec] = replace(entry[0], spec=spec)
         return found
 
-    def put(self, result: Result, origin: Origin) -> None:
+    def put_all(self, results: Iterable[tuple[Result, Origin]], released: Iterable[tuple[PruneSpec, Origin]] = ()) -> None:
+        held = {point_key(result.spec, origin): (result, origin) for result, origin in results}
         with self._lock:
-            self._results[key := point_key(result.spec, origin)] = result, origin
-        self.measured[key] = result.count
+            self._results |= held
+            self._given_up |= self._ours({point_key(spec, origin) for spec, origin in released})
+        self.measured |= {key: result.count for key, (result, _) in held.items()}
         self._catch_up()
 
     def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:
         with self._or_later():
             super().fail(spec, origin, reason)
 
-    def claim(self, spec: PruneSpec, origin: Origin, owner: str | None = None) -> bool:
+    def claim_all(self, points: Iterable[tuple[PruneSpec, Origin]], owner: str | None = None) -> set[PruneSpec]:
         self._catch_up()
         if time.monotonic() >= self._next:
             with self._or_later():
-                return super().claim(spec, origin, owner)
-        return True
+                return super().claim_all(points, owner)
+        return set()
 
     def beat(self) -> None:
         if time.monotonic() >= self._next:
@@ -80,9 +82,8 @@ class StoreOrMemory(Store):
                     self._open()
                 for db in removed:
                     db.close()
-            for key, (result, origin) in list(self._results.items()):
-                super().put(result, origin)
-                del self._results[key]
+            super().put_all(self._results.values())
+            self._results.clear()
             super()._release(self._given_up)
             self._given_up.clear()
             self.problem = None

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from intrafusion.errors import IntrafusionError
 from intrafusion.runtime.code_digest import code_version
@@ -35,6 +35,11 @@ VOID_AFTER = 60.0  # seconds without a heartbeat after which a claim is void
 BEAT = 15.0  # seconds between two heartbeats
 _MEASURED = tuple(f.name for f in fields(Result) if f.name not in ("spec", "interval", "older_code"))  # one column each
 _TOLD = ("weights", "data_path", "limit", "calibration", "training")  # fields that the fingerprints cover
+_COLUMNS = ("key", "spec", "model", "data", "device", "version", "measured_at", "low", "high", *_MEASURED)
+_PUT = (
+    f"INSERT INTO points ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)}) ON CONFLICT (key)"
+    f" DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} WHERE excluded.count > points.count"
+)
 _BATCH = 500  # keys in one query: older builds of SQLite allow at most 999
 
 
@@ -156,17 +161,20 @@ class Store:
 
         A stored result is replaced only by one on more images.
         """
-        key, (low, high) = point_key(result.spec, origin), result.interval
-        row = {"key": key, "spec": result.spec.key(), **vars(origin), "version": code_version(), "measured_at": _now()}
-        row |= {"low": low, "high": high, **{name: getattr(result, name) for name in _MEASURED}}
+        self.put_all([(result, origin)])
+
+    def put_all(self, results: Iterable[tuple[Result, Origin]], released: Iterable[tuple[PruneSpec, Origin]] = ()) -> None:
+        """Store results like `put`, in order, and release the claims of some points, all in one transaction."""
+        rows = [_row(result, origin) for result, origin in results]
+        gone = self._ours({point_key(spec, origin) for spec, origin in released})
+        if not rows and not gone:
+            return
         with self._write() as db:
-            db.execute(
-                f"INSERT INTO points ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (key) DO UPDATE"
-                f" SET {', '.join(f'{name} = excluded.{name}' for name in row)} WHERE excluded.count > points.count",
-                tuple(row.values()),
-            )
-            db.execute("DELETE FROM failures WHERE key = ?", (key,))
-        self.measured[key] = result.count
+            for row in rows:
+                db.execute(_PUT, row)
+                db.execute("DELETE FROM failures WHERE key = ?", (row["key"],))
+            self._give_up(db, gone)
+        self.measured |= {row["key"]: row["count"] for row in rows}
 
     def fail(self, spec: PruneSpec, origin: Origin, reason: str) -> None:
         """Record that a point could not be measured; a later run tries it again. Does nothing for a complete point."""
@@ -201,19 +209,30 @@ class Store:
         claim without a heartbeat for 60 s, by the monotonic clock on the same host, is void. owner: distinguishes several
         users of this store object; an owner may claim again a point that it already holds.
         """
-        key = point_key(spec, origin)
+        return not self.claim_all([(spec, origin)], owner)
+
+    def claim_all(self, points: Iterable[tuple[PruneSpec, Origin]], owner: str | None = None) -> set[PruneSpec]:
+        """Claim points like `claim`, in one transaction. Returns those that another process has claimed or completed."""
+        keys = {spec: point_key(spec, origin) for spec, origin in points}
+        if not keys:
+            return set()
         with self._write() as db:
-            row = db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
-            ours = row is not None and (row["token"], row["owner"]) == (self._token, owner)
-            if not ours and (_is_complete(db, key) or (row is not None and _is_held(row))):
-                return False
             pid = os.getpid()
-            mine = key, self._token, owner, host(), pid, birth(pid), time.time(), time.monotonic()
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", mine)
-            self._held.add(key)
-            if self._heart is None:
+            mine = self._token, owner, host(), pid, birth(pid), time.time(), time.monotonic()
+            refused = {spec for spec, key in keys.items() if not self._claims(db, key, mine)}
+            self._held |= {key for spec, key in keys.items() if spec not in refused}
+            if self._heart is None and len(refused) < len(keys):
                 self._heart = threading.Thread(target=self._beat_on, daemon=True)
                 self._heart.start()
+        return refused
+
+    def _claims(self, db: sqlite3.Connection, key: str, mine: tuple) -> bool:
+        """Write the claim of a point unless another process has claimed or completed it. mine: its columns after the key."""
+        row = db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
+        ours = row is not None and (row["token"], row["owner"]) == mine[:2]
+        if not ours and (_is_complete(db, key) or (row is not None and _is_held(row))):
+            return False
+        db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, *mine))
         return True
 
     def _beat_on(self) -> None:
@@ -237,11 +256,17 @@ class Store:
         self._release(set(self._held))
 
     def _release(self, keys: set[str]) -> None:
-        ours = [(key, self._token) for key in keys & self._held]
-        if ours:
+        if ours := self._ours(keys):
             with self._write() as db:
-                db.executemany("DELETE FROM claims WHERE key = ? AND token = ?", ours)
-                self._held -= keys
+                self._give_up(db, ours)
+
+    def _ours(self, keys: set[str]) -> set[str]:
+        with self._lock:
+            return keys & self._held
+
+    def _give_up(self, db: sqlite3.Connection, keys: set[str]) -> None:
+        db.executemany("DELETE FROM claims WHERE key = ? AND token = ?", [(key, self._token) for key in keys])
+        self._held -= keys
 
     def save_study(self, name: str, text: str, points: Sequence[tuple[PruneSpec, Origin]]) -> None:
         """Store a study: its text and its points without duplicates. It replaces a stored study of this name.
@@ -321,6 +346,13 @@ class Store:
 def _result(spec: PruneSpec, row: sqlite3.Row) -> Result:
     measured = {name: row[name] for name in _MEASURED}
     return Result(spec, interval=(row["low"], row["high"]), older_code=row["version"] != code_version(), **measured)
+
+
+def _row(result: Result, origin: Origin) -> dict[str, Any]:
+    """Return the columns of a result."""
+    row = {"key": point_key(result.spec, origin), "spec": result.spec.key(), **vars(origin)}
+    row |= {"version": code_version(), "measured_at": _now(), "low": result.interval[0], "high": result.interval[1]}
+    return row | {name: getattr(result, name) for name in _MEASURED}
 
 
 def _spec(text: str) -> PruneSpec:

@@ -44,6 +44,21 @@ def test_it_is_a_store(path: Path):
 
 
 @pytest.mark.usefixtures("at_once")
+def test_many_at_once_while_locked(path: Path):
+    with StoreOrMemory(path, wait=0.05) as store, Store(path) as other:
+        assert store.claim_all(points(2)) == set()
+        with process(lock_and_wait, path) as (_, pipe):
+            assert heard(pipe) == "locked"
+            assert store.claim_all(points(3)) == set()
+            store.put_all([(result(spec), CPU) for spec in specs(2)], points(2))
+            assert "locked by another program" in store.problem
+            assert list(store.get(points(3))) == specs(2)
+        assert list(store.get(points(3))) == specs(2)
+        assert list(other.get(points(3))) == specs(2)
+        assert raw(path, "SELECT count(*) FROM claims") == [(0,)]
+
+
+@pytest.mark.usefixtures("at_once")
 def test_locked_by_another_program(path: Path):
     with StoreOrMemory(path, wait=0.05) as store, Store(path) as other:
         assert store.claim(PruneSpec(), CPU)

@@ -125,6 +125,24 @@ class TestPoints:
         assert all(one.correct == b"%d" % spec.seed for spec, one in found.items())
         assert store.get([]) == {}
 
+    def test_many_results_and_releases_are_one_transaction(self, store: Store, path: Path):
+        first, second, third = specs(3)
+        store.claim_all(points(3))
+        store.fail(first, CPU, "no")
+        store.save_study("s", "", points(3))
+        seen: list[str] = []
+        store._db.set_trace_callback(seen.append)
+        better = [(result(first, 40), CPU), (result(second), CPU), (result(first), CPU), (result(first, 60), CPU)]
+        store.put_all(better, [(first, CPU), (second, CPU), (PruneSpec(seed=9), CPU)])
+        assert sum(text.startswith("BEGIN") for text in seen) == 1
+        assert store.get(points(3)) == {first: result(first), second: result(second)}
+        assert store.failures("s") == {}
+        assert store.measured.keys() == {point_key(first, CPU), point_key(second, CPU)}
+        assert raw(path, "SELECT key FROM claims") == [(point_key(third, CPU),)]
+        seen.clear()
+        store.put_all([], [(first, CPU)])
+        assert seen == []
+
     def test_default_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("INTRAFUSION_HOME", str(tmp_path))
         monkeypatch.delenv("INTRAFUSION_STORE", raising=False)
@@ -532,6 +550,18 @@ class TestClaims:
         other.release_all()
         assert store.claim(first, CPU)
         assert store.claim(second, CPU)
+
+    def test_many_are_taken_in_one_transaction(self, store: Store, other: Store):
+        first, second, third, fourth = specs(4)
+        assert other.claim(second, CPU)
+        store.put(result(third), CPU)
+        seen: list[str] = []
+        store._db.set_trace_callback(seen.append)
+        assert store.claim_all(points(4)) == {second, third}
+        assert sum(text.startswith("BEGIN") for text in seen) == 1
+        assert other.claim_all(points(4)) == {first, third, fourth}
+        assert store.claim_all(points(4), "another owner") == {first, second, third, fourth}
+        assert store.claim_all([]) == set()
 
     def test_owners_within_one_store(self, store: Store):
         assert store.claim(PruneSpec(), CPU, "one")
