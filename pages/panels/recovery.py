@@ -250,7 +250,7 @@ def _line(row: Row, equal: Row | None) -> dict[str, Any]:
         "seconds": f"{moments[-1].seconds:.1f}" if moments else None,
         "rate search, s": f"{facts.tuning:.1f}" if facts else None,
         "MACs per step and image": f"{facts.macs:,}" if facts else None,
-        "trained in": facts.where or None if facts else None,
+        "precision, device": facts.where or None if facts else None,
     }
 
 

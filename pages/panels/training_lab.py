@@ -289,7 +289,7 @@ def run_table(found: Sequence[LabRun], names: Sequence[str]) -> pd.DataFrame:
                 "parameters": f"{one.outcome.params:,}",
                 "MACs": f"{one.outcome.macs:,}",
                 "seconds": f"{sum(one.outcome.seconds.values()):.1f}",
-                "trained in": one.outcome.where,
+                "precision, device": one.outcome.where,
             }
             for name, one in zip(names, found, strict=True)
         ]

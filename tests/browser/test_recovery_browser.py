@@ -4,7 +4,7 @@ from dashboard import at_rest, no_exception, shows, until, wait_for
 
 from intrafusion._registry import MERGES, RECOVERIES
 
-QUICK = {"training": "400", "epochs": "0.5", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
+QUICK = {"training": "1000", "epochs": "0.5", "rate": "0.05", "recovery_limit": "500", "equal": "false"}
 
 
 def link(address: str, **query) -> str:

@@ -65,7 +65,7 @@ def test_while_a_study_runs_cells_can_be_clicked_a_reload_and_others_find_it_and
     other = new_page(browser)
     other.goto(f"{address}/overview")
     other.get_by_test_id("stSidebar").get_by_text("sensitivity of digits-resnet").wait_for()
-    assert other.get_by_role("button", name="Cancel").count() == 1  # of this address, as a reload is
+    other.get_by_role("button", name="Cancel").wait_for()  # of this address, as a reload is
     other.close()
 
     main(page).get_by_role("button", name="Cancel").click()

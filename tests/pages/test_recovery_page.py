@@ -54,7 +54,7 @@ def test_methods_side_by_side_and_a_second_reader_finds_them(jobs):
     assert list(found) == ["none", "bn-reset", "perp", "overparam-sp"]
     share = {name: float(row["accuracy"].split("%")[0]) for name, row in found.items()}
     assert share["none"] < share["bn-reset"] < max(share["perp"], share["overparam-sp"])
-    assert (found["none"]["trained in"], found["perp"]["trained in"]) == ("–", "fp32 on cpu")
+    assert (found["none"]["precision, device"], found["perp"]["precision, device"]) == ("–", "fp32 on cpu")
     assert found["none"]["trainable parameters"] == found["bn-reset"]["trainable parameters"] == "–"
     assert int(found["overparam-sp"]["trainable parameters"].replace(",", "")) > 100 * int(
         found["perp"]["trainable parameters"]

@@ -126,7 +126,8 @@ def shows(page: Any, text: str) -> None:
 def no_exception(page: Any) -> None:
     """Assert that the page shows neither an exception nor an alert box."""
     assert page.locator('[data-testid="stException"]').count() == 0
-    assert page.locator('[data-testid="stAlert"]').count() == 0
+    alerts = page.locator('[data-testid="stAlert"]').all_inner_texts()
+    assert not alerts, alerts
 
 
 def fits(page: Any) -> None:
