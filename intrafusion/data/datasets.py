@@ -232,9 +232,8 @@ def load_calibration(
     else:
         split, where = _calibration_split(name, None if path is None else Path(os.path.expanduser(path)))
     data = load_data(name, split, where, limit=limit, input_size=input_size).subset(limit, seed)
-    return replace(data, images=data.images.clone(), labels=data.labels.clone()).to(
-        choose_device(device)
-    )  # releases the other images
+    data = replace(data, images=data.images.clone(), labels=data.labels.clone())  # releases the other images
+    return data.to(choose_device(device))
 
 
 def _calibration_split(name: str, where: Path | None) -> tuple[str, Path | None]:

@@ -87,11 +87,11 @@ def placed(small: nn.Module, weights: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _send(tensors: list[Tensor], device: torch.device) -> None:
-    """Move tensors to a device in place, with one copy for each dtype; the copies do not make this process wait."""
+    """Move tensors to a device in place, with one copy for each dtype, for which CUDA does not make this process wait."""
     for kind in {tensor.dtype for tensor in tensors}:
         some = [tensor for tensor in tensors if tensor.dtype == kind]
         packed = torch.cat([tensor.detach().reshape(-1) for tensor in some])
-        there = (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True)
+        there = packed.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else packed.to(device)
         for tensor, part in zip(some, there.split([tensor.numel() for tensor in some]), strict=True):
             tensor.data = part.view(tensor.shape).clone()
 

@@ -193,11 +193,13 @@ def _on_device(
     if device == CPU or len(rows) * len(columns) * vectors.shape[1] < _MANY:
         return None
     power = _power(distance, p)
-    there = vectors.float().to(device, non_blocking=True)
-    at, to = torch.cat([rows, columns]).to(device).split([len(rows), len(columns)])
+    at_once = device.type == "cuda"  # which takes the values before it returns; others may read them later
+    there = vectors.float().to(device, non_blocking=at_once)
+    at, to = torch.cat([rows, columns]).to(device, non_blocking=at_once).split([len(rows), len(columns)])
     parts = at.split(max(1, _DEVICE_BYTES // (4 * len(columns))))
     found = torch.cat([_powers(there[part], there[to], power) for part in parts]).cpu().double()
     at, to = (torch.linspace(0, len(some) - 1, _SAMPLE).long() for some in (rows, columns))
+    to = to.flip(0)  # or each channel of a whole group would be compared with itself
     exact = (vectors[rows[at]] - vectors[columns[to]]).abs().pow(power).sum(1)
     if not torch.allclose(found[at, to], exact, _SAME, _SAME):
         event("distances", reason=f"float32 on {device} is not accurate enough; computing on the CPU")

@@ -1,13 +1,16 @@
+import contextlib
 import copy
 import threading
 
 import numpy as np
+import pretend_device
 import pytest
 import torch
 from scipy.spatial.distance import cdist
 from torch import nn
 
 import intrafusion as itf
+from intrafusion.pruning.transport import cost
 from intrafusion.pruning.transport.cost import (
     Geometry,
     _centroids,
@@ -181,6 +184,37 @@ def test_distances_on_the_gpu_are_the_cpus(networks, cost):
     expected = compare_channels(network.model, group, cost=cost, data=network.data).distances
     distances = compare_channels(there, group, cost=cost, data=network.data.to("cuda")).distances
     torch.testing.assert_close(distances, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("distance", "p"), [("lp", 1), ("lp", 2), ("lp", 3), ("cosine", 1)])
+def test_many_distances_are_measured_on_the_device_with_one_wait(distance, p, monkeypatch):
+    vectors, device = unit_vectors(points(90)), torch.device("cuda")
+    rows, kept = torch.arange(10, 80), torch.arange(0, 30, 2)
+    block = torch.zeros(90, dtype=torch.int64)
+    expected, direct = pairwise(vectors, distance, p), distances_between(vectors[rows], vectors[rows[kept]], distance, p)
+    monkeypatch.setattr(cost, "_MANY", 0)
+    lazy = cost.UnmeasuredGeometry(vectors, vectors[:0, :0], block, distance, p, device)
+    with pretend_device.counting() if pretend_device.install() is None else contextlib.nullcontext({"waits": 1}) as found:
+        part = lazy.costs(rows, kept, False)
+    assert found["waits"] == 1
+    torch.testing.assert_close(part, direct, rtol=0, atol=1e-4)
+    whole = pairwise(vectors, distance, p, device)
+    assert not torch.equal(whole, expected)
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-4)
+    monkeypatch.setattr(cost, "_SAME", 0.0)  # as on a device whose sums are wrong
+    assert torch.equal(pairwise(vectors, distance, p, device), expected)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_plan_measures_only_what_moves(stays):
+    vectors, rows, kept = unit_vectors(points(12)), torch.arange(2, 12), torch.tensor([0, 3, 7])
+    lazy = cost.UnmeasuredGeometry(vectors, vectors[:0, :0], torch.zeros(12, dtype=torch.int64), "lp", 1.0)
+    costs = lazy.costs(rows, kept, stays)
+    whole = distances_between(vectors[rows], vectors[rows[kept]])
+    moves = torch.ones(10, dtype=torch.bool).index_fill_(0, kept, False)
+    torch.testing.assert_close(costs[moves], whole[moves])
+    torch.testing.assert_close(costs[kept].isinf(), (torch.eye(3) == 0) if stays else torch.zeros(3, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(9, 4, 3), (40, 20, 11), (30, 2, 29)])
